@@ -1,0 +1,44 @@
+"""Distil a large CLIP into a small image classifier for your own domain.
+
+The public names load on first use, so that ``import kdpl`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdpl.class_vectors import ClassVectors, FreezeClassVectors
+    from kdpl.classifier import Classifier
+    from kdpl.data import DomainDataModule
+    from kdpl.errors import KdplError
+    from kdpl.student import StudentDistillation
+    from kdpl.teacher import TeacherPromptTuning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClassVectors",
+    "Classifier",
+    "DomainDataModule",
+    "FreezeClassVectors",
+    "KdplError",
+    "StudentDistillation",
+    "TeacherPromptTuning",
+    "__version__",
+]
+
+_HOMES = {
+    "ClassVectors": "kdpl.class_vectors",
+    "Classifier": "kdpl.classifier",
+    "DomainDataModule": "kdpl.data",
+    "FreezeClassVectors": "kdpl.class_vectors",
+    "KdplError": "kdpl.errors",
+    "StudentDistillation": "kdpl.student",
+    "TeacherPromptTuning": "kdpl.teacher",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'kdpl' has no attribute {name!r}")
