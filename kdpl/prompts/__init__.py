@@ -1,0 +1,6 @@
+"""Learnable prompts in the two towers of a frozen CLIP; no Lightning here."""
+
+from kdpl.prompts.text import TextPrompts
+from kdpl.prompts.vision import VisionPrompts
+
+__all__ = ["TextPrompts", "VisionPrompts"]

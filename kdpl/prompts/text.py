@@ -1,0 +1,149 @@
+"""Context and deep text prompts, and the encoding of class names with them.
+
+Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 2307.06948, section 3.1.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdpl.errors import ConfigError
+from kdpl.prompts._float32 import Float32Module
+from kdpl.towers import TextTower
+
+INIT_STD = 0.02
+
+Tokenize = Callable[[list[str]], Tensor]
+
+
+def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
+    """Write ``"{context} {name}."`` for each class; underscores in names become spaces.
+
+    Args:
+        context: The words before the name; None stands for ``length`` words to be learnt from noise.
+        length: How many words stand for them.
+        class_names: The C names.
+    """
+    words = context if context is not None else " ".join(["X"] * length)
+    return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
+
+
+def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower) -> Tensor:
+    """Tokenise prompts into ids [C, context_length] and refuse one that would be cut off.
+
+    Raises:
+        ConfigError: A text does not fit into the tower's context.
+    """
+    ids = tokenize(list(texts)).to(tower.positional_embedding.device)
+    for text, row in zip(texts, ids, strict=True):
+        # the tokenizer cuts a long text and puts the end-of-text token over its last position
+        if row[-1] != 0 and not torch.equal(tokenize([text + " x"])[0].to(row.device), row) is False:
+            raise ConfigError(
+                f"the prompt {text[:60]!r}… is longer than the {tower.context_length} tokens that the text tower reads: "
+                "shorten the class name"
+            )
+    return ids
+
+
+class TextPrompts(Float32Module):
+    """A learnable context shared by all classes, and deep prompts for the next layers of a text tower.
+
+    The sequence is [start][context][class name]["."][end][padding]. Layer 0 holds the context in place of the
+    words' embeddings, with positions added; at each of the following ``depth - 1`` layers the positions
+    1..length are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
+
+    Args:
+        length: Context tokens, n.
+        depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
+        context: Words whose token embeddings start the context, exactly ``length`` tokens; None draws N(0, 0.02²).
+        tower: The tower that they are for.
+        tokenize: Its tokenizer.
+
+    Attributes:
+        context: Layer 0's prompts, float32 [n, W].
+        deep: The prompts of layers 1..J-1, float32 [J - 1, n, W], drawn from N(0, 0.02²).
+
+    Raises:
+        ConfigError: ``length``, ``depth`` or ``context`` does not fit.
+    """
+
+    def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenize) -> None:
+        super().__init__()
+        layers = len(tower.blocks)
+        if length < 1 or not 1 <= depth <= layers:
+            raise ConfigError(
+                f"text prompts of length {length} and depth {depth} do not fit: length must be at least 1 and depth 1 "
+                f"to {layers}, the layers of the text tower"
+            )
+        if context is None:
+            start = torch.randn(length, tower.width) * INIT_STD
+        else:
+            ids = tokenize([context])[0]
+            tokens = int(ids.argmax()) - 1
+            if tokens != length:
+                raise ConfigError(
+                    f"the context {context!r} has {tokens} tokens but the text prompts have length {length}: make them equal"
+                )
+            start = tower.token_embedding(ids[1 : 1 + length].to(tower.token_embedding.weight.device)).detach()
+        self.context = nn.Parameter(start.to(torch.float32, copy=True))
+        self.deep = nn.Parameter(torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD)
+        if depth == 1:
+            # a parameter that never gets a gradient stops DistributedDataParallel
+            self.deep.requires_grad_(False)
+
+    def forward(self, tower: TextTower, ids: Tensor) -> Tensor:
+        """Encode tokenised prompts with the learnt context in the place of their words.
+
+        Args:
+            tower: The frozen text tower.
+            ids: Token ids [C, context_length] of ``prompt_texts``.
+
+        Returns:
+            Text features [C, embed_dim], not normalised.
+        """
+        end = 1 + len(self.context)
+        x = tower.token_embedding(ids)
+        classes = len(x)
+        x = torch.cat([x[:, :1], self.context.to(x.dtype).expand(classes, -1, -1), x[:, end:]], dim=1)
+        x = x + tower.positional_embedding.to(x.dtype)
+        for layer, block in enumerate(tower.blocks):
+            if 0 < layer <= len(self.deep):
+                prompts = self.deep[layer - 1].to(x.dtype).expand(classes, -1, -1)
+                x = torch.cat([x[:, :1], prompts, x[:, end:]], dim=1)
+            x = block(x, attn_mask=tower.attn_mask)
+        return tower.project(x, ids)
+
+
+def encode_prompts(tower: TextTower, ids: Tensor, prompts: TextPrompts | None) -> Tensor:
+    """Encode tokenised prompts, with learnt ones if there are any; normalised features [C, embed_dim] in float32."""
+    features = tower(ids) if prompts is None else prompts(tower, ids)
+    return F.normalize(features.float(), dim=-1)
+
+
+@torch.no_grad()
+def ensemble_features(
+    tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
+) -> Tensor:
+    """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3).
+
+    The mean is taken before normalising, as the published code does.
+
+    Args:
+        tower: The frozen text tower.
+        tokenize: Its tokenizer.
+        class_names: The C names; underscores become spaces.
+        templates: Functions from a name to a text.
+
+    Returns:
+        Normalised features, float32 [C, embed_dim].
+    """
+    total: Tensor | None = None
+    for template in templates:
+        texts = [template(name.replace("_", " ")) for name in class_names]
+        features = tower(tokenize_prompts(tokenize, texts, tower)).float()
+        total = features if total is None else total + features
+    if total is None:
+        raise ConfigError("the text regulariser needs at least one prompt template: give one")
+    return F.normalize(total / len(templates), dim=-1)

@@ -1,0 +1,86 @@
+"""Deep visual prompts in a vision transformer (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.errors import ConfigError
+from kdpl.prompts._float32 import Float32Module
+from kdpl.towers import ImageTower
+
+INIT_STD = 0.02
+
+
+class VisionPrompts(Float32Module):
+    """Prompt tokens for the first layers of an image tower.
+
+    Layer 0's prompts are appended after class token and patches and before ``ln_pre``, without positional
+    embeddings; at each of the following ``depth - 1`` layers the last ``length`` tokens are replaced by that
+    layer's own prompts as they are. From layer ``depth`` on the tokens flow.
+
+    Args:
+        length: Prompt tokens per layer, n.
+        depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
+        tower: The tower that they are for.
+
+    Attributes:
+        tokens: The prompts, float32 [J, n, W], drawn from N(0, 0.02²).
+
+    Raises:
+        ConfigError: ``length`` or ``depth`` does not fit the tower.
+    """
+
+    def __init__(self, length: int, depth: int, tower: ImageTower) -> None:
+        super().__init__()
+        layers = len(tower.blocks)
+        if length < 1 or not 1 <= depth <= layers:
+            raise ConfigError(
+                f"visual prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
+                f"depth 1 to {layers}, the layers of the image tower"
+            )
+        self.tokens = nn.Parameter(torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD)
+
+    def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
+        """Encode images through the tower with these prompts in it.
+
+        Args:
+            tower: The frozen image tower.
+            images: [B, 3, S, S], uint8 or float in [0, 1].
+
+        Returns:
+            Image features [B, embed_dim], not normalised.
+        """
+        depth, length, _ = self.tokens.shape
+        x = tower.embed(images)
+        prompts = self.tokens.to(x.dtype)
+        x = tower.norm(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
+        for layer, block in enumerate(tower.blocks):
+            if 0 < layer < depth:
+                x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = block(x)
+        return tower.project(x)
+
+    @torch.no_grad()
+    def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
+        """Move each layer's prompts to the mean patch token that enters that layer.
+
+        A deviation from the published initialisation, which starts every prompt near the origin, far from
+        where tokens are: the drawn noise is kept and the mean over ``images`` of the unprompted patch tokens is added.
+
+        Args:
+            tower: The frozen image tower.
+            images: [N, 3, S, S] of the domain, uint8 or float in [0, 1].
+        """
+        sums = torch.zeros_like(self.tokens[:, 0])
+        for batch in images.split(32):
+            x = tower.embed(batch)
+            for layer, block in enumerate(tower.blocks[: len(sums)]):
+                # layer 0's prompts enter before ln_pre, so their mean is taken there
+                sums[layer] += x[:, 1:].float().mean(dim=1).sum(dim=0)
+                x = block(tower.norm(x) if layer == 0 else x)
+        self.tokens += sums[:, None] / len(images)
+
+
+def encode_images(tower: ImageTower, images: Tensor, prompts: VisionPrompts | None) -> Tensor:
+    """Encode images with prompts if there are any; normalised features [B, embed_dim] in float32."""
+    features = tower(images) if prompts is None else prompts(tower, images)
+    return nn.functional.normalize(features.float(), dim=-1)
