@@ -6,7 +6,20 @@ without a traceback; ``--debug`` shows the traceback.
 
 
 class KdplError(Exception):
-    """Base of every error that a user of kdpl can mend."""
+    """Base of every error that a user of kdpl can mend.
+
+    A DataLoader builds a worker's error anew in the main process, with the worker's whole traceback as its message.
+    Here the message stays the sentence that was raised, and the traceback becomes a note, which Python prints below
+    a traceback and nowhere else.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        worker_traceback = message if message.startswith("Caught ") and "\nOriginal Traceback" in message else None
+        if worker_traceback is not None:
+            message = message.rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")[2].strip()
+        super().__init__(message)
+        if worker_traceback is not None:
+            self.add_note(worker_traceback)
 
 
 class ConfigError(KdplError):

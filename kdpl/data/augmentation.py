@@ -1,0 +1,189 @@
+"""Random views of training images.
+
+An augmentation draws a few numbers and applies them, in two steps: the numbers say exactly which view it is, so a
+view can be stored and made again without its random generator.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+from PIL.Image import Image
+from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+
+from kdpl.data.image import resize_and_crop
+from kdpl.errors import ConfigError
+
+Parameters = tuple[float, ...]
+
+
+class Augmentation(ABC):
+    """A family of random views of an image."""
+
+    @abstractmethod
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
+        """Draw the numbers that define one view.
+
+        Args:
+            rng: Where the randomness comes from.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
+
+        Returns:
+            Plain numbers, as many for every image.
+        """
+
+    @abstractmethod
+    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
+        """Make the view that the parameters define.
+
+        Args:
+            image: An RGB image of the width and height that the parameters were drawn for.
+            parameters: What :meth:`parameters` returned.
+            size: Edge of the result in pixels.
+
+        Returns:
+            An RGB image of ``size`` x ``size`` pixels.
+        """
+
+
+class NoAugmentation(Augmentation):
+    """The evaluation transform: every view of an image is the same."""
+
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
+        """Nothing to draw."""
+        return ()
+
+    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:  # noqa: ARG002
+        """Resize the short edge and crop the centre."""
+        return resize_and_crop(image, size)
+
+
+class RandomResizedCrop(Augmentation):
+    """A crop of random area and aspect ratio, resized, then flipped or not: the published augmentation.
+
+    Args:
+        scale: Smallest and largest area of the crop, as a share of the image's.
+        ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
+        flip: Probability of a horizontal flip.
+
+    Raises:
+        ConfigError: If a range is empty or not positive, or ``flip`` is no probability.
+    """
+
+    def __init__(
+        self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ConfigError(f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}.")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError(f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}.")
+        if not 0 <= flip <= 1:
+            raise ConfigError(f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}.")
+        self.scale = scale
+        self.ratio = ratio
+        self.flip = flip
+
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
+        """Draw (top, left, crop height, crop width, flipped), in pixels of the image; ``flipped`` is 0 or 1."""
+        crop_width, crop_height = self._crop_size(rng, width, height)
+        if crop_width and crop_height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+        else:
+            crop_width, crop_height = self._largest_allowed(width, height)
+            top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        return (top, left, crop_height, crop_width, int(rng.random() < self.flip))
+
+    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
+        """Crop, resize (bicubic, antialiased) and flip."""
+        top, left, height, width, flipped = (int(number) for number in parameters)
+        view: Image = functional.resized_crop(
+            image, top, left, height, width, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        return functional.horizontal_flip(view) if flipped else view
+
+    def _crop_size(self, rng: np.random.Generator, width: int, height: int) -> tuple[int, int]:
+        # ten tries, as torchvision has it: not every area fits with every ratio
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                return crop_width, crop_height
+        return 0, 0
+
+    def _largest_allowed(self, width: int, height: int) -> tuple[int, int]:
+        if width / height < self.ratio[0]:
+            return width, max(1, round(width / self.ratio[0]))
+        if width / height > self.ratio[1]:
+            return max(1, round(height * self.ratio[1])), height
+        return width, height
+
+
+class LightAffine(Augmentation):
+    """A small rotation, scaling and shift, without flips: for images in which left and right differ, such as digits.
+
+    Args:
+        degrees: Largest rotation, either way.
+        scale: Smallest and largest magnification.
+        translate: Largest shift along each axis, as a share of the view's edge.
+
+    Raises:
+        ConfigError: If ``degrees`` or ``translate`` is negative, or ``scale`` is empty or not positive.
+    """
+
+    def __init__(self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05) -> None:
+        if degrees < 0 or translate < 0:
+            raise ConfigError(
+                f"degrees and translate of LightAffine must be at least 0, not {degrees} and {translate}."
+            )
+        if not 0 < scale[0] <= scale[1]:
+            raise ConfigError(f"scale of LightAffine must be two rising positive numbers, not {scale}.")
+        self.degrees = degrees
+        self.scale = scale
+        self.translate = translate
+
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
+        """Draw (angle in degrees, magnification, shift right, shift down); shifts are shares of the view's edge."""
+        return (
+            rng.uniform(-self.degrees, self.degrees),
+            rng.uniform(*self.scale),
+            rng.uniform(-self.translate, self.translate),
+            rng.uniform(-self.translate, self.translate),
+        )
+
+    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
+        """Resize and crop as in evaluation, then move the pixels (bilinear); what comes in from outside is black."""
+        angle, scale, right, down = parameters
+        view: Image = functional.affine(
+            resize_and_crop(image, size),
+            angle=angle,
+            translate=[right * size, down * size],
+            scale=scale,
+            shear=[0.0, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+            fill=[0.0, 0.0, 0.0],
+        )
+        return view
+
+
+AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
+    "random_resized_crop": RandomResizedCrop,
+    "light_affine": LightAffine,
+    "none": NoAugmentation,
+}
+
+
+def build_augmentation(augmentation: str | Augmentation) -> Augmentation:
+    """An augmentation by its name, or as it is.
+
+    Raises:
+        ConfigError: If no augmentation has that name.
+    """
+    if isinstance(augmentation, Augmentation):
+        return augmentation
+    if augmentation not in AUGMENTATIONS:
+        raise ConfigError(f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
+    return AUGMENTATIONS[augmentation]()

@@ -1,0 +1,56 @@
+"""Real handwriting that needs no download: scikit-learn's copy of the UCI handwritten digits.
+
+1,797 grey images of 8 x 8 pixels (Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", 1998). They are
+enlarged to 24 x 24 and set into a black 32 x 32 frame.
+"""
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from kdpl.data.splits import Record, Splits
+from kdpl.errors import DataError
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+_NUM_TRAIN, _NUM_VAL = 700, 198  # the first half of a fixed permutation; hyperparameters are chosen on val
+
+
+def read_digits() -> Splits:
+    """Read the digits: 700 training, 198 validation and 899 test images.
+
+    Raises:
+        DataError: If scikit-learn is not installed.
+    """
+    labels = _arrays()[1]
+    order = np.random.RandomState(0).permutation(len(labels))
+    records = tuple(Record(f"digits/{i:04d}", int(labels[i])) for i in order)
+    return Splits(
+        origin="dataset digits",
+        class_names=CLASS_NAMES,
+        train=records[:_NUM_TRAIN],
+        val=records[_NUM_TRAIN : _NUM_TRAIN + _NUM_VAL],
+        test=records[_NUM_TRAIN + _NUM_VAL :],
+        unlabeled=None,
+        open_image=open_digit,
+    )
+
+
+def open_digit(source: str) -> Image.Image:
+    """Open ``digits/<number>`` as a 32 x 32 RGB image, white on black."""
+    grey = Image.fromarray(_arrays()[0][int(source.removeprefix("digits/"))])
+    enlarged = grey.resize((24, 24), resample=Image.Resampling.BICUBIC)
+    return ImageOps.expand(enlarged, border=4, fill=0).convert("RGB")
+
+
+@cache
+def _arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All images, uint8 [1797, 8, 8], and their labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'.") from error
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target

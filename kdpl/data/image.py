@@ -1,0 +1,50 @@
+"""Images: opening them, the evaluation transform, and their way into a tensor."""
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+
+from kdpl.errors import DataError
+
+
+def open_image(path: str) -> Image.Image:
+    """Open and decode an image file as RGB.
+
+    Args:
+        path: An image file of any format that Pillow decodes.
+
+    Returns:
+        The decoded RGB image; the file is closed again.
+
+    Raises:
+        DataError: If the file is missing, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file.") from error
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The evaluation transform: short edge to ``size`` (bicubic, antialiased), then the centre square.
+
+    Args:
+        image: An RGB image of any size.
+        size: Edge of the result in pixels.
+
+    Returns:
+        An RGB image of ``size`` x ``size`` pixels.
+    """
+    resized = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    cropped: Image.Image = functional.center_crop(resized, [size, size])
+    return cropped
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as a uint8 tensor of shape [3, height, width], values 0 to 255, un-normalised."""
+    pixels: torch.Tensor = functional.pil_to_tensor(image)
+    return pixels

@@ -1,0 +1,61 @@
+"""The datasets that kdpl knows, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdpl.data.digits import read_digits
+from kdpl.data.folder import read_folder
+from kdpl.data.splits import Splits
+from kdpl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DatasetKind:
+    """How a dataset is read.
+
+    Attributes:
+        read: Called with the given ones of the options below, by name.
+        required: Options that must be given.
+        optional: Options that may be given.
+    """
+
+    read: Callable[..., Splits]
+    required: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+
+
+DATASETS: dict[str, DatasetKind] = {
+    "digits": DatasetKind(read_digits),
+    "folder": DatasetKind(read_folder, required=frozenset({"root"}), optional=frozenset({"unlabeled", "class_names"})),
+}
+
+
+def check_dataset(name: str, **options: str | None) -> None:
+    """Check that a dataset exists and takes the options that are not None.
+
+    Raises:
+        ConfigError: If the name is unknown, an option is missing, or one is given that the dataset does not take.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"dataset {name!r} is unknown: choose one of {', '.join(sorted(DATASETS))}.")
+    kind = DATASETS[name]
+    for option, value in options.items():
+        if value is None and option in kind.required:
+            raise ConfigError(f"dataset {name!r} needs {option}: set it to where the dataset lies.")
+        if value is not None and option not in kind.required | kind.optional:
+            raise ConfigError(f"dataset {name!r} takes no {option}: remove {option}: {value}.")
+
+
+def read_dataset(name: str, **options: str | None) -> Splits:
+    """Read a dataset.
+
+    Args:
+        name: A key of ``DATASETS``.
+        options: What the dataset takes; None means not given.
+
+    Raises:
+        ConfigError: If the name and the options do not go together.
+        DataError: If the dataset is missing or damaged.
+    """
+    check_dataset(name, **options)
+    return DATASETS[name].read(**{option: value for option, value in options.items() if value is not None})

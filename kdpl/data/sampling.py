@@ -1,0 +1,81 @@
+"""Which labelled images are used: the k-shot sample and the base and novel classes."""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Container, Iterable, Sequence
+
+from kdpl.data.splits import Record
+from kdpl.errors import DataError
+
+
+def few_shot(
+    train: Sequence[Record], val: Sequence[Record], shots: int | None, val_shots: int | None, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Draw the k-shot sample that the field uses for a seed.
+
+    One stream of Python's ``random`` serves the training list first and the validation list after it. The classes
+    come in the order of their first image in the list, and a class with fewer images than asked for is taken whole,
+    without a draw.
+
+    Args:
+        train: The whole training list.
+        val: The whole validation list.
+        shots: Training images a class; None takes the list as it is.
+        val_shots: Validation images a class, never more than ``shots``; None takes the list as it is.
+        seed: Seed of the stream.
+
+    Returns:
+        The training and the validation sample, class after class.
+    """
+    # the stream of a Random(seed) of one's own is that of random.seed(seed), and leaves the global one alone
+    stream = random.Random(seed)  # noqa: S311
+    if val_shots is not None and shots is not None:
+        val_shots = min(shots, val_shots)
+    return _sample(train, shots, stream), _sample(val, val_shots, stream)
+
+
+def base_count(num_classes: int) -> int:
+    """Number of base classes: the first half of the labels, rounded up."""
+    return math.ceil(num_classes / 2)
+
+
+def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
+    """Those records whose label is among ``labels``, in their order."""
+    return [record for record in records if record.label in labels]
+
+
+def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
+    """Check that every class has the images that were asked for.
+
+    Args:
+        records: Labelled images.
+        class_names: The classes that must have images, by label from 0.
+        shots: Images that each must have.
+
+    Raises:
+        DataError: If a class has fewer.
+    """
+    found = [0] * len(class_names)
+    for record in records:
+        if record.label < len(found):
+            found[record.label] += 1
+    for name, count in zip(class_names, found, strict=True):
+        if count < shots:
+            raise DataError(
+                f"class {name!r} has {count} training images where shots asks for {shots}: "
+                "lower shots, or set allow_fewer_shots: true to take what there is."
+            )
+
+
+def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
+    if shots is None:
+        return list(records)
+    by_label: defaultdict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        by_label[record.label].append(record)
+    return [
+        record
+        for items in by_label.values()
+        for record in (stream.sample(items, shots) if len(items) >= shots else items)
+    ]

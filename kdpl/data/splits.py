@@ -1,0 +1,42 @@
+"""What a dataset is, once it is read: names, lists of images, and how to open one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL.Image import Image
+
+
+class Record(NamedTuple):
+    """One labelled image.
+
+    Attributes:
+        source: What the dataset's ``open_image`` takes: mostly a path.
+        label: Index into the dataset's class names.
+    """
+
+    source: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset as its reader found it, before any protocol or sampling.
+
+    Attributes:
+        origin: Where it was read from, as an error message would name it.
+        class_names: All classes, by label.
+        train: Labelled training images.
+        val: Labelled validation images; empty where the dataset has no such split.
+        test: Labelled test images; empty where the dataset has no such split.
+        unlabeled: Sources of images without labels; None where the training images, less their labels, serve.
+        open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
+    """
+
+    origin: str
+    class_names: tuple[str, ...]
+    train: tuple[Record, ...]
+    val: tuple[Record, ...]
+    test: tuple[Record, ...]
+    unlabeled: tuple[str, ...] | None
+    open_image: Callable[[str], Image]
