@@ -1,5 +1,17 @@
 """The data of one domain: a few labelled images per class, many without labels, and those to be tested on."""
 
-from kdpl.data.datamodule import DomainDataModule
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdpl.data.datamodule import DomainDataModule
 
 __all__ = ["DomainDataModule"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # on first use: the classifier opens images with this package and must not need Lightning
+    if name == "DomainDataModule":
+        from kdpl.data.datamodule import DomainDataModule
+
+        return DomainDataModule
+    raise AttributeError(f"module 'kdpl.data' has no attribute {name!r}")

@@ -7,11 +7,12 @@ from typing import Any, Literal, Protocol, cast, get_args
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL.Image import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.data.loader import LazyLoader
 from kdpl.data.registry import check_dataset, read_dataset
 from kdpl.data.sampler import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
@@ -76,7 +77,7 @@ class DomainDataModule(LightningDataModule):
         shots: int | None = 16,
         val_shots: int | None = 4,
         allow_fewer_shots: bool = False,
-        augmentation: str | Augmentation = "random_resized_crop",
+        augmentation: Augmentation | str = "random_resized_crop",
         batch_size: int = 8,
         eval_batch_size: int = 64,
         num_workers: int = 4,
@@ -216,7 +217,7 @@ class DomainDataModule(LightningDataModule):
         else:
             dataset = UnlabeledImages(self._unlabeled_sources(), view)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
-        return self._loader(dataset, sampler, self.batch_size)
+        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers)
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
@@ -251,19 +252,8 @@ class DomainDataModule(LightningDataModule):
         self, records: Sequence[Record], image_size: int, rank: int, world_size: int
     ) -> DataLoader[Any]:
         dataset = EvaluationImages(records, self.splits.open_image, image_size)
-        return self._loader(dataset, EvaluationSampler(len(records), rank, world_size), self.eval_batch_size)
-
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], batch_size: int) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # a stream of its own: a loader would draw its workers' seed from torch's global one at every epoch
-            generator=torch.Generator(),
-        )
+        sampler = EvaluationSampler(len(records), rank, world_size)
+        return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
     def _consumer(self) -> DataConsumer:
         module = self.trainer.lightning_module if self.trainer else None

@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from kdpl.data.augmentation import (
+    LightAffine,
+    NoAugmentation,
+    RandomResizedCrop,
+    build_augmentation,
+)
+from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.errors import ConfigError
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def draws(augmentation, n, width, height):
+    rng = np.random.default_rng(0)
+    return np.array([augmentation.parameters(rng, width, height) for _ in range(n)])
+
+
+@pytest.mark.parametrize(("width", "height"), [(224, 224), (500, 333), (60, 400), (1, 1), (2, 500)])
+def test_crops_lie_inside_the_image(width, height):
+    top, left, crop_height, crop_width, flipped = draws(RandomResizedCrop(), 500, width, height).T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (crop_height >= 1).all()
+    assert (crop_width >= 1).all()
+    assert (top + crop_height <= height).all()
+    assert (left + crop_width <= width).all()
+    assert set(flipped) <= {0, 1}
+
+
+def test_crops_have_the_published_scale_ratio_and_flip():
+    top, left, height, width, flipped = draws(RandomResizedCrop(), 4000, 1000, 1000).T
+    share, ratio = height * width / 1e6, width / height
+    assert share.min() > 0.079
+    assert share.max() < 1.001
+    assert 0.745 < ratio.min() < 0.76
+    assert 1.32 < ratio.max() < 1.34
+    assert flipped.mean() == pytest.approx(0.5, abs=0.03)
+    # positions are uniform over what is left, both ends included
+    room = 1000 - height
+    assert (top[room > 100] / room[room > 100]).mean() == pytest.approx(0.5, abs=0.03)
+    room = 1000 - width
+    assert (left[room > 100] / room[room > 100]).mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (120, 500)])
+def test_crop_distribution_is_torchvisions(width, height):
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(224, interpolation=v2.InterpolationMode.BICUBIC)
+    image = torch.empty(3, height, width)
+    theirs = np.array([list(reference.make_params([image]).values()) for _ in range(4000)])
+    ours = draws(RandomResizedCrop(), 4000, width, height)[:, :4]
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        difference = np.quantile(ours, quantile, axis=0) - np.quantile(theirs, quantile, axis=0)
+        assert np.abs(difference).max() < 0.03 * max(width, height), quantile
+
+
+def test_last_crop_position_can_be_drawn():
+    top, left, height, width, _ = draws(RandomResizedCrop(), 500, 4, 4).T
+    assert (top + height).max() == 4
+    assert (left + width).max() == 4
+    assert top.min() == left.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(10, 1000, (493, 0, 13, 10)), (1000, 10, (0, 493, 10, 13)), (1, 1000, (499, 0, 1, 1))],
+)
+def test_where_no_crop_fits_the_largest_centre_is_taken(width, height, expected):
+    # scale (1, 1) never fits such a strip within the ratios
+    parameters = draws(RandomResizedCrop(scale=(1.0, 1.0)), 20, width, height)
+    assert {tuple(row[:4]) for row in parameters.tolist()} == {expected}
+
+
+def test_applied_crop_is_torchvisions():
+    image = noise(50, 40)
+    plain = v2.functional.resized_crop(
+        image, 5, 7, 20, 30, [24, 24], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+    )
+    crop = RandomResizedCrop()
+    assert crop.apply(image, (5, 7, 20, 30, 0), 24).tobytes() == plain.tobytes()
+    flipped = to_tensor(crop.apply(image, (5, 7, 20, 30, 1), 24))
+    assert torch.equal(flipped, to_tensor(plain).flip(-1))
+
+
+def test_whole_image_crop_at_its_own_size_changes_nothing():
+    image = noise(24, 24)
+    assert RandomResizedCrop().apply(image, (0, 0, 24, 24, 0), 24).tobytes() == image.tobytes()
+
+
+def test_light_affine_stays_within_its_bounds_and_reaches_them():
+    parameters = draws(LightAffine(), 4000, 32, 32)
+    low, high = np.array([-7, 0.9, -0.05, -0.05]), np.array([7, 1.1, 0.05, 0.05])
+    assert (parameters >= low).all()
+    assert (parameters <= high).all()
+    assert parameters.min(axis=0) == pytest.approx(low, rel=0.01)
+    assert parameters.max(axis=0) == pytest.approx(high, rel=0.01)
+    assert parameters.mean(axis=0) == pytest.approx([0, 1, 0, 0], abs=0.2)
+
+
+def test_light_affine_without_motion_is_the_evaluation_transform():
+    image = noise(50, 40)
+    assert LightAffine().apply(image, (0, 1, 0, 0), 32).tobytes() == resize_and_crop(image, 32).tobytes()
+
+
+def test_light_affine_shifts_by_shares_of_the_edge_and_fills_with_black():
+    white = Image.new("RGB", (40, 40), (255, 255, 255))
+    view = to_tensor(LightAffine().apply(white, (0, 1, 0.25, 0), 40))
+    assert view[:, :, :10].eq(0).all()
+    assert view[:, :, 11:].eq(255).all()
+
+
+def test_light_affine_magnifies_and_turns_about_the_centre():
+    image = Image.new("RGB", (40, 40))
+    image.paste((255, 255, 255), (10, 10, 30, 30))
+    larger = to_tensor(LightAffine().apply(image, (0, 1.5, 0, 0), 40))[0]
+    assert larger[20, 6:34].eq(255).all()
+    assert larger[20, :4].eq(0).all()
+    turned = to_tensor(LightAffine().apply(image, (45, 1, 0, 0), 40))[0]
+    assert turned[20, 8] > 0  # a corner of the square points left now
+    assert turned[11, 11] == 0
+
+
+@pytest.mark.parametrize("augmentation", [RandomResizedCrop(), LightAffine(), NoAugmentation()])
+def test_view_is_a_function_of_plain_numbers(augmentation):
+    image = noise(50, 40)
+    parameters = augmentation.parameters(np.random.default_rng(3), 50, 40)
+    assert all(type(number) in (int, float) for number in parameters)
+    again = augmentation.apply(image, tuple(float(number) for number in parameters), 24)
+    assert again.size == (24, 24)
+    assert augmentation.apply(image, parameters, 24).tobytes() == again.tobytes()
+
+
+def test_names_build_what_they_say():
+    assert isinstance(build_augmentation("random_resized_crop"), RandomResizedCrop)
+    assert isinstance(build_augmentation("light_affine"), LightAffine)
+    assert isinstance(build_augmentation("none"), NoAugmentation)
+    own = LightAffine(degrees=1)
+    assert build_augmentation(own) is own
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_augmentation("cutmix"), "augmentation 'cutmix' is unknown: choose one of random_resized_crop"),
+        (lambda: RandomResizedCrop(scale=(0.0, 1.0)), "scale of RandomResizedCrop"),
+        (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "scale of RandomResizedCrop"),
+        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio of RandomResizedCrop"),
+        (lambda: RandomResizedCrop(flip=1.5), "flip of RandomResizedCrop"),
+        (lambda: LightAffine(degrees=-1), "degrees and translate of LightAffine"),
+        (lambda: LightAffine(translate=-math.inf), "degrees and translate of LightAffine"),
+        (lambda: LightAffine(scale=(0.0, 1.0)), "scale of LightAffine"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        build()

@@ -1,0 +1,85 @@
+import inspect
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from kdpl.data.augmentation import LightAffine
+from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.data.randomness import generator
+from kdpl.data.splits import Record
+
+RECORDS = [Record(f"{shade}", shade % 3) for shade in range(10, 130, 10)]
+
+
+def open_grey(source):
+    image = Image.new("RGB", (20, 20))
+    image.paste((int(source),) * 3, (5, 5, 15, 15))
+    return image
+
+
+def view(seed=1):
+    return RandomView(open_grey, LightAffine(), 16, seed)
+
+
+def test_view_is_drawn_from_seed_epoch_and_index():
+    dataset = LabeledImages(RECORDS, view(seed=7))
+    image, label = dataset[(4, 2)]
+    parameters = LightAffine().parameters(generator(7, "augmentation", epoch=2, index=4), 20, 20)
+    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, 16)))
+    assert label == RECORDS[4].label
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 16, 16)
+
+
+def test_views_differ_between_seeds_epochs_and_images_and_repeat_otherwise():
+    same = [Record("200", 0)] * 3
+    images = [LabeledImages(same, view(seed))[(i, e)][0] for seed in (1, 2) for i in (0, 1) for e in (0, 1)]
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
+    assert torch.equal(LabeledImages(same, view(1))[(0, 0)][0], images[0])
+
+
+def test_unlabelled_item_is_image_and_index():
+    image, index = UnlabeledImages([record.source for record in RECORDS], view())[(4, 2)]
+    assert torch.equal(image, LabeledImages(RECORDS, view())[(4, 2)][0])
+    assert index == 4
+
+
+def reachable(value, seen=None):
+    """All that can be reached from an object through attributes and containers."""
+    seen = {} if seen is None else seen
+    if id(value) in seen or inspect.isclass(value) or inspect.isroutine(value):
+        return seen
+    seen[id(value)] = value
+    children = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, dict):
+        children += list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        children += list(value)
+    for child in children:
+        reachable(child, seen)
+    return seen
+
+
+def test_no_label_can_be_reached_from_the_unlabelled_split():
+    unlabeled = reachable(UnlabeledImages([record.source for record in RECORDS], view())).values()
+    assert not any(isinstance(value, Record) for value in unlabeled)
+    # the search would find them
+    assert any(isinstance(value, Record) for value in reachable(LabeledImages(RECORDS, view())).values())
+
+
+def test_evaluation_item_is_image_label_and_index():
+    dataset = EvaluationImages(RECORDS, open_grey, 16)
+    image, label, index = dataset[3]
+    assert torch.equal(image, to_tensor(resize_and_crop(open_grey("40"), 16)))
+    assert (label, index) == (RECORDS[3].label, 3)
+    assert len(dataset) == len(RECORDS)
+
+
+@pytest.mark.parametrize("build", [LabeledImages, UnlabeledImages])
+def test_datasets_travel_to_worker_processes(build):
+    items = RECORDS if build is LabeledImages else [record.source for record in RECORDS]
+    dataset = build(items, view())
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[(1, 1)][0], dataset[(1, 1)][0])  # noqa: S301

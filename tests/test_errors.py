@@ -1,0 +1,38 @@
+import pickle
+import traceback
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, WeightsError
+
+SENTENCE = "image cat.png cannot be read (cut: short): replace or remove the file."
+
+
+class Failing(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        try:
+            raise OSError("cut: short")
+        except OSError as error:
+            raise DataError(SENTENCE) from error
+
+
+def test_error_in_a_worker_stays_one_sentence_and_notes_the_workers_traceback():
+    with pytest.raises(DataError) as raised:
+        next(iter(DataLoader(Failing(), num_workers=1)))
+    assert str(raised.value) == SENTENCE
+    printed = "".join(traceback.format_exception(raised.value))
+    assert "in __getitem__" in printed
+    assert "OSError: cut: short" in printed
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, ArtifactError])
+def test_errors_are_one_family_and_survive_pickling(kind):
+    error = pickle.loads(pickle.dumps(kind(SENTENCE)))  # noqa: S301
+    assert isinstance(error, KdplError)
+    assert type(error) is kind
+    assert str(error) == SENTENCE
+    assert not hasattr(error, "__notes__")
