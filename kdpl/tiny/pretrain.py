@@ -23,7 +23,7 @@ from torch.optim import AdamW, Optimizer
 
 from kdpl.errors import KdplError
 from kdpl.tiny.captions import CaptionBank, caption_bank
-from kdpl.tiny.glyphs import CLASSES, augment, render_bank
+from kdpl.tiny.glyphs import CLASSES, GlyphBank, augment, render_bank
 from kdpl.tiny.models import compact_config, save_compact, weights_path
 
 
@@ -120,10 +120,9 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def train_contrastively(
-    model: open_clip.CLIP, captions: CaptionBank, recipe: Recipe, generator: Generator
+    model: open_clip.CLIP, captions: CaptionBank, glyphs: GlyphBank, recipe: Recipe, generator: Generator
 ) -> Iterator[Step]:
     """Train the image tower against the captions, and in the last part of the steps the text tower with it."""
-    glyphs = render_bank()
     mean, std = (
         torch.tensor(values).view(1, 3, 1, 1)
         for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -178,11 +177,12 @@ def pretrain(
     Raises:
         KdplError: matplotlib is not installed.
     """
+    glyphs = render_bank()
     captions = caption_bank()
     generator = Generator().manual_seed(seed)
     model = build_model(name, len(captions.token_ids), seed)
     learn_agreement(model, captions, recipe.agreement_steps, generator)
-    for step in train_contrastively(model, captions, recipe, generator):
+    for step in train_contrastively(model, captions, glyphs, recipe, generator):
         on_step(step)
     return model.eval(), captions
 
@@ -224,6 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="weights file to write (default: the one in the package)")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"--steps is {options.steps}, expected at least 1")
     name = f"tiny-{options.role}"
     out = options.out or weights_path(name)
     # Sums split over threads round differently: one thread, so that a seed means the same on every number of cores.

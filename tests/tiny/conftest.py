@@ -1,0 +1,23 @@
+import open_clip
+import pytest
+import torch
+
+from kdpl.tiny.models import CONFIGS, load_weights
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_clips():
+    """Both miniature CLIPs as plain open_clip models, by name."""
+    models = {}
+    for name, config in CONFIGS.items():
+        models[name] = open_clip.CLIP(**config).eval().requires_grad_(False)
+        models[name].load_state_dict(load_weights(name))
+    return models
