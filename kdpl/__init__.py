@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdpl.class_vectors import ClassVectors, FreezeClassVectors
+    from kdpl.callbacks import FreezeClassVectors
+    from kdpl.class_vectors import ClassVectors
     from kdpl.classifier import Classifier
-    from kdpl.data import DomainDataModule
+    from kdpl.data.datamodule import DomainDataModule
     from kdpl.errors import KdplError
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning
@@ -30,8 +31,8 @@ __all__ = [
 _HOMES = {
     "ClassVectors": "kdpl.class_vectors",
     "Classifier": "kdpl.classifier",
-    "DomainDataModule": "kdpl.data",
-    "FreezeClassVectors": "kdpl.class_vectors",
+    "DomainDataModule": "kdpl.data.datamodule",
+    "FreezeClassVectors": "kdpl.callbacks",
     "KdplError": "kdpl.errors",
     "StudentDistillation": "kdpl.student",
     "TeacherPromptTuning": "kdpl.teacher",

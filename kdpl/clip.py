@@ -22,8 +22,9 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.errors import ConfigError, WeightsError
-from kdpl.towers import ImageTower, Preprocessing, TextTower
+from kdpl.towers import ImageTower, TextTower
 
 StateDict = dict[str, Tensor]
 
@@ -50,23 +51,6 @@ class ClipConfig:
     model: str
     pretrained: str
     quick_gelu: bool | None = None
-
-
-@dataclass(frozen=True)
-class ClipIdentity:
-    """What a CLIP is and where its weights came from; goes into artifacts.
-
-    Attributes:
-        model: Name of the model.
-        pretrained: Tag or file of the weights.
-        quick_gelu: Whether its activations are QuickGELU.
-        fingerprint: Digest of the image tower's weights.
-    """
-
-    model: str
-    pretrained: str
-    quick_gelu: bool
-    fingerprint: str
 
 
 @dataclass(frozen=True)

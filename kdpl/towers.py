@@ -4,28 +4,14 @@ Both are frozen: no parameter of theirs takes a gradient, and ``train()`` cannot
 wrap the modules of an ``open_clip.CLIP`` and own no weights of their own.
 """
 
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip_identity import Preprocessing
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a CLIP expects of an image.
-
-    Attributes:
-        image_size: Side of the square input, pixels.
-        mean: Per-channel mean of images in [0, 1].
-        std: Per-channel standard deviation of images in [0, 1].
-    """
-
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class Frozen(nn.Module, Generic[ModuleT]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
-from kdpl.prompts._float32 import Float32Module
+from kdpl.float32 import Float32Module
 from kdpl.towers import TextTower
 
 INIT_STD = 0.02
@@ -38,11 +38,10 @@ def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower)
     """
     ids = tokenize(list(texts)).to(tower.positional_embedding.device)
     for text, row in zip(texts, ids, strict=True):
-        # the tokenizer cuts a long text and puts the end-of-text token over its last position
-        if row[-1] != 0 and not torch.equal(tokenize([text + " x"])[0].to(row.device), row) is False:
+        if row[-1] != 0:  # no padding left: the tokenizer may have cut the end off
             raise ConfigError(
-                f"the prompt {text[:60]!r}… is longer than the {tower.context_length} tokens that the text tower reads: "
-                "shorten the class name"
+                f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, so that its "
+                "end may be lost: shorten the class name"
             )
     return ids
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.errors import ConfigError
-from kdpl.prompts._float32 import Float32Module
+from kdpl.float32 import Float32Module
 from kdpl.towers import ImageTower
 
 INIT_STD = 0.02

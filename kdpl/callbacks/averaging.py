@@ -1,0 +1,82 @@
+"""Gaussian prompt averaging (PromptSRC, arXiv 2307.06948, section 3.2.2)."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kdpl.errors import ConfigError
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """Give the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
+
+    Args:
+        epochs: Number of epochs E.
+        mean: μ, in epochs.
+        std: σ, in epochs; above 0.
+
+    Raises:
+        ConfigError: σ is not above 0, or μ lies so far outside the epochs that every weight vanishes.
+    """
+    if std <= 0:
+        raise ConfigError(f"the standard deviation of the prompt averaging is {std}: it must be above 0")
+    densities = [math.exp(-0.5 * ((e - mean) / std) ** 2) for e in range(1, epochs + 1)]
+    total = sum(densities)
+    if total == 0:
+        raise ConfigError(
+            f"prompt averaging around epoch {mean} ± {std} has no weight in epochs 1 to {epochs}: "
+            "set averaging.mean within the training"
+        )
+    return [d / total for d in densities]
+
+
+class GaussianPromptAveraging(Callback):
+    """Adds the trained parameters to a running sum after each epoch; after the last epoch the sum replaces them.
+
+    The sum is part of checkpoints, so a resumed run ends with the same prompts.
+
+    Args:
+        mean: μ of the weights, in epochs.
+        std: σ of the weights, in epochs.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean = mean
+        self.std = std
+        self.sums: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse weights that vanish before any time is spent."""
+        del pl_module
+        if stage == "fit":
+            self._weights(trainer)
+
+    def _weights(self, trainer: Trainer) -> list[float]:
+        if not trainer.max_epochs or trainer.max_epochs < 1:
+            raise ConfigError("prompt averaging needs to know the number of epochs: set trainer.max_epochs")
+        return gaussian_weights(trainer.max_epochs, self.mean, self.std)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add this epoch's prompts; after the last epoch put the average in their place."""
+        weights = self._weights(trainer)
+        weight = weights[trainer.current_epoch]
+        last = trainer.current_epoch == len(weights) - 1
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                so_far = self.sums.get(name)
+                now = parameter.detach() * weight
+                self.sums[name] = now if so_far is None else so_far.to(now.device) + now
+                if last:
+                    parameter.copy_(self.sums[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the running sum."""
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the running sum of a checkpoint."""
+        self.sums = state_dict["sums"]

@@ -1,0 +1,131 @@
+"""ClassVectors: the tuned teacher's text features of all class names, frozen between the stages."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.artifacts import read_tensors, write_tensors
+from kdpl.clip_identity import ClipIdentity
+from kdpl.errors import ArtifactError
+from kdpl.towers import Preprocessing
+
+KIND = "class vectors"
+VERSION = 1
+FILE = "class_vectors.safetensors"
+"""Name of the file in a teacher's run folder."""
+
+_REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
+
+
+@dataclass(frozen=True)
+class ClassVectors:
+    """One vector per class, and where they came from.
+
+    Attributes:
+        vectors: Float32 [C, D], L2-normalised.
+        class_names: The C names, by label.
+        num_base: How many of them, the first ones, are base classes; None where there is no such split.
+        clip: The teacher's CLIP.
+        logit_scale: The teacher's factor on cosine similarities, exponentiated.
+        context: The words that the prompts were started from; None if from noise.
+        preprocessing: What the teacher expects of images.
+        teacher: Fingerprint of the tuned teacher.
+    """
+
+    vectors: Tensor
+    class_names: tuple[str, ...]
+    num_base: int | None
+    clip: ClipIdentity
+    logit_scale: float
+    context: str | None
+    preprocessing: Preprocessing
+    teacher: str
+
+    def fields(self) -> dict[str, Any]:
+        """Give all but the vectors as JSON values."""
+        return {
+            "class_names": list(self.class_names),
+            "num_base": self.num_base,
+            "clip": asdict(self.clip),
+            "logit_scale": self.logit_scale,
+            "context": self.context,
+            "preprocessing": asdict(self.preprocessing),
+            "teacher": self.teacher,
+        }
+
+    @classmethod
+    def from_fields(cls, vectors: Tensor, fields: dict[str, Any], source: str) -> "ClassVectors":
+        """Put vectors and JSON values together again.
+
+        Args:
+            vectors: Float32 [C, D].
+            fields: What ``fields`` gave.
+            source: Where they come from, for messages.
+
+        Raises:
+            ArtifactError: Something is missing, or the vectors do not fit the rest.
+        """
+        try:
+            read = cls(
+                vectors=vectors,
+                class_names=tuple(str(name) for name in fields["class_names"]),
+                num_base=None if fields["num_base"] is None else int(fields["num_base"]),
+                clip=ClipIdentity(**fields["clip"]),
+                logit_scale=float(fields["logit_scale"]),
+                context=fields["context"],
+                preprocessing=Preprocessing.from_fields(fields["preprocessing"]),
+                teacher=str(fields["teacher"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{source} lacks or garbles the field {error}: {_REMEDY}") from error
+        if vectors.dtype != torch.float32 or vectors.ndim != 2 or len(vectors) != len(read.class_names):
+            raise ArtifactError(
+                f"{source} holds class vectors of type {vectors.dtype} and shape {tuple(vectors.shape)} for "
+                f"{len(read.class_names)} class names, expected float32 [{len(read.class_names)}, D]: {_REMEDY}"
+            )
+        if not torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors), device=vectors.device), atol=1e-3):
+            raise ArtifactError(f"{source} holds class vectors that are not normalised: {_REMEDY}")
+        return read
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically."""
+        write_tensors(path, KIND, VERSION, {"class_vectors": self.vectors}, self.fields())
+
+    @classmethod
+    def load(cls, path: Path) -> "ClassVectors":
+        """Read the file.
+
+        Raises:
+            ArtifactError: It is missing, damaged, of an unknown version or does not hold class vectors.
+        """
+        tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
+        if "class_vectors" not in tensors:
+            raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")
+        return cls.from_fields(tensors["class_vectors"], fields, str(path))
+
+    def require_names(self, class_names: Sequence[str], source: str) -> None:
+        """Refuse vectors that are not for these classes in this order.
+
+        Args:
+            class_names: The names that the data has.
+            source: Where the vectors come from, for the message.
+
+        Raises:
+            ArtifactError: The names differ; the first difference is named.
+        """
+        names = tuple(class_names)
+        if names == self.class_names:
+            return
+        if len(names) != len(self.class_names):
+            difference = f"it has {len(self.class_names)} classes, the data has {len(names)}"
+        else:
+            label = next(i for i, (a, b) in enumerate(zip(self.class_names, names, strict=True)) if a != b)
+            difference = f"class {label} is {self.class_names[label]!r} there and {names[label]!r} in the data"
+        raise ArtifactError(
+            f"the class vectors of {source} are for other class names ({difference}): "
+            "freeze class vectors for this data by running stage 1 on it"
+        )

@@ -1,0 +1,171 @@
+"""Classifier: what is deployed. The student's encoder and class vectors, without teacher, text tower or Lightning."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdpl.artifacts import atomic_path
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import build_image_tower, image_config
+from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.data.image import open_image, resize_and_crop, to_tensor
+from kdpl.errors import ArtifactError
+from kdpl.head import CosineHead
+from kdpl.student_encoder import StudentEncoder
+
+KIND = "kdpl classifier"
+VERSION = 1
+FOLDER = "classifier"
+"""Name of the folder in a student's run folder."""
+
+_CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
+_REMEDY = "give the classifier folder of a student's run"
+
+
+class Prediction(NamedTuple):
+    """One guess.
+
+    Attributes:
+        class_name: The class.
+        probability: Softmax over all classes.
+    """
+
+    class_name: str
+    probability: float
+
+
+class Classifier(nn.Module):
+    """Classifies images of the domain that it was distilled for.
+
+    Args:
+        encoder: Image to feature in the teacher's embedding.
+        vectors: The frozen class vectors.
+        logit_scale: The student CLIP's factor on cosine similarities.
+        clip: The student's CLIP.
+    """
+
+    def __init__(self, encoder: StudentEncoder, vectors: ClassVectors, logit_scale: float, clip: ClipIdentity) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.vectors = vectors
+        self.head = CosineHead(vectors.vectors)
+        self.logit_scale = logit_scale
+        self.clip = clip
+        self.eval()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.vectors.class_names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the classifier expects of images; ``predict`` takes care of it."""
+        return self.encoder.tower.module.preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits [B, C] for images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
+        logits: Tensor = self.head(self.encoder(images), self.logit_scale)
+        return logits
+
+    @torch.inference_mode()
+    def predict(
+        self, images: Iterable[str | Path | Image.Image | Tensor], top_k: int = 1, batch_size: int = 64
+    ) -> list[list[Prediction]]:
+        """Classify images.
+
+        Args:
+            images: Paths, PIL images, or uint8 tensors [3, H, W], of any size and in any mix.
+            top_k: How many guesses for each image, at most the number of classes.
+            batch_size: How many images at once; does not change the result beyond rounding.
+
+        Returns:
+            For each image, in order, its guesses, most probable first.
+
+        Raises:
+            DataError: An image is missing or unreadable.
+        """
+        items = list(images)
+        top_k = min(top_k, len(self.class_names))
+        rows: list[list[Prediction]] = []
+        for start in range(0, len(items), batch_size):
+            batch = torch.stack([self._prepare(item) for item in items[start : start + batch_size]])
+            top = self(batch.to(self.head.class_vectors.device)).softmax(dim=1).topk(top_k, dim=1)
+            rows += [
+                [Prediction(self.class_names[i], p) for i, p in zip(labels, probabilities, strict=True)]
+                for labels, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ]
+        return rows
+
+    def _prepare(self, image: str | Path | Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):
+            image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        elif not isinstance(image, Image.Image):
+            image = open_image(str(image))
+        return to_tensor(resize_and_crop(image.convert("RGB"), self.preprocessing.image_size))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the classifier as a folder of safetensors and JSON, whole or not at all."""
+        prompts = self.encoder.prompts
+        config = {
+            "kind": KIND,
+            "version": VERSION,
+            "clip": asdict(self.clip),
+            "image_config": image_config(self.clip.model),
+            "preprocessing": asdict(self.preprocessing),
+            "prompt_length": prompts.tokens.shape[1] if prompts is not None else 0,
+            "prompt_depth": prompts.tokens.shape[0] if prompts is not None else 0,
+            "logit_scale": self.logit_scale,
+            "class_vectors": self.vectors.fields(),
+        }
+        # the tower is no part of the encoder's own state: it is carried, not owned
+        tensors = {f"tower.{k}": v for k, v in self.encoder.tower.module.visual.state_dict().items()}
+        tensors |= {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
+        tensors["class_vectors"] = self.head.class_vectors
+        with atomic_path(Path(folder)) as temporary:
+            temporary.mkdir()
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / _WEIGHTS)
+            (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Classifier":
+        """Read a classifier's folder; needs no teacher, no Lightning and no network.
+
+        Raises:
+            ArtifactError: The folder is missing, damaged or of an unknown version.
+        """
+        folder = Path(folder)
+        for name in (_CONFIG, _WEIGHTS):
+            if not (folder / name).is_file():
+                raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {_REMEDY}")
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _WEIGHTS)
+            kind, version = config["kind"], config["version"]
+        except Exception as error:  # json, safetensors and the disk each raise their own
+            raise ArtifactError(f"the classifier {folder} is damaged ({error}): {_REMEDY}") from error
+        if kind != KIND or version != VERSION:
+            raise ArtifactError(f"{folder} holds {kind!r} version {version}, expected {KIND!r} version {VERSION}: {_REMEDY}")
+        try:
+            vectors = ClassVectors.from_fields(tensors.pop("class_vectors"), config["class_vectors"], str(folder))
+            tower = build_image_tower(config["image_config"], Preprocessing.from_fields(config["preprocessing"]))
+            encoder = StudentEncoder(tower, config["prompt_length"], config["prompt_depth"], vectors.vectors.shape[1])
+            tower.visual.load_state_dict(_part(tensors, "tower."))
+            encoder.load_state_dict(_part(tensors, "encoder."))
+            return cls(encoder, vectors, float(config["logit_scale"]), ClipIdentity(**config["clip"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"the classifier {folder} is damaged ({reason}): {_REMEDY}") from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+

@@ -1,0 +1,49 @@
+"""What a CLIP is and what it expects of images, as plain values that go into artifacts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ClipIdentity:
+    """What a CLIP is and where its weights came from.
+
+    Attributes:
+        model: Name of the model.
+        pretrained: Tag or file of the weights.
+        quick_gelu: Whether its activations are QuickGELU.
+        fingerprint: Digest of the image tower's weights.
+    """
+
+    model: str
+    pretrained: str
+    quick_gelu: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a CLIP expects of an image.
+
+    Attributes:
+        image_size: Side of the square input, pixels.
+        mean: Per-channel mean of images in [0, 1].
+        std: Per-channel standard deviation of images in [0, 1].
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """Build from JSON values.
+
+        Raises:
+            KeyError, TypeError, ValueError: A field is missing or garbled.
+        """
+        mean, std = (tuple(float(x) for x in fields[key]) for key in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("preprocessing")
+        return cls(int(fields["image_size"]), mean, std)

@@ -1,0 +1,83 @@
+"""What both stages do with labelled images that are not trained on: classify, count, log."""
+
+from abc import ABC, abstractmethod
+from typing import TypedDict
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from kdpl.domain import domain_of
+from kdpl.metrics import DomainAccuracy
+
+EvalBatch = tuple[Tensor, Tensor, Tensor]
+"""Images uint8 [B, 3, S, S], labels [B], indices [B]."""
+
+
+class EvalOutput(TypedDict):
+    """What an evaluation step hands to callbacks.
+
+    Attributes:
+        logits: [B, C].
+        labels: [B].
+        indices: Positions of the images in their split, [B].
+    """
+
+    logits: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class EvaluatedModule(LightningModule, ABC):
+    """A LightningModule that classifies images of a domain and logs its accuracies.
+
+    Logs ``val/…`` and ``test/…`` with the keys of ``DomainAccuracy``.
+    """
+
+    val_metrics: DomainAccuracy
+    test_metrics: DomainAccuracy
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the square images that the module takes, pixels."""
+
+    @abstractmethod
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics for the domain's base/novel split."""
+        del stage
+        num_base = domain_of(self).num_base
+        self.val_metrics = DomainAccuracy(num_base)
+        self.test_metrics = DomainAccuracy(num_base)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+        """Classify a batch of the validation split."""
+        del batch_idx
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+        """Classify a batch of the test split."""
+        del batch_idx
+        return self._evaluate(batch, self.test_metrics)
+
+    def _evaluate(self, batch: EvalBatch, metrics: DomainAccuracy) -> EvalOutput:
+        images, labels, indices = batch
+        logits = self.class_logits(images).float()
+        metrics.update(logits, labels)
+        return {"logits": logits, "labels": labels, "indices": indices}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation accuracies."""
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test accuracies."""
+        self._log_metrics("test", self.test_metrics)
+
+    def _log_metrics(self, split: str, metrics: DomainAccuracy) -> None:
+        # compute() sums over processes: the values are already the same on all of them
+        values = {f"{split}/{key}": value for key, value in metrics.compute().items()}
+        self.log_dict(values, prog_bar=split == "val")
+        metrics.reset()

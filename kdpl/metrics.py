@@ -1,0 +1,64 @@
+"""Accuracy over all classes and, where the protocol has them, over base and novel classes with their harmonic mean."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+_ALL, _BASE, _NOVEL = range(3)
+
+
+class DomainAccuracy(Metric):
+    """Top-1 accuracy as the protocols count it.
+
+    ``acc`` is over all classes. With ``num_base``, ``base_acc`` counts base images against the logits of base
+    classes alone, ``novel_acc`` novel images against those of novel classes alone, and ``hm`` is their harmonic
+    mean 2·b·n/(b + n). All are fractions; a split without images gives NaN.
+
+    Args:
+        num_base: How many of the classes, the first ones, are base classes; None where there is no such split.
+        **kwargs: Passed to ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, num_base: int | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
+        self.num_base = num_base
+        self.add_state("correct", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            logits: [B, C].
+            labels: [B], indices into all C classes.
+        """
+        self._count(_ALL, logits, labels)
+        if self.num_base is not None:
+            base = labels < self.num_base
+            self._count(_BASE, logits[base, : self.num_base], labels[base])
+            self._count(_NOVEL, logits[~base, self.num_base :], labels[~base] - self.num_base)
+
+    def _count(self, split: int, logits: Tensor, labels: Tensor) -> None:
+        if len(labels):
+            self.correct[split] += (logits.argmax(dim=1) == labels).sum()
+            self.total[split] += len(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Give ``acc`` and, with a base/novel split, ``base_acc``, ``novel_acc`` and ``hm``."""
+        accuracy = self.correct / self.total
+        if self.num_base is None:
+            return {"acc": accuracy[_ALL]}
+        base, novel = accuracy[_BASE], accuracy[_NOVEL]
+        return {"acc": accuracy[_ALL], "base_acc": base, "novel_acc": novel, "hm": harmonic_mean(base, novel)}
+
+
+def harmonic_mean(base: Tensor, novel: Tensor) -> Tensor:
+    """Harmonic mean 2·b·n/(b + n) of two accuracies; 0 where both are 0."""
+    return torch.where(base + novel == 0, torch.zeros_like(base), 2 * base * novel / (base + novel))

@@ -1,0 +1,59 @@
+"""The student: a small CLIP image tower with visual prompts and a projector into the teacher's embedding."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdpl.float32 import Float32Module
+from kdpl.prompts.vision import VisionPrompts
+from kdpl.towers import Frozen, ImageTower
+
+
+class Projector(Float32Module):
+    """Maps the student's embedding to the teacher's: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
+
+    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 whatever the
+    precision setting.
+
+    Args:
+        in_dim: The student's embed_dim d.
+        out_dim: The teacher's embed_dim D.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_dim, out_dim, dtype=torch.float32),
+            nn.BatchNorm1d(out_dim, dtype=torch.float32),
+            nn.ReLU(inplace=True),
+            nn.Linear(out_dim, out_dim, dtype=torch.float32),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project features [B, d] to [B, D], not normalised."""
+        with torch.autocast(features.device.type, enabled=False):
+            projected: Tensor = self.layers(features.float())
+        return projected
+
+
+class StudentEncoder(nn.Module):
+    """Image to normalised feature in the teacher's embedding.
+
+    Args:
+        tower: The student's frozen image tower.
+        prompt_length: Visual prompt tokens per layer, n.
+        prompt_depth: Layers with prompts of their own, J; 0 trains the projector alone.
+        out_dim: The teacher's embed_dim D.
+    """
+
+    def __init__(self, tower: ImageTower, prompt_length: int, prompt_depth: int, out_dim: int) -> None:
+        super().__init__()
+        self.tower = Frozen(tower)
+        self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
+        self.projector = Projector(tower.embed_dim, out_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1], into normalised features, float32 [B, D]."""
+        tower = self.tower.module
+        features = tower(images) if self.prompts is None else self.prompts(tower, images)
+        return F.normalize(self.projector(features), dim=-1)

@@ -1,0 +1,242 @@
+"""Stage 1: tune prompts of a large frozen CLIP on a few labelled images (PromptSRC, arXiv 2307.06948).
+
+IVLP, CoOp, VPT and the zero-shot CLIP are settings of the same module; see configs/teacher/.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import PROMPTSRC_TEMPLATES, ClipConfig, load_clip
+from kdpl.domain import domain_of
+from kdpl.errors import ConfigError
+from kdpl.evaluation import EvaluatedModule
+from kdpl.head import cosine_logits
+from kdpl.losses import feature_l1, zero_shot_kl
+from kdpl.optim import OptimConfig, build_optimizer
+from kdpl.prompts import TextPrompts, VisionPrompts
+from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.prompts.vision import encode_images
+from kdpl.towers import Frozen
+
+# bounds the memory of encoding class names without gradients; the result does not depend on it
+_NAMES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Size of the prompts in one tower.
+
+    Attributes:
+        length: Prompt tokens per layer, n.
+        depth: Layers with prompts of their own, J; 0 for none in this tower.
+    """
+
+    length: int = 4
+    depth: int = 9
+
+
+@dataclass(frozen=True)
+class RegularizerWeights:
+    """Weights of PromptSRC's three regularisers; 0 leaves one out.
+
+    Attributes:
+        text: Of the L1 distance of text features from the frozen template ensemble's.
+        image: Of the L1 distance of image features from the frozen tower's.
+        logits: Of the KL divergence from the zero-shot predictions.
+    """
+
+    text: float = 25.0
+    image: float = 10.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class AveragingConfig:
+    """Gaussian weights over epochs 1..E with which the prompts are averaged.
+
+    Attributes:
+        mean: μ, in epochs.
+        std: σ, in epochs.
+    """
+
+    mean: float = 15.0
+    std: float = 1.0
+
+
+class TeacherPromptTuning(EvaluatedModule):
+    """Deep visual and text prompts in a frozen CLIP, trained on labelled few-shot images.
+
+    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(tuned ‖ zero-shot), PromptSRC, section 3.2. At the end the
+    prompts' Gaussian average replaces them, and all class names are frozen into class vectors.
+
+    Args:
+        clip: The CLIP to tune.
+        context: Words before the class name; the text prompts start from their embeddings. None starts from noise.
+        vision_prompts: Size of the visual prompts.
+        text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
+            ``"{context} {name}."``.
+        regularizers: Weights of the regularisers.
+        averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
+        optim: Optimiser and schedule.
+
+    Raises:
+        ConfigError: The settings do not fit each other or the CLIP.
+        WeightsError: The CLIP cannot be had.
+    """
+
+    train_split: Literal["labeled", "unlabeled"] = "labeled"
+    zero_shot_text: Tensor
+
+    def __init__(
+        self,
+        clip: ClipConfig,
+        context: str | None = "a photo of a",
+        vision_prompts: PromptConfig = PromptConfig(),
+        text_prompts: PromptConfig = PromptConfig(),
+        regularizers: RegularizerWeights = RegularizerWeights(),
+        averaging: AveragingConfig | None = None,
+        optim: OptimConfig = OptimConfig(),
+    ) -> None:
+        super().__init__()
+        if context is None and text_prompts.depth == 0:
+            raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
+        self.context = context
+        self.context_length = text_prompts.length
+        self.regularizers = regularizers
+        self.averaging = averaging
+        self.optim = optim
+        loaded = load_clip(clip)
+        self.clip = loaded.identity
+        self.preprocessing = loaded.preprocessing
+        self.logit_scale = loaded.logit_scale
+        self.tokenize = loaded.tokenize
+        self.image_tower = Frozen(loaded.image_tower)
+        self.text_tower = Frozen(loaded.text_tower)
+        self.vision_prompts = (
+            VisionPrompts(vision_prompts.length, vision_prompts.depth, loaded.image_tower)
+            if vision_prompts.depth
+            else None
+        )
+        self.text_prompts = (
+            TextPrompts(text_prompts.length, text_prompts.depth, context, loaded.text_tower, loaded.tokenize)
+            if text_prompts.depth
+            else None
+        )
+        self._class_vectors: Tensor | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that the CLIP takes, pixels."""
+        return self.preprocessing.image_size
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Average the prompts if asked to, then freeze the class vectors."""
+        averaging = self.averaging
+        return [
+            *([GaussianPromptAveraging(averaging.mean, averaging.std)] if averaging else []),
+            FreezeClassVectors(),
+        ]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
+        """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
+        if self.trainer.max_epochs is None or not any(p.requires_grad for p in self.parameters()):
+            return None
+        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
+
+    def on_fit_start(self) -> None:
+        """Tokenise the names that are tuned on and encode the frozen CLIP's ensemble of templates, once."""
+        names = domain_of(self).tuning_class_names
+        self.register_buffer("tuning_ids", self._tokenize(names), persistent=False)
+        if self.regularizers.text or self.regularizers.logits:
+            tower = self.text_tower.module
+            chunks = [
+                ensemble_features(tower, self.tokenize, names[i : i + _NAMES_AT_ONCE], PROMPTSRC_TEMPLATES)
+                for i in range(0, len(names), _NAMES_AT_ONCE)
+            ]
+            self.register_buffer("zero_shot_text", torch.cat(chunks), persistent=False)
+        if self.text_prompts is None:
+            self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
+
+    def _tokenize(self, names: Sequence[str]) -> Tensor:
+        texts = prompt_texts(self.context, self.context_length, names)
+        return tokenize_prompts(self.tokenize, texts, self.text_tower.module)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss on labelled images uint8 [B, 3, S, S] and labels [B]."""
+        del batch_idx
+        images, labels = batch
+        tower, weights = self.image_tower.module, self.regularizers
+        features = encode_images(tower, images, self.vision_prompts)
+        text = (
+            encode_prompts(self.text_tower.module, self.tuning_ids, self.text_prompts)
+            if self.text_prompts is not None
+            else self.fixed_text
+        )
+        logits = cosine_logits(features, text, self.logit_scale)
+        terms = {"ce": F.cross_entropy(logits, labels)}
+        if weights.text:
+            terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
+        if weights.image or weights.logits:
+            with torch.no_grad():
+                frozen = encode_images(tower, images, None)
+            if weights.image:
+                terms["image"] = weights.image * feature_l1(features, frozen)
+            if weights.logits:
+                zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
+                terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
+        loss = torch.stack(list(terms.values())).sum()
+        if len(terms) > 1:
+            self.log_dict({f"train/loss_{name}": term.detach() for name, term in terms.items()}, on_epoch=True, on_step=False)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
+        return loss
+
+    @torch.no_grad()
+    def encode_names(self, names: Sequence[str]) -> Tensor:
+        """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
+        ids = self._tokenize(names)
+        with torch.autocast(ids.device.type, enabled=False):
+            return torch.cat(
+                [encode_prompts(self.text_tower.module, part, self.text_prompts) for part in ids.split(_NAMES_AT_ONCE)]
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode all class names with the prompts of this epoch."""
+        self._class_vectors = self.encode_names(domain_of(self).class_names)
+
+    def on_test_epoch_start(self) -> None:
+        """Encode all class names with the tuned prompts."""
+        self._class_vectors = self.encode_names(domain_of(self).class_names)
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
+        if self._class_vectors is None:
+            self._class_vectors = self.encode_names(domain_of(self).class_names)
+        features = encode_images(self.image_tower.module, images, self.vision_prompts)
+        return cosine_logits(features, self._class_vectors, self.logit_scale)
+
+    def tuned_prompts(self) -> TunedPrompts:
+        """Give the prompts as stage 2 reads them."""
+        return TunedPrompts.of({k: v.detach().clone() for k, v in self.named_parameters()}, self.clip.fingerprint)
+
+    def class_vectors(self) -> ClassVectors:
+        """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
+        domain = domain_of(self)
+        return ClassVectors(
+            vectors=self.encode_names(domain.class_names).cpu(),
+            class_names=domain.class_names,
+            num_base=domain.num_base,
+            clip=self.clip,
+            logit_scale=self.logit_scale,
+            context=self.context,
+            preprocessing=self.preprocessing,
+            teacher=self.tuned_prompts().teacher,
+        )
