@@ -177,11 +177,13 @@ def _uniform(low: float, high: float, batch: int, generator: Generator) -> Tenso
 
 def _change_strokes(ink: Tensor, generator: Generator) -> Tensor:
     """A quarter each: as printed, thicker, much thicker (like a felt pen), half eroded."""
-    choice = torch.randint(0, 4, (len(ink), 1, 1, 1), generator=generator)
-    eroded = -F.max_pool2d(-ink, 3, stride=1, padding=1)
-    result = torch.where(choice == 1, F.max_pool2d(ink, 3, stride=1, padding=1), ink)
-    result = torch.where(choice == 2, F.max_pool2d(ink, 7, stride=1, padding=3), result)
-    return torch.where(choice == 3, (ink + eroded) / 2, result)
+    choice = torch.randint(0, 4, (len(ink),), generator=generator)
+    thicker, felt_pen, eroded = (torch.nonzero(choice == kind).flatten() for kind in (1, 2, 3))
+    result = ink.clone()
+    result[thicker] = F.max_pool2d(ink[thicker], 3, stride=1, padding=1)
+    result[felt_pen] = F.max_pool2d(ink[felt_pen], 7, stride=1, padding=3)
+    result[eroded] = (ink[eroded] - F.max_pool2d(-ink[eroded], 3, stride=1, padding=1)) / 2
+    return result
 
 
 def _warp(ink: Tensor, generator: Generator) -> Tensor:
