@@ -3,7 +3,7 @@ import pytest
 import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-from kdpl.tiny.captions import PLAIN_TEMPLATES, caption_bank, captions_of, wide_templates
+from kdpl.tiny.captions import PLAIN_SHARE, PLAIN_TEMPLATES, caption_bank, captions_of, wide_templates
 from kdpl.tiny.glyphs import CLASSES
 
 tokenizer = open_clip.SimpleTokenizer(context_length=32)
@@ -48,11 +48,13 @@ def test_compact_ids_stand_for_the_standard_ones_and_the_end_of_text_is_the_high
     assert torch.equal(bank.tokens.argmax(dim=-1), bank.token_ids[bank.tokens].argmax(dim=-1))
 
 
-def test_half_of_the_drawn_captions_are_plain(bank):
+@pytest.mark.parametrize("plain_share", [PLAIN_SHARE, 0.8])
+def test_plain_captions_are_drawn_as_often_as_asked_for(plain_share):
+    bank = caption_bank(plain_share)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat([bank.sample(generator) for _ in range(200)])
     plain = 4 * len(PLAIN_TEMPLATES)
-    assert (drawn < plain).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert (drawn < plain).float().mean().item() == pytest.approx(plain_share, abs=0.02)
     assert len(drawn.unique()) == bank.tokens.shape[1]
 
 
