@@ -51,6 +51,11 @@ def _came_to_its_end(trainer: Trainer) -> bool:
     return epochs or steps
 
 
+def handed_over(folder: Path) -> bool:
+    """Whether a fit in this run's folder came to its planned end."""
+    return (folder / CLASS_VECTORS_FILE).exists() or (folder / CLASSIFIER_FOLDER).exists()
+
+
 class _Freezable(Protocol):
     def class_vectors(self) -> ClassVectors: ...
     def tuned_prompts(self) -> TunedPrompts: ...

@@ -1,0 +1,89 @@
+"""``python -m kdpl``: one door to everything, which imports only what the command needs."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from kdpl import __version__
+from kdpl.errors import KdplError
+
+USAGE = """\
+usage: python -m kdpl COMMAND …
+
+  run        both stages on your data: tune the teacher, freeze class vectors, distil the student, test, classifier
+  fit        one stage: train what --config says into the folder --out
+  validate   accuracies of a run on the validation split
+  test       accuracies, answers and pictures of a run on the test split
+  predict    classify images with a finished classifier
+
+  --version  the version
+  --debug    with any command: show the traceback of an error
+
+python -m kdpl COMMAND --help tells more.
+"""
+
+
+def _fit_validate_test(args: Sequence[str]) -> int:
+    from kdpl.cli import run_command
+
+    run_command(args)
+    return 0
+
+
+def _run(args: Sequence[str]) -> int:
+    from kdpl.pipeline import run
+
+    return run(args[1:])
+
+
+def _predict(args: Sequence[str]) -> int:
+    from kdpl.predict import predict
+
+    return predict(args[1:])
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "fit": _fit_validate_test,
+    "validate": _fit_validate_test,
+    "test": _fit_validate_test,
+    "predict": _predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 130 for Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"kdpl {__version__}")
+        return 0
+    if args[0] not in _COMMANDS:
+        print(f"error: there is no command {args[0]!r}: use one of {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return _COMMANDS[args[0]](args)
+    except KdplError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

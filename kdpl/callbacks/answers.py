@@ -1,0 +1,57 @@
+"""Collects what a test answered, over all processes, into the run's folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdpl.predictions import Answer, write_answers
+
+
+class TestAnswers(Callback):
+    """Writes each test image's answer and the accuracies once the test has ended, from one process."""
+
+    __test__ = False  # the name is not that of a test
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, float]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        del trainer, pl_module
+        self._rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep index, label, answer and its probability of each image."""
+        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        top = outputs["logits"].softmax(dim=1).max(dim=1)
+        columns = (outputs["indices"], outputs["labels"], top.indices, top.values)
+        self._rows += zip(*(c.tolist() for c in columns), strict=True)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather and write."""
+        del pl_module
+        rows = _gather(self._rows, trainer.world_size)
+        if trainer.is_global_zero:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            names, records = data.class_names, data.test_records
+            answers = [Answer(i, records[i].source, names[y], names[p], q) for i, y, p, q in rows]
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+            write_answers(Path(trainer.default_root_dir), answers, metrics)
+
+
+def _gather(rows: list[Any], processes: int) -> list[Any]:
+    if processes == 1:
+        return rows
+    parts: list[list[Any]] = [[] for _ in range(processes)]
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

@@ -1,0 +1,63 @@
+"""Draws a run's pictures into its folder and shows them in the loggers."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from kdpl.loggers import METRICS_FILE, log_picture, read_metrics
+from kdpl.pictures import can_draw, choose_for_sheet, draw_confusion, draw_curves, draw_sheet
+from kdpl.predictions import read_answers
+
+FIGURES = "figures"
+
+
+class DrawPictures(Callback):
+    """Learning curves after a fit; confusion matrix and, for a student, a sheet of test images after a test.
+
+    Without matplotlib it says so once and draws nothing.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the learning curves from metrics.csv."""
+        del pl_module
+        metrics = Path(trainer.default_root_dir) / METRICS_FILE
+        if self._can_draw(trainer) and metrics.is_file():
+            path = _figure(trainer, "learning_curves")
+            draw_curves(read_metrics(metrics), path)
+            _show(trainer, path)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what the test answered, beside the teacher's answers if there are any."""
+        if not self._can_draw(trainer):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        answers = read_answers(Path(trainer.default_root_dir))
+        path = _figure(trainer, "confusion")
+        draw_confusion(answers, data.class_names, path)
+        _show(trainer, path)
+        teacher = read_answers(getattr(pl_module, "teacher_folder", Path("/nonexistent")))
+        if [a.source for a in teacher] == [a.source for a in answers]:
+            chosen = choose_for_sheet(answers, teacher)
+            path = _figure(trainer, "test_images")
+            images = [data.test_item(answers[i].index)[1] for i in chosen]
+            draw_sheet(images, [answers[i] for i in chosen], [teacher[i] for i in chosen], path)
+            _show(trainer, path)
+
+    def _can_draw(self, trainer: Trainer) -> bool:
+        if not trainer.is_global_zero:
+            return False
+        if not can_draw():
+            rank_zero_info("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
+            return False
+        return True
+
+
+def _figure(trainer: Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / FIGURES / f"{name}.png"
+
+
+def _show(trainer: Trainer, path: Path) -> None:
+    log_picture(trainer.loggers, f"{FIGURES}/{path.stem}", path)
+    rank_zero_info(f"picture: {path}")

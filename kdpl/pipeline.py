@@ -1,0 +1,194 @@
+"""``python -m kdpl run``: both stages and their tests, each by the very command that a person would type."""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kdpl.artifacts import atomic_path
+from kdpl.errors import ConfigError
+from kdpl.predictions import RESULTS_FILE, read_results
+
+ORDER_FILE = "run.json"
+SUMMARY_FILE = "results.json"
+
+# what finished steps leave; names only, since this process imports neither torch nor Lightning
+_CLASS_VECTORS, _CLASSIFIER, _CONFIG = "class_vectors.safetensors", "classifier", "config.yaml"
+
+_NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
+_COLUMNS = {"test/acc": "all", "test/base_acc": "base", "test/novel_acc": "novel", "test/hm": "HM"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the run.
+
+    Attributes:
+        title: What it does, for people.
+        args: Arguments of ``python -m kdpl``.
+        result: What is there once it is done.
+    """
+
+    title: str
+    args: tuple[str, ...]
+    result: Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do stage 1, freeze, stage 2, tests and classifier; go on where it was cut; say so if all is done.
+
+    Args:
+        argv: Arguments after ``run``.
+
+    Returns:
+        The exit code of the step that failed, or 0.
+
+    Raises:
+        ConfigError: A config file is missing, or the folder holds a run of other configs.
+    """
+    options, overrides = _parse(argv)
+    out = Path(options.out)
+    _require_same_order(out, options, overrides)
+    console = Console()
+    steps = _steps(options, overrides)
+    open_steps = [step for step in steps if not step.result.exists()]
+    for number, step in enumerate(steps, start=1):
+        if step.result.exists():
+            continue
+        console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
+        args = _resolve(step, out)
+        code = subprocess.run(
+            [sys.executable, "-m", "kdpl", *args], env={**os.environ, "WANDB_RUN_GROUP": out.name}, check=False
+        ).returncode
+        if code != 0:
+            return code
+        if not step.result.exists():
+            raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
+    _report(console, out, nothing_done=not open_steps)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m kdpl run",
+        description="Tune a teacher, freeze its class vectors, distil a student, test both, write the classifier.",
+        epilog="Any other option, such as --data.init_args.shots 4, is passed on to both stages.",
+    )
+    parser.add_argument("--config", action="append", default=[], help="config for both stages: data, trainer, logger")
+    parser.add_argument("--teacher", action="append", required=True, help="config for stage 1 alone")
+    parser.add_argument("--student", action="append", required=True, help="config for stage 2 alone")
+    parser.add_argument("--out", required=True, help="the run's folder")
+    parser.add_argument("--seed", type=int, default=1, help="seed of sampling, initialisation and order (default 1)")
+    options, overrides = parser.parse_known_args(argv)
+    for file in (*options.config, *options.teacher, *options.student):
+        if not Path(file).is_file():
+            raise ConfigError(f"config {file} does not exist: check the path")
+    return options, overrides
+
+
+def _steps(options: argparse.Namespace, overrides: list[str]) -> list[Step]:
+    out = Path(options.out)
+    teacher, student = out / "teacher", out / "student"
+    shared = [f"--config={file}" for file in options.config]
+    common = [f"--seed_everything={options.seed}", *overrides]
+
+    def fit(stage: Path, configs: list[str], result: str, *more: str) -> tuple[tuple[str, ...], Path]:
+        args = ("fit", *shared, *(f"--config={file}" for file in configs), f"--out={stage}", *more, *common)
+        return args, stage / result
+
+    def test(stage: Path) -> tuple[tuple[str, ...], Path]:
+        return ("test", f"--config={stage / _CONFIG}"), stage / RESULTS_FILE
+
+    def zero_shot(stage: Path) -> tuple[tuple[str, ...], Path]:
+        # the teacher's config without prompts is the zero-shot CLIP; {clip} is filled in with the stage's own CLIP
+        folder = out / "zero_shot" / stage.name
+        args = ("test", f"--config={teacher / _CONFIG}", *_NO_PROMPTS, f"--clip-of={stage}", f"--out={folder}")
+        return args, folder / RESULTS_FILE
+
+    return [
+        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, _CLASS_VECTORS)),
+        Step("test the teacher", *test(teacher)),
+        Step("test the teacher without tuning (zero-shot)", *zero_shot(teacher)),
+        Step(
+            "stage 2: distil the student",
+            *fit(student, options.student, _CLASSIFIER, f"--model.init_args.teacher={teacher}"),
+        ),
+        Step("test the student", *test(student)),
+        Step("test the student's CLIP without distillation (zero-shot)", *zero_shot(student)),
+    ]
+
+
+def _resolve(step: Step, out: Path) -> list[str]:
+    """Fill in which CLIP a zero-shot test is of, which the stage's own config knows once its fit has begun."""
+    del out
+    args: list[str] = []
+    for arg in step.args:
+        if arg.startswith("--clip-of="):
+            config = yaml.safe_load((Path(arg.removeprefix("--clip-of=")) / _CONFIG).read_text(encoding="utf-8"))
+            args += [f"--model.init_args.clip={json.dumps(config['model']['init_args']['clip'])}"]
+        else:
+            args.append(arg)
+    return args
+
+
+def _require_same_order(out: Path, options: argparse.Namespace, overrides: list[str]) -> None:
+    """Refuse a folder that another ``run`` began: finished steps are recognised by their files alone."""
+    files = {"--config": options.config, "--teacher": options.teacher, "--student": options.student}
+    order = {
+        flag: [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in names] for flag, names in files.items()
+    }
+    order |= {"--seed": options.seed, "other options": overrides}
+    file = out / ORDER_FILE
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key, value in order.items() if before.get(key) != value]
+        if different:
+            raise ConfigError(
+                f"{out} holds a run with other settings ({', '.join(different)}): choose another --out, or remove that folder"
+            )
+        return
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(order, indent=2), encoding="utf-8")
+
+
+def _report(console: Console, out: Path, nothing_done: bool) -> None:
+    rows = {
+        "teacher's CLIP, zero-shot": out / "zero_shot" / "teacher",
+        "teacher, tuned": out / "teacher",
+        "student's CLIP, zero-shot": out / "zero_shot" / "student",
+        "student, distilled": out / "student",
+    }
+    results = {title: read_results(folder) for title, folder in rows.items()}
+    with atomic_path(out / SUMMARY_FILE) as temporary:
+        temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    columns = [key for key in _COLUMNS if all(key in row for row in results.values())]
+    novel = "test/novel_acc" in columns
+    table = Table(
+        title=f"accuracy on {next(iter(results.values()))['images']:.0f} test images, %",
+        title_justify="left",
+        caption="transductive: unlabelled images of novel classes were seen in distillation" if novel else None,
+        caption_justify="left",
+    )
+    table.add_column("")
+    for key in columns:
+        table.add_column(_COLUMNS[key], justify="right")
+    for title, row in results.items():
+        table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
+    console.print()
+    if nothing_done:
+        console.print(f"{out} is finished: nothing to do; remove the folder to run it again")
+    console.print(table)
+    console.print(f"[bold]classifier[/bold]  {out / 'student' / _CLASSIFIER}")
+    console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
+    for picture in sorted(out.glob("*/figures/*.png")):
+        console.print(f"[bold]picture[/bold]     {picture}")
+    console.print(f"use it: python -m kdpl predict {out / 'student' / _CLASSIFIER} IMAGES…", soft_wrap=True)

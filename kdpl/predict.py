@@ -1,0 +1,76 @@
+"""``python -m kdpl predict CLASSIFIER IMAGES…``: images in, CSV out."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import track
+
+from kdpl.artifacts import atomic_path
+from kdpl.classifier import Classifier
+from kdpl.data.folder import find_images
+from kdpl.errors import DataError
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Classify images and write ``path,class,probability`` rows in the order given.
+
+    Args:
+        argv: Arguments after ``predict``.
+
+    Returns:
+        0.
+
+    Raises:
+        KdplError: The classifier or an image is missing or damaged.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m kdpl predict", description="Classify images with a finished classifier; writes CSV."
+    )
+    parser.add_argument("classifier", help="classifier folder of a student's run")
+    parser.add_argument("images", nargs="+", help="image files, and folders that are searched recursively")
+    parser.add_argument("--out", help="CSV file to write; standard output if not given")
+    parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, one row each (default 1)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
+    options = parser.parse_args(argv)
+    classifier = Classifier.load(options.classifier)
+    paths = _find(options.images)
+    starts = range(0, len(paths), options.batch_size)
+    with _open_output(options.out) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "class", "probability"))
+        for start in track(starts, description="classifying", console=Console(stderr=True), transient=True):
+            batch = paths[start : start + options.batch_size]
+            for path, guesses in zip(batch, classifier.predict(batch, options.top_k), strict=True):
+                writer.writerows((path, guess.class_name, f"{guess.probability:.6f}") for guess in guesses)
+    return 0
+
+
+def _find(images: Sequence[str]) -> list[Path]:
+    paths: list[Path] = []
+    for item in images:
+        path = Path(item)
+        if path.is_dir():
+            found = [Path(file) for file in find_images(path)]
+            if not found:
+                raise DataError(f"folder {path} has no images: give image files or a folder that has some")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise DataError(f"image {path} does not exist: give image files or folders")
+    return paths
+
+
+@contextmanager
+def _open_output(path: str | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        yield file
