@@ -1,0 +1,51 @@
+import os
+
+# before open_clip is imported: no test may reach for the network
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+import world
+from plain import PlainClip
+
+from kdpl.clip import ClipConfig, load_clip
+
+# the models are too small for threads to pay, and several test processes share the machine
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _registered_models():
+    world.register()
+
+
+@pytest.fixture(scope="session")
+def clip_of():
+    """A frozen Clip by the name of its model; the same object for all tests, which do not change it."""
+    loaded = {}
+
+    def get(name):
+        if name not in loaded:
+            loaded[name] = load_clip(ClipConfig(name, world.TAG))
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def plain_of():
+    """The plain implementation of a model by its name."""
+    loaded = {}
+
+    def get(name):
+        if name not in loaded:
+            loaded[name] = PlainClip(world.weights(name), world.CONFIGS[name])
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture
+def images():
+    """Three images, uint8 [3, 3, 32, 32]."""
+    return world.images_of(torch.tensor([0, 1, 2]), seed=5)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from plain import normalized, relative_error
+
+from kdpl.errors import ConfigError
+from kdpl.prompts import VisionPrompts
+from kdpl.prompts.vision import encode_images
+
+
+def noisy_prompts(tower, length, depth, size=1.0):
+    prompts = VisionPrompts(length, depth, tower)
+    draw = torch.Generator().manual_seed(depth)
+    with torch.no_grad():
+        prompts.tokens.copy_(size * torch.randn(prompts.tokens.shape, generator=draw))
+    return prompts
+
+
+@pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 4])
+def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of, images):
+    tower, plain = clip_of(name).image_tower, plain_of(name)
+    prompts = noisy_prompts(tower, length, depth)
+    tokens = prompts.tokens.detach().double().requires_grad_()
+    direction = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+
+    features, expected = prompts(tower, images), plain.image_features(images, tokens)
+    assert relative_error(features, expected) < 1e-5
+    assert relative_error(features, plain.image_features(images)) > 1e-3, "the prompts must matter"
+
+    (features * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for layer in range(depth):
+        assert relative_error(prompts.tokens.grad[layer], tokens.grad[layer]) < 1e-5
+
+
+def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    prompts = noisy_prompts(tower, 4, 2, size=5.0)
+    entered, left = [], []
+
+    def note(block, arguments, output):
+        entered.append(arguments[0])
+        left.append(output)
+
+    hooks = [block.register_forward_hook(note) for block in tower.blocks]
+    prompts(tower, images)
+    for hook in hooks:
+        hook.remove()
+    patches = (32 // 8) ** 2
+    assert [x.shape for x in entered] == [(3, 1 + patches + 4, 48)] * 3
+    assert torch.equal(entered[0][:, -4:], tower.visual.ln_pre(prompts.tokens[0]).expand(3, -1, -1))
+    assert torch.equal(entered[1][:, -4:], prompts.tokens[1].expand(3, -1, -1))
+    assert torch.equal(entered[1][:, :-4], left[0][:, :-4])
+    assert torch.equal(entered[2], left[1]), "from layer J on the tokens flow"
+
+
+def test_prompts_start_as_small_noise(clip_of):
+    torch.manual_seed(0)
+    tokens = VisionPrompts(40, 3, clip_of("test-teacher").image_tower).tokens
+    assert tokens.shape == (3, 40, 48)
+    assert tokens.dtype == torch.float32
+    assert tokens.std().item() == pytest.approx(0.02, rel=0.05)
+    assert abs(tokens.mean().item()) < 0.001
+
+
+def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(clip_of, plain_of):
+    tower, plain = clip_of("test-teacher").image_tower, plain_of("test-teacher")
+    # more images than are taken at once, so that the last batch is smaller
+    pictures = torch.randint(0, 256, (35, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prompts = VisionPrompts(2, 3, tower)
+    noise = prompts.tokens.detach().clone()
+    prompts.init_at_mean_tokens(tower, pictures)
+
+    sums = torch.zeros(3, 48, dtype=torch.float64)
+    for picture in pictures:
+        x = plain.image_tokens(picture)
+        sums[0] += x[1:].mean(dim=0)
+        x = plain.image_norm(x)
+        for layer in (1, 2):
+            x = plain.image_block(x, layer - 1)
+            sums[layer] += x[1:].mean(dim=0)
+    for layer in range(3):
+        for token in range(2):
+            assert relative_error(prompts.tokens[layer, token], sums[layer] / 35 + noise[layer, token]) < 1e-5
+    assert prompts.tokens.requires_grad
+
+
+def test_encoded_images_are_normalised_with_and_without_prompts(clip_of, plain_of, images):
+    tower, plain = clip_of("test-teacher").image_tower, plain_of("test-teacher")
+    prompts = noisy_prompts(tower, 2, 2)
+    with_prompts = plain.image_features(images, prompts.tokens.detach().double())
+    assert relative_error(encode_images(tower, images, prompts), normalized(with_prompts)) < 1e-5
+    assert relative_error(encode_images(tower, images, None), normalized(plain.image_features(images))) < 1e-5
+
+
+@pytest.mark.parametrize(("length", "depth"), [(0, 1), (1, 0), (1, 4), (-1, 2)])
+def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
+    with pytest.raises(ConfigError, match=rf"length {length} and depth {depth} do not fit.*1 to 3"):
+        VisionPrompts(length, depth, clip_of("test-teacher").image_tower)

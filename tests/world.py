@@ -1,0 +1,146 @@
+"""A small world for tests: random CLIPs with sizes that cannot be mixed up, and a domain of a few images."""
+
+from functools import cache
+
+import open_clip
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdpl.clip import register_model
+
+TAG = "noise"
+"""The pretrained tag of every model here."""
+
+
+def _config(vision_width, vision_layers, patch_size, head_width, text_width, text_layers, text_heads, embed_dim):
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": vision_layers,
+            "width": vision_width,
+            "head_width": head_width,
+            "patch_size": patch_size,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": text_width,
+            "heads": text_heads,
+            "layers": text_layers,
+        },
+    }
+
+
+_TEACHER = _config(48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24)
+_STUDENT = _config(32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20)
+
+CONFIGS = {
+    "test-teacher": _TEACHER,
+    "test-teacher-quickgelu": {**_TEACHER, "quick_gelu": True},
+    "test-student": _STUDENT,
+    "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
+}
+"""Model configs by name."""
+
+_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0}
+
+
+@cache
+def weights(name):
+    """The state dict of a model: every parameter is random, none at a value that hides a mistake."""
+    plain_name = name.removesuffix("-quickgelu")
+    draw = torch.Generator().manual_seed(sum(plain_name.encode()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = open_clip.CLIP(**CONFIGS[name]).state_dict()
+    for key, tensor in state.items():
+        noise = torch.randn(tensor.shape, generator=draw)
+        if key == "logit_scale":
+            state[key] = torch.tensor(_LOGIT_SCALES[plain_name]).log()
+        elif "ln_" in key and key.endswith("weight"):
+            state[key] = 1 + 0.2 * noise
+        elif tensor.ndim < 2 or "positional" in key:
+            state[key] = 0.2 * noise
+        elif key == "token_embedding.weight":
+            state[key] = 0.5 * noise
+        else:
+            state[key] = noise / tensor[0].numel() ** 0.5
+    return state
+
+
+def register():
+    """Make the models known."""
+    for name, config in CONFIGS.items():
+        register_model(name, config, {TAG: lambda name=name: weights(name)})
+
+
+NAMES = ("sea_horse", "crab", "blue whale", "squid", "star_fish")
+
+
+def images_of(labels, seed):
+    """One image per label, uint8 [N, 3, 32, 32]: a pattern of the class and noise."""
+    draw = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(len(NAMES), 3, 4, 4, generator=torch.Generator().manual_seed(7)).repeat_interleave(8, 2)
+    patterns = patterns.repeat_interleave(8, 3)
+    noise = torch.rand(len(labels), 3, 32, 32, generator=draw)
+    return ((0.7 * patterns[labels] + 0.3 * noise) * 255).to(torch.uint8)
+
+
+class TinyDomain(LightningDataModule):
+    """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches.
+
+    Args:
+        num_base: Number of base classes, or None.
+        batch_size: Images a batch, of all splits.
+        names: The names of the classes.
+    """
+
+    def __init__(self, num_base=None, batch_size=4, names=NAMES):
+        super().__init__()
+        self.class_names = names
+        self.num_base = num_base
+        self.tuning_class_names = names[:num_base]
+        self.batch_size = batch_size
+        self.labels = torch.arange(12) % len(self.tuning_class_names)
+        self.labeled = images_of(self.labels, seed=1)
+        self.unlabeled = images_of(torch.arange(12) % len(NAMES), seed=2)
+        self.test_labels = torch.arange(11) % len(names)
+        self.test_images = images_of(self.test_labels, seed=3)
+
+    def preview(self, n, image_size):
+        assert image_size == 32
+        return self.unlabeled[:n]
+
+    def _loader(self, *tensors):
+        return DataLoader(TensorDataset(*tensors), batch_size=self.batch_size)
+
+    def train_dataloader(self):
+        if self.trainer.lightning_module.train_split == "labeled":
+            return self._loader(self.labeled, self.labels)
+        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)))
+
+    def val_dataloader(self):
+        return self._loader(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
+
+    test_dataloader = val_dataloader
+
+
+def quiet_trainer(folder, max_epochs=1, **options):
+    """A trainer on the CPU that prints and logs nothing and writes into ``folder``."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return Trainer(accelerator="cpu", devices=1, max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
+
+
+def one_sentence(error):
+    """Whether an error's message is one sentence on one line that says what to do."""
+    text = str(error.value)
+    return "\n" not in text and len(text) > 30 and ": " in text and "Traceback" not in text
