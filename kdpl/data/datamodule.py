@@ -84,8 +84,6 @@ class DomainDataModule(LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        # a small split may leave a process without images to evaluate
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self._options = {"root": root, "unlabeled": unlabeled, "class_names": class_names}
         check_dataset(dataset, **self._options)
         if protocol not in ("all", "base_to_novel"):
@@ -251,6 +249,11 @@ class DomainDataModule(LightningDataModule):
     def _evaluation_loader(
         self, records: Sequence[Record], image_size: int, rank: int, world_size: int
     ) -> DataLoader[Any]:
+        if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
+            raise ConfigError(
+                f"{self.splits.origin} has {len(records)} images to evaluate on for {world_size} processes: "
+                f"set trainer.devices to {len(records)} or fewer."
+            )
         dataset = EvaluationImages(records, self.splits.open_image, image_size)
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)

@@ -329,6 +329,12 @@ def test_two_processes_through_lightning_see_what_one_does(folder):
     assert shared == [sorted(indices.tolist()) for _, indices in alone]
 
 
+def test_fewer_test_images_than_processes_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"has 15 images to evaluate on for 16 processes: set trainer\.devices to 15"):
+        in_folder(folder).test_dataloader_for(8, rank=0, world_size=16)
+    assert len(in_folder(folder).test_dataloader_for(8, rank=14, world_size=15)) == 1
+
+
 def test_sharding_by_lightning_on_top_is_refused(folder):
     datamodule = in_folder(folder)
     datamodule.trainer = trainer(folder, devices=2, strategy="ddp", use_distributed_sampler=True)

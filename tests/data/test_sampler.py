@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -60,6 +61,7 @@ def test_images_per_process_and_epoch(num_images, batch_size, world_size, expect
 def test_single_short_batch_is_kept_whole(world_size):
     (batch,) = merged(7, 8, world_size)
     assert set(batch) == set(range(7))
+    assert max(Counter(batch).values()) <= 2
 
 
 def test_order_is_a_shuffle_drawn_from_seed_and_epoch_alone():
