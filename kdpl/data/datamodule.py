@@ -163,17 +163,17 @@ class DomainDataModule(LightningDataModule):
             ConfigError: If the trainer would shard the batches a second time.
             DataError: If the dataset is missing or damaged, or lacks the images that the stage needs.
         """
-        splits = self.splits
+        _ = self.splits  # reads the dataset
         if self.trainer is None:
             return
         self._refuse_second_sharding()
         # here rather than with the first batch: nothing has been written yet
         if stage == "fit" and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
             self._labeled_records()
-        if stage == "test" and not splits.test:
-            raise DataError(f"{splits.origin} has no test split: add one, or do not ask for a test.")
-        if stage == "validate" and not splits.val:
-            raise DataError(f"{splits.origin} has no val split: add one, or do not ask for a validation.")
+        if stage == "test":
+            self._evaluation_records("test")
+        if stage == "validate":
+            self._evaluation_records("val")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
@@ -219,14 +219,11 @@ class DomainDataModule(LightningDataModule):
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        val = few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)[1]
-        return self._evaluation_loader(val, image_size, rank, world_size)
+        return self._evaluation_loader("val", image_size, rank, world_size)
 
     def test_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        if not self.splits.test:
-            raise DataError(f"{self.splits.origin} has no test split: add one, or do not ask for a test.")
-        return self._evaluation_loader(self.splits.test, image_size, rank, world_size)
+        return self._evaluation_loader("test", image_size, rank, world_size)
 
     def _labeled_records(self) -> list[Record]:
         # the sample comes before the base subset, so that base classes get the same images under either protocol
@@ -246,12 +243,21 @@ class DomainDataModule(LightningDataModule):
             raise DataError(f"{self.splits.origin} has no images to distil on: add some.")
         return sources
 
+    def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
+        records = self.splits.val if split == "val" else self.splits.test
+        if not records:
+            raise DataError(f"{self.splits.origin} has no {split} split: add one, or do not ask for its accuracy.")
+        if split == "test":
+            return records
+        return few_shot(self.splits.train, records, self.shots, self.val_shots, self.seed)[1]
+
     def _evaluation_loader(
-        self, records: Sequence[Record], image_size: int, rank: int, world_size: int
+        self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
     ) -> DataLoader[Any]:
+        records = self._evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             raise ConfigError(
-                f"{self.splits.origin} has {len(records)} images to evaluate on for {world_size} processes: "
+                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes: "
                 f"set trainer.devices to {len(records)} or fewer."
             )
         dataset = EvaluationImages(records, self.splits.open_image, image_size)

@@ -272,12 +272,15 @@ def test_validation_is_skipped_where_there_is_no_such_split(folder):
         trainer(folder).validate(probe, datamodule=in_folder(folder))
 
 
-def test_test_without_a_test_split_is_refused(folder):
+def test_evaluation_of_a_split_that_is_not_there_is_refused(folder):
     (folder / "data/test").rename(folder / "data/later")
     with pytest.raises(DataError, match=r"^dataset folder .*data has no test split: [^\n]*\.$"):
         trainer(folder).test(Probe(), datamodule=in_folder(folder))
     with pytest.raises(DataError, match="no test split"):
         in_folder(folder).test_dataloader_for(8)
+    (folder / "data/val").rename(folder / "data/later too")
+    with pytest.raises(DataError, match="no val split"):
+        in_folder(folder).val_dataloader_for(8)
 
 
 def test_unreadable_image_ends_a_fit_with_one_sentence(folder):
@@ -330,7 +333,7 @@ def test_two_processes_through_lightning_see_what_one_does(folder):
 
 
 def test_fewer_test_images_than_processes_are_refused(folder):
-    with pytest.raises(ConfigError, match=r"has 15 images to evaluate on for 16 processes: set trainer\.devices to 15"):
+    with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
         in_folder(folder).test_dataloader_for(8, rank=0, world_size=16)
     assert len(in_folder(folder).test_dataloader_for(8, rank=14, world_size=15)) == 1
 
@@ -439,6 +442,6 @@ def test_reading_happens_once(folder, monkeypatch):
 
 def test_data_knows_nothing_of_models():
     models = ("open_clip", "kdpl.clip", "kdpl.teacher", "kdpl.student")
-    code = f"import sys, kdpl.data; print([name for name in sys.modules if name.startswith({models})])"
+    code = f"import sys, kdpl.data.datamodule; print([name for name in sys.modules if name.startswith({models})])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"
