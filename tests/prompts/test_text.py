@@ -1,0 +1,198 @@
+import pytest
+import torch
+import world
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from plain import normalized, prompt_text, relative_error, token_ids
+
+from kdpl.clip import PROMPTSRC_TEMPLATES
+from kdpl.errors import ConfigError
+from kdpl.prompts import TextPrompts
+from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
+
+WORDS = "a photo of a"
+
+
+def noisy_prompts(clip, depth, words=WORDS, length=4):
+    prompts = TextPrompts(length, depth, words, clip.text_tower, clip.tokenize)
+    draw = torch.Generator().manual_seed(depth)
+    with torch.no_grad():
+        prompts.context += 0.5 * torch.randn(prompts.context.shape, generator=draw)
+        prompts.deep.copy_(torch.randn(prompts.deep.shape, generator=draw))
+    return prompts
+
+
+def all_layers(prompts):
+    """All prompts as one leaf, float64 [J, n, W]."""
+    return torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
+
+
+@pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, clip_of, plain_of):
+    clip, plain = clip_of(name), plain_of(name)
+    prompts = noisy_prompts(clip, depth)
+    ids = clip.tokenize([prompt_text(WORDS, n) for n in world.NAMES])
+    layers = all_layers(prompts)
+    texts = [prompt_text(WORDS, n) for n in world.NAMES]
+    direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
+
+    features, expected = prompts(clip.text_tower, ids), plain.text_features(texts, layers)
+    assert relative_error(features, expected) < 1e-5
+    assert relative_error(features, plain.text_features(texts)) > 1e-3, "the prompts must matter"
+
+    (features * direction).sum().backward()
+    (expected * direction).sum().backward()
+    assert relative_error(prompts.context.grad, layers.grad[0]) < 1e-5
+    for layer in range(1, depth):
+        assert relative_error(prompts.deep.grad[layer - 1], layers.grad[layer]) < 1e-5
+
+
+def test_without_training_the_context_is_the_words_themselves(clip_of, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
+    texts = prompt_texts(WORDS, 4, world.NAMES)
+    expected = plain.text_features(["a photo of a sea horse.", "a photo of a crab.", "a photo of a blue whale."])
+    assert relative_error(prompts(clip.text_tower, clip.tokenize(texts))[:3], expected) < 1e-5
+    embeddings = world.weights("test-teacher")["token_embedding.weight"]
+    assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:5]])
+
+
+def test_a_learnt_context_stands_in_for_any_words(clip_of):
+    clip = clip_of("test-teacher")
+    prompts = noisy_prompts(clip, 3)
+    ids = [clip.tokenize(prompt_texts(words, 4, ["crab"])) for words in (WORDS, None)]
+    assert not torch.equal(*ids)
+    assert torch.equal(prompts(clip.text_tower, ids[0]), prompts(clip.text_tower, ids[1]))
+
+
+def test_positions_that_do_not_hold_prompts_flow_from_layer_to_layer(clip_of):
+    clip = clip_of("test-teacher")
+    prompts = noisy_prompts(clip, 2, words=None, length=3)
+    entered, left = [], []
+
+    def note(block, arguments, output):
+        entered.append(arguments[0])
+        left.append(output)
+
+    hooks = [block.register_forward_hook(note) for block in clip.text_tower.blocks]
+    ids = clip.tokenize(prompt_texts(None, 3, world.NAMES))
+    prompts(clip.text_tower, ids)
+    for hook in hooks:
+        hook.remove()
+    positions = clip.text_tower.positional_embedding
+    assert [x.shape for x in entered] == [(5, 77, 40)] * 4
+    assert torch.equal(entered[0][:, 1:4], (prompts.context + positions[1:4]).expand(5, -1, -1))
+    assert torch.equal(entered[0][:, 4:], clip.text_tower.token_embedding(ids)[:, 4:] + positions[4:])
+    assert torch.equal(entered[1][:, 1:4], prompts.deep[0].expand(5, -1, -1)), "deep prompts enter raw"
+    assert torch.equal(entered[1][:, 4:], left[0][:, 4:])
+    assert torch.equal(entered[1][:, 0], left[0][:, 0])
+    assert torch.equal(entered[2], left[1]), "from layer J on the tokens flow"
+
+
+def test_what_stands_after_the_end_of_text_does_not_matter(clip_of):
+    clip = clip_of("test-teacher")
+    prompts = noisy_prompts(clip, 4)
+    ids = clip.tokenize(prompt_texts(WORDS, 4, ["crab"]))
+    changed = ids.clone()
+    changed[0, ids.argmax() + 1 :] = 11
+    assert relative_error(prompts(clip.text_tower, changed), prompts(clip.text_tower, ids)) < 1e-6
+
+
+def test_noise_starts_context_and_deep_prompts_small(clip_of):
+    clip = clip_of("test-teacher")
+    torch.manual_seed(0)
+    prompts = TextPrompts(40, 4, None, clip.text_tower, clip.tokenize)
+    assert prompts.context.shape == (40, 40)
+    assert prompts.deep.shape == (3, 40, 40)
+    for tokens in (prompts.context, prompts.deep):
+        assert tokens.dtype == torch.float32
+        assert tokens.std().item() == pytest.approx(0.02, rel=0.05)
+        assert abs(tokens.mean().item()) < 0.002
+
+
+def test_training_the_context_leaves_the_towers_embeddings_alone(clip_of):
+    clip = clip_of("test-teacher")
+    before = clip.text_tower.token_embedding.weight.clone()
+    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
+    with torch.no_grad():
+        prompts.context += 1
+    assert torch.equal(clip.text_tower.token_embedding.weight, before)
+
+
+def test_with_one_layer_no_parameter_waits_for_a_gradient_that_never_comes(clip_of):
+    clip = clip_of("test-teacher")
+    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
+    prompts(clip.text_tower, clip.tokenize(["a photo of a crab."])).sum().backward()
+    assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
+
+
+def test_texts_have_words_name_and_full_stop_and_spaces_for_underscores():
+    assert prompt_texts(WORDS, 4, ["sea_horse", "crab"]) == ["a photo of a sea horse.", "a photo of a crab."]
+    assert prompt_texts(None, 3, ["sea_horse"]) == ["X X X sea horse."]
+
+
+def test_token_ids_are_start_words_name_full_stop_end_padding(clip_of):
+    clip = clip_of("test-teacher")
+    ids = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["sea_horse"]), clip.text_tower)
+    assert ids.shape == (1, 77)
+    assert torch.equal(ids[0], token_ids("a photo of a sea horse."))
+    assert ids[0, 0] == 49406
+    assert ids[0, 7:10].tolist() == [token_ids(".")[1], 49407, 0]
+
+
+def test_a_name_that_would_be_cut_off_is_refused(clip_of):
+    clip = clip_of("test-teacher")
+    fits = prompt_texts(WORDS, 4, ["crab " * 69])
+    assert tokenize_prompts(clip.tokenize, fits, clip.text_tower).argmax() == 75
+    with pytest.raises(ConfigError, match=r"'a photo of a crab crab .*all 77 tokens.*shorten the class name") as error:
+        tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
+    assert world.one_sentence(error)
+
+
+def test_encoded_prompts_are_normalised_with_and_without_learnt_ones(clip_of, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    texts = prompt_texts(WORDS, 4, world.NAMES)
+    ids, prompts = clip.tokenize(texts), noisy_prompts(clip, 2)
+    tuned = normalized(plain.text_features(texts, all_layers(prompts)))
+    assert relative_error(encode_prompts(clip.text_tower, ids, prompts), tuned) < 1e-5
+    assert relative_error(encode_prompts(clip.text_tower, ids, None), normalized(plain.text_features(texts))) < 1e-5
+
+
+def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    names = world.NAMES[:2]
+    features = ensemble_features(clip.text_tower, clip.tokenize, names, PROMPTSRC_TEMPLATES)
+    assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES[:60])) < 1e-5
+    assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES)) > 1e-3
+    each_normalised = [
+        normalized(plain.text_features([t(n.replace("_", " ")) for t in PROMPTSRC_TEMPLATES])).mean(dim=0)
+        for n in names
+    ]
+    assert relative_error(features, normalized(torch.stack(each_normalised))) > 1e-4, "the order must matter here"
+    assert not features.requires_grad
+
+
+def test_the_templates_are_the_first_sixty():
+    assert len(PROMPTSRC_TEMPLATES) == 60
+    assert [t("crab") for t in PROMPTSRC_TEMPLATES] == [t("crab") for t in OPENAI_IMAGENET_TEMPLATES[:60]]
+
+
+def test_an_ensemble_without_templates_is_refused(clip_of):
+    clip = clip_of("test-teacher")
+    with pytest.raises(ConfigError, match="at least one prompt template"):
+        ensemble_features(clip.text_tower, clip.tokenize, ["crab"], [])
+
+
+@pytest.mark.parametrize(("length", "depth"), [(0, 1), (4, 0), (4, 5)])
+def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
+    clip = clip_of("test-teacher")
+    with pytest.raises(ConfigError, match=rf"length {length} and depth {depth} do not fit.*1 to 4"):
+        TextPrompts(length, depth, None, clip.text_tower, clip.tokenize)
+
+
+@pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0), ("a photo of a nice", 5)])
+def test_words_of_another_length_than_the_prompts_are_refused(words, tokens, clip_of):
+    clip = clip_of("test-teacher")
+    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens but the text prompts have length 4") as error:
+        TextPrompts(4, 2, words, clip.text_tower, clip.tokenize)
+    assert world.one_sentence(error)

@@ -1,0 +1,67 @@
+import math
+
+import plain
+import pytest
+import torch
+
+from kdpl.losses import distillation_kl, feature_l1, zero_shot_kl
+
+
+def logits(seed, rows=5, columns=7):
+    return 3 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def leaf(tensor):
+    return tensor.clone().requires_grad_(), tensor.double().requires_grad_()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
+def test_distillation_and_its_gradient_are_the_plain_sum_over_images_and_classes(temperature):
+    student, exact = leaf(logits(1))
+    loss = distillation_kl(student, logits(2), temperature)
+    expected = plain.distillation(exact, logits(2).double(), weight=1, temperature=temperature)
+    assert plain.relative_error(loss, expected) < 1e-5
+    loss.backward()
+    expected.backward()
+    assert plain.relative_error(student.grad, exact.grad) < 1e-5
+
+
+def test_distillation_by_hand():
+    # p_t = (3/4, 1/4), p_s = (1/2, 1/2): KL = 3/4 log 3/2 + 1/4 log 1/2, over one image and two classes
+    teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    by_hand = (0.75 * math.log(1.5) - 0.25 * math.log(2)) / 2
+    assert distillation_kl(student, teacher).item() == pytest.approx(by_hand, rel=1e-6)
+    # logits twice as large at τ = 2 are the same probabilities; τ² = 4
+    assert distillation_kl(student, 2 * teacher, temperature=2).item() == pytest.approx(4 * by_hand, rel=1e-6)
+
+
+def test_distillation_stops_at_the_teacher_that_it_equals():
+    assert distillation_kl(logits(1) + 5, logits(1)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_stays_finite_where_the_teacher_is_certain():
+    certain = torch.tensor([[1000.0, 0.0, 0.0]])
+    student = torch.zeros(1, 3, requires_grad=True)
+    loss = distillation_kl(student, certain)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3) / 3)
+    assert student.grad.isfinite().all()
+
+
+def test_zero_shot_kl_and_its_gradient_pull_towards_the_zero_shot_predictions():
+    tuned, exact = leaf(logits(3))
+    loss = zero_shot_kl(tuned, logits(4))
+    expected = plain.kl(logits(4).double(), exact)
+    assert plain.relative_error(loss, expected) < 1e-5
+    assert plain.relative_error(loss, plain.kl(exact, logits(4).double())) > 1e-2, "the direction must matter here"
+    loss.backward()
+    expected.backward()
+    assert plain.relative_error(tuned.grad, exact.grad) < 1e-5
+
+
+def test_feature_l1_is_the_mean_over_all_entries():
+    features, frozen = (
+        torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]]),
+        torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]),
+    )
+    assert feature_l1(features, frozen).item() == pytest.approx(2.0 / 6)

@@ -1,0 +1,88 @@
+import plain
+import pytest
+import torch
+import world
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdpl.optim import OptimConfig, build_optimizer, learning_rate
+
+# by hand from lr/2 · (1 + cos(π (e − 1) / 20)) with lr 0.005
+TABLE = {0: 1e-5, 1: 0.005, 2: 0.0049692, 3: 0.0048776, 11: 0.0025, 19: 0.00012236}
+
+
+@pytest.mark.parametrize(("epoch", "rate"), TABLE.items())
+def test_learning_rate_of_the_published_schedule(epoch, rate):
+    assert learning_rate(epoch, 20, 0.005, 1e-5) == pytest.approx(rate, rel=1e-4)
+
+
+def test_learning_rate_is_the_plain_formula_in_every_epoch():
+    rates = [learning_rate(e, 20, 0.0025, 1e-5) for e in range(20)]
+    assert rates == pytest.approx([plain.learning_rate(e, 20, 0.0025) for e in range(20)], rel=1e-12)
+
+
+class Quadratic(LightningModule):
+    """Two parameters of which one is frozen, trained three steps an epoch; notes the rate of each step."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.trained = nn.Parameter(torch.tensor([1.0, -2.0]))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.rates = []
+
+    def configure_optimizers(self):
+        return build_optimizer(self.parameters(), self.config, self.trainer.max_epochs)
+
+    def training_step(self, batch):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return (batch[0].mean() * self.trained**2).sum()
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.tensor([1.0, 2.0, 3.0])))
+
+
+def test_a_fit_steps_the_schedule_once_an_epoch(tmp_path):
+    module = Quadratic(OptimConfig())
+    world.quiet_trainer(tmp_path, max_epochs=20).fit(module)
+    assert len(module.rates) == 60
+    for epoch in range(20):
+        assert len(set(module.rates[3 * epoch : 3 * epoch + 3])) == 1
+    for epoch, rate in TABLE.items():
+        assert module.rates[3 * epoch] == pytest.approx(rate, rel=1e-4)
+
+
+def test_sgd_is_the_plain_one_with_momentum_and_weight_decay(tmp_path):
+    module = Quadratic(OptimConfig(lr=0.05))
+    exact = module.trained.detach().double().requires_grad_()
+    world.quiet_trainer(tmp_path, max_epochs=4).fit(module)
+    optimizer = plain.PlainSGD([exact], momentum=0.9, weight_decay=5e-4)
+    for epoch in range(4):
+        for factor in (1.0, 2.0, 3.0):
+            optimizer.step((factor * exact**2).sum(), plain.learning_rate(epoch, 4, 0.05))
+    assert plain.relative_error(module.trained, exact) < 1e-5
+    assert torch.equal(module.frozen, torch.ones(2))
+
+
+def test_the_published_defaults():
+    built = build_optimizer([nn.Parameter(torch.zeros(1))], OptimConfig(), 20)["optimizer"]
+    assert isinstance(built, torch.optim.SGD)
+    group = built.param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["dampening"], group["nesterov"]) == (0.9, 5e-4, 0, False)
+
+
+def test_adamw_has_the_same_schedule_and_sees_trained_parameters_alone():
+    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    config = OptimConfig(optimizer="adamw", lr=0.001, weight_decay=0.01)
+    built = build_optimizer([nn.Parameter(torch.zeros(2)), frozen], config, 10)
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [p.numel() for p in optimizer.param_groups[0]["params"]] == [2]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([plain.learning_rate(e, 10, 0.001) for e in range(10)], rel=1e-9)
