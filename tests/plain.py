@@ -172,9 +172,8 @@ def distillation(student_logits, teacher_logits, weight, temperature):
     return weight * temperature**2 * kl(teacher_logits / temperature, student_logits / temperature)
 
 
-def promptsrc(clip, images, labels, names, words, vision_prompts, text_prompts, templates, weights=(25.0, 10.0, 1.0)):
-    """The four terms of PromptSRC's loss, by name."""
-    frozen_text = clip.ensemble(names, templates)
+def promptsrc(clip, images, labels, names, words, vision_prompts, text_prompts, frozen_text, weights=(25.0, 10.0, 1.0)):
+    """The four terms of PromptSRC's loss, by name; ``frozen_text`` is the ensemble of the names, [C, D]."""
     frozen_image = normalized(clip.image_features(images))
     texts = [prompt_text(words, name) for name in names]
     text = normalized(clip.text_features(texts, text_prompts))

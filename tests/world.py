@@ -144,3 +144,17 @@ def one_sentence(error):
     """Whether an error's message is one sentence on one line that says what to do."""
     text = str(error.value)
     return "\n" not in text and len(text) > 30 and ": " in text and "Traceback" not in text
+
+
+def assert_plain_values(value):
+    """Refuse anything in a checkpoint that is not a tensor, a number, a string or a plain container of these."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            assert type(key) in (str, int), key
+            assert_plain_values(item)
+    elif isinstance(value, list | tuple):
+        assert type(value) in (list, tuple), type(value)
+        for item in value:
+            assert_plain_values(item)
+    else:
+        assert value is None or type(value) in (torch.Tensor, int, float, str, bool), type(value)

@@ -15,7 +15,9 @@ from kdpl.errors import ConfigError
 
 
 class TestWeights:
-    @pytest.mark.parametrize(("epochs", "mean", "std"), [(20, 15, 1), (20, 6, 10), (50, 30, 30), (50, 45, 5), (1, 1, 1)])
+    @pytest.mark.parametrize(
+        ("epochs", "mean", "std"), [(20, 15, 1), (20, 6, 10), (50, 30, 30), (50, 45, 5), (1, 1, 1)]
+    )
     def test_they_are_the_normal_density_and_sum_to_one(self, epochs, mean, std):
         weights = gaussian_weights(epochs, mean, std)
         density = torch.distributions.Normal(torch.tensor(mean).double(), torch.tensor(std).double())
@@ -67,7 +69,7 @@ class Record(Callback):
     def __init__(self):
         self.epochs = {}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module, *_):
         self.epochs[trainer.current_epoch] = {k: p.detach().clone() for k, p in pl_module.named_parameters()}
 
 
@@ -99,7 +101,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_prompts(cut, tmp_path):
     world.quiet_trainer(tmp_path, 4, callbacks=[GaussianPromptAveraging(3, 2)]).fit(whole)
 
     class Stop(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
+        def on_train_epoch_end(self, trainer, _):
             trainer.should_stop = trainer.current_epoch == cut - 1
 
     saved = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
