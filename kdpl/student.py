@@ -136,6 +136,11 @@ class StudentDistillation(EvaluatedModule):
                 f"the weights {source.pretrained!r} of {source.model} are not those that the teacher was tuned on: "
                 "restore them, or run stage 1 again"
             )
+        if vectors.vectors.shape[1] != teacher.image_tower.embed_dim:
+            raise ArtifactError(
+                f"the class vectors {self.class_vectors_path} have width {vectors.vectors.shape[1]}, the embedding of "
+                f"their teacher {source.model} has {teacher.image_tower.embed_dim}: run stage 1 again"
+            )
         if teacher.preprocessing.image_size != self.image_size:
             raise ConfigError(
                 f"the teacher {source.model} takes images of {teacher.preprocessing.image_size} pixels and the student "
@@ -200,7 +205,9 @@ class StudentDistillation(EvaluatedModule):
         saved = checkpoint.get(_CHECKPOINT_KEY)
         state = checkpoint.get("state_dict", {})
         if saved is None or _VECTORS_KEY not in state:
-            raise ArtifactError("the checkpoint is not one of a student: give a checkpoint of a StudentDistillation run")
+            raise ArtifactError(
+                "the checkpoint is not one of a student: give a checkpoint of a StudentDistillation run"
+            )
         if saved["student"] != self.clip.fingerprint:
             raise WeightsError(
                 f"the checkpoint was made on other weights than {self.clip.pretrained!r} of {self.clip.model}: "
