@@ -7,7 +7,11 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdpl.clip import register_model
+from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipConfig, load_clip, register_model
+from kdpl.prompts.tuned import FILE as PROMPTS_FILE
+from kdpl.prompts.tuned import TunedPrompts
 
 TAG = "noise"
 """The pretrained tag of every model here."""
@@ -85,7 +89,7 @@ def images_of(labels, seed):
     patterns = torch.rand(len(NAMES), 3, 4, 4, generator=torch.Generator().manual_seed(7)).repeat_interleave(8, 2)
     patterns = patterns.repeat_interleave(8, 3)
     noise = torch.rand(len(labels), 3, 32, 32, generator=draw)
-    return ((0.7 * patterns[labels] + 0.3 * noise) * 255).to(torch.uint8)
+    return ((0.7 * patterns[labels % len(NAMES)] + 0.3 * noise) * 255).to(torch.uint8)
 
 
 class TinyDomain(LightningDataModule):
@@ -138,6 +142,35 @@ def quiet_trainer(folder, max_epochs=1, **options):
         "limit_val_batches": 0,
     }
     return Trainer(accelerator="cpu", devices=1, max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
+
+
+def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **changes):
+    """Class vectors that nothing was tuned for: random directions, tied to a model and to prompts."""
+    clip = load_clip(ClipConfig(model, TAG))
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim, generator=draw)
+    fields = {
+        "vectors": torch.nn.functional.normalize(vectors, dim=-1),
+        "class_names": NAMES,
+        "num_base": 3,
+        "clip": clip.identity,
+        "logit_scale": clip.logit_scale,
+        "context": "a photo of a",
+        "preprocessing": clip.preprocessing,
+        "teacher": TunedPrompts.of(prompts or {}, clip.identity.fingerprint).teacher,
+    }
+    return ClassVectors(**{**fields, **changes})
+
+
+def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **changes):
+    """Write what stage 1 leaves in a run folder, with random prompts; gives the class vectors and visual prompts."""
+    draw = torch.Generator().manual_seed(seed)
+    width = CONFIGS[model]["vision_cfg"]["width"]
+    prompts = {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
+    vectors = frozen_vectors(model, prompts, seed, **changes)
+    TunedPrompts.of(prompts, vectors.clip.fingerprint).save(folder / PROMPTS_FILE)
+    vectors.save(folder / CLASS_VECTORS_FILE)
+    return vectors, prompts.get("vision_prompts.tokens")
 
 
 def one_sentence(error):
