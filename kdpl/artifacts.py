@@ -29,12 +29,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         temporary = Path(scratch) / path.name
         yield temporary
+        # safetensors 0.8 makes files that their owner alone may read: give them the mode of any other new file
+        example = Path(scratch) / "example"
+        example.touch()
+        for written in (temporary, *temporary.rglob("*")):
+            if written.is_file():
+                written.chmod(example.stat().st_mode)
         if path.is_dir():
             path.rename(Path(scratch) / "replaced")
         os.replace(temporary, path)
 
 
-def write_tensors(path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
+) -> None:
     """Write tensors and JSON fields as one safetensors file, atomically.
 
     Args:
