@@ -1,7 +1,6 @@
 """Reading and writing kdpl's own artifacts: safetensors with a JSON header, whole or not there at all."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 written.chmod(example.stat().st_mode)
         if path.is_dir():
             path.rename(Path(scratch) / "replaced")
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def write_tensors(

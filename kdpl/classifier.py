@@ -152,7 +152,9 @@ class Classifier(nn.Module):
         except Exception as error:  # json, safetensors and the disk each raise their own
             raise ArtifactError(f"the classifier {folder} is damaged ({error}): {_REMEDY}") from error
         if kind != KIND or version != VERSION:
-            raise ArtifactError(f"{folder} holds {kind!r} version {version}, expected {KIND!r} version {VERSION}: {_REMEDY}")
+            raise ArtifactError(
+                f"{folder} holds {kind!r} version {version}, expected {KIND!r} version {VERSION}: {_REMEDY}"
+            )
         try:
             vectors = ClassVectors.from_fields(tensors.pop("class_vectors"), config["class_vectors"], str(folder))
             tower = build_image_tower(config["image_config"], Preprocessing.from_fields(config["preprocessing"]))
@@ -160,12 +162,12 @@ class Classifier(nn.Module):
             tower.visual.load_state_dict(_part(tensors, "tower."))
             encoder.load_state_dict(_part(tensors, "encoder."))
             return cls(encoder, vectors, float(config["logit_scale"]), ClipIdentity(**config["clip"]))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except ArtifactError:
+            raise
+        except Exception as error:  # whatever garbled settings make torch, open_clip or kdpl raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(f"the classifier {folder} is damaged ({reason}): {_REMEDY}") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
