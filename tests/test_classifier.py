@@ -1,0 +1,269 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import world
+from PIL import Image
+from plain import PlainProjector, normalized, relative_error
+from safetensors.torch import load_file, save_file
+
+from kdpl.classifier import Classifier
+from kdpl.clip import ClipConfig
+from kdpl.errors import ArtifactError, DataError
+from kdpl.student import StudentDistillation
+from kdpl.student_encoder import StudentEncoder
+from kdpl.teacher import PromptConfig
+
+
+def make_classifier(clip, depth=3, vectors=None):
+    torch.manual_seed(0)
+    encoder = StudentEncoder(clip.image_tower, 2, depth, 24)
+    encoder.train()
+    # statistics and affine parameters of the batch norm that are not those of a new one
+    for _ in range(3):
+        encoder.projector(torch.randn(16, 20) + 1)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return Classifier(encoder, vectors or world.frozen_vectors(), 17.0, clip.identity)
+
+
+@pytest.fixture(scope="module")
+def classifier(clip_of):
+    return make_classifier(clip_of("test-student"))
+
+
+@pytest.fixture
+def folder(classifier, tmp_path):
+    classifier.save(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+@pytest.mark.parametrize("name", ["test-student", "test-student-quickgelu"])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, clip_of, plain_of, images, tmp_path):
+    classifier, plain = make_classifier(clip_of(name), depth), plain_of(name)
+    encoder = classifier.encoder
+    prompts = None if encoder.prompts is None else encoder.prompts.tokens.detach().double()
+    projector = PlainProjector(encoder.projector.state_dict())
+    features = normalized(projector(plain.image_features(images, prompts), training=False))
+    expected = 17 * features @ classifier.vectors.vectors.double().T
+    assert relative_error(classifier(images), expected) < 1e-5
+    classifier.save(tmp_path / "c")
+    assert relative_error(Classifier.load(tmp_path / "c")(images), expected) < 1e-5
+
+
+def test_logits_are_those_of_the_student_that_it_was_made_of(tmp_path):
+    world.write_teacher(tmp_path)
+    config = ClipConfig("test-student", world.TAG)
+    student = StudentDistillation(config, str(tmp_path), vision_prompts=PromptConfig(2, 3))
+    domain = world.TinyDomain(num_base=3)
+    world.quiet_trainer(tmp_path, 2).fit(student, datamodule=domain)
+    student.eval()
+    expected = student.class_logits(domain.test_images)
+    loaded = Classifier.load(tmp_path / "classifier")
+    assert relative_error(loaded(domain.test_images), expected) < 1e-5
+    assert relative_error(student.classifier()(domain.test_images), expected) < 1e-5
+    assert loaded.class_names == world.NAMES
+    assert loaded.clip == student.clip
+    assert loaded.preprocessing == student.preprocessing
+
+
+def test_a_round_trip_keeps_everything(classifier, folder):
+    read = Classifier.load(folder)
+    state, expected = read.state_dict(), classifier.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[k], v) for k, v in expected.items())
+    tower, original = read.encoder.tower.module.visual.state_dict(), world.weights("test-student")
+    assert all(torch.equal(v, original[f"visual.{k}"]) for k, v in tower.items())
+    assert read.vectors.fields() == classifier.vectors.fields()
+    assert (read.logit_scale, read.clip, read.preprocessing) == (17.0, classifier.clip, classifier.preprocessing)
+    assert not [m for m in read.modules() if m.training]
+
+
+def test_saving_again_replaces_the_folder(classifier, folder):
+    (folder / "stray.txt").touch()
+    classifier.save(str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["classifier.json", "model.safetensors"]
+
+
+def test_it_loads_alone_without_lightning_registry_and_network(classifier, folder, images, tmp_path):
+    moved = tmp_path / "elsewhere" / "c"
+    shutil.copytree(folder, moved)
+    torch.save((images, classifier(images)), tmp_path / "expected.pt")
+    program = f"""
+import sys
+def forbid(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise AssertionError(f"{{event}} {{arguments}}")
+sys.addaudithook(forbid)
+import torch
+torch.set_num_threads(1)
+from kdpl import Classifier
+classifier = Classifier.load({str(moved)!r})
+images, expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+assert torch.allclose(classifier(images), expected, rtol=1e-5, atol=1e-5)
+assert classifier.predict(list(images))[0][0].class_name in classifier.class_names
+loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("lightning", "pytorch_lightning"))
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-W", "error::UserWarning:kdpl", "-c", program], check=True, cwd=tmp_path)
+
+
+class TestPredict:
+    @pytest.fixture
+    def pictures(self, tmp_path):
+        """Images of several sizes as PIL images, and their PNG files."""
+        draw = np.random.RandomState(0)
+        sizes = [(32, 32), (50, 40), (20, 33), (64, 32), (32, 31)]
+        pictures = [Image.fromarray(draw.randint(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+        paths = [tmp_path / f"{i}.png" for i in range(len(pictures))]
+        for picture, path in zip(pictures, paths, strict=True):
+            picture.save(path)
+        return pictures, paths
+
+    def test_paths_pictures_and_tensors_are_the_same_images(self, classifier, pictures):
+        pil, paths = pictures
+        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pil]
+        expected = classifier.predict(pil, top_k=5)
+        assert classifier.predict(paths, top_k=5) == expected
+        assert classifier.predict([str(p) for p in paths], top_k=5) == expected
+        assert classifier.predict(tensors, top_k=5) == expected
+        assert classifier.predict([paths[0], pil[1], tensors[2], str(paths[3]), pil[4]], top_k=5) == expected
+
+    def test_probabilities_are_the_softmax_over_all_classes_highest_first(self, classifier, pictures):
+        square = pictures[0][0]
+        guesses = classifier.predict([square], top_k=5)[0]
+        logits = classifier(torch.from_numpy(np.array(square)).permute(2, 0, 1)[None])[0].detach().double()
+        probabilities = (logits.exp() / logits.exp().sum()).tolist()
+        order = sorted(range(5), key=lambda i: -probabilities[i])
+        assert [g.class_name for g in guesses] == [world.NAMES[i] for i in order]
+        assert [g.probability for g in guesses] == pytest.approx([probabilities[i] for i in order], rel=1e-5)
+        assert sum(g.probability for g in guesses) == pytest.approx(1)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 64])
+    def test_the_batch_size_does_not_matter(self, batch_size, classifier, pictures):
+        expected = classifier.predict(pictures[0], top_k=2, batch_size=3)
+        rows = classifier.predict(pictures[0], top_k=2, batch_size=batch_size)
+        assert [[g.class_name for g in row] for row in rows] == [[g.class_name for g in row] for row in expected]
+        got, wanted = ([g.probability for row in table for g in row] for table in (rows, expected))
+        assert got == pytest.approx(wanted, rel=1e-4)
+
+    def test_more_guesses_than_classes_are_all_classes(self, classifier, pictures):
+        assert len(classifier.predict(pictures[0][:1], top_k=100)[0]) == 5
+
+    def test_the_number_of_guesses_defaults_to_one_and_no_images_give_no_rows(self, classifier, pictures):
+        assert [len(row) for row in classifier.predict(iter(pictures[0]))] == [1] * 5
+        assert classifier.predict([]) == []
+
+    def test_grey_and_transparent_pictures_are_read_as_rgb(self, classifier):
+        grey = Image.new("L", (32, 32), 77)
+        expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
+        assert classifier.predict([grey]) == expected
+        assert classifier.predict([grey.convert("RGBA")]) == expected
+
+    def test_an_unreadable_image_is_named(self, classifier, tmp_path):
+        (tmp_path / "broken.png").write_bytes(b"no image")
+        for name in ("broken.png", "missing.png"):
+            with pytest.raises(DataError, match=name) as error:
+                classifier.predict([tmp_path / name])
+            assert world.one_sentence(error)
+
+
+class TestRefusals:
+    def refused(self, folder, match):
+        with pytest.raises(ArtifactError, match=match) as error:
+            Classifier.load(folder)
+        assert world.one_sentence(error)
+        assert str(folder) in str(error.value)
+
+    def change(self, folder, **fields):
+        path = folder / "classifier.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, **fields}))
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        self.refused(
+            tmp_path / "nowhere", r"nowhere is not a classifier, because it has no classifier\.json.*student's run"
+        )
+
+    @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
+    def test_a_folder_without_one_of_its_files(self, name, folder):
+        (folder / name).unlink()
+        self.refused(folder, f"is not a classifier, because it has no {name}")
+
+    @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
+    @pytest.mark.parametrize("length", [0, 10, -20])
+    def test_a_file_that_was_cut_off(self, name, length, folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:length])
+        self.refused(folder, r"is damaged \(.+\): give the classifier folder")
+
+    @pytest.mark.parametrize("text", ["[]", "{}", "3", '"text"', '{"kind": "kdpl classifier"}'])
+    def test_json_of_something_else(self, text, folder):
+        (folder / "classifier.json").write_text(text)
+        self.refused(folder, "is damaged")
+
+    @pytest.mark.parametrize("fields", [{"kind": "pear"}, {"version": 2}, {"version": "1"}])
+    def test_another_kind_or_version(self, fields, folder):
+        self.change(folder, **fields)
+        self.refused(folder, "holds .*version.*expected 'kdpl classifier' version 1")
+
+    @pytest.mark.parametrize(
+        "field",
+        ["clip", "image_config", "preprocessing", "prompt_length", "prompt_depth", "logit_scale", "class_vectors"],
+    )
+    def test_a_field_that_is_missing(self, field, folder):
+        path = folder / "classifier.json"
+        config = json.loads(path.read_text())
+        del config[field]
+        path.write_text(json.dumps(config))
+        self.refused(folder, f"is damaged .*{field}")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"prompt_depth": 2},
+            {"prompt_length": 3},
+            {"prompt_depth": 9},
+            {"prompt_depth": "three"},
+            {"logit_scale": None},
+            {"preprocessing": {"image_size": 32}},
+            {"image_config": {"embed_dim": 20}},
+            {
+                "image_config": {
+                    "embed_dim": 24,
+                    "vision_cfg": {"layers": 1, "width": 32, "patch_size": 16, "image_size": 32},
+                }
+            },
+            {"image_config": {"embed_dim": 20, "vision_cfg": {"layers": 4, "nonsense": 32}}},
+            {"image_config": {"embed_dim": 20, "vision_cfg": 3}},
+            {"image_config": None},
+            {"image_config": {"embed_dim": 20, "vision_cfg": {"pool_type": "none of these"}}},
+            {"clip": {"model": "x"}},
+            {"clip": None},
+            {"class_vectors": {}},
+        ],
+        ids=str,
+    )
+    def test_fields_that_do_not_fit(self, fields, folder):
+        self.change(folder, **fields)
+        self.refused(folder, ".")
+
+    @pytest.mark.parametrize(
+        "name", ["class_vectors", "tower.proj", "encoder.prompts.tokens", "encoder.projector.layers.3.bias"]
+    )
+    def test_a_tensor_that_is_missing(self, name, folder):
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[name]
+        save_file(tensors, folder / "model.safetensors")
+        self.refused(folder, "is damaged")
+
+    def test_class_vectors_of_another_width_than_the_projectors(self, folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["class_vectors"] = torch.nn.functional.normalize(tensors["class_vectors"][:, :16], dim=1)
+        save_file(tensors, folder / "model.safetensors")
+        self.refused(folder, "is damaged")
