@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip_identity import ClipIdentity
+from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError
-from kdpl.towers import Preprocessing
 
 KIND = "class vectors"
 VERSION = 1

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import logging
 import re
 import secrets
 import warnings
@@ -24,7 +25,7 @@ from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
-from kdpl.errors import ConfigError
+from kdpl.errors import ConfigError, KdplError
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -62,6 +63,16 @@ _QUIET = (
 )
 
 
+_QUIET_INFO = (
+    "💡 Tip",
+    "TPU available",
+    "`Trainer.fit` stopped",
+    "Restoring states",
+    "Restored all states",
+    "Loaded model weights",
+)
+
+
 class KdplCLI(LightningCLI):
     """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder."""
 
@@ -79,6 +90,8 @@ class KdplCLI(LightningCLI):
                 "logger": {"class_path": "kdpl.loggers.MetricsCSV"},
                 # the datamodule's samplers know the processes by themselves and count each test image once
                 "use_distributed_sampler": False,
+                # it cannot see the frozen towers, which are most of the model
+                "enable_model_summary": False,
             },
             seed_everything_default=1,
             parser_kwargs={**strict, **{name: dict(strict) for name in COMMANDS}},
@@ -139,7 +152,7 @@ class KdplCLI(LightningCLI):
         trained = any(p.requires_grad for p in self.model.parameters())
         if trained and self.config_init[self.subcommand].ckpt_path is None:
             raise ConfigError(
-                f"{self._given.out} has no {LAST_CHECKPOINT} to test: run fit with this --out first, or give --ckpt_path"
+                f"{self._given.out} has no {LAST_CHECKPOINT} to test: run fit with this --out, or give --ckpt_path"
             )
 
     before_validate = before_test
@@ -160,8 +173,8 @@ class KdplCLI(LightningCLI):
         for key in sorted(before.keys() | now.keys()):
             if not key.startswith(_MAY_CHANGE) and before.get(key) != now.get(key):
                 raise ConfigError(
-                    f"{folder} holds a run with other settings ({key} is {before.get(key)} there, {now.get(key)} here): "
-                    "choose another --out, or remove that folder"
+                    f"{folder} holds a run with other settings ({key} is {before.get(key)} there and {now.get(key)} "
+                    "here): choose another --out, or remove that folder"
                 )
 
 
@@ -176,10 +189,23 @@ def run_command(args: Sequence[str]) -> None:
     """
     for pattern in _QUIET:
         warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
     try:
         KdplCLI(args)
     except ArgumentError as error:
         raise ConfigError(parse_error_sentence(str(error))) from error
+    except Exception as error:
+        # jsonargparse wraps what a class raises when it is built
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KdplError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from error
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_QUIET_INFO)
 
 
 def parse_error_sentence(message: str) -> str:
@@ -240,7 +266,7 @@ def _wandb_id(folder: Path, keep: bool) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     new = secrets.token_hex(4)
-    if keep and rank_zero_only.rank == 0:
+    if keep and getattr(rank_zero_only, "rank", 0) == 0:
         with atomic_path(file) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return new

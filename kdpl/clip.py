@@ -87,7 +87,8 @@ def register_model(name: str, config: Mapping[str, Any], weights: Mapping[str, C
 
     Args:
         name: The name that configs use.
-        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, if true, ``quick_gelu``.
+        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where
+            true, ``quick_gelu``.
         weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
     """
     _REGISTRY[name] = _Registered(config, weights)
@@ -199,12 +200,14 @@ def _require_supported(name: str, config: Mapping[str, Any]) -> None:
         "its text tower has no causal mask": bool(text.get("no_causal_mask")),
         "its text tower does not pool at the end of text": bool(text.get("embed_cls"))
         or text.get("pool_type", "argmax") != "argmax",
-        "its text projection is not a matrix": text.get("proj_type", "linear") != "linear" or bool(text.get("proj_bias")),
+        "its text projection is not a matrix": text.get("proj_type", "linear") != "linear"
+        or bool(text.get("proj_bias")),
     }
     for reason, applies in reasons.items():
         if applies:
             raise WeightsError(
-                f"{name} cannot be prompted, because {reason}: use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
+                f"{name} cannot be prompted, because {reason}: use a CLIP of OpenAI's kind, "
+                "such as ViT-B-16 or ViT-L-14"
             )
 
 
@@ -287,14 +290,16 @@ def _activation_in(path: Path) -> bool | None:
 def _load_state(model: nn.Module, config: ClipConfig, path: Path) -> None:
     try:
         if path.suffix != ".safetensors" and _is_torchscript(path):
-            state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+            state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
             for key in ("input_resolution", "context_length", "vocab_size"):
                 state.pop(key, None)
         else:
             state = dict(read_state_dict(str(path), weights_only=True))
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"weights file {path} cannot be read ({reason}): give CLIP weights as a state dict") from error
+        raise WeightsError(
+            f"weights file {path} cannot be read ({reason}): give CLIP weights as a state dict"
+        ) from error
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - {"attn_mask"})
     wrong = [k for k in sorted(own.keys() & state.keys()) if own[k].shape != state[k].shape]
@@ -306,5 +311,7 @@ def _load_state(model: nn.Module, config: ClipConfig, path: Path) -> None:
             if unknown
             else f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
         )
-        raise WeightsError(f"{path} does not hold the weights of {config.model} ({first}): use the model it was made for")
+        raise WeightsError(
+            f"{path} does not hold the weights of {config.model} ({first}): use the model it was made for"
+        )
     model.load_state_dict({k: v for k, v in state.items() if k in own})

@@ -20,4 +20,5 @@ class Float32Module(nn.Module):
             # an empty tensor tells where fn would put it, without rounding the values on the way
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        return super()._apply(keep_float32, recurse)
+        super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]
+        return self

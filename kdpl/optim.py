@@ -10,6 +10,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kdpl.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -45,8 +47,25 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
     return warmup_lr if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def build_optimizer(parameters: Iterable[Parameter], config: OptimConfig, epochs: int) -> OptimizerLRSchedulerConfig:
-    """Build the optimiser over the trainable parameters, with the schedule stepped once per epoch."""
+def build_optimizer(
+    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None
+) -> OptimizerLRSchedulerConfig:
+    """Build the optimiser over the trainable parameters, with the schedule stepped once per epoch.
+
+    Args:
+        parameters: Those that do not require gradients are left out.
+        config: Optimiser and learning rates.
+        epochs: Number of epochs of the schedule.
+
+    Raises:
+        ConfigError: The number of epochs is not known, or a learning rate is not above 0.
+    """
+    if epochs is None or epochs < 0:
+        raise ConfigError("the learning-rate schedule needs the number of epochs: set trainer.max_epochs")
+    if config.lr <= 0 or config.warmup_lr < 0:
+        raise ConfigError(
+            f"optim.lr is {config.lr} and optim.warmup_lr {config.warmup_lr}: lr must be above 0, warmup_lr 0 or more"
+        )
     trained = [p for p in parameters if p.requires_grad]
     optimizer: Optimizer
     if config.optimizer == "sgd":

@@ -6,6 +6,7 @@ They need matplotlib, which is in the extra ``quickstart``.
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -33,7 +34,7 @@ def draw_curves(curves: Curves, path: Path) -> None:
         path: PNG file to write.
     """
     epoch_of = dict(curves.get("epoch", []))
-    panels = {
+    panels: dict[str, dict[str, Sequence[tuple[int, float]]]] = {
         "training loss": {"loss": curves.get("train/loss", [])},
         "validation accuracy, %": {
             label: [(s, 100 * v) for s, v in curves.get(f"val/{key}", [])] for key, label in _LABELS.items()
@@ -49,6 +50,7 @@ def draw_curves(curves: Curves, path: Path) -> None:
             axis.plot(epochs, [value for _, value in line], marker="." if len(line) < 30 else "", label=label)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if len(drawn) > 1:
@@ -81,7 +83,9 @@ def draw_confusion(answers: Sequence[Answer], class_names: Sequence[str], path: 
     axis.set_xlabel("answered")
     axis.set_ylabel("true class")
     if len(class_names) <= _NAMED_CLASSES:
-        axis.set_xticks(range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_xticks(
+            range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
+        )
         axis.set_yticks(range(len(class_names)), class_names, fontsize=8)
     if len(class_names) <= 16:
         for i, j in zip(*np.nonzero(counts), strict=True):
@@ -103,7 +107,9 @@ def choose_for_sheet(student: Sequence[Answer], teacher: Sequence[Answer], count
     Returns:
         Positions in ``student``, in order.
     """
-    wrong = [i for i, (s, t) in enumerate(zip(student, teacher, strict=True)) if {s.prediction, t.prediction} != {s.label}]
+    wrong = [
+        i for i, (s, t) in enumerate(zip(student, teacher, strict=True)) if {s.prediction, t.prediction} != {s.label}
+    ]
     chosen = set(_spread(wrong, count // 2))
     rest = [i for i in range(len(student)) if i not in chosen and i not in set(wrong)]
     return sorted(chosen | set(_spread(rest, count - len(chosen))))
@@ -128,7 +134,12 @@ def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequ
     columns = min(8, max(1, len(images)))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5), layout="constrained")
-    figure.suptitle("true class, teacher's answer (T) and student's (S)", fontsize=10, x=0.01, ha="left")
+    figure.suptitle(
+        "true class, teacher's answer (T) and student's (S); mistakes are over-represented",
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.axis("off")
@@ -154,6 +165,6 @@ def _short(name: str, limit: int = 18) -> str:
     return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
-def _save(figure: "object", path: Path) -> None:
+def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib is imported by those who draw
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)  # type: ignore[attr-defined]
+        figure.savefig(temporary, dpi=130, bbox_inches="tight")

@@ -65,8 +65,8 @@ def run(argv: Sequence[str]) -> int:
         if step.result.exists():
             continue
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-        args = _resolve(step, out)
-        code = subprocess.run(
+        args = _resolve(step.args)
+        code = subprocess.run(  # noqa: S603 - our own command line
             [sys.executable, "-m", "kdpl", *args], env={**os.environ, "WANDB_RUN_GROUP": out.name}, check=False
         ).returncode
         if code != 0:
@@ -127,17 +127,17 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> list[Step]:
     ]
 
 
-def _resolve(step: Step, out: Path) -> list[str]:
+def _resolve(args: Sequence[str]) -> list[str]:
     """Fill in which CLIP a zero-shot test is of, which the stage's own config knows once its fit has begun."""
-    del out
-    args: list[str] = []
-    for arg in step.args:
+    resolved: list[str] = []
+    for arg in args:
         if arg.startswith("--clip-of="):
             config = yaml.safe_load((Path(arg.removeprefix("--clip-of=")) / _CONFIG).read_text(encoding="utf-8"))
-            args += [f"--model.init_args.clip={json.dumps(config['model']['init_args']['clip'])}"]
+            settings = config["model"]["init_args"]
+            resolved.append(f"--model.init_args.clip={json.dumps(settings['clip'])}")
         else:
-            args.append(arg)
-    return args
+            resolved.append(arg)
+    return resolved
 
 
 def _require_same_order(out: Path, options: argparse.Namespace, overrides: list[str]) -> None:
@@ -153,7 +153,8 @@ def _require_same_order(out: Path, options: argparse.Namespace, overrides: list[
         different = [key for key, value in order.items() if before.get(key) != value]
         if different:
             raise ConfigError(
-                f"{out} holds a run with other settings ({', '.join(different)}): choose another --out, or remove that folder"
+                f"{out} holds a run with other settings ({', '.join(different)}): choose another --out, "
+                "or remove that folder"
             )
         return
     with atomic_path(file) as temporary:

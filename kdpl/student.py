@@ -144,7 +144,7 @@ class StudentDistillation(EvaluatedModule):
         if teacher.preprocessing.image_size != self.image_size:
             raise ConfigError(
                 f"the teacher {source.model} takes images of {teacher.preprocessing.image_size} pixels and the student "
-                f"{self.clip.model} of {self.image_size}: both must see the same image, so choose CLIPs of one image size"
+                f"{self.clip.model} of {self.image_size}: both see the same image, so choose CLIPs of one size"
             )
         self.teacher_tower = Frozen(teacher.image_tower)
         tuned = prompts.vision_prompts(teacher.image_tower)
@@ -153,7 +153,7 @@ class StudentDistillation(EvaluatedModule):
     def _built(self) -> _Built:
         if self.encoder is None or self.head is None or self.vectors is None:
             raise ConfigError(
-                "a student is validated and tested from a checkpoint: give --ckpt_path, or the config of a run that has one"
+                "a student is validated and tested from a checkpoint: give --ckpt_path, or the --out of a finished run"
             )
         return _Built(self.encoder, self.head, self.vectors)
 
@@ -189,12 +189,14 @@ class StudentDistillation(EvaluatedModule):
         prompts = self.teacher_prompts.module if self.teacher_prompts is not None else None
         features = encode_images(self.teacher_tower.module, images, prompts)
         built = self._built()
-        return built.head(features, built.vectors.logit_scale)
+        logits: Tensor = built.head(features, built.vectors.logit_scale)
+        return logits
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with the student CLIP's own scale."""
         built = self._built()
-        return built.head(built.encoder(images), self.logit_scale)
+        logits: Tensor = built.head(built.encoder(images), self.logit_scale)
+        return logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what the class vectors are, and which CLIP the student is."""

@@ -4,7 +4,7 @@ IVLP, CoOp, VPT and the zero-shot CLIP are settings of the same module; see conf
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -94,6 +94,8 @@ class TeacherPromptTuning(EvaluatedModule):
     """
 
     train_split: Literal["labeled", "unlabeled"] = "labeled"
+    tuning_ids: Tensor
+    fixed_text: Tensor
     zero_shot_text: Tensor
 
     def __init__(
@@ -148,7 +150,7 @@ class TeacherPromptTuning(EvaluatedModule):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
         """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
-        if self.trainer.max_epochs is None or not any(p.requires_grad for p in self.parameters()):
+        if not any(p.requires_grad for p in self.parameters()):
             return None
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
@@ -195,7 +197,9 @@ class TeacherPromptTuning(EvaluatedModule):
                 terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
         loss = torch.stack(list(terms.values())).sum()
         if len(terms) > 1:
-            self.log_dict({f"train/loss_{name}": term.detach() for name, term in terms.items()}, on_epoch=True, on_step=False)
+            self.log_dict(
+                {f"train/loss_{name}": term.detach() for name, term in terms.items()}, on_epoch=True, on_step=False
+            )
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
         return loss
 
@@ -205,7 +209,10 @@ class TeacherPromptTuning(EvaluatedModule):
         ids = self._tokenize(names)
         with torch.autocast(ids.device.type, enabled=False):
             return torch.cat(
-                [encode_prompts(self.text_tower.module, part, self.text_prompts) for part in ids.split(_NAMES_AT_ONCE)]
+                [
+                    encode_prompts(self.text_tower.module, part, self.text_prompts)
+                    for part in torch.split(ids, _NAMES_AT_ONCE)
+                ]
             )
 
     def on_validation_epoch_start(self) -> None:

@@ -33,8 +33,9 @@ class Frozen(nn.Module, Generic[ModuleT]):
         object.__setattr__(self, "module", module.eval().requires_grad_(False))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Frozen[ModuleT]":  # noqa: ANN401
-        self.module._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class _FrozenTower(nn.Module):

@@ -1,12 +1,12 @@
 """What a run keeps in its folder besides its results: its config and its checkpoints."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from kdpl.artifacts import atomic_path
 
@@ -21,8 +21,8 @@ class RunConfig(SaveConfigCallback):
     Validation and test leave the config of the fit alone.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write at the start of a fit alone."""

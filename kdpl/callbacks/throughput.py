@@ -27,6 +27,7 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch and show the rate so far in this epoch."""
+        del outputs
         if batch_idx < self.warmup_steps:
             self._start, self._images = time.perf_counter(), 0
             return

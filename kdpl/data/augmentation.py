@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL.Image import Image
-from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from kdpl.data.image import resize_and_crop
 from kdpl.errors import ConfigError

@@ -2,7 +2,7 @@
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from kdpl.errors import DataError
 

@@ -40,8 +40,8 @@ def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower)
     for text, row in zip(texts, ids, strict=True):
         if row[-1] != 0:  # no padding left: the tokenizer may have cut the end off
             raise ConfigError(
-                f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, so that its "
-                "end may be lost: shorten the class name"
+                f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, "
+                "so that its end may be lost: shorten the class name"
             )
     return ids
 
@@ -83,7 +83,7 @@ class TextPrompts(Float32Module):
             tokens = int(ids.argmax()) - 1
             if tokens != length:
                 raise ConfigError(
-                    f"the context {context!r} has {tokens} tokens but the text prompts have length {length}: make them equal"
+                    f"the context {context!r} has {tokens} tokens, the text prompts have length {length}: make them equal"
                 )
             start = tower.token_embedding(ids[1 : 1 + length].to(tower.token_embedding.weight.device)).detach()
         self.context = nn.Parameter(start.to(torch.float32, copy=True))

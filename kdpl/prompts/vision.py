@@ -71,13 +71,13 @@ class VisionPrompts(Float32Module):
             images: [N, 3, S, S] of the domain, uint8 or float in [0, 1].
         """
         sums = torch.zeros_like(self.tokens[:, 0])
-        for batch in images.split(32):
+        for batch in torch.split(images, 32):
             x = tower.embed(batch)
             for layer, block in enumerate(tower.blocks[: len(sums)]):
                 # layer 0's prompts enter before ln_pre, so their mean is taken there
                 sums[layer] += x[:, 1:].float().mean(dim=1).sum(dim=0)
                 x = block(tower.norm(x) if layer == 0 else x)
-        self.tokens += sums[:, None] / len(images)
+        self.tokens.add_(sums[:, None] / len(images))
 
 
 def encode_images(tower: ImageTower, images: Tensor, prompts: VisionPrompts | None) -> Tensor:
