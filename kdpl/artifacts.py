@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdpl.errors import ArtifactError
+from kdpl.errors import ArtifactError, reason
 
 _KEY = "kdpl"
 
@@ -78,7 +78,7 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
             fields = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has one error type for all damage, json another
-        raise ArtifactError(f"{path} is damaged ({str(error).splitlines()[0]}): {remedy}") from error
+        raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
     if not isinstance(fields, dict) or fields.get("kind") != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
     if fields.get("version") != version:

@@ -16,7 +16,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import build_image_tower, image_config
 from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.data.image import open_image, resize_and_crop, to_tensor
-from kdpl.errors import ArtifactError
+from kdpl.errors import ArtifactError, reason
 from kdpl.head import CosineHead
 from kdpl.student_encoder import StudentEncoder
 
@@ -150,7 +150,7 @@ class Classifier(nn.Module):
             tensors = load_file(folder / _WEIGHTS)
             kind, version = config["kind"], config["version"]
         except Exception as error:  # json, safetensors and the disk each raise their own
-            raise ArtifactError(f"the classifier {folder} is damaged ({error}): {_REMEDY}") from error
+            raise ArtifactError(f"the classifier {folder} is damaged ({reason(error)}): {_REMEDY}") from error
         if kind != KIND or version != VERSION:
             raise ArtifactError(
                 f"{folder} holds {kind!r} version {version}, expected {KIND!r} version {VERSION}: {_REMEDY}"
@@ -165,8 +165,7 @@ class Classifier(nn.Module):
         except ArtifactError:
             raise
         except Exception as error:  # whatever garbled settings make torch, open_clip or kdpl raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ArtifactError(f"the classifier {folder} is damaged ({reason}): {_REMEDY}") from error
+            raise ArtifactError(f"the classifier {folder} is damaged ({reason(error)}): {_REMEDY}") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import open_clip
@@ -23,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdpl.clip_identity import ClipIdentity, Preprocessing
-from kdpl.errors import ConfigError, WeightsError
+from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.towers import ImageTower, TextTower
 
 StateDict = dict[str, Tensor]
@@ -203,11 +204,10 @@ def _require_supported(name: str, config: Mapping[str, Any]) -> None:
         "its text projection is not a matrix": text.get("proj_type", "linear") != "linear"
         or bool(text.get("proj_bias")),
     }
-    for reason, applies in reasons.items():
+    for why, applies in reasons.items():
         if applies:
             raise WeightsError(
-                f"{name} cannot be prompted, because {reason}: use a CLIP of OpenAI's kind, "
-                "such as ViT-B-16 or ViT-L-14"
+                f"{name} cannot be prompted, because {why}: use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
             )
 
 
@@ -235,10 +235,9 @@ def _load_tag(model: nn.Module, config: ClipConfig, tag: Mapping[str, Any]) -> N
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason}): fetch them where there is a "
-            "network and give the file's path as pretrained"
+            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "
+            "there is a network and give the file's path as pretrained"
         ) from error
     _load_state(model, config, Path(path))
 
@@ -281,26 +280,34 @@ def _activation_in(path: Path) -> bool | None:
             with safe_open(path, framework="pt") as file:
                 said = (file.metadata() or {}).get("quick_gelu")
         except Exception as error:
-            raise WeightsError(f"weights file {path} is damaged ({error}): fetch it again") from error
+            raise WeightsError(f"weights file {path} is damaged ({reason(error)}): fetch it again") from error
         return None if said is None else said == "true"
     # the only TorchScript archives of CLIPs are OpenAI's
     return True if _is_torchscript(path) else None
 
 
-def _load_state(model: nn.Module, config: ClipConfig, path: Path) -> None:
+def _read_tensors(path: Path) -> StateDict:
     try:
         if path.suffix != ".safetensors" and _is_torchscript(path):
-            state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
-            for key in ("input_resolution", "context_length", "vocab_size"):
-                state.pop(key, None)
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+            sizes = {"input_resolution", "context_length", "vocab_size"}
         else:
-            state = dict(read_state_dict(str(path), weights_only=True))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+            state, sizes = read_state_dict(str(path), weights_only=True), set()
+        return {k: v for k, v in state.items() if isinstance(v, Tensor) and k not in sizes}
+    except UnpicklingError as error:
+        # torch's own message advises to load the file without this protection
         raise WeightsError(
-            f"weights file {path} cannot be read ({reason}): give CLIP weights as a state dict"
+            f"weights file {path} is damaged or holds more than tensors, which might run code and is not loaded: "
+            "give CLIP weights as a state dict"
         ) from error
-    own = model.state_dict()
+    except Exception as error:  # zip, json and torch each raise their own
+        raise WeightsError(
+            f"weights file {path} cannot be read ({reason(error)}): give CLIP weights as a state dict"
+        ) from error
+
+
+def _load_state(model: nn.Module, config: ClipConfig, path: Path) -> None:
+    state, own = _read_tensors(path), model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - {"attn_mask"})
     wrong = [k for k in sorted(own.keys() & state.keys()) if own[k].shape != state[k].shape]
     if missing or unknown or wrong:

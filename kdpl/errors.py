@@ -4,6 +4,8 @@ A message names the thing, says what was expected and what to do. The command li
 without a traceback; ``--debug`` shows the traceback.
 """
 
+import re
+
 
 class KdplError(Exception):
     """Base of every error that a user of kdpl can mend.
@@ -20,6 +22,12 @@ class KdplError(Exception):
         super().__init__(message)
         if worker_traceback is not None:
             self.add_note(worker_traceback)
+
+
+def reason(error: BaseException) -> str:
+    """Give the first sentence of another library's error, to be quoted within a sentence of one's own."""
+    lines = str(error).strip().splitlines()
+    return re.split(r"(?<=[.!?])\s", lines[0])[0].rstrip(".") if lines else type(error).__name__
 
 
 class ConfigError(KdplError):

@@ -83,7 +83,7 @@ class TextPrompts(Float32Module):
             tokens = int(ids.argmax()) - 1
             if tokens != length:
                 raise ConfigError(
-                    f"the context {context!r} has {tokens} tokens, the text prompts have length {length}: make them equal"
+                    f"the context {context!r} has {tokens} tokens, the text prompts length {length}: make them equal"
                 )
             start = tower.token_embedding(ids[1 : 1 + length].to(tower.token_embedding.weight.device)).detach()
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
