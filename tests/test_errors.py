@@ -4,7 +4,7 @@ import traceback
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, WeightsError
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, WeightsError, reason
 
 SENTENCE = "image cat.png cannot be read (cut: short): replace or remove the file."
 
@@ -36,3 +36,16 @@ def test_errors_are_one_family_and_survive_pickling(kind):
     assert type(error) is kind
     assert str(error) == SENTENCE
     assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError("file v1.2.pt is cut off. Fetch it again.\nTrace"), "file v1.2.pt is cut off"),
+        (KeyError("clip"), "'clip'"),
+        (EOFError(), "EOFError"),
+        (ValueError("\n  \n"), "ValueError"),
+    ],
+)
+def test_of_another_librarys_error_the_first_sentence_is_quoted(error, sentence):
+    assert reason(error) == sentence
