@@ -1,0 +1,67 @@
+# Every target sets up what it needs in $(VENV); nothing has to be installed or activated first.
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= tests
+
+RUN := -m kdpl run --config configs/data/digits.yaml --config configs/trainer/cpu.yaml \
+	--teacher configs/teacher/quickstart.yaml --student configs/student/quickstart.yaml --out runs/quickstart
+
+VENV_PYTHON := $(VENV)/bin/python
+WITH_QUICKSTART := $(VENV)/.installed-quickstart
+WITH_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart table test lint typecheck format clean
+
+help: ## say what there is
+	@echo "usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwritten digits, into runs/quickstart
+	@$(VENV_PYTHON) $(RUN)
+
+table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
+	@$(VENV_PYTHON) -m kdpl.tiny.table
+
+# one thread a process, also in those that the tests start: two of them fill two cores
+test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+
+lint: $(WITH_DEV) ## look for mistakes and unformatted files
+	@$(VENV_PYTHON) -m ruff check
+	@$(VENV_PYTHON) -m ruff format --check
+
+typecheck: $(WITH_DEV) ## check the types of kdpl/
+	@$(VENV_PYTHON) -m mypy
+
+format: $(WITH_DEV) ## format all files and mend what can be mended
+	@$(VENV_PYTHON) -m ruff check --fix --exit-zero --quiet
+	@$(VENV_PYTHON) -m ruff format
+
+clean: ## remove caches and builds; runs and environment stay
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	@find kdpl tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps, not the interpreter, are what make compares: a symlink's time is its target's.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON): install Python 3.11 or newer, or name one with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		version=$$($(PYTHON) -c 'import sys; print("%d.%d" % tuple(sys.version_info[:2]))'); \
+		echo "kdpl needs Python 3.11 or newer and $(PYTHON) is $$version: name another with PYTHON=…" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(WITH_QUICKSTART): pyproject.toml | $(VENV)/.created
+	@echo "Installing kdpl and what the quickstart needs into $(VENV): some minutes, as PyTorch is large"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
+	@touch $@
+
+# dev contains quickstart
+$(WITH_DEV): pyproject.toml | $(VENV)/.created
+	@echo "Installing kdpl and what its development needs into $(VENV): some minutes, as PyTorch is large"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(WITH_QUICKSTART) $@
