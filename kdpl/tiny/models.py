@@ -5,7 +5,6 @@ pretraining met about a hundred of them. A weights file holds the embeddings of 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdpl.errors import WeightsError
+from kdpl.files import atomic_path
 
 TAG = "glyphs"
 """The pretrained tag of both models."""
@@ -94,13 +94,8 @@ def save_compact(
         "steps": steps,
         "seed": seed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as unfinished:
         save_file(tensors, unfinished, metadata={key: json.dumps(value) for key, value in metadata.items()})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
