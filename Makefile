@@ -19,11 +19,12 @@ help: ## say what there is
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# one thread: towers this small only wait for each other on two
 quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwritten digits, into runs/quickstart
-	@$(VENV_PYTHON) $(RUN)
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) $(RUN)
 
 table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
-	@$(VENV_PYTHON) -m kdpl.tiny.table
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m kdpl.tiny.table
 
 # one thread a process, also in those that the tests start: two of them fill two cores
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py

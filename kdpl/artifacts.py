@@ -1,10 +1,7 @@
 """Reading and writing kdpl's own artifacts: safetensors with a JSON header, whole or not there at all."""
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdpl.errors import ArtifactError, reason
+from kdpl.files import atomic_path
 
 _KEY = "kdpl"
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write a file or folder to; it takes the name only once it is whole.
-
-    An existing file or folder of that name is replaced. When the block raises, nothing stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a folder of its own, so that the temporary thing may be a file or a folder
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        temporary = Path(scratch) / path.name
-        yield temporary
-        # safetensors 0.8 makes files that their owner alone may read: give them the mode of any other new file
-        example = Path(scratch) / "example"
-        example.touch()
-        for written in (temporary, *temporary.rglob("*")):
-            if written.is_file():
-                written.chmod(example.stat().st_mode)
-        if path.is_dir():
-            path.rename(Path(scratch) / "replaced")
-        temporary.replace(path)
 
 
 def write_tensors(
@@ -87,11 +63,3 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
             "use the kdpl it was written with, or make it again"
         )
     return tensors, fields
-
-
-def remove_path(path: Path) -> None:
-    """Remove a file or folder if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdpl.artifacts import atomic_path
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import build_image_tower, image_config
 from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.data.image import open_image, resize_and_crop, to_tensor
 from kdpl.errors import ArtifactError, reason
+from kdpl.files import atomic_path
 from kdpl.head import CosineHead
 from kdpl.student_encoder import StudentEncoder
 

@@ -19,13 +19,13 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from kdpl.artifacts import atomic_path
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
 from kdpl.errors import ConfigError, KdplError
+from kdpl.files import atomic_path
 
 COMMANDS = ("fit", "validate", "test")
 

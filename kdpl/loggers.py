@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from kdpl.artifacts import atomic_path
+from kdpl.files import atomic_path
 
 METRICS_FILE = "metrics.csv"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from kdpl.artifacts import atomic_path
+from kdpl.files import atomic_path
 from kdpl.predictions import Answer
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]

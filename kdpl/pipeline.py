@@ -3,19 +3,22 @@
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kdpl.artifacts import atomic_path
+from kdpl.__main__ import main
 from kdpl.errors import ConfigError
+from kdpl.files import atomic_path
 from kdpl.predictions import RESULTS_FILE, read_results
 
 ORDER_FILE = "run.json"
@@ -59,22 +62,46 @@ def run(argv: Sequence[str]) -> int:
     out = Path(options.out)
     _require_same_order(out, options, overrides)
     console = Console()
+    os.environ.setdefault("WANDB_RUN_GROUP", out.name)
     steps = _steps(options, overrides)
     open_steps = [step for step in steps if not step.result.exists()]
     for number, step in enumerate(steps, start=1):
         if step.result.exists():
             continue
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-        args = _resolve(step.args)
-        code = subprocess.run(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "kdpl", *args], env={**os.environ, "WANDB_RUN_GROUP": out.name}, check=False
-        ).returncode
+        code = _in_own_process(_resolve(step.args))
         if code != 0:
             return code
         if not step.result.exists():
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
     _report(console, out, nothing_done=not open_steps)
     return 0
+
+
+def _in_own_process(args: list[str]) -> int:
+    """Run a command in a process of its own, so that nothing of one step reaches the next; gives its exit code."""
+    # processes of a fork server start with everything imported, which takes longer than a small test
+    on_posix = "forkserver" in multiprocessing.get_all_start_methods()
+    context: ForkServerContext | SpawnContext = (
+        multiprocessing.get_context("forkserver") if on_posix else multiprocessing.get_context("spawn")
+    )
+    if on_posix:
+        context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
+    process = context.Process(target=_command, args=(args,))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        # Ctrl-C reached the step as well, which ends by itself
+        process.join()
+        raise
+    return 130 if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
+
+
+def _command(args: list[str]) -> None:
+    # Lightning starts the other processes of a multi-device run by the command line that it finds here
+    sys.argv[1:] = args
+    sys.exit(main(args))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -11,10 +11,10 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import track
 
-from kdpl.artifacts import atomic_path
 from kdpl.classifier import Classifier
 from kdpl.data.folder import find_images
 from kdpl.errors import DataError
+from kdpl.files import atomic_path
 
 
 def predict(argv: Sequence[str]) -> int:

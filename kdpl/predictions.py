@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpl.artifacts import atomic_path
+from kdpl.files import atomic_path
 
 PREDICTIONS_FILE = "test_predictions.csv"
 RESULTS_FILE = "test.json"

@@ -1,11 +1,9 @@
-import stat
-
 import pytest
 import torch
 import world
 from safetensors.torch import save_file
 
-from kdpl.artifacts import atomic_path, read_tensors, remove_path, write_tensors
+from kdpl.artifacts import read_tensors, write_tensors
 from kdpl.errors import ArtifactError
 
 TENSORS = {"numbers": torch.tensor([1.0, 2.0]), "none": torch.zeros(0, 3)}
@@ -18,10 +16,6 @@ def write(path, kind="apples", version=3):
 
 def read(path):
     return read_tensors(path, "apples", 3, "plant a tree")
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def refused(path, match):
@@ -84,63 +78,3 @@ class TestRefusals:
     def test_another_version(self, version, tmp_path):
         write(tmp_path / "a.safetensors", version=version)
         refused(tmp_path / "a.safetensors", f"has format version {version}, this kdpl reads version 3")
-
-
-class TestAtomicPath:
-    def test_the_name_appears_once_the_file_is_whole(self, tmp_path):
-        with atomic_path(tmp_path / "deep" / "a.txt") as temporary:
-            temporary.write_text("whole")
-            assert not (tmp_path / "deep" / "a.txt").exists()
-            assert temporary.parent.parent == tmp_path / "deep", "a rename across file systems is not atomic"
-        assert (tmp_path / "deep" / "a.txt").read_text() == "whole"
-        assert names_in(tmp_path / "deep") == ["a.txt"]
-
-    @pytest.mark.parametrize("existing", [None, "file", "folder"])
-    def test_when_the_block_raises_all_is_as_before(self, existing, tmp_path):
-        path = tmp_path / "a"
-        if existing == "file":
-            path.write_text("old")
-        elif existing == "folder":
-            path.mkdir()
-            (path / "old").touch()
-
-        def interrupted():
-            with atomic_path(path) as temporary:
-                temporary.write_text("half")
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            interrupted()
-        assert names_in(tmp_path) == ([] if existing is None else ["a"])
-        if existing == "file":
-            assert path.read_text() == "old"
-        elif existing == "folder":
-            assert names_in(path) == ["old"]
-
-    def test_a_folder_replaces_a_folder_and_a_file_a_file(self, tmp_path):
-        for text in ("old", "new"):
-            with atomic_path(tmp_path / "file") as temporary:
-                temporary.write_text(text)
-            with atomic_path(tmp_path / "folder") as temporary:
-                temporary.mkdir()
-                (temporary / text).touch()
-        assert (tmp_path / "file").read_text() == "new"
-        assert names_in(tmp_path / "folder") == ["new"]
-        assert names_in(tmp_path) == ["file", "folder"]
-
-    def test_others_may_read_what_was_written(self, tmp_path):
-        write(tmp_path / "a.safetensors")
-        with atomic_path(tmp_path / "folder") as temporary:
-            temporary.mkdir()
-            save_file(TENSORS, temporary / "a.safetensors")
-        (tmp_path / "usual").touch()
-        names = ("a.safetensors", "folder/a.safetensors", "usual")
-        assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names}) == 1
-
-
-def test_files_folders_and_nothing_can_be_removed(tmp_path):
-    (tmp_path / "folder" / "inner").mkdir(parents=True)
-    (tmp_path / "file").touch()
-    for name in ("folder", "file", "nothing"):
-        remove_path(tmp_path / name)
-    assert names_in(tmp_path) == []
