@@ -83,10 +83,10 @@ def draw_confusion(answers: Sequence[Answer], class_names: Sequence[str], path: 
     axis.set_xlabel("answered")
     axis.set_ylabel("true class")
     if len(class_names) <= _NAMED_CLASSES:
-        axis.set_xticks(
-            range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
-        )
-        axis.set_yticks(range(len(class_names)), class_names, fontsize=8)
+        labels = [_short(name, 24) for name in class_names]
+        style = {"fontsize": 8, "parse_math": False}
+        axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style)
+        axis.set_yticks(range(len(labels)), labels, **style)
     if len(class_names) <= 16:
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
@@ -145,7 +145,7 @@ def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequ
         axis.axis("off")
     for axis, image, mine, theirs in zip(axes, images, student, teacher, strict=False):
         axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
-        axis.set_title(_short(mine.label), fontsize=8, pad=3)
+        axis.set_title(_short(mine.label), fontsize=8, pad=3, parse_math=False)
         for line, (letter, answer) in enumerate((("T", theirs), ("S", mine))):
             axis.text(
                 0.5,
@@ -155,14 +155,14 @@ def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequ
                 ha="center",
                 va="top",
                 fontsize=7.5,
+                parse_math=False,
                 color=_RIGHT if answer.prediction == answer.label else _WRONG,
             )
     _save(figure, path)
 
 
 def _short(name: str, limit: int = 18) -> str:
-    # a dollar sign would start matplotlib's mathematics
-    return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib is imported by those who draw
