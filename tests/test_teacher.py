@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import normalized, relative_error
 
-from kdpl.callbacks.averaging import gaussian_weights
+from kdpl.callbacks.averaging import GaussianPromptAveraging, gaussian_weights
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, register_model
 from kdpl.errors import ConfigError
@@ -363,7 +363,8 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     assert {g.dtype for g in seen.gradients.values()} == {torch.float32}
     optimizer = teacher.trainer.optimizers[0]
     assert {s["momentum_buffer"].dtype for s in optimizer.state.values()} == {torch.float32}
-    assert {s.dtype for s in teacher.trainer.callbacks[-2].sums.values()} == {torch.float32}
+    sums = next(c.sums for c in teacher.trainer.callbacks if isinstance(c, GaussianPromptAveraging))
+    assert {s.dtype for s in sums.values()} == {torch.float32}
     vectors = ClassVectors.load(tmp_path / "run" / "class_vectors.safetensors").vectors
     assert vectors.dtype == torch.float32
     assert relative_error(vectors.norm(dim=1), torch.ones(5)) < 1e-6
