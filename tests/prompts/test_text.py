@@ -193,6 +193,6 @@ def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
 @pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0), ("a photo of a nice", 5)])
 def test_words_of_another_length_than_the_prompts_are_refused(words, tokens, clip_of):
     clip = clip_of("test-teacher")
-    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens but the text prompts have length 4") as error:
+    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens, the text prompts length 4: make") as error:
         TextPrompts(4, 2, words, clip.text_tower, clip.tokenize)
     assert world.one_sentence(error)
