@@ -71,12 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in _COMMANDS:
         print(f"error: there is no command {args[0]!r}: use one of {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
+    return call(_COMMANDS[args[0]], args, debug)
+
+
+def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bool = False) -> int:
+    """Call a command and turn what its user can mend into one line and an exit code.
+
+    Args:
+        command: What to call.
+        args: Its arguments.
+        debug: Raise errors as they are.
+    """
     try:
-        return _COMMANDS[args[0]](args)
+        return command(args)
     except KdplError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        # a full disk, a folder that may not be written to: the system's own sentence says it
+        if debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}: check path, permissions and space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if debug:

@@ -1,31 +1,30 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
-import difflib
-import importlib
-import inspect
-import logging
-import re
 import secrets
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from kdpl.arguments import config_files, require_configs
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.handover import handed_over
+from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
-from kdpl.errors import ConfigError, KdplError
+from kdpl.errors import ArtifactError, ConfigError, KdplError, reason
 from kdpl.files import atomic_path
+from kdpl.parse_errors import parse_error_sentence
+from kdpl.terminal import tame_output
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -50,35 +49,19 @@ _MAY_CHANGE = (
 
 _WANDB_ID_FILE = "wandb_id"
 
-# true, but nothing that a user of kdpl can or should act on
-_QUIET = (
-    ".*does not have many workers.*",
-    ".*args parameter is intended to run from within Python.*",
-    ".*The number of training batches .* is smaller than the logging interval.*",
-    ".*returned in `LightningModule.configure_callbacks` will override.*",
-    ".*`LightningModule.configure_optimizers` returned `None`.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*skip_none parameter was deprecated.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-)
-
-
-_QUIET_INFO = (
-    "💡 Tip",
-    "TPU available",
-    "`Trainer.fit` stopped",
-    "Restoring states",
-    "Restored all states",
-    "Loaded model weights",
-)
-
 
 class KdplCLI(LightningCLI):
-    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder."""
+    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder.
+
+    Args:
+        args: The command and its arguments.
+        check_only: Check the settings and do nothing.
+    """
 
     finished = False
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], check_only: bool = False) -> None:
+        self.check_only = check_only
         strict = {"exit_on_error": False}
         super().__init__(
             LightningModule,
@@ -103,10 +86,22 @@ class KdplCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--out`` and tie seed and folder to where they are used."""
-        parser.add_argument("--out", type=str, default=None, help="the run's folder: everything of the run goes there")
+        parser.add_argument(
+            "--out", type=str | None, default=None, help="the run's folder: everything of the run goes there"
+        )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse, and refuse a seed with which a run could not be repeated."""
+        for command in ("validate", "test"):
+            # a line of our own takes the place of Lightning's table, see after_test
+            self._parser(command).set_defaults({"verbose": False})
+        super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}, expected a whole number from 0 to {2**32 - 1}: correct it")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -120,18 +115,24 @@ class KdplCLI(LightningCLI):
         if not config.out:
             raise ConfigError("the run has no folder to write to: give --out FOLDER")
         folder = Path(config.out)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder} is a file, expected a folder or a new name: choose another --out")
         if self.subcommand == "fit":
             self._require_same_settings(folder)
             self.finished = handed_over(folder)
+        if self.check_only:
+            return
         if config.ckpt_path is None and (folder / LAST_CHECKPOINT).is_file() and not self.finished:
             config.ckpt_path = str(folder / LAST_CHECKPOINT)
             rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {config.ckpt_path}")
+        if config.ckpt_path is not None and not self.finished:
+            _require_checkpoint(Path(config.ckpt_path))
         self._given = config.clone()
         _point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
-        """Build nothing for a run that is finished."""
-        if not self.finished:
+        """Build nothing for a run that is finished, or that is only looked at."""
+        if not self.finished and not self.check_only:
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
@@ -141,7 +142,7 @@ class KdplCLI(LightningCLI):
         trainer = self._given.trainer
         callbacks: list[Callback] = [Throughput(), TestAnswers(), DrawPictures()]
         if trainer.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
         self.trainer_defaults["callbacks"] = callbacks
@@ -149,7 +150,9 @@ class KdplCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Refuse to test prompts that were never trained."""
-        trained = any(p.requires_grad for p in self.model.parameters())
+        # of what a student learnt nothing is there before its checkpoint says what it was distilled from
+        student = getattr(self.model, "train_split", None) == "unlabeled"
+        trained = student or any(p.requires_grad for p in self.model.parameters())
         if trained and self.config_init[self.subcommand].ckpt_path is None:
             raise ConfigError(
                 f"{self._given.out} has no {LAST_CHECKPOINT} to test: run fit with this --out, or give --ckpt_path"
@@ -157,7 +160,16 @@ class KdplCLI(LightningCLI):
 
     before_validate = before_test
 
+    def after_test(self) -> None:
+        """Say the accuracies in one line; ``--verbose true`` shows Lightning's table as well."""
+        metrics = self.trainer.callback_metrics
+        rank_zero_info(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
+
+    after_validate = after_test
+
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.check_only:
+            return
         if self.finished:
             folder = self.config[subcommand].out
             rank_zero_info(f"{folder} is finished: nothing to do; remove the folder to run it again")
@@ -166,7 +178,9 @@ class KdplCLI(LightningCLI):
 
     def _require_same_settings(self, folder: Path) -> None:
         file = folder / CONFIG_FILE
-        if not file.is_file():
+        # a run that was cut before its first checkpoint left nothing that other settings could spoil
+        begun = (folder / LAST_CHECKPOINT).is_file() or handed_over(folder)
+        if not begun or not file.is_file():
             return
         before = _flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
         now = _flatten(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
@@ -178,22 +192,32 @@ class KdplCLI(LightningCLI):
                 )
 
 
-def run_command(args: Sequence[str]) -> None:
+def run_command(args: Sequence[str], check_only: bool = False) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
     Args:
         args: The command and its arguments.
+        check_only: Check the settings and do nothing.
 
     Raises:
         KdplError: Anything that the user can mend; of settings that do not parse, a ConfigError.
+        KeyboardInterrupt: Ctrl-C.
     """
-    for pattern in _QUIET:
-        warnings.filterwarnings("ignore", pattern)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
+    tame_output()
+    if len(args) == 1:
+        raise ConfigError(f"{args[0]} needs to know what to do: give --config FILE (--help tells more)")
+    require_configs(config_files(args))
     try:
-        KdplCLI(args)
+        KdplCLI(args, check_only)
     except ArgumentError as error:
         raise ConfigError(parse_error_sentence(str(error))) from error
+    except MisconfigurationException as error:
+        raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
+    except SystemExit as error:
+        # Lightning's answer to Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
     except Exception as error:
         # jsonargparse wraps what a class raises when it is built
         cause: BaseException | None = error
@@ -204,39 +228,19 @@ def run_command(args: Sequence[str]) -> None:
         raise cause from error
 
 
-def _worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_QUIET_INFO)
-
-
-def parse_error_sentence(message: str) -> str:
-    """Make one sentence of jsonargparse's report on settings that do not parse.
-
-    Args:
-        message: The report, many lines long when unions and nested classes are involved.
-    """
-    lines = []
-    for line in message.splitlines():
-        text = line.strip().removeprefix("- ")
-        if text.startswith("Given value"):
-            break
-        if not text.startswith(("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")):
-            lines.append(text.rstrip("."))
-    sentence = " ".join(lines).replace('Parser key "', 'setting "')
-    class_path = re.search(r"class_path '([\w.]+)'", sentence)
-    unknown = re.search(r"Option '(\w+)[\w.]*' is not accepted", sentence)
-    if class_path and unknown:
-        known = _settings_of(class_path.group(1))
-        close = difflib.get_close_matches(unknown.group(1), known, n=1)
-        return f"{sentence}: {f'did you mean {close[0]!r}?' if close else 'use one of ' + ', '.join(known)}"
-    return f"{sentence}: correct the config or the command line (--print_config shows all settings)"
-
-
-def _settings_of(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
+def _require_checkpoint(file: Path) -> None:
+    """Refuse a file that is no whole checkpoint, before anything is built for it."""
+    if not file.is_file():
+        raise ConfigError(f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return []
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        whole = {"state_dict", "epoch", "pytorch-lightning_version"} <= content.keys()
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        raise ArtifactError(
+            f"checkpoint {file} is damaged ({reason(error)}): remove it to start anew, or give another --ckpt_path"
+        ) from error
+    if not whole:
+        raise ArtifactError(f"{file} is not a checkpoint of a run: give one that fit wrote")
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
@@ -254,8 +258,9 @@ def _point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN
         if settings.get("save_dir") is not None:
             # an absolute save_dir stays as it is
             settings.save_dir = str(folder / settings.save_dir)
-            Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
         if logger.class_path.endswith("WandbLogger"):
+            # into a folder that is not there W&B does not write, but elsewhere
+            Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
             settings.id = settings.id or _wandb_id(folder, keep)
             settings.name = settings.name or "/".join(folder.parts[-2:])
 

@@ -84,7 +84,7 @@ def draw_confusion(answers: Sequence[Answer], class_names: Sequence[str], path: 
     axis.set_ylabel("true class")
     if len(class_names) <= _NAMED_CLASSES:
         labels = [_short(name, 24) for name in class_names]
-        style = {"fontsize": 8, "parse_math": False}
+        style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
         axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style)
         axis.set_yticks(range(len(labels)), labels, **style)
     if len(class_names) <= 16:

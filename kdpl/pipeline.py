@@ -7,16 +7,18 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kdpl.__main__ import main
+from kdpl.__main__ import call, main
+from kdpl.arguments import Parser, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
 from kdpl.predictions import RESULTS_FILE, read_results
@@ -56,20 +58,29 @@ def run(argv: Sequence[str]) -> int:
         The exit code of the step that failed, or 0.
 
     Raises:
-        ConfigError: A config file is missing, or the folder holds a run of other configs.
+        ConfigError: A config file is missing or wrong, or the folder holds a run of other configs.
     """
     options, overrides = _parse(argv)
     out = Path(options.out)
-    _require_same_order(out, options, overrides)
+    orders = _orders(options, overrides)
+    _require_same_orders(out, orders)
     console = Console()
     os.environ.setdefault("WANDB_RUN_GROUP", out.name)
     steps = _steps(options, overrides)
     open_steps = [step for step in steps if not step.result.exists()]
+    # what is wrong with the student's settings is better known before the teacher has been tuned than after
+    open_fits = [list(step.args) for step in open_steps if step.args[0] == "fit"]
+    if open_fits:
+        code = _in_own_process(_check, open_fits)
+        if code != 0:
+            return code
+    with atomic_path(out / ORDER_FILE) as temporary:
+        temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
     for number, step in enumerate(steps, start=1):
         if step.result.exists():
             continue
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-        code = _in_own_process(_resolve(step.args))
+        code = _in_own_process(_command, _resolve(step.args))
         if code != 0:
             return code
         if not step.result.exists():
@@ -78,8 +89,8 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _in_own_process(args: list[str]) -> int:
-    """Run a command in a process of its own, so that nothing of one step reaches the next; gives its exit code."""
+def _in_own_process(function: Callable[[Any], None], argument: Any) -> int:  # noqa: ANN401
+    """Call a function in a process of its own, so that nothing of one step reaches the next; gives its exit code."""
     # processes of a fork server start with everything imported, which takes longer than a small test
     on_posix = "forkserver" in multiprocessing.get_all_start_methods()
     context: ForkServerContext | SpawnContext = (
@@ -87,7 +98,7 @@ def _in_own_process(args: list[str]) -> int:
     )
     if on_posix:
         context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
-    process = context.Process(target=_command, args=(args,))
+    process = context.Process(target=function, args=(argument,))
     process.start()
     try:
         process.join()
@@ -104,9 +115,20 @@ def _command(args: list[str]) -> None:
     sys.exit(main(args))
 
 
+def _check(commands: list[list[str]]) -> None:
+    from kdpl.cli import run_command
+
+    def check(args: Sequence[str]) -> int:
+        run_command(args, check_only=True)
+        return 0
+
+    sys.exit(next((code for args in commands if (code := call(check, args)) != 0), 0))
+
+
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m kdpl run",
+        allow_abbrev=False,
         description="Tune a teacher, freeze its class vectors, distil a student, test both, write the classifier.",
         epilog="Any other option, such as --data.init_args.shots 4, is passed on to both stages.",
     )
@@ -116,9 +138,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", required=True, help="the run's folder")
     parser.add_argument("--seed", type=int, default=1, help="seed of sampling, initialisation and order (default 1)")
     options, overrides = parser.parse_known_args(argv)
-    for file in (*options.config, *options.teacher, *options.student):
-        if not Path(file).is_file():
-            raise ConfigError(f"config {file} does not exist: check the path")
+    require_configs((*options.config, *options.teacher, *options.student))
     return options, overrides
 
 
@@ -168,25 +188,32 @@ def _resolve(args: Sequence[str]) -> list[str]:
     return resolved
 
 
-def _require_same_order(out: Path, options: argparse.Namespace, overrides: list[str]) -> None:
-    """Refuse a folder that another ``run`` began: finished steps are recognised by their files alone."""
-    files = {"--config": options.config, "--teacher": options.teacher, "--student": options.student}
-    order = {
-        flag: [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in names] for flag, names in files.items()
+def _orders(options: argparse.Namespace, overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """What each stage was asked to do."""
+
+    def contents(files: list[str]) -> list[str]:
+        return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+
+    shared = {"--config": contents(options.config), "--seed": options.seed, "other options": overrides}
+    return {
+        "teacher": {**shared, "--teacher": contents(options.teacher)},
+        "student": {**shared, "--student": contents(options.student)},
     }
-    order |= {"--seed": options.seed, "other options": overrides}
+
+
+def _require_same_orders(out: Path, orders: dict[str, dict[str, Any]]) -> None:
+    """Refuse a folder where a stage was begun with other settings: finished steps are known by their files alone."""
     file = out / ORDER_FILE
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        different = [key for key, value in order.items() if before.get(key) != value]
-        if different:
+    if not file.is_file():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for stage, order in orders.items():
+        different = [key for key, value in order.items() if before[stage].get(key) != value]
+        if different and (out / stage / _CONFIG).is_file():
             raise ConfigError(
-                f"{out} holds a run with other settings ({', '.join(different)}): choose another --out, "
+                f"{out / stage} holds a run with other settings ({', '.join(different)}): choose another --out, "
                 "or remove that folder"
             )
-        return
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(order, indent=2), encoding="utf-8")
 
 
 def _report(console: Console, out: Path, nothing_done: bool) -> None:

@@ -1,7 +1,7 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: images in, CSV out."""
 
-import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +11,10 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import track
 
+from kdpl.arguments import Parser
 from kdpl.classifier import Classifier
 from kdpl.data.folder import find_images
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.files import atomic_path
 
 
@@ -29,7 +30,7 @@ def predict(argv: Sequence[str]) -> int:
     Raises:
         KdplError: The classifier or an image is missing or damaged.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m kdpl predict", description="Classify images with a finished classifier; writes CSV."
     )
     parser.add_argument("classifier", help="classifier folder of a student's run")
@@ -38,8 +39,11 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, one row each (default 1)")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
     options = parser.parse_args(argv)
-    classifier = Classifier.load(options.classifier)
+    for name, value in (("--top-k", options.top_k), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, expected 1 or more: give another number")
     paths = _find(options.images)
+    classifier = Classifier.load(options.classifier)
     starts = range(0, len(paths), options.batch_size)
     with _open_output(options.out) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -70,7 +74,12 @@ def _find(images: Sequence[str]) -> list[Path]:
 @contextmanager
 def _open_output(path: str | None) -> Iterator[TextIO]:
     if path is None:
-        yield sys.stdout
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # whoever read the lines has seen enough, as head does; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         yield file

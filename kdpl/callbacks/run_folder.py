@@ -18,16 +18,34 @@ LAST_CHECKPOINT = f"{CHECKPOINT_FOLDER}/last.ckpt"
 class RunConfig(SaveConfigCallback):
     """Writes the complete config of a fit into the run's folder and hands it to the loggers, once.
 
-    Validation and test leave the config of the fit alone.
+    Validation and test leave the config of the fit alone, and so does a fit that fails before its first checkpoint.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write at the start of a fit alone."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Wait until data and model have been checked; a config without a run helps nobody."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        self._save_once(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write after a fit of no epochs, in which no training starts."""
+        self._save_once(trainer, pl_module)
+
+    def _save_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not self.already_saved:
+            self.already_saved = True
+            self.save_config(trainer, pl_module, "fit")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the config away again when there is nothing yet that a second start could go on from."""
+        del pl_module, exception
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and self.already_saved and not (folder / LAST_CHECKPOINT).is_file():
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file atomically; called on one process."""

@@ -1,0 +1,49 @@
+"""What all commands ask of their arguments; imports neither torch nor Lightning."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from kdpl.errors import ConfigError, reason
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong as every other error of kdpl is said: in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError in place of printing the usage."""
+        raise ConfigError(f"{message}: {self.prog} --help tells more")
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """Give the files that a command's arguments name with ``--config``."""
+    files = [after for arg, after in pairwise(args) if arg == "--config"]
+    return files + [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+
+
+def require_configs(files: Iterable[str]) -> None:
+    """Refuse config files that are missing or hold no settings, by name.
+
+    Raises:
+        ConfigError: The first file that is not a YAML mapping.
+    """
+    for name in files:
+        file = Path(name)
+        if not file.is_file():
+            raise ConfigError(f"config {name} {'is a folder' if file.is_dir() else 'does not exist'}: check the path")
+        try:
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"config {name} is not YAML ({_place(error)}): correct it") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"config {name} holds no settings, expected lines such as 'trainer:': correct it")
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark is not None and problem else reason(error)
