@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
 
+# The miniature CLIPs are too small for threads to pay: on cores that are busy otherwise, a second thread made the
+# quickstart several times slower.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
 RUN := -m kdpl run --config configs/data/digits.yaml --config configs/trainer/cpu.yaml \
 	--teacher configs/teacher/quickstart.yaml --student configs/student/quickstart.yaml --out runs/quickstart
 
@@ -26,9 +31,8 @@ quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwri
 table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m kdpl.tiny.table
 
-# one thread a process, also in those that the tests start: two of them fill two cores
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(WITH_DEV) ## look for mistakes and unformatted files
 	@$(VENV_PYTHON) -m ruff check
