@@ -24,12 +24,11 @@ help: ## say what there is
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# one thread: towers this small only wait for each other on two
 quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwritten digits, into runs/quickstart
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) $(RUN)
+	@$(VENV_PYTHON) $(RUN)
 
 table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m kdpl.tiny.table
+	@$(VENV_PYTHON) -m kdpl.tiny.table
 
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
