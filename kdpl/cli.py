@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from kdpl.arguments import config_files, require_configs
@@ -175,6 +176,10 @@ class KdplCLI(LightningCLI):
             rank_zero_info(f"{folder} is finished: nothing to do; remove the folder to run it again")
             return
         super()._run_subcommand(subcommand)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                # or the next command in this process would write into this run
+                logger.experiment.finish()
 
     def _require_same_settings(self, folder: Path) -> None:
         file = folder / CONFIG_FILE

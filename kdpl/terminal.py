@@ -48,7 +48,7 @@ def tame_output() -> None:
         logging.getLogger(name).addFilter(_worth_reading)
     for name in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if type(handler) is logging.StreamHandler:
                 handler.setStream(_CurrentStderr())
 
 
