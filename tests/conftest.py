@@ -4,6 +4,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import runs
 import torch
 import world
 from plain import PlainClip
@@ -49,3 +50,21 @@ def plain_of():
 def images():
     """Three images, uint8 [3, 3, 32, 32]."""
     return world.images_of(torch.tensor([0, 1, 2]), seed=5)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """The folder of a teacher that was fitted for two short epochs and tested; no test changes it."""
+    out = tmp_path_factory.mktemp("shared") / "teacher"
+    assert runs.fit_teacher(out, *runs.AVERAGING) == 0
+    assert runs.test(out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def student_run(tmp_path_factory, teacher_run):
+    """The folder of a student that was distilled from that teacher and tested; no test changes it."""
+    out = tmp_path_factory.mktemp("shared") / "student"
+    assert runs.fit_student(out, teacher_run) == 0
+    assert runs.test(out) == 0
+    return out

@@ -1,0 +1,69 @@
+"""Runs of the command line on the handwritten digits with the miniature CLIPs, small enough for tests."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from kdpl.__main__ import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def configs(*names):
+    """The options that name these config files."""
+    return [f"--config={CONFIGS / name}" for name in names]
+
+
+DATA = configs("data/digits.yaml", "trainer/cpu.yaml")
+TEACHER = configs("teacher/quickstart.yaml")
+STUDENT = configs("student/quickstart.yaml")
+SHORT = [
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=3",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+]
+AVERAGING = ["--model.init_args.averaging={mean: 2, std: 1}"]
+
+
+def fit_teacher(out, *more):
+    return main(["fit", *DATA, *TEACHER, *SHORT, f"--out={out}", *more])
+
+
+def fit_student(out, teacher, *more):
+    return main(["fit", *DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher}", f"--out={out}", *more])
+
+
+def test(out, *more):
+    return main(["test", f"--config={out}/config.yaml", *more])
+
+
+test.__test__ = False
+
+
+def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"), extension="png"):
+    """Write a folder of images, ROOT/<split>/<class>/<number>, each of another colour."""
+    for split in splits:
+        for number, name in enumerate(classes):
+            folder = Path(root) / split / name
+            folder.mkdir(parents=True)
+            for i in range(images):
+                colour = (40 * number, 30 * i, 200 if split == "train" else 90)
+                Image.new("RGB", (40, 36), colour).save(folder / f"{i}.{extension}")
+    return root
+
+
+def rows_of(path):
+    """The rows of a CSV file."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files_of(folder):
+    """What is in a folder: each file's time and content by its relative path."""
+    folder = Path(folder)
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+    }
