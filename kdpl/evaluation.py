@@ -1,16 +1,21 @@
 """What both stages do with labelled images that are not trained on: classify, count, log."""
 
 from abc import ABC, abstractmethod
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from kdpl.clip_identity import ClipIdentity
 from kdpl.domain import domain_of
+from kdpl.errors import WeightsError
 from kdpl.metrics import DomainAccuracy
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
 """Images uint8 [B, 3, S, S], labels [B], indices [B]."""
+
+
+_CLIP_KEY = "kdpl_clip"
 
 
 class EvalOutput(TypedDict):
@@ -33,6 +38,7 @@ class EvaluatedModule(LightningModule, ABC):
     Logs ``val/…`` and ``test/…`` with the keys of ``DomainAccuracy``.
     """
 
+    clip: ClipIdentity
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
 
@@ -51,6 +57,22 @@ class EvaluatedModule(LightningModule, ABC):
         num_base = domain_of(self).num_base
         self.val_metrics = DomainAccuracy(num_base)
         self.test_metrics = DomainAccuracy(num_base)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint on which CLIP it was made, since CLIP itself is not in it."""
+        checkpoint[_CLIP_KEY] = self.clip.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was made on another CLIP.
+
+        Raises:
+            WeightsError: The image tower's weights are not those that the checkpoint was made on.
+        """
+        if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
+            raise WeightsError(
+                f"the checkpoint was made on other weights than {self.clip.pretrained!r} of {self.clip.model}: "
+                "use the clip settings of its run"
+            )
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the validation split."""

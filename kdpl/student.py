@@ -199,8 +199,9 @@ class StudentDistillation(EvaluatedModule):
         return logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint what the class vectors are, and which CLIP the student is."""
-        checkpoint[_CHECKPOINT_KEY] = {"fields": self._built().vectors.fields(), "student": self.clip.fingerprint}
+        """Say in the checkpoint what the class vectors are."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_CHECKPOINT_KEY] = self._built().vectors.fields()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build from the checkpoint what it was saved with, and refuse one of another student or teacher."""
@@ -210,12 +211,8 @@ class StudentDistillation(EvaluatedModule):
             raise ArtifactError(
                 "the checkpoint is not one of a student: give a checkpoint of a StudentDistillation run"
             )
-        if saved["student"] != self.clip.fingerprint:
-            raise WeightsError(
-                f"the checkpoint was made on other weights than {self.clip.pretrained!r} of {self.clip.model}: "
-                "use the clip settings of its run"
-            )
-        vectors = ClassVectors.from_fields(state[_VECTORS_KEY], saved["fields"], "the checkpoint")
+        super().on_load_checkpoint(checkpoint)
+        vectors = ClassVectors.from_fields(state[_VECTORS_KEY], saved, "the checkpoint")
         if self.vectors is not None and self.vectors.teacher != vectors.teacher:
             raise ArtifactError(
                 f"the checkpoint was distilled from another teacher than {self.teacher_folder}: "

@@ -9,7 +9,7 @@ from plain import normalized, relative_error
 from kdpl.callbacks.averaging import GaussianPromptAveraging, gaussian_weights
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, register_model
-from kdpl.errors import ConfigError
+from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.teacher import AveragingConfig, PromptConfig, RegularizerWeights, TeacherPromptTuning
@@ -412,3 +412,12 @@ def test_without_a_datamodule_that_knows_its_classes_the_teacher_says_so(tmp_pat
     ) as error:
         world.quiet_trainer(tmp_path).fit(make_teacher(), train_dataloaders=batches)
     assert world.one_sentence(error)
+
+
+def test_a_checkpoint_of_another_clip_is_refused():
+    first, second = (TeacherPromptTuning(ClipConfig(name, world.TAG)) for name in ("test-teacher", "test-student"))
+    checkpoint = {}
+    first.on_save_checkpoint(checkpoint)
+    first.on_load_checkpoint(checkpoint)
+    with pytest.raises(WeightsError, match="made on other weights than 'noise' of test-student"):
+        second.on_load_checkpoint(checkpoint)
