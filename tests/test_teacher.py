@@ -415,7 +415,10 @@ def test_without_a_datamodule_that_knows_its_classes_the_teacher_says_so(tmp_pat
 
 
 def test_a_checkpoint_of_another_clip_is_refused():
-    first, second = (TeacherPromptTuning(ClipConfig(name, world.TAG)) for name in ("test-teacher", "test-student"))
+    small = {"vision_prompts": PromptConfig(2, 1), "text_prompts": PromptConfig(4, 1)}
+    first, second = (
+        TeacherPromptTuning(ClipConfig(name, world.TAG), **small) for name in ("test-teacher", "test-student")
+    )
     checkpoint = {}
     first.on_save_checkpoint(checkpoint)
     first.on_load_checkpoint(checkpoint)
