@@ -218,6 +218,10 @@ def run_command(args: Sequence[str], check_only: bool = False) -> None:
         raise ConfigError(parse_error_sentence(str(error))) from error
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
+        ) from error
     except SystemExit as error:
         # Lightning's answer to Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):

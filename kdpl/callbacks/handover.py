@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
@@ -48,7 +49,9 @@ class _Handover(Callback):
 def _came_to_its_end(trainer: Trainer) -> bool:
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
     steps = 0 <= trainer.max_steps <= trainer.global_step
-    return epochs or steps
+    # whoever asks for early stopping plans to end before the last epoch
+    early = any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return epochs or steps or early
 
 
 def handed_over(folder: Path) -> bool:

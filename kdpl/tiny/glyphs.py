@@ -40,7 +40,7 @@ FONTS = (
     "cmti10",
     "cmtt10",
 )
-"""Fonts that every matplotlib since 3.8 ships and that hold the plain digits and letters."""
+"""Fonts that every matplotlib since 3.11 ships and that hold the plain digits and letters."""
 
 MASK_SIZE = 64
 _GLYPH_SIZE = 46  # longer side of a glyph inside its mask: leaves a margin for thicker strokes
