@@ -22,6 +22,7 @@ _TEACHER = ("--config=configs/teacher/quickstart.yaml",)
 _STUDENT = ("--config=configs/student/quickstart.yaml",)
 _UNTUNED = ("--config=configs/teacher/zero_shot.yaml",)
 _STUDENT_CLIP = ("--model.init_args.clip.model=tiny-student",)
+_TWO_LAYERS = ("--model.init_args.vision_prompts.depth=2",)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ ROWS = (
         "teacher",
     ),
     Row("control: distilled from the untuned teacher", "student_of_untuned", _STUDENT, "teacher_zero_shot"),
-    Row("control: the student's own few-shot tuning", "student_few_shot", (*_TEACHER, *_STUDENT_CLIP)),
+    Row("control: the student's own few-shot tuning", "student_few_shot", (*_TEACHER, *_STUDENT_CLIP, *_TWO_LAYERS)),
 )
 
 _PROTOCOLS = {
