@@ -149,12 +149,21 @@ class KdplCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
+    def _trains(self) -> bool:
+        # a student's parameters are made once it knows its teacher's width
+        student = getattr(self.model, "train_split", None) == "unlabeled"
+        return student or any(p.requires_grad for p in self.model.parameters())
+
+    def before_fit(self) -> None:
+        """Refuse epochs in which nothing would be trained."""
+        if not self._trains() and self.trainer.max_epochs != 0:
+            raise ConfigError(
+                "a model without prompts trains nothing: set trainer.max_epochs to 0, or a depth of prompts above 0"
+            )
+
     def before_test(self) -> None:
         """Refuse to test prompts that were never trained."""
-        # of what a student learnt nothing is there before its checkpoint says what it was distilled from
-        student = getattr(self.model, "train_split", None) == "unlabeled"
-        trained = student or any(p.requires_grad for p in self.model.parameters())
-        if trained and self.config_init[self.subcommand].ckpt_path is None:
+        if self._trains() and self.config_init[self.subcommand].ckpt_path is None:
             raise ConfigError(
                 f"{self._given.out} has no {LAST_CHECKPOINT} to test: run fit with this --out, or give --ckpt_path"
             )
@@ -232,6 +241,8 @@ def run_command(args: Sequence[str], check_only: bool = False) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KdplError):
             cause = cause.__cause__
+        if cause is None and "Does not validate against" in str(error):
+            raise ConfigError(parse_error_sentence(str(error))) from error
         if cause is None or cause is error:
             raise
         raise cause from error

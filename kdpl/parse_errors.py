@@ -25,6 +25,9 @@ def parse_error_sentence(message: str) -> str:
     text = " ".join(lines)
     class_path = _find(r"class_path '([^']+)'", text)
     setting = ".init_args.".join(re.findall(r'Parser key "([\w.]+)"', text)[: 2 if class_path else 1])
+    if setting == "data.init_args.seed":
+        # it is linked to what a person sets
+        setting = "seed_everything"
     unknown = _find(r"[Oo]ption '([^']+)'", text)
     if unknown:
         return _unknown_setting(unknown, class_path, _find(r"Group '([^']+)'", text))
@@ -44,6 +47,14 @@ def parse_error_sentence(message: str) -> str:
     if class_path and "Unable to load config" in text:
         # a dataclass was given a plain value
         expected = [f"a section of {', '.join(_settings_of(class_path, setting.rpartition('.init_args.')[2]))}"]
+    if "argument after ** must be a mapping" in text:
+        class_path = _find(r"Namespace\(class_path='([\w.]+)'", message)
+        for name in _settings_of(class_path):
+            plain, fields = _find(rf"\b{name}=([^,()]+)[,)]", message), _settings_of(class_path, name)
+            if plain not in ("", "None") and fields and f" {name}=Namespace(" not in message:
+                setting, value = f"{name} of {class_path}", plain
+                expected = [f"a section of {', '.join(fields)}"]
+                break
     if setting and expected:
         return f"setting {setting} is {value}, expected {' or '.join(dict.fromkeys(expected))}: {_REMEDY}"
     return f"{text}: {_REMEDY}".replace('Parser key "', 'setting "').replace("::", ":")
@@ -89,6 +100,8 @@ def _settings_of(class_path: str, group: str = "") -> list[str]:
         for part in group.split(".") if group else ():
             hints = get_type_hints(found if dataclasses.is_dataclass(found) else found.__init__)
             found = hints[part]
+            if not dataclasses.is_dataclass(found):
+                return []
         return list(inspect.signature(found).parameters)
     except (ImportError, AttributeError, KeyError, NameError, ValueError, TypeError):
         return []

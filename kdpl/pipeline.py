@@ -29,6 +29,7 @@ SUMMARY_FILE = "results.json"
 # what finished steps leave; names only, since this process imports neither torch nor Lightning
 _CLASS_VECTORS, _CLASSIFIER, _CONFIG = "class_vectors.safetensors", "classifier", "config.yaml"
 
+_INTERRUPTED = 130
 _NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
 _COLUMNS = {"test/acc": "all", "test/base_acc": "base", "test/novel_acc": "novel", "test/hm": "HM"}
 
@@ -74,8 +75,9 @@ def run(argv: Sequence[str]) -> int:
         code = _in_own_process(_check, open_fits)
         if code != 0:
             return code
-    with atomic_path(out / ORDER_FILE) as temporary:
-        temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
+    if open_steps:
+        with atomic_path(out / ORDER_FILE) as temporary:
+            temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
     for number, step in enumerate(steps, start=1):
         if step.result.exists():
             continue
@@ -103,10 +105,11 @@ def _in_own_process(function: Callable[[Any], None], argument: Any) -> int:  # n
     try:
         process.join()
     except KeyboardInterrupt:
-        # Ctrl-C reached the step as well, which ends by itself
+        # Ctrl-C reached the step as well, which ends by itself and says so
         process.join()
-        raise
-    return 130 if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
+        if process.exitcode != _INTERRUPTED:
+            raise
+    return _INTERRUPTED if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
 
 
 def _command(args: list[str]) -> None:
@@ -224,8 +227,9 @@ def _report(console: Console, out: Path, nothing_done: bool) -> None:
         "student, distilled": out / "student",
     }
     results = {title: read_results(folder) for title, folder in rows.items()}
-    with atomic_path(out / SUMMARY_FILE) as temporary:
-        temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    if not nothing_done or not (out / SUMMARY_FILE).is_file():
+        with atomic_path(out / SUMMARY_FILE) as temporary:
+            temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
     columns = [key for key in _COLUMNS if all(key in row for row in results.values())]
     novel = "test/novel_acc" in columns
     table = Table(

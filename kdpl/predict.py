@@ -48,7 +48,9 @@ def predict(argv: Sequence[str]) -> int:
     with _open_output(options.out) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "class", "probability"))
-        for start in track(starts, description="classifying", console=Console(stderr=True), transient=True):
+        console = Console(stderr=True)
+        hidden = not console.is_terminal
+        for start in track(starts, description="classifying", console=console, transient=True, disable=hidden):
             batch = paths[start : start + options.batch_size]
             for path, guesses in zip(batch, classifier.predict(batch, options.top_k), strict=True):
                 writer.writerows((path, guess.class_name, f"{guess.probability:.6f}") for guess in guesses)

@@ -12,6 +12,7 @@ _QUIET_WARNINGS = (
     ".*returned in `LightningModule.configure_callbacks` will override.*",
     ".*`LightningModule.configure_optimizers` returned `None`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    "The dirpath has changed from .*",
     ".*Total length of `.*` across ranks is zero.*",
     ".*skip_none parameter was deprecated.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
