@@ -1,0 +1,191 @@
+"""Every file in configs/ is parsed and run here; miniature CLIPs stand in for those whose weights are a download."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import yaml
+from runs import CONFIGS, DATA, SHORT, STUDENT, TEACHER, configs, image_folder, rows_of
+from runs import test as run_test
+
+from kdpl import Classifier, ClassVectors
+from kdpl.__main__ import main
+from kdpl.predictions import read_results
+
+ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+TINY_TEACHER = ["--model.init_args.clip.model=tiny-teacher", "--model.init_args.clip.pretrained=glyphs"]
+TINY_STUDENT = ["--model.init_args.clip.model=tiny-student", "--model.init_args.clip.pretrained=glyphs"]
+# the miniature towers have fewer layers than the published settings prompt
+SHALLOW = ["--model.init_args.vision_prompts.depth=2"]
+SHALLOW_TEXT = ["--model.init_args.text_prompts.depth=2"]
+PUBLISHED_TEACHER = configs("teacher/promptsrc_vit_l14.yaml")
+NEAR = ["--model.init_args.averaging={mean: 1, std: 1}"]
+
+TEACHERS = {
+    "data/digits.yaml": [*DATA, *TEACHER],
+    "data/base_to_novel.yaml": [*DATA, *configs("data/base_to_novel.yaml"), *TEACHER],
+    "trainer/cpu.yaml": [*DATA, *TEACHER],
+    "trainer/gpu.yaml": [*DATA, *TEACHER, *configs("trainer/gpu.yaml"), "--trainer.accelerator=cpu"],
+    "logger/csv.yaml": [*DATA, *TEACHER, *configs("logger/csv.yaml")],
+    "logger/tensorboard.yaml": [*DATA, *TEACHER, *configs("logger/tensorboard.yaml")],
+    "logger/wandb.yaml": [*DATA, *TEACHER, *configs("logger/wandb.yaml")],
+    "teacher/quickstart.yaml": [*DATA, *TEACHER],
+    "teacher/promptsrc_vit_l14.yaml": [*DATA, *PUBLISHED_TEACHER, *TINY_TEACHER, *SHALLOW, *SHALLOW_TEXT, *NEAR],
+    "teacher/vit_b16.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/vit_b16.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW,
+        *SHALLOW_TEXT,
+        *NEAR,
+    ],
+    "teacher/cross_dataset.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/cross_dataset.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW_TEXT,
+    ],
+    "teacher/ivlp.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/ivlp.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW,
+        *SHALLOW_TEXT,
+    ],
+    "teacher/coop.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/coop.yaml"), *TINY_TEACHER],
+    "teacher/vpt.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/vpt.yaml"), *TINY_TEACHER, *SHALLOW],
+    "teacher/zero_shot.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/zero_shot.yaml"), *TINY_TEACHER],
+}
+STUDENTS = {
+    "student/quickstart.yaml": [*DATA, *STUDENT],
+    "student/promptkd_vit_b16.yaml": [*DATA, *configs("student/promptkd_vit_b16.yaml"), *TINY_STUDENT, *SHALLOW],
+    "student/cross_dataset.yaml": [
+        *DATA,
+        *configs("student/promptkd_vit_b16.yaml", "student/cross_dataset.yaml"),
+        *TINY_STUDENT,
+        *SHALLOW,
+    ],
+}
+ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml"}  # in tests of their own below
+
+
+def settings(name):
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+
+
+def test_every_config_is_run_by_a_test():
+    names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
+    assert names == {*TEACHERS, *STUDENTS, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("name", [n for n in TEACHERS if n not in ("data/digits.yaml", "trainer/cpu.yaml")])
+def test_a_teachers_config_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    epochs = [arg for arg in ONE_EPOCH if name != "teacher/zero_shot.yaml" or "max_epochs" not in arg]
+    assert main(["fit", *TEACHERS[name], *epochs, f"--out={tmp_path / 'out'}"]) == 0
+    vectors = ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors")
+    assert len(vectors.class_names) == 10
+    assert vectors.num_base == (5 if "base_to_novel" in name else None)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_students_config_runs(name, tmp_path, teacher_run):
+    args = [*STUDENTS[name], *ONE_EPOCH, f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path / 'out'}"]
+    assert main(["fit", *args]) == 0
+    assert len(Classifier.load(tmp_path / "out" / "classifier").class_names) == 10
+
+
+def test_the_config_of_image_folders_runs(tmp_path):
+    image_folder(tmp_path / "data", splits=("train", "val", "test"))
+    args = [*configs("data/folder.yaml", "trainer/cpu.yaml"), *TEACHER, f"--data.init_args.root={tmp_path / 'data'}"]
+    few = ["--data.init_args.shots=4", "--data.init_args.num_workers=0", f"--out={tmp_path / 'out'}"]
+    assert main(["fit", *args, *ONE_EPOCH, *few]) == 0
+    assert run_test(tmp_path / "out") == 0
+    assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {"cat", "dog"}
+
+
+def printed(capsys, *args):
+    with pytest.raises(SystemExit):
+        main(["fit", *args, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_published_settings_are_those_of_the_papers(capsys):
+    data = configs("data/digits.yaml", "data/base_to_novel.yaml")
+    teacher = printed(capsys, *data, *PUBLISHED_TEACHER)
+    model = teacher["model"]["init_args"]
+    assert model["clip"] == {"model": "ViT-L-14-quickgelu", "pretrained": "openai", "quick_gelu": None}
+    assert model["vision_prompts"] == model["text_prompts"] == {"length": 4, "depth": 9}
+    assert model["regularizers"] == {"text": 25.0, "image": 10.0, "logits": 1.0}
+    assert model["averaging"] == {"mean": 15.0, "std": 1.0}
+    assert model["optim"] == {
+        "optimizer": "sgd",
+        "lr": 0.005,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "warmup_lr": 1e-05,
+    }
+    assert (teacher["trainer"]["max_epochs"], teacher["data"]["init_args"]["batch_size"]) == (20, 8)
+    smaller = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/vit_b16.yaml"))
+    assert (smaller["model"]["init_args"]["optim"]["lr"], smaller["data"]["init_args"]["batch_size"]) == (0.0025, 4)
+    across = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/cross_dataset.yaml"))["model"]["init_args"]
+    assert across["averaging"] == {"mean": 6.0, "std": 10.0}
+    assert across["vision_prompts"]["depth"] == across["text_prompts"]["depth"] == 3
+    student = printed(capsys, *data, *configs("student/promptkd_vit_b16.yaml"), "--model.init_args.teacher=t")
+    model = student["model"]["init_args"]
+    assert (model["kd_weight"], model["temperature"], model["prompt_init"]) == (1000.0, 1.0, "normal")
+    assert model["vision_prompts"] == {"length": 4, "depth": 9}
+    assert (student["trainer"]["max_epochs"], student["data"]["init_args"]["batch_size"]) == (20, 8)
+
+
+def test_what_the_gpu_and_ddp_configs_say():
+    assert settings("trainer/gpu.yaml") == {"trainer": {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}}
+    assert settings("trainer/ddp.yaml") == {"trainer": {"devices": "auto", "strategy": "ddp"}}
+
+
+def test_in_mixed_precision_what_is_trained_stays_in_float32(tmp_path):
+    assert main(["fit", *TEACHERS["trainer/gpu.yaml"], *ONE_EPOCH, f"--out={tmp_path / 'out'}"]) == 0
+    state = torch.load(tmp_path / "out/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_two_processes_distil_and_test_as_one_does(tmp_path, teacher_run):
+    out = tmp_path / "out"
+    both = ["--trainer.devices=2"]
+    fit = [*DATA, *STUDENT, *ONE_EPOCH, *configs("trainer/ddp.yaml"), *both, f"--model.init_args.teacher={teacher_run}"]
+
+    def command(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "kdpl", *args],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    done = command("fit", *fit, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("classifier: ") == 1
+    done = command("test", f"--config={out}/config.yaml")
+    assert done.returncode == 0, done.stderr
+    answers = rows_of(out / "test_predictions.csv")
+    assert Counter(int(row["index"]) for row in answers) == Counter(range(899))
+    right = sum(row["label"] == row["prediction"] for row in answers)
+    assert read_results(out)["images"] == 899
+    assert read_results(out)["test/acc"] == pytest.approx(right / 899, rel=1e-6)
+    assert len(Classifier.load(out / "classifier").class_names) == 10
+    assert not list(out.rglob(".*"))
+    together = [(row["prediction"], row["label"]) for row in answers]
+    assert main(["test", f"--config={out}/config.yaml", "--trainer.devices=1", "--trainer.strategy=auto"]) == 0
+    alone = [(row["prediction"], row["label"]) for row in rows_of(out / "test_predictions.csv")]
+    assert alone == together

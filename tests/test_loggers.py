@@ -1,0 +1,171 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import configs, files_of, fit_teacher, rows_of
+from runs import test as run_test
+
+from kdpl.loggers import METRICS_FILE, MetricsCSV, log_artifact, log_picture, read_metrics
+from kdpl.predictions import read_results
+
+
+def test_rows_are_appended_and_new_metrics_get_columns(tmp_path):
+    logger = MetricsCSV(str(tmp_path))
+    logger.log_metrics({"train/loss": torch.tensor(0.5), "epoch": 0}, step=1)
+    logger.log_metrics({"train/loss": 0.25, "epoch": 1}, step=2)
+    logger.log_metrics({"val/acc": 1 / 3, "epoch": 1}, step=2)
+    assert rows_of(tmp_path / METRICS_FILE) == [
+        {"step": "1", "train/loss": "0.5", "epoch": "0", "val/acc": ""},
+        {"step": "2", "train/loss": "0.25", "epoch": "1", "val/acc": ""},
+        {"step": "2", "train/loss": "", "epoch": "1", "val/acc": repr(1 / 3)},
+    ]
+
+
+def test_a_later_logger_goes_on_in_the_same_file(tmp_path):
+    MetricsCSV(str(tmp_path)).log_metrics({"a": 1.0}, step=0)
+    later = MetricsCSV(str(tmp_path))
+    later.log_metrics({"a": 2.0}, step=1)
+    later.log_metrics({"b": 3.0}, step=1)
+    assert [(row["step"], row["a"], row["b"]) for row in rows_of(tmp_path / METRICS_FILE)] == [
+        ("0", "1.0", ""),
+        ("1", "2.0", ""),
+        ("1", "", "3.0"),
+    ]
+
+
+def test_of_two_values_of_one_step_the_later_one_counts(tmp_path):
+    logger = MetricsCSV(str(tmp_path))
+    for step, value in ((5, 0.1), (9, 0.2), (5, 0.3)):
+        logger.log_metrics({"val/acc": value}, step=step)
+    assert read_metrics(tmp_path / METRICS_FILE) == {"val/acc": [(5, 0.3), (9, 0.2)]}
+
+
+def test_metrics_of_a_run_are_whole_and_agree_with_its_results(student_run):
+    curves = read_metrics(student_run / METRICS_FILE)
+    assert [value for _, value in curves["test/acc"]] == [read_results(student_run)["test/acc"]]
+    assert len(curves["train/loss"]) == len(curves["val/acc"]) == 2
+    assert all(rate > 0 for _, rate in curves["train/images_per_s"])
+    epochs = [int(row["epoch"]) for row in rows_of(student_run / METRICS_FILE) if row["train/loss"]]
+    assert epochs == [0, 1]
+
+
+def test_pictures_and_artifacts_go_to_those_alone_that_can_take_them(tmp_path):
+    log_picture([MetricsCSV(str(tmp_path))], "figures/a", tmp_path / "a.png")
+    log_artifact([MetricsCSV(str(tmp_path))], "class-vectors", tmp_path / "a", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def records(file):
+    """The records of a W&B run file: a log of blocks of 32 KiB, in which a record may be cut into pieces."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = file.read_bytes()
+    assert data[:4] == b":W&B"
+    at, pieces = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        pieces += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pieces)
+            yield record
+            pieces = b""
+
+
+def history(found):
+    """The logged rows, decoded."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in r.history.item}
+        for r in found
+        if r.WhichOneof("record_type") == "history"
+    ]
+
+
+def test_the_real_wandb_client_offline_writes_the_whole_run_into_its_folder(tmp_path, monkeypatch):
+    home, work, out = tmp_path / "home", tmp_path / "work", tmp_path / "runs" / "teacher"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home))
+    assert fit_teacher(out, *configs("logger/wandb.yaml")) == 0
+    assert run_test(out) == 0
+
+    files = sorted(out.rglob("*.wandb"))
+    parts = [list(records(file)) for file in files]
+    found = [record for part in parts for record in part]
+    runs = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    assert len({run.run_id for run in runs}) == 1, "fit and test are one run"
+    assert runs[0].run_id == (out / "wandb_id").read_text()
+    assert runs[0].project == "kdpl"
+
+    configs_logged = [r.config for r in found if r.WhichOneof("record_type") == "config"]
+    values = [{u.key: json.loads(u.value_json) for u in c.update} for c in configs_logged]
+    values = [value for value in values if "model" in value]
+    assert len(values) == 1, "the config is logged once"
+    assert values[0]["model"]["init_args"]["clip"]["model"] == "tiny-teacher"
+    assert values[0]["data"]["init_args"]["shots"] == 16
+    assert values[0]["trainer"]["max_epochs"] == 2
+    assert values[0]["seed_everything"] == 1
+
+    rows = history(found)
+    for name in ("train/loss", "val/acc", "test/acc"):
+        logged = [row[name] for row in rows if name in row]
+        assert logged == [float(row[name]) for row in rows_of(out / METRICS_FILE) if row[name]], name
+        assert logged
+    assert [row["test/acc"] for row in rows if "test/acc" in row] == [read_results(out)["test/acc"]]
+
+    pictures = {name.split("/filenames")[0] for row in rows for name in row if name.startswith("figures/")}
+    assert {"figures/learning_curves", "figures/confusion"} <= pictures
+    assert len(list(out.rglob("media/images/figures/*.png"))) == 2
+
+    artifacts = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"]
+    assert [(a.type, [c.path for c in a.manifest.contents]) for a in artifacts] == [
+        ("class-vectors", ["class_vectors.safetensors"])
+    ]
+    assert json.loads(artifacts[0].metadata)["class_names"][0] == "zero"
+    assert list(work.iterdir()) == []
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"teacher"}
+
+
+def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    out = Path("run")
+    assert fit_teacher(out, *configs("logger/tensorboard.yaml")) == 0
+    assert run_test(out) == 0
+    scalars, images = {}, set()
+    for folder in {p.parent for p in out.rglob("events.out.tfevents.*")}:
+        events = accumulator.EventAccumulator(str(folder)).Reload()
+        images |= set(events.Tags()["images"])
+        for name in events.Tags()["scalars"]:
+            scalars.setdefault(name, []).extend(e.value for e in events.Scalars(name))
+    for name in ("train/loss", "val/acc", "test/acc"):
+        expected = [float(row[name]) for row in rows_of(out / METRICS_FILE) if row[name]]
+        assert scalars[name] == pytest.approx(expected, rel=1e-6), name
+    assert images == {"figures/learning_curves", "figures/confusion"}
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert any("tfevents" in name for name in files_of(out))
+
+
+def test_pictures_are_shown_as_they_are(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "a.png")
+    logger = TensorBoardLogger(str(tmp_path), name="tb", version="")
+    log_picture([logger], "figures/a", tmp_path / "a.png")
+    logger.experiment.flush()
+    events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
+    (image,) = events.Images("figures/a")
+    assert (image.width, image.height) == (30, 20)

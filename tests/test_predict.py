@@ -1,0 +1,139 @@
+import csv
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder of five digits, some of them deeper, with a file that is no image."""
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "b" / "deep").mkdir(parents=True)
+    for i, name in enumerate(["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]):
+        Image.fromarray((load_digits().images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(student_run):
+    return student_run / "classifier"
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_standard_output_is_csv_and_nothing_else_in_the_order_given(classifier, digits, capsys):
+    paths = [str(digits / "z.png"), str(digits / "a, with comma.png"), str(digits / "b/1.jpg")]
+    assert main(["predict", str(classifier), *paths]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("path,class,probability\n")
+    assert [row["path"] for row in rows(out)] == paths
+    assert all(0 < float(row["probability"]) <= 1 for row in rows(out))
+
+
+def test_the_classes_are_those_of_the_classifier(classifier, digits, capsys):
+    paths = sorted(str(p) for p in digits.rglob("*") if p.suffix.lower() in (".png", ".jpg"))
+    assert main(["predict", str(classifier), *paths, "--batch-size=2"]) == 0
+    expected = [guess for (guess,) in Classifier.load(classifier).predict(paths)]
+    answers = rows(capsys.readouterr().out)
+    assert [row["class"] for row in answers] == [guess.class_name for guess in expected]
+    assert [float(row["probability"]) for row in answers] == pytest.approx([g.probability for g in expected], abs=2e-6)
+
+
+def test_folders_are_searched_recursively_for_images_alone(classifier, digits, capsys):
+    assert main(["predict", str(classifier), str(digits / "b"), str(digits)]) == 0
+    found = [str(Path(row["path"]).relative_to(digits)) for row in rows(capsys.readouterr().out)]
+    assert sorted(found[:3]) == ["b/1.jpg", "b/deep/10.PNG", "b/deep/2.png"]
+    assert sorted(found[3:]) == ["a, with comma.png", "b/1.jpg", "b/deep/10.PNG", "b/deep/2.png", "z.png"]
+
+
+def test_top_k_gives_that_many_guesses_most_probable_first(classifier, digits, capsys):
+    assert main(["predict", str(classifier), str(digits / "b"), "--top-k=3"]) == 0
+    answers = rows(capsys.readouterr().out)
+    assert len(answers) == 9
+    for start in range(0, 9, 3):
+        three = answers[start : start + 3]
+        assert len({row["path"] for row in three}) == 1
+        assert len({row["class"] for row in three}) == 3
+        probabilities = [float(row["probability"]) for row in three]
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=99"]) == 0
+    answers = rows(capsys.readouterr().out)
+    assert len(answers) == 10
+    assert sum(float(row["probability"]) for row in answers) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_file_gets_the_same_lines_and_standard_output_none(classifier, digits, capsys, tmp_path):
+    assert main(["predict", str(classifier), str(digits)]) == 0
+    out = capsys.readouterr().out
+    assert main(["predict", str(classifier), str(digits), f"--out={tmp_path / 'new/answers.csv'}"]) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "new/answers.csv").read_text() == out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(classifier, digits):
+    code = (
+        f"import sys; from kdpl.__main__ import main; "
+        f"sys.exit(main(['predict', {str(classifier)!r}, *[{str(digits)!r}] * 400, '--top-k=10']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "path,class,probability\n"
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def fails(capsys, args, *words):
+    assert main(["predict", *args]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    return out
+
+
+def test_what_is_missing_is_named(classifier, digits, student_run, tmp_path, capsys):
+    image = str(digits / "z.png")
+    assert fails(capsys, [], "classifier, images", "--help") == ""
+    assert fails(capsys, [str(classifier)], "images") == ""
+    assert fails(capsys, [str(tmp_path / "gone"), image], str(tmp_path / "gone"), "classifier") == ""
+    assert fails(capsys, [str(student_run), image], str(student_run), "is not a classifier") == ""
+    assert fails(capsys, [str(classifier), image, "gone.png"], "gone.png", "does not exist") == ""
+    (tmp_path / "empty").mkdir()
+    assert fails(capsys, [str(classifier), str(tmp_path / "empty")], "empty", "no images") == ""
+
+
+@pytest.mark.parametrize("option", ["--top-k=0", "--batch-size=0", "--top-k=x"])
+def test_numbers_that_cannot_be_are_named(option, classifier, digits, capsys):
+    assert fails(capsys, [str(classifier), str(digits), option], option.partition("=")[0]) == ""
+
+
+def test_an_unreadable_image_is_named_and_no_file_is_left(classifier, digits, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    fails(
+        capsys,
+        [str(classifier), str(digits / "z.png"), str(tmp_path / "bad.png"), f"--out={tmp_path}/a.csv"],
+        "bad.png",
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.png"]
+
+
+def test_a_damaged_classifier_is_named(classifier, digits, tmp_path, capsys):
+    copy = tmp_path / "classifier"
+    shutil.copytree(classifier, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    fails(capsys, [str(copy), str(digits)], str(copy), "damaged")
