@@ -63,7 +63,7 @@ WRONG_SETTINGS = {
     "class of another kind": ("model: {class_path: kdpl.DomainDataModule}", ["model", "kdpl.DomainDataModule"]),
     "seed": ("seed_everything: -3", ["seed_everything", "-3"]),
     "no seed": ("seed_everything: false", ["seed_everything", "False", "int"]),
-    "dataset": ("data: {init_args: {dataset: digit}}", ["'digit'", "digits, folder"]),
+    "dataset": ("data: {init_args: {dataset: digit}}", ["'digit'", "digits"]),
     "CLIP model": ("model: {init_args: {clip: {model: tiny-techer}}}", ["'tiny-techer'", "tiny-teacher"]),
     "CLIP weights": ("model: {init_args: {clip: {pretrained: glyph}}}", ["'glyph'", "glyphs"]),
     "weights file": ("model: {init_args: {clip: {pretrained: gone/w.safetensors}}}", ["gone/w.safetensors"]),

@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def records(file):
             pieces = b""
 
 
+def closed(file, seconds=60):
+    """The records of a run file once it is whole: the client writes it from a process of its own."""
+    end = time.monotonic() + seconds
+    while True:
+        found = list(records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < end, f"{file} was not closed"
+        time.sleep(0.1)
+
+
 def history(found):
     """The logged rows, decoded."""
     return [
@@ -101,9 +113,7 @@ def test_the_real_wandb_client_offline_writes_the_whole_run_into_its_folder(tmp_
     assert fit_teacher(out, *configs("logger/wandb.yaml")) == 0
     assert run_test(out) == 0
 
-    files = sorted(out.rglob("*.wandb"))
-    parts = [list(records(file)) for file in files]
-    found = [record for part in parts for record in part]
+    found = [record for file in sorted(out.rglob("*.wandb")) for record in closed(file)]
     runs = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     assert len({run.run_id for run in runs}) == 1, "fit and test are one run"
     assert runs[0].run_id == (out / "wandb_id").read_text()
