@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from open_clip.factory import load_state_dict as read_state_dict
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -34,6 +34,9 @@ RANDOM = "random"
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
+
+IMAGENET_CLASS_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
+"""The names that OpenAI gave ImageNet's 1,000 classes, by label; two names stand twice."""
 
 _WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 

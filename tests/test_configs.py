@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from benchmark_tree import TRAINABLE, make_tree
 from runs import CONFIGS, DATA, SHORT, STUDENT, TEACHER, configs, image_folder, rows_of
 from runs import test as run_test
 
@@ -72,7 +73,8 @@ STUDENTS = {
         *SHALLOW,
     ],
 }
-ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml"}  # in tests of their own below
+BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
+ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml", *BENCHMARK}  # in tests of their own below
 
 
 def settings(name):
@@ -111,6 +113,15 @@ def test_the_config_of_image_folders_runs(tmp_path):
     assert main(["fit", *args, *ONE_EPOCH, *few]) == 0
     assert run_test(tmp_path / "out") == 0
     assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("name", BENCHMARK)
+def test_a_benchmark_datasets_config_runs(name, tmp_path):
+    make_tree(BENCHMARK[name], tmp_path)
+    args = [*configs(name, "trainer/cpu.yaml"), *TEACHER, f"--data.init_args.root={tmp_path}"]
+    few = ["--data.init_args.shots=1", "--data.init_args.num_workers=0", f"--out={tmp_path / 'out'}"]
+    assert main(["fit", *args, *ONE_EPOCH, *few]) == 0
+    assert len(ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors").class_names) == 3
 
 
 def printed(capsys, *args):

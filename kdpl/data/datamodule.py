@@ -48,8 +48,8 @@ class DomainDataModule(LightningDataModule):
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
 
     Args:
-        dataset: ``digits`` or ``folder``.
-        root: Folder of the dataset, where it has one.
+        dataset: ``digits``, ``folder``, or a dataset of the benchmark (``kdpl/data/benchmark.py``).
+        root: Folder of the dataset, where it has one; the folder of all datasets for one of the benchmark.
         unlabeled: Folder of unlabelled images, searched recursively (dataset ``folder``); None: the training images
             without their labels.
         class_names: JSON or CSV file that maps class folders to names (dataset ``folder``); None: folder names.
@@ -168,6 +168,8 @@ class DomainDataModule(LightningDataModule):
             return
         self._refuse_second_sharding()
         # here rather than with the first batch: nothing has been written yet
+        if stage == "fit":
+            self._require_training_images()
         if stage == "fit" and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
             self._labeled_records()
         if stage == "test":
@@ -225,7 +227,14 @@ class DomainDataModule(LightningDataModule):
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
         return self._evaluation_loader("test", image_size, rank, world_size)
 
+    def _require_training_images(self) -> None:
+        if self.splits.test_only:
+            raise DataError(
+                f"{self.splits.origin} is for tests alone: train on another dataset, then test on this one."
+            )
+
     def _labeled_records(self) -> list[Record]:
+        self._require_training_images()
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         records = few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)[0]
         records = with_labels(records, range(len(self.tuning_class_names)))
@@ -236,6 +245,7 @@ class DomainDataModule(LightningDataModule):
         return records
 
     def _unlabeled_sources(self) -> tuple[str, ...]:
+        self._require_training_images()
         sources = self.splits.unlabeled
         if sources is None:
             sources = tuple(record.source for record in self.splits.train)

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from kdpl.data.benchmark import BENCHMARKS
+from kdpl.data.benchmark_reader import read_benchmark
 from kdpl.data.digits import read_digits
 from kdpl.data.folder import read_folder
 from kdpl.data.splits import Splits
@@ -27,6 +30,7 @@ class DatasetKind:
 DATASETS: dict[str, DatasetKind] = {
     "digits": DatasetKind(read_digits),
     "folder": DatasetKind(read_folder, required=frozenset({"root"}), optional=frozenset({"unlabeled", "class_names"})),
+    **{name: DatasetKind(partial(read_benchmark, name), required=frozenset({"root"})) for name in BENCHMARKS},
 }
 
 

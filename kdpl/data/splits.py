@@ -31,6 +31,7 @@ class Splits:
         test: Labelled test images; empty where the dataset has no such split.
         unlabeled: Sources of images without labels; None where the training images, less their labels, serve.
         open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
+        test_only: Whether the dataset is made of test images alone, so that nothing can be trained on it.
     """
 
     origin: str
@@ -40,3 +41,4 @@ class Splits:
     test: tuple[Record, ...]
     unlabeled: tuple[str, ...] | None
     open_image: Callable[[str], Image]
+    test_only: bool = False
