@@ -172,6 +172,8 @@ def started(out, *more):
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
