@@ -14,6 +14,7 @@ usage: python -m kdpl COMMAND …
   validate   accuracies of a run on the validation split
   test       accuracies, answers and pictures of a run on the test split
   predict    classify images with a finished classifier
+  data       get a dataset of the benchmark, or see that a dataset is whole
 
   --version  the version
   --debug    with any command: show the traceback of an error
@@ -41,12 +42,19 @@ def _predict(args: Sequence[str]) -> int:
     return predict(args[1:])
 
 
+def _data(args: Sequence[str]) -> int:
+    from kdpl.data_command import data
+
+    return data(args[1:])
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "fit": _fit_validate_test,
     "validate": _fit_validate_test,
     "test": _fit_validate_test,
     "predict": _predict,
+    "data": _data,
 }
 
 

@@ -1,0 +1,124 @@
+"""``python -m kdpl data check``: is a dataset whole, and can every image of it be decoded?"""
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+
+from PIL.Image import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdpl.data.benchmark import BENCHMARKS
+from kdpl.data.registry import read_dataset
+from kdpl.data.splits import Splits
+from kdpl.errors import DataError
+
+_CHUNK = 64  # images that a worker takes at a time
+_FEW = 12  # class names that are shown in full
+
+
+def check(name: str, workers: int | None = None, **options: str | None) -> bool:
+    """Print what a dataset holds and every fault: classes without images, images that cannot be decoded.
+
+    Args:
+        name: A dataset of the registry.
+        workers: Processes that decode; None: one for each processor core; 1: this process alone.
+        options: What the dataset takes (``root``, ``unlabeled``, ``class_names``).
+
+    Returns:
+        Whether it is whole: every split has the classes that the dataset is known to have, and every image decodes.
+
+    Raises:
+        DataError: If the dataset cannot be read at all.
+    """
+    splits = read_dataset(name, **options)
+    benchmark = BENCHMARKS.get(name)
+    print(splits.origin)
+    print(f"classes: {_shown(splits.class_names)}")
+    faults = list(_count_faults(splits, benchmark.num_classes if benchmark else None))
+    for fault in faults:
+        print(fault)
+    sources = _sources(splits)
+    num_bad = 0
+    for fault in decode_all(sources, splits.open_image, workers):
+        print(fault, flush=True)
+        num_bad += 1
+    print(f"{len(sources)} images decoded, {num_bad} of them bad")
+    return not faults and not num_bad
+
+
+def decode_all(sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> Iterator[str]:
+    """Decode every image once, under a progress bar on standard error, and give a sentence for each that fails.
+
+    Args:
+        sources: What ``open_image`` takes.
+        open_image: A function at module level.
+        workers: Processes; None: one for each processor core; 1: this process alone.
+    """
+    workers = workers or os.cpu_count() or 1
+    chunks = [sources[start : start + _CHUNK] for start in range(0, len(sources), _CHUNK)]
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(sources))
+        for number, faults in enumerate(_in_order(chunks, open_image, min(workers, len(chunks)))):
+            progress.advance(task, len(chunks[number]))
+            yield from faults
+
+
+def _in_order(chunks: Sequence[Sequence[str]], open_image: Callable[[str], Image], workers: int) -> Iterator[list[str]]:
+    if workers <= 1:
+        for chunk in chunks:
+            yield _faults(chunk, open_image)
+        return
+    # processes, since Pillow decodes under Python's lock; from a server that has imported what all of them need
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdpl.data.check"])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = iter(chunks)
+        pending = [pool.submit(_faults, chunk, open_image) for chunk in islice(waiting, 4 * workers)]
+        try:
+            while pending:
+                faults = pending.pop(0).result()
+                # a few at a time, so that a million images need no million waiting tasks
+                pending += [pool.submit(_faults, chunk, open_image) for chunk in islice(waiting, 1)]
+                yield faults
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _faults(sources: Iterable[str], open_image: Callable[[str], Image]) -> list[str]:
+    faults = []
+    for source in sources:
+        try:
+            open_image(source)
+        except DataError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _sources(splits: Splits) -> list[str]:
+    records = (*splits.train, *splits.val, *splits.test)
+    return list(dict.fromkeys([record.source for record in records] + list(splits.unlabeled or ())))
+
+
+def _count_faults(splits: Splits, num_classes: int | None) -> Iterator[str]:
+    if num_classes is not None and len(splits.class_names) != num_classes:
+        yield f"wrong: {len(splits.class_names)} classes where the dataset has {num_classes}."
+    for name, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        counts = Counter(record.label for record in records)
+        print(f"{name + ':':<10}{len(records)} images of {len(counts)} classes")
+        if num_classes is not None and records and len(counts) != num_classes:
+            without = [repr(each) for label, each in enumerate(splits.class_names) if label not in counts]
+            named = f"; without images: {_shown(without)}" if without else ""
+            yield f"wrong: {name} has images of {len(counts)} classes where the dataset has {num_classes}{named}."
+    if splits.unlabeled is not None:
+        print(f"unlabeled: {len(splits.unlabeled)} images")
+
+
+def _shown(names: Sequence[str]) -> str:
+    shown = names if len(names) <= _FEW else [*names[: _FEW // 2], "…", names[-1]]
+    return f"{', '.join(shown)} ({len(names)})"

@@ -1,0 +1,160 @@
+"""``python -m kdpl data download``: a dataset of the benchmark from the collection on the Hugging Face hub."""
+
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from kdpl.data.archive import SUFFIX, unpack
+from kdpl.data.benchmark import BENCHMARKS, Benchmark, Location
+from kdpl.data.benchmark_reader import read_benchmark
+from kdpl.data.inside import stays_inside
+from kdpl.errors import ConfigError, DataError, reason
+from kdpl.files import atomic_path
+
+REPOSITORY = "zhengli97/prompt_learning_dataset"
+
+_IMAGENET = """\
+ImageNet has a licence that each person accepts for themselves, so it is not downloaded here:
+1. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org/download
+2. Unpack them, one folder for each WordNet id, the validation images too, into
+     {images}/train/n01440764/…
+     {images}/val/n01440764/…
+3. If you have CoOp's classnames.txt (lines "<wnid> <class name>"), put it at
+     {index}
+   Without it the class names that open_clip knows are taken.
+4. python -m kdpl data check imagenet --root {root}
+"""
+
+
+def download(name: str, root: Path) -> bool:
+    """Download a dataset and put it into its place, whole or not at all.
+
+    Started again after a break it goes on: files that are complete are kept in ``root/.NAME.download`` until the
+    dataset is in its place. Started again after success it does nothing.
+
+    Args:
+        name: A key of ``BENCHMARKS``.
+        root: The folder of all datasets.
+
+    Returns:
+        Whether the dataset is there; False for ImageNet, for which instructions are printed.
+
+    Raises:
+        ConfigError: If there is no such dataset.
+        DataError: If the hub cannot be reached, does not have the dataset, or has it in another form than expected.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"dataset {name!r} is none to download: choose one of {', '.join(BENCHMARKS)}.")
+    location = Location(BENCHMARKS[name], root)
+    if location.benchmark.layout == "imagenet":
+        print(_IMAGENET.format(images=location.images, index=location.index, root=root), end="")
+        return False
+    if location.folder.exists():
+        _require_whole(location)
+        print(f"{location.origin} is there already: nothing to do")
+        return True
+    store = root / f".{name}.download"
+    files = _fetch(location.benchmark, store)
+    with atomic_path(location.folder) as staging:
+        staging.mkdir()
+        _lay_out(location.benchmark, store, files, staging)
+        try:
+            read_benchmark(name, str(staging.parent))
+        except DataError as error:
+            raise DataError(
+                f"repository {REPOSITORY} holds {name} in an unknown form ({_plain(error, staging.parent)}): "
+                f"lay the files of {store} out by hand as {location.folder}."
+            ) from error
+    shutil.rmtree(store)
+    print(f"{location.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
+    return True
+
+
+def place_of(file: str) -> tuple[str, PurePosixPath] | None:
+    """To which dataset a file of the repository belongs, by its name alone.
+
+    Args:
+        file: Path in the repository.
+
+    Returns:
+        The dataset and the file's path below the dataset's folder, or None.
+    """
+    parts = PurePosixPath(file).parts
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        name = _dataset_called(SUFFIX.sub("", part) if last else part)
+        name = name or next((b.name for b in BENCHMARKS.values() if last and part == b.index and "split" in part), None)
+        if name:
+            return name, PurePosixPath(part if last else PurePosixPath(*parts[number + 1 :]))
+    return None
+
+
+def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
+    """Download what belongs to a dataset; give its files and their places below the dataset's folder."""
+    try:
+        kind, listed = _list()
+        places = {file: place_of(file) for file in listed if stays_inside(file)}
+        files = {file: place[1] for file, place in places.items() if place and place[0] == benchmark.name}
+        for file in files:
+            hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
+    except Exception as error:  # the hub's client raises its own errors, its transport's and the system's
+        if isinstance(error, OSError) and error.filename is not None:  # the disk's, which names the file
+            raise
+        raise DataError(
+            f"dataset {benchmark.name} cannot be downloaded from {REPOSITORY} ({reason(error)}): check the network and "
+            "start again, what has been downloaded is kept."
+        ) from error
+    if not files:
+        raise DataError(
+            f"repository {REPOSITORY} has no file for {benchmark.name} among {', '.join(sorted(listed)[:20])}: "
+            f"get the dataset elsewhere and put it into a folder {benchmark.folder}/."
+        )
+    return files
+
+
+def _list() -> tuple[str, list[str]]:
+    try:
+        return "dataset", HfApi().list_repo_files(REPOSITORY, repo_type="dataset")
+    except RepositoryNotFoundError:
+        # collections of data are often uploaded as what the hub calls a model
+        return "model", HfApi().list_repo_files(REPOSITORY, repo_type="model")
+
+
+def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
+    def is_dataset(name: str) -> bool:
+        # SUN397 in sun397: the images' own folder stays
+        return name != benchmark.images and _dataset_called(name) == benchmark.name
+
+    for file, place in files.items():
+        if SUFFIX.search(file):
+            unpack(store / file, staging / place.parent, is_dataset)
+        else:
+            (staging / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store / file, staging / place)
+
+
+def _require_whole(location: Location) -> None:
+    try:
+        read_benchmark(location.benchmark.name, str(location.root))
+    except DataError as error:
+        raise DataError(
+            f"folder {location.folder} is there but holds no whole {location.benchmark.name} "
+            f"({_plain(error, location.root)}): move or remove it, then start again."
+        ) from error
+
+
+def _dataset_called(part: str) -> str | None:
+    spelled = "-".join(re.findall("[a-z0-9]+", part.lower()))
+    called = {key.replace("_", "-"): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
+    called["food101"] = "food101"
+    # the longest, since imagenet begins many names
+    keys = [key for key in called if spelled == key or spelled.startswith(f"{key}-")]
+    return called[max(keys, key=len)] if keys else None
+
+
+def _plain(error: DataError, root: Path) -> str:
+    """The first half of a reader's sentence, without its advice and with paths below the root."""
+    return str(error).split(": ")[0].replace(f"{root}/", "")

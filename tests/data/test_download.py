@@ -1,0 +1,203 @@
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+from benchmark_tree import make_tree
+from huggingface_hub.errors import RepositoryNotFoundError
+
+import kdpl.data.download
+from kdpl.__main__ import main
+from kdpl.data.benchmark import BENCHMARKS
+from kdpl.data.download import REPOSITORY, place_of
+
+
+class Hub:
+    """A repository of local files in place of the hub; what it was asked for is in ``asked``."""
+
+    def __init__(self, folder, kind="dataset"):
+        self.folder = Path(folder)
+        self.kind = kind
+        self.asked = []
+        self.broken = None
+
+    def list_repo_files(self, repo_id, repo_type):
+        assert repo_id == REPOSITORY
+        if repo_type != self.kind:
+            # made without its initialiser, which wants the response of a server
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+
+    def hf_hub_download(self, repo_id, filename, repo_type, local_dir):
+        assert (repo_id, repo_type) == (REPOSITORY, self.kind)
+        self.asked.append(filename)
+        target = Path(local_dir) / filename
+        if target.exists():  # as the real one, which compares with the server
+            return str(target)
+        if filename == self.broken:
+            raise ConnectionError("Connection reset by peer. Retry later.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.folder / filename, target)
+        return str(target)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    fake = Hub(tmp_path / "hub")
+    monkeypatch.setattr(kdpl.data.download, "HfApi", lambda: fake)
+    monkeypatch.setattr(kdpl.data.download, "hf_hub_download", fake.hf_hub_download)
+    return fake
+
+
+def pack(hub, name, archive, inside=None, without=()):
+    """Put the miniature of a dataset into an archive of the hub, its folder called ``inside`` or left out."""
+    folder = make_tree(name, hub.folder.parent / "made")
+    with zipfile.ZipFile(hub.folder / archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.name not in without:
+                packed.write(path, Path(inside or "") / path.relative_to(folder))
+    return folder
+
+
+def fetch(name, root):
+    return main(["data", "download", name, f"--root={root}"])
+
+
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "inside"),
+    [
+        ("food101", "food101.zip", "food-101"),
+        ("food101", "food-101.zip", "food101"),
+        ("caltech101", "data/caltech-101.zip", None),
+        ("sun397", "sun397.zip", "sun397"),
+        ("sun397", "sun397.zip", None),
+        ("fgvc_aircraft", "fgvc_aircraft.zip", "fgvc_aircraft"),
+        ("imagenetv2", "imagenetv2.zip", "imagenetv2"),
+        ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
+        ("imagenet_r", "imagenet-rendition.zip", None),
+        ("imagenet_sketch", "imagenet-sketch.zip", "imagenet-sketch"),
+    ],
+)
+def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hub, name, archive, inside, capsys):
+    (hub.folder / "data").mkdir()
+    made = pack(hub, name, archive, inside)
+    (hub.folder / "README.md").touch()
+    (hub.folder / "dtd.zip").touch()
+    assert fetch(name, tmp_path / "root") == 0
+    assert hub.asked == [archive]
+    folder = tmp_path / "root" / BENCHMARKS[name].folder
+    assert files_of(folder) == files_of(made)
+    assert [each.name for each in (tmp_path / "root").iterdir()] == [folder.name]
+    assert capsys.readouterr().out.startswith(f"dataset {name} in {folder} is there: python -m kdpl data check {name} ")
+
+
+def test_images_and_split_file_may_come_apart(tmp_path, hub):
+    made = pack(hub, "sun397", "SUN397.zip", None, without=["split_zhou_SUN397.json"])
+    shutil.copy(made / "split_zhou_SUN397.json", hub.folder)
+    assert fetch("sun397", tmp_path / "root") == 0
+    assert files_of(tmp_path / "root/sun397") == files_of(made)
+
+
+def test_plain_files_are_taken_as_they_lie(tmp_path, hub):
+    made = make_tree("dtd", hub.folder)
+    assert fetch("dtd", tmp_path / "root") == 0
+    assert files_of(tmp_path / "root/dtd") == files_of(made)
+
+
+def test_collection_may_be_what_the_hub_calls_a_model(tmp_path, hub):
+    hub.kind = "model"
+    pack(hub, "dtd", "dtd.zip", "dtd")
+    assert fetch("dtd", tmp_path / "root") == 0
+
+
+def test_second_start_goes_on_and_a_third_does_nothing(tmp_path, hub, capsys):
+    pack(hub, "dtd", "dtd.zip", "dtd", without=["split_zhou_DescribableTextures.json"])
+    split_file = "split_zhou_DescribableTextures.json"
+    shutil.copy(hub.folder.parent / "made/dtd" / split_file, hub.folder)
+    hub.broken = split_file
+    assert fetch("dtd", tmp_path / "root") == 1
+    assert capsys.readouterr().err == (
+        f"error: dataset dtd cannot be downloaded from {REPOSITORY} (Connection reset by peer): check the network and "
+        "start again, what has been downloaded is kept.\n"
+    )
+    assert not (tmp_path / "root/dtd").exists()
+    kept = tmp_path / "root/.dtd.download/dtd.zip"
+    before = kept.stat().st_mtime_ns
+    (hub.folder / "dtd.zip").write_bytes(b"not asked for again")
+    hub.broken = None
+    assert before == kept.stat().st_mtime_ns
+    assert fetch("dtd", tmp_path / "root") == 0
+    assert hub.asked == ["dtd.zip", split_file] * 2
+    hub.asked.clear()
+    assert fetch("dtd", tmp_path / "root") == 0
+    assert hub.asked == []
+    assert capsys.readouterr().out.splitlines()[-1].endswith("is there already: nothing to do")
+
+
+def test_hostile_or_damaged_archive_leaves_no_dataset(tmp_path, hub, capsys):
+    with zipfile.ZipFile(hub.folder / "dtd.zip", "w") as archive:
+        archive.writestr("dtd/images/1.jpg", b"1")
+        archive.writestr("../../outside", b"2")
+    assert fetch("dtd", tmp_path / "root") == 1
+    assert "has a member '../../outside' that leaves its folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("outside"))
+    assert [each.name for each in (tmp_path / "root").iterdir()] == [".dtd.download"]
+
+
+def test_unknown_form_is_said_with_what_is_missing(tmp_path, hub, capsys):
+    pack(hub, "dtd", "dtd.zip", "dtd", without=["split_zhou_DescribableTextures.json"])
+    assert fetch("dtd", tmp_path / "root") == 1
+    assert capsys.readouterr().err == (
+        f"error: repository {REPOSITORY} holds dtd in an unknown form (dataset dtd needs the file "
+        "dtd/split_zhou_DescribableTextures.json, which does not exist): lay the files of "
+        f"{tmp_path / 'root/.dtd.download'} out by hand as {tmp_path / 'root/dtd'}.\n"
+    )
+    assert not (tmp_path / "root/dtd").exists()
+
+
+def test_repository_without_the_dataset_is_said(tmp_path, hub, capsys):
+    pack(hub, "dtd", "dtd.zip")
+    assert fetch("eurosat", tmp_path / "root") == 1
+    assert "has no file for eurosat among dtd.zip: " in capsys.readouterr().err
+
+
+def test_folder_that_is_there_but_not_whole_is_left_alone(tmp_path, hub, capsys):
+    folder = make_tree("dtd", tmp_path / "root")
+    (folder / "split_zhou_DescribableTextures.json").unlink()
+    before = files_of(folder)
+    assert fetch("dtd", tmp_path / "root") == 1
+    assert f"folder {folder} is there but holds no whole dtd (" in capsys.readouterr().err
+    assert (files_of(folder), hub.asked) == (before, [])
+
+
+def test_imagenet_gets_instructions(tmp_path, hub, capsys):
+    assert fetch("imagenet", tmp_path / "root") == 1
+    out = capsys.readouterr().out
+    assert "https://image-net.org/download" in out
+    assert f"{tmp_path / 'root/imagenet/images'}/val/n01440764/" in out
+    assert str(tmp_path / "root/imagenet/classnames.txt") in out
+    assert (hub.asked, (tmp_path / "root").exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        ("caltech-101.zip", ("caltech101", "caltech-101.zip")),
+        ("Food101.tar.gz", ("food101", "Food101.tar.gz")),
+        ("data/oxford_pets/images/a.jpg", ("oxford_pets", "images/a.jpg")),
+        ("imagenetv2-matched-frequency.tar", ("imagenetv2", "imagenetv2-matched-frequency.tar")),
+        ("imagenet-a.zip", ("imagenet_a", "imagenet-a.zip")),
+        ("imagenet-annotations.zip", ("imagenet", "imagenet-annotations.zip")),
+        ("splits/split_zhou_EuroSAT.json", ("eurosat", "split_zhou_EuroSAT.json")),
+        ("README.md", None),
+        (".gitattributes", None),
+        ("classnames.txt", None),
+    ],
+)
+def test_files_of_the_repository_belong_by_name(file, place):
+    assert place_of(file) == (place and (place[0], PurePosixPath(place[1])))
