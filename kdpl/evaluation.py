@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from kdpl.clip_identity import ClipIdentity
+from kdpl.clip import Clip
 from kdpl.domain import domain_of
 from kdpl.errors import WeightsError
 from kdpl.metrics import DomainAccuracy
@@ -36,16 +36,24 @@ class EvaluatedModule(LightningModule, ABC):
     """A LightningModule that classifies images of a domain and logs its accuracies.
 
     Logs ``val/…`` and ``test/…`` with the keys of ``DomainAccuracy``.
+
+    Args:
+        clip: The CLIP whose image tower it works with.
     """
 
-    clip: ClipIdentity
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
 
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.clip = clip.identity
+        self.preprocessing = clip.preprocessing
+        self.logit_scale = clip.logit_scale
+
     @property
-    @abstractmethod
     def image_size(self) -> int:
-        """Side of the square images that the module takes, pixels."""
+        """Side of the square images that the CLIP takes, pixels."""
+        return self.preprocessing.image_size
 
     @abstractmethod
     def class_logits(self, images: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class StudentDistillation(EvaluatedModule):
         temperature: float = 1.0,
         optim: OptimConfig = OptimConfig(),
     ) -> None:
-        super().__init__()
+        loaded = load_clip(clip)
+        super().__init__(loaded)
         if kd_weight <= 0 or temperature <= 0:
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
         self.teacher_folder = Path(teacher)
@@ -84,21 +85,12 @@ class StudentDistillation(EvaluatedModule):
         self.kd_weight = kd_weight
         self.temperature = temperature
         self.optim = optim
-        loaded = load_clip(clip)
-        self.clip = loaded.identity
-        self.preprocessing = loaded.preprocessing
-        self.logit_scale = loaded.logit_scale
         self.tower = Frozen(loaded.image_tower)
         self.encoder: StudentEncoder | None = None
         self.head: CosineHead | None = None
         self.vectors: ClassVectors | None = None
         self.teacher_tower: Frozen[ImageTower] | None = None
         self.teacher_prompts: Frozen[VisionPrompts] | None = None
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square images that the CLIP takes, pixels."""
-        return self.preprocessing.image_size
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Write the classifier at the end."""

@@ -108,7 +108,8 @@ class TeacherPromptTuning(EvaluatedModule):
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
     ) -> None:
-        super().__init__()
+        loaded = load_clip(clip)
+        super().__init__(loaded)
         if context is None and text_prompts.depth == 0:
             raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
         self.context = context
@@ -116,10 +117,6 @@ class TeacherPromptTuning(EvaluatedModule):
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
-        loaded = load_clip(clip)
-        self.clip = loaded.identity
-        self.preprocessing = loaded.preprocessing
-        self.logit_scale = loaded.logit_scale
         self.tokenize = loaded.tokenize
         self.image_tower = Frozen(loaded.image_tower)
         self.text_tower = Frozen(loaded.text_tower)
@@ -134,11 +131,6 @@ class TeacherPromptTuning(EvaluatedModule):
             else None
         )
         self._class_vectors: Tensor | None = None
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square images that the CLIP takes, pixels."""
-        return self.preprocessing.image_size
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Average the prompts if asked to, then freeze the class vectors."""
