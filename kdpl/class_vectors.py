@@ -11,6 +11,7 @@ from torch import Tensor
 from kdpl.artifacts import read_tensors, write_tensors
 from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError
+from kdpl.prompts.tuned import TunedPrompts
 
 KIND = "class vectors"
 VERSION = 1
@@ -43,6 +44,22 @@ class ClassVectors:
     context: str | None
     preprocessing: Preprocessing
     teacher: str
+
+    @classmethod
+    def of(
+        cls, prompts: TunedPrompts, vectors: Tensor, class_names: Sequence[str], num_base: int | None
+    ) -> "ClassVectors":
+        """Take the vectors [C, D] of names that were encoded with a teacher's prompts."""
+        return cls(
+            vectors=vectors,
+            class_names=tuple(class_names),
+            num_base=num_base,
+            clip=prompts.clip,
+            logit_scale=prompts.logit_scale,
+            context=prompts.context,
+            preprocessing=prompts.preprocessing,
+            teacher=prompts.teacher,
+        )
 
     def fields(self) -> dict[str, Any]:
         """Give all but the vectors as JSON values."""

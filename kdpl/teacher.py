@@ -22,13 +22,10 @@ from kdpl.head import cosine_logits
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import TextPrompts, VisionPrompts
-from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
+from kdpl.prompts.text import encode_names, encode_prompts, ensemble_features, tokenize_names
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.prompts.vision import encode_images
 from kdpl.towers import Frozen
-
-# bounds the memory of encoding class names without gradients; the result does not depend on it
-_NAMES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,6 @@ class TeacherPromptTuning(EvaluatedModule):
         if context is None and text_prompts.depth == 0:
             raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
         self.context = context
-        self.context_length = text_prompts.length
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
@@ -147,22 +143,19 @@ class TeacherPromptTuning(EvaluatedModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """Tokenise the names that are tuned on and encode the frozen CLIP's ensemble of templates, once."""
+        """Prepare what stays the same in all steps of a fit that has any: token ids, and the frozen text features."""
+        if self.trainer.max_epochs == 0:
+            return
         names = domain_of(self).tuning_class_names
-        self.register_buffer("tuning_ids", self._tokenize(names), persistent=False)
-        if self.regularizers.text or self.regularizers.logits:
-            tower = self.text_tower.module
-            chunks = [
-                ensemble_features(tower, self.tokenize, names[i : i + _NAMES_AT_ONCE], PROMPTSRC_TEMPLATES)
-                for i in range(0, len(names), _NAMES_AT_ONCE)
-            ]
-            self.register_buffer("zero_shot_text", torch.cat(chunks), persistent=False)
+        tower = self.text_tower.module
         if self.text_prompts is None:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
-
-    def _tokenize(self, names: Sequence[str]) -> Tensor:
-        texts = prompt_texts(self.context, self.context_length, names)
-        return tokenize_prompts(self.tokenize, texts, self.text_tower.module)
+        else:
+            ids = tokenize_names(self.tokenize, names, self.context, self.text_prompts, tower)
+            self.register_buffer("tuning_ids", ids, persistent=False)
+        if self.regularizers.text or self.regularizers.logits:
+            ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
+            self.register_buffer("zero_shot_text", ensemble, persistent=False)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss on labelled images uint8 [B, 3, S, S] and labels [B]."""
@@ -195,17 +188,9 @@ class TeacherPromptTuning(EvaluatedModule):
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
         return loss
 
-    @torch.no_grad()
     def encode_names(self, names: Sequence[str]) -> Tensor:
         """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
-        ids = self._tokenize(names)
-        with torch.autocast(ids.device.type, enabled=False):
-            return torch.cat(
-                [
-                    encode_prompts(self.text_tower.module, part, self.text_prompts)
-                    for part in torch.split(ids, _NAMES_AT_ONCE)
-                ]
-            )
+        return encode_names(self.text_tower.module, self.tokenize, names, self.context, self.text_prompts)
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts of this epoch."""
@@ -224,18 +209,11 @@ class TeacherPromptTuning(EvaluatedModule):
 
     def tuned_prompts(self) -> TunedPrompts:
         """Give the prompts as stage 2 reads them."""
-        return TunedPrompts.of({k: v.detach().clone() for k, v in self.named_parameters()}, self.clip.fingerprint)
+        tensors = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        return TunedPrompts.of(tensors, self.clip, self.logit_scale, self.context, self.preprocessing)
 
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
         domain = domain_of(self)
-        return ClassVectors(
-            vectors=self.encode_names(domain.class_names).cpu(),
-            class_names=domain.class_names,
-            num_base=domain.num_base,
-            clip=self.clip,
-            logit_scale=self.logit_scale,
-            context=self.context,
-            preprocessing=self.preprocessing,
-            teacher=self.tuned_prompts().teacher,
-        )
+        vectors = self.encode_names(domain.class_names).cpu()
+        return ClassVectors.of(self.tuned_prompts(), vectors, domain.class_names, domain.num_base)

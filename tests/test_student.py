@@ -329,7 +329,7 @@ def test_a_student_of_the_published_size_has_a_small_checkpoint(tmp_path):
         teacher = kdpl.clip.load_clip(ClipConfig("test-wide-teacher", "random"))
     with pytest.warns(UserWarning, match="random weights"):
         student = StudentDistillation(ClipConfig("test-wide-student", "random"), str(tmp_path))
-    prompts = TunedPrompts.of({}, teacher.identity.fingerprint)
+    prompts = world.tuned_prompts({}, clip=teacher.identity)
     prompts.save(tmp_path / "prompts.safetensors")
     replace(
         world.frozen_vectors(),
@@ -476,7 +476,7 @@ def test_a_teacher_from_a_weights_file_is_found_again(tmp_path):
     torch.save(world.weights("test-teacher"), path)
     world.write_teacher(tmp_path)
     clip = kdpl.clip.load_clip(ClipConfig("test-teacher", str(path), quick_gelu=False)).identity
-    prompts = TunedPrompts.of({}, clip.fingerprint)
+    prompts = world.tuned_prompts({}, clip=clip)
     prompts.save(tmp_path / "prompts.safetensors")
     vectors = world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher)
     vectors.save(tmp_path / "class_vectors.safetensors")

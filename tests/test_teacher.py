@@ -346,7 +346,7 @@ def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of):
 def test_many_names_are_encoded_in_parts_as_if_at_once(monkeypatch, tmp_path):
     whole, parts = make_teacher(), make_teacher()
     world.quiet_trainer(tmp_path / "whole", limit_train_batches=1).fit(whole, datamodule=world.TinyDomain())
-    monkeypatch.setattr("kdpl.teacher._NAMES_AT_ONCE", 2)
+    monkeypatch.setattr("kdpl.prompts.text._NAMES_AT_ONCE", 2)
     world.quiet_trainer(tmp_path / "parts", limit_train_batches=1).fit(parts, datamodule=world.TinyDomain())
     assert relative_error(parts.zero_shot_text, whole.zero_shot_text) < 1e-6
     one, other = (ClassVectors.load(tmp_path / f / "class_vectors.safetensors").vectors for f in ("whole", "parts"))

@@ -144,6 +144,13 @@ def quiet_trainer(folder, max_epochs=1, **options):
     return Trainer(accelerator="cpu", devices=1, max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
 
 
+def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
+    """These prompts as those of a teacher."""
+    clip = load_clip(ClipConfig(model, TAG))
+    fields = {"clip": clip.identity, "logit_scale": clip.logit_scale, "preprocessing": clip.preprocessing}
+    return TunedPrompts.of(tensors, context=context, **{**fields, **changes})
+
+
 def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **changes):
     """Class vectors that nothing was tuned for: random directions, tied to a model and to prompts."""
     clip = load_clip(ClipConfig(model, TAG))
@@ -157,7 +164,7 @@ def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **chang
         "logit_scale": clip.logit_scale,
         "context": "a photo of a",
         "preprocessing": clip.preprocessing,
-        "teacher": TunedPrompts.of(prompts or {}, clip.identity.fingerprint).teacher,
+        "teacher": tuned_prompts(prompts or {}, model).teacher,
     }
     return ClassVectors(**{**fields, **changes})
 
@@ -168,7 +175,7 @@ def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **cha
     width = CONFIGS[model]["vision_cfg"]["width"]
     prompts = {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
     vectors = frozen_vectors(model, prompts, seed, **changes)
-    TunedPrompts.of(prompts, vectors.clip.fingerprint).save(folder / PROMPTS_FILE)
+    tuned_prompts(prompts, model).save(folder / PROMPTS_FILE)
     vectors.save(folder / CLASS_VECTORS_FILE)
     return vectors, prompts.get("vision_prompts.tokens")
 

@@ -4,6 +4,7 @@ Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 230
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from kdpl.float32 import Float32Module
 from kdpl.towers import TextTower
 
 INIT_STD = 0.02
+
+# bounds the memory of encoding class names without gradients; the result does not depend on it
+_NAMES_AT_ONCE = 256
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -56,7 +60,8 @@ class TextPrompts(Float32Module):
     Args:
         length: Context tokens, n.
         depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
-        context: Words whose token embeddings start the context, exactly ``length`` tokens; None draws N(0, 0.02²).
+        context: Words whose token embeddings start the context, at least ``length`` tokens: the first ``length`` are
+            learnt, the others stay words. None draws N(0, 0.02²).
         tower: The tower that they are for.
         tokenize: Its tokenizer.
 
@@ -81,9 +86,10 @@ class TextPrompts(Float32Module):
         else:
             ids = tokenize([context])[0]
             tokens = int(ids.argmax()) - 1
-            if tokens != length:
+            if tokens < length:
                 raise ConfigError(
-                    f"the context {context!r} has {tokens} tokens, the text prompts length {length}: make them equal"
+                    f"the context {context!r} has {tokens} tokens, fewer than the text prompts' length {length}: "
+                    "give more words or a smaller length"
                 )
             start = tower.token_embedding(ids[1 : 1 + length].to(tower.token_embedding.weight.device)).detach()
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
@@ -121,6 +127,49 @@ def encode_prompts(tower: TextTower, ids: Tensor, prompts: TextPrompts | None) -
     return F.normalize(features.float(), dim=-1)
 
 
+def tokenize_names(
+    tokenize: Tokenize, class_names: Sequence[str], context: str | None, prompts: TextPrompts | None, tower: TextTower
+) -> Tensor:
+    """Tokenise class names for ``encode_prompts``, ids [C, context_length].
+
+    Args:
+        tokenize: The tower's tokenizer.
+        class_names: The C names.
+        context: The words before them, which the prompts were started from; None if from noise.
+        prompts: The learnt prompts, if there are any.
+        tower: The text tower.
+
+    Raises:
+        ConfigError: A name is too long for the tower's context.
+    """
+    length = 0 if prompts is None else len(prompts.context)
+    return tokenize_prompts(tokenize, prompt_texts(context, length, class_names), tower)
+
+
+@torch.no_grad()
+def encode_names(
+    tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], context: str | None, prompts: TextPrompts | None
+) -> Tensor:
+    """Encode class names with learnt prompts or without, in full precision.
+
+    Args:
+        tower: The frozen text tower.
+        tokenize: Its tokenizer.
+        class_names: The C names.
+        context: The words before them, which the prompts were started from; None if from noise.
+        prompts: The learnt prompts; None encodes the words as they are.
+
+    Returns:
+        Class vectors, normalised, float32 [C, embed_dim].
+
+    Raises:
+        ConfigError: A name is too long for the tower's context.
+    """
+    ids = tokenize_names(tokenize, class_names, context, prompts, tower)
+    with torch.autocast(ids.device.type, enabled=False):
+        return torch.cat([encode_prompts(tower, part, prompts) for part in torch.split(ids, _NAMES_AT_ONCE)])
+
+
 @torch.no_grad()
 def ensemble_features(
     tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
@@ -137,12 +186,16 @@ def ensemble_features(
 
     Returns:
         Normalised features, float32 [C, embed_dim].
+
+    Raises:
+        ConfigError: There is no template, or a name is too long for the tower's context.
     """
-    total: Tensor | None = None
-    for template in templates:
-        texts = [template(name.replace("_", " ")) for name in class_names]
-        features = tower(tokenize_prompts(tokenize, texts, tower)).float()
-        total = features if total is None else total + features
-    if total is None:
+    if not templates:
         raise ConfigError("the text regulariser needs at least one prompt template: give one")
-    return F.normalize(total / len(templates), dim=-1)
+    parts = []
+    for start in range(0, len(class_names), _NAMES_AT_ONCE):
+        names = [name.replace("_", " ") for name in class_names[start : start + _NAMES_AT_ONCE]]
+        texts = ([template(name) for name in names] for template in templates)
+        features = (tower(tokenize_prompts(tokenize, of_one_template, tower)).float() for of_one_template in texts)
+        parts.append(F.normalize(reduce(torch.add, features) / len(templates), dim=-1))
+    return torch.cat(parts)

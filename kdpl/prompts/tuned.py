@@ -1,16 +1,18 @@
-"""TunedPrompts: what stage 1 learnt, as stage 2 reads it."""
+"""TunedPrompts: what stage 1 learnt, as whoever comes after it reads it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip import fingerprint
-from kdpl.errors import ArtifactError
+from kdpl.clip import Clip, ClipConfig, fingerprint, load_clip
+from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.errors import ArtifactError, WeightsError
+from kdpl.prompts.text import TextPrompts, Tokenize
 from kdpl.prompts.vision import VisionPrompts
-from kdpl.towers import ImageTower
+from kdpl.towers import ImageTower, TextTower
 
 KIND = "tuned prompts"
 VERSION = 1
@@ -18,30 +20,53 @@ FILE = "prompts.safetensors"
 """Name of the file in a teacher's run folder."""
 
 _REMEDY = "run stage 1 to its end, or give the run folder of a teacher"
-_VISION = "vision_prompts.tokens"
+_VISION, _CONTEXT, _DEEP = "vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"
 
 
 @dataclass(frozen=True)
 class TunedPrompts:
-    """A teacher's prompts and the fingerprint that ties class vectors to them.
+    """A teacher's prompts, the CLIP that they belong into, and the fingerprint that ties class vectors to both.
 
     Attributes:
         tensors: The prompts by name: ``vision_prompts.tokens`` [J, n, W], ``text_prompts.context`` [n, W] and
             ``text_prompts.deep`` [J - 1, n, W], as far as the teacher has them.
+        clip: The CLIP that they were tuned on.
+        logit_scale: The teacher's factor on cosine similarities, exponentiated.
+        context: The words before a class name that the text prompts were started from; None if from noise.
+        preprocessing: What the teacher expects of images.
         teacher: Fingerprint of the tuned teacher.
     """
 
     tensors: Mapping[str, Tensor]
+    clip: ClipIdentity
+    logit_scale: float
+    context: str | None
+    preprocessing: Preprocessing
     teacher: str
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], clip_fingerprint: str) -> "TunedPrompts":
-        """Take prompts of a teacher whose CLIP has this fingerprint."""
-        return cls(tensors, fingerprint([*tensors.items()])[:16] + clip_fingerprint[:16])
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor],
+        clip: ClipIdentity,
+        logit_scale: float,
+        context: str | None,
+        preprocessing: Preprocessing,
+    ) -> "TunedPrompts":
+        """Take the prompts of a teacher and work out its fingerprint, from them and the CLIP's."""
+        teacher = fingerprint([*tensors.items()])[:16] + clip.fingerprint[:16]
+        return cls(tensors, clip, logit_scale, context, preprocessing, teacher)
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        write_tensors(path, KIND, VERSION, self.tensors, {"teacher": self.teacher})
+        fields = {
+            "clip": asdict(self.clip),
+            "logit_scale": self.logit_scale,
+            "context": self.context,
+            "preprocessing": asdict(self.preprocessing),
+            "teacher": self.teacher,
+        }
+        write_tensors(path, KIND, VERSION, self.tensors, fields)
 
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
@@ -51,10 +76,34 @@ class TunedPrompts:
             ArtifactError: It is missing, damaged, of an unknown version or its prompts are not those it names.
         """
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
-        prompts = cls.of(tensors, str(fields.get("teacher", ""))[16:])
-        if prompts.teacher != fields.get("teacher"):
+        try:
+            prompts = cls.of(
+                tensors,
+                ClipIdentity(**fields["clip"]),
+                float(fields["logit_scale"]),
+                fields["context"],
+                Preprocessing.from_fields(fields["preprocessing"]),
+            )
+            teacher = fields["teacher"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} lacks or garbles the field {error}: {_REMEDY}") from error
+        if prompts.teacher != teacher:
             raise ArtifactError(f"{path} holds other prompts than its fingerprint says: {_REMEDY}")
         return prompts
+
+    def load_clip(self) -> Clip:
+        """Load the CLIP that they were tuned on.
+
+        Raises:
+            WeightsError: It cannot be had, or its weights are not those that it had then.
+        """
+        clip = load_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
+        if clip.identity.fingerprint != self.clip.fingerprint:
+            raise WeightsError(
+                f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the teacher was tuned "
+                "on: restore them, or run stage 1 again"
+            )
+        return clip
 
     def vision_prompts(self, tower: ImageTower) -> VisionPrompts | None:
         """Give the visual prompts for a tower, frozen; None if the teacher has none.
@@ -66,11 +115,32 @@ class TunedPrompts:
         if tokens is None:
             return None
         depth, length, width = tokens.shape
-        if width != tower.width or depth > len(tower.blocks):
-            raise ArtifactError(
-                f"the tuned prompts are for an image tower of width {width} and at least {depth} layers, this one has "
-                f"width {tower.width} and {len(tower.blocks)} layers: use the CLIP that the teacher was tuned on"
-            )
+        _require_tower("an image", width, depth, tower)
         prompts = VisionPrompts(length, depth, tower)
         prompts.tokens = nn.Parameter(tokens, requires_grad=False)
         return prompts
+
+    def text_prompts(self, tower: TextTower, tokenize: Tokenize) -> TextPrompts | None:
+        """Give the text prompts for a tower, frozen; None if the teacher has none.
+
+        Raises:
+            ArtifactError: They are for a tower of another width.
+        """
+        context = self.tensors.get(_CONTEXT)
+        if context is None:
+            return None
+        deep = self.tensors[_DEEP]
+        (length, width), depth = context.shape, 1 + len(deep)
+        _require_tower("a text", width, depth, tower)
+        prompts = TextPrompts(length, depth, None, tower, tokenize)
+        prompts.context = nn.Parameter(context, requires_grad=False)
+        prompts.deep = nn.Parameter(deep, requires_grad=False)
+        return prompts
+
+
+def _require_tower(kind: str, width: int, depth: int, tower: ImageTower | TextTower) -> None:
+    if width != tower.width or depth > len(tower.blocks):
+        raise ArtifactError(
+            f"the tuned prompts are for {kind} tower of width {width} and at least {depth} layers, this one has "
+            f"width {tower.width} and {len(tower.blocks)} layers: use the CLIP that the teacher was tuned on"
+        )

@@ -34,7 +34,7 @@ class Teacher(LightningModule):
         return DataLoader([1, 2])
 
     def tuned_prompts(self):
-        return TunedPrompts.of({"number": self.number.detach()}, "f" * 32)
+        return world.tuned_prompts({"number": self.number.detach()})
 
     def class_vectors(self):
         self.frozen += 1

@@ -190,9 +190,9 @@ def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
         TextPrompts(length, depth, None, clip.text_tower, clip.tokenize)
 
 
-@pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0), ("a photo of a nice", 5)])
-def test_words_of_another_length_than_the_prompts_are_refused(words, tokens, clip_of):
+@pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0)])
+def test_fewer_words_than_prompts_are_refused(words, tokens, clip_of):
     clip = clip_of("test-teacher")
-    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens, the text prompts length 4: make") as error:
+    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens, fewer than .* length 4: give more") as error:
         TextPrompts(4, 2, words, clip.text_tower, clip.tokenize)
     assert world.one_sentence(error)
