@@ -122,12 +122,13 @@ class Classifier(nn.Module):
             "preprocessing": asdict(self.preprocessing),
             "prompt_length": prompts.tokens.shape[1] if prompts is not None else 0,
             "prompt_depth": prompts.tokens.shape[0] if prompts is not None else 0,
+            "projector": self.encoder.projector is not None,
             "logit_scale": self.logit_scale,
             "class_vectors": self.vectors.fields(),
         }
-        # the tower is no part of the encoder's own state: it is carried, not owned
+        # the tower is apart from the rest of the encoder, whether that carried it or owned it
         tensors = {f"tower.{k}": v for k, v in self.encoder.tower.module.visual.state_dict().items()}
-        tensors |= {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
+        tensors |= {f"encoder.{k}": v for k, v in self.encoder.state_dict().items() if not k.startswith("tower.")}
         tensors["class_vectors"] = self.head.class_vectors
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
@@ -158,7 +159,8 @@ class Classifier(nn.Module):
         try:
             vectors = ClassVectors.from_fields(tensors.pop("class_vectors"), config["class_vectors"], str(folder))
             tower = build_image_tower(config["image_config"], Preprocessing.from_fields(config["preprocessing"]))
-            encoder = StudentEncoder(tower, config["prompt_length"], config["prompt_depth"], vectors.vectors.shape[1])
+            out_dim = vectors.vectors.shape[1] if config["projector"] else None
+            encoder = StudentEncoder(tower, config["prompt_length"], config["prompt_depth"], out_dim)
             tower.visual.load_state_dict(_part(tensors, "tower."))
             encoder.load_state_dict(_part(tensors, "encoder."))
             return cls(encoder, vectors, float(config["logit_scale"]), ClipIdentity(**config["clip"]))

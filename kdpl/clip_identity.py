@@ -1,8 +1,27 @@
-"""What a CLIP is and what it expects of images, as plain values that go into artifacts."""
+"""What a CLIP is and what it expects of images, as plain values that configs name and artifacts keep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+RANDOM = "random"
+"""The pretrained tag that stands for random weights, the same ones every time."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP, with which weights.
+
+    Attributes:
+        model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``.
+        pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin), or ``random``.
+        quick_gelu: Needed for a weights file that does not itself say with which activation it was
+            trained: true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
+    """
+
+    model: str
+    pretrained: str
+    quick_gelu: bool | None = None
 
 
 @dataclass(frozen=True)

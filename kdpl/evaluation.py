@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from kdpl.clip import Clip
+from kdpl.clip import ImageClip
 from kdpl.domain import domain_of
 from kdpl.errors import WeightsError
 from kdpl.metrics import DomainAccuracy
@@ -44,7 +44,7 @@ class EvaluatedModule(LightningModule, ABC):
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: ImageClip) -> None:
         super().__init__()
         self.clip = clip.identity
         self.preprocessing = clip.preprocessing

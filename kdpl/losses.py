@@ -34,9 +34,14 @@ def zero_shot_kl(logits: Tensor, zero_shot_logits: Tensor) -> Tensor:
     return _mean_kl(zero_shot_logits, logits)
 
 
-def feature_l1(features: Tensor, frozen_features: Tensor) -> Tensor:
+def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
     """Mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3); a scalar."""
-    return F.l1_loss(features, frozen_features)
+    return F.l1_loss(features, target_features)
+
+
+def feature_mse(features: Tensor, target_features: Tensor) -> Tensor:
+    """Mean squared difference of normalised features [N, D]; a scalar."""
+    return F.mse_loss(features, target_features)
 
 
 def _mean_kl(target_logits: Tensor, logits: Tensor) -> Tensor:

@@ -1,35 +1,41 @@
-"""Stage 2: distil the teacher into a small CLIP image tower on unlabelled images (PromptKD, arXiv 2403.02781)."""
+"""Stage 2: distil the teacher into a small CLIP image tower on unlabelled images (PromptKD, arXiv 2403.02781).
+
+The paper's ablations are settings of the same module; see configs/student/.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kdpl.callbacks import SaveClassifier
+from kdpl.callbacks import BestOnBaseTest, SaveClassifier
 from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.domain import domain_of
-from kdpl.errors import ArtifactError, ConfigError, WeightsError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.evaluation import EvaluatedModule
+from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.head import CosineHead
-from kdpl.losses import distillation_kl
+from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.prompts import VisionPrompts
-from kdpl.prompts.tuned import FILE as PROMPTS_FILE
-from kdpl.prompts.tuned import TunedPrompts
-from kdpl.prompts.vision import encode_images
+from kdpl.prompts.text import encode_names
 from kdpl.student_encoder import StudentEncoder
 from kdpl.teacher import PromptConfig
-from kdpl.towers import Frozen, ImageTower
+from kdpl.towers import Frozen, promptable
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"
 _VECTORS_KEY = "head.class_vectors"
 _PREVIEW_IMAGES = 256
+
+# the words before a class name where the student's own text tower speaks
+_OWN_CONTEXT = "a photo of a"
+
+_FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
 
 
 class _Built(NamedTuple):
@@ -45,14 +51,21 @@ class StudentDistillation(EvaluatedModule):
     and student see the same augmented image.
 
     Args:
-        clip: The student's CLIP; its text tower is not used.
+        clip: The student's CLIP; its text tower is used with ``text_features: student`` alone.
         teacher: The run folder of stage 1.
-        class_vectors: Class vectors to use in place of those in ``teacher``; they must come from the same teacher.
-        vision_prompts: Size of the student's visual prompts.
+        class_vectors: Class vectors to use in place of those in ``teacher``, or when testing in place of the
+            checkpoint's; they must come from the same teacher.
+        vision_prompts: Size of the student's visual prompts; depth 0 trains the projector alone.
         prompt_init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch
             token that enters their layer, over unlabelled images, plus that noise.
+        fine_tune: Train the whole image tower as well.
+        text_features: ``teacher``: student and teacher share the teacher's class vectors, which the projector leads to;
+            ``student``: the student's own CLIP gives text features for its side, and there is no projector.
+        distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
+        choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes the epoch that is best
+            on the base classes' TEST images, and so looks at the test set.
         optim: Optimiser and schedule.
 
     Raises:
@@ -70,77 +83,88 @@ class StudentDistillation(EvaluatedModule):
         class_vectors: str | None = None,
         vision_prompts: PromptConfig = PromptConfig(),
         prompt_init: Literal["normal", "mean_token"] = "normal",
+        fine_tune: bool = False,
+        text_features: Literal["teacher", "student"] = "teacher",
+        distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
+        choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
     ) -> None:
-        loaded = load_clip(clip)
+        own = load_clip(clip) if text_features == "student" else None
+        loaded = own if own is not None else load_image_clip(clip)
         super().__init__(loaded)
         if kd_weight <= 0 or temperature <= 0:
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
+        if own is not None and distill != "kl":
+            raise ConfigError(
+                f"distill {distill} compares features in the teacher's embedding, where text_features: student does "
+                "not lead: set one of them to its default"
+            )
+        if own is not None and not vision_prompts.depth and not fine_tune:
+            raise ConfigError(
+                "with text_features: student there is no projector, and without visual prompts nothing to train: set "
+                "vision_prompts.depth above 0, or fine_tune: true"
+            )
         self.teacher_folder = Path(teacher)
         self.class_vectors_path = Path(class_vectors) if class_vectors else self.teacher_folder / CLASS_VECTORS_FILE
+        self.given_class_vectors = class_vectors is not None
         self.prompt_config = vision_prompts
         self.prompt_init = prompt_init
+        self.fine_tune = fine_tune
+        self.distill = distill
         self.kd_weight = kd_weight
         self.temperature = temperature
+        self.choice = choice
         self.optim = optim
-        self.tower = Frozen(loaded.image_tower)
+        # no module of this one: the encoder carries or owns the tower
+        self.image_clip = loaded
+        self.own_text = own
         self.encoder: StudentEncoder | None = None
         self.head: CosineHead | None = None
         self.vectors: ClassVectors | None = None
-        self.teacher_tower: Frozen[ImageTower] | None = None
-        self.teacher_prompts: Frozen[VisionPrompts] | None = None
+        self.teacher: Frozen[FrozenTeacher] | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Write the classifier at the end."""
-        return [SaveClassifier()]
+        """Choose the epoch if asked to, then write the classifier."""
+        return [*([BestOnBaseTest()] if self.choice == "best_on_base_test" else []), SaveClassifier()]
 
     def setup(self, stage: str) -> None:
         """For fit: read the teacher. Otherwise all that is needed comes with the checkpoint."""
         super().setup(stage)
         if stage == "fit":
-            self._build(ClassVectors.load(self.class_vectors_path), str(self.class_vectors_path))
-            self._load_teacher()
+            vectors = self._read_vectors()
+            self._build(self._own(vectors), str(self.class_vectors_path))
+            self.teacher = Frozen(load_teacher(self.teacher_folder, vectors, self.class_vectors_path))
+
+    def _read_vectors(self) -> ClassVectors:
+        vectors = ClassVectors.load(self.class_vectors_path)
+        vectors.require_names(domain_of(self).class_names, str(self.class_vectors_path))
+        return vectors
+
+    def _own(self, vectors: ClassVectors) -> ClassVectors:
+        """The vectors of the same classes that the student's side uses: the shared ones, or its own."""
+        if self.own_text is None:
+            return vectors
+        tower, tokenize = self.own_text.text_tower, self.own_text.tokenize
+        return replace(
+            vectors,
+            vectors=encode_names(tower, tokenize, vectors.class_names, _OWN_CONTEXT, None),
+            clip=self.clip,
+            logit_scale=self.logit_scale,
+            context=_OWN_CONTEXT,
+            preprocessing=self.preprocessing,
+        )
 
     def _build(self, vectors: ClassVectors, source: str) -> None:
         """Make what depends on the class vectors: the buffer, and the projector's width."""
         vectors.require_names(domain_of(self).class_names, source)
         if self.encoder is None:
-            config = self.prompt_config
-            tower, out_dim = self.tower.module, vectors.vectors.shape[1]
-            self.encoder = StudentEncoder(tower, config.length, config.depth, out_dim)
+            tower, prompts = self.image_clip.image_tower, self.prompt_config
+            out_dim = vectors.vectors.shape[1] if self.own_text is None else None
+            self.encoder = StudentEncoder(tower, prompts.length, prompts.depth, out_dim, self.fine_tune)
         self.vectors = vectors
         self.head = CosineHead(vectors.vectors)
-
-    def _load_teacher(self) -> None:
-        vectors = self._built().vectors
-        prompts = TunedPrompts.load(self.teacher_folder / PROMPTS_FILE)
-        if prompts.teacher != vectors.teacher:
-            raise ArtifactError(
-                f"the class vectors {self.class_vectors_path} were frozen by another teacher than the one in "
-                f"{self.teacher_folder}: give the class vectors and the folder of one run"
-            )
-        source = vectors.clip
-        teacher = load_clip(ClipConfig(source.model, source.pretrained, source.quick_gelu))
-        if teacher.identity.fingerprint != source.fingerprint:
-            raise WeightsError(
-                f"the weights {source.pretrained!r} of {source.model} are not those that the teacher was tuned on: "
-                "restore them, or run stage 1 again"
-            )
-        if vectors.vectors.shape[1] != teacher.image_tower.embed_dim:
-            raise ArtifactError(
-                f"the class vectors {self.class_vectors_path} have width {vectors.vectors.shape[1]}, the embedding of "
-                f"their teacher {source.model} has {teacher.image_tower.embed_dim}: run stage 1 again"
-            )
-        if teacher.preprocessing.image_size != self.image_size:
-            raise ConfigError(
-                f"the teacher {source.model} takes images of {teacher.preprocessing.image_size} pixels and the student "
-                f"{self.clip.model} of {self.image_size}: both see the same image, so choose CLIPs of one size"
-            )
-        self.teacher_tower = Frozen(teacher.image_tower)
-        tuned = prompts.vision_prompts(teacher.image_tower)
-        self.teacher_prompts = Frozen(tuned) if tuned is not None else None
 
     def _built(self) -> _Built:
         if self.encoder is None or self.head is None or self.vectors is None:
@@ -148,6 +172,11 @@ class StudentDistillation(EvaluatedModule):
                 "a student is validated and tested from a checkpoint: give --ckpt_path, or the --out of a finished run"
             )
         return _Built(self.encoder, self.head, self.vectors)
+
+    def _teacher(self) -> FrozenTeacher:
+        if self.teacher is None:
+            raise ConfigError("the teacher is there during fit alone: run the fit subcommand")
+        return self.teacher.module
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
         """SGD or AdamW over prompts and projector, one schedule step per epoch."""
@@ -158,31 +187,25 @@ class StudentDistillation(EvaluatedModule):
         prompts = self._built().encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
-            prompts.init_at_mean_tokens(self.tower.module, images.to(self.device))
+            prompts.init_at_mean_tokens(promptable(self.image_clip.image_tower), images.to(self.device))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
         del batch_idx
-        images = batch[0]
-        student_logits = self.class_logits(images)
-        teacher_logits = self.teacher_logits(images)
-        kl = distillation_kl(student_logits, teacher_logits, self.temperature)
-        agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
-        loss = self.kd_weight * kl
+        images, teacher, built = batch[0], self._teacher(), self._built()
+        teacher_features = teacher.features(images)
+        teacher_logits = teacher.logits(teacher_features)
+        features = built.encoder(images)
+        logits = built.head(features, self.logit_scale)
+        if self.distill == "kl":
+            distance = distillation_kl(logits, teacher_logits, self.temperature)
+        else:
+            distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
+        loss = self.kd_weight * distance
+        agreement = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
         self.log("train/agreement", agreement, on_epoch=True, on_step=False, batch_size=len(images))
         return loss
-
-    @torch.no_grad()
-    def teacher_logits(self, images: Tensor) -> Tensor:
-        """Give the tuned teacher's logits [B, C] on images uint8 [B, 3, S, S], with the teacher's own scale."""
-        if self.teacher_tower is None:
-            raise ConfigError("the teacher is there during fit alone: run the fit subcommand")
-        prompts = self.teacher_prompts.module if self.teacher_prompts is not None else None
-        features = encode_images(self.teacher_tower.module, images, prompts)
-        built = self._built()
-        logits: Tensor = built.head(features, built.vectors.logit_scale)
-        return logits
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with the student CLIP's own scale."""
@@ -210,7 +233,20 @@ class StudentDistillation(EvaluatedModule):
                 f"the checkpoint was distilled from another teacher than {self.teacher_folder}: "
                 "use the teacher of its run, or start in a new folder"
             )
+        if self.given_class_vectors and self.vectors is None:
+            vectors = self._replaced(vectors)
+            state[_VECTORS_KEY] = vectors.vectors
         self._build(vectors, "the checkpoint")
+
+    def _replaced(self, distilled: ClassVectors) -> ClassVectors:
+        """The vectors of ``class_vectors`` in place of those that were distilled against."""
+        vectors = self._read_vectors()
+        if vectors.teacher != distilled.teacher:
+            raise ArtifactError(
+                f"the class vectors {self.class_vectors_path} were frozen by another teacher than the one that the "
+                "checkpoint was distilled from: make them with that teacher"
+            )
+        return self._own(vectors)
 
     def classifier(self) -> Classifier:
         """Give what ships: the encoder and the class vectors."""

@@ -1,4 +1,4 @@
-"""The student: a small CLIP image tower with visual prompts and a projector into the teacher's embedding."""
+"""The student's encoder: a small CLIP image tower, with visual prompts and a projector into the teacher's embedding."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from kdpl.float32 import Float32Module
 from kdpl.prompts.vision import VisionPrompts
-from kdpl.towers import Frozen, ImageTower
+from kdpl.towers import Frozen, ImageTower, Trained
 
 
 class Projector(Float32Module):
@@ -37,23 +37,28 @@ class Projector(Float32Module):
 
 
 class StudentEncoder(nn.Module):
-    """Image to normalised feature in the teacher's embedding.
+    """Image to normalised feature: in the teacher's embedding, or without a projector in the student's own.
 
     Args:
-        tower: The student's frozen image tower.
+        tower: The student's image tower.
         prompt_length: Visual prompt tokens per layer, n.
-        prompt_depth: Layers with prompts of their own, J; 0 trains the projector alone.
-        out_dim: The teacher's embed_dim D.
+        prompt_depth: Layers with prompts of their own, J; 0 for none.
+        out_dim: The teacher's embed_dim D; None leaves the projector out.
+        fine_tune: Train the tower as well, which is frozen otherwise.
     """
 
-    def __init__(self, tower: ImageTower, prompt_length: int, prompt_depth: int, out_dim: int) -> None:
+    def __init__(
+        self, tower: ImageTower, prompt_length: int, prompt_depth: int, out_dim: int | None, fine_tune: bool = False
+    ) -> None:
         super().__init__()
-        self.tower = Frozen(tower)
+        self.tower: Frozen[ImageTower] | Trained[ImageTower] = Trained(tower) if fine_tune else Frozen(tower)
         self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
-        self.projector = Projector(tower.embed_dim, out_dim)
+        self.projector = Projector(tower.embed_dim, out_dim) if out_dim is not None else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S], uint8 or float in [0, 1], into normalised features, float32 [B, D]."""
         tower = self.tower.module
         features = tower(images) if self.prompts is None else self.prompts(tower, images)
-        return F.normalize(self.projector(features), dim=-1)
+        if self.projector is not None:
+            features = self.projector(features)
+        return F.normalize(features.float(), dim=-1)

@@ -1,7 +1,8 @@
 """The two towers of a CLIP, taken apart so that prompts can be put between their layers.
 
 Both are frozen: no parameter of theirs takes a gradient, and ``train()`` cannot flip them. They
-wrap the modules of an ``open_clip.CLIP`` and own no weights of their own.
+wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. An image tower of any
+architecture can be encoded with; a vision transformer can be prompted as well.
 """
 
 from typing import Any, Generic, TypeVar
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip_identity import Preprocessing
+from kdpl.errors import ConfigError
+from kdpl.float32 import Float32Module
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -38,6 +41,22 @@ class Frozen(nn.Module, Generic[ModuleT]):
         return self
 
 
+class Trained(Float32Module, Generic[ModuleT]):
+    """Owns a tower to be trained as a whole: in float32, and part of the owner's state.
+
+    Statistics of batch norms and dropout stay as in evaluation: a tower's ``train()`` does not flip it.
+
+    Args:
+        module: The tower; its parameters start requiring gradients.
+    """
+
+    module: ModuleT
+
+    def __init__(self, module: ModuleT) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(True)
+
+
 class _FrozenTower(nn.Module):
     def train(self, mode: bool = True) -> "_FrozenTower":
         """Stay in evaluation mode, whatever ``mode`` says."""
@@ -46,23 +65,39 @@ class _FrozenTower(nn.Module):
 
 
 class ImageTower(_FrozenTower):
-    """A CLIP vision transformer that pools by its class token.
+    """An image tower of any architecture: images in, features out.
 
     Args:
-        visual: ``open_clip``'s ``VisionTransformer``.
+        visual: ``open_clip``'s module; a ResNet or a timm model as well as a transformer.
         preprocessing: Mean and standard deviation with which images are normalised here, on the device.
+        embed_dim: Width of the joint embedding.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, visual: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, embed_dim: int) -> None:
         super().__init__()
         self.visual: Any = visual
         self.preprocessing = preprocessing
+        self.embed_dim = embed_dim
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).train()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalise images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], in float32."""
+        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        return (pixels - self.mean.float()) / self.std.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        features: Tensor = self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype))
+        return features
+
+
+class PromptableImageTower(ImageTower):
+    """A CLIP vision transformer that pools by its class token."""
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -75,11 +110,6 @@ class ImageTower(_FrozenTower):
         """Width W of the tokens."""
         return int(self.visual.conv1.out_channels)
 
-    @property
-    def embed_dim(self) -> int:
-        """Width of the joint embedding."""
-        return int(self.visual.proj.shape[1])
-
     def embed(self, images: Tensor) -> Tensor:
         """Normalise images and turn them into tokens with positions, before ``ln_pre``.
 
@@ -90,9 +120,7 @@ class ImageTower(_FrozenTower):
             Class token and patch tokens, [B, 1 + patches, W].
         """
         visual = self.visual
-        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
-        pixels = (pixels - self.mean.float()) / self.std.float()
-        patches = visual.conv1(pixels.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return tokens
@@ -113,6 +141,20 @@ class ImageTower(_FrozenTower):
         for block in self.blocks:
             tokens = block(tokens)
         return self.project(tokens)
+
+
+def promptable(tower: ImageTower) -> PromptableImageTower:
+    """Give the tower as one that can be prompted.
+
+    Raises:
+        ConfigError: It is a ResNet, a timm model or a transformer of another kind.
+    """
+    if not isinstance(tower, PromptableImageTower):
+        raise ConfigError(
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "
+            "vision_prompts.depth to 0, or use a vision transformer of CLIP's kind"
+        )
+    return tower
 
 
 class TextTower(_FrozenTower):

@@ -1,6 +1,7 @@
 import importlib.metadata
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -11,9 +12,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kdpl.clip
-from kdpl.clip import ClipConfig, build_image_tower, fingerprint, image_config, load_clip, register_model
+from kdpl.clip import (
+    ClipConfig,
+    build_image_tower,
+    fingerprint,
+    image_config,
+    load_clip,
+    load_image_clip,
+    register_model,
+)
 from kdpl.clip_identity import Preprocessing
 from kdpl.errors import ConfigError, WeightsError
+from kdpl.prompts import VisionPrompts
+from kdpl.towers import PromptableImageTower
 
 NAME = "test-teacher"
 QUICK = "test-teacher-quickgelu"
@@ -115,29 +126,42 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("RN50", "its image tower is a ResNet"),
-            ("convnext_base", "its image tower is a timm model"),
-            ("ViT-B-16-SigLIP", "its image tower is a timm model"),
-            ("coca_ViT-B-32", "its image tower pools by attention|it is a CoCa"),
+            ("ViT-B-16-SigLIP", "its tokenizer is not CLIP's"),
             ("roberta-ViT-B-32", "its text tower is a Hugging Face model"),
             ("nllb-clip-base", "its text tower is a Hugging Face model"),
-            ("EVA02-B-16", "its image tower is a timm model"),
-            ("ViTamin-B", "its image tower is a timm model"),
-            ("MobileCLIP-S1", "its image tower is a timm model"),
-            ("ViT-H-14-CLIPA", "its image tower does not pool by the class token"),
+            ("EVA02-B-16", "its text tower is a separate module"),
+            ("MobileCLIP-S1", "its text tower is a separate module"),
+            ("ViT-H-14-CLIPA", "its tokenizer is not CLIP's"),
         ],
     )
-    def test_a_tower_that_cannot_be_prompted_is_named(self, name, reason):
+    def test_a_text_tower_that_cannot_be_prompted_is_named(self, name, reason):
         refused(
-            ClipConfig(name, "random"), rf"{name} cannot be prompted, because ({reason}): use a CLIP of OpenAI's kind"
+            ClipConfig(name, "random"), rf"{name} cannot be a teacher, because ({reason}): use a CLIP of OpenAI's kind"
         )
+
+    @pytest.mark.parametrize("load", [load_clip, load_image_clip])
+    def test_an_image_tower_that_cannot_be_used_at_all_is_named(self, load):
+        with pytest.raises(WeightsError, match="coca_ViT-B-32 cannot be used, because it is a CoCa") as error:
+            load(ClipConfig("coca_ViT-B-32", "random"))
+        assert world.one_sentence(error)
+
+    def test_towers_of_openais_kind_alone_can_be_prompted(self, monkeypatch):
+        monkeypatch.setattr("kdpl.clip._build", lambda _: SimpleNamespace(visual=nn.Identity()))
+        kinds = {}
+        for name in open_clip.list_models():
+            config = open_clip.get_model_config(name)
+            if "multimodal_cfg" not in config:
+                tower = build_image_tower(config, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
+                kinds[name] = isinstance(tower, PromptableImageTower)
+        for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-L-14-quickgelu"):
+            assert kinds[name], name
+        for name in ("RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16", "MobileCLIP-S1", "ViT-H-14-CLIPA"):
+            assert not kinds[name], name
 
     @pytest.mark.parametrize(
         ("part", "change", "reason"),
         [
             ("vision_cfg", {"image_size": [32, 48]}, "its image tower is not square"),
-            ("vision_cfg", {"pool_type": "avg"}, "its image tower does not pool by the class token"),
-            ("vision_cfg", {"attentional_pool": True}, "its image tower pools by attention"),
             ("text_cfg", {"no_causal_mask": True}, "its text tower has no causal mask"),
             ("text_cfg", {"pool_type": "last"}, "its text tower does not pool at the end of text"),
             ("text_cfg", {"embed_cls": True}, "its text tower does not pool at the end of text"),
@@ -149,11 +173,7 @@ class TestNames:
     def test_a_registered_model_of_another_kind_is_refused_too(self, part, change, reason, monkeypatch):
         config = {**world.CONFIGS[NAME], part: {**world.CONFIGS[NAME][part], **change}}
         monkeypatch.setitem(kdpl.clip._REGISTRY, "test-odd", kdpl.clip._Registered(config, {}))
-        refused(ClipConfig("test-odd", "random"), f"test-odd cannot be prompted, because {reason}")
-
-    def test_what_open_clip_has_of_openais_kind_is_supported(self):
-        for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-L-14-quickgelu"):
-            kdpl.clip._require_supported(name, open_clip.get_model_config(name))
+        refused(ClipConfig("test-odd", "random"), f"test-odd cannot be (used|a teacher), because {reason}")
 
     @pytest.mark.parametrize(("name", "tags"), [(NAME, world.TAG), ("ViT-B-16", "openai, ")])
     def test_an_unknown_tag_gets_the_known_ones(self, name, tags, monkeypatch):
@@ -214,12 +234,13 @@ class TestTags:
             raise TooFarError
 
         monkeypatch.setattr("kdpl.clip._build", lambda _: None)
-        monkeypatch.setattr("kdpl.clip._load_tag", too_far)
+        monkeypatch.setattr("kdpl.clip_weights._require_resize", too_far)
         refusals = 0
         for model, name in open_clip.list_pretrained():
             config = open_clip.get_model_config(model)
             try:
-                kdpl.clip._require_supported(model, config)
+                kdpl.clip._require_image_tower(model, config)
+                kdpl.clip._require_text_tower(model, config)
             except WeightsError:
                 continue
             wants = bool(open_clip.get_pretrained_cfg(model, name).get("quick_gelu", False))
@@ -252,10 +273,14 @@ class TestTags:
         match = rf"cannot fetch the weights 'hub' of {NAME} \({reason}.*\): fetch them where there is a network"
         refused(ClipConfig(NAME, "hub"), match)
 
-    @pytest.mark.parametrize("change", [{"interpolation": "bilinear"}, {"resize_mode": "squash"}])
-    def test_weights_that_want_another_resize_are_refused(self, change, tag):
-        tag.update(change)
+    def test_weights_that_want_another_resize_are_refused(self, tag):
+        tag.update(resize_mode="squash")
         refused(ClipConfig(NAME, "hub"), "'hub' wants images resized in another way")
+
+    def test_weights_that_want_another_interpolation_are_taken_with_a_warning(self, tag):
+        tag.update(interpolation="bilinear")
+        with pytest.warns(UserWarning, match="trained on images resized bilinear; kdpl resizes bicubic"):
+            assert same_weights(load_clip(ClipConfig(NAME, "hub")))
 
     @pytest.mark.usefixtures("tag")
     def test_a_tag_of_another_architecture_is_refused(self):
@@ -433,3 +458,55 @@ def test_a_bare_pickle_that_would_run_code_does_not(tmp_path):
     path.write_bytes(pickle.dumps(Payload(target), protocol=2))
     refused(ClipConfig(NAME, str(path), quick_gelu=False), r"w\.pt is damaged or holds more than tensors, which")
     assert not target.exists()
+
+
+class TestImageHalf:
+    def test_it_is_the_image_half_of_the_whole(self, clip_of, images):
+        half, whole = load_image_clip(ClipConfig(QUICK, world.TAG)), clip_of(QUICK)
+        assert torch.equal(half.image_tower(images), whole.image_tower(images))
+        assert (half.identity, half.logit_scale, half.preprocessing) == (
+            whole.identity,
+            whole.logit_scale,
+            whole.preprocessing,
+        )
+        assert not hasattr(half, "text_tower")
+
+    @pytest.mark.parametrize(("name", "kind"), [("test-resnet", "CLIP"), ("test-timm", "CustomTextCLIP")])
+    def test_towers_of_other_architectures_give_open_clips_features(self, name, kind):
+        half = load_image_clip(ClipConfig(name, world.TAG))
+        config = {k: v for k, v in world.CONFIGS[name].items() if k != "custom_text"}
+        model = getattr(open_clip, kind)(**config).eval()
+        model.load_state_dict(world.weights(name))
+        size = config["vision_cfg"]["image_size"]
+        images = torch.randint(
+            0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (half.preprocessing.mean, half.preprocessing.std))
+        with torch.no_grad():
+            expected = model.encode_image((images / 255 - mean) / std)
+        assert relative_error(half.image_tower.train()(images), expected) < 1e-6
+        assert half.image_tower.embed_dim == expected.shape[1] == 20
+        assert half.preprocessing.image_size == size
+        with pytest.raises(ConfigError, match="no tokens that prompts could stand beside") as error:
+            VisionPrompts(2, 2, half.image_tower)
+        assert world.one_sentence(error)
+
+    def test_weights_of_a_whole_clip_in_a_file_serve(self, tmp_path):
+        path = tmp_path / "mobile.pt"
+        state = world.weights("test-timm")
+        torch.save({**state, "logit_scale": state["logit_scale"].reshape(1)}, path)
+        half = load_image_clip(ClipConfig("test-timm", str(path), quick_gelu=False))
+        assert half.logit_scale == pytest.approx(23)
+        assert half.identity.fingerprint == load_image_clip(ClipConfig("test-timm", world.TAG)).identity.fingerprint
+
+    def test_batch_norms_that_did_not_count_their_batches_are_taken(self, tmp_path):
+        state = {k: v for k, v in world.weights("test-resnet").items() if not k.endswith("num_batches_tracked")}
+        torch.save(state, tmp_path / "rn.pt")
+        load_image_clip(ClipConfig("test-resnet", str(tmp_path / "rn.pt"), quick_gelu=False))
+
+    def test_a_missing_weight_of_the_image_tower_is_named(self, tmp_path):
+        state = {k: v for k, v in world.weights("test-resnet").items() if k != "visual.bn1.running_mean"}
+        torch.save(state, tmp_path / "rn.pt")
+        with pytest.raises(WeightsError, match=r"visual.bn1.running_mean is missing") as error:
+            load_image_clip(ClipConfig("test-resnet", str(tmp_path / "rn.pt"), quick_gelu=False))
+        assert world.one_sentence(error)

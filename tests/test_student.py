@@ -68,7 +68,7 @@ class FirstBatch(Callback):
 
     def on_after_backward(self, _, pl_module):
         self.gradients = {k: p.grad.clone() for k, p in pl_module.named_parameters()}
-        frozen = (pl_module.tower.module, pl_module.teacher_tower.module)
+        frozen = (pl_module.image_clip.image_tower, pl_module.teacher.module.tower)
         self.frozen_training = [m for tower in frozen for m in tower.modules() if m.training]
 
     def on_train_batch_end(self, _, __, outputs, *___):
@@ -127,7 +127,7 @@ def test_both_towers_see_the_same_image(tmp_path, monkeypatch):
 
     class Watch(Callback):
         def on_train_start(self, _, pl_module):
-            for tower in (pl_module.tower.module, pl_module.teacher_tower.module):
+            for tower in (pl_module.image_clip.image_tower, pl_module.teacher.module.tower):
                 monkeypatch.setattr(
                     tower, "embed", lambda images, embed=tower.embed: seen.append(images) or embed(images)
                 )
@@ -210,12 +210,13 @@ def test_evaluation_is_the_plain_one_with_running_statistics(distilled, plain_of
 
 def test_training_never_touches_the_frozen_towers_and_class_vectors(distilled):
     student = distilled["student"]
-    for tower, name in ((student.tower, "test-student"), (student.teacher_tower, "test-teacher-quickgelu")):
-        state = tower.module.visual.state_dict()
+    towers = {"test-student": student.image_clip.image_tower, "test-teacher-quickgelu": student.teacher.module.tower}
+    for name, tower in towers.items():
+        state = tower.visual.state_dict()
         assert all(torch.equal(v, world.weights(name)[f"visual.{k}"]) for k, v in state.items())
-        assert not [p for p in tower.module.parameters() if p.requires_grad or p.grad is not None]
+        assert not [p for p in tower.parameters() if p.requires_grad or p.grad is not None]
     written = TunedPrompts.load(distilled["teacher"] / "prompts.safetensors").tensors["vision_prompts.tokens"]
-    assert torch.equal(student.teacher_prompts.module.tokens, written)
+    assert torch.equal(student.teacher.module.prompts.tokens, written)
     assert torch.equal(student.head.class_vectors, student.vectors.vectors)
 
 
@@ -246,9 +247,9 @@ def test_a_checkpoint_is_tested_without_the_teacher(distilled, tmp_path, monkeyp
     validated = trainer.validate(make_student(gone), **options, weights_only=True)[0]
     # the two splits of this domain hold the same images
     assert validated == {k.replace("test/", "val/"): v for k, v in distilled["metrics"].items()}
-    assert student.teacher_tower is None
+    assert student.teacher is None
     with pytest.raises(ConfigError, match="teacher is there during fit alone"):
-        student.teacher_logits(world.TinyDomain().test_images)
+        student.training_step((world.TinyDomain().unlabeled, None), 0)
 
 
 def test_a_resumed_run_ends_the_same(distilled, tmp_path):
@@ -281,7 +282,7 @@ class TestMeanToken:
         assert starts[0].std() < 0.03
         with torch.no_grad():
             drawn.encoder.prompts.tokens.copy_(starts[0])
-        drawn.encoder.prompts.init_at_mean_tokens(drawn.tower.module, world.TinyDomain().unlabeled)
+        drawn.encoder.prompts.init_at_mean_tokens(drawn.image_clip.image_tower, world.TinyDomain().unlabeled)
         assert relative_error(starts[1], drawn.encoder.prompts.tokens) < 1e-6
 
     def test_a_resumed_run_is_not_moved_again(self, distilled, tmp_path):
@@ -307,8 +308,8 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     assert {s["momentum_buffer"].dtype for s in student.trainer.optimizers[0].state.values()} == {torch.float32}
     # the frozen towers' arithmetic is what the setting is for
     half = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
-    assert student.tower.module.visual.proj.dtype == half
-    assert student.teacher_tower.module.visual.proj.dtype == half
+    assert student.image_clip.image_tower.visual.proj.dtype == half
+    assert student.teacher.module.tower.visual.proj.dtype == half
     loss = seen.plain.loss(world.TinyDomain().unlabeled[:6]).item()
     assert seen.loss == pytest.approx(loss, rel=1e-5 if precision == "32-true" else 0.2)
 
@@ -420,19 +421,6 @@ class TestRefusals:
             student, WeightsError, "'noise' of test-teacher-quickgelu are not those that the teacher was tuned on"
         )
 
-    def test_a_teacher_of_another_image_size(self, tmp_path, monkeypatch):
-        world.write_teacher(tmp_path)
-        config = world.CONFIGS["test-student"]
-        wide = {**config, "vision_cfg": {**config["vision_cfg"], "image_size": 48}}
-        monkeypatch.setitem(kdpl.clip._REGISTRY, "test-large", kdpl.clip._Registered(wide, {}))
-        with pytest.warns(UserWarning, match="random weights"):
-            student = StudentDistillation(
-                ClipConfig("test-large", "random"), str(tmp_path), vision_prompts=PromptConfig(2, 3)
-            )
-        self.refuse(
-            student, ConfigError, "test-teacher-quickgelu takes images of 32 pixels and the student test-large of 48"
-        )
-
     @pytest.mark.parametrize("options", [{"kd_weight": 0.0}, {"temperature": 0.0}, {"temperature": -1.0}])
     def test_weights_and_temperatures_that_are_not_positive(self, options, tmp_path):
         with pytest.raises(ConfigError, match="both must be above 0") as error:
@@ -482,4 +470,4 @@ def test_a_teacher_from_a_weights_file_is_found_again(tmp_path):
     vectors.save(tmp_path / "class_vectors.safetensors")
     student = make_student(tmp_path)
     world.quiet_trainer(tmp_path, limit_train_batches=1).fit(student, datamodule=world.TinyDomain(num_base=3))
-    assert student.teacher_tower.module.visual.proj.shape == (48, 24)
+    assert student.teacher.module.tower.visual.proj.shape == (48, 24)

@@ -7,7 +7,7 @@ from torch import nn
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.towers import Frozen
 
-MODELS = list(world.CONFIGS)
+MODELS = [name for name in world.CONFIGS if name.startswith(("test-teacher", "test-student"))]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -40,7 +40,22 @@ def _config(vision_width, vision_layers, patch_size, head_width, text_width, tex
 _TEACHER = _config(48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24)
 _STUDENT = _config(32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20)
 
+_RESNET = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8},
+    "text_cfg": _STUDENT["text_cfg"],
+}
+# a text tower of another kind than CLIP's beside it, as in MobileCLIP
+_TIMM = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 48, "timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"},
+    "text_cfg": {**_STUDENT["text_cfg"], "no_causal_mask": True},
+    "custom_text": True,
+}
+
 CONFIGS = {
+    "test-resnet": _RESNET,
+    "test-timm": _TIMM,
     "test-teacher": _TEACHER,
     "test-teacher-quickgelu": {**_TEACHER, "quick_gelu": True},
     "test-student": _STUDENT,
@@ -48,7 +63,7 @@ CONFIGS = {
 }
 """Model configs by name."""
 
-_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0}
+_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0}
 
 
 @cache
@@ -58,12 +73,17 @@ def weights(name):
     draw = torch.Generator().manual_seed(sum(plain_name.encode()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = open_clip.CLIP(**CONFIGS[name]).state_dict()
+        kind = open_clip.CustomTextCLIP if CONFIGS[name].get("custom_text") else open_clip.CLIP
+        state = kind(**{k: v for k, v in CONFIGS[name].items() if k != "custom_text"}).state_dict()
     for key, tensor in state.items():
         noise = torch.randn(tensor.shape, generator=draw)
         if key == "logit_scale":
             state[key] = torch.tensor(_LOGIT_SCALES[plain_name]).log()
-        elif "ln_" in key and key.endswith("weight"):
+        elif key.endswith("running_var"):
+            state[key] = 1 + 0.2 * noise.abs()
+        elif key.endswith("num_batches_tracked"):
+            pass
+        elif any(norm in key for norm in ("ln_", "bn", "norm", "downsample.1")) and key.endswith("weight"):
             state[key] = 1 + 0.2 * noise
         elif tensor.ndim < 2 or "positional" in key:
             state[key] = 0.2 * noise

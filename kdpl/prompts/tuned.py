@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip import Clip, ClipConfig, fingerprint, load_clip
+from kdpl.clip import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
 from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts.text import TextPrompts, Tokenize
 from kdpl.prompts.vision import VisionPrompts
-from kdpl.towers import ImageTower, TextTower
+from kdpl.towers import ImageTower, PromptableImageTower, TextTower, promptable
+
+ClipT = TypeVar("ClipT", bound=ImageClip)
 
 KIND = "tuned prompts"
 VERSION = 1
@@ -97,7 +100,20 @@ class TunedPrompts:
         Raises:
             WeightsError: It cannot be had, or its weights are not those that it had then.
         """
-        clip = load_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
+        return self._checked(load_clip(self._clip_config()))
+
+    def load_image_clip(self) -> ImageClip:
+        """Load the image half of the CLIP that they were tuned on.
+
+        Raises:
+            WeightsError: It cannot be had, or its weights are not those that it had then.
+        """
+        return self._checked(load_image_clip(self._clip_config()))
+
+    def _clip_config(self) -> ClipConfig:
+        return ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu)
+
+    def _checked(self, clip: ClipT) -> ClipT:
         if clip.identity.fingerprint != self.clip.fingerprint:
             raise WeightsError(
                 f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the teacher was tuned "
@@ -115,7 +131,7 @@ class TunedPrompts:
         if tokens is None:
             return None
         depth, length, width = tokens.shape
-        _require_tower("an image", width, depth, tower)
+        _require_tower("an image", width, depth, promptable(tower))
         prompts = VisionPrompts(length, depth, tower)
         prompts.tokens = nn.Parameter(tokens, requires_grad=False)
         return prompts
@@ -138,7 +154,7 @@ class TunedPrompts:
         return prompts
 
 
-def _require_tower(kind: str, width: int, depth: int, tower: ImageTower | TextTower) -> None:
+def _require_tower(kind: str, width: int, depth: int, tower: PromptableImageTower | TextTower) -> None:
     if width != tower.width or depth > len(tower.blocks):
         raise ArtifactError(
             f"the tuned prompts are for {kind} tower of width {width} and at least {depth} layers, this one has "

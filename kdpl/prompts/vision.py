@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kdpl.errors import ConfigError
 from kdpl.float32 import Float32Module
-from kdpl.towers import ImageTower
+from kdpl.towers import ImageTower, promptable
 
 INIT_STD = 0.02
 
@@ -31,6 +31,7 @@ class VisionPrompts(Float32Module):
 
     def __init__(self, length: int, depth: int, tower: ImageTower) -> None:
         super().__init__()
+        tower = promptable(tower)
         layers = len(tower.blocks)
         if length < 1 or not 1 <= depth <= layers:
             raise ConfigError(
@@ -49,6 +50,7 @@ class VisionPrompts(Float32Module):
         Returns:
             Image features [B, embed_dim], not normalised.
         """
+        tower = promptable(tower)
         depth, length, _ = self.tokens.shape
         x = tower.embed(images)
         prompts = self.tokens.to(x.dtype)
@@ -70,6 +72,7 @@ class VisionPrompts(Float32Module):
             tower: The frozen image tower.
             images: [N, 3, S, S] of the domain, uint8 or float in [0, 1].
         """
+        tower = promptable(tower)
         sums = torch.zeros_like(self.tokens[:, 0])
         for batch in torch.split(images, 32):
             x = tower.embed(batch)

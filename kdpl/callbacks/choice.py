@@ -1,0 +1,77 @@
+"""The published choice of an epoch, which looks at the test set; nothing else in kdpl does."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from kdpl.domain import domain_of
+from kdpl.errors import DataError
+from kdpl.metrics import DomainAccuracy
+
+
+class BestOnBaseTest(Callback):
+    """Puts the weights of the epoch that was best on the base classes' test images in the place of the last ones.
+
+    The code published with PromptKD chooses its epoch so, and its reported accuracies are of that epoch. Test accuracy
+    that chose the model is no longer an estimate for new images: the log and the tables say so. Where the protocol has
+    no base classes, the accuracy over all classes takes their place. The earlier epoch wins a tie.
+
+    The best weights so far travel with the checkpoint, so that a resumed run chooses the same epoch.
+    """
+
+    def __init__(self) -> None:
+        self.accuracy = -1.0
+        self.epoch = -1
+        self.weights: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a domain without test images, and say what this choice is."""
+        del pl_module
+        if stage != "fit":
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not data.test_records:
+            raise DataError("choice: best_on_base_test needs test images, and the dataset has none: set choice to last")
+        rank_zero_warn(
+            "choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result"
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test this epoch's weights; after the last epoch put the best ones in their place."""
+        accuracy = _base_accuracy(trainer, pl_module)
+        pl_module.log("choice/test_base_acc", accuracy)
+        if accuracy > self.accuracy:
+            self.accuracy, self.epoch = accuracy, trainer.current_epoch
+            self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            pl_module.load_state_dict(self.weights)
+            rank_zero_info(
+                f"epoch {self.epoch} is the result, chosen by its accuracy on the base classes' TEST images "
+                f"({100 * self.accuracy:.2f} %)"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best epoch so far."""
+        return {"accuracy": self.accuracy, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best epoch of a checkpoint."""
+        self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
+
+
+@torch.no_grad()
+def _base_accuracy(trainer: Trainer, pl_module: Any) -> float:  # noqa: ANN401
+    """Test accuracy over the base classes, on all processes together."""
+    metric = DomainAccuracy(domain_of(pl_module).num_base).to(pl_module.device)
+    pl_module.eval()
+    for batch in trainer.datamodule.test_dataloader():  # type: ignore[attr-defined]
+        images, labels, _ = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            logits = pl_module.class_logits(images)
+        metric.update(logits.float(), labels)
+    pl_module.train()
+    values = metric.compute()
+    return float(values.get("base_acc", values["acc"]))
