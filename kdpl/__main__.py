@@ -9,15 +9,16 @@ from kdpl.errors import KdplError
 USAGE = """\
 usage: python -m kdpl COMMAND …
 
-  run        both stages on your data: tune the teacher, freeze class vectors, distil the student, test, classifier
-  fit        one stage: train what --config says into the folder --out
-  validate   accuracies of a run on the validation split
-  test       accuracies, answers and pictures of a run on the test split
-  predict    classify images with a finished classifier
-  data       get a dataset of the benchmark, or see that a dataset is whole
+  run            both stages on your data: tune the teacher, freeze class vectors, distil the student, test, classifier
+  fit            one stage: train what --config says into the folder --out
+  validate       accuracies of a run on the validation split
+  test           accuracies, answers and pictures of a run on the test split
+  predict        classify images with a finished classifier
+  class-vectors  class vectors of other class names, from a teacher that is tuned already
+  data           get a dataset of the benchmark, or see that a dataset is whole
 
-  --version  the version
-  --debug    with any command: show the traceback of an error
+  --version      the version
+  --debug        with any command: show the traceback of an error
 
 python -m kdpl COMMAND --help tells more.
 """
@@ -42,6 +43,12 @@ def _predict(args: Sequence[str]) -> int:
     return predict(args[1:])
 
 
+def _class_vectors(args: Sequence[str]) -> int:
+    from kdpl.class_vectors_command import class_vectors
+
+    return class_vectors(args[1:])
+
+
 def _data(args: Sequence[str]) -> int:
     from kdpl.data_command import data
 
@@ -54,6 +61,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "validate": _fit_validate_test,
     "test": _fit_validate_test,
     "predict": _predict,
+    "class-vectors": _class_vectors,
     "data": _data,
 }
 

@@ -19,6 +19,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}: {self.prog} --help tells more")
 
 
+def output_file(option: str, value: str) -> Path:
+    """Give the file that an option names, which writing may replace.
+
+    Raises:
+        ConfigError: It is a folder, which would be replaced with all that is in it.
+    """
+    path = Path(value)
+    if path.is_dir():
+        raise ConfigError(f"{option} {value} is a folder, expected the name of a file: give one")
+    return path
+
+
 def config_files(args: Sequence[str]) -> list[str]:
     """Give the files that a command's arguments name with ``--config``."""
     files = [after for arg, after in pairwise(args) if arg == "--config"]

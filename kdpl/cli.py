@@ -1,7 +1,6 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
 import secrets
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
-from kdpl.errors import ArtifactError, ConfigError, KdplError, reason
+from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.files import atomic_path
-from kdpl.parse_errors import parse_error_sentence
+from kdpl.parse_errors import in_one_sentence
 from kdpl.terminal import tame_output
 
 COMMANDS = ("fit", "validate", "test")
@@ -222,30 +221,15 @@ def run_command(args: Sequence[str], check_only: bool = False) -> None:
         raise ConfigError(f"{args[0]} needs to know what to do: give --config FILE (--help tells more)")
     require_configs(config_files(args))
     try:
-        KdplCLI(args, check_only)
-    except ArgumentError as error:
-        raise ConfigError(parse_error_sentence(str(error))) from error
+        with in_one_sentence():
+            KdplCLI(args, check_only)
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
-        ) from error
     except SystemExit as error:
         # Lightning's answer to Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
-    except Exception as error:
-        # jsonargparse wraps what a class raises when it is built
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KdplError):
-            cause = cause.__cause__
-        if cause is None and "Does not validate against" in str(error):
-            raise ConfigError(parse_error_sentence(str(error))) from error
-        if cause is None or cause is error:
-            raise
-        raise cause from error
 
 
 def _require_checkpoint(file: Path) -> None:

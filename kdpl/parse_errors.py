@@ -5,14 +5,45 @@ import difflib
 import importlib
 import inspect
 import re
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import kdpl
+from kdpl.errors import ConfigError, KdplError, reason
 
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "out", "ckpt_path", "config", "verbose")
 _TRAINER = "lightning.pytorch.Trainer"
 _REMEDY = "correct the config or the command line (--print_config shows all settings)"
 _FEW = 20
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Turn what parsing and building raise over a user's settings into a KdplError; all else passes.
+
+    Raises:
+        ConfigError: Settings do not parse, or ask for a package that is missing.
+        KdplError: What a class raised when it was built, which jsonargparse wraps.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise ConfigError(parse_error_sentence(str(error))) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
+        ) from error
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KdplError):
+            cause = cause.__cause__
+        if cause is None and "Does not validate against" in str(error):
+            raise ConfigError(parse_error_sentence(str(error))) from error
+        if cause is None or cause is error:
+            raise
+        raise cause from error
 
 
 def parse_error_sentence(message: str) -> str:

@@ -38,7 +38,7 @@ def test_an_unknown_command_is_one_line_that_lists_the_known_ones(command, capsy
     assert main([command]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"error: there is no command {command!r}: use one of run, fit, validate, test, predict, data\n"
+    assert err == f"error: there is no command {command!r}: use one of {', '.join(entry._COMMANDS)}\n"
 
 
 def fails_with(monkeypatch, error):
@@ -80,7 +80,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("command", ["run", "fit", "validate", "test", "predict", "data"])
+@pytest.mark.parametrize("command", entry._COMMANDS)
 def test_each_command_has_help_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
