@@ -15,7 +15,7 @@ from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.loader import LazyLoader
 from kdpl.data.registry import check_dataset, read_dataset
 from kdpl.data.sampler import EvaluationSampler, TrainSampler
-from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError
 
@@ -41,8 +41,8 @@ class DomainDataModule(LightningDataModule):
     deviation. Batches are
 
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
-    - training, ``unlabeled``: (images, indices), ALL training images, or those of the ``unlabeled`` folder, and no
-      labels anywhere;
+    - training, ``unlabeled``: (images, indices), ALL training images, or those of the ``unlabeled`` folder, or a share
+      of them, and no labels anywhere;
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
@@ -56,6 +56,7 @@ class DomainDataModule(LightningDataModule):
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
+        unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.
         allow_fewer_shots: Take classes that have fewer than ``shots`` training images as they are.
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or an object.
         batch_size: Training images a batch, on each process.
@@ -76,6 +77,7 @@ class DomainDataModule(LightningDataModule):
         protocol: Literal["all", "base_to_novel"] = "all",
         shots: int | None = 16,
         val_shots: int | None = 4,
+        unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         augmentation: Augmentation | str = "random_resized_crop",
         batch_size: int = 8,
@@ -90,10 +92,13 @@ class DomainDataModule(LightningDataModule):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel.")
         _require_at_least(1, shots=shots, val_shots=val_shots, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _require_at_least(0, num_workers=num_workers, seed=seed)
+        if not 0 < unlabeled_share <= 1:
+            raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}.")
         self.dataset = dataset
         self.protocol = protocol
         self.shots = shots
         self.val_shots = val_shots
+        self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
@@ -168,9 +173,10 @@ class DomainDataModule(LightningDataModule):
             return
         self._refuse_second_sharding()
         # here rather than with the first batch: nothing has been written yet
-        if stage == "fit":
+        trains = stage == "fit" and self.trainer.max_epochs != 0
+        if trains:
             self._require_training_images()
-        if stage == "fit" and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
+        if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
             self._labeled_records()
         if stage == "test":
             self._evaluation_records("test")
@@ -251,7 +257,7 @@ class DomainDataModule(LightningDataModule):
             sources = tuple(record.source for record in self.splits.train)
         if not sources:
             raise DataError(f"{self.splits.origin} has no images to distil on: add some.")
-        return sources
+        return share_of(sources, self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else sources
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
         records = self.splits.val if split == "val" else self.splits.test

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-_PURPOSES = {"augmentation": 0, "order": 1}
+_PURPOSES = {"augmentation": 0, "order": 1, "share": 2}
 
 
 def generator(
-    seed: int, purpose: Literal["augmentation", "order"], *, epoch: int, index: int = 0
+    seed: int, purpose: Literal["augmentation", "order", "share"], *, epoch: int = 0, index: int = 0
 ) -> np.random.Generator:
     """The random stream that belongs to a seed, a purpose, an epoch and an image.
 

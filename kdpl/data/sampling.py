@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 
+from kdpl.data.randomness import generator
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
 
@@ -43,6 +44,18 @@ def base_count(num_classes: int) -> int:
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
     """Those records whose label is among ``labels``, in their order."""
     return [record for record in records if record.label in labels]
+
+
+def share_of(sources: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
+    """Draw a share of unlabelled images, in the order of the list; a smaller share of a seed is within a larger one.
+
+    Args:
+        sources: All of them.
+        share: How much of them, above 0 and at most 1; at least one image is drawn.
+        seed: Seed of the draw.
+    """
+    order = generator(seed, "share").permutation(len(sources))
+    return tuple(sources[i] for i in sorted(order[: max(1, round(share * len(sources)))]))
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:

@@ -124,6 +124,21 @@ def test_unlabelled_folder_replaces_the_training_images(folder):
     assert list(dataset.sources) == [str(folder / "pool" / f"{i}.png") for i in range(4)]
 
 
+def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
+    def sources(share, seed=1):
+        datamodule = in_folder(folder, unlabeled_share=share, seed=seed)
+        assert datamodule.preview(30, 8).shape[0] == max(1, round(share * 30)), "the start of prompts sees no others"
+        return list(datamodule.train_dataloader_for("unlabeled", 8).dataset.sources)
+
+    every = sources(1.0)
+    assert [len(sources(share)) for share in (0.001, 0.1, 0.5)] == [1, 3, 15]
+    half = sources(0.5)
+    assert half == [source for source in every if source in half], "in the order of the list"
+    assert half == sources(0.5)
+    assert half != sources(0.5, seed=2)
+    assert set(sources(0.1)) < set(half), "a sweep over shares adds images and takes none away"
+
+
 def test_no_shots_takes_every_labelled_image(folder):
     assert len(in_folder(folder, shots=None).train_dataloader_for("labeled", 8).dataset) == 30
 
@@ -391,6 +406,8 @@ def test_base_to_novel_needs_two_classes(tmp_path):
         ({"eval_batch_size": -1}, "eval_batch_size must be at least 1"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
+        ({"unlabeled_share": 1.5}, "unlabeled_share must be above 0 and at most 1, not 1.5"),
         ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown"),
     ],
 )
