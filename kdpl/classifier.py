@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,39 @@ class Classifier(nn.Module):
         """Give logits [B, C] for images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
         logits: Tensor = self.head(self.encoder(images), self.logit_scale)
         return logits
+
+    def add_classes(self, vectors: ClassVectors) -> "Classifier":
+        """Give a classifier that knows further classes; the encoder is shared, this one stays as it is.
+
+        No image of theirs was seen, not even without a label: they are novel classes, and base classes stay the first
+        ones.
+
+        Args:
+            vectors: Class vectors of the further classes, from the teacher that this classifier was distilled from.
+
+        Raises:
+            ArtifactError: They come from another teacher, or have a class that is already here.
+        """
+        if vectors.teacher != self.vectors.teacher:
+            raise ArtifactError(
+                "the class vectors to add were made by another tuned teacher than those of the classifier: "
+                "make them with the teacher that it was distilled from"
+            )
+        if vectors.clip.fingerprint != self.vectors.clip.fingerprint:
+            raise ArtifactError(
+                f"the classifier knows its classes by text features of {self.vectors.clip.model} and not of its "
+                f"teacher {vectors.clip.model}: classes can be added only to one distilled with text_features: teacher"
+            )
+        double = [name for name in vectors.class_names if name in self.class_names]
+        if double:
+            raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
+        own = self.head.class_vectors
+        extended = replace(
+            self.vectors,
+            vectors=torch.cat([own, vectors.vectors.to(own.device)]),
+            class_names=self.class_names + vectors.class_names,
+        )
+        return Classifier(self.encoder, extended, self.logit_scale, self.clip)
 
     @torch.inference_mode()
     def predict(

@@ -11,7 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import track
 
-from kdpl.arguments import Parser
+from kdpl.arguments import Parser, output_file
+from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.folder import find_images
 from kdpl.errors import ConfigError, DataError
@@ -36,16 +37,22 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("classifier", help="classifier folder of a student's run")
     parser.add_argument("images", nargs="+", help="image files, and folders that are searched recursively")
     parser.add_argument("--out", help="CSV file to write; standard output if not given")
+    parser.add_argument(
+        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
+    )
     parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, one row each (default 1)")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
     options = parser.parse_args(argv)
     for name, value in (("--top-k", options.top_k), ("--batch-size", options.batch_size)):
         if value < 1:
             raise ConfigError(f"{name} is {value}, expected 1 or more: give another number")
+    out = output_file("--out", options.out) if options.out is not None else None
     paths = _find(options.images)
     classifier = Classifier.load(options.classifier)
+    if options.add_classes is not None:
+        classifier = classifier.add_classes(ClassVectors.load(Path(options.add_classes)))
     starts = range(0, len(paths), options.batch_size)
-    with _open_output(options.out) as file:
+    with _open_output(out) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "class", "probability"))
         console = Console(stderr=True)
@@ -74,7 +81,7 @@ def _find(images: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def _open_output(path: str | None) -> Iterator[TextIO]:
+def _open_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         try:
             yield sys.stdout
@@ -83,5 +90,5 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
             # whoever read the lines has seen enough, as head does; Python would complain once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         yield file

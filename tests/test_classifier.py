@@ -174,6 +174,65 @@ class TestPredict:
             assert world.one_sentence(error)
 
 
+def further(classifier, **changes):
+    """Class vectors of two classes that the classifier does not know, by its own teacher."""
+    names = {"class_names": ("eel", "hermit_crab"), "num_base": None}
+    return world.frozen_vectors(seed=9, **{**names, "teacher": classifier.vectors.teacher, **changes})
+
+
+class TestAddingClasses:
+    def test_old_logits_stay_and_new_ones_are_scaled_cosines(self, classifier, images):
+        added = further(classifier)
+        more = classifier.add_classes(added)
+        logits = more(images)
+        assert logits.shape == (3, 7)
+        assert torch.equal(logits[:, :5], classifier(images))
+        features = classifier.encoder(images).double()
+        assert relative_error(logits[:, 5:], 17 * normalized(features) @ added.vectors.double().T) < 1e-5
+        assert more.class_names == (*world.NAMES, "eel", "hermit_crab")
+        assert more.encoder is classifier.encoder
+        assert not [m for m in more.modules() if m.training]
+
+    def test_the_classifier_itself_stays_as_it_is(self, classifier, images):
+        before = classifier(images)
+        classifier.add_classes(further(classifier))
+        assert classifier.class_names == world.NAMES
+        assert torch.equal(classifier(images), before)
+
+    @pytest.mark.parametrize("num_base", [3, None])
+    def test_the_base_classes_stay_the_first_ones(self, num_base, clip_of):
+        classifier = make_classifier(clip_of("test-student"), vectors=world.frozen_vectors(num_base=num_base))
+        assert classifier.add_classes(further(classifier, num_base=1)).vectors.num_base == num_base
+
+    def test_a_round_trip_keeps_them(self, classifier, images, tmp_path):
+        more = classifier.add_classes(further(classifier))
+        more.save(tmp_path / "more")
+        read = Classifier.load(tmp_path / "more")
+        assert read.vectors.fields() == more.vectors.fields()
+        assert torch.equal(read(images), more(images))
+        assert read.predict([images[0]], top_k=9) == more.predict([images[0]], top_k=9)
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"teacher": "0" * 32}, "made by another tuned teacher than those of the classifier: make"),
+            ({"class_names": ("eel", "squid")}, "has the class 'squid' already: add other classes"),
+        ],
+    )
+    def test_vectors_that_do_not_fit_are_refused(self, changes, match, classifier):
+        with pytest.raises(ArtifactError, match=match) as error:
+            classifier.add_classes(further(classifier, **changes))
+        assert world.one_sentence(error)
+
+    def test_a_classifier_of_its_own_text_features_takes_none_of_its_teacher(self, clip_of):
+        clip = clip_of("test-student").identity
+        own = make_classifier(clip_of("test-student"), vectors=world.frozen_vectors(clip=clip))
+        match = "by text features of test-student and not of its teacher test-teacher-quickgelu"
+        with pytest.raises(ArtifactError, match=match) as error:
+            own.add_classes(further(own))
+        assert world.one_sentence(error)
+
+
 class TestRefusals:
     def refused(self, folder, match):
         with pytest.raises(ArtifactError, match=match) as error:

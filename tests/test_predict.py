@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdpl import Classifier
+from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 
 
@@ -95,6 +95,26 @@ def test_a_reader_that_has_seen_enough_is_no_error(classifier, digits):
     process.stderr.close()
 
 
+@pytest.fixture
+def further(teacher_run, tmp_path):
+    """Class vectors of two further classes, by the classifier's own teacher."""
+    path = tmp_path / "further.safetensors"
+    assert main(["class-vectors", f"--teacher={teacher_run}", f"--out={path}", "--classes", "cross", "circle"]) == 0
+    return path
+
+
+def test_further_classes_are_among_the_answers(classifier, digits, further, capsys):
+    capsys.readouterr()
+    assert main(["predict", str(classifier), str(digits), f"--add-classes={further}", "--top-k=12"]) == 0
+    answers = rows(capsys.readouterr().out)
+    more = Classifier.load(classifier).add_classes(ClassVectors.load(further))
+    paths = list(dict.fromkeys(row["path"] for row in answers))
+    expected = [guess for guesses in more.predict(paths, top_k=12) for guess in guesses]
+    assert [row["class"] for row in answers] == [guess.class_name for guess in expected]
+    assert {"cross", "circle", "nine"} < {row["class"] for row in answers}
+    assert [float(row["probability"]) for row in answers] == pytest.approx([g.probability for g in expected], abs=2e-6)
+
+
 def fails(capsys, args, *words):
     assert main(["predict", *args]) == 1
     out, err = capsys.readouterr()
@@ -119,6 +139,18 @@ def test_what_is_missing_is_named(classifier, digits, student_run, tmp_path, cap
 @pytest.mark.parametrize("option", ["--top-k=0", "--batch-size=0", "--top-k=x"])
 def test_numbers_that_cannot_be_are_named(option, classifier, digits, capsys):
     assert fails(capsys, [str(classifier), str(digits), option], option.partition("=")[0]) == ""
+
+
+def test_further_classes_that_do_not_fit_are_one_sentence(classifier, digits, teacher_run, tmp_path, capsys):
+    known, gone = teacher_run / "class_vectors.safetensors", tmp_path / "gone.safetensors"
+    fails(capsys, [str(classifier), str(digits), f"--add-classes={known}"], "'zero' already")
+    fails(capsys, [str(classifier), str(digits), f"--add-classes={gone}"], str(gone), "does not exist")
+
+
+def test_a_folder_is_not_replaced_by_the_answers(classifier, digits, tmp_path, capsys):
+    (tmp_path / "precious.txt").touch()
+    fails(capsys, [str(classifier), str(digits), f"--out={tmp_path}"], f"--out {tmp_path} is a folder", "file")
+    assert (tmp_path / "precious.txt").exists()
 
 
 def test_an_unreadable_image_is_named_and_no_file_is_left(classifier, digits, tmp_path, capsys):
