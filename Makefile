@@ -28,7 +28,8 @@ quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwri
 	@$(VENV_PYTHON) $(RUN)
 
 table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
-	@$(VENV_PYTHON) -m kdpl.tiny.table
+	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table
+	@$(VENV_PYTHON) -m kdpl table runs/table
 
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)

@@ -16,6 +16,7 @@ usage: python -m kdpl COMMAND …
   predict        classify images with a finished classifier
   class-vectors  class vectors of other class names, from a teacher that is tuned already
   data           get a dataset of the benchmark, or see that a dataset is whole
+  import         take a teacher or student that PromptKD's authors published over into a run's folder
 
   --version      the version
   --debug        with any command: show the traceback of an error
@@ -55,6 +56,24 @@ def _data(args: Sequence[str]) -> int:
     return data(args[1:])
 
 
+def _benchmark(args: Sequence[str]) -> int:
+    from kdpl.benchmark.command import benchmark
+
+    return benchmark(args[1:])
+
+
+def _table(args: Sequence[str]) -> int:
+    from kdpl.benchmark.table_command import table
+
+    return table(args[1:])
+
+
+def _import(args: Sequence[str]) -> int:
+    from kdpl.published.command import import_
+
+    return import_(args[1:])
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "fit": _fit_validate_test,
@@ -62,7 +81,10 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": _fit_validate_test,
     "predict": _predict,
     "class-vectors": _class_vectors,
+    "benchmark": _benchmark,
+    "table": _table,
     "data": _data,
+    "import": _import,
 }
 
 

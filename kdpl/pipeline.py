@@ -3,13 +3,9 @@
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kdpl.__main__ import call, main
 from kdpl.arguments import Parser, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
 from kdpl.predictions import RESULTS_FILE, read_results
+from kdpl.processes import check_fits, in_own_process, run_step
 
 ORDER_FILE = "run.json"
 SUMMARY_FILE = "results.json"
@@ -29,7 +25,6 @@ SUMMARY_FILE = "results.json"
 # what finished steps leave; names only, since this process imports neither torch nor Lightning
 _CLASS_VECTORS, _CLASSIFIER, _CONFIG = "class_vectors.safetensors", "classifier", "config.yaml"
 
-_INTERRUPTED = 130
 _NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
 _COLUMNS = {"test/acc": "all", "test/base_acc": "base", "test/novel_acc": "novel", "test/hm": "HM"}
 
@@ -72,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     # what is wrong with the student's settings is better known before the teacher has been tuned than after
     open_fits = [list(step.args) for step in open_steps if step.args[0] == "fit"]
     if open_fits:
-        code = _in_own_process(_check, open_fits)
+        code = in_own_process(check_fits, open_fits)
         if code != 0:
             return code
     if open_steps:
@@ -82,50 +77,13 @@ def run(argv: Sequence[str]) -> int:
         if step.result.exists():
             continue
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-        code = _in_own_process(_command, _resolve(step.args))
+        code = in_own_process(run_step, _resolve(step.args))
         if code != 0:
             return code
         if not step.result.exists():
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
     _report(console, out, nothing_done=not open_steps)
     return 0
-
-
-def _in_own_process(function: Callable[[Any], None], argument: Any) -> int:  # noqa: ANN401
-    """Call a function in a process of its own, so that nothing of one step reaches the next; gives its exit code."""
-    # processes of a fork server start with everything imported, which takes longer than a small test
-    on_posix = "forkserver" in multiprocessing.get_all_start_methods()
-    context: ForkServerContext | SpawnContext = (
-        multiprocessing.get_context("forkserver") if on_posix else multiprocessing.get_context("spawn")
-    )
-    if on_posix:
-        context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
-    process = context.Process(target=function, args=(argument,))
-    process.start()
-    try:
-        process.join()
-    except KeyboardInterrupt:
-        # Ctrl-C reached the step as well, which ends by itself and says so
-        process.join()
-        if process.exitcode != _INTERRUPTED:
-            raise
-    return _INTERRUPTED if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
-
-
-def _command(args: list[str]) -> None:
-    # Lightning starts the other processes of a multi-device run by the command line that it finds here
-    sys.argv[1:] = args
-    sys.exit(main(args))
-
-
-def _check(commands: list[list[str]]) -> None:
-    from kdpl.cli import run_command
-
-    def check(args: Sequence[str]) -> int:
-        run_command(args, check_only=True)
-        return 0
-
-    sys.exit(next((code for args in commands if (code := call(check, args)) != 0), 0))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

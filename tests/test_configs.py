@@ -8,17 +8,19 @@ from collections import Counter
 import pytest
 import torch
 import yaml
-from benchmark_tree import TRAINABLE, make_tree
+from benchmark_tree import TRAINABLE, VARIANTS, make_tree
 from runs import CONFIGS, DATA, SHORT, STUDENT, TEACHER, configs, image_folder, rows_of
 from runs import test as run_test
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
+from kdpl.data.benchmark import BENCHMARKS
 from kdpl.predictions import read_results
 
 ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
 TINY_TEACHER = ["--model.init_args.clip.model=tiny-teacher", "--model.init_args.clip.pretrained=glyphs"]
 TINY_STUDENT = ["--model.init_args.clip.model=tiny-student", "--model.init_args.clip.pretrained=glyphs"]
+TINY_RESNET = ["--model.init_args.clip.model=tiny-resnet", "--model.init_args.clip.pretrained=glyphs"]
 # the miniature towers have fewer layers than the published settings prompt
 SHALLOW = ["--model.init_args.vision_prompts.depth=2"]
 SHALLOW_TEXT = ["--model.init_args.text_prompts.depth=2"]
@@ -51,6 +53,24 @@ TEACHERS = {
         *TINY_TEACHER,
         *SHALLOW_TEXT,
     ],
+    "teacher/few_shot.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/few_shot.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW,
+        *SHALLOW_TEXT,
+        *NEAR,
+    ],
+    "teacher/few_shot_late.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/few_shot.yaml", "teacher/few_shot_late.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW,
+        *SHALLOW_TEXT,
+        *NEAR,
+    ],
     "teacher/ivlp.yaml": [
         *DATA,
         *PUBLISHED_TEACHER,
@@ -66,6 +86,12 @@ TEACHERS = {
 STUDENTS = {
     "student/quickstart.yaml": [*DATA, *STUDENT],
     "student/promptkd_vit_b16.yaml": [*DATA, *configs("student/promptkd_vit_b16.yaml"), *TINY_STUDENT, *SHALLOW],
+    "student/kd_weight_200.yaml": [
+        *DATA,
+        *configs("student/promptkd_vit_b16.yaml", "student/kd_weight_200.yaml"),
+        *TINY_STUDENT,
+        *SHALLOW,
+    ],
     "student/cross_dataset.yaml": [
         *DATA,
         *configs("student/promptkd_vit_b16.yaml", "student/cross_dataset.yaml"),
@@ -73,8 +99,24 @@ STUDENTS = {
         *SHALLOW,
     ],
 }
+ABLATIONS = (
+    "projector_only",
+    "fine_tune",
+    "own_text_features",
+    "feature_l1",
+    "feature_mse",
+    "best_on_base_test",
+)
+STUDENTS |= {f"student/{name}.yaml": [*DATA, *STUDENT, *configs(f"student/{name}.yaml")] for name in ABLATIONS}
+PUBLISHED_STUDENT = configs("student/promptkd_vit_b16.yaml")
+STUDENTS |= {
+    "student/vit_b32.yaml": [*DATA, *PUBLISHED_STUDENT, *configs("student/vit_b32.yaml"), *TINY_STUDENT, *SHALLOW],
+    "student/rn50.yaml": [*DATA, *PUBLISHED_STUDENT, *configs("student/rn50.yaml"), *TINY_RESNET],
+    "student/mobileclip_s1.yaml": [*DATA, *PUBLISHED_STUDENT, *configs("student/mobileclip_s1.yaml"), *TINY_RESNET],
+}
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
-ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml", *BENCHMARK}  # in tests of their own below
+TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
+ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml", *BENCHMARK, *TEST_ONLY}  # in tests of their own below
 
 
 def settings(name):
@@ -83,7 +125,8 @@ def settings(name):
 
 def test_every_config_is_run_by_a_test():
     names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
-    assert names == {*TEACHERS, *STUDENTS, *ELSEWHERE}
+    campaigns = {name for name in names if name.startswith("benchmark/")}  # all in tests/benchmark/test_configs.py
+    assert names - campaigns == {*TEACHERS, *STUDENTS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", [n for n in TEACHERS if n not in ("data/digits.yaml", "trainer/cpu.yaml")])
@@ -124,6 +167,21 @@ def test_a_benchmark_datasets_config_runs(name, tmp_path):
     assert len(ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors").class_names) == 3
 
 
+@pytest.mark.parametrize("name", TEST_ONLY)
+def test_a_variant_of_imagenet_takes_the_place_of_the_data_that_a_run_was_trained_on(name, tmp_path):
+    for each in ("imagenet", TEST_ONLY[name]):
+        make_tree(each, tmp_path)
+    data = [*configs("data/imagenet.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={tmp_path}"]
+    few = ["--data.init_args.shots=1", "--data.init_args.num_workers=0", f"--out={tmp_path / 'out'}"]
+    assert main(["fit", *data, *TEACHER, *ONE_EPOCH, *few]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'out/checkpoints/last.ckpt'}"
+    assert run_test(tmp_path / "out", *configs(name), checkpoint, f"--out={tmp_path / 'elsewhere'}") == 0
+    folder = str(tmp_path / BENCHMARKS[TEST_ONLY[name]].folder)
+    answers = rows_of(tmp_path / "elsewhere/test_predictions.csv")
+    assert len(answers) >= 3
+    assert all(row["source"].startswith(folder) for row in answers)
+
+
 def printed(capsys, *args):
     with pytest.raises(SystemExit):
         main(["fit", *args, "--print_config"])
@@ -151,6 +209,15 @@ def test_published_settings_are_those_of_the_papers(capsys):
     across = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/cross_dataset.yaml"))["model"]["init_args"]
     assert across["averaging"] == {"mean": 6.0, "std": 10.0}
     assert across["vision_prompts"]["depth"] == across["text_prompts"]["depth"] == 3
+    for overlays, averaging in (
+        (["teacher/few_shot.yaml"], {"mean": 30.0, "std": 30.0}),
+        (["teacher/few_shot.yaml", "teacher/few_shot_late.yaml"], {"mean": 45.0, "std": 5.0}),
+    ):
+        longer = printed(capsys, *data, *PUBLISHED_TEACHER, *configs(*overlays))
+        assert longer["model"]["init_args"]["averaging"] == averaging
+        assert longer["trainer"]["max_epochs"] == 50
+    softer = configs("student/promptkd_vit_b16.yaml", "student/kd_weight_200.yaml")
+    assert printed(capsys, *data, *softer, "--model.init_args.teacher=t")["model"]["init_args"]["kd_weight"] == 200.0
     student = printed(capsys, *data, *configs("student/promptkd_vit_b16.yaml"), "--model.init_args.teacher=t")
     model = student["model"]["init_args"]
     assert (model["kd_weight"], model["temperature"], model["prompt_init"]) == (1000.0, 1.0, "normal")

@@ -148,7 +148,7 @@ def in_this_process(monkeypatch):
             function(argument)
         return end.value.code
 
-    monkeypatch.setattr("kdpl.pipeline._in_own_process", call)
+    monkeypatch.setattr("kdpl.pipeline.in_own_process", call)
     monkeypatch.setattr("sys.argv", ["kdpl"])
 
 

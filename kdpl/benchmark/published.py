@@ -1,0 +1,58 @@
+"""Published figures of the base-to-novel experiment, in %: the ViT-B/16 of each method, PromptKD's under a ViT-L/14.
+
+Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets; the other methods'
+figures are those that it compares with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Figures = Mapping[str, float]
+"""Accuracies in % by metric."""
+
+METRICS = ("test/base_acc", "test/novel_acc", "test/hm")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What was published of a method.
+
+    Attributes:
+        title: The method.
+        average: Base, novel and their harmonic mean, averaged over the eleven datasets.
+        by_dataset: The same for each dataset, where it is kept here.
+    """
+
+    title: str
+    average: Figures
+    by_dataset: Mapping[str, Figures] = field(default_factory=dict)
+
+
+def _figures(base: float, novel: float, harmonic_mean: float) -> Figures:
+    return dict(zip(METRICS, (base, novel, harmonic_mean), strict=True))
+
+
+METHODS: Mapping[str, Method] = {
+    "clip": Method("CLIP", _figures(69.34, 74.22, 71.70)),
+    "coop": Method("CoOp", _figures(82.69, 63.22, 71.66)),
+    "cocoop": Method("CoCoOp", _figures(80.47, 71.69, 75.83)),
+    "maple": Method("MaPLe", _figures(82.28, 75.14, 78.55)),
+    "promptsrc": Method("PromptSRC", _figures(84.26, 76.10, 79.97)),
+    "promptkd": Method(
+        "PromptKD",
+        _figures(86.96, 80.73, 83.73),
+        {
+            "imagenet": _figures(80.83, 74.66, 77.62),
+            "caltech101": _figures(98.91, 96.65, 97.77),
+            "oxford_pets": _figures(96.30, 98.01, 97.15),
+            "stanford_cars": _figures(82.80, 83.37, 83.13),
+            "oxford_flowers": _figures(99.42, 82.62, 90.24),
+            "food101": _figures(92.43, 93.68, 93.05),
+            "fgvc_aircraft": _figures(49.12, 41.81, 45.17),
+            "sun397": _figures(83.69, 81.54, 82.60),
+            "dtd": _figures(85.84, 71.37, 77.94),
+            "eurosat": _figures(97.54, 82.08, 89.14),
+            "ucf101": _figures(89.71, 82.27, 86.10),
+        },
+    ),
+}

@@ -1,0 +1,96 @@
+"""Commands in processes of their own, so that nothing of one reaches the next; imports neither torch nor Lightning."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from kdpl.__main__ import call, main
+
+INTERRUPTED = 130
+
+_TICK_SECONDS = 0.5
+
+
+def in_own_process(
+    function: Callable[[Any], None],
+    argument: Any,  # noqa: ANN401
+    log: Path | None = None,
+    held: int | None = None,
+    tick: Callable[[], None] | None = None,
+) -> int:
+    """Call a function in a process of its own, which ends when this one is killed; gives its exit code.
+
+    Args:
+        function: What to call; a function at module level.
+        argument: Its argument.
+        log: File that what it prints is appended to; None: it prints where this process does.
+        held: Descriptor of a locked file, to be kept open by the new process as well: the lock is then free once
+            both processes are gone, and not before.
+        tick: Called about twice a second while the process runs.
+    """
+    # processes of a fork server start with everything imported, which takes longer than a small test
+    on_posix = "forkserver" in multiprocessing.get_all_start_methods()
+    context: ForkServerContext | SpawnContext = (
+        multiprocessing.get_context("forkserver") if on_posix else multiprocessing.get_context("spawn")
+    )
+    if on_posix:
+        context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
+    lock = DupFd(held) if held is not None else None
+    process = context.Process(target=_begin, args=(function, argument, log, lock))
+    process.start()
+    try:
+        while process.is_alive():
+            process.join(_TICK_SECONDS if tick is not None else None)
+            if tick is not None:
+                tick()
+    except KeyboardInterrupt:
+        # Ctrl-C reached the step as well, which ends by itself and says so
+        process.join()
+        if process.exitcode != INTERRUPTED:
+            raise
+    return INTERRUPTED if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
+
+
+def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, lock: Any) -> None:  # noqa: ANN401
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if lock is not None:
+        lock.detach()  # stays open until this process ends
+    if log is not None:
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        os.close(sink)
+    function(argument)
+
+
+def _end_with_parent() -> None:
+    """Go when the parent has been killed: two processes must not write into one run's folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_step(args: list[str]) -> None:
+    """Run a command as a person would type it, and end the process with its exit code."""
+    # Lightning starts the other processes of a multi-device run by the command line that it finds here
+    sys.argv[1:] = args
+    sys.exit(main(args))
+
+
+def check_fits(commands: list[list[str]]) -> None:
+    """Check the settings of fits without doing anything, and end the process with the exit code of the first wrong."""
+    from kdpl.cli import run_command
+
+    def check(args: Sequence[str]) -> int:
+        run_command(args, check_only=True)
+        return 0
+
+    sys.exit(next((code for args in commands if (code := call(check, args)) != 0), 0))
