@@ -1,7 +1,7 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +205,15 @@ class KdplCLI(LightningCLI):
                 )
 
 
-def run_command(args: Sequence[str], check_only: bool = False) -> None:
+def run_command(
+    args: Sequence[str], check_only: bool = False, make: Callable[[Sequence[str], bool], object] = KdplCLI
+) -> None:
     """Run ``fit``, ``validate`` or ``test``.
 
     Args:
         args: The command and its arguments.
         check_only: Check the settings and do nothing.
+        make: What runs it; another KdplCLI for what is a fit of another kind.
 
     Raises:
         KdplError: Anything that the user can mend; of settings that do not parse, a ConfigError.
@@ -222,7 +225,7 @@ def run_command(args: Sequence[str], check_only: bool = False) -> None:
     require_configs(config_files(args))
     try:
         with in_one_sentence():
-            KdplCLI(args, check_only)
+            make(args, check_only)
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
     except SystemExit as error:

@@ -1,0 +1,1 @@
+"""The authors' published checkpoints, taken over into run folders."""
