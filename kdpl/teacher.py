@@ -1,6 +1,6 @@
 """Stage 1: tune prompts of a large frozen CLIP on a few labelled images (PromptSRC, arXiv 2307.06948).
 
-IVLP, CoOp, VPT and the zero-shot CLIP are settings of the same module; see configs/teacher/.
+IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; see configs/teacher/.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from kdpl.evaluation import EvaluatedModule
 from kdpl.head import cosine_logits
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.prompts import TextPrompts, VisionPrompts
+from kdpl.prompts import CoupledPrompts, TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names, encode_prompts, ensemble_features, tokenize_names
-from kdpl.prompts.tuned import TunedPrompts
+from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
 from kdpl.prompts.vision import encode_images
 from kdpl.towers import Frozen
 
@@ -77,10 +77,13 @@ class TeacherPromptTuning(EvaluatedModule):
 
     Args:
         clip: The CLIP to tune.
-        context: Words before the class name; the text prompts start from their embeddings. None starts from noise.
+        context: Words before the class name. The text prompts start from the embeddings of the first of them, one
+            for each token, and further words stay as they are. None starts from noise.
         vision_prompts: Size of the visual prompts.
         text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
             ``"{context} {name}."``.
+        coupled: Learn linear maps from the text prompts to the visual ones in place of visual prompts (MaPLe, arXiv
+            2210.03117); both must be of one size.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
@@ -101,6 +104,7 @@ class TeacherPromptTuning(EvaluatedModule):
         context: str | None = "a photo of a",
         vision_prompts: PromptConfig = PromptConfig(),
         text_prompts: PromptConfig = PromptConfig(),
+        coupled: bool = False,
         regularizers: RegularizerWeights = RegularizerWeights(),
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
@@ -109,6 +113,12 @@ class TeacherPromptTuning(EvaluatedModule):
         super().__init__(loaded)
         if context is None and text_prompts.depth == 0:
             raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
+        if coupled and vision_prompts != text_prompts:
+            raise ConfigError(
+                f"coupled prompts have one size in both towers, but vision_prompts has length {vision_prompts.length} "
+                f"and depth {vision_prompts.depth}, text_prompts {text_prompts.length} and {text_prompts.depth}: make "
+                "them equal"
+            )
         self.context = context
         self.regularizers = regularizers
         self.averaging = averaging
@@ -116,16 +126,16 @@ class TeacherPromptTuning(EvaluatedModule):
         self.tokenize = loaded.tokenize
         self.image_tower = Frozen(loaded.image_tower)
         self.text_tower = Frozen(loaded.text_tower)
-        self.vision_prompts = (
-            VisionPrompts(vision_prompts.length, vision_prompts.depth, loaded.image_tower)
-            if vision_prompts.depth
-            else None
-        )
-        self.text_prompts = (
-            TextPrompts(text_prompts.length, text_prompts.depth, context, loaded.text_tower, loaded.tokenize)
-            if text_prompts.depth
-            else None
-        )
+        self.vision_prompts: VisionPrompts | CoupledPrompts | None = None
+        self.text_prompts: TextPrompts | None = None
+        if vision_prompts.depth and not coupled:
+            self.vision_prompts = VisionPrompts(vision_prompts.length, vision_prompts.depth, loaded.image_tower)
+        if text_prompts.depth:
+            self.text_prompts = TextPrompts(
+                text_prompts.length, text_prompts.depth, context, loaded.text_tower, loaded.tokenize
+            )
+            if coupled:
+                self.vision_prompts = CoupledPrompts(self.text_prompts, loaded.image_tower)
         self._class_vectors: Tensor | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
@@ -209,7 +219,8 @@ class TeacherPromptTuning(EvaluatedModule):
 
     def tuned_prompts(self) -> TunedPrompts:
         """Give the prompts as stage 2 reads them."""
-        tensors = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        tokens = None if self.vision_prompts is None else self.vision_prompts.tokens
+        tensors = prompt_tensors(tokens, self.text_prompts)
         return TunedPrompts.of(tensors, self.clip, self.logit_scale, self.context, self.preprocessing)
 
     def class_vectors(self) -> ClassVectors:

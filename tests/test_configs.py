@@ -79,6 +79,14 @@ TEACHERS = {
         *SHALLOW,
         *SHALLOW_TEXT,
     ],
+    "teacher/maple.yaml": [
+        *DATA,
+        *PUBLISHED_TEACHER,
+        *configs("teacher/maple.yaml"),
+        *TINY_TEACHER,
+        *SHALLOW,
+        *SHALLOW_TEXT,
+    ],
     "teacher/coop.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/coop.yaml"), *TINY_TEACHER],
     "teacher/vpt.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/vpt.yaml"), *TINY_TEACHER, *SHALLOW],
     "teacher/zero_shot.yaml": [*DATA, *PUBLISHED_TEACHER, *configs("teacher/zero_shot.yaml"), *TINY_TEACHER],
@@ -206,6 +214,20 @@ def test_published_settings_are_those_of_the_papers(capsys):
     assert (teacher["trainer"]["max_epochs"], teacher["data"]["init_args"]["batch_size"]) == (20, 8)
     smaller = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/vit_b16.yaml"))
     assert (smaller["model"]["init_args"]["optim"]["lr"], smaller["data"]["init_args"]["batch_size"]) == (0.0025, 4)
+    maple = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/maple.yaml"))
+    model = maple["model"]["init_args"]
+    assert model["clip"] == {"model": "ViT-B-16-quickgelu", "pretrained": "openai", "quick_gelu": None}
+    assert (model["coupled"], model["context"], model["averaging"]) == (True, "a photo of a", None)
+    assert model["vision_prompts"] == model["text_prompts"] == {"length": 2, "depth": 9}
+    assert model["regularizers"] == {"text": 0.0, "image": 0.0, "logits": 0.0}
+    assert model["optim"] == {
+        "optimizer": "sgd",
+        "lr": 0.0035,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "warmup_lr": 1e-05,
+    }
+    assert (maple["trainer"]["max_epochs"], maple["data"]["init_args"]["batch_size"]) == (5, 4)
     across = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/cross_dataset.yaml"))["model"]["init_args"]
     assert across["averaging"] == {"mean": 6.0, "std": 10.0}
     assert across["vision_prompts"]["depth"] == across["text_prompts"]["depth"] == 3

@@ -149,10 +149,132 @@ class TestVariants:
         assert seen.loss == pytest.approx(loss.item(), rel=1e-5)
         assert relative_error(seen.gradients["vision_prompts.tokens"], prompts.grad) < 1e-5
 
+    def test_maple_is_cross_entropy_over_text_prompts_and_what_is_mapped_from_them(self, tmp_path, plain_of):
+        teacher, domain = disturb(make_teacher(**MAPLE)), world.TinyDomain(num_base=3)
+        text, weights, biases = maple_leaves(teacher)
+        loss = maple_loss(plain_of("test-teacher"), domain, slice(4), text, weights, biases)
+        loss.backward()
+        seen = first_batch(teacher, domain, tmp_path)
+        assert seen.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert set(seen.logged) == {"train/loss"}
+        maps = [f"vision_prompts.maps.{layer}.{name}" for layer in range(3) for name in ("weight", "bias")]
+        assert set(seen.gradients) == {"text_prompts.context", "text_prompts.deep", *maps}
+        assert relative_error(seen.gradients["text_prompts.context"], text.grad[0]) < 1e-5
+        for layer in range(2):
+            assert relative_error(seen.gradients["text_prompts.deep"][layer], text.grad[1 + layer]) < 1e-5
+        for layer in range(3):
+            assert relative_error(seen.gradients[f"vision_prompts.maps.{layer}.weight"], weights[layer].grad) < 1e-5
+            assert relative_error(seen.gradients[f"vision_prompts.maps.{layer}.bias"], biases[layer].grad) < 1e-5
+
     def test_fixed_text_without_words_before_the_name_is_refused(self):
         with pytest.raises(ConfigError, match=r"text_prompts\.depth 0.*give context") as error:
             make_teacher(context=None, text_prompts=PromptConfig(depth=0))
         assert world.one_sentence(error)
+
+
+MAPLE = {
+    "vision_prompts": PromptConfig(2, 3),
+    "text_prompts": PromptConfig(2, 3),
+    "coupled": True,
+    "regularizers": NONE,
+}
+
+
+def maple_leaves(teacher):
+    """Text prompts [J, n, W], and weights and biases of the maps, in float64, as leaves."""
+    text = torch.cat([teacher.text_prompts.context[None], teacher.text_prompts.deep])
+    maps = teacher.vision_prompts.maps
+    return (
+        text.detach().double().requires_grad_(),
+        [m.weight.detach().double().requires_grad_() for m in maps],
+        [m.bias.detach().double().requires_grad_() for m in maps],
+    )
+
+
+def maple_loss(clip, domain, batch, text, weights, biases):
+    vision = torch.stack([t @ w.T + b for t, w, b in zip(text, weights, biases, strict=True)])
+    texts = [plain.prompt_text(WORDS, name) for name in domain.tuning_class_names]
+    logits = clip.logits(clip.image_features(domain.labeled[batch], vision), clip.text_features(texts, text))
+    return plain.cross_entropy(logits, domain.labels[batch])
+
+
+@pytest.fixture(scope="module")
+def coupled_run(tmp_path_factory):
+    """A coupled teacher after three epochs without averaging, with its run folder and what each epoch left."""
+    folder = tmp_path_factory.mktemp("maple")
+    teacher, record, domain = make_teacher(**MAPLE, optim=OptimConfig(lr=0.05)), Record(), world.TinyDomain(3)
+    trainer = world.quiet_trainer(folder, 3, callbacks=[record])
+    trainer.fit(teacher, datamodule=domain)
+    return teacher, record.epochs, domain, folder
+
+
+class TestCoupledPrompts:
+    """MaPLe over several epochs, and what it leaves behind."""
+
+    def test_nine_steps_of_the_trainer_are_nine_plain_steps(self, coupled_run, plain_of):
+        _, epochs, domain, _ = coupled_run
+        text, weights, biases = maple_leaves(make_teacher(**MAPLE))
+        start = [t.detach().clone() for t in (text, *weights, *biases)]
+        optimizer = plain.PlainSGD([text, *weights, *biases])
+        for epoch in range(3):
+            for batch in torch.arange(12).split(4):
+                loss = maple_loss(plain_of("test-teacher"), domain, batch, text, weights, biases)
+                optimizer.step(loss, plain.learning_rate(epoch, 3, 0.05))
+            got = epochs[epoch]
+            maps = [got[f"vision_prompts.maps.{i}.{kind}"] for kind in ("weight", "bias") for i in range(3)]
+            mine = [torch.cat([got["text_prompts.context"][None], got["text_prompts.deep"]]), *maps]
+            for tensor, expected, first in zip(mine, (text, *weights, *biases), start, strict=True):
+                assert relative_error(tensor, expected) < 1e-5
+                assert epoch == 0 or relative_error(tensor - first, expected - first) < 1e-4
+
+    def test_stage_two_reads_tokens_and_nothing_of_the_maps(self, coupled_run):
+        teacher, _, domain, folder = coupled_run
+        prompts = TunedPrompts.load(folder / "prompts.safetensors")
+        shapes = {name: tuple(tensor.shape) for name, tensor in prompts.tensors.items()}
+        assert shapes == {
+            "vision_prompts.tokens": (3, 2, 48),
+            "text_prompts.context": (2, 40),
+            "text_prompts.deep": (2, 2, 40),
+        }
+        text, weights, biases = maple_leaves(teacher)
+        expected = torch.stack([t @ w.T + b for t, w, b in zip(text, weights, biases, strict=True)])
+        assert relative_error(prompts.tensors["vision_prompts.tokens"], expected) < 1e-6
+        tower = teacher.image_tower.module
+        read = prompts.vision_prompts(tower)
+        assert torch.equal(read(tower, domain.test_images), teacher.vision_prompts(tower, domain.test_images))
+        assert prompts.teacher == ClassVectors.load(folder / "class_vectors.safetensors").teacher
+
+    def test_averaging_and_resuming_end_as_one_run_does(self, tmp_path):
+        def fit(folder, **options):
+            settings = {"averaging": AveragingConfig(2, 1.5), "optim": OptimConfig(lr=0.05)}
+            teacher, record = make_teacher(**MAPLE, **settings), Record()
+            saved = ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_top_k=-1)
+            trainer = world.quiet_trainer(folder, 3, callbacks=[record, saved], enable_checkpointing=True)
+            trainer.fit(teacher, datamodule=world.TinyDomain(3), **options)
+            return teacher, record.epochs
+
+        teacher, epochs = fit(tmp_path / "one")
+        weights = gaussian_weights(3, 2, 1.5)
+        for name, parameter in teacher.named_parameters():
+            expected = sum(w * epoch[name].double() for w, epoch in zip(weights, epochs, strict=True))
+            assert relative_error(parameter, expected) < 1e-6
+        checkpoint = tmp_path / "one" / "checkpoints" / "epoch=0.ckpt"
+        fit(tmp_path / "other", ckpt_path=checkpoint, weights_only=True)
+        for file in ("prompts.safetensors", "class_vectors.safetensors"):
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
+        world.assert_plain_values(torch.load(checkpoint, weights_only=True))
+
+    @pytest.mark.parametrize("vision", [PromptConfig(3, 3), PromptConfig(2, 2), PromptConfig(2, 0)])
+    def test_sizes_that_differ_are_refused(self, vision):
+        match = rf"vision_prompts has length {vision.length} and depth {vision.depth}, text_prompts 2 and 3: make"
+        with pytest.raises(ConfigError, match=match) as error:
+            make_teacher(**{**MAPLE, "vision_prompts": vision})
+        assert world.one_sentence(error)
+
+    def test_without_prompts_nothing_is_coupled(self):
+        none = PromptConfig(depth=0)
+        teacher = make_teacher(coupled=True, vision_prompts=none, text_prompts=none)
+        assert not list(teacher.parameters())
 
 
 class Record(Callback):
@@ -329,7 +451,9 @@ def test_validation_between_epochs_sees_the_prompts_of_its_own_epoch(tmp_path):
     assert not torch.equal(seen[0][0], seen[1][0])
 
 
-def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of):
+def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
+    # nothing is trained, so nothing that only training needs is made
+    monkeypatch.setattr("kdpl.teacher.ensemble_features", lambda *_: pytest.fail("an ensemble was encoded"))
     teacher = make_teacher(vision_prompts=PromptConfig(depth=0), text_prompts=PromptConfig(depth=0))
     domain = world.TinyDomain(num_base=3)
     world.quiet_trainer(tmp_path, max_epochs=0).fit(teacher, datamodule=domain)

@@ -1,6 +1,7 @@
 """Learnable prompts in the two towers of a frozen CLIP; no Lightning here."""
 
+from kdpl.prompts.coupled import CoupledPrompts
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
 
-__all__ = ["TextPrompts", "VisionPrompts"]
+__all__ = ["CoupledPrompts", "TextPrompts", "VisionPrompts"]

@@ -154,6 +154,14 @@ class TunedPrompts:
         return prompts
 
 
+def prompt_tensors(vision_tokens: Tensor | None, text_prompts: TextPrompts | None) -> dict[str, Tensor]:
+    """Give copies of a teacher's prompts under the names of ``TunedPrompts.tensors``."""
+    tensors = {} if vision_tokens is None else {_VISION: vision_tokens}
+    if text_prompts is not None:
+        tensors |= {_CONTEXT: text_prompts.context, _DEEP: text_prompts.deep}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
 def _require_tower(kind: str, width: int, depth: int, tower: PromptableImageTower | TextTower) -> None:
     if width != tower.width or depth > len(tower.blocks):
         raise ArtifactError(

@@ -1,13 +1,18 @@
 """Deep visual prompts in a vision transformer (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from kdpl.errors import ConfigError
 from kdpl.float32 import Float32Module
-from kdpl.towers import ImageTower, promptable
+from kdpl.towers import ImageTower, PromptableImageTower, promptable
 
 INIT_STD = 0.02
+
+PromptedImages = Callable[[ImageTower, Tensor], Tensor]
+"""What encodes images [B, 3, S, S] through a tower with prompts in it; features [B, embed_dim], not normalised."""
 
 
 class VisionPrompts(Float32Module):
@@ -32,12 +37,7 @@ class VisionPrompts(Float32Module):
     def __init__(self, length: int, depth: int, tower: ImageTower) -> None:
         super().__init__()
         tower = promptable(tower)
-        layers = len(tower.blocks)
-        if length < 1 or not 1 <= depth <= layers:
-            raise ConfigError(
-                f"visual prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
-                f"depth 1 to {layers}, the layers of the image tower"
-            )
+        require_size(length, depth, tower)
         self.tokens = nn.Parameter(torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD)
 
     def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
@@ -50,16 +50,7 @@ class VisionPrompts(Float32Module):
         Returns:
             Image features [B, embed_dim], not normalised.
         """
-        tower = promptable(tower)
-        depth, length, _ = self.tokens.shape
-        x = tower.embed(images)
-        prompts = self.tokens.to(x.dtype)
-        x = tower.norm(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
-        for layer, block in enumerate(tower.blocks):
-            if 0 < layer < depth:
-                x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            x = block(x)
-        return tower.project(x)
+        return encode_with_tokens(promptable(tower), images, self.tokens)
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
@@ -83,7 +74,43 @@ class VisionPrompts(Float32Module):
         self.tokens.add_(sums[:, None] / len(images))
 
 
-def encode_images(tower: ImageTower, images: Tensor, prompts: VisionPrompts | None) -> Tensor:
+def require_size(length: int, depth: int, tower: PromptableImageTower) -> None:
+    """Refuse prompts that do not fit into a tower.
+
+    Raises:
+        ConfigError: ``length`` is below 1, or ``depth`` not from 1 to the tower's layers.
+    """
+    layers = len(tower.blocks)
+    if length < 1 or not 1 <= depth <= layers:
+        raise ConfigError(
+            f"visual prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
+            f"depth 1 to {layers}, the layers of the image tower"
+        )
+
+
+def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tensor) -> Tensor:
+    """Encode images through a tower with prompts in its first layers; see ``VisionPrompts`` for how they enter.
+
+    Args:
+        tower: The image tower.
+        images: [B, 3, S, S], uint8 or float in [0, 1].
+        tokens: The prompts, float32 [J, n, W].
+
+    Returns:
+        Image features [B, embed_dim], not normalised.
+    """
+    depth, length, _ = tokens.shape
+    x = tower.embed(images)
+    prompts = tokens.to(x.dtype)
+    x = tower.norm(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
+    for layer, block in enumerate(tower.blocks):
+        if 0 < layer < depth:
+            x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        x = block(x)
+    return tower.project(x)
+
+
+def encode_images(tower: ImageTower, images: Tensor, prompts: PromptedImages | None) -> Tensor:
     """Encode images with prompts if there are any; normalised features [B, embed_dim] in float32."""
     features = tower(images) if prompts is None else prompts(tower, images)
     return nn.functional.normalize(features.float(), dim=-1)

@@ -57,6 +57,26 @@ def test_without_training_the_context_is_the_words_themselves(clip_of, plain_of)
     assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:5]])
 
 
+def test_of_more_words_than_tokens_the_first_are_learnt_and_the_others_stay(clip_of, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    prompts = TextPrompts(2, 3, WORDS, clip.text_tower, clip.tokenize)
+    texts = prompt_texts(WORDS, 2, world.NAMES)
+    assert texts == [prompt_text(WORDS, name) for name in world.NAMES]
+    embeddings = world.weights("test-teacher")["token_embedding.weight"]
+    assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:3]])
+    prompts = noisy_prompts(clip, 3, length=2)
+    layers = all_layers(prompts)
+    features, expected = prompts(clip.text_tower, clip.tokenize(texts)), plain.text_features(texts, layers)
+    assert relative_error(features, expected) < 1e-5
+    other = clip.tokenize(prompt_texts("a photo with no", 2, world.NAMES))
+    assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, "the words that stay must matter"
+    direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
+    (features * direction).sum().backward()
+    (expected * direction).sum().backward()
+    assert relative_error(prompts.context.grad, layers.grad[0]) < 1e-5
+    assert relative_error(prompts.deep.grad, layers.grad[1:]) < 1e-5
+
+
 def test_a_learnt_context_stands_in_for_any_words(clip_of):
     clip = clip_of("test-teacher")
     prompts = noisy_prompts(clip, 3)
