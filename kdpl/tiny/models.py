@@ -19,7 +19,7 @@ from kdpl.errors import WeightsError
 from kdpl.files import atomic_path
 
 TAG = "glyphs"
-"""The pretrained tag of both models."""
+"""The pretrained tag of all models."""
 
 IMAGE_SIZE = 32
 CONTEXT_LENGTH = 32
@@ -55,9 +55,16 @@ def _config(width: int, vision_layers: int) -> dict[str, Any]:
     }
 
 
+def _resnet_config() -> dict[str, Any]:
+    """The student with a ResNet of one block a stage in the place of its vision transformer."""
+    vision = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}
+    return {**_config(width=64, vision_layers=2), "vision_cfg": vision}
+
+
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "tiny-teacher": _config(width=128, vision_layers=4),
     "tiny-student": _config(width=64, vision_layers=2),
+    "tiny-resnet": _resnet_config(),
 }
 """The open_clip model config of each miniature CLIP, by its name."""
 

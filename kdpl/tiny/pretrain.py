@@ -2,7 +2,7 @@
 
 Not one handwritten digit is looked at in here: from printed glyphs to handwriting is the gap that the quickstart
 closes. The weights in the package (4,000 steps, seed 1) took 18 minutes of one core of a busy
-2-core machine for the teacher and 7 for the student.
+2-core machine for the teacher and 7 for each of the students.
 
 Trained together from the start, two towers this small stay at chance. What works is: let the text tower first learn
 that the captions of one thing agree, then train the image tower against it while it stands still, then both.
@@ -58,6 +58,7 @@ class Recipe:
 RECIPES = {
     "tiny-teacher": Recipe(learning_rate=1.5e-3, text_learning_rate=4.5e-4),
     "tiny-student": Recipe(learning_rate=3e-3, text_learning_rate=9e-4),
+    "tiny-resnet": Recipe(learning_rate=3e-3, text_learning_rate=9e-4),
 }
 
 MAX_LOGIT_SCALE = 100.0
@@ -167,7 +168,7 @@ def pretrain(
     """Pretrain the model ``name`` from nothing.
 
     Args:
-        name: ``tiny-teacher`` or ``tiny-student``.
+        name: a key of `RECIPES`.
         recipe: the settings.
         seed: of the initial weights and of everything drawn. On one thread the same seed gives the same weights.
         on_step: called after each contrastive step.
@@ -220,7 +221,7 @@ def _set_learning_rate(optimizer: Optimizer, share: float) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Pretrain one model and write its weights; returns the exit code."""
     parser = argparse.ArgumentParser("python -m kdpl.tiny.pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("role", choices=["teacher", "student"], help="which of the two miniature CLIPs")
+    parser.add_argument("role", choices=["teacher", "student", "resnet"], help="which of the miniature CLIPs")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="contrastive steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="weights file to write (default: the one in the package)")

@@ -48,8 +48,8 @@ def saved(tmp_path):
     return path, state_dict, token_ids
 
 
-def test_both_files_of_weights_together_are_at_most_3_5_megabytes():
-    assert sum(weights_path(name).stat().st_size for name in NAMES) <= 3_500_000
+def test_all_files_of_weights_together_are_at_most_4_5_megabytes():
+    assert sum(weights_path(name).stat().st_size for name in NAMES) <= 4_500_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +100,10 @@ def test_any_typed_name_has_finite_features_of_its_own(name, tiny_clips):
     assert similarity.max() < 0.9999
 
 
-@pytest.mark.parametrize(("name", "lowest", "highest"), [("tiny-teacher", 0.70, 0.85), ("tiny-student", 0.60, 0.72)])
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [("tiny-teacher", 0.70, 0.85), ("tiny-student", 0.60, 0.72), ("tiny-resnet", 0.60, 0.72)],
+)
 def test_zero_shot_accuracy_on_handwriting_leaves_something_to_learn(name, lowest, highest, tiny_clips):
     images, labels = train_digits()
     class_vectors = tiny_clips[name].encode_text(
