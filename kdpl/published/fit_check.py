@@ -42,7 +42,7 @@ def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Te
         else:
             _require_same(published, name, theirs, ours)
     if published.logit_scale is not None:
-        _require_same(published, "logit_scale", published.logit_scale.reshape(()), torch.tensor(log_scale))
+        _require_same(published, "logit_scale", published.logit_scale.flatten(), torch.tensor([log_scale]))
     return unknown
 
 

@@ -86,8 +86,9 @@ class _ImportCLI(KdplCLI):
         for name, value in _NOTHING_TRAINED[self._kind].items():
             model[name] = value
         super().before_instantiate_classes()
-        folder, record = Path(config.out), _record_of(self._file)
-        if (handed_over(folder) or (folder / LAST_CHECKPOINT).is_file()) and _read_record(folder) != record:
+        folder = Path(config.out)
+        self._record = _record_of(self._file)
+        if (handed_over(folder) or (folder / LAST_CHECKPOINT).is_file()) and _read_record(folder) != self._record:
             raise ConfigError(
                 f"{folder} holds something else than the import of {self._file}: choose another --out, or remove that "
                 "folder"
@@ -110,7 +111,7 @@ class _ImportCLI(KdplCLI):
             )
         # before the callbacks that write the run's config and hand over
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.insert(0, _TakeOver(self._published, _record_of(self._file)))
+        callbacks.insert(0, _TakeOver(self._published, self._record))
 
 
 def _compare(published: Published, module: TeacherPromptTuning | StudentDistillation) -> set[str]:

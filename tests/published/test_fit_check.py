@@ -95,6 +95,8 @@ def test_another_shape_is_named(towers, tmp_path):
 
 
 def test_another_scale_is_another_clip(towers, tmp_path):
+    with pytest.raises(WeightsError, match=r"logit_scale has shape \[2\] there and \[1\] here"):
+        compare(teacher_file(tmp_path, torch.float16, ("logit_scale", lambda t: t.repeat(2))), towers)
     with pytest.raises(WeightsError, match="logit_scale has other values"):
         compare(teacher_file(tmp_path, torch.float16), towers, scale=31.0)
 

@@ -189,35 +189,36 @@ class TestTensorsStayInTheirStorage:
         assert read_torch_file(path)["t"].tolist() == [[1, 2], [4, 5]]
 
     @pytest.mark.parametrize(
-        "bad",
+        ("bad", "message"),
         [
-            {"offset": 1},
-            {"offset": -1},
-            {"offset": 7, "size": (0,), "stride": (1,)},
-            {"size": (3, 3)},
-            {"size": (-2, -3)},
-            {"size": (2, 3), "stride": (4, 1)},
-            {"size": (2, 3), "stride": (-3, 1)},
-            {"size": (10**12,), "stride": (0,)},
-            {"size": (2**62, 4), "stride": (1, 1)},
-            {"size": (2, 3), "stride": (3,)},
-            {"size": (2.0, 3), "stride": (3, 1)},
-            {"offset": True},
-            {"size": "23"},
-            {"offset": None},
-            {"numel": 5},
-            {"numel": 7},
-            {"numel": -6},
-            {"numel": 6.0},
-            {"numel": 10**18},
-            {"kind": "DoubleStorage"},
-            {"kind": "ComplexFloatStorage"},
-            {"content": bytes(20)},
+            ({"offset": 1}, "reaches beyond its storage"),
+            ({"offset": 7, "size": (0,), "stride": (1,)}, "reaches beyond its storage"),
+            ({"size": (3, 3)}, "reaches beyond its storage"),
+            ({"size": (2, 3), "stride": (4, 1)}, "reaches beyond its storage"),
+            # no more elements than the storage has, and none beyond 64 bits
+            ({"size": (10**12,), "stride": (0,)}, "reaches beyond its storage"),
+            ({"size": (2**62, 4), "stride": (1, 1)}, "reaches beyond its storage"),
+            ({"offset": -1}, "no proper size"),
+            ({"size": (-2, -3)}, "no proper size"),
+            ({"stride": (-3, 1)}, "no proper size"),
+            ({"stride": (3,)}, "no proper size"),
+            ({"size": (2.0, 3)}, "no proper size"),
+            ({"offset": True}, "no proper size"),
+            ({"size": "23"}, "no proper size"),
+            ({"offset": None}, "no proper size"),
+            ({"numel": 5}, "another length"),
+            ({"numel": 7}, "another length"),
+            ({"numel": -6}, "another length"),
+            ({"numel": 10**18}, "another length"),
+            ({"numel": 6.0}, "unknown kind"),
+            ({"kind": "DoubleStorage"}, "another length"),
+            ({"kind": "ComplexFloatStorage"}, "unknown kind"),
+            ({"content": bytes(20)}, "another length"),
         ],
         ids=str,
     )
-    def test_others_are_refused(self, bad, tmp_path):
-        with pytest.raises(ArtifactError, match="is damaged") as error:
+    def test_others_are_refused(self, bad, message, tmp_path):
+        with pytest.raises(ArtifactError, match=f"is damaged .*{message}") as error:
             read_torch_file(tensor_file(tmp_path / "f", **bad))
         assert world.one_sentence(error)
 
@@ -266,6 +267,10 @@ class TestDamage:
                 assert "\n" not in str(error)  # noqa: PT017 - only some of them are damaged
         assert failed > 50
 
+    def test_a_memo_of_two_thousand_million_places_is_never_made(self, tmp_path):
+        with pytest.raises(ArtifactError, match="not built as a checkpoint is"):
+            read_torch_file(archive(tmp_path / "f", b"\x80\x02Nr\xff\xff\xff\x7f."))
+
     @pytest.mark.parametrize(
         "data",
         [
@@ -275,12 +280,10 @@ class TestDamage:
             # a million tuples in one another as a key: hashing it would end the process
             b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
             b"\x80\x04}(" + b"(" * 100_000 + b"\x91" * 100_000 + b"K\x01u.",
-            # a memo of two thousand million places
-            b"\x80\x02Nr\xff\xff\xff\x7f.",
             b"\x80\x04\x96" + (2**62).to_bytes(8, "little") + b"..",
             b"\x80\x02X\x01\x00\x00\x00aQ.",
         ],
-        ids=["empty", "no end", "no end after a dict", "deep tuples", "deep sets", "memo", "bytes", "storage"],
+        ids=["empty", "no end", "no end after a dict", "deep tuples", "deep sets", "bytes", "storage"],
     )
     def test_pickles_made_to_harm_are_one_sentence(self, data, tmp_path):
         with pytest.raises(ArtifactError, match="is damaged") as error:
