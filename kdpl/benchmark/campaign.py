@@ -17,6 +17,8 @@ from kdpl.errors import ConfigError
 Protocol = Literal["few_shot", "base_to_novel", "cross_dataset", "domain_generalization"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
+DATA_CONFIGS = "configs/data"
+
 _T = TypeVar("_T")
 
 
@@ -67,8 +69,9 @@ class Campaign:
 
     Attributes:
         name: Name of the file without its ending.
-        protocols: Which experiments; see METHODS of ``kdpl/benchmark/tasks.py``.
-        datasets: Datasets of few_shot and base_to_novel, targets of cross_dataset.
+        protocols: Which experiments; ``kdpl/benchmark/protocols.py`` tells them.
+        datasets: Names of configs in ``configs/data``, or config files: those of few_shot and base_to_novel, and the
+            targets of cross_dataset.
         seeds: Seeds; the table gives means over them.
         rows: The variants by name, in the table's order.
         configs: Config files for every fit.
@@ -109,13 +112,27 @@ class Campaign:
         )
 
     def config_files(self) -> list[str]:
-        """Give all config files that the campaign names."""
-        files = [*self.configs]
+        """Give all config files that the campaign names, those of its datasets included."""
+        datasets = (*self.datasets, *self.variants, *((self.source,) if self.source else ()))
+        known = {dataset_name(each) for each in datasets}
+        # a name that is misspelt is found here too
+        others = [each for exceptional in self.per_dataset for each in exceptional.datasets if each not in known]
+        files = [config_of(each) for each in (*datasets, *others)] + [*self.configs]
         for row in self.rows.values():
             files += row.configs
         for exceptional in self.per_dataset:
             files += (*exceptional.teacher, *exceptional.student)
         return files
+
+
+def config_of(dataset: str) -> str:
+    """Give the config of a dataset: the file itself, or the one in ``configs/data`` by name."""
+    return dataset if dataset.endswith(".yaml") else f"{DATA_CONFIGS}/{dataset}.yaml"
+
+
+def dataset_name(dataset: str) -> str:
+    """Give what folders and tables call a dataset."""
+    return Path(dataset).stem
 
 
 def _chosen(everything: tuple[_T, ...], wanted: Collection[_T] | None) -> tuple[_T, ...]:
@@ -172,7 +189,7 @@ def parse_campaign(content: Mapping[str, Any], name: str, origin: str) -> Campai
         rows={str(key): _row(reader, str(key), row) for key, row in rows.items()},
         configs=reader.texts(content, "configs"),
         shots=reader.numbers(content, "shots", 1),
-        source=content.get("source"),
+        source=reader.text(content, "source"),
         variants=reader.texts(content, "variants"),
         per_dataset=tuple(_exceptional(reader, entry) for entry in content.get("per_dataset") or ()),
     )
@@ -195,6 +212,12 @@ class _Reader:
         for key in content:
             if key not in allowed:
                 raise self.wrong(f"{where} has no setting {key!r}", f"use {', '.join(allowed)}")
+
+    def text(self, content: Mapping[str, Any], key: str) -> str | None:
+        value = content.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(f"{key} is {value!r}", "give one name")
+        return value
 
     def texts(self, content: Mapping[str, Any], key: str) -> tuple[str, ...]:
         value = content.get(key) or []
@@ -232,17 +255,21 @@ def _row(reader: _Reader, name: str, content: Any) -> Row:  # noqa: ANN401
         raise reader.wrong(f"{where} is a teacher and has an 'of:'", "remove it, or give 'student:' configs")
     if stage == "student" and content.get("import"):
         raise reader.wrong(f"{where} is a student and has an 'import:'", "import teachers alone")
-    published = content.get("published")
+    published, teacher_file = reader.text(content, "published"), reader.text(content, "import")
     if published is not None and published not in METHODS:
         raise reader.wrong(f"{where} has no published figures {published!r}", f"choose from {', '.join(METHODS)}")
+    try:
+        (teacher_file or "").format(dataset="", seed=0)
+    except (KeyError, IndexError, ValueError) as error:
+        raise reader.wrong(f"{where} imports {teacher_file}", "use the placeholders {dataset} and {seed}") from error
     return Row(
         name=name,
-        title=str(content.get("title", name)),
+        title=reader.text(content, "title") or name,
         stage=stage,
         configs=reader.texts(content, stage),
-        of=content.get("of"),
+        of=reader.text(content, "of"),
         options=reader.texts(content, "options"),
-        teacher_file=content.get("import"),
+        teacher_file=teacher_file,
         published=published,
     )
 
@@ -265,6 +292,9 @@ def _require_whole(reader: _Reader, campaign: Campaign) -> None:
         for key in needs[protocol]:
             if not getattr(campaign, key):
                 raise reader.wrong(f"protocol {protocol} needs {key}", f"add '{key}:'")
+    for names in (campaign.datasets, campaign.variants):
+        if len({dataset_name(each) for each in names}) < len(names):
+            raise reader.wrong("two datasets have one name", "rename a config file")
     for row in campaign.rows.values():
         if row.of is not None and (row.of not in campaign.rows or campaign.rows[row.of].stage != "teacher"):
             teachers = [each.name for each in campaign.rows.values() if each.stage == "teacher"]

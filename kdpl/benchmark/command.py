@@ -7,14 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdpl.arguments import Parser, require_configs
+from kdpl.arguments import Parser
 from kdpl.benchmark.campaign import Campaign, read_campaign
 from kdpl.benchmark.check import as_fit, check_fits_and_weights, missing_data, one_of_each_kind
 from kdpl.benchmark.display import display
 from kdpl.benchmark.orders import save_orders, with_other_orders
+from kdpl.benchmark.protocols import Place, plan
 from kdpl.benchmark.runner import Failure, run_tasks
 from kdpl.benchmark.slurm import DEFAULT_OPTIONS, write_slurm
-from kdpl.benchmark.tasks import Place, Task, config_of, plan
+from kdpl.benchmark.tasks import Task
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
 from kdpl.processes import check_fits, in_own_process
@@ -40,7 +41,6 @@ def benchmark(argv: Sequence[str]) -> int:
     file = Path(options.campaign)
     campaign = read_campaign(file)
     chosen = campaign.choose(options.datasets, options.seeds, options.rows)
-    require_configs(_data_configs(chosen))
     tasks = plan(chosen, Place(out, options.root, tuple(overrides)), options.rows)
     if options.only is not None:
         tasks = _only(tasks, options.only)
@@ -74,16 +74,6 @@ def _parser() -> Parser:
         help=f"with --slurm: options of sbatch, as in --sbatch=--time=8:00:00 (default {' '.join(DEFAULT_OPTIONS)})",
     )
     return parser
-
-
-def _data_configs(campaign: Campaign) -> list[str]:
-    targets = {
-        "few_shot": campaign.datasets,
-        "base_to_novel": campaign.datasets,
-        "cross_dataset": (campaign.source or "", *campaign.datasets),
-        "domain_generalization": (campaign.source or "", *campaign.variants),
-    }
-    return [config_of(name) for name in dict.fromkeys(d for p in campaign.protocols for d in targets[p])]
 
 
 def _only(tasks: list[Task], name: str) -> list[Task]:

@@ -80,7 +80,8 @@ class _Lines:
 
     def wait(self, others: int) -> None:
         if not self._waiting:
-            self._console.print(f"waiting for other processes, which work on the last {others} tasks")
+            line = f"waiting for other processes, which work on the last {others} tasks"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._waiting = True
 
     def end(self, task: Task, done: int, seconds: float, fault: str | None, metrics: Mapping[str, float]) -> None:
@@ -141,7 +142,7 @@ class _Screen:
 
     def _show(self) -> None:
         self._bar.update(self._overall, completed=self._done, time=self._time())
-        self._live.update(self._picture())
+        self._live.update(self._picture(), refresh=True)
 
     def _time(self) -> str:
         elapsed = time.monotonic() - self._started

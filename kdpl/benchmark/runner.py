@@ -11,7 +11,7 @@ from kdpl.benchmark.locks import lock
 from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, FITS, Task
-from kdpl.predictions import RESULTS_FILE, read_results
+from kdpl.predictions import read_results
 from kdpl.processes import INTERRUPTED, in_own_process, run_step
 
 _WAIT_SECONDS = 0.5
@@ -113,21 +113,18 @@ def _run_first_free(
 def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | None:
     """Run a task in a process of its own; gives what went wrong."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    # a test that was finished when its process was killed has left its accuracies, which only have to be written down
-    tested = task.kind == "test" and (task.folder / RESULTS_FILE).is_file()
-    if not tested:
-        if task.kind in FITS:
-            save_orders(task)
-        command = [*task.command(), _NO_BAR] if task.kind in ("fit", "test") else task.command()
-        start = time.monotonic()
-        try:
-            code = in_own_process(run_step, command, log=task.log, held=held, tick=display.tick)
-        finally:
-            add_seconds(task.folder, task.kind, time.monotonic() - start)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        if code != 0:
-            return last_line(task.log)
+    if task.kind in FITS:
+        save_orders(task)
+    command = [*task.command(), _NO_BAR] if task.kind in ("fit", "test") else task.command()
+    start = time.monotonic()
+    try:
+        code = in_own_process(run_step, command, log=task.log, held=held, tick=display.tick)
+    finally:
+        add_seconds(task.folder, task.kind, time.monotonic() - start)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != 0:
+        return last_line(task.log)
     if task.kind == "test":
         result_of(campaign, task).save(task.folder)
     if not task.done():

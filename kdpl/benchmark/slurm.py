@@ -68,7 +68,7 @@ def _array(
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            *(f"#SBATCH {option}" for option in sbatch),
+            *(f"#SBATCH {shlex.quote(option)}" for option in sbatch),
             "set -euo pipefail",
             f"cd {shlex.quote(str(Path.cwd()))}",
             f'TASK=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(runs_file))})',

@@ -10,10 +10,9 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kdpl.benchmark.campaign import Campaign, Row
+from kdpl.benchmark.campaign import Campaign, Row, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
 from kdpl.benchmark.results import Result
-from kdpl.benchmark.tasks import dataset_name
 
 AVERAGE = "average"
 

@@ -1,0 +1,241 @@
+import csv
+import io
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdpl.benchmark.campaign import parse_campaign
+from kdpl.benchmark.formats import render
+from kdpl.benchmark.published import METHODS
+from kdpl.benchmark.results import Result
+from kdpl.benchmark.table import harmonic_mean, published_average, tables
+
+ROOT = Path(__file__).parents[2]
+CAMPAIGN = """
+protocols: [base_to_novel]
+datasets: [dtd, oxford_pets]
+seeds: [1, 2]
+rows:
+  teacher: {title: teacher, teacher: t.yaml}
+  student: {title: "**student**", student: s.yaml, of: teacher, published: promptkd}
+"""
+
+
+def campaign(**changes):
+    return parse_campaign({**yaml.safe_load(CAMPAIGN), **changes}, "mine", "mine.yaml")
+
+
+def result(dataset, seed, row, protocol="base_to_novel", setting="", **changes):
+    metrics = changes.pop("metrics", None) or {"test/acc": 0.5}
+    student = row == "student" and protocol == "base_to_novel"
+    fields = {"title": row, "images": 9, "transductive": student, "selected_on_test": False, "seconds": {}}
+    return Result(protocol, setting, dataset, seed, row, metrics=metrics, **{**fields, **changes})
+
+
+def base_novel(base, novel):
+    return {"test/acc": 0.1, "test/base_acc": base, "test/novel_acc": novel, "test/hm": harmonic_mean(base, novel)}
+
+
+RESULTS = [
+    result("dtd", 1, "student", metrics=base_novel(0.8, 0.6)),
+    result("dtd", 2, "student", metrics=base_novel(0.9, 0.7)),
+    result("oxford_pets", 1, "student", metrics=base_novel(0.9, 0.5)),
+    result("oxford_pets", 2, "student", metrics=base_novel(0.9, 0.9)),
+]
+
+
+def cells(made, group, title):
+    (line,) = [line for line in made.lines if (line.group, line.title.strip("*")) == (group, title)]
+    return line.cells
+
+
+def text_of(made, group, title):
+    start = f"| {group} | {title}" if group else f"| {title}"
+    (line,) = [line for line in render([made], "markdown").splitlines() if line.startswith(start)]
+    return [part.strip() for part in line.strip("|").split("|")]
+
+
+def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_what_was_published():
+    (made,) = tables(campaign(), RESULTS)
+    base, novel, hm = cells(made, "dtd", "student")
+    assert base.values == pytest.approx((80, 90))
+    assert (base.mean, base.deviation) == pytest.approx((85, 50**0.5))
+    # 2·80·60/140 and 2·90·70/160, each seed by itself
+    assert hm.values == pytest.approx((68.5714286, 78.75))
+    assert (base.published, novel.published, hm.published) == (85.84, 71.37, 77.94)
+    assert base.difference == pytest.approx(-0.84)
+    assert text_of(made, "dtd", "**student**")[2:] == [
+        "85.00 ± 7.07 [85.84, −0.84]",
+        "65.00 ± 7.07 [71.37, −6.37]",
+        "73.66 ± 7.20 [77.94, −4.28]",
+    ]
+
+
+def test_the_average_takes_the_harmonic_mean_of_averages_for_each_seed():
+    (made,) = tables(campaign(), RESULTS)
+    base, novel, hm = cells(made, "average", "student")
+    assert base.values == pytest.approx((85, 90))
+    assert novel.values == pytest.approx((55, 80))
+    # 2·85·55/140 and 2·90·80/170
+    assert hm.values == pytest.approx((66.7857143, 84.7058824))
+    # of the two datasets: (85.84 + 96.30) / 2 and (71.37 + 98.01) / 2
+    assert (base.published, novel.published) == pytest.approx((91.07, 84.69))
+    assert hm.published == pytest.approx(2 * 91.07 * 84.69 / (91.07 + 84.69))
+
+
+def test_the_published_average_is_the_harmonic_mean_of_the_averages_and_not_the_mean_of_harmonic_means():
+    method = METHODS["promptkd"]
+    again = published_average("promptkd", method.by_dataset)
+    assert {key: round(value, 2) for key, value in again.items()} == method.average
+    other = statistics.mean(each["test/hm"] for each in method.by_dataset.values())
+    assert round(other, 2) == 83.63
+
+
+def test_published_figures_are_whole():
+    figures = METHODS["promptkd"].by_dataset
+    assert len(figures) == 11
+    printed_otherwise = {"stanford_cars": 83.08, "ucf101": 85.83}
+    for name, each in figures.items():
+        again = harmonic_mean(each["test/base_acc"], each["test/novel_acc"])
+        assert again == pytest.approx(printed_otherwise.get(name, each["test/hm"]), abs=0.011), name
+    assert published_average("promptkd", ["dtd", "digits"]) == {}
+
+
+def test_what_is_missing_is_said_with_the_seeds_that_are_there():
+    (made,) = tables(campaign(seeds=[1, 2, 3]), RESULTS[:3])
+    assert text_of(made, "dtd", "teacher")[2] == "missing (0 of 3 seeds)"
+    assert text_of(made, "dtd", "**student**")[2] == "85.00 ± 7.07 (2 of 3 seeds) [85.84, −0.84]"
+    assert text_of(made, "oxford\\_pets", "**student**")[2] == "90.00 (1 of 3 seeds) [96.30, −6.30]"
+    # the second seed has but one of the two datasets
+    assert text_of(made, "average", "**student**")[2] == "85.00 (1 of 3 seeds) [91.07, −6.07]"
+    (empty,) = tables(campaign(seeds=[1]), [])
+    assert text_of(empty, "dtd", "**student**")[2] == "missing (0 of 1 seed) [85.84]"
+
+
+def test_results_that_the_campaign_does_not_have_are_left_out():
+    others = [result("dtd", 7, "student", metrics=base_novel(0, 0)), result("dtd", 1, "pupil")]
+    assert tables(campaign(), [*RESULTS, *others]) == tables(campaign(), RESULTS)
+
+
+def test_other_methods_stand_below_the_average_of_the_eleven_datasets_alone():
+    (made,) = tables(campaign(datasets=list(METHODS["promptkd"].by_dataset)), [])
+    assert text_of(made, "average", "CoOp, published")[2:] == ["82.69", "63.22", "71.66"]
+    assert [line.title for line in made.lines][-5:] == [
+        f"{name}, published" for name in ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
+    ]
+    (few,) = tables(campaign(), [])
+    assert "CoOp" not in render([few], "markdown")
+
+
+def test_one_dataset_has_its_protocols_side_by_side():
+    one = campaign(protocols=["few_shot", "base_to_novel"], datasets=["digits"], shots=[16], seeds=[1])
+    found = [
+        result("digits", 1, "teacher", "few_shot", "shots_16", metrics={"test/acc": 0.695}),
+        result("digits", 1, "student", metrics=base_novel(0.5, 0.25)),
+    ]
+    assert render(tables(one, found), "markdown") == (
+        "| | 16 shots, all classes | base | novel | HM |\n"
+        "|---|--:|--:|--:|--:|\n"
+        "| teacher | 69.5 | missing (0 of 1 seed) | missing (0 of 1 seed) | missing (0 of 1 seed) |\n"
+        "| **student** † | missing (0 of 1 seed) | 50.0 | 25.0 | 33.3 |\n"
+        "\n"
+        "† transductive: unlabelled images of the novel classes were seen in distillation\n"
+    )
+
+
+def test_few_shot_has_a_column_for_each_number_of_shots():
+    few = campaign(protocols=["few_shot"], shots=[1, 16], seeds=[1])
+    found = [
+        result(dataset, 1, "teacher", "few_shot", f"shots_{shots}", metrics={"test/acc": value})
+        for dataset, shots, value in (("dtd", 1, 0.1), ("oxford_pets", 1, 0.3), ("dtd", 16, 0.4))
+    ]
+    (made,) = tables(few, found)
+    assert made.columns == ("1 shots", "16 shots")
+    assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
+    assert text_of(made, "average", "teacher")[2:] == ["20.0", "missing (0 of 1 seed)"]
+
+
+def test_targets_are_columns_and_the_source_is_not_averaged():
+    both = campaign(
+        protocols=["cross_dataset", "domain_generalization"], source="imagenet", variants=["imagenet_a"], seeds=[1]
+    )
+    found = [
+        result(dataset, 1, "student", protocol, metrics={"test/acc": value})
+        for protocol, dataset, value in (
+            ("cross_dataset", "dtd", 0.2),
+            ("cross_dataset", "oxford_pets", 0.4),
+            ("domain_generalization", "imagenet", 0.7),
+            ("domain_generalization", "imagenet_a", 0.5),
+        )
+    ]
+    cross, shift = tables(both, found)
+    assert cross.columns == ("dtd", "oxford_pets", "average")
+    assert text_of(cross, "", "**student**")[1:] == ["20.0", "40.0", "30.0"]
+    assert shift.columns == ("imagenet", "imagenet_a", "average")
+    assert text_of(shift, "", "**student**")[1:] == ["70.0", "50.0", "50.0"]
+    text = render([cross, shift], "markdown")
+    assert "### Cross-dataset\n" in text
+    assert "transductive" not in text
+
+
+def test_an_epoch_that_was_chosen_on_test_images_is_marked_and_explained():
+    found = [result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True), *RESULTS]
+    text = render(tables(campaign(), found), "markdown")
+    assert "| dtd | teacher ‡ |" in text
+    assert "| oxford\\_pets | teacher |" in text
+    assert "| dtd | **student** † |" in text
+    assert "‡ the epoch was chosen by the accuracy on the base classes' test images" in text
+
+
+def test_csv_has_one_row_for_each_cell_with_all_that_is_known():
+    rows = list(csv.DictReader(io.StringIO(render(tables(campaign(), RESULTS), "csv"))))
+    assert len(rows) == 3 * 2 * 3
+    (row,) = [r for r in rows if (r["dataset"], r["row"], r["metric"]) == ("dtd", "student", "test/base_acc")]
+    assert row == {
+        "protocol": "base_to_novel",
+        "setting": "",
+        "dataset": "dtd",
+        "row": "student",
+        "title": "student",
+        "metric": "test/base_acc",
+        "mean": "85.0000",
+        "standard_deviation": "7.0711",
+        "seeds": "2",
+        "seeds_expected": "2",
+        "published": "85.8400",
+        "difference": "-0.8400",
+        "transductive": "true",
+        "selected_on_test": "false",
+    }
+    (row,) = [r for r in rows if (r["dataset"], r["row"], r["metric"]) == ("dtd", "teacher", "test/hm")]
+    assert (row["mean"], row["standard_deviation"], row["seeds"], row["published"]) == ("", "", "0", "")
+
+
+HOSTILE = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
+
+
+def test_markdown_and_latex_escape_what_has_a_meaning_there():
+    made = tables(campaign(rows=HOSTILE, seeds=[1]), [])
+    text = render(made, "markdown")
+    assert r"| 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` |" in text
+    assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line}) == 1
+    latex = render(made, "latex")
+    assert (
+        r"dtd & 50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d` & "
+    ) in latex
+    assert r"oxford\_pets & " in latex
+
+
+def test_latex_is_a_tabular_with_rules_between_datasets():
+    text = render(tables(campaign(), RESULTS), "latex")
+    lines = text.splitlines()
+    assert r"\begin{tabular}{llrrr}" in lines
+    assert r" &  & base & novel & HM \\" in lines
+    assert (
+        r"dtd & \textbf{student} $^\dagger$ & 85.00 $\pm$ 7.07 [85.84, $-$0.84] & 65.00 $\pm$ 7.07 [71.37, $-$6.37] & "
+        r"73.66 $\pm$ 7.20 [77.94, $-$4.28] \\"
+    ) in lines
+    assert lines.count(r"\midrule") == 3
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 1

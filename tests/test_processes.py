@@ -1,0 +1,105 @@
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+WORK = """
+import os, sys, time
+from pathlib import Path
+
+def work(folder):
+    print("printed", flush=True)
+    print("complained", file=sys.stderr)
+    os.system("echo from a child")
+    (Path(folder) / "pid").write_text(str(os.getpid()))
+    while not (Path(folder) / "end").exists():
+        time.sleep(0.05)
+    sys.exit(7)
+
+if __name__ == "__main__":
+    from kdpl.processes import in_own_process
+    folder = Path(sys.argv[1])
+    ticks = []
+    held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    import fcntl
+    fcntl.flock(held, fcntl.LOCK_EX)
+    from work import work
+    code = in_own_process(work, str(folder), log=folder / "log", held=held, tick=lambda: ticks.append(1))
+    print(code, len(ticks) > 0)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A process that works in a process of its own until there is a file ``end``."""
+    (tmp_path / "work.py").write_text(WORK)
+    process = subprocess.Popen(
+        [sys.executable, "work.py", tmp_path],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+    )
+    yield process
+    (tmp_path / "end").touch()
+    process.communicate(timeout=30)
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def locked(file):
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # a zombie that nobody waits for has ended as well
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_what_it_prints_goes_to_the_log_and_its_exit_code_comes_back(worker, tmp_path):
+    (tmp_path / "log").write_text("before\n")
+    wait_for((tmp_path / "pid").exists, "the process did not begin")
+    (tmp_path / "end").touch()
+    out, err = worker.communicate(timeout=30)
+    assert out == "7 True\n"
+    assert err == ""
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["before", "complained", "from a child", "printed"]
+
+
+def test_a_killed_parent_takes_its_process_along_and_the_lock_is_free_once_both_are_gone(worker, tmp_path):
+    wait_for((tmp_path / "pid").exists, "the process did not begin")
+    pid = int((tmp_path / "pid").read_text())
+    assert locked(tmp_path / "lock")
+    os.kill(pid, signal.SIGSTOP)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(timeout=30)
+    # it cannot go yet, and what it works on is still its own
+    assert locked(tmp_path / "lock")
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not runs(pid), "the process stayed", 10)
+    wait_for(lambda: not locked(tmp_path / "lock"), "the lock stayed", 10)
