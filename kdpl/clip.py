@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
@@ -106,6 +107,7 @@ def load_clip(config: ClipConfig) -> Clip:
     _require_text_tower(config.model, model_config)
     model = _build(model_config)
     image = _image_half(model, config, model_config, _load(model, config, model_config, registered, ("",)))
+    _refuse(config.model, {"the blocks of its text tower are not CLIP's": not _has_clip_blocks(model)}, "a teacher")
     return Clip(
         **vars(image),
         text_tower=TextTower(model),
@@ -225,9 +227,14 @@ def _image_tower(visual: Any, model_config: Mapping[str, Any], preprocessing: Pr
         and not vision.get("attentional_pool")
         and not vision.get("final_ln_after_pool")
         and vision.get("pool_type", "tok") == "tok"
+        and _has_clip_blocks(visual)
     )
     kind = PromptableImageTower if promptable else ImageTower
     return kind(visual, preprocessing, int(model_config["embed_dim"]))
+
+
+def _has_clip_blocks(tower: Any) -> bool:  # noqa: ANN401
+    return all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
 
 
 def _require_image_tower(name: str, config: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ from kdpl.prompts import CoupledPrompts, TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names, encode_prompts, ensemble_features, tokenize_names
 from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
 from kdpl.prompts.vision import encode_images
-from kdpl.towers import Frozen
+from kdpl.towers import ArrangedTexts, Frozen
+from kdpl.towers.text import CLASSES_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class TeacherPromptTuning(EvaluatedModule):
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
+        classes_at_once: Class names whose activations in the text tower are kept for the backward pass at a time; those
+            of more are computed again, part by part. Bounds the memory, and does not change the result.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
@@ -94,7 +97,7 @@ class TeacherPromptTuning(EvaluatedModule):
     """
 
     train_split: Literal["labeled", "unlabeled"] = "labeled"
-    tuning_ids: Tensor
+    tuning_texts: ArrangedTexts
     fixed_text: Tensor
     zero_shot_text: Tensor
 
@@ -108,9 +111,12 @@ class TeacherPromptTuning(EvaluatedModule):
         regularizers: RegularizerWeights = RegularizerWeights(),
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
+        classes_at_once: int = CLASSES_AT_ONCE,
     ) -> None:
         loaded = load_clip(clip)
         super().__init__(loaded)
+        if classes_at_once < 1:
+            raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
         if context is None and text_prompts.depth == 0:
             raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
         if coupled and vision_prompts != text_prompts:
@@ -123,6 +129,7 @@ class TeacherPromptTuning(EvaluatedModule):
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
+        self.classes_at_once = classes_at_once
         self.tokenize = loaded.tokenize
         self.image_tower = Frozen(loaded.image_tower)
         self.text_tower = Frozen(loaded.text_tower)
@@ -161,8 +168,7 @@ class TeacherPromptTuning(EvaluatedModule):
         if self.text_prompts is None:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
         else:
-            ids = tokenize_names(self.tokenize, names, self.context, self.text_prompts, tower)
-            self.register_buffer("tuning_ids", ids, persistent=False)
+            self.tuning_texts = tokenize_names(self.tokenize, names, self.context, self.text_prompts, tower)
         if self.regularizers.text or self.regularizers.logits:
             ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
@@ -174,7 +180,7 @@ class TeacherPromptTuning(EvaluatedModule):
         tower, weights = self.image_tower.module, self.regularizers
         features = encode_images(tower, images, self.vision_prompts)
         text = (
-            encode_prompts(self.text_tower.module, self.tuning_ids, self.text_prompts)
+            encode_prompts(self.text_tower.module, self.tuning_texts, self.text_prompts, self.classes_at_once)
             if self.text_prompts is not None
             else self.fixed_text
         )

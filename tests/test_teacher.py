@@ -467,14 +467,20 @@ def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
     assert relative_error(teacher.class_logits(domain.test_images), expected) < 1e-5
 
 
-def test_many_names_are_encoded_in_parts_as_if_at_once(monkeypatch, tmp_path):
-    whole, parts = make_teacher(), make_teacher()
-    world.quiet_trainer(tmp_path / "whole", limit_train_batches=1).fit(whole, datamodule=world.TinyDomain())
-    monkeypatch.setattr("kdpl.prompts.text._NAMES_AT_ONCE", 2)
-    world.quiet_trainer(tmp_path / "parts", limit_train_batches=1).fit(parts, datamodule=world.TinyDomain())
-    assert relative_error(parts.zero_shot_text, whole.zero_shot_text) < 1e-6
+def test_a_bound_on_the_memory_does_not_change_what_is_learnt(tmp_path):
+    whole, parts = make_teacher(), make_teacher(classes_at_once=2)
+    for name, teacher in (("whole", whole), ("parts", parts)):
+        world.quiet_trainer(tmp_path / name, limit_train_batches=2).fit(teacher, datamodule=world.TinyDomain())
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert relative_error(other, one) < 1e-6
     one, other = (ClassVectors.load(tmp_path / f / "class_vectors.safetensors").vectors for f in ("whole", "parts"))
-    assert relative_error(one, other) < 1e-6
+    assert relative_error(one, other) < 1e-5
+
+
+def test_a_bound_below_one_class_is_refused():
+    with pytest.raises(ConfigError, match="classes_at_once is 0, expected 1 or more") as error:
+        make_teacher(classes_at_once=0)
+    assert world.one_sentence(error)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])

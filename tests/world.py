@@ -63,6 +63,9 @@ CONFIGS = {
 }
 """Model configs by name."""
 
+CLIPS = ("test-teacher", "test-teacher-quickgelu", "test-student", "test-student-quickgelu")
+"""Those whose both towers are transformers of CLIP's kind."""
+
 _LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0}
 
 

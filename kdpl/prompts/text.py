@@ -5,6 +5,7 @@ Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 230
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,10 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.float32 import Float32Module
-from kdpl.towers import TextTower
+from kdpl.towers import ArrangedTexts, TextTower
+from kdpl.towers.text import CLASSES_AT_ONCE
 
 INIT_STD = 0.02
-
-# bounds the memory of encoding class names without gradients; the result does not depend on it
-_NAMES_AT_ONCE = 256
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -34,20 +33,20 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
-def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower) -> Tensor:
-    """Tokenise prompts into ids [C, context_length] and refuse one that would be cut off.
+def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
+    """Tokenise C prompts for a tower, on its device, and refuse one that would be cut off.
 
     Raises:
         ConfigError: A text does not fit into the tower's context.
     """
-    ids = tokenize(list(texts)).to(tower.positional_embedding.device)
+    ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
         if row[-1] != 0:  # no padding left: the tokenizer may have cut the end off
             raise ConfigError(
                 f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, "
                 "so that its end may be lost: shorten the class name"
             )
-    return ids
+    return ArrangedTexts.of(ids).to(tower.positional_embedding.device)
 
 
 class TextPrompts(Float32Module):
@@ -98,39 +97,32 @@ class TextPrompts(Float32Module):
             # a parameter that never gets a gradient stops DistributedDataParallel
             self.deep.requires_grad_(False)
 
-    def forward(self, tower: TextTower, ids: Tensor) -> Tensor:
-        """Encode tokenised prompts with the learnt context in the place of their words.
+    def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
+        """Encode prompts with the learnt context in the place of their words.
 
         Args:
             tower: The frozen text tower.
-            ids: Token ids [C, context_length] of ``prompt_texts``.
+            texts: The tokens of C ``prompt_texts``.
+            classes_at_once: Classes whose activations are kept at a time where there is a gradient.
 
         Returns:
             Text features [C, embed_dim], not normalised.
         """
-        end = 1 + len(self.context)
-        x = tower.token_embedding(ids)
-        classes = len(x)
-        x = torch.cat([x[:, :1], self.context.to(x.dtype).expand(classes, -1, -1), x[:, end:]], dim=1)
-        x = x + tower.positional_embedding.to(x.dtype)
-        for layer, block in enumerate(tower.blocks):
-            if 0 < layer <= len(self.deep):
-                prompts = self.deep[layer - 1].to(x.dtype).expand(classes, -1, -1)
-                x = torch.cat([x[:, :1], prompts, x[:, end:]], dim=1)
-            x = block(x, attn_mask=tower.attn_mask)
-        return tower.project(x, ids)
+        return cast(Tensor, tower(texts, self.context, self.deep, classes_at_once))
 
 
-def encode_prompts(tower: TextTower, ids: Tensor, prompts: TextPrompts | None) -> Tensor:
+def encode_prompts(
+    tower: TextTower, texts: ArrangedTexts, prompts: TextPrompts | None, classes_at_once: int = CLASSES_AT_ONCE
+) -> Tensor:
     """Encode tokenised prompts, with learnt ones if there are any; normalised features [C, embed_dim] in float32."""
-    features = tower(ids) if prompts is None else prompts(tower, ids)
+    features = tower(texts) if prompts is None else prompts(tower, texts, classes_at_once)
     return F.normalize(features.float(), dim=-1)
 
 
 def tokenize_names(
     tokenize: Tokenize, class_names: Sequence[str], context: str | None, prompts: TextPrompts | None, tower: TextTower
-) -> Tensor:
-    """Tokenise class names for ``encode_prompts``, ids [C, context_length].
+) -> ArrangedTexts:
+    """Tokenise class names for ``encode_prompts``.
 
     Args:
         tokenize: The tower's tokenizer.
@@ -165,9 +157,9 @@ def encode_names(
     Raises:
         ConfigError: A name is too long for the tower's context.
     """
-    ids = tokenize_names(tokenize, class_names, context, prompts, tower)
-    with torch.autocast(ids.device.type, enabled=False):
-        return torch.cat([encode_prompts(tower, part, prompts) for part in torch.split(ids, _NAMES_AT_ONCE)])
+    texts = tokenize_names(tokenize, class_names, context, prompts, tower)
+    with torch.autocast(texts.prefix.device.type, enabled=False):
+        return encode_prompts(tower, texts, prompts)
 
 
 @torch.no_grad()
@@ -192,10 +184,7 @@ def ensemble_features(
     """
     if not templates:
         raise ConfigError("the text regulariser needs at least one prompt template: give one")
-    parts = []
-    for start in range(0, len(class_names), _NAMES_AT_ONCE):
-        names = [name.replace("_", " ") for name in class_names[start : start + _NAMES_AT_ONCE]]
-        texts = ([template(name) for name in names] for template in templates)
-        features = (tower(tokenize_prompts(tokenize, of_one_template, tower)).float() for of_one_template in texts)
-        parts.append(F.normalize(reduce(torch.add, features) / len(templates), dim=-1))
-    return torch.cat(parts)
+    names = [name.replace("_", " ") for name in class_names]
+    texts = ([template(name) for name in names] for template in templates)
+    features = (tower(tokenize_prompts(tokenize, of_one_template, tower)).float() for of_one_template in texts)
+    return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)

@@ -67,10 +67,10 @@ class VisionPrompts(Float32Module):
         sums = torch.zeros_like(self.tokens[:, 0])
         for batch in torch.split(images, 32):
             x = tower.embed(batch)
-            for layer, block in enumerate(tower.blocks[: len(sums)]):
+            for layer in range(len(sums)):
                 # layer 0's prompts enter before ln_pre, so their mean is taken there
                 sums[layer] += x[:, 1:].float().mean(dim=1).sum(dim=0)
-                x = block(tower.norm(x) if layer == 0 else x)
+                x = tower.run_block(layer, tower.norm(x) if layer == 0 else x)
         self.tokens.add_(sums[:, None] / len(images))
 
 
@@ -103,10 +103,10 @@ def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tens
     x = tower.embed(images)
     prompts = tokens.to(x.dtype)
     x = tower.norm(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
-    for layer, block in enumerate(tower.blocks):
+    for layer in range(len(tower.blocks)):
         if 0 < layer < depth:
             x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-        x = block(x)
+        x = tower.run_block(layer, x)
     return tower.project(x)
 
 

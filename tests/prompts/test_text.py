@@ -8,6 +8,7 @@ from kdpl.clip import PROMPTSRC_TEMPLATES
 from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
+from kdpl.towers import ArrangedTexts
 
 WORDS = "a photo of a"
 
@@ -21,6 +22,11 @@ def noisy_prompts(clip, depth, words=WORDS, length=4):
     return prompts
 
 
+def arranged(clip, texts):
+    """Texts as a tower takes them."""
+    return ArrangedTexts.of(clip.tokenize(texts))
+
+
 def all_layers(prompts):
     """All prompts as one leaf, float64 [J, n, W]."""
     return torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
@@ -31,7 +37,7 @@ def all_layers(prompts):
 def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, clip_of, plain_of):
     clip, plain = clip_of(name), plain_of(name)
     prompts = noisy_prompts(clip, depth)
-    ids = clip.tokenize([prompt_text(WORDS, n) for n in world.NAMES])
+    ids = arranged(clip, [prompt_text(WORDS, n) for n in world.NAMES])
     layers = all_layers(prompts)
     texts = [prompt_text(WORDS, n) for n in world.NAMES]
     direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
@@ -52,7 +58,7 @@ def test_without_training_the_context_is_the_words_themselves(clip_of, plain_of)
     prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
     texts = prompt_texts(WORDS, 4, world.NAMES)
     expected = plain.text_features(["a photo of a sea horse.", "a photo of a crab.", "a photo of a blue whale."])
-    assert relative_error(prompts(clip.text_tower, clip.tokenize(texts))[:3], expected) < 1e-5
+    assert relative_error(prompts(clip.text_tower, arranged(clip, texts))[:3], expected) < 1e-5
     embeddings = world.weights("test-teacher")["token_embedding.weight"]
     assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:5]])
 
@@ -66,9 +72,9 @@ def test_of_more_words_than_tokens_the_first_are_learnt_and_the_others_stay(clip
     assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:3]])
     prompts = noisy_prompts(clip, 3, length=2)
     layers = all_layers(prompts)
-    features, expected = prompts(clip.text_tower, clip.tokenize(texts)), plain.text_features(texts, layers)
+    features, expected = prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts, layers)
     assert relative_error(features, expected) < 1e-5
-    other = clip.tokenize(prompt_texts("a photo with no", 2, world.NAMES))
+    other = arranged(clip, prompt_texts("a photo with no", 2, world.NAMES))
     assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, "the words that stay must matter"
     direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
     (features * direction).sum().backward()
@@ -82,31 +88,8 @@ def test_a_learnt_context_stands_in_for_any_words(clip_of):
     prompts = noisy_prompts(clip, 3)
     ids = [clip.tokenize(prompt_texts(words, 4, ["crab"])) for words in (WORDS, None)]
     assert not torch.equal(*ids)
-    assert torch.equal(prompts(clip.text_tower, ids[0]), prompts(clip.text_tower, ids[1]))
-
-
-def test_positions_that_do_not_hold_prompts_flow_from_layer_to_layer(clip_of):
-    clip = clip_of("test-teacher")
-    prompts = noisy_prompts(clip, 2, words=None, length=3)
-    entered, left = [], []
-
-    def note(block, arguments, output):
-        entered.append(arguments[0])
-        left.append(output)
-
-    hooks = [block.register_forward_hook(note) for block in clip.text_tower.blocks]
-    ids = clip.tokenize(prompt_texts(None, 3, world.NAMES))
-    prompts(clip.text_tower, ids)
-    for hook in hooks:
-        hook.remove()
-    positions = clip.text_tower.positional_embedding
-    assert [x.shape for x in entered] == [(5, 77, 40)] * 4
-    assert torch.equal(entered[0][:, 1:4], (prompts.context + positions[1:4]).expand(5, -1, -1))
-    assert torch.equal(entered[0][:, 4:], clip.text_tower.token_embedding(ids)[:, 4:] + positions[4:])
-    assert torch.equal(entered[1][:, 1:4], prompts.deep[0].expand(5, -1, -1)), "deep prompts enter raw"
-    assert torch.equal(entered[1][:, 4:], left[0][:, 4:])
-    assert torch.equal(entered[1][:, 0], left[0][:, 0])
-    assert torch.equal(entered[2], left[1]), "from layer J on the tokens flow"
+    one, other = (prompts(clip.text_tower, ArrangedTexts.of(each)) for each in ids)
+    assert torch.equal(one, other)
 
 
 def test_what_stands_after_the_end_of_text_does_not_matter(clip_of):
@@ -115,7 +98,8 @@ def test_what_stands_after_the_end_of_text_does_not_matter(clip_of):
     ids = clip.tokenize(prompt_texts(WORDS, 4, ["crab"]))
     changed = ids.clone()
     changed[0, ids.argmax() + 1 :] = 11
-    assert relative_error(prompts(clip.text_tower, changed), prompts(clip.text_tower, ids)) < 1e-6
+    features = [prompts(clip.text_tower, ArrangedTexts.of(each)) for each in (changed, ids)]
+    assert torch.equal(*features)
 
 
 def test_noise_starts_context_and_deep_prompts_small(clip_of):
@@ -142,7 +126,7 @@ def test_training_the_context_leaves_the_towers_embeddings_alone(clip_of):
 def test_with_one_layer_no_parameter_waits_for_a_gradient_that_never_comes(clip_of):
     clip = clip_of("test-teacher")
     prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
-    prompts(clip.text_tower, clip.tokenize(["a photo of a crab."])).sum().backward()
+    prompts(clip.text_tower, arranged(clip, ["a photo of a crab."])).sum().backward()
     assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
 
 
@@ -151,19 +135,19 @@ def test_texts_have_words_name_and_full_stop_and_spaces_for_underscores():
     assert prompt_texts(None, 3, ["sea_horse"]) == ["X X X sea horse."]
 
 
-def test_token_ids_are_start_words_name_full_stop_end_padding(clip_of):
+def test_token_ids_are_start_words_name_full_stop_end(clip_of):
     clip = clip_of("test-teacher")
-    ids = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["sea_horse"]), clip.text_tower)
-    assert ids.shape == (1, 77)
-    assert torch.equal(ids[0], token_ids("a photo of a sea horse."))
-    assert ids[0, 0] == 49406
-    assert ids[0, 7:10].tolist() == [token_ids(".")[1], 49407, 0]
+    texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["sea_horse"]), clip.text_tower)
+    ids = torch.cat([texts.prefix, texts.rests[0][0]])
+    assert torch.equal(ids, token_ids("a photo of a sea horse.")[: len(ids)])
+    assert ids[0] == 49406
+    assert ids[7:].tolist() == [token_ids(".")[1], 49407]
 
 
 def test_a_name_that_would_be_cut_off_is_refused(clip_of):
     clip = clip_of("test-teacher")
-    fits = prompt_texts(WORDS, 4, ["crab " * 69])
-    assert tokenize_prompts(clip.tokenize, fits, clip.text_tower).argmax() == 75
+    texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 69]), clip.text_tower)
+    assert len(texts.prefix) + texts.rests[0].shape[1] == 76
     with pytest.raises(ConfigError, match=r"'a photo of a crab crab .*all 77 tokens.*shorten the class name") as error:
         tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
     assert world.one_sentence(error)
@@ -172,7 +156,7 @@ def test_a_name_that_would_be_cut_off_is_refused(clip_of):
 def test_encoded_prompts_are_normalised_with_and_without_learnt_ones(clip_of, plain_of):
     clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
     texts = prompt_texts(WORDS, 4, world.NAMES)
-    ids, prompts = clip.tokenize(texts), noisy_prompts(clip, 2)
+    ids, prompts = arranged(clip, texts), noisy_prompts(clip, 2)
     tuned = normalized(plain.text_features(texts, all_layers(prompts)))
     assert relative_error(encode_prompts(clip.text_tower, ids, prompts), tuned) < 1e-5
     assert relative_error(encode_prompts(clip.text_tower, ids, None), normalized(plain.text_features(texts))) < 1e-5

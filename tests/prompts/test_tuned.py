@@ -12,6 +12,7 @@ from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts.text import encode_prompts, prompt_texts
 from kdpl.prompts.tuned import KIND, VERSION, TunedPrompts
+from kdpl.towers import ArrangedTexts
 
 CLIP = ClipIdentity("some-clip", "some-tag", True, "0123456789abcdef" * 2)
 IMAGES = Preprocessing(32, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
@@ -69,7 +70,7 @@ def test_text_prompts_are_frozen_and_those_that_were_saved(clip_of, plain_of):
     prompts = tuned().text_prompts(clip.text_tower, clip.tokenize)
     assert not [p for p in prompts.parameters() if p.requires_grad]
     layers = torch.cat([tensors()["text_prompts.context"][None], tensors()["text_prompts.deep"]]).double()
-    ids = clip.tokenize(prompt_texts("a photo of a", 4, world.NAMES))
+    ids = ArrangedTexts.of(clip.tokenize(prompt_texts("a photo of a", 4, world.NAMES)))
     texts = [prompt_text("a photo of a", name) for name in world.NAMES]
     expected = normalized(plain_of("test-teacher").text_features(texts, layers))
     assert relative_error(encode_prompts(clip.text_tower, ids, prompts), expected) < 1e-5

@@ -39,11 +39,8 @@ def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(cli
     prompts = noisy_prompts(tower, 4, 2, size=5.0)
     entered, left = [], []
 
-    def note(block, arguments, output):
-        entered.append(arguments[0])
-        left.append(output)
-
-    hooks = [block.register_forward_hook(note) for block in tower.blocks]
+    hooks = [b.ln_1.register_forward_hook(lambda _, tokens, __: entered.append(tokens[0])) for b in tower.blocks]
+    hooks += [b.register_forward_hook(lambda _, __, tokens: left.append(tokens)) for b in tower.blocks]
     prompts(tower, images)
     for hook in hooks:
         hook.remove()

@@ -1,0 +1,116 @@
+"""A CLIP's image tower: of any architecture to be encoded with, a vision transformer to be prompted as well."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip_identity import Preprocessing
+from kdpl.errors import ConfigError
+from kdpl.towers.frozen import FrozenTower
+
+
+class ImageTower(FrozenTower):
+    """An image tower of any architecture: images in, features out.
+
+    Args:
+        visual: ``open_clip``'s module; a ResNet or a timm model as well as a transformer.
+        preprocessing: Mean and standard deviation with which images are normalised here, on the device.
+        embed_dim: Width of the joint embedding.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, embed_dim: int) -> None:
+        super().__init__()
+        self.visual: Any = visual
+        self.preprocessing = preprocessing
+        self.embed_dim = embed_dim
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).train()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalise images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], in float32."""
+        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        return (pixels - self.mean.float()) / self.std.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        features: Tensor = self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype))
+        return features
+
+
+class PromptableImageTower(ImageTower):
+    """A CLIP vision transformer that pools by its class token."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's residual blocks, first to last."""
+        blocks: nn.ModuleList = self.visual.transformer.resblocks
+        return blocks
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        return int(self.visual.conv1.out_channels)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalise images and turn them into tokens with positions, before ``ln_pre``.
+
+        Args:
+            images: [B, 3, S, S], uint8 in 0..255 or float in [0, 1].
+
+        Returns:
+            Class token and patch tokens, [B, 1 + patches, W].
+        """
+        visual = self.visual
+        patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        return tokens
+
+    def run_block(self, layer: int, tokens: Tensor) -> Tensor:
+        """Run a block on tokens [B, L, W].
+
+        Returns:
+            Its tokens [B, L, W]; of the last block the class token alone, [B, 1, W]: nothing else leaves the tower.
+        """
+        block: Any = self.blocks[layer]
+        if layer < len(self.blocks) - 1:
+            return cast(Tensor, block(tokens))
+        normed = block.ln_1(tokens)
+        token = tokens[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+        return cast(Tensor, token + block.ls_2(block.mlp(block.ln_2(token))))
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """Apply ``ln_pre``, which stands before the first block, to tokens [B, L, W]."""
+        normed: Tensor = self.visual.ln_pre(tokens)
+        return normed
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Turn the last block's tokens [B, L, W] into image features [B, embed_dim], not normalised."""
+        features: Tensor = self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised, without prompts."""
+        tokens = self.norm(self.embed(images))
+        for layer in range(len(self.blocks)):
+            tokens = self.run_block(layer, tokens)
+        return self.project(tokens)
+
+
+def promptable(tower: ImageTower) -> PromptableImageTower:
+    """Give the tower as one that can be prompted.
+
+    Raises:
+        ConfigError: It is a ResNet, a timm model or a transformer of another kind.
+    """
+    if not isinstance(tower, PromptableImageTower):
+        raise ConfigError(
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "
+            "vision_prompts.depth to 0, or use a vision transformer of CLIP's kind"
+        )
+    return tower

@@ -1,0 +1,55 @@
+import pytest
+import torch
+import world
+from plain import relative_error
+from torch import nn
+
+from kdpl.clip import ClipConfig, load_clip
+
+
+@pytest.mark.parametrize("name", world.CLIPS)
+def test_features_are_those_of_the_plain_tower(name, clip_of, plain_of, images):
+    assert relative_error(clip_of(name).image_tower(images), plain_of(name).image_features(images)) < 1e-5
+
+
+def test_uint8_and_float_images_are_the_same_images(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    assert relative_error(tower(images.float() / 255), tower(images)) < 1e-6
+
+
+def test_sizes_are_those_of_the_config(clip_of):
+    tower = clip_of("test-teacher").image_tower
+    assert (tower.width, tower.embed_dim, len(tower.blocks)) == (48, 24, 3)
+
+
+def test_the_last_block_gives_the_class_token_that_the_whole_block_would(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    tokens = tower.norm(tower.embed(images))
+    last = len(tower.blocks) - 1
+    assert tower.run_block(0, tokens).shape == tokens.shape
+    alone = tower.run_block(last, tokens)
+    assert alone.shape == (3, 1, 48)
+    assert relative_error(alone, tower.blocks[last](tokens)[:, :1]) < 1e-6
+
+
+def test_both_towers_stay_in_evaluation_mode_and_ask_for_no_gradient():
+    clip = load_clip(ClipConfig("test-teacher", world.TAG))
+    for tower in (clip.image_tower, clip.text_tower):
+        tower.train()
+        nn.Sequential(tower).train()
+        assert not [module for module in tower.modules() if module.training]
+        assert not [parameter for parameter in tower.parameters() if parameter.requires_grad]
+
+
+def test_gradients_flow_through_a_frozen_tower_to_what_enters_it(clip_of, images):
+    pixels = (images.float() / 255).requires_grad_()
+    clip_of("test-teacher").image_tower(pixels).sum().backward()
+    assert pixels.grad.abs().min(dim=0).values.max() > 0
+
+
+def test_gradients_are_computed_once_for_each_image(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    one, two = (images.float().div(255).requires_grad_() for _ in range(2))
+    tower(one).sum().backward()
+    torch.cat([tower(image[None]) for image in two]).sum().backward()
+    assert relative_error(one.grad, two.grad) < 1e-4
