@@ -81,6 +81,11 @@ class _ImportCLI(KdplCLI):
                 f"--config of configs/{self._kind}/"
             )
         trainer, model = config.trainer, config.model.init_args
+        if model.get("coupled"):
+            raise ConfigError(
+                "the published teachers have visual prompts of their own, where model.init_args.coupled asks for maps: "
+                "set it to false"
+            )
         trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
         trainer.fast_dev_run = False
         for name, value in _NOTHING_TRAINED[self._kind].items():

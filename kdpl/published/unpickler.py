@@ -10,7 +10,6 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,14 @@ class _StandIn:
     __setstate__ = __setitem__ = append = extend = add = update = _nothing
 
 
+class _Dict(dict[Any, Any]):
+    """What a file calls ``collections.OrderedDict``, but without the attributes that a file could put over methods."""
+
+    __slots__ = ()
+
+    __setstate__ = staticmethod(_StandIn.__setstate__)
+
+
 class _RebuildTensor:
     """What a file calls ``torch._utils._rebuild_tensor_v2``; no function, since a file could give that attributes."""
 
@@ -93,7 +100,7 @@ class _RebuildParameter:
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
 

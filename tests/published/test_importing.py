@@ -303,6 +303,14 @@ class TestRefusals:
         code = importer.student(student_file, tmp_path / "s", imported[0] / "teacher", more)
         self.refused(code, capsys, "has a projector, the settings ask for a student without one")
 
+    def test_coupled_prompts(self, importer, teacher_file, tmp_path, capsys):
+        code = importer.teacher(teacher_file, tmp_path / "t", "--model.init_args.coupled=true")
+        self.refused(code, capsys, "model.init_args.coupled asks for maps: set it to false")
+
+    def test_a_student_without_its_teacher(self, importer, student_file, tmp_path, capsys):
+        code = main(["import", "student", str(student_file), *importer.student_settings, f"--out={tmp_path / 's'}"])
+        self.refused(code, capsys, "needs the setting teacher: give --model.init_args.teacher")
+
     @pytest.mark.parametrize(
         ("args", "part"),
         [

@@ -163,6 +163,12 @@ class TestNothingRuns:
         torch.save({"t": torch.ones(2)}, tmp_path / "whole")
         assert read_torch_file(tmp_path / "whole")["t"].tolist() == [1, 1]
 
+    def test_a_file_cannot_put_anything_over_a_dicts_methods(self, tmp_path):
+        data = (
+            b"\x80\x02ccollections\nOrderedDict\n)RN}X\x04\x00\x00\x00keyscany\nthing\ns\x86bX\x01\x00\x00\x00aK\x05s."
+        )
+        assert dict(read_torch_file(archive(tmp_path / "f", data))) == {"a": 5}
+
     def test_no_module_is_imported(self, tmp_path):
         data = b"\x80\x02cwave\nopen\nX\x01\x00\x00\x00f\x85R."
         code = (
