@@ -33,6 +33,16 @@ def missing_data(datasets: Iterable[str], root: str | None) -> list[str]:
     return faults
 
 
+def missing_files(tasks: Iterable[Task]) -> list[str]:
+    """Say which published files are not there of those that are to be imported."""
+    files = dict.fromkeys((task.args[2], task.run.row) for task in tasks if task.kind == "import")
+    return [
+        f"row {row} imports {file}, which does not exist: correct 'import:' in the campaign, or get the file"
+        for file, row in files
+        if not Path(file).is_file()
+    ]
+
+
 def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
     """Give one fit for each row and combination of configs: the others differ in dataset and seed alone."""
     kinds: dict[tuple[str, ...], Task] = {}

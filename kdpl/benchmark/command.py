@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kdpl.arguments import Parser
 from kdpl.benchmark.campaign import Campaign, read_campaign
-from kdpl.benchmark.check import as_fit, check_fits_and_weights, missing_data, one_of_each_kind
+from kdpl.benchmark.check import as_fit, check_fits_and_weights, missing_data, missing_files, one_of_each_kind
 from kdpl.benchmark.display import display
 from kdpl.benchmark.orders import save_orders, with_other_orders
 from kdpl.benchmark.protocols import Place, plan
@@ -87,7 +87,7 @@ def _may_begin(tasks: list[Task], root: str | None) -> bool:
     """Say what is known to go wrong, each cause once."""
     missing = [task for task in tasks if not task.done()]
     datasets = dict.fromkeys(name for task in missing for name in task.datasets)
-    faults = missing_data(datasets, root)
+    faults = [*missing_data(datasets, root), *missing_files(missing)]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     changed = with_other_orders(tasks)

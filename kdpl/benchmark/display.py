@@ -3,6 +3,7 @@
 import csv
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -160,12 +161,19 @@ def progress_of(task: Task) -> str:
     if task.kind != "fit":
         return ""
     try:
-        config = yaml.safe_load((task.folder / CONFIG).read_text(encoding="utf-8"))
+        config = task.folder / CONFIG
+        last = _last_epoch(config, config.stat().st_mtime_ns)
         with (task.folder / _METRICS_FILE).open(newline="", encoding="utf-8") as lines:
             epochs = [int(row["epoch"]) for row in csv.DictReader(lines) if row.get("epoch")]
-        return f"epoch {epochs[-1] + 1} of {config['trainer']['max_epochs']}" if epochs else ""
+        return f"epoch {epochs[-1] + 1} of {last}" if epochs else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""  # not written yet, or being written
+
+
+@cache
+def _last_epoch(config: Path, changed_at: int) -> int:
+    del changed_at  # a config that was written anew is read anew
+    return int(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_epochs"])
 
 
 def _clock(seconds: float) -> str:

@@ -152,7 +152,7 @@ class _Maker:
         dataset = self.datasets[0]
         columns = [column for protocol in protocols for column in self._columns(protocol)]
         titles = [
-            f"{setting.removeprefix('shots_')} shots, all classes" if protocol == "few_shot" else _BASE_TO_NOVEL[metric]
+            f"{_shots(setting)}, all classes" if protocol == "few_shot" else _BASE_TO_NOVEL[metric]
             for protocol, setting, metric in columns
         ]
         lines = [
@@ -165,8 +165,7 @@ class _Maker:
         """One protocol, datasets below each other, and their average."""
         columns = self._columns(protocol)
         titles = [
-            f"{setting.removeprefix('shots_')} shots" if protocol == "few_shot" else _BASE_TO_NOVEL[metric]
-            for _, setting, metric in columns
+            _shots(setting) if protocol == "few_shot" else _BASE_TO_NOVEL[metric] for _, setting, metric in columns
         ]
         lines = [
             self._line(dataset, row, [self._cell(protocol, setting, dataset, row, m) for _, setting, m in columns])
@@ -266,6 +265,11 @@ class _Maker:
             for key, method in METHODS.items()
             if key not in shown
         ]
+
+
+def _shots(setting: str) -> str:
+    number = setting.removeprefix("shots_")
+    return f"{number} shot" if number == "1" else f"{number} shots"
 
 
 def published_average(method: str, datasets: Iterable[str]) -> Figures:

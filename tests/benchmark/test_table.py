@@ -152,7 +152,7 @@ def test_few_shot_has_a_column_for_each_number_of_shots():
         for dataset, shots, value in (("dtd", 1, 0.1), ("oxford_pets", 1, 0.3), ("dtd", 16, 0.4))
     ]
     (made,) = tables(few, found)
-    assert made.columns == ("1 shots", "16 shots")
+    assert made.columns == ("1 shot", "16 shots")
     assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
     assert text_of(made, "average", "teacher")[2:] == ["20.0", "missing (0 of 1 seed)"]
 
