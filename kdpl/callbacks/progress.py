@@ -1,4 +1,4 @@
-"""The progress bar: where the training is, its loss, its accuracies and its speed, on one line."""
+"""The progress bar: where the training is, its loss, its accuracies, its speed and its wait for data, on one line."""
 
 from typing import Any
 
@@ -6,9 +6,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from rich import get_console
-from rich.progress import BarColumn
+from rich.progress import TimeRemainingColumn
 
-_NAMES = {"train/loss": "loss", "val/acc": "acc", "val/hm": "HM", "train/images_per_s": "images/s"}
+_NAMES = {
+    "train/loss": "loss",
+    "val/acc": "acc",
+    "val/hm": "HM",
+    "train/images_per_s": "images/s",
+    "train/data_wait": "wait",
+}
 _WIDTH_WITHOUT_BAR = 72
 
 
@@ -20,19 +26,19 @@ class ProgressBar(RichProgressBar):
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Give loss, accuracy (the harmonic mean where there is one) and speed by short names."""
+        """Give loss, accuracy (the harmonic mean where there is one), speed and wait for data by short names."""
         metrics = super().get_metrics(trainer, pl_module)
         short: dict[str, Any] = {label: metrics[name] for name, label in _NAMES.items() if name in metrics}
         if "HM" in short:
             del short["acc"]
         if "images/s" in short:
             short["images/s"] = f"{short['images/s']:.0f}"
+        if "wait" in short:
+            short["wait"] = f"{short['wait']:.0%}"
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Fit the bar into the line, and leave out the steps a second: images a second say the same."""
-        columns = list(super().configure_columns(trainer)[:-1])
-        for column in columns:
-            if isinstance(column, BarColumn):
-                column.bar_width = max(6, min(40, get_console().width - _WIDTH_WITHOUT_BAR))
-        return columns
+        """Fit the bar into the line: the time that remains, and no steps a second, as images a second say the same."""
+        label, bar, batches, *_ = super().configure_columns(trainer)
+        bar.bar_width = max(6, min(40, get_console().width - _WIDTH_WITHOUT_BAR))
+        return [label, bar, batches, TimeRemainingColumn()]

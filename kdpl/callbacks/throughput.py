@@ -1,4 +1,4 @@
-"""How many images a second the training takes."""
+"""How many images a second the training takes, and how much of the time it waits for them."""
 
 import time
 from typing import Any
@@ -7,7 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_s`` over all processes, to the progress bar and the loggers.
+    """Logs ``train/images_per_s`` over all processes and ``train/data_wait``, to the progress bar and the loggers.
+
+    ``train/data_wait`` is the share of the time between the end of a step and the arrival of the next batch. Near 0
+    the device is busy; towards 1 it starves, and ``data.init_args.num_workers`` or a faster disk will help.
 
     Args:
         warmup_steps: Steps of each epoch that are not counted; the first ones start workers and fill caches.
@@ -16,7 +19,21 @@ class Throughput(Callback):
     def __init__(self, warmup_steps: int = 1) -> None:
         self.warmup_steps = warmup_steps
         self._start = 0.0
+        self._end = 0.0
+        self._waited = 0.0
         self._images = 0
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Note how long the batch was waited for."""
+        del trainer, pl_module, batch
+        if batch_idx > self.warmup_steps:
+            self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
         self,
@@ -28,9 +45,11 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch and show the rate so far in this epoch."""
         del outputs
+        self._end = time.perf_counter()
         if batch_idx < self.warmup_steps:
-            self._start, self._images = time.perf_counter(), 0
+            self._start, self._waited, self._images = self._end, 0.0, 0
             return
         self._images += len(batch[0]) * trainer.world_size
-        rate = self._images / (time.perf_counter() - self._start)
-        pl_module.log("train/images_per_s", rate, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+        seconds = self._end - self._start
+        values = {"train/images_per_s": self._images / seconds, "train/data_wait": self._waited / seconds}
+        pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
