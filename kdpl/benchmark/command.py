@@ -88,9 +88,16 @@ def _may_begin(tasks: list[Task], root: str | None) -> bool:
     missing = [task for task in tasks if not task.done()]
     datasets = dict.fromkeys(name for task in missing for name in task.datasets)
     faults = [*missing_data(datasets, root), *missing_files(missing)]
+    changed = with_other_orders(tasks)
+    # an import leaves settings aside that fit would compare
+    faults += [
+        f"{task.folder} was imported from another file or with other settings: choose another --out, or remove it"
+        for task in changed
+        if task.kind == "import"
+    ]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
-    changed = with_other_orders(tasks)
+    changed = [task for task in changed if task.kind == "fit"]
     if changed:
         # other words may mean the same settings, as another number of GPUs does: fit knows
         code = in_own_process(check_fits, [as_fit(task) for task in changed])

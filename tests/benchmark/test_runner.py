@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,24 @@ def test_two_processes_at_once_share_the_work_and_do_nothing_twice(tmp_path):
     assert all(len(ended) >= 2 for _, ended, _ in reports)
     assert [failures for *_, failures in reports] == [0, 0]
     assert len(list(read_all(tmp_path))) == 8
+
+
+def test_what_another_process_finished_before_the_lock_was_free_is_not_run_again(tmp_path, monkeypatch):
+    locked = []
+
+    @contextmanager
+    def late(_out, name):
+        task = next(task for task in plan(WHOLE, Place(tmp_path)) if task.name == name)
+        if task.kind == "fit" and task.run.row == "teacher":
+            task.folder.mkdir(parents=True)
+            task.result.touch()
+            (task.folder / "config.yaml").write_text("model: {init_args: {}}")
+        locked.append(name)
+        yield 0
+
+    monkeypatch.setattr(runner, "lock", late)
+    commands = Commands()
+    assert run(tmp_path, monkeypatch, commands) == []
+    assert len(locked) == 16
+    assert len(commands.ran) == 12
+    assert not any(name.endswith("teacher/fit") for name in commands.ran)
