@@ -15,6 +15,8 @@ usage: python -m kdpl COMMAND …
   test           accuracies, answers and pictures of a run on the test split
   predict        classify images with a finished classifier
   class-vectors  class vectors of other class names, from a teacher that is tuned already
+  benchmark      run what is missing of a campaign over datasets, seeds and variants
+  table          make the tables of a campaign, beside published figures
   data           get a dataset of the benchmark, or see that a dataset is whole
   import         take a teacher or student that PromptKD's authors published over into a run's folder
 
