@@ -35,6 +35,8 @@ _MAY_CHANGE = (
     "weights_only",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
+    "model.init_args.classes_at_once",
+    "model.init_args.compile",
     "trainer.accelerator",
     "trainer.callbacks",
     "trainer.devices",

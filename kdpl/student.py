@@ -67,6 +67,7 @@ class StudentDistillation(EvaluatedModule):
         choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes the epoch that is best
             on the base classes' TEST images, and so looks at the test set.
         optim: Optimiser and schedule.
+        compile: Compile the image towers.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
@@ -90,10 +91,11 @@ class StudentDistillation(EvaluatedModule):
         temperature: float = 1.0,
         choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
+        compile: bool = False,
     ) -> None:
         own = load_clip(clip) if text_features == "student" else None
         loaded = own if own is not None else load_image_clip(clip)
-        super().__init__(loaded)
+        super().__init__(loaded, compile)
         if kd_weight <= 0 or temperature <= 0:
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
         if own is not None and distill != "kl":
@@ -135,7 +137,10 @@ class StudentDistillation(EvaluatedModule):
         if stage == "fit":
             vectors = self._read_vectors()
             self._build(self._own(vectors), str(self.class_vectors_path))
-            self.teacher = Frozen(load_teacher(self.teacher_folder, vectors, self.class_vectors_path))
+            teacher = load_teacher(self.teacher_folder, vectors, self.class_vectors_path)
+            if self.compiles:
+                teacher.tower.compile_parts()
+            self.teacher = Frozen(teacher)
 
     def _read_vectors(self) -> ClassVectors:
         vectors = ClassVectors.load(self.class_vectors_path)

@@ -90,6 +90,7 @@ class TeacherPromptTuning(EvaluatedModule):
         optim: Optimiser and schedule.
         classes_at_once: Class names whose activations in the text tower are kept for the backward pass at a time; those
             of more are computed again, part by part. Bounds the memory, and does not change the result.
+        compile: Compile the image tower.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
@@ -112,9 +113,10 @@ class TeacherPromptTuning(EvaluatedModule):
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
         classes_at_once: int = CLASSES_AT_ONCE,
+        compile: bool = False,
     ) -> None:
         loaded = load_clip(clip)
-        super().__init__(loaded)
+        super().__init__(loaded, compile)
         if classes_at_once < 1:
             raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
         if context is None and text_prompts.depth == 0:

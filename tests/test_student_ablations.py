@@ -330,6 +330,16 @@ class TestChoice:
         assert world.one_sentence(error)
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_the_towers_of_both_are_compiled_if_asked_for(compiles, tmp_path, monkeypatch):
+    world.write_teacher(tmp_path)
+    widths = []
+    monkeypatch.setattr("kdpl.towers.PromptableImageTower.compile_parts", lambda tower: widths.append(tower.width))
+    student = make_student(tmp_path, compile=compiles)
+    world.quiet_trainer(tmp_path, limit_train_batches=1).fit(student, datamodule=world.TinyDomain())
+    assert widths == ([32, 48] if compiles else []), "the student's and the teacher's"
+
+
 def test_the_last_epoch_is_the_default(tmp_path):
     vectors, _ = world.write_teacher(tmp_path)
     assert make_student(tmp_path).choice == "last"

@@ -31,6 +31,10 @@ class ImageTower(FrozenTower):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).train()
 
+    def compile_parts(self) -> None:
+        """Compile the tower's arithmetic, in place: names of weights stay as they are."""
+        self.visual.compile()
+
     def pixels(self, images: Tensor) -> Tensor:
         """Normalise images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], in float32."""
         pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
@@ -70,6 +74,11 @@ class PromptableImageTower(ImageTower):
         class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return tokens
+
+    def compile_parts(self) -> None:
+        """Compile the blocks, in place: all have one graph, so that the first one's serves for them all."""
+        for block in self.blocks:
+            block.compile()
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
         """Run a block on tokens [B, L, W].

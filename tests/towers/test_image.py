@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import world
@@ -5,6 +7,7 @@ from plain import relative_error
 from torch import nn
 
 from kdpl.clip import ClipConfig, load_clip
+from kdpl.prompts import VisionPrompts
 
 
 @pytest.mark.parametrize("name", world.CLIPS)
@@ -53,3 +56,20 @@ def test_gradients_are_computed_once_for_each_image(clip_of, images):
     tower(one).sum().backward()
     torch.cat([tower(image[None]) for image in two]).sum().backward()
     assert relative_error(one.grad, two.grad) < 1e-4
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
+    tower, compiled = (load_clip(ClipConfig("test-teacher", world.TAG)).image_tower for _ in range(2))
+    compiled.compile_parts()
+    assert compiled.state_dict().keys() == tower.state_dict().keys()
+    prompts = VisionPrompts(2, 2, tower)
+    gradients = []
+    for each in (tower, compiled):
+        prompts.zero_grad()
+        features = prompts(each, images)
+        features.sum().backward()
+        gradients.append((features, prompts.tokens.grad.clone()))
+    (features, gradient), (compiled_features, compiled_gradient) = gradients
+    assert relative_error(compiled_features, features) < 1e-5
+    assert relative_error(compiled_gradient, gradient) < 1e-5
