@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,11 +18,13 @@ from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
-from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunCheckpoint, RunConfig
+from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
-from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole
+from kdpl.errors import ConfigError, reason
 from kdpl.files import atomic_path
 from kdpl.parse_errors import in_one_sentence
+from kdpl.run_lock import RunLock
 from kdpl.terminal import tame_output
 
 COMMANDS = ("fit", "validate", "test")
@@ -64,6 +65,14 @@ class KdplCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], check_only: bool = False) -> None:
         self.check_only = check_only
+        self._lock: RunLock | None = None
+        try:
+            self._run(args)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _run(self, args: Sequence[str]) -> None:
         strict = {"exit_on_error": False}
         super().__init__(
             LightningModule,
@@ -124,11 +133,17 @@ class KdplCLI(LightningCLI):
             self.finished = handed_over(folder)
         if self.check_only:
             return
-        if config.ckpt_path is None and (folder / LAST_CHECKPOINT).is_file() and not self.finished:
-            config.ckpt_path = str(folder / LAST_CHECKPOINT)
-            rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {config.ckpt_path}")
+        if self.subcommand == "fit" and not self.finished and getattr(rank_zero_only, "rank", 0) == 0:
+            self._lock = RunLock(folder)
+        if config.ckpt_path is None and not self.finished:
+            # a fit may go on from the checkpoint before a damaged one, but a test is of the last one or of none
+            last = folder / LAST if (folder / LAST).is_file() else None
+            checkpoint = newest(folder) if self.subcommand == "fit" else last
+            if checkpoint is not None:
+                config.ckpt_path = str(checkpoint)
+                rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {checkpoint}")
         if config.ckpt_path is not None and not self.finished:
-            _require_checkpoint(Path(config.ckpt_path))
+            require_whole(Path(config.ckpt_path))
         self._given = config.clone()
         _point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
 
@@ -148,7 +163,9 @@ class KdplCLI(LightningCLI):
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
 
     def _trains(self) -> bool:
         # a student's parameters are made once it knows its teacher's width
@@ -165,9 +182,7 @@ class KdplCLI(LightningCLI):
     def before_test(self) -> None:
         """Refuse to test prompts that were never trained."""
         if self._trains() and self.config_init[self.subcommand].ckpt_path is None:
-            raise ConfigError(
-                f"{self._given.out} has no {LAST_CHECKPOINT} to test: run fit with this --out, or give --ckpt_path"
-            )
+            raise ConfigError(f"{self._given.out} has no {LAST} to test: run fit with this --out, or give --ckpt_path")
 
     before_validate = before_test
 
@@ -194,7 +209,7 @@ class KdplCLI(LightningCLI):
     def _require_same_settings(self, folder: Path) -> None:
         file = folder / CONFIG_FILE
         # a run that was cut before its first checkpoint left nothing that other settings could spoil
-        begun = (folder / LAST_CHECKPOINT).is_file() or handed_over(folder)
+        begun = any((folder / name).is_file() for name in (LAST, PREVIOUS)) or handed_over(folder)
         if not begun or not file.is_file():
             return
         before = _flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
@@ -235,21 +250,6 @@ def run_command(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
-
-
-def _require_checkpoint(file: Path) -> None:
-    """Refuse a file that is no whole checkpoint, before anything is built for it."""
-    if not file.is_file():
-        raise ConfigError(f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        whole = {"state_dict", "epoch", "pytorch-lightning_version"} <= content.keys()
-    except Exception as error:  # pickle, zipfile and torch each raise their own
-        raise ArtifactError(
-            f"checkpoint {file} is damaged ({reason(error)}): remove it to start anew, or give another --ckpt_path"
-        ) from error
-    if not whole:
-        raise ArtifactError(f"{file} is not a checkpoint of a run: give one that fit wrote")
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,7 +236,9 @@ def cut_in_epoch(monkeypatch, epoch):
 
 
 def without_speed(path):
-    return [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in rows_of(path)]
+    return [
+        {k: v for k, v in row.items() if k not in ("train/images_per_s", "train/data_wait")} for row in rows_of(path)
+    ]
 
 
 LONGER = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2"]
@@ -281,6 +285,54 @@ def test_a_cut_teacher_goes_on_and_ends_as_an_uncut_one(epoch, tmp_path, capsys,
     assert fit_teacher(tmp_path / "out", *AVERAGING, *LONGER) == 0
     assert ("going on from" in capsys.readouterr().err) == (epoch > 0)
     require_same_run(tmp_path / "out", whole_teacher)
+
+
+def test_a_student_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
+    tmp_path, capsys, monkeypatch, teacher_run, whole_student
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        cut_in_epoch(patch, 2)
+        with pytest.raises(RuntimeError, match="cut"):
+            fit_student(out, teacher_run, *LONGER)
+    last, previous = (out / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    assert [torch.load(file, weights_only=True)["epoch"] for file in (previous, last)] == [0, 1]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=f"{last} is damaged .*going on from the one before, {previous}"):
+        assert fit_student(out, teacher_run, *LONGER) == 0
+    assert f"going on from {previous}" in capsys.readouterr().err
+    weights = "classifier/model.safetensors"
+    assert (out / weights).read_bytes() == (whole_student / weights).read_bytes()
+    assert [file.name for file in (out / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_second_fit_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    hold = f"""
+import sys
+from pathlib import Path
+from kdpl.run_lock import RunLock
+lock = RunLock(Path({str(out)!r}))
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        assert fit_teacher(out) == 1
+        one_line(capsys, f"another process is running into {out}", "choose another --out")
+        first.kill()
+        first.wait()
+    assert [file.name for file in out.iterdir()] == [".lock"]
+    assert fit_teacher(out, "--trainer.max_epochs=1") == 0, "a killed process holds nothing"
+    assert not (out / ".lock").exists()
+
+
+def test_a_fit_that_fails_at_once_leaves_no_folder(tmp_path, capsys):
+    assert fit_student(tmp_path / "out" / "student", tmp_path / "nowhere") == 1
+    assert not (tmp_path / "out" / "student").exists()
 
 
 def test_a_teacher_cut_between_its_last_epoch_and_freezing_freezes_the_same(tmp_path, monkeypatch, whole_teacher):

@@ -8,11 +8,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from kdpl.callbacks.handover import handed_over
+from kdpl.checkpoint_files import FOLDER, LAST, remove_previous
 from kdpl.files import atomic_path
 
 CONFIG_FILE = "config.yaml"
-CHECKPOINT_FOLDER = "checkpoints"
-LAST_CHECKPOINT = f"{CHECKPOINT_FOLDER}/last.ckpt"
 
 
 class RunConfig(SaveConfigCallback):
@@ -44,7 +44,7 @@ class RunConfig(SaveConfigCallback):
         """Take the config away again when there is nothing yet that a second start could go on from."""
         del pl_module, exception
         folder = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and self.already_saved and not (folder / LAST_CHECKPOINT).is_file():
+        if trainer.is_global_zero and self.already_saved and not (folder / LAST).is_file():
             (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,12 +58,19 @@ class RunConfig(SaveConfigCallback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the last epoch's checkpoint in the run's folder, whatever the loggers are."""
+    """Keeps the last epoch's checkpoint in the run's folder, and until the run ends the one before as well."""
 
     def __init__(self) -> None:
-        super().__init__(filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+        name = Path(LAST).stem
+        super().__init__(filename=name, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where, now that the folder is known."""
-        self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINT_FOLDER)
+        self.dirpath = str(Path(trainer.default_root_dir) / FOLDER)
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint before the last one, once the run has come to its end."""
+        del pl_module
+        if trainer.is_global_zero and handed_over(Path(trainer.default_root_dir)):
+            remove_previous(Path(trainer.default_root_dir))

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from kdpl.callbacks.handover import handed_over
-from kdpl.callbacks.run_folder import LAST_CHECKPOINT
+from kdpl.checkpoint_files import LAST
 from kdpl.cli import KdplCLI, run_command
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.files import atomic_path
@@ -93,7 +93,7 @@ class _ImportCLI(KdplCLI):
         super().before_instantiate_classes()
         folder = Path(config.out)
         self._record = _record_of(self._file)
-        if (handed_over(folder) or (folder / LAST_CHECKPOINT).is_file()) and _read_record(folder) != self._record:
+        if (handed_over(folder) or (folder / LAST).is_file()) and _read_record(folder) != self._record:
             raise ConfigError(
                 f"{folder} holds something else than the import of {self._file}: choose another --out, or remove that "
                 "folder"
@@ -152,7 +152,7 @@ class _TakeOver(Callback):
         if trainer.is_global_zero:
             with atomic_path(folder / RECORD_FILE) as temporary:
                 temporary.write_text(json.dumps(self._record, indent=2), encoding="utf-8")
-        trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)
+        trainer.save_checkpoint(folder / LAST, weights_only=False)
         saved = f", saved after epoch {published.epoch}" if published.epoch is not None else ""
         rank_zero_info(
             f"{published.file} ({published.kind}{saved}): {len(published.learned)} trained tensors taken over, "

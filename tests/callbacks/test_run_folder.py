@@ -3,7 +3,8 @@ import torch
 import yaml
 from runs import fit_teacher
 
-from kdpl.callbacks.run_folder import CONFIG_FILE, LAST_CHECKPOINT, RunConfig
+from kdpl.callbacks.run_folder import CONFIG_FILE, RunConfig
+from kdpl.checkpoint_files import LAST
 
 
 def test_the_config_is_complete_and_says_what_was_not_given(teacher_run):
@@ -19,7 +20,7 @@ def test_the_config_is_complete_and_says_what_was_not_given(teacher_run):
 
 def test_one_checkpoint_stays_and_it_is_that_of_the_last_epoch(teacher_run):
     assert [p.name for p in (teacher_run / "checkpoints").iterdir()] == ["last.ckpt"]
-    checkpoint = torch.load(teacher_run / LAST_CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(teacher_run / LAST, weights_only=True)
     assert checkpoint["epoch"] == 1
     assert checkpoint["global_step"] == 6
 
@@ -40,7 +41,7 @@ def test_a_failure_takes_the_config_away_where_nothing_can_go_on(tmp_path, check
     (tmp_path / CONFIG_FILE).write_text("seed_everything: 1")
     if checkpoint:
         (tmp_path / "checkpoints").mkdir()
-        (tmp_path / LAST_CHECKPOINT).write_bytes(b"")
+        (tmp_path / LAST).write_bytes(b"")
     callback = RunConfig(parser=None, config=None)
     callback.already_saved = True
     callback.on_exception(Trainer(), None, RuntimeError())
