@@ -14,6 +14,7 @@ usage: python -m kdpl COMMAND …
   validate       accuracies of a run on the validation split
   test           accuracies, answers and pictures of a run on the test split
   predict        classify images with a finished classifier
+  cache          the teacher's image features of all views, computed once for any number of students
   class-vectors  class vectors of other class names, from a teacher that is tuned already
   benchmark      run what is missing of a campaign over datasets, seeds and variants
   table          make the tables of a campaign, beside published figures
@@ -44,6 +45,12 @@ def _predict(args: Sequence[str]) -> int:
     from kdpl.predict import predict
 
     return predict(args[1:])
+
+
+def _cache(args: Sequence[str]) -> int:
+    from kdpl.cache_command import cache
+
+    return cache(args[1:])
 
 
 def _class_vectors(args: Sequence[str]) -> int:
@@ -82,6 +89,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "validate": _fit_validate_test,
     "test": _fit_validate_test,
     "predict": _predict,
+    "cache": _cache,
     "class-vectors": _class_vectors,
     "benchmark": _benchmark,
     "table": _table,

@@ -36,6 +36,9 @@ _MAY_CHANGE = (
     "weights_only",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
+    # the checkpoint knows the views of its images: others are refused when it is read
+    "data.init_args.teacher_cache",
+    "data.init_args.fill_teacher_cache",
     "model.init_args.classes_at_once",
     "model.init_args.compile",
     "trainer.accelerator",

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from kdpl.data.teacher_cache import TeacherCache
 from kdpl.errors import ConfigError
 
 
@@ -29,6 +30,25 @@ class Domain(Protocol):
 
     def preview(self, n: int, image_size: int) -> Tensor:
         """Give up to n unlabelled images, uint8 [n, 3, image_size, image_size]."""
+        ...
+
+
+@runtime_checkable
+class CachingDomain(Domain, Protocol):
+    """A domain that may keep the teacher's features of its unlabelled images.
+
+    Attributes:
+        view_source: What decides which views of the unlabelled images the epochs see: a seed, and the number of views
+            of each; None for one of its own in each epoch.
+    """
+
+    @property
+    def view_source(self) -> tuple[int, int | None]: ...  # noqa: D102
+
+    def open_teacher_cache(
+        self, teacher: str, width: int, views: int | None = None, all_views: bool = False
+    ) -> TeacherCache | None:
+        """Open the cache for a teacher's features of that width, if there is to be one; see DomainDataModule."""
         ...
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.errors import ArtifactError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.head import CosineHead
 from kdpl.prompts import VisionPrompts
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
@@ -20,12 +20,12 @@ class FrozenTeacher(nn.Module):
     """Images to features and logits, as the tuned teacher gives them.
 
     Args:
-        tower: The teacher's image tower.
+        tower: The teacher's image tower; None where all of its features are there already.
         prompts: Its tuned visual prompts, if it has any.
         vectors: Its class vectors.
     """
 
-    def __init__(self, tower: ImageTower, prompts: VisionPrompts | None, vectors: ClassVectors) -> None:
+    def __init__(self, tower: ImageTower | None, prompts: VisionPrompts | None, vectors: ClassVectors) -> None:
         super().__init__()
         self.tower = tower
         self.prompts = prompts
@@ -37,7 +37,14 @@ class FrozenTeacher(nn.Module):
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
         A student of another image size shares its view: it is resized for the teacher.
+
+        Raises:
+            ConfigError: The tower was not loaded.
         """
+        if self.tower is None:
+            raise ConfigError(
+                "the teacher's tower is not there: all features were to come from data.init_args.teacher_cache"
+            )
         size = self.tower.preprocessing.image_size
         if images.shape[-1] != size:
             pixels = images.float().div(255)
@@ -50,13 +57,14 @@ class FrozenTeacher(nn.Module):
         return logits
 
 
-def load_teacher(folder: Path, vectors: ClassVectors, vectors_path: Path) -> FrozenTeacher:
+def load_teacher(folder: Path, vectors: ClassVectors, vectors_path: Path, with_tower: bool = True) -> FrozenTeacher:
     """Load the teacher that class vectors were frozen by.
 
     Args:
         folder: The run folder of stage 1.
         vectors: The class vectors.
         vectors_path: Where they came from, for messages.
+        with_tower: Whether it is to encode images.
 
     Raises:
         ArtifactError: Prompts and class vectors are missing or not of one teacher.
@@ -68,6 +76,8 @@ def load_teacher(folder: Path, vectors: ClassVectors, vectors_path: Path) -> Fro
             f"the class vectors {vectors_path} were frozen by another teacher than the one in "
             f"{folder}: give the class vectors and the folder of one run"
         )
+    if not with_tower:
+        return FrozenTeacher(None, None, vectors)
     clip = prompts.load_image_clip()
     if vectors.vectors.shape[1] != clip.image_tower.embed_dim:
         raise ArtifactError(

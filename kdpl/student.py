@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from kdpl.callbacks import BestOnBaseTest, SaveClassifier
@@ -16,7 +16,9 @@ from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip, load_image_clip
-from kdpl.domain import domain_of
+from kdpl.data.datasets import CachedView
+from kdpl.data.teacher_cache import TeacherCache
+from kdpl.domain import CachingDomain, domain_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.evaluation import EvaluatedModule
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
@@ -29,6 +31,7 @@ from kdpl.teacher import PromptConfig
 from kdpl.towers import Frozen, promptable
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"
+_VIEWS_KEY = "kdpl_views"
 _VECTORS_KEY = "head.class_vectors"
 _PREVIEW_IMAGES = 256
 
@@ -36,6 +39,10 @@ _PREVIEW_IMAGES = 256
 _OWN_CONTEXT = "a photo of a"
 
 _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
+
+
+UnlabeledBatch = tuple[Tensor, Tensor] | CachedView
+"""Images uint8 [B, 3, S, S] and indices [B]; or with the teacher's features, as far as they are cached."""
 
 
 class _Built(NamedTuple):
@@ -126,6 +133,8 @@ class StudentDistillation(EvaluatedModule):
         self.head: CosineHead | None = None
         self.vectors: ClassVectors | None = None
         self.teacher: Frozen[FrozenTeacher] | None = None
+        self.cache: TeacherCache | None = None
+        self.view_source: tuple[int, int | None] | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Choose the epoch if asked to, then write the classifier."""
@@ -135,16 +144,22 @@ class StudentDistillation(EvaluatedModule):
         """For fit: read the teacher. Otherwise all that is needed comes with the checkpoint."""
         super().setup(stage)
         if stage == "fit":
-            vectors = self._read_vectors()
+            vectors = self.read_vectors(self)
             self._build(self._own(vectors), str(self.class_vectors_path))
-            teacher = load_teacher(self.teacher_folder, vectors, self.class_vectors_path)
-            if self.compiles:
+            domain = domain_of(self)
+            if isinstance(domain, CachingDomain):
+                self.cache = domain.open_teacher_cache(vectors.teacher, vectors.vectors.shape[1])
+                self.view_source = domain.view_source
+            with_tower = self.cache is None or self.cache.num_missing > 0
+            teacher = load_teacher(self.teacher_folder, vectors, self.class_vectors_path, with_tower)
+            if self.compiles and teacher.tower is not None:
                 teacher.tower.compile_parts()
             self.teacher = Frozen(teacher)
 
-    def _read_vectors(self) -> ClassVectors:
+    def read_vectors(self, attached: LightningModule) -> ClassVectors:
+        """Read the teacher's class vectors, for the classes of the domain that a module is attached to."""
         vectors = ClassVectors.load(self.class_vectors_path)
-        vectors.require_names(domain_of(self).class_names, str(self.class_vectors_path))
+        vectors.require_names(domain_of(attached).class_names, str(self.class_vectors_path))
         return vectors
 
     def _own(self, vectors: ClassVectors) -> ClassVectors:
@@ -194,11 +209,25 @@ class StudentDistillation(EvaluatedModule):
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
             prompts.init_at_mean_tokens(promptable(self.image_clip.image_tower), images.to(self.device))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def _teacher_features(self, batch: UnlabeledBatch) -> Tensor:
+        """Give the teacher's features [B, D] of a batch: the cached ones, and of the teacher what is not there yet."""
+        if not isinstance(batch, CachedView):
+            return self._teacher().features(batch[0])
+        features = batch.feature.float()
+        if self.cache is not None and self.cache.num_missing:
+            missing = features.isnan().any(dim=1)
+            if missing.any():
+                computed = self._teacher().features(batch.image[missing])
+                self.cache.write(batch.row[missing], computed)
+                # rounded as in the cache, so that it does not matter who came first
+                features[missing] = computed.half().float()
+        return features
+
+    def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
         del batch_idx
         images, teacher, built = batch[0], self._teacher(), self._built()
-        teacher_features = teacher.features(images)
+        teacher_features = self._teacher_features(batch)
         teacher_logits = teacher.logits(teacher_features)
         features = built.encoder(images)
         logits = built.head(features, self.logit_scale)
@@ -222,6 +251,7 @@ class StudentDistillation(EvaluatedModule):
         """Say in the checkpoint what the class vectors are."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_CHECKPOINT_KEY] = self._built().vectors.fields()
+        checkpoint[_VIEWS_KEY] = self.view_source
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build from the checkpoint what it was saved with, and refuse one of another student or teacher."""
@@ -238,6 +268,13 @@ class StudentDistillation(EvaluatedModule):
                 f"the checkpoint was distilled from another teacher than {self.teacher_folder}: "
                 "use the teacher of its run, or start in a new folder"
             )
+        source = checkpoint.get(_VIEWS_KEY)
+        if self.view_source is not None and source is not None and tuple(source) != self.view_source:
+            raise ConfigError(
+                f"the run began with other views of its images ({_words(*source)}) than the settings give now "
+                f"({_words(*self.view_source)}): set data.init_args.teacher_cache to what it was, or choose another "
+                "--out"
+            )
         if self.given_class_vectors and self.vectors is None:
             vectors = self._replaced(vectors)
             state[_VECTORS_KEY] = vectors.vectors
@@ -245,7 +282,7 @@ class StudentDistillation(EvaluatedModule):
 
     def _replaced(self, distilled: ClassVectors) -> ClassVectors:
         """The vectors of ``class_vectors`` in place of those that were distilled against."""
-        vectors = self._read_vectors()
+        vectors = self.read_vectors(self)
         if vectors.teacher != distilled.teacher:
             raise ArtifactError(
                 f"the class vectors {self.class_vectors_path} were frozen by another teacher than the one that the "
@@ -257,3 +294,7 @@ class StudentDistillation(EvaluatedModule):
         """Give what ships: the encoder and the class vectors."""
         encoder, _, vectors = self._built()
         return Classifier(encoder, vectors, self.logit_scale, self.clip)
+
+
+def _words(seed: int, views: int | None) -> str:
+    return f"{f'{views} of each' if views else 'one in each epoch'}, seed {seed}"

@@ -19,7 +19,13 @@ Parameters = tuple[float, ...]
 
 
 class Augmentation(ABC):
-    """A family of random views of an image."""
+    """A family of random views of an image. Its attributes are its settings.
+
+    Attributes:
+        parameter_names: What the numbers that define a view are called, in their order.
+    """
+
+    parameter_names: tuple[str, ...]
 
     @abstractmethod
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
@@ -31,7 +37,7 @@ class Augmentation(ABC):
             height: Height of the image in pixels.
 
         Returns:
-            Plain numbers, as many for every image.
+            Plain numbers, one for each of ``parameter_names``.
         """
 
     @abstractmethod
@@ -50,6 +56,8 @@ class Augmentation(ABC):
 
 class NoAugmentation(Augmentation):
     """The evaluation transform: every view of an image is the same."""
+
+    parameter_names = ()
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
         """Nothing to draw."""
@@ -71,6 +79,8 @@ class RandomResizedCrop(Augmentation):
     Raises:
         ConfigError: If a range is empty or not positive, or ``flip`` is no probability.
     """
+
+    parameter_names = ("top", "left", "height", "width", "flipped")
 
     def __init__(
         self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
@@ -133,6 +143,8 @@ class LightAffine(Augmentation):
     Raises:
         ConfigError: If ``degrees`` or ``translate`` is negative, or ``scale`` is empty or not positive.
     """
+
+    parameter_names = ("angle", "scale", "right", "down")
 
     def __init__(self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05) -> None:
         if degrees < 0 or translate < 0:

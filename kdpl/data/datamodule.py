@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
+import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
-from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.datasets import CachedImages, EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.feature_manifest import Manifest
 from kdpl.data.image import resize_and_crop, to_tensor
-from kdpl.data.loader import LazyLoader
+from kdpl.data.loader import Batches, LazyLoader
 from kdpl.data.registry import check_dataset, read_dataset
-from kdpl.data.sampler import EvaluationSampler, TrainSampler
+from kdpl.data.sampler import EvaluationSampler, TrainSampler, ViewSampler
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.splits import Record, Splits
+from kdpl.data.teacher_cache import TeacherCache, open_features
 from kdpl.errors import ConfigError, DataError
 
 TrainSplit = Literal["labeled", "unlabeled"]
@@ -42,7 +46,7 @@ class DomainDataModule(LightningDataModule):
 
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
     - training, ``unlabeled``: (images, indices), ALL training images, or those of the ``unlabeled`` folder, or a share
-      of them, and no labels anywhere;
+      of them, and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, rows, features);
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
@@ -62,6 +66,10 @@ class DomainDataModule(LightningDataModule):
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
         num_workers: Worker processes of each loader.
+        teacher_cache: Folder with the teacher's features of views of the unlabelled images, for whoever distils; epoch
+            e then sees view e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each
+            image of each epoch.
+        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed in training and written into it.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
 
     Raises:
@@ -83,6 +91,8 @@ class DomainDataModule(LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int = 64,
         num_workers: int = 4,
+        teacher_cache: str | None = None,
+        fill_teacher_cache: bool = False,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -104,7 +114,10 @@ class DomainDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.teacher_cache = teacher_cache
+        self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
+        self._cache: TeacherCache | None = None
 
     @cached_property
     def splits(self) -> Splits:
@@ -156,9 +169,9 @@ class DomainDataModule(LightningDataModule):
         Returns:
             uint8 tensor [n, 3, S, S].
         """
-        sources = self._unlabeled_sources()
-        n = min(n, len(sources))
-        chosen = [sources[i * len(sources) // n] for i in range(n)]
+        sources, indices = self._all_unlabeled_sources(), self._unlabeled_indices()
+        n = min(n, len(indices))
+        chosen = [sources[indices[i * len(indices) // n]] for i in range(n)]
         return torch.stack([to_tensor(resize_and_crop(self.splits.open_image(s), image_size)) for s in chosen])
 
     def setup(self, stage: str = "fit") -> None:
@@ -183,10 +196,86 @@ class DomainDataModule(LightningDataModule):
         if stage == "validate":
             self._evaluation_records("val")
 
+    def open_teacher_cache(
+        self, teacher: str, width: int, views: int | None = None, all_views: bool = False
+    ) -> TeacherCache | None:
+        """Open the cache of the teacher's features, for a trainer's module that distils.
+
+        Args:
+            teacher: Fingerprint of the teacher.
+            width: Width D of its features.
+            views: Views of each image that the cache must have; None: as many as it has, or as there are epochs if it
+                is made now.
+            all_views: Whether all of them are wanted, not only those that the trainer's epochs come to.
+
+        Returns:
+            The cache, which training batches come from then on; None where the settings name none, or nothing is
+            trained.
+
+        Raises:
+            ConfigError: The cache is to be made, and the trainer does not say its epochs.
+            DataError: The cache is missing, damaged, incomplete, of something else, or being filled already.
+        """
+        consumer, trainer, sources = self._consumer(), cast(Trainer, self.trainer), self._all_unlabeled_sources()
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
+        if self.teacher_cache is None or (epochs == 0 and not all_views):
+            return None
+        needed = Manifest.of(
+            teacher=teacher,
+            width=width,
+            dataset=self.dataset,
+            sources=sources,
+            image_size=consumer.image_size,
+            augmentation=self.augmentation,
+            view_seed=self.seed,
+            views=views or epochs or 0,
+        )
+        features = open_features(
+            Path(self.teacher_cache).expanduser(),
+            needed,
+            views,
+            self.fill_teacher_cache,
+            trainer.is_global_zero,
+            trainer.strategy.barrier,
+        )
+        used = features.manifest.views if all_views or epochs is None else min(epochs, features.manifest.views)
+        indices = np.array(self._unlabeled_indices(), dtype=np.int64)
+        self._cache = TeacherCache(features, indices, range(used), self.fill_teacher_cache)
+        return self._cache
+
+    def teardown(self, stage: str) -> None:
+        """Let others fill the cache."""
+        del stage
+        self._unlock_cache()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Let others fill the cache, of which this process may live on."""
+        del exception
+        self._unlock_cache()
+
+    def _unlock_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.features.unlock()
+
+    @property
+    def view_source(self) -> tuple[int, int | None]:
+        """Seed of the views of unlabelled images, and how many an image has; None for one of its own in each epoch."""
+        if self._cache is None:
+            return self.seed, None
+        manifest, epochs = self._cache.features.manifest, cast(Trainer, self.trainer).max_epochs
+        return manifest.view_seed, None if epochs is not None and 0 <= epochs <= manifest.views else manifest.views
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
         module = self._consumer()
         return self.train_dataloader_for(module.train_split, module.image_size, *self._processes())
+
+    def predict_dataloader(self) -> Batches:
+        """Views of unlabelled images as ``CachedView``: the (image index, view) pairs of the module's ``views``."""
+        module: Any = cast(Trainer, self.trainer).lightning_module
+        sampler = ViewSampler(module.views, *self._processes())
+        dataset = self._unlabeled_images(self._consumer().image_size, share=False)
+        return Batches(LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
@@ -210,19 +299,24 @@ class DomainDataModule(LightningDataModule):
             world_size: Number of processes.
 
         Returns:
-            A loader of (uint8 [B, 3, S, S], int64 [B]); the latter are labels or indices. The epoch is set on its
-            ``sampler``.
+            A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` if
+            ``open_teacher_cache`` has opened one. The epoch is set on its ``sampler``.
 
         Raises:
             DataError: If the split has no images, or a class has fewer than ``shots``.
         """
-        view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
-        dataset: LabeledImages | UnlabeledImages
+        dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":
+            view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
             dataset = LabeledImages(self._labeled_records(), view)
         else:
-            dataset = UnlabeledImages(self._unlabeled_sources(), view)
+            dataset = self._unlabeled_images(image_size)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
+        if isinstance(dataset, CachedImages) and dataset.fill and sampler.num_used > len(dataset):
+            raise ConfigError(
+                f"{len(dataset)} unlabelled images do not fill one batch on each of {world_size} processes, which "
+                "cannot fill a teacher cache: fill it with python -m kdpl cache, or lower data.init_args.batch_size"
+            )
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers)
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
@@ -250,14 +344,27 @@ class DomainDataModule(LightningDataModule):
             raise DataError(f"{self.splits.origin} has no labelled training images: add some.")
         return records
 
-    def _unlabeled_sources(self) -> tuple[str, ...]:
+    def _all_unlabeled_sources(self) -> tuple[str, ...]:
         self._require_training_images()
         sources = self.splits.unlabeled
         if sources is None:
             sources = tuple(record.source for record in self.splits.train)
         if not sources:
             raise DataError(f"{self.splits.origin} has no images to distil on: add some.")
-        return share_of(sources, self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else sources
+        return sources
+
+    def _unlabeled_indices(self) -> Sequence[int]:
+        """Which of the unlabelled images are distilled on."""
+        count = len(self._all_unlabeled_sources())
+        return share_of(count, self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else range(count)
+
+    def _unlabeled_images(self, image_size: int, share: bool = True) -> UnlabeledImages | CachedImages:
+        cache, sources = self._cache, self._all_unlabeled_sources()
+        indices = self._unlabeled_indices() if share else range(len(sources))
+        seed = self.seed if cache is None else cache.features.manifest.view_seed
+        view = RandomView(self.splits.open_image, self.augmentation, image_size, seed)
+        images = UnlabeledImages([sources[i] for i in indices], view, indices)
+        return images if cache is None else CachedImages(images, cache.features, cache.fill)
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
         records = self.splits.val if split == "val" else self.splits.test

@@ -35,3 +35,22 @@ class LazyLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # a generator: nothing runs before the first next()
         yield from super().__iter__()
+
+
+class Batches:
+    """A loader's batches, and nothing that Lightning could change.
+
+    For predictions it would make a DataLoader anew, with a sampler and workers of its own.
+
+    Args:
+        loader: The loader.
+    """
+
+    def __init__(self, loader: LazyLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from kdpl.data.randomness import generator
@@ -47,6 +49,29 @@ class TrainSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return self.num_used // self.world_size
+
+
+class ViewSampler(Sampler[tuple[int, int]]):
+    """Views that a cache lacks, as (index, view) pairs: process r of W takes the r-th of W even parts.
+
+    Views of one image follow each other, so that it is decoded once for all of them.
+
+    Args:
+        views: The pairs, int64 [R, 2].
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, views: npt.NDArray[np.int64], rank: int = 0, world_size: int = 1) -> None:
+        order = np.lexsort((views[:, 1], views[:, 0]))
+        self._views = np.array_split(views[order], world_size)[rank]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index, view in self._views:
+            yield int(index), int(view)
+
+    def __len__(self) -> int:
+        return len(self._views)
 
 
 class EvaluationSampler(Sampler[int]):

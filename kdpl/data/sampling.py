@@ -46,16 +46,19 @@ def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Recor
     return [record for record in records if record.label in labels]
 
 
-def share_of(sources: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
-    """Draw a share of unlabelled images, in the order of the list; a smaller share of a seed is within a larger one.
+def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
+    """Draw a share of unlabelled images; a smaller share of a seed is within a larger one.
 
     Args:
-        sources: All of them.
+        num_images: How many there are.
         share: How much of them, above 0 and at most 1; at least one image is drawn.
         seed: Seed of the draw.
+
+    Returns:
+        Their positions in the list of all, rising.
     """
-    order = generator(seed, "share").permutation(len(sources))
-    return tuple(sources[i] for i in sorted(order[: max(1, round(share * len(sources)))]))
+    order = generator(seed, "share").permutation(num_images)
+    return tuple(sorted(order[: max(1, round(share * num_images))].tolist()))
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:

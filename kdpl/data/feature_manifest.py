@@ -1,0 +1,165 @@
+"""What a cache of teacher features is of: its manifest, and whether that is what a run needs."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdpl.data.augmentation import Augmentation
+from kdpl.errors import DataError
+from kdpl.files import atomic_path
+
+FILE = "manifest.json"
+"""Name of the file in a cache's folder."""
+
+ROWS_PER_SHARD = 65_536
+
+_KIND = "teacher features"
+_VERSION = 1
+_REMEDY = "choose another folder as data.init_args.teacher_cache, or remove it"
+
+# what a run must have in common with a cache, and how a person calls it
+_MUST_AGREE = {
+    "teacher": "the teacher",
+    "width": "the width of the features",
+    "dataset": "the dataset",
+    "images": "the number of unlabelled images",
+    "sources": "the digest of the list of unlabelled images",
+    "image_size": "the image size of the student",
+    "augmentation": "the augmentation",
+    "view_parameters": "the parameters of a view",
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the features of a cache were made of, as JSON values.
+
+    Attributes:
+        teacher: Fingerprint of the teacher.
+        width: Width D of its features.
+        dataset: Name of the dataset.
+        images: Number N of its unlabelled images.
+        sources: Digest of their list, wherever the dataset lies.
+        image_size: Edge of a view in pixels.
+        augmentation: Class and settings of the augmentation.
+        view_parameters: Names of the P numbers that define a view.
+        view_seed: Seed that the views were drawn with.
+        views: Number V of views of each image.
+        rows_per_shard: Views a file.
+        made_with: Versions of the libraries that made the views, for information.
+    """
+
+    teacher: str
+    width: int
+    dataset: str
+    images: int
+    sources: str
+    image_size: int
+    augmentation: dict[str, Any]
+    view_parameters: list[str]
+    view_seed: int
+    views: int
+    rows_per_shard: int
+    made_with: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        teacher: str,
+        width: int,
+        dataset: str,
+        sources: Sequence[str],
+        image_size: int,
+        augmentation: Augmentation,
+        view_seed: int,
+        views: int,
+    ) -> "Manifest":
+        """Describe the features of a list of images under an augmentation, with the libraries that are there."""
+        return cls(
+            teacher=teacher,
+            width=width,
+            dataset=dataset,
+            images=len(sources),
+            sources=_digest(sources),
+            image_size=image_size,
+            augmentation=_describe(augmentation),
+            view_parameters=list(augmentation.parameter_names),
+            view_seed=view_seed,
+            views=views,
+            rows_per_shard=ROWS_PER_SHARD,
+            made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a cache's folder, atomically."""
+        fields = {"kind": _KIND, "version": _VERSION, "dtype": "float16", **asdict(self)}
+        with atomic_path(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read the file of a cache's folder.
+
+        Raises:
+            DataError: The folder holds no cache, one of another version, or a damaged manifest.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            raise DataError(f"{folder} is not a cache of teacher features (it has no {FILE}): {_REMEDY}")
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            kind, found = fields.pop("kind"), fields.pop("version")
+            if kind != _KIND:
+                raise ValueError(kind)
+            if found != _VERSION:
+                raise DataError(
+                    f"the teacher cache {folder} has format version {found}, this kdpl reads version {_VERSION}: "
+                    f"{_REMEDY}"
+                )
+            del fields["dtype"]
+            manifest = cls(**fields)
+            if not all(getattr(manifest, name) > 0 for name in ("width", "images", "views", "rows_per_shard")):
+                raise ValueError("sizes")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} is damaged: remove the folder {folder} and fill the cache again") from error
+        return manifest
+
+    def require(self, folder: Path, needed: "Manifest") -> None:
+        """Refuse features that are not those that a run needs.
+
+        Args:
+            folder: Where the cache is, for the message.
+            needed: The manifest that the run would write; seed, views and shards may differ.
+
+        Raises:
+            DataError: Something differs; the first difference is named.
+        """
+        for name, title in _MUST_AGREE.items():
+            theirs, ours = getattr(self, name), getattr(needed, name)
+            if theirs != ours:
+                raise DataError(
+                    f"the teacher cache {folder} is of something else ({title} is {theirs} there and {ours} here): "
+                    f"{_REMEDY}"
+                )
+
+
+def _digest(sources: Sequence[str]) -> str:
+    """Digest a list of images by their paths below the folder that holds them all, so that a dataset may be moved."""
+    base = os.path.commonpath([os.path.dirname(source) for source in sources])  # noqa: PTH120 - any string, not a path
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source[len(base) :].replace(os.sep, "/").lstrip("/").encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _describe(augmentation: Augmentation) -> dict[str, Any]:
+    """Give an augmentation's class and settings as JSON values."""
+    kind = type(augmentation)
+    settings = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings}
