@@ -1,0 +1,182 @@
+"""A distillation step of kdpl beside the published one: the same weights, images, class names and loss."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple, cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from benchmarks.measuring import flops
+from benchmarks.published import PublishedStudent, PublishedTeacher, distillation_loss
+from benchmarks.sizes import CONTEXT, Sizes
+from benchmarks.teacher import RandomTeacher, random_weights_are_meant
+from kdpl import StudentDistillation
+from kdpl.clip import ClipConfig
+from kdpl.clip_identity import RANDOM
+from kdpl.data.datasets import CachedView
+from kdpl.optim import OptimConfig
+from kdpl.prompts.text import prompt_texts
+from kdpl.teacher import PromptConfig
+
+
+class _Domain(NamedTuple):
+    """As much of a datamodule as a setup looks at."""
+
+    class_names: tuple[str, ...]
+    num_base: int | None
+    tuning_class_names: tuple[str, ...]
+
+    def preview(self, n: int, image_size: int) -> Tensor:
+        return torch.zeros(n, 3, image_size, image_size, dtype=torch.uint8)
+
+
+PUBLISHED, KDPL, CACHED = "published", "kdpl", "kdpl, cached teacher"
+
+Loss = Callable[[], Tensor]
+
+
+class Distillation:
+    """All sides of a distillation step.
+
+    Args:
+        sizes: Models and prompts.
+        classes: Number of class names.
+        batch_size: Images a step.
+        device: Where it runs.
+        autocast: The dtype that frozen arithmetic runs in under autocast; None for float32.
+
+    Attributes:
+        losses: For each side what computes its loss on one and the same batch.
+    """
+
+    def __init__(
+        self, sizes: Sizes, classes: int, batch_size: int, device: torch.device, autocast: torch.dtype | None = None
+    ) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.autocast = autocast
+        teacher = RandomTeacher(sizes)
+        clip, names = teacher.clip, sizes.names(classes)
+        self.student = _student(sizes, names, teacher).to(device)
+        for tower in (clip.image_tower, clip.text_tower):
+            tower.to(device)
+        ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
+        prompts = (teacher.vision_prompts.tokens, teacher.text_prompts.context, teacher.text_prompts.deep)
+        self.published_teacher = PublishedTeacher(
+            clip.image_tower.visual,
+            clip.text_tower,
+            clip.logit_scale,
+            ids,
+            *(prompt.detach().to(device) for prompt in prompts),
+        )
+        self.published_student = _as_published(self.student)
+        size = clip.preprocessing.image_size
+        self.images = torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8).to(device)
+        indices = torch.arange(batch_size, device=device)
+        self.batch = (self.images, indices)
+        frozen = self.student.teacher
+        assert frozen is not None  # noqa: S101
+        self.cached_batch = CachedView(self.images, indices, indices, frozen.module.features(self.images).half())
+        self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
+
+    def parameters(self, side: str) -> dict[str, nn.Parameter]:
+        """What a side trains, under names that the sides share."""
+        if side == PUBLISHED:
+            module: nn.Module = self.published_student
+            return dict(module.named_parameters())
+        encoder = self.student.encoder
+        assert encoder is not None and encoder.prompts is not None and encoder.projector is not None  # noqa: S101, PT018
+        projector = {f"projector.{name}": p for name, p in encoder.projector.layers.named_parameters()}
+        return {"prompts": encoder.prompts.tokens, **projector}
+
+    def step(self, side: str) -> Callable[[], None]:
+        """Give what runs one training step of a side: forward, backward and update."""
+        optim = OptimConfig()
+        trained = self.parameters(side).values()
+        optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
+        loss = self.losses[side]
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        return step
+
+    def gradients(self, side: str) -> dict[str, Tensor]:
+        """The loss of a side and its gradients, by name; nothing is updated.
+
+        Without the bias before the batch norm, whose gradient is zero but for rounding.
+        """
+        parameters = {name: p for name, p in self.parameters(side).items() if name != "projector.0.bias"}
+        loss = self.losses[side]()
+        return {"loss": loss.detach(), **gradients(loss, parameters)}
+
+    def flops(self, side: str) -> int:
+        """Count the floating-point operations of a step of a side."""
+        return flops(lambda: self.gradients(side))
+
+    def _kdpl(self) -> Tensor:
+        with self._precision():
+            return self.student.training_step(self.batch, 0)
+
+    def _cached(self) -> Tensor:
+        with self._precision():
+            return self.student.training_step(self.cached_batch, 0)
+
+    def _published(self) -> Tensor:
+        with self._precision():
+            student, teacher = self.student.image_clip.image_tower, self.published_teacher
+            # as its data loader does, once for both towers
+            pixels = student.pixels(self.images)
+            teacher_logits, texts = teacher(pixels)
+            logits = self.published_student(pixels, texts)
+            return distillation_loss(logits, teacher_logits, self.student.kd_weight, self.student.temperature)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients of a loss, by name; the parameters are left without any."""
+    # not torch.autograd.grad: PyTorch cannot count the operations of that
+    loss.backward()
+    taken = {name: cast(Tensor, p.grad) for name, p in parameters.items()}
+    for p in parameters.values():
+        p.grad = None
+    return taken
+
+
+def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest deviation of a tensor, in units of the largest value expected in it."""
+    return max(((actual[name] - tensor).abs().max() / tensor.abs().max()).item() for name, tensor in expected.items())
+
+
+def _student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) -> StudentDistillation:
+    """The LightningModule as a fit has it after its setup."""
+    with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
+        teacher.write_run(Path(folder), names)
+        prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
+        student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
+        trainer = SimpleNamespace(datamodule=_Domain(names, None, names))
+        student.trainer = cast(Trainer, trainer)
+        student.setup("fit")
+    student.trainer = None
+    # what the step logs is the trainer's business, and there is none
+    student.log = lambda *_, **__: None  # type: ignore[method-assign]
+    return student.train()
+
+
+def _as_published(student: StudentDistillation) -> PublishedStudent:
+    """The published student at the same point, over the same frozen tower."""
+    encoder, head = student.encoder, student.head
+    assert encoder is not None and head is not None and encoder.prompts is not None  # noqa: S101, PT018
+    tower, out_dim = encoder.tower.module, head.class_vectors.shape[1]
+    published = PublishedStudent(tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim)
+    assert encoder.projector is not None  # noqa: S101
+    published.projector.load_state_dict(encoder.projector.layers.state_dict())
+    return published

@@ -1,0 +1,130 @@
+"""How time, memory, arithmetic and the machine's speed are measured."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Time several things in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        sides: What is timed, by name.
+        rounds: How often each is run.
+        device: Where they run.
+
+    Returns:
+        The seconds of each round, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            run()
+            _wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median(seconds: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(seconds)
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Count the floating-point operations of matrix products and convolutions, a multiplication and an addition as two.
+
+    Nothing is computed; a gradient that is left behind is an empty shell. Attention is taken apart into plain
+    products: fused kernels are not all counted, and some compute products a second time.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(counter.get_total_flops())
+
+
+def matrix_product(edge: int, device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], int]:
+    """Give a product of two large square matrices, and its floating-point operations: the speed to measure against."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(edge, edge, generator=draw).to(device, dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out), 2 * edge**3
+
+
+def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, int]:
+    """Run something once and look at the most memory that it took; to be called once in a process of its own.
+
+    Args:
+        prepare: Builds what is needed and gives what is to be run.
+        device: Where it runs.
+
+    Returns:
+        ``before`` and ``peak``, in bytes: of the whole process (resident memory), or on a GPU of all tensors.
+    """
+    run = prepare()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return {"before": before, "peak": torch.cuda.max_memory_allocated(device)}
+    with suppress(OSError):  # forget the peak of loading, where the kernel can
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _status("VmRSS")
+    run()
+    return {"before": before, "peak": _status("VmHWM")}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Describe what the measurement runs on, and how busy it is."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _status(key: str) -> int:
+    # not resource.getrusage: a new process begins with the peak of the one that it was started from
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no line {key}")
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

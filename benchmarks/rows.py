@@ -1,0 +1,209 @@
+"""The comparisons: for each what is set beside what, and the bar that the result is meant to reach."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.measuring import alternate, matrix_product, median
+from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
+from benchmarks.settings import Settings
+from benchmarks.texts import Texts
+
+# rounds of what takes minutes
+_FEW_ROUNDS = 2
+
+Sides = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A result.
+
+    Attributes:
+        name: What was compared.
+        value: The result.
+        unit: Its unit; ``x`` for a ratio.
+        at_least: The bar, where more is better.
+        at_most: The bar, where less is better.
+        details: Times, operations and memory of the sides, as JSON values.
+    """
+
+    name: str
+    value: float
+    unit: str = "x"
+    at_least: float | None = None
+    at_most: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """Runs the comparisons under some settings.
+
+    Args:
+        settings: How.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sizes = settings.sizes
+        self.device = settings.torch_device
+
+    @property
+    def groups(self) -> dict[str, Callable[[], list[Row]]]:
+        """The comparisons that can be run alone, by name."""
+        return {
+            "distillation": self.distillation,
+            "student": self.student,
+            "bf16": self.bf16,
+            "many-classes": self.many_classes,
+            "texts": self.texts,
+            "memory": self.memory,
+            "stage-1": self.stage_1,
+        }
+
+    @cached_property
+    def rate(self) -> float:
+        """The machine's speed: floating-point operations a second of a large matrix product."""
+        product, operations = self._product()
+        product()
+        seconds = alternate({"product": product}, 5, self.device)["product"]
+        return operations / median(seconds)
+
+    def distillation(self) -> list[Row]:
+        """A distillation step, all sides, over the common number of classes."""
+        step = self._few
+        expected = step.gradients(PUBLISHED)
+        differences = {side: largest_difference(step.gradients(side), expected) for side in (KDPL, CACHED)}
+        sides = (PUBLISHED, KDPL, CACHED)
+        times = self._times({side: step.step(side) for side in sides}, {side: step.flops(side) for side in sides})
+        name = f"distillation step, {self.sizes.few} classes"
+        return [
+            self._ratio(f"{name}: published / kdpl", times, PUBLISHED, KDPL, at_least=1.7),
+            self._ratio(f"{name}: published / kdpl with cached teacher", times, PUBLISHED, CACHED, at_least=4.5),
+            Row(f"{name}: loss and gradients differ by", differences[KDPL], "", at_most=self._tolerance(1e-4)),
+            Row(f"{name}: the same with the cached features in float16", differences[CACHED], ""),
+        ]
+
+    def many_classes(self) -> list[Row]:
+        """A distillation step over many classes, which is where the text tower weighs most."""
+        step = self._distillation(self.sizes.many)
+        step.step(CACHED)()
+        sides = (PUBLISHED, CACHED)
+        times = self._times(
+            {side: step.step(side) for side in sides},
+            {side: step.flops(side) for side in sides},
+            min(self.settings.repeats, _FEW_ROUNDS),
+        )
+        name = f"distillation step, {self.sizes.many} classes: published / kdpl with cached teacher"
+        return [self._ratio(name, times, PUBLISHED, CACHED, at_least=30)]
+
+    def student(self) -> list[Row]:
+        """The student's step against the time that its arithmetic takes at the speed of a matrix product."""
+        step = self._few
+        operations = step.flops(CACHED)
+        product, product_operations = self._product()
+        sides = {"student": step.step(CACHED), "product": product}
+        for run in sides.values():
+            run()
+        times = self._times(sides, {"student": operations, "product": product_operations}, self.settings.repeats + 2)
+        limit = times["product"]["median_s"] * operations / product_operations
+        return [
+            Row(
+                "student's forward, backward and update / time of a matrix product of as many operations",
+                times["student"]["median_s"] / limit,
+                at_most=self._bar(1.4),
+                details=times,
+            )
+        ]
+
+    def bf16(self) -> list[Row]:
+        """The student's step in float32 and under autocast to bfloat16."""
+        step = self._few
+        run = step.step(CACHED)
+
+        def under(autocast: torch.dtype | None) -> Callable[[], None]:
+            def run_under() -> None:
+                step.autocast = autocast
+                run()
+
+            return run_under
+
+        sides = {"float32": under(None), "bf16-mixed": under(torch.bfloat16)}
+        for run_once in sides.values():
+            run_once()
+        times = self._times(sides, {})
+        return [self._ratio("student's step: float32 / bf16-mixed", times, "float32", "bf16-mixed")]
+
+    def texts(self) -> list[Row]:
+        """Class names through the text tower with learnt prompts, forward and backward."""
+        texts = Texts(self.sizes, self.sizes.few, self.device, self.settings.autocast)
+        difference = largest_difference(texts.forward_and_backward(KDPL), texts.forward_and_backward(PUBLISHED))
+        sides = (PUBLISHED, KDPL)
+        times = self._times({side: texts.runner(side) for side in sides}, {side: texts.flops(side) for side in sides})
+        name = f"text features of {self.sizes.few} classes, forward and backward"
+        return [
+            self._ratio(f"{name}: published / kdpl", times, PUBLISHED, KDPL, at_least=12),
+            Row(f"{name}: features and gradients differ by", difference, "", at_most=self._tolerance(1e-5)),
+        ]
+
+    def memory(self) -> list[Row]:
+        """Peak memory of the text tower's forward and backward, each in a process of its own."""
+        few, many = self.sizes.few, self.sizes.many
+        plain = peak_in_own_process(PUBLISHED_TEXTS, few, self.settings)
+        shared = peak_in_own_process(KDPL_TEXTS, few, self.settings)
+        bounded = peak_in_own_process(KDPL_TEXTS, many, self.settings)
+        return [
+            Row(
+                f"peak memory, text features of {few} classes: kdpl / published",
+                shared["peak"] / plain["peak"],
+                at_most=self._bar(1 / 3),
+                details={PUBLISHED: plain, KDPL: shared},
+            ),
+            Row(
+                f"peak memory, text features: {many} classes / {few} classes",
+                bounded["peak"] / shared["peak"],
+                at_most=self._bar(1.3),
+                details={f"{few} classes": shared, f"{many} classes": bounded},
+            ),
+        ]
+
+    def stage_1(self) -> list[Row]:
+        """Peak memory of a whole step of stage 1."""
+        measured = peak_in_own_process(STAGE_1, self.sizes.many, self.settings)
+        name = f"peak memory, a step of stage 1, {self.sizes.many} classes, batch {self.settings.batch_size}"
+        return [Row(name, measured["peak"] / 1e9, "GB", details=measured)]
+
+    @cached_property
+    def _few(self) -> Distillation:
+        return self._distillation(self.sizes.few)
+
+    def _distillation(self, classes: int) -> Distillation:
+        return Distillation(self.sizes, classes, self.settings.batch_size, self.device, self.settings.autocast)
+
+    def _product(self) -> tuple[Callable[[], object], int]:
+        return matrix_product(self.sizes.product_edge, self.device, self.settings.autocast or torch.float32)
+
+    def _times(self, sides: Sides, operations: Mapping[str, int], rounds: int | None = None) -> dict[str, Any]:
+        """Time sides in turn; seconds, operations and share of the machine's speed of each."""
+        seconds = alternate(sides, rounds or self.settings.repeats, self.device)
+        times: dict[str, Any] = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        for side, count in operations.items():
+            times[side]["flops"] = count
+            times[side]["share_of_matrix_product_rate"] = count / times[side]["median_s"] / self.rate
+        return times
+
+    def _ratio(self, name: str, times: dict[str, Any], above: str, below: str, at_least: float | None = None) -> Row:
+        value = times[above]["median_s"] / times[below]["median_s"]
+        details = {side: times[side] for side in (above, below)}
+        return Row(name, value, at_least=self._bar(at_least), details=details)
+
+    def _bar(self, bar: float | None) -> float | None:
+        return None if self.settings.small else bar
+
+    def _tolerance(self, bar: float) -> float | None:
+        # the sides round differently under autocast
+        return bar if self.settings.autocast is None else None

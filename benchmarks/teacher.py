@@ -1,0 +1,56 @@
+"""A teacher with random weights and untuned prompts, and the run folder that stage 1 would leave of it."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from benchmarks.sizes import CONTEXT, Sizes
+from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import Clip, ClipConfig, load_clip
+from kdpl.clip_identity import RANDOM
+from kdpl.prompts import TextPrompts, VisionPrompts
+from kdpl.prompts.text import encode_names
+from kdpl.prompts.tuned import FILE as PROMPTS_FILE
+from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
+
+
+class RandomTeacher:
+    """A CLIP with prompts in both towers.
+
+    Args:
+        sizes: Which CLIP, and how many prompts.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        torch.manual_seed(0)
+        self.clip = load_random(sizes.teacher)
+        length, depth = sizes.prompt_length, sizes.prompt_depth
+        self.text_prompts = TextPrompts(length, depth, CONTEXT, self.clip.text_tower, self.clip.tokenize)
+        self.vision_prompts = VisionPrompts(length, depth, self.clip.image_tower)
+
+    def write_run(self, folder: Path, names: Sequence[str]) -> None:
+        """Write what stage 2 reads of a teacher, with class vectors of these names."""
+        clip = self.clip
+        tensors = prompt_tensors(self.vision_prompts.tokens, self.text_prompts)
+        tuned = TunedPrompts.of(tensors, clip.identity, clip.logit_scale, CONTEXT, clip.preprocessing)
+        vectors = encode_names(clip.text_tower, clip.tokenize, names, CONTEXT, self.text_prompts)
+        tuned.save(folder / PROMPTS_FILE)
+        ClassVectors.of(tuned, vectors, names, None).save(folder / CLASS_VECTORS_FILE)
+
+
+def load_random(name: str) -> Clip:
+    """Load a CLIP with random weights, the same at every call."""
+    with random_weights_are_meant():
+        return load_clip(ClipConfig(name, RANDOM))
+
+
+@contextmanager
+def random_weights_are_meant() -> Iterator[None]:
+    """Leave out the warning of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*random weights")
+        yield

@@ -1,0 +1,100 @@
+"""The benchmarks on miniatures: both sides compute the same, and every comparison runs."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.measuring import flops
+from benchmarks.run import main
+from benchmarks.sizes import SMALL, register_miniatures
+from benchmarks.texts import Texts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _miniatures():
+    register_miniatures()
+
+
+@pytest.fixture(scope="module")
+def step():
+    return Distillation(SMALL, SMALL.many, 4, CPU)
+
+
+def test_a_published_step_has_the_loss_and_the_gradients_of_kdpl(step):
+    published, kdpl = step.gradients(PUBLISHED), step.gradients(KDPL)
+    assert {"loss", "prompts", "projector.0.weight", "projector.1.bias", "projector.3.weight"} <= set(published)
+    assert largest_difference({"loss": kdpl["loss"]}, {"loss": published["loss"]}) < 1e-5
+    assert largest_difference(kdpl, published) < 1e-4
+
+
+def test_the_published_step_encodes_the_class_names_with_the_teachers_prompts(step, monkeypatch):
+    expected = step.gradients(PUBLISHED)
+    for name in ("context", "deep", "vision_prompts"):
+        with monkeypatch.context() as patch:
+            changed = torch.randn_like(getattr(step.published_teacher, name))
+            patch.setattr(step.published_teacher, name, changed)
+            assert largest_difference(step.gradients(PUBLISHED), expected) > 1e-3
+
+
+def test_a_cached_teacher_differs_by_the_rounding_of_float16(step):
+    published = step.gradients(PUBLISHED)
+    assert 1e-6 < largest_difference(step.gradients(CACHED), published) < 1e-2
+
+
+def test_steps_move_both_sides_to_the_same_place():
+    step = Distillation(SMALL, SMALL.few, 4, CPU)
+    before = {name: p.detach().clone() for name, p in step.parameters(KDPL).items()}
+    for side in (PUBLISHED, KDPL):
+        run = step.step(side)
+        for _ in range(2):
+            run()
+    after = {side: {k: p.detach() for k, p in step.parameters(side).items()} for side in (PUBLISHED, KDPL)}
+    moved = {k: after[PUBLISHED][k] - p for k, p in before.items() if k != "projector.0.bias"}
+    assert all(m.abs().max() > 0 for m in moved.values())
+    assert largest_difference({k: after[KDPL][k] - before[k] for k in moved}, moved) < 1e-3
+
+
+def test_texts_have_the_features_and_gradients_of_kdpl():
+    texts = Texts(SMALL, SMALL.many, CPU)
+    published = texts.forward_and_backward(PUBLISHED)
+    assert set(published) == {"features", "context", "deep"}
+    assert largest_difference(texts.forward_and_backward(KDPL), published) < 1e-5
+
+
+def test_operations_are_counted_by_the_book_and_not_run():
+    x = torch.randn(3, 5, requires_grad=True)
+    weight = torch.randn(7, 5)
+    # forward, and the gradient of x alone
+    assert flops(lambda: torch.nn.functional.linear(x, weight).sum().backward()) == 2 * 2 * 3 * 5 * 7
+    q = torch.randn(2, 4, 6, 8)
+    assert flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (2 * 4) * 6 * 6 * 8
+    huge = torch.zeros(1).expand(10**6, 10**6)
+    assert flops(lambda: huge @ huge) == 2 * 10**18
+
+
+def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    threads = torch.get_num_threads()
+    only = [
+        option for name in ("distillation", "student", "bf16", "many-classes", "texts") for option in ("--only", name)
+    ]
+    assert main(["--small", "--repeats", "1", "--threads", str(threads), "--out", str(out), *only]) == 0
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["machine"]["threads"] == threads
+    assert len(report["machine"]["load_average"]) == 3
+    assert len(report["rows"]) == 9
+    assert all(row["value"] > 0 for row in report["rows"])
+    published = report["rows"][0]["details"]["published"]
+    assert len(published["seconds"]) == 1
+    assert published["flops"] > report["rows"][0]["details"]["kdpl"]["flops"]
+    assert "distillation step" in capsys.readouterr().out
+
+
+def test_an_unknown_comparison_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--only", "everything", "--out", str(tmp_path / "bench.json")])
+    assert "no comparison is called everything: choose from distillation" in capsys.readouterr().err
