@@ -1,10 +1,10 @@
 """Classifier: what is deployed. The student's encoder and class vectors, without teacher, text tower or Lightning."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -15,7 +15,8 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import build_image_tower, image_config
 from kdpl.clip_identity import ClipIdentity, Preprocessing
 from kdpl.data.image import open_image, resize_and_crop, to_tensor
-from kdpl.errors import ArtifactError, reason
+from kdpl.deploy.ahead import cores, guess
+from kdpl.errors import ArtifactError, DataError, reason
 from kdpl.files import atomic_path
 from kdpl.head import CosineHead
 from kdpl.student_encoder import StudentEncoder
@@ -24,6 +25,8 @@ KIND = "kdpl classifier"
 VERSION = 1
 FOLDER = "classifier"
 """Name of the folder in a student's run folder."""
+
+T = TypeVar("T")
 
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
 _REMEDY = "give the classifier folder of a student's run"
@@ -108,9 +111,12 @@ class Classifier(nn.Module):
         )
         return Classifier(self.encoder, extended, self.logit_scale, self.clip)
 
-    @torch.inference_mode()
     def predict(
-        self, images: Iterable[str | Path | Image.Image | Tensor], top_k: int = 1, batch_size: int = 64
+        self,
+        images: Iterable[str | Path | Image.Image | Tensor],
+        top_k: int = 1,
+        batch_size: int = 64,
+        workers: int | None = None,
     ) -> list[list[Prediction]]:
         """Classify images.
 
@@ -118,6 +124,7 @@ class Classifier(nn.Module):
             images: Paths, PIL images, or uint8 tensors [3, H, W], of any size and in any mix.
             top_k: How many guesses for each image, at most the number of classes.
             batch_size: How many images at once; does not change the result beyond rounding.
+            workers: How many threads decode, ahead of the network; None: one for each processor core.
 
         Returns:
             For each image, in order, its guesses, most probable first.
@@ -125,24 +132,52 @@ class Classifier(nn.Module):
         Raises:
             DataError: An image is missing or unreadable.
         """
-        items = list(images)
-        top_k = min(top_k, len(self.class_names))
         rows: list[list[Prediction]] = []
-        for start in range(0, len(items), batch_size):
-            batch = torch.stack([self._prepare(item) for item in items[start : start + batch_size]])
-            top = self(batch.to(self.head.class_vectors.device)).softmax(dim=1).topk(top_k, dim=1)
-            rows += [
-                [Prediction(self.class_names[i], p) for i, p in zip(labels, probabilities, strict=True)]
-                for labels, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            ]
+        for _, guesses in self.answers(images, _open, top_k, batch_size, workers):
+            if isinstance(guesses, DataError):
+                raise guesses
+            rows.append(guesses)
         return rows
 
-    def _prepare(self, image: str | Path | Image.Image | Tensor) -> Tensor:
-        if isinstance(image, Tensor):
-            image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        elif not isinstance(image, Image.Image):
-            image = open_image(str(image))
-        return to_tensor(resize_and_crop(image.convert("RGB"), self.preprocessing.image_size))
+    def answers(
+        self,
+        items: Iterable[T],
+        open_item: Callable[[T], Image.Image],
+        top_k: int = 1,
+        batch_size: int = 64,
+        workers: int | None = None,
+    ) -> Iterator[tuple[T, list[Prediction] | DataError]]:
+        """Classify images as they come, as ``predict`` does, whatever stands for them.
+
+        Args:
+            items: What stands for the images; read lazily.
+            open_item: Gives an item's image, of any size and mode; called in threads.
+            top_k: As in ``predict``.
+            batch_size: As in ``predict``.
+            workers: As in ``predict``.
+
+        Yields:
+            Each item, in order, with its guesses, or with the ``DataError`` that opening it raised.
+        """
+        top_k = min(top_k, len(self.class_names))
+
+        def prepare(item: T) -> Tensor:
+            return to_tensor(resize_and_crop(open_item(item).convert("RGB"), self.preprocessing.image_size))
+
+        @torch.inference_mode()
+        def network(images: Tensor) -> tuple[Tensor, Tensor]:
+            device = self.head.class_vectors.device
+            if device.type == "cuda":
+                images = images.pin_memory()  # so that the copy does not wait for the batch before
+            top = self(images.to(device, non_blocking=True)).softmax(dim=1).topk(top_k, dim=1)
+            return top.values, top.indices
+
+        for item, guesses in guess(items, prepare, network, batch_size, workers or cores()):
+            if isinstance(guesses, DataError):
+                yield item, guesses
+            else:
+                pairs = zip(guesses.labels, guesses.probabilities, strict=True)
+                yield item, [Prediction(self.class_names[label], p) for label, p in pairs]
 
     def save(self, folder: str | Path) -> None:
         """Write the classifier as a folder of safetensors and JSON, whole or not at all."""
@@ -201,6 +236,12 @@ class Classifier(nn.Module):
             raise
         except Exception as error:  # whatever garbled settings make torch, open_clip or kdpl raise
             raise ArtifactError(f"the classifier {folder} is damaged ({reason(error)}): {_REMEDY}") from error
+
+
+def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:
+    if isinstance(image, Tensor):
+        return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    return image if isinstance(image, Image.Image) else open_image(str(image))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

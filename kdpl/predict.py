@@ -1,94 +1,183 @@
-"""``python -m kdpl predict CLASSIFIER IMAGES…``: images in, CSV out."""
+"""``python -m kdpl predict CLASSIFIER IMAGES…``: images in, a table of answers out."""
 
-import csv
+import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
+import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdpl.arguments import Parser, output_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.data.folder import find_images
+from kdpl.deploy.ahead import cores
+from kdpl.deploy.journal import Journal, Row, columns
+from kdpl.deploy.sources import Item, count_items, find_sources, part_of, printable, read_items
+from kdpl.deploy.tables import require_format, write_csv, write_table
 from kdpl.errors import ConfigError, DataError
 from kdpl.files import atomic_path
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Classify images and write ``path,class,probability`` rows in the order given.
+    """Classify images and write one row for each, in the order given.
+
+    An image that cannot be read gets a row with the reason, and is counted on standard error.
 
     Args:
         argv: Arguments after ``predict``.
 
     Returns:
-        0.
+        0, with unreadable images too.
 
     Raises:
-        KdplError: The classifier or an image is missing or damaged.
+        KdplError: The classifier is missing or damaged, an argument does not exist, or settings do not fit.
     """
-    parser = Parser(
-        prog="python -m kdpl predict", description="Classify images with a finished classifier; writes CSV."
-    )
-    parser.add_argument("classifier", help="classifier folder of a student's run")
-    parser.add_argument("images", nargs="+", help="image files, and folders that are searched recursively")
-    parser.add_argument("--out", help="CSV file to write; standard output if not given")
-    parser.add_argument(
-        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
-    )
-    parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, one row each (default 1)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
-    options = parser.parse_args(argv)
-    for name, value in (("--top-k", options.top_k), ("--batch-size", options.batch_size)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, expected 1 or more: give another number")
+    options = _parser().parse_args(argv)
+    for name in ("top_k", "batch_size", "workers"):
+        if getattr(options, name) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is {getattr(options, name)}, expected 1 or more: give another number")
     out = output_file("--out", options.out) if options.out is not None else None
-    paths = _find(options.images)
+    if out is not None:
+        require_format(out)
+    sources = find_sources(options.images, Path(options.list) if options.list is not None else None)
+    sources = part_of(sources, options.part)
     classifier = Classifier.load(options.classifier)
     if options.add_classes is not None:
         classifier = classifier.add_classes(ClassVectors.load(Path(options.add_classes)))
-    starts = range(0, len(paths), options.batch_size)
-    with _open_output(out) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "class", "probability"))
-        console = Console(stderr=True)
-        hidden = not console.is_terminal
-        for start in track(starts, description="classifying", console=console, transient=True, disable=hidden):
-            batch = paths[start : start + options.batch_size]
-            for path, guesses in zip(batch, classifier.predict(batch, options.top_k), strict=True):
-                writer.writerows((path, guess.class_name, f"{guess.probability:.6f}") for guess in guesses)
+    classifier.to(_device(options.device))
+    names = columns(_top_k(classifier, options))
+    if out is None:
+        _print_csv(_rows(classifier, sources, 0, options), names)
+        return 0
+    with Journal(out, _job(classifier, sources, options)) as journal:
+        if journal.finished:
+            print(f"{out} is finished: remove it to classify these images again", file=sys.stderr)
+            return 0
+        if journal.done:
+            print(f"going on after {journal.done} images", file=sys.stderr)
+        rows = _rows(classifier, sources, journal.done, options)
+        while group := list(islice(rows, options.batch_size)):
+            journal.write(group)
+        with atomic_path(out) as temporary:
+            write_table(temporary, journal.rows(), names)
+        journal.path.unlink()
     return 0
 
 
-def _find(images: Sequence[str]) -> list[Path]:
-    paths: list[Path] = []
-    for item in images:
-        path = Path(item)
-        if path.is_dir():
-            found = [Path(file) for file in find_images(path)]
-            if not found:
-                raise DataError(f"folder {path} has no images: give image files or a folder that has some")
-            paths += found
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise DataError(f"image {path} does not exist: give image files or folders")
-    return paths
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m kdpl predict", description="Classify images with a finished classifier: one row for each image."
+    )
+    parser.add_argument("classifier", help="classifier folder of a student's run")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        help="image files, .tar shards, folders that are searched recursively, and patterns such as 'a/**/*.jpg'",
+    )
+    parser.add_argument("--list", metavar="FILE", help="file with one path of an image or shard on each line")
+    parser.add_argument("--part", metavar="I/N", help="classify the I-th of N parts alone, as one of an array of jobs")
+    parser.add_argument(
+        "--out",
+        help="table to write, .csv, .jsonl or .parquet; cut off, the same command goes on; CSV on standard output if "
+        "not given",
+    )
+    parser.add_argument(
+        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
+    )
+    parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, in columns (default 1)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument(
+        "--workers", type=int, default=cores(), help="threads that decode (default: one for each processor core)"
+    )
+    return parser
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _rows(classifier: Classifier, sources: Sequence[str], skip: int, options: Namespace) -> Iterator[Row]:
+    """Classify the images of ``sources`` but the first ``skip``."""
+    items = islice(read_items(sources), skip, None)
+    total = count_items(sources)
+    names = columns(_top_k(classifier, options))
+    with _progress(None if total is None else total - skip) as show:
+        for item, guesses in classifier.answers(
+            items, Item.open, top_k=options.top_k, batch_size=options.batch_size, workers=options.workers
+        ):
+            row: Row = {**dict.fromkeys(names), "path": printable(item.name)}
+            if isinstance(guesses, DataError):
+                row["error"] = str(guesses)
+            else:
+                values = [value for guess in guesses for value in (guess.class_name, round(guess.probability, 6))]
+                row.update(zip(names[1:-1], values, strict=True))
+            show(row)
+            yield row
+
+
+def _top_k(classifier: Classifier, options: Namespace) -> int:
+    return min(int(options.top_k), len(classifier.class_names))
+
+
+def _job(classifier: Classifier, sources: Sequence[str], options: Namespace) -> dict[str, Any]:
+    """Say what determines the answers: the classifier with its added classes, the images, and the columns."""
+    files = [file for file in sorted(Path(options.classifier).iterdir()) if file.suffix in (".json", ".safetensors")]
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [*files, *([Path(options.add_classes)] if options.add_classes is not None else [])]:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "blake2b").digest())
+    images = hashlib.blake2b("\0".join(map(printable, sources)).encode(), digest_size=16)
+    return {"classifier": digest.hexdigest(), "images": images.hexdigest(), "top_k": _top_k(classifier, options)}
 
 
 @contextmanager
-def _open_output(path: Path | None) -> Iterator[TextIO]:
-    if path is None:
-        try:
-            yield sys.stdout
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # whoever read the lines has seen enough, as head does; Python would complain once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        yield file
+def _progress(total: int | None) -> Iterator[Callable[[Row], None]]:
+    """Count rows on standard error: in a bar where somebody looks at it, and in one line at the end."""
+    console = Console(stderr=True)
+    start = time.perf_counter()
+    count = unreadable = 0
+    bar = Progress(
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+    def rate() -> str:
+        return f"{count / max(time.perf_counter() - start, 1e-9):.0f} images/s"
+
+    def show(row: Row) -> None:
+        nonlocal count, unreadable
+        count, unreadable = count + 1, unreadable + (row["error"] is not None)
+        bar.update(task, advance=1, rate=rate())
+
+    with bar:
+        task = bar.add_task("", total=total, rate="")
+        yield show
+    errors = f", {unreadable} of them unreadable" if unreadable else ""
+    print(f"{count} images{errors}, {rate()}", file=sys.stderr)
+
+
+def _print_csv(rows: Iterable[Row], names: Sequence[str]) -> None:
+    try:
+        write_csv(sys.stdout, rows, names)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read the lines has seen enough, as head does; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,7 +37,7 @@ def test_standard_output_is_csv_and_nothing_else_in_the_order_given(classifier, 
     paths = [str(digits / "z.png"), str(digits / "a, with comma.png"), str(digits / "b/1.jpg")]
     assert main(["predict", str(classifier), *paths]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("path,class,probability\n")
+    assert out.startswith("path,class,probability,error\n")
     assert [row["path"] for row in rows(out)] == paths
     assert all(0 < float(row["probability"]) <= 1 for row in rows(out))
 
@@ -58,20 +58,20 @@ def test_folders_are_searched_recursively_for_images_alone(classifier, digits, c
     assert sorted(found[3:]) == ["a, with comma.png", "b/1.jpg", "b/deep/10.PNG", "b/deep/2.png", "z.png"]
 
 
-def test_top_k_gives_that_many_guesses_most_probable_first(classifier, digits, capsys):
+def test_top_k_gives_one_row_an_image_with_that_many_guesses_most_probable_first(classifier, digits, capsys):
     assert main(["predict", str(classifier), str(digits / "b"), "--top-k=3"]) == 0
     answers = rows(capsys.readouterr().out)
-    assert len(answers) == 9
-    for start in range(0, 9, 3):
-        three = answers[start : start + 3]
-        assert len({row["path"] for row in three}) == 1
-        assert len({row["class"] for row in three}) == 3
-        probabilities = [float(row["probability"]) for row in three]
-        assert probabilities == sorted(probabilities, reverse=True)
+    assert len(answers) == len({row["path"] for row in answers}) == 3
+    names = ["path", "class", "probability", "class_2", "probability_2", "class_3", "probability_3", "error"]
+    for row in answers:
+        assert list(row) == names
+        assert len({row["class"], row["class_2"], row["class_3"]}) == 3
+        assert float(row["probability"]) >= float(row["probability_2"]) >= float(row["probability_3"])
     assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=99"]) == 0
-    answers = rows(capsys.readouterr().out)
-    assert len(answers) == 10
-    assert sum(float(row["probability"]) for row in answers) == pytest.approx(1, abs=1e-4)
+    (answer,) = rows(capsys.readouterr().out)
+    probabilities = [float(value) for name, value in answer.items() if name.startswith("probability")]
+    assert len(probabilities) == 10
+    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_file_gets_the_same_lines_and_standard_output_none(classifier, digits, capsys, tmp_path):
@@ -85,10 +85,10 @@ def test_a_file_gets_the_same_lines_and_standard_output_none(classifier, digits,
 def test_a_reader_that_has_seen_enough_is_no_error(classifier, digits):
     code = (
         f"import sys; from kdpl.__main__ import main; "
-        f"sys.exit(main(['predict', {str(classifier)!r}, *[{str(digits)!r}] * 400, '--top-k=10']))"
+        f"sys.exit(main(['predict', {str(classifier)!r}, *[{str(digits)!r}] * 400, '--top-k=1']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "path,class,probability\n"
+    assert process.stdout.readline() == "path,class,probability,error\n"
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert "Traceback" not in process.stderr.read()
@@ -108,11 +108,11 @@ def test_further_classes_are_among_the_answers(classifier, digits, further, caps
     assert main(["predict", str(classifier), str(digits), f"--add-classes={further}", "--top-k=12"]) == 0
     answers = rows(capsys.readouterr().out)
     more = Classifier.load(classifier).add_classes(ClassVectors.load(further))
-    paths = list(dict.fromkeys(row["path"] for row in answers))
-    expected = [guess for guesses in more.predict(paths, top_k=12) for guess in guesses]
-    assert [row["class"] for row in answers] == [guess.class_name for guess in expected]
-    assert {"cross", "circle", "nine"} < {row["class"] for row in answers}
-    assert [float(row["probability"]) for row in answers] == pytest.approx([g.probability for g in expected], abs=2e-6)
+    for row, guesses in zip(answers, more.predict([row["path"] for row in answers], top_k=12), strict=True):
+        values = list(row.values())[1:-1]
+        assert values[::2] == [guess.class_name for guess in guesses]
+        assert [float(p) for p in values[1::2]] == pytest.approx([guess.probability for guess in guesses], abs=2e-6)
+        assert {"cross", "circle", "nine"} < set(values)
 
 
 def fails(capsys, args, *words):
@@ -127,8 +127,8 @@ def fails(capsys, args, *words):
 
 def test_what_is_missing_is_named(classifier, digits, student_run, tmp_path, capsys):
     image = str(digits / "z.png")
-    assert fails(capsys, [], "classifier, images", "--help") == ""
-    assert fails(capsys, [str(classifier)], "images") == ""
+    assert fails(capsys, [], "classifier", "--help") == ""
+    assert fails(capsys, [str(classifier)], "no images") == ""
     assert fails(capsys, [str(tmp_path / "gone"), image], str(tmp_path / "gone"), "classifier") == ""
     assert fails(capsys, [str(student_run), image], str(student_run), "is not a classifier") == ""
     assert fails(capsys, [str(classifier), image, "gone.png"], "gone.png", "does not exist") == ""
@@ -153,14 +153,21 @@ def test_a_folder_is_not_replaced_by_the_answers(classifier, digits, tmp_path, c
     assert (tmp_path / "precious.txt").exists()
 
 
-def test_an_unreadable_image_is_named_and_no_file_is_left(classifier, digits, tmp_path, capsys):
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    fails(
-        capsys,
-        [str(classifier), str(digits / "z.png"), str(tmp_path / "bad.png"), f"--out={tmp_path}/a.csv"],
-        "bad.png",
-    )
-    assert [p.name for p in tmp_path.iterdir()] == ["bad.png"]
+def test_an_unreadable_image_is_a_row_with_the_reason_and_is_counted(classifier, digits, tmp_path, capsys):
+    bad, gone, listed = tmp_path / "bad.png", tmp_path / "gone.png", tmp_path / "list.txt"
+    bad.write_bytes(b"no image")
+    listed.write_text(f"{bad}\n\n{digits / 'z.png'}\n{gone}\n")
+    assert main(["predict", str(classifier), str(digits / "z.png"), f"--list={listed}"]) == 0
+    out, err = capsys.readouterr()
+    good, first, again, second = rows(out)
+    assert [row["path"] for row in (first, second)] == [str(bad), str(gone)]
+    assert first["class"] == first["probability"] == second["class"] == ""
+    assert f"image {bad} cannot be read" in first["error"]
+    assert f"image {gone} does not exist" in second["error"]
+    assert good == again
+    assert good["error"] == ""
+    assert err.startswith("4 images, 2 of them unreadable, ")
+    assert err.count("\n") == 1
 
 
 def test_a_damaged_classifier_is_named(classifier, digits, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Images: opening them, the evaluation transform, and their way into a tensor."""
 
+from io import BytesIO
+
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -7,11 +9,12 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from kdpl.errors import DataError
 
 
-def open_image(path: str) -> Image.Image:
+def open_image(path: str, content: bytes | None = None) -> Image.Image:
     """Open and decode an image file as RGB.
 
     Args:
         path: An image file of any format that Pillow decodes.
+        content: The file's bytes, where they were read already, from within an archive for example.
 
     Returns:
         The decoded RGB image; the file is closed again.
@@ -20,7 +23,7 @@ def open_image(path: str) -> Image.Image:
         DataError: If the file is missing, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else BytesIO(content)) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error

@@ -1,0 +1,91 @@
+import threading
+
+import pytest
+import torch
+
+from kdpl.deploy.ahead import Guesses, guess
+from kdpl.errors import DataError
+
+
+def prepare(item):
+    if item < 0:
+        raise DataError(f"{item} is negative: give another")
+    return torch.full((3, 2, 2), item, dtype=torch.uint8)
+
+
+def network(images):
+    value = images[:, 0, 0, 0].float()
+    return torch.stack([value / 100, value / 200], dim=1), torch.stack([value.long(), value.long() + 1], dim=1)
+
+
+def expected(item):
+    return Guesses([item, item + 1], pytest.approx([item / 100, item / 200]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 4, 23])
+def test_every_item_comes_once_in_order_with_its_own_guesses(batch_size, workers, count):
+    answers = list(guess(iter(range(count)), prepare, network, batch_size, workers))
+    assert [item for item, _ in answers] == list(range(count))
+    assert all(guesses == expected(item) for item, guesses in answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_an_item_that_fails_comes_with_its_error_and_the_others_keep_their_guesses(batch_size):
+    items = [3, -1, 5, -2, -3, -4, 7]
+    answers = list(guess(items, prepare, network, batch_size, 2))
+    assert [item for item, _ in answers] == items
+    for item, guesses in answers:
+        if item < 0:
+            assert str(guesses).startswith(f"{item} is negative")
+        else:
+            assert guesses == expected(item)
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_bad_image():
+    def broken(item):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(guess([1, 2, 3], broken, network, 1, 2))
+
+
+def test_items_are_read_no_further_ahead_than_the_threads_need():
+    read = []
+
+    def items():
+        for i in range(1000):
+            read.append(i)
+            yield i
+
+    answers = guess(items(), prepare, network, 4, 2)
+    next(answers)
+    assert len(read) <= (2 + 3) * 4
+    answers.close()
+    assert len(read) <= (2 + 3) * 4
+
+
+def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch():
+    together, threads = threading.Barrier(2, timeout=30), set()
+
+    def meeting(images):
+        together.wait()  # breaks unless two batches are here at once
+        threads.add(torch.get_num_threads())
+        return network(images)
+
+    before = torch.get_num_threads()
+    assert len(list(guess(range(8), prepare, meeting, 2, 2))) == 8
+    assert threads == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_one_batch_alone_is_left_to_the_threads_of_torch():
+    seen = []
+
+    def spy(images):
+        seen.append(threading.current_thread())
+        return network(images)
+
+    list(guess(range(4), prepare, spy, 4, 2))
+    assert seen == [threading.current_thread()]

@@ -1,0 +1,94 @@
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import rows_of
+
+from kdpl.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def classifier(student_run):
+    return student_run / "classifier"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Sixty pictures, each of another colour, one of them damaged."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(60):
+        Image.new("RGB", (12, 10), (4 * i, 255 - 4 * i, 9 * i % 256)).save(folder / f"{i:02}.png")
+    (folder / "17.png").write_bytes(b"no image")
+    return folder
+
+
+def predict(classifier, pictures, out, *more):
+    return main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
+
+
+def killed_once_it_has(lines, command, partial):
+    """Start the command and kill it at a random time after it has written so many lines."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if partial.exists() and partial.read_bytes().count(b"\n") >= lines:
+            time.sleep(random.uniform(0, 0.2))  # noqa: S311
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_killed_command_goes_on_and_each_image_is_there_once_in_order(classifier, pictures, tmp_path, capsys):
+    out, partial = tmp_path / "answers.csv", tmp_path / "answers.csv.partial"
+    slow = (
+        "import sys, time; from kdpl.deploy import sources; from kdpl.__main__ import main; plain = sources.Item.open; "
+        "sources.Item.open = lambda item: (time.sleep(0.05), plain(item))[1]; sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=2", "--workers=1"]
+    for lines in (4, 20):
+        killed_once_it_has(lines, [sys.executable, "-c", slow, *options], partial)
+        assert not out.exists()
+        assert lines <= partial.read_bytes().count(b"\n") < 60
+    assert main(options) == 0
+    assert "going on after " in capsys.readouterr().err
+    assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
+    resumed, at_once = rows_of(out), rows_of(tmp_path / "at_once.csv")
+    for name in ("path", "class", "error"):
+        assert [row[name] for row in resumed] == [row[name] for row in at_once]
+    assert [Path(row["path"]).stem for row in resumed] == [f"{i:02}" for i in range(60)]
+    assert [row["path"] for row in resumed if row["error"]] == [str(pictures / "17.png")]
+    assert not partial.exists()
+
+
+def test_a_finished_table_says_so_and_stays(classifier, pictures, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    assert predict(classifier, pictures, out) == 0
+    before, changed = out.read_bytes(), out.stat().st_mtime_ns
+    capsys.readouterr()
+    assert predict(classifier, pictures, out, "--batch-size=3") == 0
+    assert f"{out} is finished: remove it" in capsys.readouterr().err
+    assert (out.read_bytes(), out.stat().st_mtime_ns) == (before, changed)
+    assert predict(classifier, pictures, out, "--top-k=2") == 1
+    assert "differ in top_k" in capsys.readouterr().err
+    assert predict(classifier, pictures / "18.png", out) == 1
+    assert "differ in images" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_parts_one_after_another_are_the_whole(ending, classifier, pictures, tmp_path):
+    assert predict(classifier, pictures, tmp_path / f"all.{ending}") == 0
+    parts = [tmp_path / f"{i}.{ending}" for i in (1, 2, 3, 4)]
+    for i, part in enumerate(parts, start=1):
+        assert predict(classifier, pictures, part, f"--part={i}/4", "--batch-size=7") == 0
+    header = ending == "csv"
+    lines = [part.read_text().splitlines()[header:] for part in parts]
+    assert [len(each) for each in lines] == [15] * 4
+    whole = (tmp_path / f"all.{ending}").read_text().splitlines()[header:]
+    assert [line.split(",")[:2] for part in lines for line in part] == [line.split(",")[:2] for line in whole]
