@@ -106,7 +106,9 @@ class _CacheCLI(KdplCLI):
         try:
             trainer.predict(module, datamodule=self.datamodule, return_predictions=False)
         finally:
-            module.progress.stop()
+            # stopping what was never shown would leave an empty line
+            if module.progress.live.is_started:
+                module.progress.stop()
 
 
 class FeatureFilling(LightningModule):

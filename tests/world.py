@@ -157,6 +157,7 @@ class TinyDomain(LightningDataModule):
 def quiet_trainer(folder, max_epochs=1, **options):
     """A trainer on the CPU that prints and logs nothing and writes into ``folder``."""
     quiet = {
+        "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -164,7 +165,7 @@ def quiet_trainer(folder, max_epochs=1, **options):
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
     }
-    return Trainer(accelerator="cpu", devices=1, max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
+    return Trainer(accelerator="cpu", max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
 
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
