@@ -18,7 +18,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table test lint typecheck format clean
+.PHONY: help quickstart table bench test lint typecheck format clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
@@ -30,6 +30,10 @@ quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwri
 table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
 	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table
 	@$(VENV_PYTHON) -m kdpl table runs/table
+
+# sets its threads itself, whatever OMP_NUM_THREADS says: all cores, for both sides of a comparison
+bench: $(WITH_DEV) ## measure speed and memory beside the published procedure, into runs/bench.json
+	@$(VENV_PYTHON) -m benchmarks.run --out runs/bench.json
 
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
@@ -61,6 +64,7 @@ class Bench:
             "bf16": self.bf16,
             "many-classes": self.many_classes,
             "texts": self.texts,
+            "cache": self.cache,
             "memory": self.memory,
             "stage-1": self.stage_1,
         }
@@ -148,6 +152,35 @@ class Bench:
         return [
             self._ratio(f"{name}: published / kdpl", times, PUBLISHED, KDPL, at_least=12),
             Row(f"{name}: features and gradients differ by", difference, "", at_most=self._tolerance(1e-5)),
+        ]
+
+    def cache(self) -> list[Row]:
+        """Filling and reading the cache of teacher features, and its size."""
+        with TemporaryDirectory() as folder:
+            filling = Filling(self.settings, Path(folder))
+            seconds: dict[str, list[float]] = {"fill": [], "teacher": []}
+            filling.encode()
+            for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+                seconds["fill"].append(filling.fill())
+                seconds["teacher"] += alternate({"teacher": filling.encode}, 1, self.device)["teacher"]
+            width = filling.width
+        with TemporaryDirectory() as folder:
+            reading = Reading(self.settings, Path(folder), width)
+            seconds["read"] = alternate({"read": reading.read}, self.settings.repeats, self.device)["read"]
+            size = reading.bytes_per_view()
+        times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        images = self.sizes.read_images
+        rate = images / median(seconds["read"])
+        filled = {side: times[side] for side in ("fill", "teacher")}
+        return [
+            Row(
+                f"cache, filling with {self.sizes.fill_images} views / the teacher alone on as many",
+                median(seconds["fill"]) / median(seconds["teacher"]),
+                at_most=self._bar(1.1),
+                details=filled,
+            ),
+            Row("cache, reading", rate, "images/s", at_least=self._bar(2000), details={"read": times["read"]}),
+            Row("cache, on the disk for each view", size / 1000, "KB", at_most=self._bar(1.6)),
         ]
 
     def memory(self) -> list[Row]:

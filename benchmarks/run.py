@@ -15,6 +15,7 @@ from benchmarks.measuring import machine
 from benchmarks.rows import Bench, Row
 from benchmarks.settings import add_options, settings_of
 from kdpl.files import atomic_path
+from kdpl.terminal import tame_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     settings = settings_of(options)
     settings.prepare()
+    tame_output()
     bench = Bench(settings)
     unknown = sorted(set(options.only or ()) - set(bench.groups))
     if unknown:
@@ -67,7 +69,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _value(row: Row) -> str:
-    number = f"{row.value:.1e}" if row.unit == "" else f"{row.value:.3g}"
+    number = f"{row.value:.1e}" if row.unit == "" else f"{row.value:.3g}" if row.value < 1000 else f"{row.value:,.0f}"
     return f"{number} {row.unit}".strip()
 
 

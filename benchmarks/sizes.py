@@ -40,7 +40,7 @@ class Sizes:
         return IMAGENET_CLASS_NAMES[:classes]
 
 
-FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 32, 20_000)
+FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000)
 SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200)
 
 

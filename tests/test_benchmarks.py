@@ -1,13 +1,19 @@
 """The benchmarks on miniatures: both sides compute the same, and every comparison runs."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from benchmarks.caching import Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.measuring import flops
+from benchmarks.memory import STAGE_1, peak_in_own_process
 from benchmarks.run import main
+from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.texts import Texts
 
@@ -79,19 +85,42 @@ def test_operations_are_counted_by_the_book_and_not_run():
 def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
-    only = [
-        option for name in ("distillation", "student", "bf16", "many-classes", "texts") for option in ("--only", name)
-    ]
+    only = [f"--only={name}" for name in ("distillation", "student", "bf16", "many-classes", "texts", "cache")]
     assert main(["--small", "--repeats", "1", "--threads", str(threads), "--out", str(out), *only]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["machine"]["threads"] == threads
     assert len(report["machine"]["load_average"]) == 3
-    assert len(report["rows"]) == 9
+    assert len(report["rows"]) == 12
     assert all(row["value"] > 0 for row in report["rows"])
     published = report["rows"][0]["details"]["published"]
     assert len(published["seconds"]) == 1
     assert published["flops"] > report["rows"][0]["details"]["kdpl"]["flops"]
     assert "distillation step" in capsys.readouterr().out
+
+
+def test_memory_is_that_of_a_process_of_its_own():
+    hog = torch.ones(10**8)
+    settings = Settings(small=True, device="cpu", precision="32-true", batch_size=2, repeats=1, threads=1)
+    measured = peak_in_own_process(STAGE_1, SMALL.few, settings)
+    assert 1e8 < measured["before"] <= measured["peak"] < 1.5e9
+    assert measured["peak"] < _own_memory() - 4 * len(hog) / 2
+
+
+def _own_memory():
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_reading_a_cache_measures_whole_rows(tmp_path):
+    settings = Settings(small=True, device="cpu", precision="32-true", batch_size=8, repeats=1, threads=1)
+    reading = Reading(settings, tmp_path, width=768)
+    batch = next(iter(DataLoader(reading.dataset, 8, sampler=[(i, 0) for i in range(8)])))
+    assert batch.feature.shape == (8, 768)
+    assert batch.feature.dtype == torch.float16
+    assert not batch.feature.isnan().any()
+    assert batch.image.numel() == 0
+    # five numbers of a view, a checksum, and the feature
+    assert 5 * 8 + 4 + 768 * 2 <= reading.bytes_per_view() < 1700
 
 
 def test_an_unknown_comparison_is_named(tmp_path, capsys):
