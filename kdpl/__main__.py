@@ -18,6 +18,7 @@ usage: python -m kdpl COMMAND …
   class-vectors  class vectors of other class names, from a teacher that is tuned already
   benchmark      run what is missing of a campaign over datasets, seeds and variants
   table          make the tables of a campaign, beside published figures
+  report         what was trained and how well, in one HTML file
   data           get a dataset of the benchmark, or see that a dataset is whole
   import         take a teacher or student that PromptKD's authors published over into a run's folder
 
@@ -77,6 +78,12 @@ def _table(args: Sequence[str]) -> int:
     return table(args[1:])
 
 
+def _report(args: Sequence[str]) -> int:
+    from kdpl.report.command import report
+
+    return report(args[1:])
+
+
 def _import(args: Sequence[str]) -> int:
     from kdpl.published.command import import_
 
@@ -93,6 +100,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "class-vectors": _class_vectors,
     "benchmark": _benchmark,
     "table": _table,
+    "report": _report,
     "data": _data,
     "import": _import,
 }

@@ -1,7 +1,6 @@
 """``python -m kdpl class-vectors``: class vectors of other class names, from a teacher that is tuned already."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,20 +98,10 @@ def _names_of_data(files: Sequence[str], settings: Sequence[str]) -> tuple[tuple
         if not isinstance(section, dict):
             raise ConfigError(f"data in config {file} is {section!r}, expected a section of settings: correct it")
 
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningDataModule
-
+    from kdpl.data_section import build_data
     from kdpl.domain import Domain
-    from kdpl.parse_errors import in_one_sentence
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
-    # a config of a whole run has other sections too, which this parser does not know: it gets the data section alone
-    configs = [f"--config={json.dumps({'data': section})}" for section in sections]
-    with in_one_sentence():
-        data = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
+    data = build_data(sections, settings)
     if not isinstance(data, Domain):
         raise ConfigError(
             f"{type(data).__name__} does not say its class names: give the config of a DomainDataModule as --config"

@@ -18,6 +18,7 @@ from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import check_fits, in_own_process, run_step
+from kdpl.report import FILE as REPORT_FILE
 
 ORDER_FILE = "run.json"
 SUMMARY_FILE = "results.json"
@@ -45,7 +46,7 @@ class Step:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Do stage 1, freeze, stage 2, tests and classifier; go on where it was cut; say so if all is done.
+    """Do stage 1, freeze, stage 2, tests, classifier and report; go on where it was cut; say so if all is done.
 
     Args:
         argv: Arguments after ``run``.
@@ -82,15 +83,18 @@ def run(argv: Sequence[str]) -> int:
             return code
         if not step.result.exists():
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
-    _report(console, out, nothing_done=not open_steps)
-    return 0
+    code = 0
+    if open_steps or not (out / REPORT_FILE).is_file():
+        code = in_own_process(run_step, ["report", str(out)])
+    _summarize(console, out, nothing_done=not open_steps)
+    return code
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="python -m kdpl run",
         allow_abbrev=False,
-        description="Tune a teacher, freeze its class vectors, distil a student, test both, write the classifier.",
+        description="Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.",
         epilog="Any other option, such as --data.init_args.shots 4, is passed on to both stages.",
     )
     parser.add_argument("--config", action="append", default=[], help="config for both stages: data, trainer, logger")
@@ -177,7 +181,7 @@ def _require_same_orders(out: Path, orders: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _report(console: Console, out: Path, nothing_done: bool) -> None:
+def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
     rows = {
         "teacher's CLIP, zero-shot": out / "zero_shot" / "teacher",
         "teacher, tuned": out / "teacher",
@@ -207,6 +211,7 @@ def _report(console: Console, out: Path, nothing_done: bool) -> None:
     console.print(table)
     console.print(f"[bold]classifier[/bold]  {out / 'student' / _CLASSIFIER}")
     console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
+    console.print(f"[bold]report[/bold]      {out / REPORT_FILE}")
     for picture in sorted(out.glob("*/figures/*.png")):
         console.print(f"[bold]picture[/bold]     {picture}")
     console.print(f"use it: python -m kdpl predict {out / 'student' / _CLASSIFIER} IMAGES…", soft_wrap=True)

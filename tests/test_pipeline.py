@@ -87,7 +87,7 @@ def test_the_folder_holds_all_of_the_run_and_nothing_half_written(whole_run):
     for stage in ("teacher", "student"):
         for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "test.json", "figures/confusion.png"):
             assert f"{stage}/{name}" in files
-    assert "student/figures/test_images.png" in files
+    assert {"student/figures/test_images.png", "report.html"} <= files
     assert not [name for name in files if "/." in name or name.startswith(".")]
 
 

@@ -5,22 +5,25 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from kdpl.logit_sketch import LogitSketch
 from kdpl.predictions import Answer, write_answers
 
 
 class TestAnswers(Callback):
-    """Writes each test image's answer and the accuracies once the test has ended, from one process."""
+    """Writes each test image's answer, a sketch of its logits and the accuracies after a test, from one process."""
 
     __test__ = False  # the name is not that of a test
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float]] = []
+        self._sketches: list[LogitSketch] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         del trainer, pl_module
-        self._rows = []
+        self._rows, self._sketches = [], []
 
     def on_test_batch_end(
         self,
@@ -31,22 +34,29 @@ class TestAnswers(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep index, label, answer and its probability of each image."""
+        """Keep index, label, answer and its probability of each image, and the sketch of its logits."""
         del trainer, pl_module, batch, batch_idx, dataloader_idx
         top = outputs["logits"].softmax(dim=1).max(dim=1)
         columns = (outputs["indices"], outputs["labels"], top.indices, top.values)
         self._rows += zip(*(c.tolist() for c in columns), strict=True)
+        self._sketches.append(LogitSketch.of(outputs["logits"].cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write."""
         del pl_module
         rows = _gather(self._rows, trainer.world_size)
+        values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.test_records
             answers = [Answer(i, records[i].source, names[y], names[p], q) for i, y, p, q in rows]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-            write_answers(Path(trainer.default_root_dir), answers, metrics)
+            if values:
+                order = torch.tensor([row[0] for row in rows]).argsort()
+                LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
+            # last, since the accuracies stand for a finished test
+            write_answers(folder, answers, metrics)
 
 
 def _gather(rows: list[Any], processes: int) -> list[Any]:

@@ -9,6 +9,7 @@ from world import quiet_trainer
 
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.data.splits import Record
+from kdpl.logit_sketch import LogitSketch
 from kdpl.predictions import read_answers, read_results
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]])
@@ -72,3 +73,13 @@ def test_a_real_test_answers_each_image_once_and_its_accuracy_can_be_counted(stu
     assert Counter(a.index for a in answers) == Counter(range(899))
     results = json.loads((student_run / "test.json").read_text())
     assert results["test/acc"] == pytest.approx(sum(a.label == a.prediction for a in answers) / 899, rel=1e-6)
+
+
+def test_the_sketch_of_the_logits_is_in_the_order_of_the_images(tested):
+    expected = LOGITS.sort(dim=1, descending=True).values - LOGITS.amax(dim=1, keepdim=True)
+    assert torch.equal(LogitSketch.load(tested).values, expected.half())
+
+
+def test_the_sketch_of_a_real_test_gives_the_confidences_of_its_answers(student_run):
+    confidences = [a.probability for a in read_answers(student_run)]
+    assert LogitSketch.load(student_run).confidences().tolist() == pytest.approx(confidences, abs=2e-3)

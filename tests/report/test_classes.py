@@ -1,0 +1,42 @@
+import pytest
+
+from kdpl.predictions import Answer
+from kdpl.report.classes import class_rows, confusion_matrix, largest_confusions
+
+NAMES = ("a", "b", "c", "unseen")
+LABELS = "aaaabbbcc"
+
+
+def answers(predictions):
+    return [Answer(i, f"{i}.png", y, p, 0.5) for i, (y, p) in enumerate(zip(LABELS, predictions, strict=True))]
+
+
+TEACHER, STUDENT = answers("aaaabbbca"), answers("aabcbbacc")
+
+
+def test_rows_count_each_class_and_begin_with_what_the_student_lost_most():
+    rows = class_rows(NAMES, TEACHER, STUDENT)
+    assert [(r.number, r.name, r.images, r.teacher, r.student) for r in rows] == [
+        (0, "a", 4, 1.0, 0.5),
+        (1, "b", 3, 1.0, pytest.approx(2 / 3)),
+        (2, "c", 2, 0.5, 1.0),
+    ]
+    assert [r.difference for r in rows] == pytest.approx([-0.5, -1 / 3, 0.5])
+
+
+def test_rows_of_one_model_begin_with_its_worst_class():
+    worst = class_rows(NAMES, TEACHER, None)[0]
+    assert (worst.name, worst.teacher, worst.student, worst.difference) == ("c", 0.5, None, None)
+    assert [r.name for r in class_rows(NAMES, None, STUDENT)] == ["a", "b", "c"]
+
+
+def test_the_matrix_has_true_classes_as_rows():
+    assert confusion_matrix(NAMES, STUDENT) == [[2, 1, 1, 0], [1, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+
+
+def test_the_largest_confusions_come_first_and_right_answers_not_at_all():
+    found = largest_confusions(answers("abbcbbacc"), 2)
+    assert [(c.label, c.prediction, c.images, c.share) for c in found] == [
+        ("a", "b", 2, 0.5),
+        ("a", "c", 1, 0.25),
+    ]

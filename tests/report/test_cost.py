@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+from world import CONFIGS
+
+from kdpl.report.cost import Encoder, count_flops, device_name, measure
+
+
+def by_hand(config, tokens):
+    """Operations of a CLIP vision transformer for one image: two for each multiplication and its addition."""
+    vision = config["vision_cfg"]
+    width, patches = vision["width"], (vision["image_size"] // vision["patch_size"]) ** 2
+    embedding = patches * 3 * vision["patch_size"] ** 2 * width
+    # queries, keys, values and output; the attention's two products; the MLP of four times the width
+    block = tokens * 4 * width**2 + 2 * tokens**2 * width + tokens * 8 * width**2
+    # in the last block nothing but the class token leaves, so that it alone asks
+    last = (1 + 2 * tokens + 1) * width**2 + 2 * tokens * width + 8 * width**2
+    projection = width * config["embed_dim"]
+    return 2 * (embedding + (vision["layers"] - 1) * block + last + projection)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_operations_are_those_counted_by_hand(images, clip_of):
+    tower = clip_of("test-student").image_tower
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    assert count_flops(tower, pixels) == images * by_hand(CONFIGS["test-student"], tokens=5)
+
+
+def test_counting_leaves_the_fast_path_as_it_was(clip_of):
+    before = torch.backends.mha.get_fastpath_enabled()
+    count_flops(clip_of("test-student").image_tower, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_a_parameter_in_two_modules_counts_once():
+    inner = nn.Linear(3, 4)
+    assert Encoder(inner, [nn.Sequential(inner, nn.ReLU()), inner], 8).parameters == 16
+
+
+def test_encoders_take_turns_and_the_slower_one_is_slower():
+    calls = []
+
+    class Work(nn.Module):
+        def __init__(self, name, times):
+            super().__init__()
+            self.name, self.times = name, times
+
+        def forward(self, images):
+            del images
+            calls.append(self.name)
+            x = torch.ones(100, 100)
+            for _ in range(self.times):
+                x = x @ x / 100
+            return x
+
+    costs = measure({n: Encoder(Work(n, t), [], 8) for n, t in (("a", 400), ("b", 4))}, torch.device("cpu"))
+    assert costs["b"].images_per_s > 5 * costs["a"].images_per_s
+    assert costs["a"].flops == 400 * 2 * 100**3
+    assert (costs["a"].batch_size, costs["a"].image_size) == (8, 8)
+    # first a batch of each to warm up, last the count
+    assert calls[2:8] == ["a", "b"] * 3
+
+
+def test_without_encoders_there_is_nothing_to_measure():
+    assert measure({}, torch.device("cpu")) == {}
+
+
+def test_the_device_is_named_with_its_threads():
+    assert f"{torch.get_num_threads()} thread" in device_name(torch.device("cpu"))

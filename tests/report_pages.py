@@ -1,0 +1,99 @@
+"""Reports for tests: of a run that is put together from short fits, and their HTML as a parser sees it."""
+
+import csv
+import json
+import shutil
+from html.parser import HTMLParser
+
+import yaml
+
+from kdpl.__main__ import main
+
+HOSTILE = (
+    "<script>document.documentElement.dataset.broken = 'yes'</script>",
+    '"><img src=x onerror="document.documentElement.dataset.broken=\'yes\'">',
+    "' onmouseover='alert(1)",
+    "two\nlines\r\nand\ta tab",
+    "long " * 2000,
+    "</style></title><h1>five</h1>",
+    "right to left \u202e and \x07 bell",
+    "&amp; {{ 7 * 7 }} {% raw %}",
+    "javascript:alert(1)",
+    "𝕹𝖎𝖓𝖊 " + "é" * 100,
+)
+"""Class names that would break a page which does not escape them."""
+
+
+def put_together(folder, teacher_run, student_run):
+    """Copy two stages into a run's folder, with the stages' own tests as those of their CLIPs."""
+    for stage in (teacher_run, student_run):
+        shutil.copytree(stage, folder / stage.name)
+        shutil.copytree(stage, folder / "zero_shot" / stage.name, ignore=shutil.ignore_patterns("c*"))
+    config = folder / "student" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["teacher"] = str(folder / "teacher")
+    config.write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def rename_classes(folder, old, new):
+    """Give the classes in a run's answers and in its classifier other names."""
+    names = dict(zip(old, new, strict=True))
+    for file in folder.rglob("test_predictions.csv"):
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        with file.open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.DictWriter(lines, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(
+                {**row, "label": names[row["label"]], "prediction": names[row["prediction"]]} for row in rows
+            )
+    file = folder / "student/classifier/classifier.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["class_vectors"]["class_names"] = list(new)
+    file.write_text(json.dumps(config), encoding="utf-8")
+
+
+def make(folder, *more):
+    """Make a report and give its HTML."""
+    assert main(["report", str(folder), *more]) == 0
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """A page's elements with their attributes, and the text of each section by its id.
+
+    Args:
+        html: The page.
+    """
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements = []
+        self.open = []
+        self.texts = {}
+        self.section = "header"
+        self.feed(html)
+        assert self.open == [], "an element is not closed"
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if tag == "h2":
+            self.section = attributes["id"]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts[self.section] = " ".join([self.texts.get(self.section, ""), *data.split()])
+
+    def of(self, tag):
+        """The attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
