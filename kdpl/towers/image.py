@@ -1,12 +1,15 @@
 """A CLIP's image tower: of any architecture to be encoded with, a vision transformer to be prompted as well."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip_identity import Preprocessing
 from kdpl.errors import ConfigError
+from kdpl.towers.block import run_block, run_first_token
 from kdpl.towers.frozen import FrozenTower
 
 
@@ -49,6 +52,8 @@ class ImageTower(FrozenTower):
 class PromptableImageTower(ImageTower):
     """A CLIP vision transformer that pools by its class token."""
 
+    _compiles = False
+
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer's residual blocks, first to last."""
@@ -71,14 +76,13 @@ class PromptableImageTower(ImageTower):
         """
         visual = self.visual
         patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         return tokens
 
     def compile_parts(self) -> None:
         """Compile the blocks, in place: all have one graph, so that the first one's serves for them all."""
-        for block in self.blocks:
-            block.compile()
+        self._compiles = True
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
         """Run a block on tokens [B, L, W].
@@ -86,12 +90,10 @@ class PromptableImageTower(ImageTower):
         Returns:
             Its tokens [B, L, W]; of the last block the class token alone, [B, 1, W]: nothing else leaves the tower.
         """
-        block: Any = self.blocks[layer]
-        if layer < len(self.blocks) - 1:
-            return cast(Tensor, block(tokens))
-        normed = block.ln_1(tokens)
-        token = tokens[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
-        return cast(Tensor, token + block.ls_2(block.mlp(block.ln_2(token))))
+        block = self.blocks[layer]
+        if layer == len(self.blocks) - 1:
+            return run_first_token(block, tokens)
+        return _compiled()(block, tokens) if self._compiles else run_block(block, tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
         """Apply ``ln_pre``, which stands before the first block, to tokens [B, L, W]."""
@@ -109,6 +111,11 @@ class PromptableImageTower(ImageTower):
         for layer in range(len(self.blocks)):
             tokens = self.run_block(layer, tokens)
         return self.project(tokens)
+
+
+@cache
+def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
+    return torch.compile(run_block)
 
 
 def promptable(tower: ImageTower) -> PromptableImageTower:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from kdpl.towers.block import project_in, project_out
 from kdpl.towers.frozen import FrozenTower
 
 # classes whose activations are kept at a time; more are recomputed part by part in the backward pass
@@ -136,10 +137,10 @@ class TextTower(FrozenTower):
             if deep is not None and 0 < layer <= len(deep):
                 prompts = deep[layer - 1].to(x.dtype)[None]
                 x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
-            q, k, v = _project_in(block, block.ln_1(x))
+            q, k, v = project_in(block, block.ln_1(x))
             layers.append((k, v))
             if layer < last:  # what follows the last keys and values reaches nobody
-                x = _project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+                x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return layers
 
     def _rest(self, ids: Tensor, shared: list[_KeysValues]) -> Tensor:
@@ -150,27 +151,10 @@ class TextTower(FrozenTower):
         mask = torch.cat([own.new_ones(length, before), own], dim=1)
         last = len(self.blocks) - 1
         for layer, (block, (shared_k, shared_v)) in enumerate(zip(self._blocks(), shared, strict=True)):
-            q, k, v = _project_in(block, block.ln_1(x))
+            q, k, v = project_in(block, block.ln_1(x))
             k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], dim=2) for s, t in ((shared_k, k), (shared_v, v)))
             if layer == last:  # the end of text alone leaves the tower
                 x, q, mask = x[:, -1:], q[:, :, -1:], mask[-1:]
-            x = _project_out(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+            x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
         features: Tensor = self.ln_final(x[:, -1]) @ self.text_projection
         return features
-
-
-def _project_in(block: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
-    """Queries, keys and values [B, heads, L, W / heads] of normed tokens [B, L, W]."""
-    attention = block.attn
-    projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-    texts, length, _ = normed.shape
-    q, k, v = (t.view(texts, length, attention.num_heads, -1).transpose(1, 2) for t in projected.chunk(3, dim=-1))
-    return q, k, v
-
-
-def _project_out(block: Any, x: Tensor, attended: Tensor) -> Tensor:  # noqa: ANN401
-    """The block's output [B, L, W] from its input and what its heads attended to [B, heads, L, W / heads]."""
-    merged = attended.transpose(1, 2).flatten(-2)
-    x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
-    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return output

@@ -34,16 +34,20 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
         assert relative_error(prompts.tokens.grad[layer], tokens.grad[layer]) < 1e-5
 
 
-def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images):
+def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images, monkeypatch):
     tower = clip_of("test-teacher").image_tower
     prompts = noisy_prompts(tower, 4, 2, size=5.0)
     entered, left = [], []
 
-    hooks = [b.ln_1.register_forward_hook(lambda _, tokens, __: entered.append(tokens[0])) for b in tower.blocks]
-    hooks += [b.register_forward_hook(lambda _, __, tokens: left.append(tokens)) for b in tower.blocks]
+    run_block = tower.run_block
+
+    def watched(layer, tokens):
+        entered.append(tokens)
+        left.append(run_block(layer, tokens))
+        return left[-1]
+
+    monkeypatch.setattr(tower, "run_block", watched)
     prompts(tower, images)
-    for hook in hooks:
-        hook.remove()
     patches = (32 // 8) ** 2
     assert [x.shape for x in entered] == [(3, 1 + patches + 4, 48)] * 3
     assert torch.equal(entered[0][:, -4:], tower.visual.ln_pre(prompts.tokens[0]).expand(3, -1, -1))

@@ -29,10 +29,21 @@ def test_the_last_block_gives_the_class_token_that_the_whole_block_would(clip_of
     tower = clip_of("test-teacher").image_tower
     tokens = tower.norm(tower.embed(images))
     last = len(tower.blocks) - 1
-    assert tower.run_block(0, tokens).shape == tokens.shape
     alone = tower.run_block(last, tokens)
     assert alone.shape == (3, 1, 48)
     assert relative_error(alone, tower.blocks[last](tokens)[:, :1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", world.CLIPS)
+def test_a_block_gives_the_tokens_and_gradients_that_open_clips_own_forward_gives(name, clip_of, images):
+    tower = clip_of(name).image_tower
+    ours, theirs = (tower.norm(tower.embed(images)).detach().requires_grad_() for _ in range(2))
+    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
+    tokens, expected = tower.run_block(0, ours), tower.blocks[0](theirs)
+    (tokens * direction).sum().backward()
+    (expected * direction).sum().backward()
+    assert relative_error(tokens, expected) < 1e-6
+    assert relative_error(ours.grad, theirs.grad) < 1e-6
 
 
 def test_both_towers_stay_in_evaluation_mode_and_ask_for_no_gradient():

@@ -1,0 +1,48 @@
+"""A residual attention block of open_clip's, run on its weights in fewer passes over memory.
+
+``nn.MultiheadAttention`` copies its projections before it attends, and copies their gradients on the way back, which
+takes a quarter of a small tower's training step. The results are the same.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def run_block(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
+    """Run a block on tokens [B, L, W], each of which attends to all."""
+    q, k, v = project_in(block, block.ln_1(tokens))
+    return project_out(block, tokens, F.scaled_dot_product_attention(q, k, v))
+
+
+def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
+    """Run a block on tokens [B, L, W] and give the first one alone, [B, 1, W]."""
+    normed = block.ln_1(tokens)
+    attention, width = block.attn, tokens.shape[2]
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    q = _heads(F.linear(normed[:, :1], weight[:width], bias[:width]), attention.num_heads)
+    k, v = (_heads(t, attention.num_heads) for t in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1))
+    return project_out(block, tokens[:, :1], F.scaled_dot_product_attention(q, k, v))
+
+
+def project_in(block: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    """Queries, keys and values [B, heads, L, W / heads] of normed tokens [B, L, W]."""
+    attention = block.attn
+    projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = (_heads(t, attention.num_heads) for t in projected.chunk(3, dim=-1))
+    return q, k, v
+
+
+def project_out(block: Any, x: Tensor, attended: Tensor) -> Tensor:  # noqa: ANN401
+    """The block's output [B, L, W] from its input and what its heads attended to [B, heads, L, W / heads]."""
+    merged = attended.transpose(1, 2).flatten(-2)
+    x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
+    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return output
+
+
+def _heads(projected: Tensor, num_heads: int) -> Tensor:
+    """Split [B, L, W] into [B, heads, L, W / heads]."""
+    batch, length, width = projected.shape
+    return projected.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
