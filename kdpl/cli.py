@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -32,6 +33,7 @@ COMMANDS = ("fit", "validate", "test")
 # a run may go on with other values of these: they say where and how it is computed or shown, not what
 _MAY_CHANGE = (
     "out",
+    "checkpoint_every",
     "ckpt_path",
     "weights_only",
     "data.init_args.eval_batch_size",
@@ -103,6 +105,12 @@ class KdplCLI(LightningCLI):
         parser.add_argument(
             "--out", type=str | None, default=None, help="the run's folder: everything of the run goes there"
         )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=PositiveInt | None,
+            default=None,
+            help="steps between checkpoints within an epoch, besides the one at its end; for long epochs",
+        )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -165,6 +173,8 @@ class KdplCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
+            if self._given.checkpoint_every is not None:
+                callbacks.append(RunCheckpoint(self._given.checkpoint_every))
         self.trainer_defaults["callbacks"] = callbacks
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]

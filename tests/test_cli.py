@@ -306,6 +306,29 @@ def test_a_student_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert [file.name for file in (out / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_cut_within_an_epoch_goes_on_with_the_next_batch(workers, tmp_path, capsys, monkeypatch, teacher_run):
+    options = ["--trainer.limit_train_batches=1.0", f"--data.init_args.num_workers={workers}", "--checkpoint_every=3"]
+    assert fit_student(tmp_path / "whole", teacher_run, *options) == 0
+    original = Throughput.on_train_batch_end
+
+    def cut(self, trainer, *args):
+        if trainer.global_step == 18:
+            raise RuntimeError("cut")
+        return original(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            fit_student(tmp_path / "cut", teacher_run, *options)
+    last = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (1, 15), "700 images in batches of 64 are 10 steps an epoch"
+    assert fit_student(tmp_path / "cut", teacher_run, *options) == 0
+    assert "going on from" in capsys.readouterr().err
+    weights = "classifier/model.safetensors"
+    assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
 def test_a_second_fit_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()

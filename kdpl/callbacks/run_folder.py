@@ -58,11 +58,20 @@ class RunConfig(SaveConfigCallback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the last epoch's checkpoint in the run's folder, and until the run ends the one before as well."""
+    """Keeps the last checkpoint in the run's folder, and until the run ends the one before as well.
 
-    def __init__(self) -> None:
-        name = Path(LAST).stem
-        super().__init__(filename=name, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+    Args:
+        every_n_steps: Steps between checkpoints; None: one at the end of each epoch.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__(
+            filename=Path(LAST).stem,
+            save_top_k=1,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=every_n_steps is None,
+        )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where, now that the folder is known."""

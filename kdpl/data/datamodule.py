@@ -317,7 +317,7 @@ class DomainDataModule(LightningDataModule):
                 f"{len(dataset)} unlabelled images do not fill one batch on each of {world_size} processes, which "
                 "cannot fill a teacher cache: fill it with python -m kdpl cache, or lower data.init_args.batch_size"
             )
-        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers)
+        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
@@ -401,6 +401,10 @@ class DomainDataModule(LightningDataModule):
                 f"train_split of {type(module).__name__} is {consumer.train_split!r}: expected labeled or unlabeled."
             )
         return consumer
+
+    def _batches_done(self) -> int:
+        """Batches of the current epoch that a run which is resumed has had already."""
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

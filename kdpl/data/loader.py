@@ -1,26 +1,36 @@
 """The loader of all splits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdpl.data.sampler import TrainSampler
 
 
 class LazyLoader(DataLoader[Any]):
     """A DataLoader whose workers begin when the first batch is asked for, not when the iteration is set up.
 
     After a resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that had begun by
-    then would load the images of epoch 0.
+    then would load the images of epoch 0. A run that was cut within an epoch goes on with the batch that was next.
 
     Args:
         dataset: What to load from.
         sampler: Which items, in which order.
         batch_size: Items a batch; the last batch is kept, however short.
         num_workers: Worker processes, which stay from epoch to epoch; 0 loads in this process.
+        batches_done: Says, when an iteration begins, how many batches of its epoch there were before a cut.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: Sampler[Any], batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[Any],
+        batch_size: int,
+        num_workers: int,
+        batches_done: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(
             dataset,
             batch_size,
@@ -32,9 +42,20 @@ class LazyLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
 
+        self._batches_done = batches_done
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # a generator: nothing runs before the first next()
+        if isinstance(self.sampler, TrainSampler):
+            self.sampler.start = self._batches_done() * (self.batch_size or 1)
         yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the trainer's own progress says where an epoch was cut. Tells Lightning that it can be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing, as above."""
 
 
 class Batches:

@@ -25,6 +25,9 @@ class TrainSampler(Sampler[tuple[int, int]]):
         seed: Seed of the run.
         rank: This process.
         world_size: Number of processes.
+
+    Attributes:
+        start: How many images of this process the next iteration leaves out, those that a cut epoch has had.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -33,6 +36,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.start = 0
         global_batch = batch_size * world_size
         full = num_images // global_batch * global_batch
         # one short batch: rounded up to a multiple of the number of processes
@@ -44,7 +48,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = generator(self.seed, "order", epoch=self.epoch).permutation(self.num_images).tolist()
-        for position in range(self.rank, self.num_used, self.world_size):
+        for position in range(self.rank + self.start * self.world_size, self.num_used, self.world_size):
             yield order[position % self.num_images], self.epoch
 
     def __len__(self) -> int:

@@ -32,6 +32,15 @@ def test_epoch_covers_all_but_the_short_last_batch_once(world_size):
     assert len(seen) == len(set(seen)) == 50 // (4 * world_size) * 4 * world_size
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_iteration_may_leave_out_what_a_cut_epoch_has_had(world_size):
+    for rank in range(world_size):
+        sampler = TrainSampler(50, 4, 1, rank, world_size)
+        whole = indices(sampler)
+        sampler.start = 8
+        assert indices(sampler) == whole[8:]
+
+
 def test_global_batches_do_not_depend_on_the_number_of_processes():
     alone = merged(50, 12, 1)
     assert merged(50, 6, 2) == alone
