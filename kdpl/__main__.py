@@ -15,6 +15,7 @@ usage: python -m kdpl COMMAND …
   test           accuracies, answers and pictures of a run on the test split
   predict        classify images with a finished classifier
   cache          the teacher's image features of all views, computed once for any number of students
+  export         write a finished classifier as ONNX or a torch.export program, and check it
   class-vectors  class vectors of other class names, from a teacher that is tuned already
   benchmark      run what is missing of a campaign over datasets, seeds and variants
   table          make the tables of a campaign, beside published figures
@@ -52,6 +53,12 @@ def _cache(args: Sequence[str]) -> int:
     from kdpl.cache_command import cache
 
     return cache(args[1:])
+
+
+def _export(args: Sequence[str]) -> int:
+    from kdpl.export.command import export
+
+    return export(args[1:])
 
 
 def _class_vectors(args: Sequence[str]) -> int:
@@ -97,6 +104,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": _fit_validate_test,
     "predict": _predict,
     "cache": _cache,
+    "export": _export,
     "class-vectors": _class_vectors,
     "benchmark": _benchmark,
     "table": _table,

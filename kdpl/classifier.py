@@ -162,7 +162,7 @@ class Classifier(nn.Module):
         top_k = min(top_k, len(self.class_names))
 
         def prepare(item: T) -> Tensor:
-            return to_tensor(resize_and_crop(open_item(item).convert("RGB"), self.preprocessing.image_size))
+            return self.prepare(open_item(item))
 
         @torch.inference_mode()
         def network(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,6 +178,10 @@ class Classifier(nn.Module):
             else:
                 pairs = zip(guesses.labels, guesses.probabilities, strict=True)
                 yield item, [Prediction(self.class_names[label], p) for label, p in pairs]
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
+        return to_tensor(resize_and_crop(image.convert("RGB"), self.preprocessing.image_size))
 
     def save(self, folder: str | Path) -> None:
         """Write the classifier as a folder of safetensors and JSON, whole or not at all."""

@@ -10,6 +10,7 @@ import world
 from PIL import Image
 from plain import PlainProjector, normalized, relative_error
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
@@ -57,17 +58,29 @@ def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, cl
     assert relative_error(Classifier.load(tmp_path / "c")(images), expected) < 1e-5
 
 
-def test_logits_are_those_of_the_student_that_it_was_made_of(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("test-student", {}),
+        ("test-student", {"fine_tune": True}),
+        ("test-student", {"text_features": "student"}),
+        ("test-resnet", {"vision_prompts": PromptConfig(2, 0)}),
+        ("test-timm", {"vision_prompts": PromptConfig(2, 0), "fine_tune": True}),
+    ],
+    ids=["prompts and projector", "fine-tuned", "no projector", "ResNet", "timm"],
+)
+def test_logits_are_those_of_the_student_that_it_was_made_of(model, settings, tmp_path):
     world.write_teacher(tmp_path)
-    config = ClipConfig("test-student", world.TAG)
-    student = StudentDistillation(config, str(tmp_path), vision_prompts=PromptConfig(2, 3))
+    config = ClipConfig(model, world.TAG)
+    student = StudentDistillation(config, str(tmp_path), **{"vision_prompts": PromptConfig(2, 3), **settings})
     domain = world.TinyDomain(num_base=3)
     world.quiet_trainer(tmp_path, 2).fit(student, datamodule=domain)
     student.eval()
-    expected = student.class_logits(domain.test_images)
+    images = resize(domain.test_images, [student.preprocessing.image_size] * 2)
+    expected = student.class_logits(images)
     loaded = Classifier.load(tmp_path / "classifier")
-    assert relative_error(loaded(domain.test_images), expected) < 1e-5
-    assert relative_error(student.classifier()(domain.test_images), expected) < 1e-5
+    assert relative_error(loaded(images), expected) < 1e-5
+    assert relative_error(student.classifier()(images), expected) < 1e-5
     assert loaded.class_names == world.NAMES
     assert loaded.clip == student.clip
     assert loaded.preprocessing == student.preprocessing

@@ -102,10 +102,10 @@ def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tens
     depth, length, _ = tokens.shape
     x = tower.embed(images)
     prompts = tokens.to(x.dtype)
-    x = tower.norm(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
+    x = tower.norm(torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1))
     for layer in range(len(tower.blocks)):
         if 0 < layer < depth:
-            x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         x = tower.run_block(layer, x)
     return tower.project(x)
 
