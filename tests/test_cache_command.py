@@ -99,6 +99,11 @@ def test_other_views_than_it_has_are_refused(filled, teacher_run, capsys):
     one_line(capsys, str(filled), "has 2 views of each image, 3 are asked for", "--views")
 
 
+def test_all_views_are_filled_however_few_epochs_there_are(tmp_path, teacher_run, capsys):
+    assert fill(teacher_run, tmp_path / "cache", "--views=3", "--data.init_args.unlabeled_share=0.1") == 0
+    assert "complete, 700 images, 3 views of each, 210 features computed" in capsys.readouterr().err
+
+
 def test_the_progress_bar_shows_images_a_second(tmp_path, teacher_run, capsys):
     assert fill(teacher_run, tmp_path / "cache", "--views=1", "--trainer.enable_progress_bar=true") == 0
     err = capsys.readouterr().err

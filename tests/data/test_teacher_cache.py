@@ -120,6 +120,15 @@ def test_another_seed_shuffles_otherwise_and_sees_the_same_views(folder):
     assert views(first) == views(other)
 
 
+def test_views_are_drawn_with_the_seed_of_the_cache_whoever_fills_it(folder):
+    fit(folder, fill_teacher_cache=True)
+    whole = (folder / "cache/shard-00000.bin").read_bytes()
+    other = {"teacher_cache": str(folder / "other"), "fill_teacher_cache": True}
+    fit(folder, epochs=1, module=Distiller(views=3), **other)
+    assert fit(folder, seed=7, **other).cache.num_missing == 20
+    assert (folder / "other/shard-00000.bin").read_bytes() == whole
+
+
 def test_stored_parameters_are_replayed_whatever_the_generator_would_draw(folder, monkeypatch):
     seen = fit(folder, fill_teacher_cache=True).seen
     monkeypatch.setattr(RandomResizedCrop, "parameters", None)
