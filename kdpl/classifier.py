@@ -29,6 +29,9 @@ FOLDER = "classifier"
 T = TypeVar("T")
 
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
+FILES = (_CONFIG, _WEIGHTS)
+"""What the folder holds."""
+
 _REMEDY = "give the classifier folder of a student's run"
 
 
@@ -207,6 +210,54 @@ class Classifier(nn.Module):
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / _WEIGHTS)
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
+    def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
+        """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
+        from kdpl.hub import save_pretrained
+
+        save_pretrained(self, Path(folder), Path(run) if run is not None else None)
+
+    def push_to_hub(
+        self, repo_id: str, run: str | Path | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the classifier and its model card to the Hugging Face hub.
+
+        Args:
+            repo_id: ``owner/name``; made if it does not exist.
+            run: Folder of the student's run, for the card: data, protocol and, where it was tested, accuracies.
+            private: Whether a repository that is made is private; None: as its owner has it.
+            token: The hub's token; None: the one that ``hf auth login`` stored.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
+        """
+        from kdpl.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, Path(run) if run is not None else None, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
+    ) -> "Classifier":
+        """Read a classifier from the Hugging Face hub, or from a folder.
+
+        Args:
+            name: ``owner/name`` on the hub, or a folder.
+            revision: A commit, branch or tag on the hub.
+            token: As in ``push_to_hub``.
+            cache_dir: Where downloads are kept; None: the hub's own folder.
+
+        Raises:
+            ArtifactError: It cannot be had, or is damaged.
+        """
+        if Path(name).is_dir():
+            return cls.load(name)
+        from kdpl.hub import from_pretrained
+
+        return from_pretrained(str(name), revision=revision, token=token, cache_dir=cache_dir)
+
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
         """Read a classifier's folder; needs no teacher, no Lightning and no network.
@@ -215,7 +266,7 @@ class Classifier(nn.Module):
             ArtifactError: The folder is missing, damaged or of an unknown version.
         """
         folder = Path(folder)
-        for name in (_CONFIG, _WEIGHTS):
+        for name in FILES:
             if not (folder / name).is_file():
                 raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {_REMEDY}")
         try:
