@@ -76,7 +76,9 @@ _CASES: dict[str, Callable[[Settings, int], Callable[[], object]]] = {
 
 def main() -> None:
     """Print the peak memory of a case as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description="Print the peak memory of one thing as JSON."
+    )
     parser.add_argument("case", choices=list(_CASES))
     parser.add_argument("classes", type=int)
     add_options(parser)

@@ -126,4 +126,4 @@ def test_reading_a_cache_measures_whole_rows(tmp_path):
 def test_an_unknown_comparison_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--only", "everything", "--out", str(tmp_path / "bench.json")])
-    assert "no comparison is called everything: choose from distillation" in capsys.readouterr().err
+    assert "invalid choice: 'everything' (choose from" in capsys.readouterr().err
