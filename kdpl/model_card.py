@@ -118,9 +118,9 @@ def _making(classifier: Classifier) -> str:
 def _licence(classifier: Classifier) -> str:
     return (
         f"The image encoder holds the weights of {_clip(classifier.clip)}, and the class vectors were computed with "
-        f"{_clip(classifier.vectors.clip)}: both stay under the licence of those who published them, and OpenAI's model "
-        "card advises against use without tests of one's own. kdpl itself is under the MIT licence. Whether the images "
-        "that it was distilled on restrict its use is for whoever publishes it to say."
+        f"{_clip(classifier.vectors.clip)}: both stay under the licence of those who published them, and OpenAI's "
+        "model card advises against use without tests of one's own. kdpl itself is under the MIT licence. Whether the "
+        "images that it was distilled on restrict its use is for whoever publishes it to say."
     )
 
 
