@@ -30,8 +30,8 @@ class Axis:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """About four round values within the axis: pixel and text."""
-        step = _round_step((self.high - self.low) / 4)
+        """Two to seven round values within the axis: pixel and text."""
+        step = _round_step((self.high - self.low) / 6)
         first = -floor(-self.low / step + 1e-9)
         last = floor(self.high / step + 1e-9)
         digits = max(0, -floor(log10(step)))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ Encode = Callable[[Tensor], Tensor]
 
 # few enough for a large teacher on two cores, enough to keep a GPU busy
 _BATCH_SIZES = {"cpu": 8, "cuda": 64}
-_SECONDS, _MIN_BATCHES, _PATIENCE = 1.0, 3, 20.0
+_SECONDS, _MIN_BATCHES, _PATIENCE = 2.0, 3, 20.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Cost:
     Attributes:
         parameters: Numbers in it, prompts and projector included.
         flops: Floating-point operations for one image; a multiplication and its addition are two.
-        images_per_s: Median over some batches.
+        images_per_s: Of the fastest of some batches, which other programs disturbed least.
         batch_size: Images a batch.
         image_size: Edge of the images in pixels.
     """
@@ -107,7 +106,7 @@ def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, C
         name: Cost(
             encoder.parameters,
             count_flops(encoder.encode, images[name][:1]),
-            batch_size / median(times[name]),
+            batch_size / min(times[name]),
             batch_size,
             encoder.image_size,
         )

@@ -10,7 +10,7 @@ from kdpl.errors import ArtifactError, DataError
 from kdpl.predictions import Answer
 from kdpl.report.run_folder import Run
 
-MAX_IMAGES = 36
+MAX_IMAGES = 30
 _EDGE = 112
 
 
