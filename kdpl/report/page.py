@@ -16,7 +16,7 @@ from kdpl import __version__
 from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import FOLDER as CLASSIFIER_FOLDER
-from kdpl.errors import ArtifactError, KdplError
+from kdpl.errors import ArtifactError, KdplError, reason
 from kdpl.frozen_teacher import load_teacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies
@@ -94,6 +94,9 @@ def _section(make: Callable[[Run], Any], run: Run) -> Section:
         return Section(make(run), None)
     except (KdplError, OSError) as error:
         return Section(None, str(error))
+    except torch.OutOfMemoryError as error:
+        # others may be using the GPU, and a run that is done does not fail for that
+        return Section(None, f"the GPU has too little memory to spare ({reason(error)}): make the report again later")
 
 
 def shorten(name: str, length: int = _NAME_LENGTH) -> str:

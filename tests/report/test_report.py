@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from report_pages import HOSTILE, Page, make, put_together, rename_classes
 from runs import DATA, SHORT, TEACHER, configs, files_of
@@ -264,6 +265,16 @@ def test_an_image_that_is_gone_is_left_out(run, monkeypatch, page):
     changed = Page(make(run))
     assert [a["alt"] for a in changed.of("img")] == [a["alt"] for a in page.of("img")][1:]
     assert f"image {source} does not exist" in changed.texts["disagreement"]
+
+
+def test_a_gpu_without_memory_to_spare_leaves_all_but_the_costs(run, monkeypatch):
+    def measure(encoders, where):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("kdpl.report.page.measure", measure)
+    page = Page(make(run))
+    assert "too little memory to spare (CUDA out of memory)" in page.texts["cost"]
+    assert len([a for _, a in page.elements if a.get("class") == "gap"]) == 1
 
 
 def test_other_test_images_than_were_tested_are_not_shown(run, monkeypatch):
