@@ -3,9 +3,12 @@ import io
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -136,9 +139,52 @@ def test_what_is_missing_is_named(classifier, digits, student_run, tmp_path, cap
     assert fails(capsys, [str(classifier), str(tmp_path / "empty")], "empty", "no images") == ""
 
 
-@pytest.mark.parametrize("option", ["--top-k=0", "--batch-size=0", "--top-k=x"])
+@pytest.mark.parametrize("option", ["--top-k=0", "--batch-size=0", "--workers=0", "--top-k=x", "--part=3/2"])
 def test_numbers_that_cannot_be_are_named(option, classifier, digits, capsys):
     assert fails(capsys, [str(classifier), str(digits), option], option.partition("=")[0]) == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(classifier, digits, capsys):
+    assert fails(capsys, [str(classifier), str(digits), "--device=cuda"], "--device cuda", "no GPU") == ""
+
+
+def test_an_ending_that_is_no_format_is_refused_before_anything_is_done(classifier, digits, tmp_path, capsys):
+    fails(
+        capsys, [str(classifier), str(digits), f"--out={tmp_path}/a.xlsx"], "a.xlsx has an unknown ending", ".parquet"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parquet_file_has_the_rows_of_the_csv(classifier, digits, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for ending in ("csv", "parquet"):
+        arguments = [str(classifier), str(digits), str(tmp_path / "bad.png"), "--top-k=2"]
+        assert main(["predict", *arguments, f"--out={tmp_path}/a.{ending}"]) == 0
+    table = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    expected = rows((tmp_path / "a.csv").read_text())
+    assert [list(row) for row in table] == [list(row) for row in expected]
+    for row, wanted in zip(table, expected, strict=True):
+        assert (row["path"], row["class_2"] or "", row["error"] or "") == (
+            wanted["path"],
+            wanted["class_2"],
+            wanted["error"],
+        )
+        assert row["probability_2"] is None or f"{row['probability_2']:.6f}" == wanted["probability_2"]
+
+
+def test_an_image_in_a_shard_gets_the_answer_of_the_file(classifier, digits, tmp_path, capsys):
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(digits, arcname="in")
+    assert main(["predict", str(classifier), str(tmp_path / "s.tar")]) == 0
+    answers = {row["path"].removeprefix(f"{tmp_path}/s.tar/in/"): row for row in rows(capsys.readouterr().out)}
+    assert main(["predict", str(classifier), str(digits)]) == 0
+    expected = rows(capsys.readouterr().out)
+    assert len(answers) == len(expected) == 5
+    for row in expected:
+        answer = answers[str(Path(row["path"]).relative_to(digits))]
+        assert answer["class"] == row["class"]
+        assert float(answer["probability"]) == pytest.approx(float(row["probability"]), abs=2e-6)
 
 
 def test_further_classes_that_do_not_fit_are_one_sentence(classifier, digits, teacher_run, tmp_path, capsys):
