@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,30 +12,17 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
+from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
 from kdpl.data.datasets import CachedImages, EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.feature_manifest import Manifest
-from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.loader import Batches, LazyLoader
 from kdpl.data.registry import check_dataset, read_dataset
 from kdpl.data.sampler import EvaluationSampler, TrainSampler, ViewSampler
-from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
+from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
 from kdpl.data.teacher_cache import TeacherCache, open_features
+from kdpl.data.unlabeled import Unlabeled, require_training_images
 from kdpl.errors import ConfigError, DataError
-
-TrainSplit = Literal["labeled", "unlabeled"]
-
-
-class DataConsumer(Protocol):
-    """What a LightningModule tells the datamodule.
-
-    Attributes:
-        train_split: The split that it trains on.
-        image_size: Edge in pixels of the square images that it takes.
-    """
-
-    train_split: TrainSplit
-    image_size: int
 
 
 class DomainDataModule(LightningDataModule):
@@ -135,6 +122,10 @@ class DomainDataModule(LightningDataModule):
         return splits
 
     @property
+    def _unlabeled(self) -> Unlabeled:
+        return Unlabeled(self.splits, self.unlabeled_share, self.seed)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes, by label."""
         return self.splits.class_names
@@ -169,10 +160,7 @@ class DomainDataModule(LightningDataModule):
         Returns:
             uint8 tensor [n, 3, S, S].
         """
-        sources, indices = self._all_unlabeled_sources(), self._unlabeled_indices()
-        n = min(n, len(indices))
-        chosen = [sources[indices[i * len(indices) // n]] for i in range(n)]
-        return torch.stack([to_tensor(resize_and_crop(self.splits.open_image(s), image_size)) for s in chosen])
+        return self._unlabeled.preview(n, image_size)
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it.
@@ -184,11 +172,11 @@ class DomainDataModule(LightningDataModule):
         _ = self.splits  # reads the dataset
         if self.trainer is None:
             return
-        self._refuse_second_sharding()
+        refuse_second_sharding(self.trainer)
         # here rather than with the first batch: nothing has been written yet
         trains = stage == "fit" and self.trainer.max_epochs != 0
         if trains:
-            self._require_training_images()
+            require_training_images(self.splits)
         if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
             self._labeled_records()
         if stage == "test":
@@ -216,7 +204,7 @@ class DomainDataModule(LightningDataModule):
             ConfigError: The cache is to be made, and the trainer does not say its epochs.
             DataError: The cache is missing, damaged, incomplete, of something else, or being filled already.
         """
-        consumer, trainer, sources = self._consumer(), cast(Trainer, self.trainer), self._all_unlabeled_sources()
+        consumer, trainer = consumer_of(self.trainer), cast(Trainer, self.trainer)
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
         if self.teacher_cache is None or (epochs == 0 and not all_views):
             return None
@@ -224,7 +212,7 @@ class DomainDataModule(LightningDataModule):
             teacher=teacher,
             width=width,
             dataset=self.dataset,
-            sources=sources,
+            sources=self._unlabeled.sources,
             image_size=consumer.image_size,
             augmentation=self.augmentation,
             view_seed=self.seed,
@@ -239,7 +227,7 @@ class DomainDataModule(LightningDataModule):
             trainer.strategy.barrier,
         )
         used = features.manifest.views if all_views or epochs is None else min(epochs, features.manifest.views)
-        indices = np.array(self._unlabeled_indices(), dtype=np.int64)
+        indices = np.array(self._unlabeled.indices, dtype=np.int64)
         self._cache = TeacherCache(features, indices, range(used), self.fill_teacher_cache)
         return self._cache
 
@@ -267,25 +255,26 @@ class DomainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        module = self._consumer()
+        module = consumer_of(self.trainer)
         return self.train_dataloader_for(module.train_split, module.image_size, *self._processes())
 
     def predict_dataloader(self) -> Batches:
         """Views of unlabelled images as ``CachedView``: the (image index, view) pairs of the module's ``views``."""
         module: Any = cast(Trainer, self.trainer).lightning_module
         sampler = ViewSampler(module.views, *self._processes())
-        dataset = self._unlabeled_images(self._consumer().image_size, share=False)
+        size = consumer_of(self.trainer).image_size
+        dataset = self._unlabeled.images(self.augmentation, size, self._cache, all_of_them=True)
         return Batches(LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         if not self.splits.val:
             return []
-        return self.val_dataloader_for(self._consumer().image_size, *self._processes())
+        return self.val_dataloader_for(consumer_of(self.trainer).image_size, *self._processes())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.test_dataloader_for(self._consumer().image_size, *self._processes())
+        return self.test_dataloader_for(consumer_of(self.trainer).image_size, *self._processes())
 
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
@@ -310,7 +299,7 @@ class DomainDataModule(LightningDataModule):
             view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
             dataset = LabeledImages(self._labeled_records(), view)
         else:
-            dataset = self._unlabeled_images(image_size)
+            dataset = self._unlabeled.images(self.augmentation, image_size, self._cache)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
         if isinstance(dataset, CachedImages) and dataset.fill and sampler.num_used > len(dataset):
             raise ConfigError(
@@ -327,14 +316,8 @@ class DomainDataModule(LightningDataModule):
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
         return self._evaluation_loader("test", image_size, rank, world_size)
 
-    def _require_training_images(self) -> None:
-        if self.splits.test_only:
-            raise DataError(
-                f"{self.splits.origin} is for tests alone: train on another dataset, then test on this one."
-            )
-
     def _labeled_records(self) -> list[Record]:
-        self._require_training_images()
+        require_training_images(self.splits)
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         records = few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)[0]
         records = with_labels(records, range(len(self.tuning_class_names)))
@@ -343,28 +326,6 @@ class DomainDataModule(LightningDataModule):
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some.")
         return records
-
-    def _all_unlabeled_sources(self) -> tuple[str, ...]:
-        self._require_training_images()
-        sources = self.splits.unlabeled
-        if sources is None:
-            sources = tuple(record.source for record in self.splits.train)
-        if not sources:
-            raise DataError(f"{self.splits.origin} has no images to distil on: add some.")
-        return sources
-
-    def _unlabeled_indices(self) -> Sequence[int]:
-        """Which of the unlabelled images are distilled on."""
-        count = len(self._all_unlabeled_sources())
-        return share_of(count, self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else range(count)
-
-    def _unlabeled_images(self, image_size: int, share: bool = True) -> UnlabeledImages | CachedImages:
-        cache, sources = self._cache, self._all_unlabeled_sources()
-        indices = self._unlabeled_indices() if share else range(len(sources))
-        seed = self.seed if cache is None else cache.features.manifest.view_seed
-        view = RandomView(self.splits.open_image, self.augmentation, image_size, seed)
-        images = UnlabeledImages([sources[i] for i in indices], view, indices)
-        return images if cache is None else CachedImages(images, cache.features, cache.fill)
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
         records = self.splits.val if split == "val" else self.splits.test
@@ -387,35 +348,12 @@ class DomainDataModule(LightningDataModule):
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
-    def _consumer(self) -> DataConsumer:
-        module = self.trainer.lightning_module if self.trainer else None
-        for name, expected in (("train_split", "labeled or unlabeled"), ("image_size", "the edge of its images")):
-            if not hasattr(module, name):
-                raise ConfigError(
-                    f"{type(module).__name__} has no {name}: the datamodule expects a LightningModule with "
-                    f"{name}, {expected}."
-                )
-        consumer = cast(DataConsumer, module)
-        if consumer.train_split not in get_args(TrainSplit):
-            raise ConfigError(
-                f"train_split of {type(module).__name__} is {consumer.train_split!r}: expected labeled or unlabeled."
-            )
-        return consumer
-
     def _batches_done(self) -> int:
         """Batches of the current epoch that a run which is resumed has had already."""
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _refuse_second_sharding(self) -> None:
-        # Lightning would wrap the samplers of this datamodule, and images would go missing without a word
-        connector = getattr(self.trainer, "_accelerator_connector", None)
-        if self._processes()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
-            raise ConfigError(
-                "trainer.use_distributed_sampler must be false on several processes: the datamodule shards by itself."
-            )
 
 
 def _require_at_least(minimum: int, **values: int | None) -> None:
