@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,6 +81,8 @@ def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch():
         assert len(list(guess(range(8), prepare, meeting, 2, 2))) == 8
         assert threads == {1}
         assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
 
