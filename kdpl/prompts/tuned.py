@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from kdpl.artifacts import read_tensors, write_tensors
@@ -57,7 +58,9 @@ class TunedPrompts:
         preprocessing: Preprocessing,
     ) -> "TunedPrompts":
         """Take the prompts of a teacher and work out its fingerprint, from them and the CLIP's."""
-        teacher = fingerprint([*tensors.items()])[:16] + clip.fingerprint[:16]
+        # without prompts to tell them apart, the words alone make two teachers of one CLIP
+        words = (f"context {context!r}", torch.empty(0))
+        teacher = fingerprint([*tensors.items(), words])[:16] + clip.fingerprint[:16]
         return cls(tensors, clip, logit_scale, context, preprocessing, teacher)
 
     def save(self, path: Path) -> None:

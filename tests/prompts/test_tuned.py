@@ -48,6 +48,11 @@ def test_a_teacher_without_prompts_can_be_saved(tmp_path):
     assert TunedPrompts.load(tmp_path / "prompts.safetensors") == saved
 
 
+def test_the_fingerprint_tells_the_words_of_two_untuned_teachers_apart():
+    assert tuned({}).teacher == tuned({}).teacher
+    assert len({tuned({}, context=words).teacher for words in ("a photo of a", "a drawing of a", None, "None")}) == 4
+
+
 def test_the_fingerprint_tells_prompts_and_clips_apart():
     changed = tensors()
     changed["vision_prompts.tokens"][1, 2, 47] += 1e-4
