@@ -28,15 +28,32 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
 
 def project_in(block: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
     """Queries, keys and values [B, heads, L, W / heads] of normed tokens [B, L, W]."""
-    attention = block.attn
-    projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = (_heads(t, attention.num_heads) for t in projected.chunk(3, dim=-1))
-    return q, k, v
+    return split_heads(block, in_projection(block, normed))
 
 
 def project_out(block: Any, x: Tensor, attended: Tensor) -> Tensor:  # noqa: ANN401
     """The block's output [B, L, W] from its input and what its heads attended to [B, heads, L, W / heads]."""
-    merged = attended.transpose(1, 2).flatten(-2)
+    return finish(block, x, merge_heads(attended))
+
+
+def in_projection(block: Any, normed: Tensor) -> Tensor:  # noqa: ANN401
+    """Queries, keys and values of normed tokens [..., W] side by side, [..., 3 W]."""
+    return F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    """Queries, keys and values [B, heads, L, W / heads] from those side by side, [B, L, 3 W]."""
+    q, k, v = (_heads(t, block.attn.num_heads) for t in projected.chunk(3, dim=-1))
+    return q, k, v
+
+
+def merge_heads(attended: Tensor) -> Tensor:
+    """What the heads attended to [B, heads, L, W / heads], side by side, [B, L, W]."""
+    return attended.transpose(1, 2).flatten(-2)
+
+
+def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:  # noqa: ANN401
+    """The block's output [..., W] from its input [..., W] and what its heads attended to [..., W]."""
     x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
     output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return output

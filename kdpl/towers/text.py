@@ -5,6 +5,7 @@ every text at every layer and are computed once; and no token after the end of a
 left is a handful of tokens for each class name in the place of 77, with the same features and the same gradients.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.towers.block import project_in, project_out
+from kdpl.towers.block import finish, in_projection, merge_heads, project_in, project_out, split_heads
 from kdpl.towers.frozen import FrozenTower
 
 # classes whose activations are kept at a time; more are recomputed part by part in the backward pass
@@ -116,8 +117,7 @@ class TextTower(FrozenTower):
         learnt = torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair)
         recompute = learnt and sum(map(len, texts.places)) > classes_at_once
         encode = partial(checkpoint, self._rest, use_reentrant=False) if recompute else self._rest
-        parts = (part for rests in texts.rests for part in torch.split(rests, classes_at_once))
-        features = torch.cat([encode(part, shared) for part in parts])
+        features = torch.cat([encode(part, shared) for part in _parts(texts.rests, classes_at_once)])
         order = torch.cat(texts.places)
         return torch.zeros_like(features).index_copy(0, order, features)
 
@@ -143,18 +143,54 @@ class TextTower(FrozenTower):
                 x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return layers
 
-    def _rest(self, ids: Tensor, shared: list[_KeysValues]) -> Tensor:
-        """Features of texts by their own ids [B, L], the end of text last."""
-        (length, before) = ids.shape[1], shared[0][0].shape[2]
-        x = self._embed(ids, before)
-        own = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        mask = torch.cat([own.new_ones(length, before), own], dim=1)
+    def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
+        """Features of texts by their own ids, the end of text last, in groups of one length, each [B, L].
+
+        Texts attend group by group, and go through all else as one long row of tokens [T, W].
+        """
+        before, sizes = shared[0][0].shape[2], [group.numel() for group in groups]
+        masks = [_mask(group.shape[1], before, group.device) for group in groups]
+        x = torch.cat([self._embed(group, before).flatten(0, 1) for group in groups])
         last = len(self.blocks) - 1
-        for layer, (block, (shared_k, shared_v)) in enumerate(zip(self._blocks(), shared, strict=True)):
-            q, k, v = project_in(block, block.ln_1(x))
-            k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], dim=2) for s, t in ((shared_k, k), (shared_v, v)))
-            if layer == last:  # the end of text alone leaves the tower
-                x, q, mask = x[:, -1:], q[:, :, -1:], mask[-1:]
-            x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        features: Tensor = self.ln_final(x[:, -1]) @ self.text_projection
+        for layer, (block, keys_values) in enumerate(zip(self._blocks(), shared, strict=True)):
+            attended = []
+            for group, mask, part in zip(
+                groups, masks, torch.split(in_projection(block, block.ln_1(x)), sizes), strict=True
+            ):
+                q, *own = split_heads(block, part.view(*group.shape, -1))
+                k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], 2) for s, t in zip(keys_values, own, strict=True))
+                if layer == last:  # the end of text alone leaves the tower
+                    q, mask = q[:, :, -1:], mask[-1:]
+                attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(0, 1))
+            if layer == last:
+                ends = [
+                    part.view(*group.shape, -1)[:, -1]
+                    for group, part in zip(groups, torch.split(x, sizes), strict=True)
+                ]
+                x = torch.cat(ends)
+            x = finish(block, x, torch.cat(attended))
+        features: Tensor = self.ln_final(x) @ self.text_projection
         return features
+
+
+def _mask(length: int, before: int, device: torch.device) -> Tensor:
+    """What each of a text's own tokens sees: all shared ones, and its own up to itself; bool [L, P + L]."""
+    own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return torch.cat([own.new_ones(length, before), own], dim=1)
+
+
+def _parts(groups: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Cut groups of texts, each [B, L], into parts of at most ``size`` texts, in order."""
+    part: list[Tensor] = []
+    room = size
+    for group in groups:
+        for piece in (group[:room], *torch.split(group[room:], size)):
+            if not len(piece):
+                continue
+            part.append(piece)
+            room -= len(piece)
+            if room == 0:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
