@@ -39,9 +39,9 @@ def _parser() -> Parser:
     download.add_argument("name", metavar="NAME", help="a dataset of the benchmark, for example oxford_pets")
     download.add_argument("--root", required=True, help="the folder of all datasets")
     check = actions.add_parser("check", help="count classes and decode every image; exit code 1 if anything is wrong")
-    check.add_argument("name", metavar="NAME", help="a dataset of the benchmark, or folder")
-    check.add_argument("--root", help="the folder of all datasets; for folder, the dataset's own")
-    check.add_argument("--unlabeled", help="folder of unlabelled images, for the dataset folder")
+    check.add_argument("name", metavar="NAME", help="a dataset of the benchmark, folder or table")
+    check.add_argument("--root", help="the folder of all datasets; for folder, the dataset's own; for table, the file")
+    check.add_argument("--unlabeled", help="folder of unlabelled images, for folder and table")
     check.add_argument("--class-names", help="file that maps class folders to names, for the dataset folder")
     check.add_argument("--workers", type=int, help="processes that decode (default: one for each processor core)")
     return parser

@@ -124,7 +124,13 @@ STUDENTS |= {
 }
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
-ELSEWHERE = {"data/folder.yaml", "trainer/ddp.yaml", *BENCHMARK, *TEST_ONLY}  # in tests of their own below
+ELSEWHERE = {
+    "data/folder.yaml",
+    "data/table.yaml",
+    "trainer/ddp.yaml",
+    *BENCHMARK,
+    *TEST_ONLY,
+}  # in tests of their own below
 
 
 def settings(name):
@@ -160,6 +166,18 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
 def test_the_config_of_image_folders_runs(tmp_path):
     image_folder(tmp_path / "data", splits=("train", "val", "test"))
     args = [*configs("data/folder.yaml", "trainer/cpu.yaml"), *TEACHER, f"--data.init_args.root={tmp_path / 'data'}"]
+    few = ["--data.init_args.shots=4", "--data.init_args.num_workers=0", f"--out={tmp_path / 'out'}"]
+    assert main(["fit", *args, *ONE_EPOCH, *few]) == 0
+    assert run_test(tmp_path / "out") == 0
+    assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {"cat", "dog"}
+
+
+def test_the_config_of_a_table_runs(tmp_path):
+    image_folder(tmp_path / "data", splits=("train", "test"))
+    images = sorted((tmp_path / "data").rglob("*.png"))
+    rows = [f"{image.relative_to(tmp_path)},{image.parent.name},{image.parent.parent.name}" for image in images]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
+    args = [*configs("data/table.yaml", "trainer/cpu.yaml"), *TEACHER, f"--data.init_args.root={tmp_path}/labels.csv"]
     few = ["--data.init_args.shots=4", "--data.init_args.num_workers=0", f"--out={tmp_path / 'out'}"]
     assert main(["fit", *args, *ONE_EPOCH, *few]) == 0
     assert run_test(tmp_path / "out") == 0

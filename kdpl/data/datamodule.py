@@ -39,10 +39,11 @@ class DomainDataModule(LightningDataModule):
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
 
     Args:
-        dataset: ``digits``, ``folder``, or a dataset of the benchmark (``kdpl/data/benchmark.py``).
-        root: Folder of the dataset, where it has one; the folder of all datasets for one of the benchmark.
-        unlabeled: Folder of unlabelled images, searched recursively (dataset ``folder``); None: the training images
-            without their labels.
+        dataset: ``digits``, ``folder``, ``table``, or a dataset of the benchmark (``kdpl/data/benchmark.py``).
+        root: Folder of the dataset, where it has one; the table's file; the folder of all datasets for one of the
+            benchmark.
+        unlabeled: Folder of unlabelled images, searched recursively (datasets ``folder`` and ``table``); None: the
+            table's rows without a label, or the training images without their labels.
         class_names: JSON or CSV file that maps class folders to names (dataset ``folder``); None: folder names.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all.

@@ -47,7 +47,7 @@ def read_folder(root: str, unlabeled: str | None = None, class_names: str | None
         train=records["train"],
         val=records["val"],
         test=records["test"],
-        unlabeled=_unlabeled_images(Path(unlabeled).expanduser()) if unlabeled else None,
+        unlabeled=unlabeled_images(Path(unlabeled).expanduser()) if unlabeled else None,
         open_image=open_image,
     )
 
@@ -87,7 +87,12 @@ def _images_by_class(split: Path) -> dict[str, list[str]]:
     return images
 
 
-def _unlabeled_images(folder: Path) -> tuple[str, ...]:
+def unlabeled_images(folder: Path) -> tuple[str, ...]:
+    """Paths of all images below a folder of unlabelled ones.
+
+    Raises:
+        DataError: There is no such folder, or there are none.
+    """
     if not folder.is_dir():
         raise DataError(f"unlabelled folder {folder} does not exist: set unlabeled to a folder of images.")
     paths = find_images(folder)

@@ -9,6 +9,7 @@ from kdpl.data.benchmark_reader import read_benchmark
 from kdpl.data.digits import read_digits
 from kdpl.data.folder import read_folder
 from kdpl.data.splits import Splits
+from kdpl.data.table import read_table
 from kdpl.errors import ConfigError
 
 
@@ -30,6 +31,7 @@ class DatasetKind:
 DATASETS: dict[str, DatasetKind] = {
     "digits": DatasetKind(read_digits),
     "folder": DatasetKind(read_folder, required=frozenset({"root"}), optional=frozenset({"unlabeled", "class_names"})),
+    "table": DatasetKind(read_table, required=frozenset({"root"}), optional=frozenset({"unlabeled"})),
     **{name: DatasetKind(partial(read_benchmark, name), required=frozenset({"root"})) for name in BENCHMARKS},
 }
 
