@@ -124,13 +124,8 @@ STUDENTS |= {
 }
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
-ELSEWHERE = {
-    "data/folder.yaml",
-    "data/table.yaml",
-    "trainer/ddp.yaml",
-    *BENCHMARK,
-    *TEST_ONLY,
-}  # in tests of their own below
+# in tests of their own below
+ELSEWHERE = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml", *BENCHMARK, *TEST_ONLY}
 
 
 def settings(name):
