@@ -9,6 +9,7 @@ from kdpl.errors import KdplError
 USAGE = """\
 usage: python -m kdpl COMMAND …
 
+  init           look at a folder of images of your own, and write a config for it
   run            both stages on your data: tune the teacher, freeze class vectors, distil the student, test, classifier
   fit            one stage: train what --config says into the folder --out
   validate       accuracies of a run on the validation split
@@ -97,7 +98,14 @@ def _import(args: Sequence[str]) -> int:
     return import_(args[1:])
 
 
+def _init(args: Sequence[str]) -> int:
+    from kdpl.init_command import init
+
+    return init(args[1:])
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "init": _init,
     "run": _run,
     "fit": _fit_validate_test,
     "validate": _fit_validate_test,

@@ -1,22 +1,17 @@
 """``python -m kdpl data check``: is a dataset whole, and can every image of it be decoded?"""
 
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from PIL.Image import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdpl.data.benchmark import BENCHMARKS
+from kdpl.data.parallel import in_parallel
 from kdpl.data.registry import read_dataset
 from kdpl.data.splits import Splits
 from kdpl.errors import DataError
 
-_CHUNK = 64  # images that a worker takes at a time
 _FEW = 12  # class names that are shown in full
 
 
@@ -58,46 +53,16 @@ def decode_all(sources: Sequence[str], open_image: Callable[[str], Image], worke
         open_image: A function at module level.
         workers: Processes; None: one for each processor core; 1: this process alone.
     """
-    workers = workers or os.cpu_count() or 1
-    chunks = [sources[start : start + _CHUNK] for start in range(0, len(sources), _CHUNK)]
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(sources))
-        for number, faults in enumerate(_in_order(chunks, open_image, min(workers, len(chunks)))):
-            progress.advance(task, len(chunks[number]))
-            yield from faults
+    look = partial(_fault, open_image=open_image)
+    return filter(None, in_parallel(look, sources, "decoding", workers))
 
 
-def _in_order(chunks: Sequence[Sequence[str]], open_image: Callable[[str], Image], workers: int) -> Iterator[list[str]]:
-    if workers <= 1:
-        for chunk in chunks:
-            yield _faults(chunk, open_image)
-        return
-    # processes, since Pillow decodes under Python's lock; from a server that has imported what all of them need
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdpl.data.check"])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = iter(chunks)
-        pending = [pool.submit(_faults, chunk, open_image) for chunk in islice(waiting, 4 * workers)]
-        try:
-            while pending:
-                faults = pending.pop(0).result()
-                # a few at a time, so that a million images need no million waiting tasks
-                pending += [pool.submit(_faults, chunk, open_image) for chunk in islice(waiting, 1)]
-                yield faults
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _faults(sources: Iterable[str], open_image: Callable[[str], Image]) -> list[str]:
-    faults = []
-    for source in sources:
-        try:
-            open_image(source)
-        except DataError as error:
-            faults.append(str(error))
-    return faults
+def _fault(source: str, open_image: Callable[[str], Image]) -> str | None:
+    try:
+        open_image(source)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _sources(splits: Splits) -> list[str]:

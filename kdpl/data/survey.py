@@ -1,0 +1,96 @@
+"""What is in a folder of somebody's own images: classes, splits, sizes, bad files, copies."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdpl.data.folder import find_images
+from kdpl.data.image import open_image
+from kdpl.data.parallel import in_parallel
+from kdpl.errors import DataError
+
+_SPLITS = ("train", "val", "test")
+_UNLABELED = ("unlabeled", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that was found.
+
+    Attributes:
+        path: The file, absolute.
+        label: Its class; empty for an unlabelled image.
+        split: ``train``, ``val`` or ``test``.
+        size: Width and height; None before it was decoded.
+        digest: Of the file's bytes; empty before it was read.
+        fault: Why it cannot be used; None if it can.
+    """
+
+    path: str
+    label: str
+    split: str
+    size: tuple[int, int] | None = None
+    digest: str = ""
+    fault: str | None = None
+
+
+def find(folder: Path) -> list[Found]:
+    """List the images of a folder by where they lie; nothing is opened.
+
+    Understood are ``train/<class>/…`` with ``val`` and ``test`` likewise, and ``<class>/…`` without splits; in either a
+    folder ``unlabeled`` holds images without labels.
+
+    Raises:
+        DataError: The folder does not exist, or no class has an image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder {folder} does not exist: give the folder of your images.")
+    folder = folder.absolute()
+    parts: Mapping[str, Path] = {split: folder / split for split in _SPLITS if (folder / split).is_dir()}
+    found = [image for split, top in (parts or {"train": folder}).items() for image in _by_class(top, split)]
+    found += [Found(path, "", "train") for name in _UNLABELED for path in _images(folder / name)]
+    if not any(image.label and image.split == "train" for image in found):
+        raise DataError(
+            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/ or "
+            f"{folder}/train/<class>/."
+        )
+    return found
+
+
+def _by_class(top: Path, split: str) -> Iterator[Found]:
+    for folder in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if folder.name not in _UNLABELED:
+            yield from (Found(path, folder.name, split) for path in _images(folder))
+
+
+def _images(folder: Path) -> list[str]:
+    return find_images(folder) if folder.is_dir() else []
+
+
+def look(images: list[Found], workers: int | None = None) -> list[Found]:
+    """Decode every image, on all cores, under a progress bar; gives them with size, digest and fault."""
+    return list(in_parallel(_look, images, "looking", workers))
+
+
+def _look(image: Found) -> Found:
+    try:
+        opened = open_image(image.path)
+        digest = hashlib.blake2b(Path(image.path).read_bytes(), digest_size=16).hexdigest()
+    except (DataError, OSError) as error:
+        return replace(image, fault=str(error))
+    return replace(image, size=opened.size, digest=digest)
+
+
+def leave_out_copies(images: list[Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:
+    """Leave out images whose very bytes stand elsewhere: a test image stays, before one of val, before one of train.
+
+    Returns:
+        The images that stay, in their order, and of each that does not, it and the one that stays in its place.
+    """
+    rank = {"test": 0, "val": 1, "train": 2}
+    first: dict[str, Found] = {}
+    for image in sorted(images, key=lambda each: (rank[each.split], not each.label)):
+        first.setdefault(image.digest, image)
+    copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
+    return [image for image in images if first[image.digest] is image], copies
