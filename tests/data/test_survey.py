@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import world
+from PIL import Image
+
+from kdpl.data.survey import Found, find, leave_out_copies, look
+from kdpl.errors import DataError
+
+
+def make(root, *paths):
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 5), (number, 0, 0)).save(root / path)
+
+
+def placed(images, root):
+    return [(str(Path(image.path).relative_to(root)), image.label, image.split) for image in images]
+
+
+def test_folders_of_classes_without_splits(tmp_path):
+    make(tmp_path, "dog/1.png", "cat/deep/2.png", "unlabelled/3.png", ".git/4.png")
+    assert placed(find(tmp_path), tmp_path) == [
+        ("cat/deep/2.png", "cat", "train"),
+        ("dog/1.png", "dog", "train"),
+        ("unlabelled/3.png", "", "train"),
+    ]
+
+
+def test_splits_and_unlabelled_images(tmp_path):
+    make(tmp_path, "train/dog/1.png", "test/dog/2.png", "val/cat/3.png", "unlabeled/a/4.png", "notes/5.png")
+    assert placed(find(tmp_path), tmp_path) == [
+        ("train/dog/1.png", "dog", "train"),
+        ("val/cat/3.png", "cat", "val"),
+        ("test/dog/2.png", "dog", "test"),
+        ("unlabeled/a/4.png", "", "train"),
+    ]
+
+
+@pytest.mark.parametrize("paths", [(), ("1.png",), ("test/dog/1.png",), ("unlabeled/1.png",)])
+def test_a_folder_without_images_of_classes_is_refused(paths, tmp_path):
+    make(tmp_path, *paths)
+    with pytest.raises(DataError, match="has no images in folders of classes") as error:
+        find(tmp_path)
+    assert world.one_sentence(error)
+
+
+def test_looking_gives_size_digest_and_fault_in_order_whatever_the_number_of_workers(tmp_path):
+    make(tmp_path, "a/1.png", "a/3.png")
+    (tmp_path / "a/2.png").write_bytes(b"no image")
+    (tmp_path / "a/4.png").write_bytes((tmp_path / "a/1.png").read_bytes())
+    alone, helped = (look(find(tmp_path), workers) for workers in (1, 2))
+    assert alone == helped
+    assert [image.size for image in alone] == [(4, 5), None, (4, 5), (4, 5)]
+    assert alone[0].digest == alone[3].digest != alone[2].digest
+    assert "2.png cannot be read" in alone[1].fault
+    assert [image.fault is None for image in alone] == [True, False, True, True]
+
+
+def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unlabelled():
+    images = [
+        Found("0", "", "train", digest="x"),
+        Found("1", "cat", "train", digest="x"),
+        Found("2", "cat", "train", digest="y"),
+        Found("3", "dog", "test", digest="x"),
+        Found("4", "cat", "val", digest="y"),
+        Found("5", "cat", "train", digest="z"),
+        Found("6", "", "train", digest="z"),
+    ]
+    kept, copies = leave_out_copies(images)
+    assert [image.path for image in kept] == ["3", "4", "5"]
+    assert [(image.path, stays.path) for image, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]
