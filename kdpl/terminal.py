@@ -15,6 +15,7 @@ _QUIET_WARNINGS = (
     "The dirpath has changed from .*",
     ".*Total length of `.*` across ranks is zero.*",
     ".*skip_none parameter was deprecated.*",
+    "The `srun` command is available on your system but is not used.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
