@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 
 from kdpl import __version__
 from kdpl.errors import KdplError
@@ -31,95 +32,31 @@ python -m kdpl COMMAND --help tells more.
 """
 
 
-def _fit_validate_test(args: Sequence[str]) -> int:
-    from kdpl.cli import run_command
-
-    run_command(args)
-    return 0
-
-
-def _run(args: Sequence[str]) -> int:
-    from kdpl.pipeline import run
-
-    return run(args[1:])
-
-
-def _predict(args: Sequence[str]) -> int:
-    from kdpl.predict import predict
-
-    return predict(args[1:])
-
-
-def _cache(args: Sequence[str]) -> int:
-    from kdpl.cache_command import cache
-
-    return cache(args[1:])
-
-
-def _export(args: Sequence[str]) -> int:
-    from kdpl.export.command import export
-
-    return export(args[1:])
-
-
-def _class_vectors(args: Sequence[str]) -> int:
-    from kdpl.class_vectors_command import class_vectors
-
-    return class_vectors(args[1:])
-
-
-def _data(args: Sequence[str]) -> int:
-    from kdpl.data_command import data
-
-    return data(args[1:])
-
-
-def _benchmark(args: Sequence[str]) -> int:
-    from kdpl.benchmark.command import benchmark
-
-    return benchmark(args[1:])
-
-
-def _table(args: Sequence[str]) -> int:
-    from kdpl.benchmark.table_command import table
-
-    return table(args[1:])
-
-
-def _report(args: Sequence[str]) -> int:
-    from kdpl.report.command import report
-
-    return report(args[1:])
-
-
-def _import(args: Sequence[str]) -> int:
-    from kdpl.published.command import import_
-
-    return import_(args[1:])
-
-
-def _init(args: Sequence[str]) -> int:
-    from kdpl.init_command import init
-
-    return init(args[1:])
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "init": _init,
-    "run": _run,
-    "fit": _fit_validate_test,
-    "validate": _fit_validate_test,
-    "test": _fit_validate_test,
-    "predict": _predict,
-    "cache": _cache,
-    "export": _export,
-    "class-vectors": _class_vectors,
-    "benchmark": _benchmark,
-    "table": _table,
-    "report": _report,
-    "data": _data,
-    "import": _import,
+# imported when they are asked for: most of them need torch, which takes seconds
+_COMMANDS = {
+    "init": "kdpl.init_command:init",
+    "run": "kdpl.pipeline:run",
+    "fit": "kdpl.cli:run_command",
+    "validate": "kdpl.cli:run_command",
+    "test": "kdpl.cli:run_command",
+    "predict": "kdpl.predict:predict",
+    "cache": "kdpl.cache_command:cache",
+    "export": "kdpl.export.command:export",
+    "class-vectors": "kdpl.class_vectors_command:class_vectors",
+    "benchmark": "kdpl.benchmark.command:benchmark",
+    "table": "kdpl.benchmark.table_command:table",
+    "report": "kdpl.report.command:report",
+    "data": "kdpl.data_command:data",
+    "import": "kdpl.published.command:import_",
 }
+
+
+def _run_command(args: Sequence[str]) -> int:
+    name = args[0]
+    function = resolve_name(_COMMANDS[name])
+    # LightningCLI takes its own subcommands by name
+    code: int | None = function(args if name in ("fit", "validate", "test") else args[1:])
+    return code or 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in _COMMANDS:
         print(f"error: there is no command {args[0]!r}: use one of {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
-    return call(_COMMANDS[args[0]], args, debug)
+    return call(_run_command, args, debug)
 
 
 def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bool = False) -> int:

@@ -59,6 +59,19 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def whole_last(folder: Path) -> Path | None:
+    """Give the last checkpoint of a run; None where there is none.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    file = folder / LAST
+    if not file.is_file():
+        return None
+    require_whole(file)
+    return file
+
+
 def _files(folder: Path) -> Iterator[Path]:
     return (folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file())
 

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -21,10 +22,11 @@ from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
-from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole
+from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
 from kdpl.errors import ConfigError, reason
 from kdpl.files import atomic_path
 from kdpl.parse_errors import in_one_sentence
+from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock
 from kdpl.terminal import tame_output
 
@@ -70,14 +72,15 @@ class KdplCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], check_only: bool = False) -> None:
         self.check_only = check_only
+        self._args = list(args)
         self._lock: RunLock | None = None
         try:
-            self._run(args)
+            self._run()
         finally:
             if self._lock is not None:
                 self._lock.release()
 
-    def _run(self, args: Sequence[str]) -> None:
+    def _run(self) -> None:
         strict = {"exit_on_error": False}
         super().__init__(
             LightningModule,
@@ -94,7 +97,7 @@ class KdplCLI(LightningCLI):
             },
             seed_everything_default=1,
             parser_kwargs={**strict, **{name: dict(strict) for name in COMMANDS}},
-            args=list(args),
+            args=self._args,
             auto_configure_optimizers=False,
             # checkpoints hold no settings that could override those of the command line
             load_from_checkpoint_support=False,
@@ -139,6 +142,7 @@ class KdplCLI(LightningCLI):
         folder = Path(config.out)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder} is a file, expected a folder or a new name: choose another --out")
+        self._require_own_folder(folder)
         if self.subcommand == "fit":
             self._require_same_settings(folder)
             self.finished = handed_over(folder)
@@ -146,15 +150,14 @@ class KdplCLI(LightningCLI):
             return
         if self.subcommand == "fit" and not self.finished and getattr(rank_zero_only, "rank", 0) == 0:
             self._lock = RunLock(folder)
-        if config.ckpt_path is None and not self.finished:
+        if config.ckpt_path is not None and not self.finished:
+            require_whole(Path(config.ckpt_path))
+        elif not self.finished:
             # a fit may go on from the checkpoint before a damaged one, but a test is of the last one or of none
-            last = folder / LAST if (folder / LAST).is_file() else None
-            checkpoint = newest(folder) if self.subcommand == "fit" else last
+            checkpoint = newest(folder) if self.subcommand == "fit" else whole_last(folder)
             if checkpoint is not None:
                 config.ckpt_path = str(checkpoint)
                 rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {checkpoint}")
-        if config.ckpt_path is not None and not self.finished:
-            require_whole(Path(config.ckpt_path))
         self._given = config.clone()
         _point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
 
@@ -219,6 +222,24 @@ class KdplCLI(LightningCLI):
                 # or the next command in this process would write into this run
                 logger.experiment.finish()
 
+    def _require_own_folder(self, folder: Path) -> None:
+        """Refuse to write where something else lies: beside the stages of a whole run, or where a copy came from."""
+        if self.subcommand == "fit" and (folder / ORDER_FILE).is_file():
+            raise ConfigError(
+                f"{folder} holds a whole run, whose stages have folders of their own: choose another --out"
+            )
+        if any(arg.split("=")[0] == "--out" for arg in self._args):
+            return
+        for file in map(Path, config_files(self._args)):
+            at = file.absolute().parent
+            # a config of the user's own may have any name, but lies beside no checkpoints
+            of_a_run = file.name == CONFIG_FILE and ((at / LAST).is_file() or handed_over(at))
+            if of_a_run and at.resolve() != folder.resolve():
+                raise ConfigError(
+                    f"{file} is of a run in {folder} and lies in another folder, as if it was copied or moved: give "
+                    f"--out {at} for this one, or --out {folder} for that one"
+                )
+
     def _require_same_settings(self, folder: Path) -> None:
         file = folder / CONFIG_FILE
         # a run that was cut before its first checkpoint left nothing that other settings could spoil
@@ -233,6 +254,24 @@ class KdplCLI(LightningCLI):
                     f"{folder} holds a run with other settings ({key} is {before.get(key)} there and {now.get(key)} "
                     "here): choose another --out, or remove that folder"
                 )
+
+
+def require_stage(config: Namespace, stage: type[LightningModule], name: str) -> None:
+    """Refuse settings of a fit that are not those of a stage.
+
+    Args:
+        config: The settings.
+        stage: The stage's LightningModule.
+        name: ``teacher`` or ``student``, as the folders of configs are called.
+
+    Raises:
+        ConfigError: They are of another module.
+    """
+    if not issubclass(resolve_name(config.model.class_path), stage):
+        raise ConfigError(
+            f"the settings are those of {config.model.class_path}, expected those of a {name}: give a --config of "
+            f"configs/{name}/"
+        )
 
 
 def run_command(

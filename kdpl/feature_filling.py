@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pkgutil import resolve_name
 from typing import cast
 
 import numpy as np
@@ -24,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import Tensor
 
-from kdpl.cli import KdplCLI, run_command
+from kdpl.cli import KdplCLI, require_stage, run_command
 from kdpl.data.datasets import CachedView
 from kdpl.data.teacher_cache import TeacherCache
 from kdpl.domain import CachingDomain, domain_of
@@ -75,11 +74,7 @@ class _CacheCLI(KdplCLI):
     def before_instantiate_classes(self) -> None:
         """Take the settings for a run that writes nothing but the cache."""
         config = self.config.fit
-        if not issubclass(resolve_name(config.model.class_path), StudentDistillation):
-            raise ConfigError(
-                f"the settings are those of {config.model.class_path}, expected those of a student: give a --config of "
-                "configs/student/"
-            )
+        require_stage(config, StudentDistillation, "student")
         data = config.data.get("init_args", {})
         if not data.get("teacher_cache"):
             raise ConfigError("the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER")

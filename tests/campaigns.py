@@ -1,12 +1,10 @@
 """Campaigns on miniature benchmarks with the miniature CLIPs, started as a person starts them."""
 
-import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from benchmark_tree import make_tree
+from runs import start_process
 
 ROOT = Path(__file__).parents[1]
 ROWS = """
@@ -47,14 +45,4 @@ def written(folder, text, rows=ROWS):
 
 def started(*args):
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "kdpl", "benchmark", *args]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return start_process(["benchmark", *args], stdout=subprocess.PIPE)

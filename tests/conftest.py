@@ -68,3 +68,9 @@ def student_run(tmp_path_factory, teacher_run):
     assert runs.fit_student(out, teacher_run) == 0
     assert runs.test(out) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def classifier(student_run):
+    """The folder of that student's classifier; no test changes it."""
+    return student_run / "classifier"

@@ -1,6 +1,10 @@
 """Runs of the command line on the handwritten digits with the miniature CLIPs, small enough for tests."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -41,6 +45,20 @@ def test(out, *more):
 
 
 test.__test__ = False
+
+
+def start_process(args, stdout=subprocess.DEVNULL):
+    """``python -m kdpl`` with these arguments, in a process group of its own that a test may interrupt or kill."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdpl", *args],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"), extension="png"):

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 import world
@@ -99,17 +96,6 @@ def test_other_data_may_be_a_folder_of_images(teacher_run, out, tmp_path):
     assert encode(teacher_run, out, *configs("data/folder.yaml"), *settings) == 0
     vectors = ClassVectors.load(out)
     assert (vectors.class_names, vectors.num_base) == (("cat", "dog", "eel"), 2)
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from kdpl.__main__ import main\n"
-        "try: main(['class-vectors', '--help'])\n"
-        "except SystemExit as stop: print(stop.code, {'torch', 'lightning', 'open_clip'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m kdpl class-vectors")
-    assert done.stdout.endswith("\n0 set()\n")
 
 
 def refused(capsys, args, *words):

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -351,6 +352,27 @@ sys.stdin.read()
     assert [file.name for file in out.iterdir()] == [".lock"]
     assert fit_teacher(out, "--trainer.max_epochs=1") == 0, "a killed process holds nothing"
     assert not (out / ".lock").exists()
+
+
+def test_a_copied_runs_config_does_not_lead_back_to_the_original(teacher_run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(teacher_run, copy)
+    before = files_of(teacher_run)
+    for command in ("test", "validate", "fit"):
+        assert main([command, f"--config={copy}/config.yaml"]) == 1
+        one_line(capsys, f"{copy}/config.yaml is of a run in {teacher_run}", f"give --out {copy}")
+    assert files_of(teacher_run) == before
+    assert main(["test", f"--config={copy}/config.yaml", f"--out={copy}"]) == 0
+    assert files_of(teacher_run) == before
+    assert f"using {copy}/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_a_fit_into_the_folder_of_a_whole_run_is_refused(tmp_path, capsys):
+    (tmp_path / "run.json").write_text("{}")
+    before = files_of(tmp_path)
+    assert fit_teacher(tmp_path) == 1
+    one_line(capsys, f"{tmp_path} holds a whole run", "choose another --out")
+    assert files_of(tmp_path) == before
 
 
 def test_a_fit_that_fails_at_once_leaves_no_folder(tmp_path, capsys):

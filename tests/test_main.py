@@ -45,7 +45,7 @@ def fails_with(monkeypatch, error):
     def command(args):
         raise error
 
-    monkeypatch.setitem(entry._COMMANDS, "fit", command)
+    monkeypatch.setattr("kdpl.cli.run_command", command)
 
 
 def test_an_error_that_a_user_can_mend_is_one_line_and_exit_code_1(monkeypatch, capsys):
@@ -86,3 +86,15 @@ def test_each_command_has_help_of_its_own(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"kdpl {command}" in capsys.readouterr().out or command in ("fit", "validate", "test")
+
+
+@pytest.mark.parametrize("command", [c for c in entry._COMMANDS if c not in ("fit", "validate", "test")])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys; from kdpl.__main__ import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "except SystemExit as stop: print(stop.code, {'torch', 'lightning', 'open_clip'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: python -m kdpl {command}")
+    assert done.stdout.endswith("\n0 set()\n")

@@ -2,14 +2,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from runs import DATA, SHORT, STUDENT, TEACHER, configs, files_of, rows_of
+from runs import DATA, SHORT, STUDENT, TEACHER, configs, files_of, rows_of, start_process
 from runs import test as run_test
 
 from kdpl.__main__ import main
@@ -165,17 +163,7 @@ def test_a_mistake_in_the_students_settings_is_found_before_the_teacher_is_tuned
 
 def started(out, *more):
     """A run in a process of its own that trains until it is stopped."""
-    args = [sys.executable, "-m", "kdpl", *RUN, *more, f"--out={out}"]
-    return subprocess.Popen(
-        args,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return start_process([*RUN, *more, f"--out={out}"])
 
 
 def wait_for(file, process, seconds=60):

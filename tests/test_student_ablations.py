@@ -10,7 +10,7 @@ import world
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from PIL import Image
 from plain import normalized, relative_error
-from test_student import PlainStudent, disturb, make_student
+from test_student import PlainStudent, first_batch, make_student
 
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors
@@ -23,35 +23,11 @@ IMAGES = world.TinyDomain().unlabeled[:6]
 TEXTS = [f"a photo of a {name.replace('_', ' ')}." for name in world.NAMES]
 
 
-class Step(Callback):
-    """Takes the first step from a disturbed start and keeps its loss and gradients."""
-
-    def __init__(self, start):
-        self.start = start
-
-    def on_train_start(self, _, pl_module):
-        disturb(pl_module)
-        self.plain = self.start(pl_module)
-
-    def on_after_backward(self, _, pl_module):
-        self.gradients = {k: p.grad.clone() for k, p in pl_module.named_parameters()}
-
-    def on_train_batch_end(self, _, __, outputs, *___):
-        self.loss = outputs["loss"].item()
-
-
-def first_step(student, start, folder, **options):
-    step = Step(start)
-    trainer = world.quiet_trainer(folder, callbacks=[step], limit_train_batches=1, **options)
-    trainer.fit(student, datamodule=world.TinyDomain(num_base=3, batch_size=6))
-    return step
-
-
 @pytest.mark.parametrize("distill", ["l1", "mse"])
 def test_feature_distillation_compares_normalised_features_in_the_teachers_embedding(distill, tmp_path, plain_of):
     vectors, prompts = world.write_teacher(tmp_path)
     student = make_student(tmp_path, distill=distill, kd_weight=50)
-    step = first_step(student, lambda s: PlainStudent(s, vectors, prompts, plain_of), tmp_path)
+    step = first_batch(student, lambda s: PlainStudent(s, vectors, prompts, plain_of), tmp_path)
     p = step.plain
     features = normalized(p.projector(p.clip.image_features(IMAGES, p.prompts), training=True))
     difference = features - normalized(p.teacher_clip.image_features(IMAGES, p.teacher_prompts))
@@ -83,7 +59,7 @@ class OwnText:
 def test_without_shared_class_vectors_the_students_own_text_features_answer(tmp_path, plain_of):
     vectors, prompts = world.write_teacher(tmp_path)
     student = make_student(tmp_path, text_features="student")
-    step = first_step(student, lambda s: OwnText(s, vectors, prompts, plain_of), tmp_path)
+    step = first_batch(student, lambda s: OwnText(s, vectors, prompts, plain_of), tmp_path)
     loss = plain.distillation(step.plain.logits(IMAGES), step.plain.teacher_logits(IMAGES), 1000, 1)
     assert step.loss == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
@@ -112,7 +88,7 @@ def test_fine_tuning_trains_the_whole_tower(tmp_path, plain_of):
         return p
 
     student = make_student(tmp_path, fine_tune=True)
-    step = first_step(student, start, tmp_path)
+    step = first_batch(student, start, tmp_path)
     loss = step.plain.loss(IMAGES)
     assert step.loss == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()

@@ -1,5 +1,6 @@
 """The published choice of an epoch, which looks at the test set; nothing else in kdpl does."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class BestOnBaseTest(Callback):
         self.accuracy = -1.0
         self.epoch = -1
         self.weights: dict[str, Tensor] = {}
+        self._test_images: Iterable[Any] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a domain without test images, and say what this choice is."""
@@ -39,9 +41,14 @@ class BestOnBaseTest(Callback):
             "choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result"
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the loader once: its worker processes stay from epoch to epoch."""
+        del pl_module
+        self._test_images = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch put the best ones in their place."""
-        accuracy = _base_accuracy(trainer, pl_module)
+        accuracy = _base_accuracy(trainer, pl_module, self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
@@ -63,11 +70,11 @@ class BestOnBaseTest(Callback):
 
 
 @torch.no_grad()
-def _base_accuracy(trainer: Trainer, pl_module: Any) -> float:  # noqa: ANN401
+def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any]) -> float:  # noqa: ANN401
     """Test accuracy over the base classes, on all processes together."""
     metric = DomainAccuracy(domain_of(pl_module).num_base).to(pl_module.device)
     pl_module.eval()
-    for batch in trainer.datamodule.test_dataloader():  # type: ignore[attr-defined]
+    for batch in test_images:
         images, labels, _ = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
             logits = pl_module.class_logits(images)

@@ -1,6 +1,5 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,13 +14,14 @@ from kdpl.data.augmentation import Augmentation, build_augmentation
 from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
 from kdpl.data.datasets import CachedImages, EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.feature_manifest import Manifest
+from kdpl.data.labeled import Labeled
 from kdpl.data.loader import Batches, LazyLoader
 from kdpl.data.registry import check_dataset, read_dataset
 from kdpl.data.sampler import EvaluationSampler, TrainSampler, ViewSampler
-from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import base_count
 from kdpl.data.splits import Record, Splits
 from kdpl.data.teacher_cache import TeacherCache, open_features
-from kdpl.data.unlabeled import Unlabeled, require_training_images
+from kdpl.data.unlabeled import Unlabeled
 from kdpl.errors import ConfigError, DataError
 
 
@@ -122,7 +122,12 @@ class DomainDataModule(LightningDataModule):
             )
         return splits
 
-    @property
+    @cached_property
+    def _labeled(self) -> Labeled:
+        names, fewer = self.tuning_class_names, self.allow_fewer_shots
+        return Labeled(self.splits, names, self.shots, self.val_shots, fewer, self.seed)
+
+    @cached_property
     def _unlabeled(self) -> Unlabeled:
         return Unlabeled(self.splits, self.unlabeled_share, self.seed)
 
@@ -177,13 +182,13 @@ class DomainDataModule(LightningDataModule):
         # here rather than with the first batch: nothing has been written yet
         trains = stage == "fit" and self.trainer.max_epochs != 0
         if trains:
-            require_training_images(self.splits)
+            self.splits.require_training_images()
         if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
-            self._labeled_records()
+            self._labeled.training()
         if stage == "test":
-            self._evaluation_records("test")
+            self._labeled.evaluation("test")
         if stage == "validate":
-            self._evaluation_records("val")
+            self._labeled.evaluation("val")
 
     def open_teacher_cache(
         self, teacher: str, width: int, views: int | None = None, all_views: bool = False
@@ -298,7 +303,7 @@ class DomainDataModule(LightningDataModule):
         dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":
             view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
-            dataset = LabeledImages(self._labeled_records(), view)
+            dataset = LabeledImages(self._labeled.training(), view)
         else:
             dataset = self._unlabeled.images(self.augmentation, image_size, self._cache)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
@@ -317,29 +322,10 @@ class DomainDataModule(LightningDataModule):
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
         return self._evaluation_loader("test", image_size, rank, world_size)
 
-    def _labeled_records(self) -> list[Record]:
-        require_training_images(self.splits)
-        # the sample comes before the base subset, so that base classes get the same images under either protocol
-        records = few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)[0]
-        records = with_labels(records, range(len(self.tuning_class_names)))
-        if self.shots is not None and not self.allow_fewer_shots:
-            require_shots(records, self.tuning_class_names, self.shots)
-        if not records:
-            raise DataError(f"{self.splits.origin} has no labelled training images: add some.")
-        return records
-
-    def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
-        records = self.splits.val if split == "val" else self.splits.test
-        if not records:
-            raise DataError(f"{self.splits.origin} has no {split} split: add one, or do not ask for its accuracy.")
-        if split == "test":
-            return records
-        return few_shot(self.splits.train, records, self.shots, self.val_shots, self.seed)[1]
-
     def _evaluation_loader(
         self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
     ) -> DataLoader[Any]:
-        records = self._evaluation_records(split)
+        records = self._labeled.evaluation(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             raise ConfigError(
                 f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes: "

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
+from kdpl.errors import DataError
+
 
 class Record(NamedTuple):
     """One labelled image.
@@ -42,3 +44,12 @@ class Splits:
     unlabeled: tuple[str, ...] | None
     open_image: Callable[[str], Image]
     test_only: bool = False
+
+    def require_training_images(self) -> None:
+        """Refuse a dataset that is made of test images alone.
+
+        Raises:
+            DataError: It is one.
+        """
+        if self.test_only:
+            raise DataError(f"{self.origin} is for tests alone: train on another dataset, then test on this one.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -12,16 +13,6 @@ from kdpl.data.sampling import share_of
 from kdpl.data.splits import Splits
 from kdpl.data.teacher_cache import TeacherCache
 from kdpl.errors import DataError
-
-
-def require_training_images(splits: Splits) -> None:
-    """Refuse a dataset that is made of test images alone.
-
-    Raises:
-        DataError: It is one.
-    """
-    if splits.test_only:
-        raise DataError(f"{splits.origin} is for tests alone: train on another dataset, then test on this one.")
 
 
 @dataclass(frozen=True)
@@ -38,14 +29,14 @@ class Unlabeled:
     share: float
     seed: int
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """All of them.
 
         Raises:
             DataError: There are none.
         """
-        require_training_images(self.splits)
+        self.splits.require_training_images()
         sources = self.splits.unlabeled
         if sources is None:
             sources = tuple(record.source for record in self.splits.train)
@@ -53,7 +44,7 @@ class Unlabeled:
             raise DataError(f"{self.splits.origin} has no images to distil on: add some.")
         return sources
 
-    @property
+    @cached_property
     def indices(self) -> Sequence[int]:
         """Which of them are distilled on."""
         count = len(self.sources)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 
 from kdpl.callbacks.handover import handed_over
 from kdpl.checkpoint_files import LAST
-from kdpl.cli import KdplCLI, run_command
+from kdpl.cli import KdplCLI, require_stage, run_command
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.files import atomic_path
 from kdpl.published.fit_check import require_same_clip, require_same_sizes
@@ -75,11 +74,7 @@ class _ImportCLI(KdplCLI):
     def before_instantiate_classes(self) -> None:
         """Read the file, once it is known that the folder does not hold another run."""
         config = self.config.fit
-        if not issubclass(resolve_name(config.model.class_path), _MODULES[self._kind]):
-            raise ConfigError(
-                f"the settings are those of {config.model.class_path}, expected those of a {self._kind}: give a "
-                f"--config of configs/{self._kind}/"
-            )
+        require_stage(config, _MODULES[self._kind], self._kind)
         trainer, model = config.trainer, config.model.init_args
         if model.get("coupled"):
             raise ConfigError(

@@ -13,11 +13,6 @@ from kdpl.__main__ import main
 
 
 @pytest.fixture(scope="module")
-def classifier(student_run):
-    return student_run / "classifier"
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Sixty pictures, each of another colour, one of them damaged."""
     folder = tmp_path_factory.mktemp("pictures")

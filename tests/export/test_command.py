@@ -11,11 +11,6 @@ from kdpl.export import command
 
 
 @pytest.fixture(scope="module")
-def classifier(student_run):
-    return student_run / "classifier"
-
-
-@pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     for i, image in enumerate(load_digits().images[:60]):

@@ -1,6 +1,5 @@
 import json
 import shutil
-import subprocess
 import sys
 
 import published_files as files
@@ -340,14 +339,3 @@ def test_names_without_a_place_are_listed_and_left_out(importer, tmp_path):
     ):
         assert importer.teacher(file, tmp_path / "teacher") == 0
     assert (tmp_path / "teacher/class_vectors.safetensors").exists()
-
-
-def test_help_is_quick_and_imports_nothing_heavy():
-    code = (
-        "import sys; from kdpl.__main__ import main\n"
-        "try: main(['import', '--help'])\n"
-        "except SystemExit as e: print(e.code, {'torch', 'lightning'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m kdpl import")
-    assert done.stdout.endswith("\n0 set()\n")
