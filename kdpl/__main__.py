@@ -39,7 +39,7 @@ _COMMANDS = {
     "fit": "kdpl.cli:run_command",
     "validate": "kdpl.cli:run_command",
     "test": "kdpl.cli:run_command",
-    "predict": "kdpl.predict:predict",
+    "predict": "kdpl.predict_command:predict",
     "cache": "kdpl.cache_command:cache",
     "export": "kdpl.export.command:export",
     "class-vectors": "kdpl.class_vectors_command:class_vectors",

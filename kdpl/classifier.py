@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import build_image_tower, image_config
 from kdpl.clip_identity import ClipIdentity, Preprocessing
-from kdpl.data.image import open_image, resize_and_crop, to_tensor
+from kdpl.data.decoding import open_image
+from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.deploy.ahead import cores, guess
 from kdpl.errors import ArtifactError, DataError, reason
 from kdpl.files import atomic_path

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from kdpl.__main__ import main
@@ -71,6 +72,12 @@ def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"
                 colour = (40 * number, 30 * i, 200 if split == "train" else 90)
                 Image.new("RGB", (40, 36), colour).save(folder / f"{i}.{extension}")
     return root
+
+
+def noise(width, height, mode="RGB", seed=0):
+    """A picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
 
 
 def rows_of(path):

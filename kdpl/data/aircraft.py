@@ -3,7 +3,7 @@
 import os
 
 from kdpl.data.benchmark import Location
-from kdpl.data.image import open_image
+from kdpl.data.decoding import open_image
 from kdpl.data.inside import stays_inside
 from kdpl.data.splits import Record, Splits
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
-from kdpl.data.image import open_image
+from kdpl.data.decoding import open_image
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from kdpl.data.benchmark import Location
+from kdpl.data.decoding import open_image
 from kdpl.data.folder import EXTENSIONS
-from kdpl.data.image import open_image
 from kdpl.data.splits import Record, Splits
 
 

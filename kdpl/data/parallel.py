@@ -50,7 +50,7 @@ def _in_order(
         return
     # processes, since Pillow decodes under Python's lock; from a server that has imported what all of them need
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdpl.data.image"])
+    context.set_forkserver_preload(["kdpl.data.decoding"])
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = iter(chunks)
         pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from kdpl.data.benchmark import Location
-from kdpl.data.image import open_image
+from kdpl.data.decoding import open_image
 from kdpl.data.inside import stays_inside
 from kdpl.data.splits import Record, Splits
 

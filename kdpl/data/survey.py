@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdpl.data.decoding import open_image
 from kdpl.data.folder import find_images
-from kdpl.data.image import open_image
 from kdpl.data.parallel import in_parallel
 from kdpl.errors import DataError
 

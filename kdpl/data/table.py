@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdpl.data.decoding import open_image
 from kdpl.data.folder import unlabeled_images
-from kdpl.data.image import open_image
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError, reason
 

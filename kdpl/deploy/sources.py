@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from kdpl.data.decoding import open_image
 from kdpl.data.folder import EXTENSIONS, find_images
-from kdpl.data.image import open_image
 from kdpl.errors import ConfigError, DataError, reason
 
 _SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")

@@ -7,7 +7,7 @@ from runs import image_folder
 from kdpl.__main__ import main
 from kdpl.data.benchmark import BENCHMARKS, Benchmark
 from kdpl.data.check import decode_all
-from kdpl.data.image import open_image
+from kdpl.data.decoding import open_image
 
 
 @pytest.fixture

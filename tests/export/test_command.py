@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdpl.__main__ import main
-from kdpl.export import command
+from kdpl.export import exporting
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_a_file_that_differs_too_much_does_not_stay(classifier, digits, tmp_path
         export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1"),
         *("60 of 60 images", "was not kept", "--tolerance"),
     )
-    monkeypatch.setattr(command, "write_int8_onnx", lambda *args: command.write_program(*args[:3]))
-    monkeypatch.setattr(command, "compare", lambda *_: command.Difference(images=100, same=97, logits=0.1))
+    monkeypatch.setattr(exporting, "write_int8_onnx", lambda *args: exporting.write_program(*args[:3]))
+    monkeypatch.setattr(exporting, "compare", lambda *_: exporting.Difference(images=100, same=97, logits=0.1))
     quantized = tmp_path / "q.onnx"
     fails(
         capsys,
@@ -72,7 +72,7 @@ def test_a_file_that_differs_too_much_does_not_stay(classifier, digits, tmp_path
         *("97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement"),
     )
     assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
-    monkeypatch.setattr(command, "compare", lambda *_: command.Difference(images=1, same=1, logits=float("nan")))
+    monkeypatch.setattr(exporting, "compare", lambda *_: exporting.Difference(images=1, same=1, logits=float("nan")))
     capsys.readouterr()
     fails(capsys, export(classifier, "torch", out), "logits off by at most nan")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt2", "q.onnx"]
@@ -100,8 +100,8 @@ def test_without_a_package_the_extra_is_named(package, classifier, tmp_path, cap
 
 
 def test_at_most_so_many_images_are_taken_spread_over_the_folder(classifier, digits):
-    loaded = command.Classifier.load(classifier)
-    some = command._images(loaded, str(digits), 6)
-    every = command._images(loaded, str(digits), 1000)
+    loaded = exporting.Classifier.load(classifier)
+    some = exporting._images(loaded, str(digits), 6)
+    every = exporting._images(loaded, str(digits), 1000)
     assert len(every) == 60
     assert some.equal(every[::10])

@@ -1,4 +1,4 @@
-"""``python -m kdpl predict CLASSIFIER IMAGES…``: images in, a table of answers out."""
+"""Images in, a table of answers out: what ``python -m kdpl predict`` does."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdpl.arguments import Parser, output_file
+from kdpl.arguments import output_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.deploy.ahead import cores
@@ -26,13 +26,13 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.files import atomic_path
 
 
-def predict(argv: Sequence[str]) -> int:
+def classify(options: Namespace) -> int:
     """Classify images and write one row for each, in the order given.
 
     An image that cannot be read gets a row with the reason, and is counted on standard error.
 
     Args:
-        argv: Arguments after ``predict``.
+        options: Those of ``python -m kdpl predict``.
 
     Returns:
         0, with unreadable images too.
@@ -40,11 +40,6 @@ def predict(argv: Sequence[str]) -> int:
     Raises:
         KdplError: The classifier is missing or damaged, an argument does not exist, or settings do not fit.
     """
-    options = _parser().parse_args(argv)
-    for name in ("top_k", "batch_size", "workers"):
-        if getattr(options, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} is {getattr(options, name)}, expected 1 or more: give another number")
     out = output_file("--out", options.out) if options.out is not None else None
     if out is not None:
         require_format(out)
@@ -73,35 +68,6 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m kdpl predict", description="Classify images with a finished classifier: one row for each image."
-    )
-    parser.add_argument("classifier", help="classifier folder of a student's run")
-    parser.add_argument(
-        "images",
-        nargs="*",
-        help="image files, .tar shards, folders that are searched recursively, and patterns such as 'a/**/*.jpg'",
-    )
-    parser.add_argument("--list", metavar="FILE", help="file with one path of an image or shard on each line")
-    parser.add_argument("--part", metavar="I/N", help="classify the I-th of N parts alone, as one of an array of jobs")
-    parser.add_argument(
-        "--out",
-        help="table to write, .csv, .jsonl or .parquet; cut off, the same command goes on; CSV on standard output if "
-        "not given",
-    )
-    parser.add_argument(
-        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
-    )
-    parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, in columns (default 1)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument(
-        "--workers", type=int, default=cores(), help="threads that decode (default: one for each processor core)"
-    )
-    return parser
-
-
 def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
@@ -115,7 +81,7 @@ def _rows(classifier: Classifier, sources: Sequence[str], skip: int, options: Na
     names = columns(_top_k(classifier, options))
     with _progress(None if total is None else total - skip) as show:
         for item, guesses in classifier.answers(
-            items, Item.open, top_k=options.top_k, batch_size=options.batch_size, workers=options.workers
+            items, Item.open, top_k=options.top_k, batch_size=options.batch_size, workers=options.workers or cores()
         ):
             row: Row = {**dict.fromkeys(names), "path": printable(item.name)}
             if isinstance(guesses, DataError):

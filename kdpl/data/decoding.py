@@ -1,0 +1,42 @@
+"""Opening image files. Needs Pillow alone, so that a worker process that only looks at images starts at once."""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from kdpl.errors import DataError
+
+
+def open_image(path: str, content: bytes | None = None) -> Image.Image:
+    """Open and decode an image file as RGB.
+
+    Of an animation the first frame is taken; transparency is dropped and the colour below it stays; 16-bit grey values
+    lose their lower byte. Orientation tags are not followed, as the field does not.
+
+    Args:
+        path: An image file of any format that Pillow decodes.
+        content: The file's bytes, where they were read already, from within an archive for example.
+
+    Returns:
+        The decoded RGB image; the file is closed again.
+
+    Raises:
+        DataError: If the file is missing, truncated, not an image, or so large that Pillow takes it for an attack
+            (about 179 million pixels).
+    """
+    try:
+        with Image.open(path if content is None else BytesIO(content)) as image:
+            return _to_rgb(image)
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would cut 16-bit grey values off at 255, which leaves most images white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
