@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.photographs import PHOTOGRAPH, write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
@@ -28,7 +29,6 @@ from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.towers import Frozen
 
 _CLASSES = ("crab", "squid")
-_PHOTO = (500, 375)  # width and height in pixels, those of most of ImageNet's
 
 
 class _TimedFilling(FeatureFilling):
@@ -57,7 +57,11 @@ class Filling:
         self.settings = settings
         self.folder = folder
         self.images = settings.sizes.fill_images
-        _write_photographs(folder / "data", self.images)
+        photographs = write_photographs(folder / "photographs", self.images)
+        for index, path in enumerate(photographs):
+            in_class = folder / "data" / "train" / _CLASSES[index % len(_CLASSES)] / path.name
+            in_class.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(in_class)
         RandomTeacher(settings.sizes).write_run(folder, _CLASSES)
         with random_weights_are_meant():
             self.student = StudentDistillation(ClipConfig(settings.sizes.student, RANDOM), str(folder))
@@ -140,7 +144,7 @@ class Reading:
         self.features = TeacherFeatures.create(folder / "cache", manifest)
         draw = np.random.default_rng(0)
         for row in range(images):
-            self.features.write_parameters(row, view.augmentation.parameters(draw, *_PHOTO))
+            self.features.write_parameters(row, view.augmentation.parameters(draw, *PHOTOGRAPH))
         rows = np.arange(images)
         self.features.write_features(rows, draw.standard_normal((images, width)).astype(np.float16))
         self.dataset = CachedImages(UnlabeledImages(sources, view), self.features, fill=False)
@@ -156,13 +160,3 @@ class Reading:
         """What the cache takes up on the disk, for each view."""
         files = [path for path in self.features.folder.iterdir() if path.is_file()]
         return sum(512 * path.stat().st_blocks for path in files) / len(self.dataset)
-
-
-def _write_photographs(root: Path, count: int) -> None:
-    draw = np.random.default_rng(0)
-    for index in range(count):
-        path = root / "train" / _CLASSES[index % len(_CLASSES)] / f"{index}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = draw.integers(0, 256, (*_PHOTO[::-1], 3), dtype=np.uint8)
-        # smoothed, or it would take longer to decode than any photograph
-        Image.fromarray(pixels).resize((_PHOTO[0] // 8, _PHOTO[1] // 8)).resize(_PHOTO).save(path)

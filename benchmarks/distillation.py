@@ -62,7 +62,7 @@ class Distillation:
         self.autocast = autocast
         teacher = RandomTeacher(sizes)
         clip, names = teacher.clip, sizes.names(classes)
-        self.student = _student(sizes, names, teacher).to(device)
+        self.student = begun_student(sizes, names, teacher).to(device)
         for tower in (clip.image_tower, clip.text_tower):
             tower.to(device)
         ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
@@ -159,7 +159,7 @@ def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -
     return max(((actual[name] - tensor).abs().max() / tensor.abs().max()).item() for name, tensor in expected.items())
 
 
-def _student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) -> StudentDistillation:
+def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) -> StudentDistillation:
     """The LightningModule as a fit has it after its setup."""
     with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
         teacher.write_run(Path(folder), names)

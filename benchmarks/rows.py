@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
 from benchmarks.settings import Settings
@@ -169,6 +170,27 @@ class Bench:
             Row("cache, on the disk for each view", size / 1000, "KB", at_most=self._bar(1.6)),
         ]
 
+    def inference(self) -> list[Row]:
+        """Image files to class names: what ships, beside open_clip with the teacher and with the same student tower."""
+        with TemporaryDirectory() as folder:
+            inference = Inference(self.settings, Path(folder))
+            for side in inference.sides.values():
+                side()
+            times = self._times(inference.sides, {})
+        images = self.sizes.infer_images
+        speeds = [
+            Row(f"classifying JPEG files: {side}", images / each["median_s"], "images/s", details={side: each})
+            for side, each in times.items()
+        ]
+        return [
+            *speeds,
+            *(
+                self._ratio(f"classifying JPEG files: {other} / {side}", times, other, side)
+                for other in (OPEN_CLIP_TEACHER, OPEN_CLIP_STUDENT)
+                for side in (CLASSIFIER, ONNX, ONNX_INT8)
+            ),
+        ]
+
     def memory(self) -> list[Row]:
         """Peak memory of the text tower's forward and backward, each in a process of its own."""
         few, many = self.sizes.few, self.sizes.many
@@ -235,6 +257,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "many-classes": Bench.many_classes,
     "texts": Bench.texts,
     "cache": Bench.cache,
+    "inference": Bench.inference,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,
 }

@@ -23,6 +23,7 @@ class Sizes:
         product_edge: Edge n of the n x n matrices whose product is the machine's speed.
         fill_images: Images that fill the cache, one view each.
         read_images: Images of the cache that reading is measured on.
+        infer_images: Images that are classified.
     """
 
     teacher: str
@@ -34,14 +35,15 @@ class Sizes:
     product_edge: int
     fill_images: int
     read_images: int
+    infer_images: int
 
     def names(self, classes: int) -> tuple[str, ...]:
         """The first so many of ImageNet's class names."""
         return IMAGENET_CLASS_NAMES[:classes]
 
 
-FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000)
-SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200)
+FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32)
+SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200, 12)
 
 
 def register_miniatures() -> None:

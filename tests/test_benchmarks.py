@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.caching import Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.inference import CLASSIFIER, ONNX, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
 from benchmarks.measuring import flops
 from benchmarks.memory import STAGE_1, peak_in_own_process
 from benchmarks.run import main
@@ -85,12 +86,14 @@ def test_operations_are_counted_by_the_book_and_not_run():
 def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
-    only = [f"--only={name}" for name in ("distillation", "student", "bf16", "many-classes", "texts", "cache")]
+    only = [
+        f"--only={name}" for name in ("distillation", "student", "bf16", "many-classes", "texts", "cache", "inference")
+    ]
     assert main(["--small", "--repeats", "1", "--threads", str(threads), "--out", str(out), *only]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["machine"]["threads"] == threads
     assert len(report["machine"]["load_average"]) == 3
-    assert len(report["rows"]) == 12
+    assert len(report["rows"]) == 23
     assert all(row["value"] > 0 for row in report["rows"])
     published = report["rows"][0]["details"]["published"]
     assert len(published["seconds"]) == 1
@@ -121,6 +124,23 @@ def test_reading_a_cache_measures_whole_rows(tmp_path):
     assert batch.image.numel() == 0
     # five numbers of a view, a checksum, and the feature
     assert 5 * 8 + 4 + 768 * 2 <= reading.bytes_per_view() < 1700
+
+
+def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
+    settings = Settings(small=True, device="cpu", precision="32-true", batch_size=5, repeats=1, threads=1)
+    inference = Inference(settings, tmp_path)
+    answers = {side: run() for side, run in inference.sides.items()}
+    names = set(SMALL.names(SMALL.few))
+    assert all(len(each) == SMALL.infer_images and set(each) <= names for each in answers.values())
+    assert answers[ONNX] == answers[CLASSIFIER]
+    clip_of = {OPEN_CLIP_TEACHER: 48, OPEN_CLIP_STUDENT: 32}
+    for side, width in clip_of.items():
+        seen = []
+        handle = inference.towers[side].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        inference.sides[side]()
+        handle.remove()
+        assert inference.towers[side].conv1.out_channels == width
+        assert sum(len(batch) for batch in seen) == SMALL.infer_images
 
 
 def test_an_unknown_comparison_is_named(tmp_path, capsys):
