@@ -1,0 +1,70 @@
+"""One classifier in all its forms gives the same answers, on every test image of the quickstart."""
+
+import onnxruntime
+import pytest
+import torch
+from runs import rows_of
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+from kdpl.data.decoding import open_image
+from kdpl.data.digits import open_digit
+
+
+@pytest.fixture(scope="module")
+def tested(student_run):
+    """What the student's LightningModule answered on each test image."""
+    rows = rows_of(student_run / "test_predictions.csv")
+    assert len(rows) == 899
+    return rows
+
+
+@pytest.fixture(scope="module")
+def pictures(tested, tmp_path_factory):
+    """A folder of the test images as files, in their order."""
+    folder = tmp_path_factory.mktemp("test_images")
+    for row in tested:
+        open_digit(row["source"]).save(folder / f"{int(row['index']):03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_classifier(classifier, pictures):
+    """The test images, uint8 [899, 3, 32, 32], and the classifier's logits of them [899, 10]."""
+    loaded = Classifier.load(classifier)
+    images = torch.stack([loaded.prepare(open_image(str(path))) for path in sorted(pictures.iterdir())])
+    with torch.inference_mode():
+        return images, loaded(images)
+
+
+def test_predict_and_the_classifier_answer_as_the_student_did_in_its_test(
+    classifier, tested, pictures, of_classifier, tmp_path
+):
+    assert main(["predict", str(classifier), str(pictures), f"--out={tmp_path / 'answers.csv'}"]) == 0
+    expected = [row["prediction"] for row in tested]
+    names = Classifier.load(classifier).class_names
+    assert [row["class"] for row in rows_of(tmp_path / "answers.csv")] == expected
+    assert [names[label] for label in of_classifier[1].argmax(dim=1)] == expected
+    confident = of_classifier[1].softmax(dim=1).amax(dim=1)
+    torch.testing.assert_close(
+        confident, torch.tensor([float(row["probability"]) for row in tested]), atol=2e-6, rtol=0
+    )
+
+
+def run_onnx(path, images):
+    return torch.from_numpy(onnxruntime.InferenceSession(path).run(["logits"], {"images": images.numpy()})[0])
+
+
+def run_program(path, images):
+    return torch.export.load(path).module()(images)[0]
+
+
+@pytest.mark.parametrize(("kind", "name", "run"), [("onnx", "c.onnx", run_onnx), ("torch", "c.pt2", run_program)])
+def test_exported_files_give_the_classifiers_logits(kind, name, run, classifier, of_classifier, tmp_path):
+    path = tmp_path / name
+    assert main(["export", str(classifier), f"--format={kind}", f"--out={path}"]) == 0
+    images, expected = of_classifier
+    with torch.inference_mode():
+        logits = run(path, images)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert logits.argmax(dim=1).equal(expected.argmax(dim=1))
