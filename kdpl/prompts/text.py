@@ -52,7 +52,7 @@ def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower)
 class TextPrompts(Float32Module):
     """A learnable context shared by all classes, and deep prompts for the next layers of a text tower.
 
-    The sequence is [start][context][class name]["."][end][padding]. Layer 0 holds the context in place of the
+    The sequence is ``[start][context][class name]["."][end][padding]``. Layer 0 holds the context in place of the
     words' embeddings, with positions added; at each of the following ``depth - 1`` layers the positions
     1..length are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
 
