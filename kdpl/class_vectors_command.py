@@ -32,15 +32,9 @@ def class_vectors(argv: Sequence[str]) -> int:
     else:
         names = _distinct(options.classes, "--classes")
 
-    from kdpl.class_vectors import ClassVectors
-    from kdpl.prompts.text import encode_names
-    from kdpl.prompts.tuned import FILE, TunedPrompts
+    from kdpl.name_encoder import NameEncoder
 
-    prompts = TunedPrompts.load(Path(options.teacher) / FILE)
-    clip = prompts.load_clip()
-    text_prompts = prompts.text_prompts(clip.text_tower, clip.tokenize)
-    vectors = encode_names(clip.text_tower, clip.tokenize, names, prompts.context, text_prompts)
-    ClassVectors.of(prompts, vectors, names, num_base).save(out)
+    NameEncoder.load(options.teacher).encode(names, num_base).save(out)
     print(f"class vectors of {len(names)} classes: {out}")
     return 0
 

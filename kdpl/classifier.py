@@ -20,6 +20,7 @@ from kdpl.deploy.ahead import cores, guess
 from kdpl.errors import ArtifactError, DataError, reason
 from kdpl.files import atomic_path
 from kdpl.head import CosineHead
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.student_encoder import StudentEncoder
 
 KIND = "kdpl classifier"
@@ -94,16 +95,7 @@ class Classifier(nn.Module):
         Raises:
             ArtifactError: They come from another teacher, or have a class that is already here.
         """
-        if vectors.teacher != self.vectors.teacher:
-            raise ArtifactError(
-                "the class vectors to add were made by another tuned teacher than those of the classifier: "
-                "make them with the teacher that it was distilled from"
-            )
-        if vectors.clip.fingerprint != self.vectors.clip.fingerprint:
-            raise ArtifactError(
-                f"the classifier knows its classes by text features of {self.vectors.clip.model} and not of its "
-                f"teacher {vectors.clip.model}: classes can be added only to one distilled with text_features: teacher"
-            )
+        self.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
@@ -114,6 +106,23 @@ class Classifier(nn.Module):
             class_names=self.class_names + vectors.class_names,
         )
         return Classifier(self.encoder, extended, self.logit_scale, self.clip)
+
+    def require_teacher(self, made: ClassVectors | TunedPrompts) -> None:
+        """Refuse what another teacher made than the one that this classifier was distilled from.
+
+        Raises:
+            ArtifactError: It was another, or classes cannot be added to this classifier.
+        """
+        if made.teacher != self.vectors.teacher:
+            raise ArtifactError(
+                "the class vectors to add were made by another tuned teacher than those of the classifier: "
+                "make them with the teacher that it was distilled from"
+            )
+        if made.clip.fingerprint != self.vectors.clip.fingerprint:
+            raise ArtifactError(
+                f"the classifier knows its classes by text features of {self.vectors.clip.model} and not of its "
+                f"teacher {made.clip.model}: classes can be added only to one distilled with text_features: teacher"
+            )
 
     def predict(
         self,

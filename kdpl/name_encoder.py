@@ -1,0 +1,47 @@
+"""A tuned teacher's text half: class names in, class vectors out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.prompts.text import encode_names
+from kdpl.prompts.tuned import FILE, TunedPrompts
+
+
+class NameEncoder:
+    """Encodes class names with the prompts of a teacher that is tuned already.
+
+    Args:
+        prompts: The teacher's prompts.
+
+    Raises:
+        KdplError: The CLIP that they were tuned on cannot be had, or is another one by now.
+    """
+
+    def __init__(self, prompts: TunedPrompts) -> None:
+        self.prompts = prompts
+        clip = prompts.load_clip()
+        self._tower, self._tokenize = clip.text_tower, clip.tokenize
+        self._text_prompts = prompts.text_prompts(clip.text_tower, clip.tokenize)
+
+    @classmethod
+    def load(cls, run: str | Path) -> "NameEncoder":
+        """Take the teacher of a run's folder.
+
+        Raises:
+            KdplError: The folder has no prompts, or they are damaged or do not fit their CLIP.
+        """
+        return cls(TunedPrompts.load(Path(run) / FILE))
+
+    def encode(self, names: Sequence[str], num_base: int | None = None) -> ClassVectors:
+        """Give the class vectors of names.
+
+        Args:
+            names: The names, in the order of their labels.
+            num_base: How many of them, the first ones, are base classes; None where there is no such split.
+
+        Raises:
+            ConfigError: A name is too long for the text tower.
+        """
+        vectors = encode_names(self._tower, self._tokenize, names, self.prompts.context, self._text_prompts)
+        return ClassVectors.of(self.prompts, vectors, names, num_base)
