@@ -1,6 +1,5 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -9,10 +8,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from kdpl.arguments import config_files, require_configs
@@ -20,15 +19,18 @@ from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
+from kdpl.callbacks.requeue import Requeue, may_requeue
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
 from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
 from kdpl.errors import ConfigError, reason
-from kdpl.files import atomic_path
+from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock
+from kdpl.slurm import in_job
 from kdpl.terminal import tame_output
+from kdpl.wandb_logger import finish, go_on, point_loggers
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -56,8 +58,6 @@ _MAY_CHANGE = (
     "trainer.profiler",
     "trainer.strategy",
 )
-
-_WANDB_ID_FILE = "wandb_id"
 
 
 class KdplCLI(LightningCLI):
@@ -159,7 +159,7 @@ class KdplCLI(LightningCLI):
                 config.ckpt_path = str(checkpoint)
                 rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {checkpoint}")
         self._given = config.clone()
-        _point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
+        point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
         """Build nothing for a run that is finished, or that is only looked at."""
@@ -181,7 +181,18 @@ class KdplCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        if in_job() and trainer.enable_checkpointing is not False and all(map(may_requeue, plugins)):
+            # after those that save
+            callbacks.append(Requeue())
+        environments = [plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)]
+        if environments:
+            # whoever gives one knows who starts the processes
+            return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        require_srun()
+        with matching_trainer(trainer.devices, trainer.num_nodes):
+            built = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        require_processes(built.num_devices, built.num_nodes)
+        return built
 
     def _trains(self) -> bool:
         # a student's parameters are made once it knows its teacher's width
@@ -216,11 +227,9 @@ class KdplCLI(LightningCLI):
             folder = self.config[subcommand].out
             rank_zero_info(f"{folder} is finished: nothing to do; remove the folder to run it again")
             return
+        go_on(self.trainer.loggers, Path(self._given.out), fitting=subcommand == "fit")
         super()._run_subcommand(subcommand)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # or the next command in this process would write into this run
-                logger.experiment.finish()
+        finish(self.trainer.loggers)
 
     def _require_own_folder(self, folder: Path) -> None:
         """Refuse to write where something else lies: beside the stages of a whole run, or where a copy came from."""
@@ -308,31 +317,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN401
-    """Put the relative folders of loggers into the run's folder, and keep one W&B id and name per run."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if not isinstance(logger, Namespace) or "init_args" not in logger:
-            continue
-        settings = logger.init_args
-        if settings.get("save_dir") is not None:
-            # an absolute save_dir stays as it is
-            settings.save_dir = str(folder / settings.save_dir)
-        if logger.class_path.endswith("WandbLogger"):
-            # into a folder that is not there W&B does not write, but elsewhere
-            Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
-            settings.id = settings.id or _wandb_id(folder, keep)
-            settings.name = settings.name or "/".join(folder.parts[-2:])
-
-
-def _wandb_id(folder: Path, keep: bool) -> str:
-    """The id that all of a run's fits, resumes and tests share in W&B."""
-    file = folder / _WANDB_ID_FILE
-    if file.is_file():
-        return file.read_text(encoding="utf-8").strip()
-    new = secrets.token_hex(4)
-    if keep and getattr(rank_zero_only, "rank", 0) == 0:
-        with atomic_path(file) as temporary:
-            temporary.write_text(new, encoding="utf-8")
-    return new
