@@ -13,16 +13,18 @@ RUN := -m kdpl run --config configs/data/digits.yaml --config configs/trainer/cp
 	--teacher configs/teacher/quickstart.yaml --student configs/student/quickstart.yaml --out runs/quickstart
 
 VENV_PYTHON := $(VENV)/bin/python
+# without the notice of what its authors make next
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs
 WITH_QUICKSTART := $(VENV)/.installed-quickstart
 WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test lint typecheck format clean
+.PHONY: help quickstart table bench test lint typecheck format docs docs-serve clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwritten digits, into runs/quickstart
 	@$(VENV_PYTHON) $(RUN)
@@ -49,8 +51,15 @@ format: $(WITH_DEV) ## format all files and mend what can be mended
 	@$(VENV_PYTHON) -m ruff check --fix --exit-zero --quiet
 	@$(VENV_PYTHON) -m ruff format
 
+docs: $(WITH_DEV) ## build the documentation into site/; any broken link is an error
+	@$(MKDOCS) build --strict --quiet
+	@echo "site/index.html"
+
+docs-serve: $(WITH_DEV) ## show the documentation on http://127.0.0.1:8000 while you write it
+	@$(MKDOCS) serve
+
 clean: ## remove caches and builds; runs and environment stay
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache
 	@find kdpl tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps, not the interpreter, are what make compares: a symlink's time is its target's.

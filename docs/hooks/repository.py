@@ -1,0 +1,65 @@
+"""Links between the site and the rest of the repository, written as they work on GitHub.
+
+Pages in docs/ may link to any file of the repository, and some files of its root are pages of the site as well. A file
+that is linked to and is no page is copied into the site beside the pages, so that no link leads to a version other than
+the one that the page is about.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "tour.md",
+    "SECURITY.md": "security.md",
+}
+"""Files of the root, and what they are called in the site."""
+
+# [text](target#anchor) and nothing that has a scheme, is within the page, or begins at a server's root
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)(#[^)\s]*)?(?=\))")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the root, and whatever a page links to outside docs/."""
+    for source, name in PAGES.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    for page in files.documentation_pages():
+        for path in sorted({_source(page, match[1]) for match in LINK.finditer(page.content_string)}):
+            name = _name(path)
+            if name is not None and files.get_file_from_path(name) is None and (ROOT / path).is_file():
+                files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links that are right in the repository into links that are right in the site."""
+    del config
+
+    def in_the_site(match: re.Match[str]) -> str:
+        name = _name(_source(page.file, match[1]))
+        if name is None or files.get_file_from_path(name) is None:
+            return match[0]  # mkdocs says what is wrong with it
+        return posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
+
+    return LINK.sub(in_the_site, markdown)
+
+
+def _source(file: File, target: str) -> str:
+    """Path in the repository of what a page's link leads to."""
+    page = next((source for source, name in PAGES.items() if name == file.src_uri), f"docs/{file.src_uri}")
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+
+
+def _name(path: str) -> str | None:
+    """Path in the site of a file of the repository; None for one outside it."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return None if path.startswith("..") else PAGES.get(path, f"repository/{path}")
