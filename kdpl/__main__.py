@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 
-from kdpl import __version__
+from kdpl import __version__, slurm
 from kdpl.errors import KdplError
 
 USAGE = """\
@@ -16,6 +16,7 @@ usage: python -m kdpl COMMAND …
   validate       accuracies of a run on the validation split
   test           accuracies, answers and pictures of a run on the test split
   predict        classify images with a finished classifier
+  demo           a page in the browser that classifies the images dropped on it
   cache          the teacher's image features of all views, computed once for any number of students
   export         write a finished classifier as ONNX or a torch.export program, and check it
   class-vectors  class vectors of other class names, from a teacher that is tuned already
@@ -40,6 +41,7 @@ _COMMANDS = {
     "validate": "kdpl.cli:run_command",
     "test": "kdpl.cli:run_command",
     "predict": "kdpl.predict_command:predict",
+    "demo": "kdpl.demo.command:demo",
     "cache": "kdpl.cache_command:cache",
     "export": "kdpl.export.command:export",
     "class-vectors": "kdpl.class_vectors_command:class_vectors",
@@ -53,6 +55,9 @@ _COMMANDS = {
 
 def _run_command(args: Sequence[str]) -> int:
     name = args[0]
+    if slurm.in_job():
+        # before anything is imported that starts threads: they would hear it
+        slurm.listen()
     function = resolve_name(_COMMANDS[name])
     # LightningCLI takes its own subcommands by name
     code: int | None = function(args if name in ("fit", "validate", "test") else args[1:])
@@ -66,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 130 for Ctrl-C.
+        The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 75 for a Slurm
+        job that is in the queue again, 130 for Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -93,6 +99,9 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
     """
     try:
         return command(args)
+    except slurm.Requeued as requeued:
+        print(requeued, file=sys.stderr)
+        return requeued.exit_code
     except KdplError as error:
         if debug:
             raise

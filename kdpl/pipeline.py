@@ -13,9 +13,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from kdpl import slurm
 from kdpl.arguments import Parser, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
+from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import check_fits, in_own_process, run_step
 from kdpl.report import FILE as REPORT_FILE
@@ -52,12 +54,17 @@ def run(argv: Sequence[str]) -> int:
         argv: Arguments after ``run``.
 
     Returns:
-        The exit code of the step that failed, or 0.
+        The exit code of the step that failed or was requeued, or 0.
 
     Raises:
         ConfigError: A config file is missing or wrong, or the folder holds a run of other configs.
     """
     options, overrides = _parse(argv)
+    if of_several():
+        raise ConfigError(
+            "run was started by several processes at once: start it once, without srun or torchrun (within a Slurm job "
+            "of several tasks it starts each step with srun), or start fit with them, stage by stage"
+        )
     out = Path(options.out)
     orders = _orders(options, overrides)
     _require_same_orders(out, orders)
@@ -83,6 +90,8 @@ def run(argv: Sequence[str]) -> int:
             return code
         if not step.result.exists():
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
+        if slurm.signalled() and number < len(steps):
+            raise slurm.requeue(str(out))
     code = 0
     if open_steps or not (out / REPORT_FILE).is_file():
         code = in_own_process(run_step, ["report", str(out)])

@@ -6,16 +6,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
+from kdpl import slurm
 from kdpl.__main__ import call, main
+from kdpl.launch import needs_srun
 
 INTERRUPTED = 130
 
 _TICK_SECONDS = 0.5
+
+# commands whose work several processes share
+_OF_SEVERAL = ("fit", "validate", "test")
 
 
 def in_own_process(
@@ -47,9 +53,13 @@ def in_own_process(
     process.start()
     try:
         while process.is_alive():
-            process.join(_TICK_SECONDS if tick is not None else None)
+            process.join(_TICK_SECONDS if tick is not None or slurm.in_job() else None)
             if tick is not None:
                 tick()
+            if slurm.signalled() and process.pid is not None:
+                # where Slurm told this process alone, and again: srun passes on nothing before its tasks run
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, slurm.SIGNAL)
     except KeyboardInterrupt:
         # Ctrl-C reached the step as well, which ends by itself and says so
         process.join()
@@ -79,7 +89,15 @@ def _end_with_parent() -> None:
 
 
 def run_step(args: list[str]) -> None:
-    """Run a command as a person would type it, and end the process with its exit code."""
+    """Run a command as a person would type it, and end the process with its exit code.
+
+    Within a Slurm job of several tasks srun runs it, once for each.
+    """
+    if needs_srun() and args[0] in _OF_SEVERAL:
+        # srun does not take this over by itself
+        os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        srun = ["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "kdpl", *args]
+        os.execvp(srun[0], srun)  # noqa: S606
     # Lightning starts the other processes of a multi-device run by the command line that it finds here
     sys.argv[1:] = args
     sys.exit(main(args))

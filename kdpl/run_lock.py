@@ -1,12 +1,23 @@
 """One fit at a time writes into a run's folder."""
 
+import errno
 import fcntl
 import os
+import socket
+import sys
+import time
 from pathlib import Path
 
 from kdpl.errors import ConfigError
+from kdpl.slurm import in_job
 
 FILE = ".lock"
+
+_HELD = (errno.EACCES, errno.EAGAIN)
+
+# longer than a network file system keeps the lock of a node that went down: NFS 4 gives it 90 s
+_LEASE_SECONDS = 150
+_LOOK_SECONDS = 1
 
 
 class RunLock:
@@ -15,29 +26,60 @@ class RunLock:
     A record lock, which worker processes do not inherit: one that outlives a killed parent holds nothing.
 
     Args:
-        folder: The run's folder; made if it is not there. A network file system has to know locks, as NFS 4 does.
+        folder: The run's folder; made if it is not there. On a network file system the lock counts on all nodes if the
+            system knows locks, as NFS 4 does; on one that knows none, a sentence says so.
+        patience: Seconds to wait for the holder's end. None: none, but in a Slurm job, where nobody waits for the
+            answer, and whose own first start may have left the lock on a node that went down.
 
     Raises:
         ConfigError: Another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float | None = None) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / FILE
-        while True:
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(self._descriptor)
+        seconds = patience if patience is not None else _LEASE_SECONDS if in_job() else 0
+        end = time.monotonic() + seconds
+        waiting = False
+        while not self._taken():
+            if not waiting and seconds:
+                print(f"another process is running into {folder}: waiting {seconds} s for its end", file=sys.stderr)
+            waiting = True
+            if time.monotonic() >= end:
                 raise ConfigError(
-                    f"another process is running into {folder}: wait for its end, or choose another --out"
-                ) from error
-            if self._is_current():
-                return
+                    f"another process is running into {folder}{self._holder()}: wait for its end, or choose another "
+                    "--out"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+    def _taken(self) -> bool:
+        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                os.close(self._descriptor)
+                return False
+            print(
+                f"the file system of {self._folder} knows no locks ({error.strerror}): see to it that no other process "
+                "runs into this folder",
+                file=sys.stderr,
+            )
+        if not self._is_current():
             # its holder removed it between our opening and our locking it
             os.close(self._descriptor)
+            return self._taken()
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        return True
+
+    def _holder(self) -> str:
+        try:
+            text = self._file.read_text(encoding="utf-8")
+        except OSError:
+            return ""
+        return f" ({text})" if text else ""
 
     def _is_current(self) -> bool:
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdpl import slurm
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.display import Display, last_line
 from kdpl.benchmark.locks import lock
@@ -47,6 +48,7 @@ def run_tasks(campaign: Campaign, tasks: Sequence[Task], out: Path, display: Dis
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the task that was cut goes on at the next start.
+        Requeued: Slurm will start the same command again.
     """
     failures: dict[str, Failure] = {}
     known = {task.name for task in tasks}
@@ -54,6 +56,8 @@ def run_tasks(campaign: Campaign, tasks: Sequence[Task], out: Path, display: Dis
         missing = [task for task in tasks if not task.done() and task.name not in failures]
         if not missing:
             return list(failures.values())
+        if slurm.signalled():
+            raise slurm.requeue(str(out))
         waiting = {task.name for task in missing}
         ready = []
         for task in missing:
@@ -123,6 +127,8 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
         add_seconds(task.folder, task.kind, time.monotonic() - start)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if code == slurm.REQUEUED:
+        raise slurm.Requeued(f"{task.name} goes on when the job is started again")
     if code != 0:
         return last_line(task.log)
     if task.kind == "test":
