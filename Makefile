@@ -20,7 +20,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table bench test soak lint typecheck format docs docs-serve clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
@@ -39,6 +39,9 @@ bench: $(WITH_DEV) ## measure speed and memory beside the published procedure, i
 
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+
+soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
+	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
 
 lint: $(WITH_DEV) ## look for mistakes and unformatted files
 	@$(VENV_PYTHON) -m ruff check

@@ -48,12 +48,12 @@ def test(out, *more):
 test.__test__ = False
 
 
-def start_process(args, stdout=subprocess.DEVNULL):
+def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE):
     """``python -m kdpl`` with these arguments, in a process group of its own that a test may interrupt or kill."""
     return subprocess.Popen(
         [sys.executable, "-m", "kdpl", *args],
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
