@@ -1,13 +1,14 @@
-"""metrics.csv in the run's folder, and pictures and artifacts for those loggers that can take them."""
+"""metrics.csv in the run's folder, and pictures for those loggers that can take them."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.files import atomic_path
@@ -100,24 +101,6 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(curve.items()) for key, curve in curves.items()}
 
 
-def log_artifact(loggers: Iterable[Logger], kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Hand a file over as an artifact, to W&B alone; call on one process.
-
-    Args:
-        loggers: The trainer's loggers.
-        kind: Type of the artifact, such as ``class-vectors``; its name adds the run's id.
-        path: The file.
-        metadata: What to say of it.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            artifact = wandb.Artifact(f"{kind}-{logger.experiment.id}", type=kind, metadata=dict(metadata))
-            artifact.add_file(str(path))
-            logger.experiment.log_artifact(artifact)
-
-
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
     """Show a picture in W&B and TensorBoard; call on one process.
 
@@ -133,3 +116,17 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
             from torchvision.io import decode_image
 
             logger.experiment.add_image(name, decode_image(str(path)))
+
+
+def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
+    """Show images one by one in W&B, which has a gallery for them; call on one process.
+
+    Args:
+        loggers: The trainer's loggers.
+        name: What they are called there.
+        images: The images.
+        captions: One each.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, list(images), caption=list(captions))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from kdpl.disagreements import spread
 from kdpl.files import atomic_path
 from kdpl.predictions import Answer
 
@@ -110,17 +111,18 @@ def choose_for_sheet(student: Sequence[Answer], teacher: Sequence[Answer], count
     wrong = [
         i for i, (s, t) in enumerate(zip(student, teacher, strict=True)) if {s.prediction, t.prediction} != {s.label}
     ]
-    chosen = set(_spread(wrong, count // 2))
+    chosen = set(spread(wrong, count // 2))
     rest = [i for i in range(len(student)) if i not in chosen and i not in set(wrong)]
-    return sorted(chosen | set(_spread(rest, count - len(chosen))))
+    return sorted(chosen | set(spread(rest, count - len(chosen))))
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
-def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequence[Answer], path: Path) -> None:
+def draw_sheet(
+    images: Sequence[Image],
+    student: Sequence[Answer],
+    teacher: Sequence[Answer],
+    path: Path,
+    chosen: str = "mistakes are over-represented",
+) -> None:
     """Draw images with the true class and what teacher and student answered.
 
     Args:
@@ -128,6 +130,7 @@ def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequ
         student: The student's answers, one per image.
         teacher: The teacher's answers, one per image.
         path: PNG file to write.
+        chosen: Which images these are, for the title.
     """
     from matplotlib.figure import Figure
 
@@ -135,7 +138,7 @@ def draw_sheet(images: Sequence[Image], student: Sequence[Answer], teacher: Sequ
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5), layout="constrained")
     figure.suptitle(
-        "true class, teacher's answer (T) and student's (S); mistakes are over-represented",
+        f"true class, teacher's answer (T) and student's (S); {chosen}",
         fontsize=10,
         x=0.01,
         ha="left",

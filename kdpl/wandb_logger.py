@@ -59,6 +59,9 @@ class RunWandbLogger(WandbLogger):
         """Begin the run if it is to be online and can be; or see to it that it begins offline."""
         import wandb
 
+        # Lightning passes it on, and wandb warns of it
+        if self._wandb_init.get("anonymous") is None:
+            self._wandb_init.pop("anonymous", None)
         settings = dict(self._wandb_init.get("settings") or {})
         own = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
         for name, seconds in own.items():

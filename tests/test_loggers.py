@@ -9,7 +9,7 @@ from PIL import Image
 from runs import configs, files_of, fit_teacher, rows_of
 from runs import test as run_test
 
-from kdpl.loggers import METRICS_FILE, MetricsCSV, log_artifact, log_picture, read_metrics
+from kdpl.loggers import METRICS_FILE, MetricsCSV, log_picture, read_metrics
 from kdpl.predictions import read_results
 
 
@@ -53,9 +53,8 @@ def test_metrics_of_a_run_are_whole_and_agree_with_its_results(student_run):
     assert epochs == [0, 1]
 
 
-def test_pictures_and_artifacts_go_to_those_alone_that_can_take_them(tmp_path):
+def test_pictures_go_to_those_alone_that_can_take_them(tmp_path):
     log_picture([MetricsCSV(str(tmp_path))], "figures/a", tmp_path / "a.png")
-    log_artifact([MetricsCSV(str(tmp_path))], "class-vectors", tmp_path / "a", {})
     assert list(tmp_path.iterdir()) == []
 
 

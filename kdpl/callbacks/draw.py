@@ -5,17 +5,22 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from PIL.Image import Image
 
-from kdpl.loggers import METRICS_FILE, log_picture, read_metrics
+from kdpl.disagreements import find_disagreements
+from kdpl.loggers import METRICS_FILE, log_images, log_picture, read_metrics
 from kdpl.pictures import can_draw, choose_for_sheet, draw_confusion, draw_curves, draw_sheet
-from kdpl.predictions import read_answers
+from kdpl.predictions import Answer, read_answers
 
 FIGURES = "figures"
 
+_DISAGREEMENTS = 30
+
 
 class DrawPictures(Callback):
-    """Learning curves after a fit; confusion matrix and, for a student, a sheet of test images after a test.
+    """Learning curves after a fit; confusion matrix and, for a student, sheets of test images after a test.
 
+    One sheet is of all kinds of images, one of those on which the student disagrees with its teacher.
     Without matplotlib it says so once and draws nothing.
     """
 
@@ -39,11 +44,7 @@ class DrawPictures(Callback):
         _show(trainer, path)
         teacher = read_answers(getattr(pl_module, "teacher_folder", Path("/nonexistent")))
         if [a.source for a in teacher] == [a.source for a in answers]:
-            chosen = choose_for_sheet(answers, teacher)
-            path = _figure(trainer, "test_images")
-            images = [data.test_item(answers[i].index)[1] for i in chosen]
-            draw_sheet(images, [answers[i] for i in chosen], [teacher[i] for i in chosen], path)
-            _show(trainer, path)
+            _draw_beside_the_teacher(trainer, answers, teacher)
 
     def _can_draw(self, trainer: Trainer) -> bool:
         if not trainer.is_global_zero:
@@ -52,6 +53,32 @@ class DrawPictures(Callback):
             rank_zero_info("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
             return False
         return True
+
+
+def _draw_beside_the_teacher(trainer: Trainer, answers: list[Answer], teacher: list[Answer]) -> None:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+
+    def images_of(of: list[Answer]) -> list[Image]:
+        return [data.test_item(answer.index)[1] for answer in of]
+
+    chosen = choose_for_sheet(answers, teacher)
+    path = _figure(trainer, "test_images")
+    mine, theirs = [answers[i] for i in chosen], [teacher[i] for i in chosen]
+    draw_sheet(images_of(mine), mine, theirs, path)
+    _show(trainer, path)
+    found = find_disagreements(zip(teacher, answers, strict=True)).some(_DISAGREEMENTS)
+    if found:
+        theirs, mine = [pair[0] for pair in found], [pair[1] for pair in found]
+        images = images_of(mine)
+        path = _figure(trainer, "disagreements")
+        draw_sheet(images, mine, theirs, path, f"{len(found)} on which they disagree")
+        _show(trainer, path)
+        log_images(trainer.loggers, "disagreements", images, [_caption(*pair) for pair in found])
+
+
+def _caption(teacher: Answer, student: Answer) -> str:
+    said = (f"{who} {a.prediction} {100 * a.probability:.0f} %" for who, a in (("T", teacher), ("S", student)))
+    return f"{teacher.label}: {', '.join(said)}"
 
 
 def _figure(trainer: Trainer, name: str) -> Path:

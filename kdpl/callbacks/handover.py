@@ -1,6 +1,7 @@
 """What a finished stage leaves for the next: class vectors after stage 1, the classifier after stage 2."""
 
 from abc import abstractmethod
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +13,9 @@ from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import FOLDER as CLASSIFIER_FOLDER
 from kdpl.classifier import Classifier
-from kdpl.loggers import log_artifact
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.wandb_artifacts import CLASS_VECTORS, CLASSIFIER, TEACHER, accuracies, artifact_name, log_input, log_output
 
 
 class _Handover(Callback):
@@ -80,19 +81,47 @@ class FreezeClassVectors(_Handover):
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
         rank_zero_info(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
-        log_artifact(trainer.loggers, "class-vectors", folder / CLASS_VECTORS_FILE, vectors.fields())
+        said = {**_about(vectors), **accuracies(trainer.callback_metrics)}
+        name = artifact_name(TEACHER, vectors.teacher)
+        log_output(trainer.loggers, TEACHER, name, folder / PROMPTS_FILE, said)
+        said = {**vectors.fields(), **said, "made_with": name}
+        name = artifact_name(CLASS_VECTORS, vectors.teacher)
+        log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, said)
+
+
+def _about(vectors: ClassVectors) -> dict[str, str | int]:
+    return {"teacher": vectors.teacher, "num_classes": len(vectors.class_names)}
 
 
 class _Classifying(Protocol):
+    class_vectors_path: Path
+    vectors: ClassVectors
+
     def classifier(self) -> Classifier: ...
 
 
 class SaveClassifier(_Handover):
     """At the end of stage 2, writes the classifier, which needs neither teacher nor Lightning, to the run's folder."""
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell W&B which class vectors the student learns from."""
+        if trainer.is_global_zero:
+            student: _Classifying = pl_module  # type: ignore[assignment]
+            name = artifact_name(CLASS_VECTORS, student.vectors.teacher)
+            log_input(trainer.loggers, CLASS_VECTORS, name, student.class_vectors_path, _about(student.vectors))
+
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Write on one process."""
         student: _Classifying = pl_module  # type: ignore[assignment]
-        if trainer.is_global_zero:
-            student.classifier().save(folder / CLASSIFIER_FOLDER)
-            rank_zero_info(f"classifier: {folder / CLASSIFIER_FOLDER}")
+        if not trainer.is_global_zero:
+            return
+        classifier = student.classifier()
+        classifier.save(folder / CLASSIFIER_FOLDER)
+        rank_zero_info(f"classifier: {folder / CLASSIFIER_FOLDER}")
+        said = {
+            **_about(classifier.vectors),
+            **accuracies(trainer.callback_metrics),
+            "clip": asdict(classifier.clip),
+            "made_with": artifact_name(CLASS_VECTORS, classifier.vectors.teacher),
+        }
+        log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, said)

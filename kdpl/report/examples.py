@@ -6,6 +6,7 @@ from io import BytesIO
 
 from PIL.Image import Image
 
+from kdpl.disagreements import Pair, find_disagreements
 from kdpl.errors import ArtifactError, DataError
 from kdpl.predictions import Answer
 from kdpl.report.run_folder import Run
@@ -63,23 +64,14 @@ def find_examples(run: Run) -> Examples:
         ArtifactError: Teacher and student were not both tested on the same images.
     """
     pairs = run.answers_side_by_side
-    kinds: list[list[tuple[Answer, Answer]]] = [[], [], []]
-    for teacher, student in pairs:
-        if teacher.prediction != student.prediction:
-            right = (teacher.prediction == teacher.label, student.prediction == student.label)
-            kinds[0 if right[0] else 1 if right[1] else 2].append((teacher, student))
-    shown, gap = _show(run, [pair for kind in kinds for pair in _spread(kind, MAX_IMAGES // len(kinds))])
-    only_teacher, only_student, neither = (len(kind) for kind in kinds)
+    found = find_disagreements(pairs)
+    shown, gap = _show(run, found.some(MAX_IMAGES))
+    only_teacher, only_student, neither = (len(kind) for kind in found)
     differing = only_teacher + only_student + neither
     return Examples(differing, len(pairs), only_teacher, only_student, neither, shown, gap)
 
 
-def _spread(items: list[tuple[Answer, Answer]], count: int) -> list[tuple[Answer, Answer]]:
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
-def _show(run: Run, pairs: list[tuple[Answer, Answer]]) -> tuple[list[Example], str | None]:
+def _show(run: Run, pairs: list[Pair]) -> tuple[list[Example], str | None]:
     try:
         data = run.require_tested_images()
     except (ArtifactError, DataError) as error:

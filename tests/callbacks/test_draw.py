@@ -17,7 +17,7 @@ def size_of(path):
 def test_a_fit_and_a_test_leave_pictures_and_say_where(teacher_run, student_run, capsys):
     names = {run: sorted(p.name for p in (run / "figures").iterdir()) for run in (teacher_run, student_run)}
     assert names[teacher_run] == ["confusion.png", "learning_curves.png"]
-    assert names[student_run] == ["confusion.png", "learning_curves.png", "test_images.png"]
+    assert names[student_run] == ["confusion.png", "disagreements.png", "learning_curves.png", "test_images.png"]
     for path in student_run.glob("figures/*"):
         assert min(size_of(path)) > 300
     assert run_test(teacher_run) == 0
