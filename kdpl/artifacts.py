@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdpl.errors import ArtifactError, reason
+from kdpl.fields import describe
 from kdpl.files import atomic_path
 
 _KEY = "kdpl"
@@ -57,9 +58,9 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
         raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
     if not isinstance(fields, dict) or fields.get("kind") != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
-    if fields.get("version") != version:
+    if type(fields.get("version")) is not int or fields["version"] != version:
         raise ArtifactError(
-            f"{path} has format version {fields.get('version')}, this kdpl reads version {version}: "
+            f"{path} has format version {describe(fields.get('version'))}, this kdpl reads version {version}: "
             "use the kdpl it was written with, or make it again"
         )
     return tensors, fields

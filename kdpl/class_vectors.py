@@ -1,6 +1,6 @@
 """ClassVectors: the tuned teacher's text features of all class names, frozen between the stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError
+from kdpl.fields import Fields
 from kdpl.prompts.tuned import TunedPrompts
 
 KIND = "class vectors"
@@ -74,37 +75,39 @@ class ClassVectors:
         }
 
     @classmethod
-    def from_fields(cls, vectors: Tensor, fields: dict[str, Any], source: str) -> "ClassVectors":
+    def from_fields(
+        cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
+    ) -> "ClassVectors":
         """Put vectors and JSON values together again.
 
         Args:
             vectors: Float32 [C, D].
             fields: What ``fields`` gave.
             source: Where they come from, for messages.
+            remedy: What a person is to do when they are damaged, for messages.
 
         Raises:
             ArtifactError: Something is missing, or the vectors do not fit the rest.
         """
-        try:
-            read = cls(
-                vectors=vectors,
-                class_names=tuple(str(name) for name in fields["class_names"]),
-                num_base=None if fields["num_base"] is None else int(fields["num_base"]),
-                clip=ClipIdentity(**fields["clip"]),
-                logit_scale=float(fields["logit_scale"]),
-                context=fields["context"],
-                preprocessing=Preprocessing.from_fields(fields["preprocessing"]),
-                teacher=str(fields["teacher"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{source} lacks or garbles the field {error}: {_REMEDY}") from error
+        checked = Fields(fields, source, remedy)
+        names = checked.class_names("class_names")
+        read = cls(
+            vectors=vectors,
+            class_names=names,
+            num_base=checked.whole_or_none("num_base", most=len(names)),
+            clip=ClipIdentity.from_fields(checked.section("clip")),
+            logit_scale=checked.positive("logit_scale", LARGEST_LOGIT_SCALE),
+            context=checked.text_or_none("context"),
+            preprocessing=Preprocessing.from_fields(checked.section("preprocessing")),
+            teacher=checked.text("teacher"),
+        )
         if vectors.dtype != torch.float32 or vectors.ndim != 2 or len(vectors) != len(read.class_names):
             raise ArtifactError(
                 f"{source} holds class vectors of type {vectors.dtype} and shape {tuple(vectors.shape)} for "
-                f"{len(read.class_names)} class names, expected float32 [{len(read.class_names)}, D]: {_REMEDY}"
+                f"{len(read.class_names)} class names, expected float32 [{len(read.class_names)}, D]: {remedy}"
             )
         if not torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors), device=vectors.device), atol=1e-3):
-            raise ArtifactError(f"{source} holds class vectors that are not normalised: {_REMEDY}")
+            raise ArtifactError(f"{source} holds class vectors that are not normalised: {remedy}")
         return read
 
     def save(self, path: Path) -> None:

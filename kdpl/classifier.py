@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import build_image_tower, image_config
-from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.clip import image_config
+from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
 from kdpl.data.decoding import open_image
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.deploy.ahead import cores, guess
 from kdpl.errors import ArtifactError, DataError, reason
+from kdpl.fields import Fields, describe
 from kdpl.files import atomic_path
 from kdpl.head import CosineHead
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.stored_encoder import read_encoder, tensors_of
 from kdpl.student_encoder import StudentEncoder
 
 KIND = "kdpl classifier"
@@ -211,10 +213,7 @@ class Classifier(nn.Module):
             "logit_scale": self.logit_scale,
             "class_vectors": self.vectors.fields(),
         }
-        # the tower is apart from the rest of the encoder, whether that carried it or owned it
-        tensors = {f"tower.{k}": v for k, v in self.encoder.tower.module.visual.state_dict().items()}
-        tensors |= {f"encoder.{k}": v for k, v in self.encoder.state_dict().items() if not k.startswith("tower.")}
-        tensors["class_vectors"] = self.head.class_vectors
+        tensors = {**tensors_of(self.encoder), "class_vectors": self.head.class_vectors}
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / _WEIGHTS)
@@ -279,35 +278,31 @@ class Classifier(nn.Module):
         for name in FILES:
             if not (folder / name).is_file():
                 raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {_REMEDY}")
+        source = f"the classifier {folder}"
         try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            text = (folder / _CONFIG).read_text(encoding="utf-8")
             tensors = load_file(folder / _WEIGHTS)
-            kind, version = config["kind"], config["version"]
-        except Exception as error:  # json, safetensors and the disk each raise their own
-            raise ArtifactError(f"the classifier {folder} is damaged ({reason(error)}): {_REMEDY}") from error
-        if kind != KIND or version != VERSION:
+        except Exception as error:  # safetensors, the encoding and the disk each raise their own
+            raise ArtifactError(f"{source} is damaged ({reason(error)}): {_REMEDY}") from error
+        config = Fields.parse(text, source, _REMEDY)
+        kind, version = config.any("kind"), config.any("version")
+        if kind is None or version is None:
+            raise ArtifactError(f"{source} is damaged (it does not say what it is): {_REMEDY}")
+        if kind != KIND or type(version) is not int or version != VERSION:
             raise ArtifactError(
-                f"{folder} holds {kind!r} version {version}, expected {KIND!r} version {VERSION}: {_REMEDY}"
+                f"{folder} holds {describe(kind)!r} version {describe(version)}, expected {KIND!r} version {VERSION}: "
+                f"{_REMEDY}"
             )
-        try:
-            vectors = ClassVectors.from_fields(tensors.pop("class_vectors"), config["class_vectors"], str(folder))
-            tower = build_image_tower(config["image_config"], Preprocessing.from_fields(config["preprocessing"]))
-            out_dim = vectors.vectors.shape[1] if config["projector"] else None
-            encoder = StudentEncoder(tower, config["prompt_length"], config["prompt_depth"], out_dim)
-            tower.visual.load_state_dict(_part(tensors, "tower."))
-            encoder.load_state_dict(_part(tensors, "encoder."))
-            return cls(encoder, vectors, float(config["logit_scale"]), ClipIdentity(**config["clip"]))
-        except ArtifactError:
-            raise
-        except Exception as error:  # whatever garbled settings make torch, open_clip or kdpl raise
-            raise ArtifactError(f"the classifier {folder} is damaged ({reason(error)}): {_REMEDY}") from error
+        own = tensors.pop("class_vectors", None)
+        if own is None:
+            raise ArtifactError(f"{source} is damaged (it has no class vectors): {_REMEDY}")
+        vectors = ClassVectors.from_fields(own, config.mapping("class_vectors"), source, _REMEDY)
+        encoder = read_encoder(config, tensors, vectors.vectors.shape[1], source, _REMEDY)
+        logit_scale = config.positive("logit_scale", LARGEST_LOGIT_SCALE)
+        return cls(encoder, vectors, logit_scale, ClipIdentity.from_fields(config.section("clip")))
 
 
 def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:
     if isinstance(image, Tensor):
         return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     return image if isinstance(image, Image.Image) else open_image(str(image))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,8 +1,13 @@
 """What a CLIP is and what it expects of images, as plain values that configs name and artifacts keep."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from kdpl.fields import Fields
+
+_LARGEST_IMAGE = 8192  # pixels at each edge; the largest CLIP takes a tenth of it
+
+LARGEST_LOGIT_SCALE = 10_000.0
+"""The largest factor on cosine similarities that an artifact may have; CLIPs are trained with up to 100."""
 
 RANDOM = "random"
 """The pretrained tag that stands for random weights, the same ones every time."""
@@ -40,6 +45,17 @@ class ClipIdentity:
     quick_gelu: bool
     fingerprint: str
 
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "ClipIdentity":
+        """Build from an artifact's fields.
+
+        Raises:
+            KdplError: A field is missing or garbled.
+        """
+        return cls(
+            fields.text("model"), fields.text("pretrained"), fields.flag("quick_gelu"), fields.text("fingerprint")
+        )
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -56,13 +72,13 @@ class Preprocessing:
     std: tuple[float, ...]
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """Build from JSON values.
+    def from_fields(cls, fields: Fields) -> "Preprocessing":
+        """Build from an artifact's fields.
 
         Raises:
-            KeyError, TypeError, ValueError: A field is missing or garbled.
+            KdplError: A field is missing or garbled.
         """
-        mean, std = (tuple(float(x) for x in fields[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError("preprocessing")
-        return cls(int(fields["image_size"]), mean, std)
+        mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
+        if not all(each > 0 for each in std):
+            raise fields.refuse("std")
+        return cls(fields.whole("image_size", 1, _LARGEST_IMAGE), mean, std)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from kdpl.artifacts import read_tensors, write_tensors
 from kdpl.clip import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
-from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError, WeightsError
+from kdpl.fields import Fields
 from kdpl.prompts.text import TextPrompts, Tokenize
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.towers import ImageTower, PromptableImageTower, TextTower, promptable
@@ -82,18 +83,16 @@ class TunedPrompts:
             ArtifactError: It is missing, damaged, of an unknown version or its prompts are not those it names.
         """
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
-        try:
-            prompts = cls.of(
-                tensors,
-                ClipIdentity(**fields["clip"]),
-                float(fields["logit_scale"]),
-                fields["context"],
-                Preprocessing.from_fields(fields["preprocessing"]),
-            )
-            teacher = fields["teacher"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} lacks or garbles the field {error}: {_REMEDY}") from error
-        if prompts.teacher != teacher:
+        _require_prompts(tensors, path)
+        checked = Fields(fields, str(path), _REMEDY)
+        prompts = cls.of(
+            tensors,
+            ClipIdentity.from_fields(checked.section("clip")),
+            checked.positive("logit_scale", LARGEST_LOGIT_SCALE),
+            checked.text_or_none("context"),
+            Preprocessing.from_fields(checked.section("preprocessing")),
+        )
+        if prompts.teacher != checked.text("teacher"):
             raise ArtifactError(f"{path} holds other prompts than its fingerprint says: {_REMEDY}")
         return prompts
 
@@ -163,6 +162,25 @@ def prompt_tensors(vision_tokens: Tensor | None, text_prompts: TextPrompts | Non
     if text_prompts is not None:
         tensors |= {_CONTEXT: text_prompts.context, _DEEP: text_prompts.deep}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _require_prompts(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are no prompts, or whose sizes do not go together."""
+    sizes = {_VISION: 3, _CONTEXT: 2, _DEEP: 3}
+    for name, tensor in tensors.items():
+        if name not in sizes or tensor.ndim != sizes[name] or tensor.dtype != torch.float32:
+            raise ArtifactError(
+                f"{path} holds a tensor '{name[:60]}' of type {tensor.dtype} and shape {tuple(tensor.shape)}, which "
+                f"are no prompts: {_REMEDY}"
+            )
+        # the deep text prompts of a teacher of depth 1 are none
+        if not tensor.isfinite().all() or (tensor.numel() == 0 and name != _DEEP):
+            raise ArtifactError(f"{path} holds prompts '{name}' that are empty or not finite: {_REMEDY}")
+    context, deep = tensors.get(_CONTEXT), tensors.get(_DEEP)
+    if (context is None) != (deep is None) or (
+        context is not None and deep is not None and deep.shape[1:] != context.shape
+    ):
+        raise ArtifactError(f"{path} holds text prompts of which a part is missing or of another size: {_REMEDY}")
 
 
 def _require_tower(kind: str, width: int, depth: int, tower: PromptableImageTower | TextTower) -> None:
