@@ -35,6 +35,7 @@ class ClassVectors:
         context: The words that the prompts were started from; None if from noise.
         preprocessing: What the teacher expects of images.
         teacher: Fingerprint of the tuned teacher.
+        class_texts: What the text tower read for each class, by label; None where that was its name.
     """
 
     vectors: Tensor
@@ -45,12 +46,24 @@ class ClassVectors:
     context: str | None
     preprocessing: Preprocessing
     teacher: str
+    class_texts: tuple[str, ...] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the text tower read for each class: its text or its name."""
+        return self.class_texts or self.class_names
 
     @classmethod
     def of(
-        cls, prompts: TunedPrompts, vectors: Tensor, class_names: Sequence[str], num_base: int | None
+        cls,
+        prompts: TunedPrompts,
+        vectors: Tensor,
+        class_names: Sequence[str],
+        num_base: int | None,
+        class_texts: Sequence[str] | None = None,
     ) -> "ClassVectors":
-        """Take the vectors [C, D] of names that were encoded with a teacher's prompts."""
+        """Take the vectors [C, D] of names, or of texts in their place, that were encoded with a teacher's prompts."""
+        named_otherwise = class_texts is not None and tuple(class_texts) != tuple(class_names)
         return cls(
             vectors=vectors,
             class_names=tuple(class_names),
@@ -60,6 +73,7 @@ class ClassVectors:
             context=prompts.context,
             preprocessing=prompts.preprocessing,
             teacher=prompts.teacher,
+            class_texts=tuple(class_texts) if class_texts is not None and named_otherwise else None,
         )
 
     def fields(self) -> dict[str, Any]:
@@ -72,6 +86,7 @@ class ClassVectors:
             "context": self.context,
             "preprocessing": asdict(self.preprocessing),
             "teacher": self.teacher,
+            **({} if self.class_texts is None else {"class_texts": list(self.class_texts)}),
         }
 
     @classmethod
@@ -89,6 +104,8 @@ class ClassVectors:
         Raises:
             ArtifactError: Something is missing, or the vectors do not fit the rest.
         """
+        if not isinstance(fields, Mapping):
+            raise ArtifactError(f"{source} does not say what its class vectors are: {remedy}")
         checked = Fields(fields, source, remedy)
         names = checked.class_names("class_names")
         read = cls(
@@ -100,8 +117,10 @@ class ClassVectors:
             context=checked.text_or_none("context"),
             preprocessing=Preprocessing.from_fields(checked.section("preprocessing")),
             teacher=checked.text("teacher"),
+            class_texts=tuple(checked.texts("class_texts")) if "class_texts" in fields else None,
         )
-        if vectors.dtype != torch.float32 or vectors.ndim != 2 or len(vectors) != len(read.class_names):
+        lengths = {len(read.class_names), len(read.texts)}
+        if vectors.dtype != torch.float32 or vectors.ndim != 2 or lengths != {len(vectors)}:
             raise ArtifactError(
                 f"{source} holds class vectors of type {vectors.dtype} and shape {tuple(vectors.shape)} for "
                 f"{len(read.class_names)} class names, expected float32 [{len(read.class_names)}, D]: {remedy}"

@@ -70,4 +70,7 @@ class LogitSketch:
         values, counts = tensors.get("values"), tensors.get("counts")
         if values is None or counts is None or values.ndim != 2 or counts.shape != values.shape[1:]:
             raise ArtifactError(f"{folder / FILE} lacks its logits or how many classes they are of: {_REMEDY}")
+        kinds = values.dtype == torch.float16 and counts.dtype == torch.int64
+        if not kinds or not values.isfinite().all() or (counts < 1).any() or (counts > 2**31).any():
+            raise ArtifactError(f"{folder / FILE} holds numbers that no test leaves: {_REMEDY}")
         return cls(values, counts)

@@ -25,12 +25,14 @@ from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.head import CosineHead
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.optim import OptimConfig, build_optimizer
+from kdpl.peers import require_devices_for_batch_norm
 from kdpl.prompts.text import encode_names
 from kdpl.student_encoder import StudentEncoder
 from kdpl.teacher import PromptConfig
 from kdpl.towers import Frozen, promptable
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"
+_CHECKPOINT_REMEDY = "give another checkpoint, or remove it to start anew"
 _VIEWS_KEY = "kdpl_views"
 _VECTORS_KEY = "head.class_vectors"
 _PREVIEW_IMAGES = 256
@@ -169,7 +171,7 @@ class StudentDistillation(EvaluatedModule):
         tower, tokenize = self.own_text.text_tower, self.own_text.tokenize
         return replace(
             vectors,
-            vectors=encode_names(tower, tokenize, vectors.class_names, _OWN_CONTEXT, None),
+            vectors=encode_names(tower, tokenize, vectors.texts, _OWN_CONTEXT, None),
             clip=self.clip,
             logit_scale=self.logit_scale,
             context=_OWN_CONTEXT,
@@ -185,6 +187,8 @@ class StudentDistillation(EvaluatedModule):
             self.encoder = StudentEncoder(tower, prompts.length, prompts.depth, out_dim, self.fine_tune)
         self.vectors = vectors
         self.head = CosineHead(vectors.vectors)
+        # or DistributedDataParallel would send them in every step
+        self._ddp_params_and_buffers_to_ignore = [_VECTORS_KEY]
 
     def _built(self) -> _Built:
         if self.encoder is None or self.head is None or self.vectors is None:
@@ -204,6 +208,7 @@ class StudentDistillation(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean tokens if asked to, in a run that does not go on from a checkpoint."""
+        require_devices_for_batch_norm(self, self.device)
         prompts = self._built().encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
@@ -237,8 +242,7 @@ class StudentDistillation(EvaluatedModule):
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
         agreement = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
-        self.log("train/agreement", agreement, on_epoch=True, on_step=False, batch_size=len(images))
+        self.log_training({"train/loss": loss.detach(), "train/agreement": agreement}, len(images))
         return loss
 
     def class_logits(self, images: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ class StudentDistillation(EvaluatedModule):
                 "the checkpoint is not one of a student: give a checkpoint of a StudentDistillation run"
             )
         super().on_load_checkpoint(checkpoint)
-        vectors = ClassVectors.from_fields(state[_VECTORS_KEY], saved, "the checkpoint")
+        vectors = ClassVectors.from_fields(state[_VECTORS_KEY], saved, "the checkpoint", _CHECKPOINT_REMEDY)
         if self.vectors is not None and self.vectors.teacher != vectors.teacher:
             raise ArtifactError(
                 f"the checkpoint was distilled from another teacher than {self.teacher_folder}: "

@@ -293,7 +293,7 @@ class TestRefusals:
         config = json.loads(path.read_text())
         del config[field]
         path.write_text(json.dumps(config))
-        self.refused(folder, f"is damaged .*{field}")
+        self.refused(folder, f"lacks or garbles the field '{field}'.*: give the classifier folder of a student's run")
 
     @pytest.mark.parametrize(
         "fields",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 
 from kdpl.data.augmentation import Augmentation
 from kdpl.errors import DataError
+from kdpl.fields import Fields
 from kdpl.files import atomic_path
 
 FILE = "manifest.json"
@@ -18,7 +20,12 @@ FILE = "manifest.json"
 
 ROWS_PER_SHARD = 65_536
 
+_REPR = reprlib.Repr()
+_REPR.maxdict = _REPR.maxlist = _REPR.maxstring = 100
+
 _KIND = "teacher features"
+_DTYPE = "float16"
+_MOST_SHARDS = 1_000_000  # files in one folder
 _VERSION = 1
 _REMEDY = "choose another folder as data.init_args.teacher_cache, or remove it"
 
@@ -98,7 +105,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the file into a cache's folder, atomically."""
-        fields = {"kind": _KIND, "version": _VERSION, "dtype": "float16", **asdict(self)}
+        fields = {"kind": _KIND, "version": _VERSION, "dtype": _DTYPE, **asdict(self)}
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False), encoding="utf-8")
 
@@ -112,22 +119,35 @@ class Manifest:
         file = folder / FILE
         if not file.is_file():
             raise DataError(f"{folder} is not a cache of teacher features (it has no {FILE}): {_REMEDY}")
+        source, remedy = f"the manifest {file}", f"remove the folder {folder} and fill the cache again"
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            kind, found = fields.pop("kind"), fields.pop("version")
-            if kind != _KIND:
-                raise ValueError(kind)
-            if found != _VERSION:
-                raise DataError(
-                    f"the teacher cache {folder} has format version {found}, this kdpl reads version {_VERSION}: "
-                    f"{_REMEDY}"
-                )
-            del fields["dtype"]
-            manifest = cls(**fields)
-            if not all(getattr(manifest, name) > 0 for name in ("width", "images", "views", "rows_per_shard")):
-                raise ValueError("sizes")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{file} is damaged: remove the folder {folder} and fill the cache again") from error
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source} is damaged (it is not UTF-8): {remedy}") from error
+        fields = Fields.parse(text, source, remedy, DataError)
+        if fields.text("kind") != _KIND or fields.text("dtype") != _DTYPE:
+            raise DataError(f"{source} is damaged (it is one of something else): {remedy}")
+        found = fields.whole("version")
+        if found != _VERSION:
+            raise DataError(
+                f"the teacher cache {folder} has format version {found}, this kdpl reads version {_VERSION}: {_REMEDY}"
+            )
+        manifest = cls(
+            teacher=fields.text("teacher"),
+            width=fields.whole("width", 1),
+            dataset=fields.text("dataset"),
+            images=fields.whole("images", 1),
+            sources=fields.text("sources"),
+            image_size=fields.whole("image_size", 1),
+            augmentation=fields.mapping("augmentation"),
+            view_parameters=fields.texts("view_parameters"),
+            view_seed=fields.whole("view_seed", most=2**63),
+            views=fields.whole("views", 1),
+            rows_per_shard=fields.whole("rows_per_shard", 1),
+            made_with=fields.mapping("made_with"),
+        )
+        if manifest.images * manifest.views > _MOST_SHARDS * manifest.rows_per_shard:
+            raise fields.refuse("rows_per_shard")
         return manifest
 
     def require(self, folder: Path, needed: "Manifest") -> None:
@@ -144,14 +164,21 @@ class Manifest:
             theirs, ours = getattr(self, name), getattr(needed, name)
             if theirs != ours:
                 raise DataError(
-                    f"the teacher cache {folder} is of something else ({title} is {theirs} there and {ours} here): "
+                    f"the teacher cache {folder} is of something else ({title} is {_short(theirs)} there and {ours} here): "
                     f"{_REMEDY}"
                 )
 
 
+def _short(value: object) -> str:
+    return str(value)[:200] if isinstance(value, str | int) else _REPR.repr(value)
+
+
 def _digest(sources: Sequence[str]) -> str:
     """Digest a list of images by their paths below the folder that holds them all, so that a dataset may be moved."""
-    base = os.path.commonpath([os.path.dirname(source) for source in sources])  # noqa: PTH120 - any string, not a path
+    try:
+        base = os.path.commonpath([os.path.dirname(source) for source in sources])  # noqa: PTH120 - any string, not a path
+    except ValueError:
+        base = ""  # paths from the root and others, or URLs, which cannot be moved together
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source[len(base) :].replace(os.sep, "/").lstrip("/").encode() + b"\0")

@@ -84,9 +84,9 @@ def test_the_parameters_of_a_view_are_as_many_as_their_names(augmentation):
     ("damage", "words"),
     [
         (lambda text: text[:100], "is damaged"),
-        (lambda text: text.replace('"width"', '"breadth"'), "is damaged"),
-        (lambda text: text.replace('"width": 24', '"width": 0'), "is damaged"),
-        (lambda text: text.replace('"width": 24', '"width": "x"'), "is damaged"),
+        (lambda text: text.replace('"width"', '"breadth"'), "lacks or garbles the field 'width'"),
+        (lambda text: text.replace('"width": 24', '"width": 0'), "garbles the field 'width'"),
+        (lambda text: text.replace('"width": 24', '"width": "x"'), "garbles the field 'width'"),
         (lambda _: "[]", "is damaged"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "has format version 2, this kdpl reads version 1"),
         (lambda text: text.replace("teacher features", "notes"), "is damaged"),
