@@ -20,6 +20,7 @@ usage: python -m kdpl COMMAND …
   cache          the teacher's image features of all views, computed once for any number of students
   export         write a finished classifier as ONNX or a torch.export program, and check it
   class-vectors  class vectors of other class names, from a teacher that is tuned already
+  sweep          fits that differ in a few settings, compared on validation images
   benchmark      run what is missing of a campaign over datasets, seeds and variants
   table          make the tables of a campaign, beside published figures
   report         what was trained and how well, in one HTML file
@@ -45,6 +46,7 @@ _COMMANDS = {
     "cache": "kdpl.cache_command:cache",
     "export": "kdpl.export.command:export",
     "class-vectors": "kdpl.class_vectors_command:class_vectors",
+    "sweep": "kdpl.sweep.command:sweep",
     "benchmark": "kdpl.benchmark.command:benchmark",
     "table": "kdpl.benchmark.table_command:table",
     "report": "kdpl.report.command:report",

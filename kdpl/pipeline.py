@@ -70,6 +70,8 @@ def run(argv: Sequence[str]) -> int:
     _require_same_orders(out, orders)
     console = Console()
     os.environ.setdefault("WANDB_RUN_GROUP", out.name)
+    # the stages are runs of their own
+    os.environ.pop("WANDB_RUN_ID", None)
     steps = _steps(options, overrides)
     open_steps = [step for step in steps if not step.result.exists()]
     # what is wrong with the student's settings is better known before the teacher has been tuned than after

@@ -134,8 +134,9 @@ def settings(name):
 
 def test_every_config_is_run_by_a_test():
     names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
-    campaigns = {name for name in names if name.startswith("benchmark/")}  # all in tests/benchmark/test_configs.py
-    assert names - campaigns == {*TEACHERS, *STUDENTS, *ELSEWHERE}
+    # all in tests/benchmark/test_configs.py and tests/sweep/test_command.py
+    of_many_runs = {name for name in names if name.startswith(("benchmark/", "sweep/"))}
+    assert names - of_many_runs == {*TEACHERS, *STUDENTS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", [n for n in TEACHERS if n not in ("data/digits.yaml", "trainer/cpu.yaml")])
