@@ -20,7 +20,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test soak lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table bench test soak slurm lint typecheck format docs docs-serve clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
@@ -42,6 +42,9 @@ test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.p
 
 soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
+
+slurm: $(WITH_DEV) ## run jobs in a Slurm of this machine's own: apt-get install slurm-wlm munge, as root; four minutes
+	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
 
 lint: $(WITH_DEV) ## look for mistakes and unformatted files
 	@$(VENV_PYTHON) -m ruff check

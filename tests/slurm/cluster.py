@@ -1,0 +1,206 @@
+"""A real Slurm of one node on this machine, for as long as the tests need it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+_DAEMONS = ("munged", "slurmctld", "slurmd")
+
+_CONF = """
+ClusterName=kdpl
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={state}/munge.socket
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+StateSaveLocation={state}/controller
+SlurmdSpoolDir={state}/node
+SlurmctldPidFile={state}/slurmctld.pid
+SlurmdPidFile={state}/slurmd.pid
+GresTypes=gpu
+KillWait=5
+# jobs are looked at at once, and not once a minute
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus}
+PartitionName=main Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
+"""
+# devices that nothing opens: the job files ask for GPUs
+_GRES = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero"))
+
+
+def missing():
+    """Say why there can be no Slurm here; empty where there can."""
+    gone = [name for name in (*_DAEMONS, "sbatch", "setpriv") if shutil.which(name) is None]
+    if gone:
+        return f"there is no {', '.join(gone)}: apt-get install slurm-wlm munge"
+    return "" if os.geteuid() == 0 else "Slurm's daemons need root to start jobs"
+
+
+class Cluster:
+    """The daemons, and what tests ask of them. All state is in one folder; nothing of the system's Slurm is touched."""
+
+    cpus = 2
+
+    def __init__(self):
+        # munge wants a path that others may go through, which pytest's folders are not
+        self.state = Path(tempfile.mkdtemp(prefix="kdpl_slurm_", dir="/tmp"))
+        self.state.chmod(0o755)
+        self._daemons = []
+        self.env = {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self):
+        for name in ("controller", "node"):
+            (self.state / name).mkdir()
+        key = self.state / "munge.key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(64))
+        ports = _free_ports(2)
+        (self.state / "slurm.conf").write_text(
+            _CONF.format(
+                host=socket.gethostname().split(".")[0],
+                state=self.state,
+                controller_port=ports[0],
+                node_port=ports[1],
+                cpus=self.cpus,
+            )
+        )
+        (self.state / "gres.conf").write_text(_GRES)
+        self._daemon(
+            "munged",
+            "--foreground",
+            f"--socket={self.state}/munge.socket",
+            f"--key-file={key}",
+            f"--pid-file={self.state}/munge.pid",
+            f"--log-file={self.state}/munge.log",
+            f"--seed-file={self.state}/munge.seed",
+        )
+        self._wait((self.state / "munge.socket").exists, "munged does not answer", 20)
+        self._daemon("slurmctld", "-D", "-c")
+        self._daemon("slurmd", "-D", "-c")
+        self._wait(lambda: "idle" in self._ask("sinfo", "-h", "-o", "%T", check=False), "the node does not come up", 60)
+
+    def _daemon(self, name, *args):
+        log = (self.state / f"{name}.out").open("w")
+        command = ["setpriv", "--pdeathsig", "KILL", name, *args]
+        self._daemons.append(
+            subprocess.Popen(command, stdout=log, stderr=log, env=self.env, start_new_session=True, cwd=self.state)
+        )
+
+    def _ask(self, *command, check=True):
+        done = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=60, check=False)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{' '.join(map(str, command))}: {done.stderr}")
+        return done.stdout
+
+    def _wait(self, condition, what, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"{what}\n{self.logs()}"
+            time.sleep(0.3)
+
+    def logs(self):
+        """What the daemons said last."""
+        files = [*self.state.glob("*.out"), self.state / "munge.log"]
+        return "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in files if file.is_file())
+
+    def submit(self, script, *args, options=(), cwd, env=None):
+        """Hand a job in; gives its number."""
+        command = ["sbatch", "--parsable", *options, str(script), *map(str, args)]
+        environment = {**self.env, **(env or {})}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().split(";")[0]
+
+    def run(self, *command, cwd, check=True):
+        """Run a command of Slurm to its end."""
+        done = subprocess.run(command, capture_output=True, text=True, env=self.env, cwd=cwd, timeout=200, check=False)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def signal(self, job, *options):
+        """Send the notice to a job as Slurm does when its time is nearly over."""
+        self._ask("scancel", "--signal=USR1", *options, job, check=False)
+
+    def fields(self, job):
+        """What the controller knows of a job, or of each element of an array."""
+        text = self._ask("scontrol", "show", "job", job, "-o")
+        return [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
+
+    def hasten(self, job):
+        """Start what was requeued at once, without the two minutes that Slurm lets it wait; gives what is known."""
+        known = self.fields(job)
+        for each in known:
+            if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime":
+                self._ask("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now", check=False)
+        return known
+
+    def finish(self, job, seconds=240):
+        """Wait for a job's end, through requeues; gives what is known of it, or of each element of an array."""
+        end = time.monotonic() + seconds
+        while True:
+            known = self.hasten(job)
+            if all(each["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for each in known):
+                return known
+            assert time.monotonic() < end, f"job {job}: {known}\n{self.logs()}"
+            time.sleep(0.5)
+
+    def clear(self):
+        """End all jobs."""
+        self._ask("scancel", "--user=root", check=False)
+        with contextlib.suppress(AssertionError):
+            self._wait(lambda: not self._ask("squeue", "-h", check=False), "jobs stay", 20)
+
+    def stop(self):
+        """End all jobs and daemons, and remove the state."""
+        if len(self._daemons) == len(_DAEMONS):
+            self.clear()
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def _left(self):
+        """Processes of jobs that outlived the daemons: they know this cluster's configuration, as nothing else does."""
+        mark = f"SLURM_CONF={self.state}/slurm.conf".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                    yield int(folder.name)
+
+
+def _free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
