@@ -26,6 +26,7 @@ from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, requi
 from kdpl.errors import ConfigError, reason
 from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
+from kdpl.peers import end_with_starter, lost_in_one_sentence
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock
 from kdpl.slurm import in_job
@@ -301,8 +302,9 @@ def run_command(
     if len(args) == 1:
         raise ConfigError(f"{args[0]} needs to know what to do: give --config FILE (--help tells more)")
     require_configs(config_files(args))
+    end_with_starter()
     try:
-        with in_one_sentence():
+        with in_one_sentence(), lost_in_one_sentence():
             make(args, check_only)
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error

@@ -68,3 +68,7 @@ class WeightsError(KdplError):
 
 class ArtifactError(KdplError):
     """Class vectors, a teacher or a classifier that is missing, damaged or does not fit."""
+
+
+class PeerError(KdplError):
+    """Another process of a training on several that ended before its time."""

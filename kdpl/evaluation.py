@@ -102,6 +102,12 @@ class EvaluatedModule(LightningModule, ABC):
         metrics.update(logits, labels)
         return {"logits": logits, "labels": labels, "indices": indices}
 
+    def log_training(self, values: dict[str, Tensor], batch_size: int) -> None:
+        """Log the means of a step's values over an epoch's images, those of all processes; ``train/loss`` is shown."""
+        for name, value in values.items():
+            shown = name == "train/loss"
+            self.log(name, value, shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""
         self._log_metrics("val", self.val_metrics)

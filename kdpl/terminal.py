@@ -13,6 +13,8 @@ _QUIET_WARNINGS = (
     ".*`LightningModule.configure_optimizers` returned `None`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     "The dirpath has changed from .*",
+    # what torchmetrics has summed over all processes is the same on all of them
+    "It is recommended to use `self.log\\('(val|test|choice)/.*sync_dist=True.*",
     ".*Total length of `.*` across ranks is zero.*",
     ".*skip_none parameter was deprecated.*",
     "The `srun` command is available on your system but is not used.*",

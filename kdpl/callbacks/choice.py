@@ -11,6 +11,7 @@ from torch import Tensor
 from kdpl.domain import domain_of
 from kdpl.errors import DataError
 from kdpl.metrics import DomainAccuracy
+from kdpl.peers import share_buffers
 
 
 class BestOnBaseTest(Callback):
@@ -48,6 +49,7 @@ class BestOnBaseTest(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch put the best ones in their place."""
+        share_buffers(pl_module)
         accuracy = _base_accuracy(trainer, pl_module, self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:

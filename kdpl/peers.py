@@ -1,0 +1,85 @@
+"""What holds among the processes of one training: none goes on alone, and none has statistics of its own.
+
+docs/distributed.md says what several processes compute as one does, and what not.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from kdpl.errors import ConfigError, PeerError
+
+# what gloo and NCCL say when the other end of a connection is gone
+_LOST = ("gloo/transport", "remote process exit")
+
+_TICK_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
+
+
+@contextmanager
+def lost_in_one_sentence() -> Iterator[None]:
+    """Turn a collective operation that lost its other end into a KdplError; all else passes.
+
+    Raises:
+        PeerError: Another process of this training ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        raise PeerError(
+            "another process of this training ended, and this one cannot go on alone: mend what that one said, if it "
+            "said anything, and start the same command again"
+        ) from error
+
+
+def end_with_starter() -> None:
+    """Let this process end soon after the one that started it, where that is another process of the training.
+
+    A process that waits in NCCL for one that is gone would wait for half an hour.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(_TICK_SECONDS)
+    # most end by themselves and have something to say
+    time.sleep(_GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def require_devices_for_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Refuse batch norm over all processes where torch has none, which it would say in the first step.
+
+    Args:
+        module: What will be trained, as the trainer has changed it.
+        device: Where it is trained.
+
+    Raises:
+        ConfigError: It has SyncBatchNorm and is on the CPU.
+    """
+    if device.type == "cpu" and any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+        raise ConfigError(
+            "trainer.sync_batchnorm is true, and on the CPU torch has no batch norm over several processes: set it to "
+            "false, or train on GPUs"
+        )
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the first one's buffers: those that the checkpoint holds.
+
+    In training each process adds its own batches to its batch norms' running statistics.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
