@@ -16,7 +16,7 @@ _MEGABYTE = 1_000_000
 # the time within which a command that was asked to stop has to have done so, in seconds
 _PATIENCE = 60
 # the time within which what a command started has to end after it, in seconds
-_GRACE = 5
+_GRACE = 30
 
 
 @dataclass
