@@ -25,8 +25,9 @@ def class_vectors(argv: Sequence[str]) -> int:
     options, settings = _parse(argv)
     out = output_file("--out", options.out)
     num_base: int | None = None
+    texts: tuple[str, ...] | None = None
     if options.config is not None:
-        names, num_base = _names_of_data(options.config, settings)
+        names, num_base, texts = _names_of_data(options.config, settings)
     elif options.class_list is not None:
         names = _distinct(_lines(Path(options.class_list)), options.class_list)
     else:
@@ -34,7 +35,7 @@ def class_vectors(argv: Sequence[str]) -> int:
 
     from kdpl.name_encoder import NameEncoder
 
-    NameEncoder.load(options.teacher).encode(names, num_base).save(out)
+    NameEncoder.load(options.teacher).encode(names, num_base, texts).save(out)
     print(f"class vectors of {len(names)} classes: {out}")
     return 0
 
@@ -84,8 +85,10 @@ def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
     return names
 
 
-def _names_of_data(files: Sequence[str], settings: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
-    """Names and number of base classes of the data that configs and further settings describe."""
+def _names_of_data(
+    files: Sequence[str], settings: Sequence[str]
+) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
+    """Names, number of base classes and texts of the data that configs and further settings describe."""
     require_configs(files)
     sections = [yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("data", {}) for file in files]
     for file, section in zip(files, sections, strict=True):
@@ -100,4 +103,4 @@ def _names_of_data(files: Sequence[str], settings: Sequence[str]) -> tuple[tuple
         raise ConfigError(
             f"{type(data).__name__} does not say its class names: give the config of a DomainDataModule as --config"
         )
-    return data.class_names, data.num_base
+    return data.class_names, data.num_base, data.class_texts

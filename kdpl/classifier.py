@@ -106,6 +106,7 @@ class Classifier(nn.Module):
             self.vectors,
             vectors=torch.cat([own, vectors.vectors.to(own.device)]),
             class_names=self.class_names + vectors.class_names,
+            class_texts=self.vectors.texts + vectors.texts if self.vectors.class_texts or vectors.class_texts else None,
         )
         return Classifier(self.encoder, extended, self.logit_scale, self.clip)
 

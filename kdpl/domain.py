@@ -15,12 +15,16 @@ class Domain(Protocol):
 
     Attributes:
         class_names: All C class names, by label.
+        class_texts: What the text tower reads for each; mostly its name.
         num_base: How many of them, the first ones, are base classes; None where there is no such split.
         tuning_class_names: The names that the teacher is tuned on: the base ones where there is a split.
     """
 
     @property
     def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def class_texts(self) -> tuple[str, ...]: ...  # noqa: D102
 
     @property
     def num_base(self) -> int | None: ...  # noqa: D102

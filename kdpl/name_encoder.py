@@ -33,15 +33,19 @@ class NameEncoder:
         """
         return cls(TunedPrompts.load(Path(run) / FILE))
 
-    def encode(self, names: Sequence[str], num_base: int | None = None) -> ClassVectors:
+    def encode(
+        self, names: Sequence[str], num_base: int | None = None, texts: Sequence[str] | None = None
+    ) -> ClassVectors:
         """Give the class vectors of names.
 
         Args:
             names: The names, in the order of their labels.
             num_base: How many of them, the first ones, are base classes; None where there is no such split.
+            texts: What the text tower reads for each; None: the names.
 
         Raises:
             ConfigError: A name is too long for the text tower.
         """
-        vectors = encode_names(self._tower, self._tokenize, names, self.prompts.context, self._text_prompts)
-        return ClassVectors.of(self.prompts, vectors, names, num_base)
+        read = names if texts is None else texts
+        vectors = encode_names(self._tower, self._tokenize, read, self.prompts.context, self._text_prompts)
+        return ClassVectors.of(self.prompts, vectors, names, num_base, texts)

@@ -126,7 +126,7 @@ class TinyDomain(LightningDataModule):
 
     def __init__(self, num_base=None, batch_size=4, names=NAMES):
         super().__init__()
-        self.class_names = names
+        self.class_names = self.class_texts = names
         self.num_base = num_base
         self.tuning_class_names = names[:num_base]
         self.batch_size = batch_size

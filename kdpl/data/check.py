@@ -3,19 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from PIL.Image import Image
 
 from kdpl.data.benchmark import BENCHMARKS
 from kdpl.data.parallel import in_parallel
 from kdpl.data.registry import read_dataset
+from kdpl.data.scan import fault_of
 from kdpl.data.splits import Splits
-from kdpl.errors import DataError
 
 _FEW = 12  # class names that are shown in full
 
 
-def check(name: str, workers: int | None = None, **options: str | None) -> bool:
+def check(name: str, workers: int | None = None, **options: Any) -> bool:  # noqa: ANN401 - each of a type of its own
     """Print what a dataset holds and every fault: classes without images, images that cannot be decoded.
 
     Args:
@@ -36,7 +37,7 @@ def check(name: str, workers: int | None = None, **options: str | None) -> bool:
     faults = list(_count_faults(splits, benchmark.num_classes if benchmark else None))
     for fault in faults:
         print(fault)
-    sources = _sources(splits)
+    sources = splits.sources
     num_bad = 0
     for fault in decode_all(sources, splits.open_image, workers):
         print(fault, flush=True)
@@ -46,28 +47,15 @@ def check(name: str, workers: int | None = None, **options: str | None) -> bool:
 
 
 def decode_all(sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> Iterator[str]:
-    """Decode every image once, under a progress bar on standard error, and give a sentence for each that fails.
+    """Decode every image once, under a progress bar on standard error, and say of each that fails what is wrong.
 
     Args:
         sources: What ``open_image`` takes.
         open_image: A function at module level.
         workers: Processes; None: one for each processor core; 1: this process alone.
     """
-    look = partial(_fault, open_image=open_image)
+    look = partial(fault_of, open_image=open_image)
     return filter(None, in_parallel(look, sources, "decoding", workers))
-
-
-def _fault(source: str, open_image: Callable[[str], Image]) -> str | None:
-    try:
-        open_image(source)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def _sources(splits: Splits) -> list[str]:
-    records = (*splits.train, *splits.val, *splits.test)
-    return list(dict.fromkeys([record.source for record in records] + list(splits.unlabeled or ())))
 
 
 def _count_faults(splits: Splits, num_classes: int | None) -> Iterator[str]:

@@ -1,52 +1,105 @@
-"""A file that gives folders readable class names: JSON ``{"n01440764": "tench"}``, or CSV lines ``n01440764,tench``."""
+"""What classes are called, and what the text tower reads for them: a file of one's own, and a text around the name.
+
+The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a fish"}}``, or CSV
+with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``.
+"""
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 
 
-def read_class_mapping(path: Path, folders: Iterable[str]) -> dict[str, str]:
-    """Read the names of class folders.
+class ClassName(NamedTuple):
+    """What a class is called.
+
+    Attributes:
+        name: What people see.
+        text: What the text tower reads in place of the name, after the context; None: the name.
+    """
+
+    name: str
+    text: str | None = None
+
+
+def name_classes(
+    keys: Sequence[str], class_names: str | None, class_text: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Name classes.
 
     Args:
-        path: A ``.json`` file that holds one object of strings, or a ``.csv`` file of two columns, whose first line
-            may be the heading ``folder,name``.
-        folders: The class folders that the dataset has.
+        keys: Their folders or labels.
+        class_names: File with their names and texts; None: the keys are their names.
+        class_text: Text around each class's name, or its text where the file has one, in the place of ``{}``.
 
     Returns:
-        Folder to name, for exactly those folders.
+        The names, and what the text tower reads for each; None where these are the names.
 
     Raises:
-        DataError: If the file cannot be read, lacks a folder, names one that the dataset has not, or gives two
-            folders the same name.
+        ConfigError: ``class_text`` has not one place for the name.
+        DataError: The file does not fit.
     """
-    mapping: dict[str, str] = {}
-    folder_of: dict[str, str] = {}
-    for folder, name in _read_pairs(path):
-        if folder in mapping:
-            raise DataError(f"class names file {path} has folder {folder!r} twice: keep one line for each folder.")
-        if name in folder_of:
+    if class_text is not None and class_text.count("{}") != 1:
+        raise ConfigError(
+            f"class_text is {class_text!r}, expected a text with one {{}} in the place of the class name: give for "
+            "example '{}, a type of pet'"
+        )
+    given = read_class_mapping(Path(class_names).expanduser(), keys) if class_names else {}
+    named = [given.get(key, ClassName(key)) for key in keys]
+    names = tuple(each.name for each in named)
+    if class_text is None and all(each.text is None for each in named):
+        return names, None
+    around = _without_stop(class_text or "{}")
+    return names, tuple(around.replace("{}", _without_stop(each.text) if each.text else each.name) for each in named)
+
+
+def _without_stop(text: str) -> str:
+    # it comes with the prompt
+    return text.strip().rstrip(".")
+
+
+def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
+    """Read what classes are called.
+
+    Args:
+        path: A ``.json`` file that holds one object, or a ``.csv`` file of two columns, whose first line may be the
+            heading ``folder,name`` or ``label,name``; with the heading ``label,name,text`` of three.
+        keys: The class folders or labels that the dataset has.
+
+    Returns:
+        The names by folder or label, of exactly those.
+
+    Raises:
+        DataError: If the file cannot be read, lacks a class, names one that the dataset has not, or gives two classes
+            the same name.
+    """
+    mapping: dict[str, ClassName] = {}
+    key_of: dict[str, str] = {}
+    for key, named in _read_pairs(path):
+        if key in mapping:
+            raise DataError(f"class names file {path} has class {key!r} twice: keep one line for each class.")
+        if named.name in key_of:
             raise DataError(
-                f"class names file {path} gives folders {folder_of[name]!r} and {folder!r} the same name {name!r}: "
-                "every class needs a name of its own."
+                f"class names file {path} gives classes {key_of[named.name]!r} and {key!r} the same name "
+                f"{named.name!r}: every class needs a name of its own."
             )
-        mapping[folder] = name
-        folder_of[name] = folder
-    expected = set(folders)
-    for folder in sorted(expected - mapping.keys()):
-        raise DataError(f"class names file {path} lacks folder {folder!r}: add it with its class name.")
-    for folder in sorted(mapping.keys() - expected):
+        mapping[key] = named
+        key_of[named.name] = key
+    expected = set(keys)
+    for key in sorted(expected - mapping.keys()):
+        raise DataError(f"class names file {path} lacks class {key!r}: add it with its class name.")
+    for key in sorted(mapping.keys() - expected):
         raise DataError(
-            f"class names file {path} names folder {folder!r}, which the dataset does not have: "
+            f"class names file {path} names class {key!r}, which the dataset does not have: "
             "remove it or mend its spelling."
         )
     return mapping
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
+def _read_pairs(path: Path) -> list[tuple[str, ClassName]]:
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise DataError(f"class names file {path} must end in .json or .csv.")
@@ -56,23 +109,38 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
         raise DataError(f"class names file {path} does not exist: check class_names.") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {path.suffix[1:].upper()}: {error}.") from error
-    for folder, name in pairs:
-        if not name:
-            raise DataError(f"class names file {path} gives folder {folder!r} an empty name: write its class name.")
+    for key, named in pairs:
+        if not named.name:
+            raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name.")
     return pairs
 
 
-def _read_json(text: str) -> list[tuple[str, str]]:
+def _read_json(text: str) -> list[tuple[str, ClassName]]:
     # as pairs, since a plain dict would silently keep the last of two equal keys
     pairs = json.loads(text, object_pairs_hook=list)
-    if not text.lstrip().startswith("{") or not all(isinstance(name, str) for _, name in pairs):
-        raise ValueError("expected one object that maps folder to name")
-    return [(folder, name.strip()) for folder, name in pairs]
+    if not text.lstrip().startswith("{"):
+        raise ValueError("expected one object that maps each class to its name")
+    return [(key, _of_json(value)) for key, value in pairs]
 
 
-def _read_csv(text: str) -> list[tuple[str, str]]:
+def _of_json(value: object) -> ClassName:
+    fields = {"name": value}
+    if isinstance(value, list) and all(isinstance(each, tuple) for each in value):
+        fields = dict(value)
+    name, text = fields.get("name"), fields.get("text", "")
+    if not isinstance(name, str) or not isinstance(text, str) or not fields.keys() <= {"name", "text"}:
+        raise ValueError("expected one object that maps each class to its name, or to its name and text")
+    return ClassName(name.strip(), text.strip() or None)
+
+
+def _read_csv(text: str) -> list[tuple[str, ClassName]]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+    heading = [cell.lower() for cell in rows[0]] if rows else []
+    has_heading = heading[:1] in (["folder"], ["label"]) and heading[1:] in (["name"], ["name", "text"])
+    # a third column is a text where a heading says so, and otherwise mostly a name with a comma in it
+    columns = len(heading) if has_heading else 2
     for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ValueError(f"row {number} has {len(row)} columns where folder and name are expected")
-    return [(folder, name) for folder, name in rows if (folder.lower(), name.lower()) != ("folder", "name")]
+        if len(row) != columns:
+            expected = "class, name and text" if columns == 3 else "class and name"
+            raise ValueError(f"row {number} has {len(row)} columns where {expected} are expected")
+    return [(row[0], ClassName(row[1], row[2] or None if columns == 3 else None)) for row in rows[has_heading:]]

@@ -4,28 +4,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
+from kdpl.data.caching import CachingDataModule
 from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
-from kdpl.data.datasets import CachedImages, EvaluationImages, LabeledImages, RandomView, UnlabeledImages
-from kdpl.data.feature_manifest import Manifest
+from kdpl.data.datasets import CachedImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.labeled import Labeled
 from kdpl.data.loader import Batches, LazyLoader
-from kdpl.data.registry import check_dataset, read_dataset
-from kdpl.data.sampler import EvaluationSampler, TrainSampler, ViewSampler
+from kdpl.data.reading import BadImages, Reading, files_around
+from kdpl.data.registry import check_dataset
+from kdpl.data.sampler import TrainSampler, ViewSampler
 from kdpl.data.sampling import base_count
+from kdpl.data.scan import FILE
 from kdpl.data.splits import Record, Splits
-from kdpl.data.teacher_cache import TeacherCache, open_features
 from kdpl.data.unlabeled import Unlabeled
 from kdpl.errors import ConfigError, DataError
 
 
-class DomainDataModule(LightningDataModule):
+class DomainDataModule(CachingDataModule):
     """A domain's images, as both stages and the test take them.
 
     Images are uint8 tensors [B, 3, S, S], un-normalised: every CLIP tower normalises with its own mean and standard
@@ -42,9 +43,16 @@ class DomainDataModule(LightningDataModule):
         dataset: ``digits``, ``folder``, ``table``, or a dataset of the benchmark (``kdpl/data/benchmark.py``).
         root: Folder of the dataset, where it has one; the table's file; the folder of all datasets for one of the
             benchmark.
-        unlabeled: Folder of unlabelled images, searched recursively (datasets ``folder`` and ``table``); None: the
-            table's rows without a label, or the training images without their labels.
-        class_names: JSON or CSV file that maps class folders to names (dataset ``folder``); None: folder names.
+        unlabeled: Where unlabelled images are (datasets ``folder`` and ``table``): folders, patterns, lists and shards,
+            see ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.
+        class_names: JSON or CSV file that gives class folders or labels names, and texts for the text tower (datasets
+            ``folder`` and ``table``); None: they are the names.
+        class_text: What the text tower reads for a class, with ``{}`` in the place of the name (likewise).
+        held_out: Share of each class's training images that become test images, where there are no others; None: none.
+        bad_images: What becomes of images that cannot be decoded: ``error`` names them before anything is trained,
+            ``skip`` leaves them out.
+        scan: Whether all images are looked at for that before a fit; None: those of ``folder`` and ``table``.
+        skip_list: File of images to leave out: a ``.txt``, a ``.csv``, or a run's ``checked_images.json``.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
@@ -68,8 +76,13 @@ class DomainDataModule(LightningDataModule):
         self,
         dataset: str,
         root: str | None = None,
-        unlabeled: str | None = None,
+        unlabeled: list[str] | str | None = None,
         class_names: str | None = None,
+        class_text: str | None = None,
+        held_out: float | None = None,
+        bad_images: BadImages = "error",
+        scan: bool | None = None,
+        skip_list: str | None = None,
         protocol: Literal["all", "base_to_novel"] = "all",
         shots: int | None = 16,
         val_shots: int | None = 4,
@@ -84,8 +97,11 @@ class DomainDataModule(LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self._options = {"root": root, "unlabeled": unlabeled, "class_names": class_names}
-        check_dataset(dataset, **self._options)
+        # the run's folder is one for all nodes
+        self.prepare_data_per_node = False
+        options = {"root": root, "unlabeled": unlabeled, "class_names": class_names, "class_text": class_text}
+        check_dataset(dataset, **options)
+        self._reading = Reading(dataset, options, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel.")
         _require_at_least(1, shots=shots, val_shots=val_shots, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -105,16 +121,15 @@ class DomainDataModule(LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
-        self._cache: TeacherCache | None = None
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset as it is, before protocol and sampling; read once, on first use.
+        """The dataset before protocol and sampling, less images that are left out; read once, on first use.
 
         Raises:
             DataError: If the dataset is missing or damaged, or has too few classes for the protocol.
         """
-        splits = read_dataset(self.dataset, **self._options)
+        splits = self._reading.splits
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
             raise DataError(
                 f"{splits.origin} has {len(splits.class_names)} class, but protocol base_to_novel needs two or more: "
@@ -135,6 +150,11 @@ class DomainDataModule(LightningDataModule):
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes, by label."""
         return self.splits.class_names
+
+    @property
+    def class_texts(self) -> tuple[str, ...]:
+        """What the text tower reads for each class, by label; mostly its name."""
+        return self.splits.class_texts or self.class_names
 
     @property
     def num_base(self) -> int | None:
@@ -168,6 +188,24 @@ class DomainDataModule(LightningDataModule):
         """
         return self._unlabeled.preview(n, image_size)
 
+    def of_run(self, folder: Path) -> None:
+        """Take the images that the run in this folder took; to be said before anything is read."""
+        self._reading.files = files_around(folder)
+
+    def prepare_data(self) -> None:
+        """Look at all images before they are trained on, unless that was done; on one process, the others wait."""
+        trainer = cast(Trainer, self.trainer)
+        self._reading.files = self._files_of(trainer)
+        self._reading.prepare(trains=trainer.state.fn == "predict" or (trainer.state.fn == "fit" and self._trains))
+
+    def _files_of(self, trainer: Trainer) -> tuple[Path, ...]:
+        """Where it is remembered which images can be used; a cache is filled without a run's folder."""
+        own, *others = files_around(Path(trainer.default_root_dir))
+        if self.teacher_cache is None:
+            return (own, *others)
+        cache = Path(f"{Path(self.teacher_cache).expanduser()}.{FILE}")
+        return (cache, own, *others) if trainer.state.fn == "predict" else (own, cache, *others)
+
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it.
 
@@ -175,12 +213,17 @@ class DomainDataModule(LightningDataModule):
             ConfigError: If the trainer would shard the batches a second time.
             DataError: If the dataset is missing or damaged, or lacks the images that the stage needs.
         """
+        if self.trainer is not None:
+            self._reading.files = self._files_of(self.trainer)
         _ = self.splits  # reads the dataset
         if self.trainer is None:
             return
         refuse_second_sharding(self.trainer)
+        if stage in ("fit", "test"):
+            for line in self._reading.notes():
+                rank_zero_info(line)
         # here rather than with the first batch: nothing has been written yet
-        trains = stage == "fit" and self.trainer.max_epochs != 0
+        trains = stage == "fit" and self._trains
         if trains:
             self.splits.require_training_images()
         if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
@@ -189,75 +232,6 @@ class DomainDataModule(LightningDataModule):
             self._labeled.evaluation("test")
         if stage == "validate":
             self._labeled.evaluation("val")
-
-    def open_teacher_cache(
-        self, teacher: str, width: int, views: int | None = None, all_views: bool = False
-    ) -> TeacherCache | None:
-        """Open the cache of the teacher's features, for a trainer's module that distils.
-
-        Args:
-            teacher: Fingerprint of the teacher.
-            width: Width D of its features.
-            views: Views of each image that the cache must have; None: as many as it has, or as there are epochs if it
-                is made now.
-            all_views: Whether all of them are wanted, not only those that the trainer's epochs come to.
-
-        Returns:
-            The cache, which training batches come from then on; None where the settings name none, or nothing is
-            trained.
-
-        Raises:
-            ConfigError: The cache is to be made, and the trainer does not say its epochs.
-            DataError: The cache is missing, damaged, incomplete, of something else, or being filled already.
-        """
-        consumer, trainer = consumer_of(self.trainer), cast(Trainer, self.trainer)
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
-        if self.teacher_cache is None or (epochs == 0 and not all_views):
-            return None
-        needed = Manifest.of(
-            teacher=teacher,
-            width=width,
-            dataset=self.dataset,
-            sources=self._unlabeled.sources,
-            image_size=consumer.image_size,
-            augmentation=self.augmentation,
-            view_seed=self.seed,
-            views=views or epochs or 0,
-        )
-        features = open_features(
-            Path(self.teacher_cache).expanduser(),
-            needed,
-            views,
-            self.fill_teacher_cache,
-            trainer.is_global_zero,
-            trainer.strategy.barrier,
-        )
-        used = features.manifest.views if all_views or epochs is None else min(epochs, features.manifest.views)
-        indices = np.array(self._unlabeled.indices, dtype=np.int64)
-        self._cache = TeacherCache(features, indices, range(used), self.fill_teacher_cache)
-        return self._cache
-
-    def teardown(self, stage: str) -> None:
-        """Let others fill the cache."""
-        del stage
-        self._unlock_cache()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Let others fill the cache, of which this process may live on."""
-        del exception
-        self._unlock_cache()
-
-    def _unlock_cache(self) -> None:
-        if self._cache is not None:
-            self._cache.features.unlock()
-
-    @property
-    def view_source(self) -> tuple[int, int | None]:
-        """Seed of the views of unlabelled images, and how many an image has; None for one of its own in each epoch."""
-        if self._cache is None:
-            return self.seed, None
-        manifest, epochs = self._cache.features.manifest, cast(Trainer, self.trainer).max_epochs
-        return manifest.view_seed, None if epochs is not None and 0 <= epochs <= manifest.views else manifest.views
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
@@ -316,24 +290,17 @@ class DomainDataModule(LightningDataModule):
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        return self._evaluation_loader("val", image_size, rank, world_size)
+        size, workers = self.eval_batch_size, self.num_workers
+        return self._labeled.evaluation_loader("val", image_size, size, workers, rank, world_size)
 
     def test_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        return self._evaluation_loader("test", image_size, rank, world_size)
+        size, workers = self.eval_batch_size, self.num_workers
+        return self._labeled.evaluation_loader("test", image_size, size, workers, rank, world_size)
 
-    def _evaluation_loader(
-        self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
-    ) -> DataLoader[Any]:
-        records = self._labeled.evaluation(split)
-        if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
-            raise ConfigError(
-                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes: "
-                f"set trainer.devices to {len(records)} or fewer."
-            )
-        dataset = EvaluationImages(records, self.splits.open_image, image_size)
-        sampler = EvaluationSampler(len(records), rank, world_size)
-        return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
+    @property
+    def _trains(self) -> bool:
+        return cast(Trainer, self.trainer).max_epochs != 0
 
     def _batches_done(self) -> int:
         """Batches of the current epoch that a run which is resumed has had already."""

@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kdpl.errors import DataError
 
@@ -30,6 +30,10 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error
+    except UnidentifiedImageError as error:  # Pillow's own sentence names the file again, or an address in memory
+        raise DataError(
+            f"image {path} cannot be read (no format that Pillow knows): replace or remove the file."
+        ) from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
         reason = str(error).rstrip(".") or type(error).__name__
         raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file.") from error

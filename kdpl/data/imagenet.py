@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kdpl.data.benchmark import Location
 from kdpl.data.decoding import open_image
-from kdpl.data.folder import EXTENSIONS
 from kdpl.data.splits import Record, Splits
+from kdpl.data.storage import EXTENSIONS
 
 
 def read_imagenet(location: Location) -> Splits:

@@ -53,7 +53,11 @@ def _in_order(
     context.set_forkserver_preload(["kdpl.data.decoding"])
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = iter(chunks)
-        pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
+        try:
+            pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
+        except ChildProcessError:  # this process was forked from one whose server it cannot ask
+            yield from map(function, chunks)
+            return
         try:
             while pending:
                 results = pending.pop(0).result()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from kdpl.data.benchmark import BENCHMARKS
 from kdpl.data.benchmark_reader import read_benchmark
@@ -21,22 +22,27 @@ class DatasetKind:
         read: Called with the given ones of the options below, by name.
         required: Options that must be given.
         optional: Options that may be given.
+        own: Whether it is made of somebody's own images, which nobody has looked at yet.
     """
 
     read: Callable[..., Splits]
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    own: bool = False
 
+
+_ROOT = frozenset({"root"})
+_NAMING = frozenset({"unlabeled", "class_names", "class_text"})
 
 DATASETS: dict[str, DatasetKind] = {
     "digits": DatasetKind(read_digits),
-    "folder": DatasetKind(read_folder, required=frozenset({"root"}), optional=frozenset({"unlabeled", "class_names"})),
-    "table": DatasetKind(read_table, required=frozenset({"root"}), optional=frozenset({"unlabeled"})),
-    **{name: DatasetKind(partial(read_benchmark, name), required=frozenset({"root"})) for name in BENCHMARKS},
+    "folder": DatasetKind(read_folder, required=_ROOT, optional=_NAMING, own=True),
+    "table": DatasetKind(read_table, required=_ROOT, optional=_NAMING, own=True),
+    **{name: DatasetKind(partial(read_benchmark, name), required=_ROOT) for name in BENCHMARKS},
 }
 
 
-def check_dataset(name: str, **options: str | None) -> None:
+def check_dataset(name: str, **options: Any) -> None:  # noqa: ANN401 - each option has a type of its own
     """Check that a dataset exists and takes the options that are not None.
 
     Raises:
@@ -52,7 +58,7 @@ def check_dataset(name: str, **options: str | None) -> None:
             raise ConfigError(f"dataset {name!r} takes no {option}: remove {option}: {value}.")
 
 
-def read_dataset(name: str, **options: str | None) -> Splits:
+def read_dataset(name: str, **options: Any) -> Splits:  # noqa: ANN401 - as above
     """Read a dataset.
 
     Args:

@@ -1,12 +1,14 @@
 """Which labelled images are used: the k-shot sample and the base and novel classes."""
 
 import math
+import os
 import random
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from kdpl.data.randomness import generator
-from kdpl.data.splits import Record
+from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 
 
@@ -61,13 +63,60 @@ def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
     return tuple(sorted(order[: max(1, round(share * num_images))].tolist()))
 
 
-def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
+def held_out_of(count: int, share: float) -> tuple[int, ...]:
+    """Draw which of a class's images become test images; the same ones every time.
+
+    Args:
+        count: How many it has.
+        share: How many of them are drawn, above 0 and below 1; at least one, and at least one stays.
+
+    Returns:
+        Their positions, rising.
+    """
+    number = min(count - 1, max(1, round(share * count)))
+    # a seed of its own: all runs are measured on the same images
+    return tuple(sorted(random.Random(0).sample(range(count), number)))  # noqa: S311
+
+
+def hold_out(splits: Splits, share: float) -> Splits:
+    """Set a share of each class's training images aside as test images, where a dataset has none.
+
+    They are no unlabelled images either.
+
+    Args:
+        splits: The dataset; one with test images is given back as it is.
+        share: As for ``held_out_of``.
+    """
+    if splits.test or not splits.train:
+        return splits
+    by_label: defaultdict[int, list[Record]] = defaultdict(list)
+    for record in splits.train:
+        by_label[record.label].append(record)
+    chosen = {items[i].source for items in by_label.values() for i in held_out_of(len(items), share)}
+    places = {_place(source) for source in chosen}
+    unlabeled = splits.unlabeled
+    return replace(
+        splits,
+        train=tuple(record for record in splits.train if record.source not in chosen),
+        test=tuple(record for record in splits.train if record.source in chosen),
+        unlabeled=None if unlabeled is None else tuple(each for each in unlabeled if _place(each) not in places),
+        held_out=True,
+    )
+
+
+def _place(source: str) -> str:
+    # the same file under another name, such as one from the root or through a link
+    return os.path.realpath(source)
+
+
+def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int, note: str = "") -> None:
     """Check that every class has the images that were asked for.
 
     Args:
         records: Labelled images.
         class_names: The classes that must have images, by label from 0.
         shots: Images that each must have.
+        note: What to say about those that a class has.
 
     Raises:
         DataError: If a class has fewer.
@@ -79,7 +128,7 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     for name, count in zip(class_names, found, strict=True):
         if count < shots:
             raise DataError(
-                f"class {name!r} has {count} training images where shots asks for {shots}: "
+                f"class {name!r} has {count} training images{note} where shots asks for {shots}: "
                 "lower shots, or set allow_fewer_shots: true to take what there is."
             )
 

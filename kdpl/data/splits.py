@@ -34,6 +34,8 @@ class Splits:
         unlabeled: Sources of images without labels; None where the training images, less their labels, serve.
         open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
         test_only: Whether the dataset is made of test images alone, so that nothing can be trained on it.
+        class_texts: What the text tower reads for each class, by label; None where that is its name.
+        held_out: Whether the test images are training images that were set aside, since the dataset came with none.
     """
 
     origin: str
@@ -44,6 +46,14 @@ class Splits:
     unlabeled: tuple[str, ...] | None
     open_image: Callable[[str], Image]
     test_only: bool = False
+    class_texts: tuple[str, ...] | None = None
+    held_out: bool = False
+
+    @property
+    def sources(self) -> list[str]:
+        """All images, each once: training, validation, test, unlabelled."""
+        labeled = (record.source for record in (*self.train, *self.val, *self.test))
+        return list(dict.fromkeys([*labeled, *(self.unlabeled or ())]))
 
     def require_training_images(self) -> None:
         """Refuse a dataset that is made of test images alone.

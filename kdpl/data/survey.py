@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdpl.data.decoding import open_image
-from kdpl.data.folder import find_images
 from kdpl.data.parallel import in_parallel
+from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
 _SPLITS = ("train", "val", "test")

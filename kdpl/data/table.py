@@ -2,35 +2,44 @@
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdpl.data.decoding import open_image
-from kdpl.data.folder import unlabeled_images
+from kdpl.data.class_mapping import name_classes
+from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.data.splits import Record, Splits
+from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason
 
 _SPLITS = ("train", "val", "test")
 
 
-def read_table(root: str, unlabeled: str | None = None) -> Splits:
+def read_table(
+    root: str,
+    unlabeled: str | Sequence[str] | None = None,
+    class_names: str | None = None,
+    class_text: str | None = None,
+) -> Splits:
     """Read a CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
 
-    Images without a label are unlabelled ones. The classes are the sorted labels, which are the class names. Relative
-    paths begin at the table's folder.
+    Images without a label are unlabelled ones. The classes are the sorted labels. Relative paths begin at the table's
+    folder; a URL stands for itself.
 
     Args:
         root: The table, a ``.csv`` or ``.parquet`` file.
-        unlabeled: Folder of further unlabelled images, searched recursively. With neither these nor rows without a
+        unlabeled: Where further unlabelled images are, see ``find_unlabeled``. With neither these nor rows without a
             label the training images serve.
+        class_names: File that maps label to class name and text; None: the labels serve.
+        class_text: What the text tower reads for a class, with ``{}`` in the place of its name or text.
 
     Returns:
         The dataset, in the order of the rows.
 
     Raises:
         DataError: The table is missing or says something that cannot be.
-        ConfigError: It is a Parquet file, and pyarrow is not installed.
+        ConfigError: It is a Parquet file, and pyarrow is not installed; ``class_text`` has no place for the name; or a
+            URL is of a kind that cannot be opened.
     """
     table = Path(root).expanduser()
     records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
@@ -43,7 +52,7 @@ def read_table(root: str, unlabeled: str | None = None) -> Splits:
             raise DataError(f"row {number} of {table} names no image: fill in the column image, or remove the row.")
         if split not in _SPLITS:
             raise DataError(f"row {number} of {table} has split {split!r}: use {', '.join(_SPLITS)}, or nothing.")
-        source = os.path.normpath(table.parent / image)
+        source = image if is_url(image) else os.path.normpath(table.parent / image)
         if source in split_of:
             raise DataError(
                 f"row {number} of {table} names {image} again, which stands under {split_of[source]} already: "
@@ -54,21 +63,24 @@ def read_table(root: str, unlabeled: str | None = None) -> Splits:
             records[split].append((source, label))
         else:
             without_label.append(source)
-    names = sorted({label for rows in records.values() for _, label in rows})
-    if not names:
+    keys = sorted({label for rows in records.values() for _, label in rows})
+    if not keys:
         raise DataError(f"{table} has no row with a label: fill in the column label for a few images of each class.")
-    labels = {name: label for label, name in enumerate(names)}
-    train, val, test = (tuple(Record(source, labels[name]) for source, name in records[split]) for split in _SPLITS)
+    labels = {key: label for label, key in enumerate(keys)}
+    train, val, test = (tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS)
     if unlabeled:
-        without_label += unlabeled_images(Path(unlabeled).expanduser())
+        listed = split_of.keys()
+        without_label += [source for source in find_unlabeled(unlabeled) if os.path.normpath(source) not in listed]
+    names, texts = name_classes(keys, class_names, class_text)
     return Splits(
         origin=f"table {table}",
-        class_names=tuple(names),
+        class_names=names,
+        class_texts=texts,
         train=train,
         val=val,
         test=test,
         unlabeled=tuple(without_label) or None,
-        open_image=open_image,
+        open_image=open_source,
     )
 
 

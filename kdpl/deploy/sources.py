@@ -1,23 +1,18 @@
 """Where images come from: files, folders, patterns, a list, and tar shards, which are read without being unpacked."""
 
-import gzip
-import lzma
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from kdpl.data.decoding import open_image
-from kdpl.data.folder import EXTENSIONS, find_images
+from kdpl.data.shards import UNREADABLE, images_of, open_tar, require_size
+from kdpl.data.sources import open_source
+from kdpl.data.storage import is_shard, open_file, read_list, resolve
 from kdpl.errors import ConfigError, DataError, reason
-
-_SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
-_UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 class Item(NamedTuple):
@@ -41,7 +36,7 @@ class Item(NamedTuple):
         """
         if self.error is not None:
             raise DataError(self.error)
-        return open_image(self.name, self.content)
+        return open_source(self.name) if self.content is None else open_image(self.name, self.content)
 
 
 def find_sources(arguments: Sequence[str], list_file: Path | None) -> list[str]:
@@ -49,24 +44,16 @@ def find_sources(arguments: Sequence[str], list_file: Path | None) -> list[str]:
 
     Args:
         arguments: Image files, shards, folders that are searched recursively for images, and patterns such as
-            ``shards/*.tar`` or ``photos/**/*.jpg``, whose matches come sorted.
+            ``shards/{000..031}.tar`` or ``photos/**/*.jpg``, whose matches come sorted; each a path or a URL.
         list_file: A file with the path of one image or shard on each line. That they exist is seen when they are read.
 
     Raises:
+        ConfigError: A URL is of a kind that cannot be opened.
         DataError: An argument does not exist, or has no images.
     """
-    sources: list[str] = []
-    for argument in arguments:
-        is_pattern = has_magic(argument) and not Path(argument).exists()
-        # not Path.glob, which takes no absolute pattern
-        matches = sorted(glob(argument, recursive=True)) if is_pattern else []  # noqa: PTH207
-        for path in matches or [argument]:
-            sources += _sources_at(path)
+    sources = [source for argument in arguments for source in resolve(argument)]
     if list_file is not None:
-        if not list_file.is_file():
-            raise DataError(f"list {list_file} does not exist: give a file with one path on each line")
-        with list_file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-            sources += [path for line in lines if (path := line.rstrip("\r\n"))]
+        sources += read_list(list_file)
     if not sources:
         raise DataError("there are no images to classify: give image files, folders, shards or a --list that has some")
     return sources
@@ -97,7 +84,7 @@ def part_of(sources: Sequence[str], part: str | None) -> list[str]:
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Give all images one after another, those in shards in the order in which they stand there."""
     for source in sources:
-        if source.lower().endswith(_SHARD_ENDINGS):
+        if is_shard(source):
             yield from _read_shard(source)
         else:
             yield Item(source)
@@ -105,46 +92,30 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
 
 def count_items(sources: Sequence[str]) -> int | None:
     """How many images there are; None where shards would have to be read to know."""
-    return None if any(source.lower().endswith(_SHARD_ENDINGS) for source in sources) else len(sources)
-
-
-def _sources_at(path: str) -> list[str]:
-    if Path(path).is_dir():
-        found = find_images(Path(path))
-        if not found:
-            raise DataError(f"folder {path} has no images: give image files or a folder that has some")
-        return found
-    if not Path(path).is_file():
-        raise DataError(f"image {path} does not exist: give image files, folders or shards")
-    return [path]
+    return None if any(map(is_shard, sources)) else len(sources)
 
 
 def _read_shard(path: str) -> Iterator[Item]:
     """Read a tar archive from beginning to end; a damaged one ends with an item that says so."""
     try:
-        with tarfile.open(path, "r:*") as shard:
-            while (member := shard.next()) is not None:
-                # tarfile remembers all members, which a shard of millions has no use for
-                shard.members.clear()  # type: ignore[attr-defined]
-                name = PurePosixPath(member.name)
-                if not member.isreg() or name.name.startswith(".") or name.suffix.lower() not in EXTENSIONS:
-                    continue
-                file = shard.extractfile(member)
-                if file is not None:
-                    yield Item(f"{path}/{member.name}", file.read())
-            _require_end(shard)
+        with open_file(path) as file, open_tar(file, "r:*") as shard:
+            for member in images_of(shard):
+                yield _read_member(f"{path}/{member.name}", shard, member)
     except FileNotFoundError:
         yield Item(path, error=f"shard {path} does not exist: restore it, or leave it out")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         yield Item(path, error=f"shard {path} is damaged ({reason(error)}): make it again, or leave it out")
+    except DataError as error:
+        yield Item(path, error=str(error))
 
 
-def _require_end(shard: tarfile.TarFile) -> None:
-    """Refuse a shard that was cut off within a header, or garbled there, which tarfile takes for its end."""
-    if shard.fileobj is not None:
-        shard.fileobj.seek(shard.offset)
-        if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError("it goes on with something that is no member")
+def _read_member(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> Item:
+    try:
+        require_size(name, member.size)
+    except DataError as error:
+        return Item(name, error=str(error))
+    content = shard.extractfile(member)
+    return Item(name, content.read() if content is not None else b"")
 
 
 def printable(name: str) -> str:

@@ -211,6 +211,7 @@ class Run:
         data = build_data([stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"])
         if not isinstance(data, DomainDataModule):
             raise ConfigError(f"{type(data).__name__} is not a DomainDataModule: images and validation are left out")
+        data.of_run(stage.folder)
         data.splits  # noqa: B018 - reads the dataset
         return data
 

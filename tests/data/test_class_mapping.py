@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from kdpl.data.class_mapping import read_class_mapping
-from kdpl.errors import DataError
+from kdpl.data.class_mapping import ClassName, name_classes, read_class_mapping
+from kdpl.errors import ConfigError, DataError
 
 FOLDERS = ["n01", "n02"]
 
@@ -24,27 +24,35 @@ def written(tmp_path, name, content):
 )
 def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
     path = written(tmp_path, name, content)
-    assert read_class_mapping(path, FOLDERS) == {"n01": "tench", "n02": "great white shark"}
+    assert read_class_mapping(path, FOLDERS) == {"n01": ClassName("tench"), "n02": ClassName("great white shark")}
 
 
 def test_csv_name_may_hold_a_comma(tmp_path):
     path = written(tmp_path, "names.csv", 'n01,"crane, the bird"\nn02,crane\n')
-    assert read_class_mapping(path, FOLDERS)["n01"] == "crane, the bird"
+    assert read_class_mapping(path, FOLDERS)["n01"].name == "crane, the bird"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"n01": "tench"}', r"lacks folder 'n02': add it with its class name\."),
-        ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', r"names folder 'n3', which the dataset does not have: .*"),
-        ("a.json", '{"n01": "a", "n02": "a"}', r"gives folders 'n01' and 'n02' the same name 'a': .*"),
-        ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', r"has folder 'n01' twice: .*"),
-        ("a.json", '{"n01": "a", "n02": " "}', r"gives folder 'n02' an empty name: .*"),
+        ("a.json", '{"n01": "tench"}', r"lacks class 'n02': add it with its class name\."),
+        ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', r"names class 'n3', which the dataset does not have: .*"),
+        ("a.json", '{"n01": "a", "n02": "a"}', r"gives classes 'n01' and 'n02' the same name 'a': .*"),
+        ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', r"has class 'n01' twice: .*"),
+        ("a.json", '{"n01": "a", "n02": " "}', r"gives class 'n02' an empty name: .*"),
         ("a.json", '{"n01": "a", "n02": 3}', r"cannot be read as JSON: expected one object .*"),
         ("a.json", '{"n01": "a", "n02": {"x": "y"}}', r"cannot be read as JSON: expected one object .*"),
         ("a.json", '["n01", "n02"]', r"cannot be read as JSON: expected one object .*"),
         ("a.json", '{"n01": ', r"cannot be read as JSON: .*"),
         ("a.csv", "n01,a\nn02\n", r"cannot be read as CSV: row 2 has 1 columns .*"),
+        (
+            "a.csv",
+            "n01,crane, the bird\nn02,b\n",
+            r"cannot be read as CSV: row 1 has 3 columns .*",
+        ),
+        ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", r"cannot be read as CSV: row 3 has 2 columns where class, .*"),
+        ("a.json", '{"n01": "a", "n02": ["name", "b"]}', r"cannot be read as JSON: expected one object .*"),
+        ("a.json", '{"n01": "a", "n02": {"name": "b", "txt": "c"}}', r"cannot be read as JSON: expected one object .*"),
         ("a.txt", "n01 a", r"must end in \.json or \.csv\."),
     ],
 )
@@ -60,3 +68,28 @@ def test_missing_file_and_wrong_encoding_are_named(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"n01,\xff\xfe\n")
     with pytest.raises(DataError, match=r"^class names file .*bytes\.csv cannot be read as CSV: .*utf-8"):
         read_class_mapping(tmp_path / "bytes.csv", FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.json", json.dumps({"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"})),
+        ("names.csv", 'label,name,text\nn02,shark,"shark, a large fish."\nn01,tench,\n'),
+    ],
+)
+def test_a_class_may_have_a_text_beside_its_name(tmp_path, name, content):
+    file = str(written(tmp_path, name, content))
+    assert name_classes(FOLDERS, file, None) == (("tench", "shark"), ("tench", "shark, a large fish"))
+    around = name_classes(FOLDERS, file, "{}, seen from a boat")
+    assert around == (("tench", "shark"), ("tench, seen from a boat", "shark, a large fish, seen from a boat"))
+
+
+def test_a_text_around_all_names_needs_no_file():
+    assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == ("n01, a type of pet", "n02, a type of pet")
+    assert name_classes(FOLDERS, None, None) == (("n01", "n02"), None)
+
+
+@pytest.mark.parametrize("text", ["a type of pet", "{} or {}", ""])
+def test_a_text_without_one_place_for_the_name_is_refused(text):
+    with pytest.raises(ConfigError, match=r"expected a text with one \{\}"):
+        name_classes(FOLDERS, None, text)

@@ -302,7 +302,7 @@ def test_unreadable_image_ends_a_fit_with_one_sentence(folder):
     broken = folder / "data/train/c/3.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataError) as raised:
-        trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, num_workers=1, batch_size=30))
+        trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, num_workers=1, batch_size=30, scan=False))
     assert str(raised.value).startswith(f"image {broken} cannot be read (")
     assert "\n" not in str(raised.value)
 
@@ -452,7 +452,7 @@ def test_reading_happens_once(folder, monkeypatch):
     datamodule = in_folder(folder)
     datamodule.setup("fit")
     first = datamodule.splits
-    monkeypatch.setattr("kdpl.data.datamodule.read_dataset", None)
+    monkeypatch.setattr("kdpl.data.reading.read_dataset", None)
     datamodule.setup("test")
     assert datamodule.splits is first
 

@@ -1,0 +1,67 @@
+"""Images without labels, wherever they are, and opening any image that a dataset of one's own names."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from kdpl.data.decoding import open_image
+from kdpl.data.shards import ShardImage, index_shards
+from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
+from kdpl.errors import DataError
+
+
+def find_unlabeled(places: str | Sequence[str]) -> tuple[str, ...]:
+    """Find the images of any number of places, in the order given, each image once.
+
+    Args:
+        places: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
+            ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, which begins at the file's folder;
+            a ``.tar`` shard. Any but the list may be a URL that fsspec opens.
+
+    Returns:
+        Paths and URLs; of an image in a shard ``SHARD/member``. All are taken by ``open_source``.
+
+    Raises:
+        ConfigError: A URL is of a kind that cannot be opened.
+        DataError: Something is missing, damaged or cannot be reached, or there are no images.
+    """
+    files: list[str] = []
+    for place in [places] if isinstance(places, str) else places:
+        for file in resolve(place):
+            files += _listed(Path(file)) if file.lower().endswith(".txt") and not is_url(file) else [file]
+    shards = list(dict.fromkeys(file for file in files if is_shard(file)))
+    members: dict[str, list[str]] = {shard: [] for shard in shards}
+    for member in index_shards(shards) if shards else ():
+        members[member.shard].append(member)
+    found = dict.fromkeys(source for file in files for source in members.get(file, [file]))
+    if not found:
+        raise DataError(f"unlabeled names no images ({places}): give a folder, a pattern, a list or shards")
+    return tuple(found)
+
+
+def open_source(source: str) -> Image.Image:
+    """Open an image by its path, its URL, or where it lies in a shard, as RGB.
+
+    Raises:
+        ConfigError: A URL is of a kind that cannot be opened.
+        DataError: It is missing or unreadable.
+    """
+    return open_image(source, content_of(source) if isinstance(source, ShardImage) or is_url(source) else None)
+
+
+def content_of(source: str) -> bytes:
+    """Read the bytes of an image file.
+
+    Raises:
+        ConfigError: As above.
+        DataError: It cannot be reached.
+        OSError: The file cannot be read.
+    """
+    return source.read() if isinstance(source, ShardImage) else read(source)
+
+
+def _listed(file: Path) -> list[str]:
+    lines = [line.strip() for line in read_list(file)]
+    return [line if is_url(line) else os.path.normpath(file.parent / Path(line).expanduser()) for line in lines if line]
