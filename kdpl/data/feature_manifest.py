@@ -164,8 +164,8 @@ class Manifest:
             theirs, ours = getattr(self, name), getattr(needed, name)
             if theirs != ours:
                 raise DataError(
-                    f"the teacher cache {folder} is of something else ({title} is {_short(theirs)} there and {ours} here): "
-                    f"{_REMEDY}"
+                    f"the teacher cache {folder} is of something else ({title} is {_short(theirs)} there and {ours} "
+                    f"here): {_REMEDY}"
                 )
 
 
