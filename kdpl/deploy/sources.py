@@ -12,7 +12,7 @@ from kdpl.data.decoding import open_image
 from kdpl.data.shards import UNREADABLE, images_of, open_tar, require_size
 from kdpl.data.sources import open_source
 from kdpl.data.storage import is_shard, open_file, read_list, resolve
-from kdpl.errors import ConfigError, DataError, reason
+from kdpl.errors import ConfigError, DataError, reason, visible
 
 
 class Item(NamedTuple):
@@ -119,5 +119,8 @@ def _read_member(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> 
 
 
 def printable(name: str) -> str:
-    """Give a path as text that any table can hold: bytes that are no UTF-8 become backslash, x and two digits."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """Give a path as text on one line, which any table can hold and any terminal can show.
+
+    Bytes that are no UTF-8 become backslash, x and two digits, and control characters what Python writes for them.
+    """
+    return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))
