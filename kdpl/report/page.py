@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,9 +31,9 @@ from kdpl.report.cost import Encoder, device, device_name, measure
 from kdpl.report.examples import find_examples
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.settings import differing_settings
+from kdpl.shorten import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_NAME_LENGTH = 60
 _VAL_KEYS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "harmonic mean"}
 
 
@@ -97,13 +96,6 @@ def _section(make: Callable[[Run], Any], run: Run) -> Section:
     except torch.OutOfMemoryError as error:
         # others may be using the GPU, and a run that is done does not fail for that
         return Section(None, f"the GPU has too little memory to spare ({reason(error)}): make the report again later")
-
-
-def shorten(name: str, length: int = _NAME_LENGTH) -> str:
-    """Make a name of any kind fit into a line: one line, no control characters, visibly cut where it is long."""
-    line = " ".join(name[: 10 * length].split())
-    shown = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line)
-    return shown if len(shown) <= length and len(name) <= 10 * length else shown[: length - 1].rstrip() + "…"
 
 
 def _percent(share: float) -> str:

@@ -15,7 +15,7 @@ from kdpl.__main__ import main
 from kdpl.data.registry import DATASETS
 from kdpl.errors import DataError
 from kdpl.predictions import read_answers, read_results
-from kdpl.report.page import shorten
+from kdpl.shorten import shorten
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "disagreement", "curves", "cost")
 
