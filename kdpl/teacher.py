@@ -165,7 +165,8 @@ class TeacherPromptTuning(EvaluatedModule):
         """Prepare what stays the same in all steps of a fit that has any: token ids, and the frozen text features."""
         if self.trainer.max_epochs == 0:
             return
-        names = domain_of(self).tuning_class_names
+        domain = domain_of(self)
+        names = domain.class_texts[: len(domain.tuning_class_names)]
         tower = self.text_tower.module
         if self.text_prompts is None:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
@@ -199,11 +200,8 @@ class TeacherPromptTuning(EvaluatedModule):
                 zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
                 terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
         loss = torch.stack(list(terms.values())).sum()
-        if len(terms) > 1:
-            self.log_dict(
-                {f"train/loss_{name}": term.detach() for name, term in terms.items()}, on_epoch=True, on_step=False
-            )
-        self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, on_step=False, batch_size=len(images))
+        parts = {f"train/loss_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
+        self.log_training({"train/loss": loss.detach(), **parts}, len(images))
         return loss
 
     def encode_names(self, names: Sequence[str]) -> Tensor:
@@ -212,16 +210,16 @@ class TeacherPromptTuning(EvaluatedModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts of this epoch."""
-        self._class_vectors = self.encode_names(domain_of(self).class_names)
+        self._class_vectors = self.encode_names(domain_of(self).class_texts)
 
     def on_test_epoch_start(self) -> None:
         """Encode all class names with the tuned prompts."""
-        self._class_vectors = self.encode_names(domain_of(self).class_names)
+        self._class_vectors = self.encode_names(domain_of(self).class_texts)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
         if self._class_vectors is None:
-            self._class_vectors = self.encode_names(domain_of(self).class_names)
+            self._class_vectors = self.encode_names(domain_of(self).class_texts)
         features = encode_images(self.image_tower.module, images, self.vision_prompts)
         return cosine_logits(features, self._class_vectors, self.logit_scale)
 
@@ -234,5 +232,6 @@ class TeacherPromptTuning(EvaluatedModule):
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
         domain = domain_of(self)
-        vectors = self.encode_names(domain.class_names).cpu()
-        return ClassVectors.of(self.tuned_prompts(), vectors, domain.class_names, domain.num_base)
+        vectors = self.encode_names(domain.class_texts).cpu()
+        names, texts = domain.class_names, domain.class_texts
+        return ClassVectors.of(self.tuned_prompts(), vectors, names, domain.num_base, texts)
