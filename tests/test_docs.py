@@ -1,0 +1,304 @@
+"""The documentation: what it says is there, what it shows runs, and the site is whole and self-contained."""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import pytest
+import yaml
+
+import kdpl
+from kdpl.__main__ import _COMMANDS, main
+from kdpl.arguments import Parser
+from kdpl.cli import COMMANDS as SETTINGS_COMMANDS
+from kdpl.cli import run_command
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*sorted(ROOT.glob("*.md")), *PAGES]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = "python -m kdpl"
+INIT_WRITES = "data: {class_path: kdpl.DomainDataModule, init_args: {dataset: table, root: images.csv}}"
+
+needs_mkdocs = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),
+    reason="needs the extra docs",
+)
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def build(folder, source=ROOT):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", source / "mkdocs.yml"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(
+        [*command, "--site-dir", folder], cwd=source, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+# --- the site ---
+
+
+class Elements(HTMLParser):
+    """The elements of a page as pairs of name and attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, and the elements of each of its pages."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    built = build(folder)
+    assert built.returncode == 0, built.stderr
+    pages = {path: Elements(path.read_text(encoding="utf-8")).found for path in folder.rglob("*.html")}
+    assert len(pages) > len(PAGES)
+    return folder, pages
+
+
+@needs_mkdocs
+def test_a_link_that_leads_nowhere_and_a_page_that_no_menu_names_break_the_build(tmp_path):
+    for name in ("kdpl", *[path.name for path in ROOT.glob("*.md")], "mkdocs.yml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(DOCS, tmp_path / "docs")
+    links = "[a](../nothing.yaml) [b](faq.md#nowhere) [c](../README.md#nowhere)"
+    (tmp_path / "docs/stray.md").write_text(f"# Stray\n\n{links}\n")
+    broken = build(tmp_path / "site", tmp_path)
+    assert broken.returncode != 0
+    for complaint in ('not included in the "nav"', "'../nothing.yaml'", "'faq.md#nowhere'", "'tour.md#nowhere'"):
+        assert complaint in broken.stderr
+
+
+@needs_mkdocs
+def test_no_page_fetches_anything_from_elsewhere(site):
+    folder, pages = site
+    fetched = [
+        (path.name, attributes[key])
+        for path, elements in pages.items()
+        for tag, attributes in elements
+        if tag != "a"
+        for key in ("src", "href", "srcset", "data", "poster")
+        if attributes.get(key)
+    ]
+    assert len(fetched) > 5 * len(pages)
+    assert [each for each in fetched if re.match(r"(https?:)?//", each[1])] == []
+    styles = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.css"))
+    assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)"']*""", styles) == []
+
+
+@needs_mkdocs
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.NEEDED)
+def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_path):
+    folder, _ = site
+    with browser.browser(tmp_path) as tab:
+        tab.look(width=390)
+        for name in ("index", "tour", "faq", "benchmark", "performance", "api/training"):
+            tab.open(f"file://{folder}/{name}.html")
+            tab.wait(f"location.pathname.endsWith('{name}.html') && document.readyState == 'complete'")
+            assert tab.run("document.documentElement.scrollWidth") == 390, name
+        assert len(tab.requested) > 20
+        assert {url.split(":")[0] for url in tab.requested} <= {"file", "data", "about"}
+
+
+def public():
+    """Every public object with the names that it can be imported by."""
+    for module in ("kdpl", "kdpl.callbacks", "kdpl.prompts"):
+        for name in importlib.import_module(module).__all__:
+            yield getattr(importlib.import_module(module), name), f"{module}.{name}"
+    for module, kind in (("kdpl.losses", inspect.isfunction), ("kdpl.errors", inspect.isclass)):
+        for name, value in inspect.getmembers(importlib.import_module(module), kind):
+            if value.__module__ == module and name[0] != "_":
+                yield value, f"{module}.{name}"
+
+
+@needs_mkdocs
+def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
+    _, pages = site
+    reference = [path for path in pages if path.parent.name == "api"]
+    ids = {attributes.get("id") for path in reference for _, attributes in pages[path]}
+    names = {}
+    for value, name in public():
+        names.setdefault(value, []).append(name)
+    assert len(names) > 20
+    assert [each for each in names.values() if not ids.intersection(each)] == []
+    text = "".join(path.read_text(encoding="utf-8") for path in reference)
+    for each in (kdpl.Classifier, kdpl.TeacherPromptTuning, kdpl.StudentDistillation, kdpl.DomainDataModule):
+        assert inspect.getdoc(each).splitlines()[0] in text
+    # a section that was not understood is left as it stands
+    assert re.findall(r"<p>(?:Args|Returns|Raises|Attributes|Yields):.{60}", text) == []
+
+
+def test_make_docs_is_strict_and_the_workflow_publishes_what_it_makes():
+    told = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m mkdocs build --strict" in told
+    workflow = yaml.safe_load((ROOT / ".github/workflows/docs.yml").read_text(encoding="utf-8"))
+    built, published = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert "make docs" in [step.get("run") for step in built["steps"]]
+    assert {"path": "site"} in [step.get("with") for step in built["steps"]]
+    assert (workflow["permissions"], published["permissions"]) == (
+        {"contents": "read"},
+        {"pages": "write", "id-token": "write"},
+    )
+    steps = [*built["steps"], *published["steps"]]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+
+
+# --- what the texts say ---
+
+
+def slugs(path):
+    """The anchors that GitHub gives a text's headings."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=name_of)
+def test_links_lead_to_files_and_headings_of_the_repository(text):
+    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", text.read_text())):
+        file = (text.parent / target).resolve() if target else text
+        assert file.exists(), target
+        # an object of the reference is no heading; the build of the site knows them
+        assert not anchor or anchor.startswith("kdpl.") or anchor in slugs(file), f"{target}#{anchor}"
+
+
+def test_every_config_that_a_text_names_is_there():
+    named = {name for text in TEXTS for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    placeholder = "configs/data/NAME.yaml"
+    assert {name for name in named - {placeholder} if not (ROOT / name).is_file()} == set()
+
+
+def settings_of(config, prefix=""):
+    """The options that set what a complete config has, sections included."""
+    for key, value in config.items():
+        yield f"--{prefix}{key}"
+        if isinstance(value, dict):
+            yield from settings_of(value, f"{prefix}{key}.")
+
+
+def test_every_setting_that_a_text_names_is_one(teacher_run, student_run):
+    known = {
+        option
+        for run in (teacher_run, student_run)
+        for option in settings_of(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    }
+    named = {
+        (name_of(text), option)
+        for text in TEXTS
+        for option in re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", text.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert {each for each in named if each[1] not in known and "init_args.NAME" not in each[1]} == set()
+
+
+def commands_of(text):
+    """The lines of shell in a text that call kdpl, as lists of arguments, with the block's own variables filled in."""
+    for language, block in FENCE.findall(text.read_text(encoding="utf-8")):
+        if language not in ("bash", "console", "sh"):
+            continue
+        variables = {}
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+                variables[assigned[1]] = assigned[2]
+            elif COMMAND in line:
+                words = shlex.split(line.split(COMMAND)[1], comments=True)
+                end = next((i for i, word in enumerate(words) if word in ("|", ">", "&&", "&", ";")), len(words))
+                yield words[:end]
+
+
+class _ParsedError(Exception):
+    """Arguments were understood; what is unknown to the command is for the stages."""
+
+
+def understand(words, monkeypatch):
+    """Have a command parse its arguments and do nothing; give the settings that it would pass on to fit."""
+    depth = 0
+
+    def ending_with(parse):
+        def until_parsed(self, *args):
+            nonlocal depth
+            depth += 1
+            try:
+                parsed = parse(self, *args)
+            finally:
+                depth -= 1
+            if depth == 0:
+                raise _ParsedError(parsed)
+            return parsed
+
+        return until_parsed
+
+    with monkeypatch.context() as patched:
+        for name in ("parse_args", "parse_known_args"):
+            patched.setattr(Parser, name, ending_with(getattr(Parser, name)))
+        with pytest.raises(_ParsedError) as caught:
+            main(["--debug", *words])
+    parsed = caught.value.args[0]
+    options, settings = parsed if isinstance(parsed, tuple) else (parsed, [])
+    if words[0] == "run":
+        shared = [f"--config={file}" for file in options.config]
+        for files in (options.teacher, options.student):
+            teacher = ["--model.init_args.teacher=T"] if files is options.student else []
+            yield ["fit", *shared, *[f"--config={file}" for file in files], *teacher, "--out=stage", *settings]
+    elif words[0] in ("cache", "import"):
+        yield ["fit", "--out=stage", *settings, *getattr(options, "settings", [])]
+    elif settings and words[0] != "benchmark":
+        assert getattr(options, "config", None), f"{words}: {settings}"
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if COMMAND in text.read_text(encoding="utf-8")], ids=name_of)
+def test_every_command_that_a_text_shows_is_understood(text, tmp_path, monkeypatch, teacher_run, student_run, capsys):
+    mentioned = set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text.read_text(encoding="utf-8")))
+    assert mentioned <= set(_COMMANDS)
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    fits = []
+    for words in commands_of(text):
+        words = [word for word in words if word != "…"]
+        for config in [word for word in words if re.fullmatch(r"runs/.*\.yaml", word)]:
+            Path(config).parent.mkdir(parents=True, exist_ok=True)
+            run = teacher_run if re.search("teacher|untuned", config) else student_run
+            Path(config).write_text(INIT_WRITES if config.endswith("data.yaml") else (run / "config.yaml").read_text())
+        if "--help" in words or "--version" in words or not words:
+            continue
+        fits += [words] if words[0] in SETTINGS_COMMANDS else understand(words, monkeypatch)
+    for words in {tuple(words): None for words in fits}:
+        if "--print_config" in words:
+            with pytest.raises(SystemExit, match="0"):
+                main(list(words))
+        else:
+            run_command(words, check_only=True)
+    capsys.readouterr()
+
+
+def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, monkeypatch, student_run, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/quickstart").mkdir(parents=True)
+    Path("runs/quickstart/student").symlink_to(student_run)
+    shown = {"quickstart.md": "digit.png", "api/index.md": "runs/mine/teacher/class_vectors.safetensors"}
+    for page, leaves in shown.items():
+        (code,) = (block for language, block in FENCE.findall((DOCS / page).read_text()) if language == "python")
+        exec(compile(code, page, "exec"), {})  # noqa: S102
+        assert Path(leaves).is_file()
+    assert capsys.readouterr().out.startswith("digits/1784 five\n")
