@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 
 from kdpl import __version__, slurm
-from kdpl.errors import KdplError
+from kdpl.faults import sentence
 
 USAGE = """\
 usage: python -m kdpl COMMAND …
@@ -104,22 +104,13 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
     except slurm.Requeued as requeued:
         print(requeued, file=sys.stderr)
         return requeued.exit_code
-    except KdplError as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        said = None if debug else sentence(error)
+        if said is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        # a full disk, a folder that may not be written to: the system's own sentence says it
-        if debug or error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}: check path, permissions and space", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted", file=sys.stderr)
-        return 130
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print(said if interrupted else f"error: {said}", file=sys.stderr)
+        return 130 if interrupted else 1
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from kdpl.arguments import config_files, require_configs
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
+from kdpl.callbacks.faults import FiniteLoss, WhereItStopped
 from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.requeue import Requeue, may_requeue
@@ -172,7 +173,7 @@ class KdplCLI(LightningCLI):
         # saved is the config as given: where the loggers write is worked out anew each time
         self.config[self.subcommand] = self._given
         trainer = self._given.trainer
-        callbacks: list[Callback] = [Throughput(), TestAnswers(), DrawPictures()]
+        callbacks: list[Callback] = [Throughput(), FiniteLoss(), TestAnswers(), DrawPictures(), WhereItStopped()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:

@@ -66,6 +66,10 @@ class WeightsError(KdplError):
     """CLIP weights that are missing, of another kind than supported, or not those that were expected."""
 
 
+class TrainingError(KdplError):
+    """A training that came to nothing, such as one whose loss is no number any more."""
+
+
 class ArtifactError(KdplError):
     """Class vectors, a teacher or a classifier that is missing, damaged or does not fit."""
 

@@ -1,6 +1,7 @@
 """metrics.csv in the run's folder, and pictures for those loggers that can take them."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch import Tensor
 
-from kdpl.files import atomic_path
+from kdpl.files import append, atomic_path, cut_to_whole_lines
 
 METRICS_FILE = "metrics.csv"
 
@@ -64,6 +65,7 @@ class MetricsCSV(Logger):
         if "epoch" in row:
             row["epoch"] = int(metrics["epoch"])
         if not self._columns and path.is_file():
+            cut_to_whole_lines(path)
             self._columns = _read(path)[0]
         new = [key for key in row if key not in self._columns]
         if new:
@@ -74,8 +76,9 @@ class MetricsCSV(Logger):
                 writer.writeheader()
                 writer.writerows([*rows, row])
         else:
-            with path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            line = io.StringIO(newline="")
+            csv.DictWriter(line, self._columns).writerow(row)
+            append(path, line.getvalue())
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -241,6 +241,7 @@ class StudentDistillation(EvaluatedModule):
         else:
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
+        self.loss_terms = {self.distill: loss.detach()}
         agreement = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
         self.log_training({"train/loss": loss.detach(), "train/agreement": agreement}, len(images))
         return loss

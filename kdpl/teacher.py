@@ -199,6 +199,7 @@ class TeacherPromptTuning(EvaluatedModule):
             if weights.logits:
                 zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
                 terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
+        self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
         parts = {f"train/loss_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
         self.log_training({"train/loss": loss.detach(), **parts}, len(images))

@@ -60,6 +60,10 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
         source, label = self.records[index]
         return self.view(source, index, epoch), label
 
+    def source(self, i: int) -> str:
+        """Name of image i."""
+        return self.records[i].source
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -83,6 +87,10 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         i, epoch = key
         return self.view(self.sources[i], self.indices[i], epoch), self.indices[i]
+
+    def source(self, i: int) -> str:
+        """Name of image i."""
+        return self.sources[i]
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -132,6 +140,11 @@ class CachedImages(Dataset[CachedView]):
         cached = self.features.read(row)
         if cached is not None:
             parameters, feature = cached.parameters, torch.from_numpy(cached.feature)
+            if not feature.isfinite().all():
+                raise DataError(
+                    f"the teacher cache {self.features.folder} has no finite feature of image "
+                    f"{self.images.sources[i]}: remove the folder and fill it again with a teacher that is whole"
+                )
         elif self.fill:
             parameters = self.images.view.draw(image, index, view)
             self.features.write_parameters(row, parameters)
@@ -143,6 +156,10 @@ class CachedImages(Dataset[CachedView]):
             )
         pixels = self.images.view.make(image, parameters)
         return CachedView(pixels, torch.tensor(index), torch.tensor(row), feature)
+
+    def source(self, i: int) -> str:
+        """Name of image i."""
+        return self.images.source(i)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,6 +1,7 @@
 """The loader of all splits."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,6 +50,14 @@ class LazyLoader(DataLoader[Any]):
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         yield from super().__iter__()
+
+    def sources_of(self, epoch: int, batch: int) -> list[str]:
+        """Names of this process's images in a batch of training, from 0; computed, so that nothing need be kept."""
+        sampler = self.sampler
+        if not isinstance(sampler, TrainSampler):
+            return []
+        keys = sampler.keys(epoch, batch * (self.batch_size or 1))
+        return [self.dataset.source(i) for i, _ in islice(keys, self.batch_size)]  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the trainer's own progress says where an epoch was cut. Tells Lightning that it can be resumed."""

@@ -47,9 +47,13 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = generator(self.seed, "order", epoch=self.epoch).permutation(self.num_images).tolist()
-        for position in range(self.rank + self.start * self.world_size, self.num_used, self.world_size):
-            yield order[position % self.num_images], self.epoch
+        return self.keys(self.epoch, self.start)
+
+    def keys(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
+        """What this process gets in an epoch, without the first ``start`` images."""
+        order = generator(self.seed, "order", epoch=epoch).permutation(self.num_images).tolist()
+        for position in range(self.rank + start * self.world_size, self.num_used, self.world_size):
+            yield order[position % self.num_images], epoch
 
     def __len__(self) -> int:
         return self.num_used // self.world_size

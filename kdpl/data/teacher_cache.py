@@ -60,7 +60,17 @@ class TeacherCache:
         Args:
             rows: Their rows as the batches give them, int64 [B].
             features: Normalised features [B, D].
+
+        Raises:
+            DataError: One of them is no finite number, and none is written.
         """
+        wrong = rows[~features.isfinite().all(dim=1)].tolist()
+        if wrong:
+            view, index = divmod(wrong[0], self.features.manifest.images)
+            raise DataError(
+                f"the teacher gives no finite features of {len(wrong)} images, such as unlabelled image {index} in "
+                f"view {view}: check its weights and prompts, or set trainer.precision to 32-true"
+            )
         self.features.write_features(rows.cpu().numpy(), features.half().cpu().numpy())
 
 
@@ -91,8 +101,13 @@ def open_features(
     elif not folder.exists():
         raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
     features = writable or TeacherFeatures.open(folder)
-    _require(features, needed, views)
-    features.require_shards()
+    try:
+        _require(features, needed, views)
+        features.require_shards()
+    except BaseException:
+        # the error may live on, and the features with it
+        features.unlock()
+        raise
     return features
 
 

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdpl.errors import ConfigError
-from kdpl.files import atomic_path
+from kdpl.faults import mark
+from kdpl.files import append, atomic_path, cut_to_whole_lines
 
 Row = dict[str, str | float | None]
 """One image's answers by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``."""
@@ -48,7 +49,7 @@ class Journal:
             else:
                 with atomic_path(self._note) as temporary:
                     temporary.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-            self.done = 0 if self.finished else self._cut_to_whole_lines()
+            self.done = 0 if self.finished else cut_to_whole_lines(self.path)
         except BaseException:
             self._close()
             raise
@@ -59,12 +60,13 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and not self.finished:
+            mark(error, f"the answers so far are kept in {self.path}")
         self._close()
 
     def write(self, rows: list[Row]) -> None:
         """Add rows; a kill from here on does not lose them."""
-        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self._file.flush()
+        append(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def rows(self) -> Iterator[Row]:
         """Read all rows, first to last."""
@@ -94,19 +96,9 @@ class Journal:
                 f"give another --out, or remove {self._note.name} and what it belongs to"
             )
 
-    def _cut_to_whole_lines(self) -> int:
-        lines = whole = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    lines, whole = lines + 1, whole + len(line)
-        self._file.truncate(whole)
-        return lines
-
     def _close(self) -> None:
         """Leave no empty file; the lock goes with the file."""
-        if self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
-            self._file.flush()
-            if self.path.stat().st_size == 0 or self.finished:
-                self.path.unlink()
+        own = self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        if own and (self.path.stat().st_size == 0 or self.finished):
+            self.path.unlink()
         self._file.close()

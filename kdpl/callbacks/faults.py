@@ -1,0 +1,131 @@
+"""What a training that goes wrong says and leaves: no checkpoint of numbers that are none, and where it stopped."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kdpl.checkpoint_files import LAST, PREVIOUS
+from kdpl.data.loader import LazyLoader
+from kdpl.errors import TrainingError
+from kdpl.faults import mark
+from kdpl.slurm import RequeueError
+
+_NAMED_IMAGES = 5
+
+
+class _Step(NamedTuple):
+    number: int
+    epoch: int
+    batch: int
+    terms: dict[str, Tensor]
+
+
+class FiniteLoss(Callback):
+    """Stops training once a term of the loss, or a trained parameter, is no finite number, before it is saved.
+
+    The terms of each step stay on the device and are looked at together, every few steps, at the end of each epoch and
+    before each checkpoint: no step waits for the device. So a training may go on for a few steps more than it should,
+    but the checkpoint that is there is always one from before.
+
+    Under ``16-mixed`` the gradient scaler leaves out steps whose gradients overflow, and that is no error; that all of
+    the last ``every_n_steps`` steps were of that kind is one.
+
+    Args:
+        every_n_steps: How often to look.
+    """
+
+    def __init__(self, every_n_steps: int = 20) -> None:
+        self.every_n_steps = every_n_steps
+        self._steps: list[_Step] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        del trainer, pl_module
+        self._steps = []
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Keep the terms of the loss, and look at them now and then."""
+        del batch
+        terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
+        self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batch_idx, terms))
+        if len(self._steps) >= self.every_n_steps:
+            self._check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before anything is made of the epoch's weights."""
+        self._check(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before the checkpoint is written; called on all processes."""
+        del checkpoint
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop on all processes if one of them has a reason to.
+
+        Raises:
+            TrainingError: It names the step, the terms and the images.
+        """
+        found = self._wrong_loss(trainer) or _wrong_weights(trainer, pl_module)
+        self._steps = []
+        if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+            raise TrainingError(found or "training was stopped by another process: its message says why")
+
+    def _wrong_loss(self, trainer: Trainer) -> str | None:
+        if not self._steps:
+            return None
+        # one transfer for all of them
+        finite = torch.stack([torch.stack(list(s.terms.values())).isfinite() for s in self._steps]).cpu()
+        wrong = (~finite.all(dim=1)).nonzero().flatten().tolist()
+        skips = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not wrong or (skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)):
+            return None
+        step = self._steps[wrong[0]]
+        terms = ", ".join(f"{k} is {float(v)}" for k, v in step.terms.items() if not v.isfinite())
+        return (
+            f"the loss of step {step.number} is no finite number ({terms}){_on_images(trainer, step)}: look at them "
+            "and at their teacher's features, or lower model.init_args.optim.lr and start in another --out"
+        )
+
+
+def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    trained = [p.detach().isfinite().all() for p in pl_module.parameters() if p.requires_grad]
+    if not trained or bool(torch.stack(trained).all()):
+        return None
+    return (
+        f"what is trained is no finite number any more after step {trainer.global_step}: lower "
+        "model.init_args.optim.lr and start in another --out"
+    )
+
+
+def _on_images(trainer: Trainer, step: _Step) -> str:
+    loader = trainer.train_dataloader
+    names = loader.sources_of(step.epoch, step.batch) if isinstance(loader, LazyLoader) else []
+    more = f" and {len(names) - _NAMED_IMAGES} more" if len(names) > _NAMED_IMAGES else ""
+    return f" on the images {', '.join(names[:_NAMED_IMAGES])}{more}" if names else ""
+
+
+class WhereItStopped(Callback):
+    """Tells an error after how many steps it struck, and which checkpoint is kept."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Mark the error; whoever prints it prints the mark."""
+        del pl_module
+        if trainer.state.fn == "predict":
+            mark(exception, "features so far are kept")
+        if trainer.state.fn != "fit" or isinstance(exception, RequeueError):
+            # that one says by itself what is kept
+            return
+        files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
+        kept = next((f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet")
+        mark(exception, f"after {trainer.global_step} steps; {kept}")

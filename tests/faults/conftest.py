@@ -1,0 +1,70 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def _mounted(folder, *options):
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting needs root")
+    done = subprocess.run(["mount", *options, folder], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+
+
+class Disk:
+    """A small file system of its own.
+
+    Args:
+        folder: Where it is mounted.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    def fill(self, leave=0):
+        """Take all room but so many bytes."""
+        self._ballast.touch()
+        with self._ballast.open("ab", buffering=0) as file:
+            while (free := shutil.disk_usage(self.folder).free - leave) >= 4096:
+                file.write(bytes(min(free, 2**20)))
+
+    def free(self):
+        """Give the room back."""
+        self._ballast.unlink()
+
+    def names(self):
+        """What else there is, by relative paths."""
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p != self._ballast)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """An empty disk of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    _mounted(folder, "-t", "tmpfs", "-o", "size=8m", "tmpfs")
+    yield Disk(folder)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """Gives a folder with the content of another that nothing can be written into, not by root either."""
+    mounted = []
+
+    def mount(source):
+        folder = tmp_path / f"read_only_{len(mounted)}"
+        folder.mkdir()
+        _mounted(folder, "--bind", "-o", "ro", source)
+        mounted.append(folder)
+        if os.access(folder, os.W_OK):
+            pytest.skip("this mount does not bind read-only")
+        return Path(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
