@@ -69,7 +69,7 @@ def log_input(loggers: Iterable[Logger], kind: str, name: str, path: Path, metad
         try:
             # what use_artifact does of an artifact that is not sent yet; that one refuses to work offline, and online
             # it waits for the server without bound
-            run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+            run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         except (AttributeError, TypeError) as error:
             rank_zero_warn(f"this wandb cannot note down the inputs of a run ({error}): they are in its config alone")
 

@@ -49,7 +49,7 @@ class RunWandbLogger(WandbLogger):
             self._go_offline_if_need_be()
         try:
             run: Run = super().experiment
-        except (wandb.Error, ValueError) as error:
+        except Exception as error:  # wandb's errors have no base in common
             raise ConfigError(
                 f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, or leave the logger out"
             ) from error
@@ -75,7 +75,7 @@ class RunWandbLogger(WandbLogger):
             if why is None:
                 try:
                     super().experiment  # noqa: B018 - begins the run
-                except (wandb.Error, ValueError, OSError) as error:
+                except Exception as error:  # as above
                     why = reason(error)
                     # or the half-begun run would keep its id to itself
                     wandb.teardown()

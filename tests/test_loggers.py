@@ -1,6 +1,3 @@
-import json
-import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -56,95 +53,6 @@ def test_metrics_of_a_run_are_whole_and_agree_with_its_results(student_run):
 def test_pictures_go_to_those_alone_that_can_take_them(tmp_path):
     log_picture([MetricsCSV(str(tmp_path))], "figures/a", tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
-
-
-def records(file):
-    """The records of a W&B run file: a log of blocks of 32 KiB, in which a record may be cut into pieces."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = file.read_bytes()
-    assert data[:4] == b":W&B"
-    at, pieces = 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        pieces += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pieces)
-            yield record
-            pieces = b""
-
-
-def closed(file, seconds=60):
-    """The records of a run file once it is whole: the client writes it from a process of its own."""
-    end = time.monotonic() + seconds
-    while True:
-        found = list(records(file))
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
-        assert time.monotonic() < end, f"{file} was not closed"
-        time.sleep(0.1)
-
-
-def history(found):
-    """The logged rows, decoded."""
-    return [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in r.history.item}
-        for r in found
-        if r.WhichOneof("record_type") == "history"
-    ]
-
-
-def test_the_real_wandb_client_offline_writes_the_whole_run_into_its_folder(tmp_path, monkeypatch):
-    home, work, out = tmp_path / "home", tmp_path / "work", tmp_path / "runs" / "teacher"
-    home.mkdir()
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
-    assert fit_teacher(out, *configs("logger/wandb.yaml")) == 0
-    assert run_test(out) == 0
-
-    found = [record for file in sorted(out.rglob("*.wandb")) for record in closed(file)]
-    runs = [record.run for record in found if record.WhichOneof("record_type") == "run"]
-    assert len({run.run_id for run in runs}) == 1, "fit and test are one run"
-    assert runs[0].run_id == (out / "wandb_id").read_text()
-    assert runs[0].project == "kdpl"
-
-    configs_logged = [r.config for r in found if r.WhichOneof("record_type") == "config"]
-    values = [{u.key: json.loads(u.value_json) for u in c.update} for c in configs_logged]
-    values = [value for value in values if "model" in value]
-    assert len(values) == 1, "the config is logged once"
-    assert values[0]["model"]["init_args"]["clip"]["model"] == "tiny-teacher"
-    assert values[0]["data"]["init_args"]["shots"] == 16
-    assert values[0]["trainer"]["max_epochs"] == 2
-    assert values[0]["seed_everything"] == 1
-
-    rows = history(found)
-    for name in ("train/loss", "val/acc", "test/acc"):
-        logged = [row[name] for row in rows if name in row]
-        assert logged == [float(row[name]) for row in rows_of(out / METRICS_FILE) if row[name]], name
-        assert logged
-    assert [row["test/acc"] for row in rows if "test/acc" in row] == [read_results(out)["test/acc"]]
-
-    pictures = {name.split("/filenames")[0] for row in rows for name in row if name.startswith("figures/")}
-    assert {"figures/learning_curves", "figures/confusion"} <= pictures
-    assert len(list(out.rglob("media/images/figures/*.png"))) == 2
-
-    artifacts = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"]
-    assert [(a.type, [c.path for c in a.manifest.contents]) for a in artifacts] == [
-        ("class-vectors", ["class_vectors.safetensors"])
-    ]
-    assert json.loads(artifacts[0].metadata)["class_names"][0] == "zero"
-    assert list(work.iterdir()) == []
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"teacher"}
 
 
 def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_path, monkeypatch):
