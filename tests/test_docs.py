@@ -261,7 +261,7 @@ def understand(words, monkeypatch):
         for files in (options.teacher, options.student):
             teacher = ["--model.init_args.teacher=T"] if files is options.student else []
             yield ["fit", *shared, *[f"--config={file}" for file in files], *teacher, "--out=stage", *settings]
-    elif words[0] in ("cache", "import"):
+    elif words[0] in ("cache", "import", "sweep"):
         yield ["fit", "--out=stage", *settings, *getattr(options, "settings", [])]
     elif settings and words[0] != "benchmark":
         assert getattr(options, "config", None), f"{words}: {settings}"
