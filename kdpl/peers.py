@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
@@ -57,17 +58,17 @@ def _watch(starter: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def require_devices_for_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Refuse batch norm over all processes where torch has none, which it would say in the first step.
+def require_devices_for_batch_norm(trainer: Trainer) -> None:
+    """Refuse batch norm over all processes where torch has none, which it would say in words of its own.
 
     Args:
-        module: What will be trained, as the trainer has changed it.
-        device: Where it is trained.
+        trainer: What trains; asked before it changes the model.
 
     Raises:
-        ConfigError: It has SyncBatchNorm and is on the CPU.
+        ConfigError: It would do so on the CPU.
     """
-    if device.type == "cpu" and any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+    synchronised = trainer.world_size > 1 and getattr(trainer.strategy, "_layer_sync", None) is not None
+    if synchronised and trainer.strategy.root_device.type == "cpu":
         raise ConfigError(
             "trainer.sync_batchnorm is true, and on the CPU torch has no batch norm over several processes: set it to "
             "false, or train on GPUs"

@@ -146,6 +146,7 @@ class StudentDistillation(EvaluatedModule):
         """For fit: read the teacher. Otherwise all that is needed comes with the checkpoint."""
         super().setup(stage)
         if stage == "fit":
+            require_devices_for_batch_norm(self.trainer)
             vectors = self.read_vectors(self)
             self._build(self._own(vectors), str(self.class_vectors_path))
             domain = domain_of(self)
@@ -208,7 +209,6 @@ class StudentDistillation(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean tokens if asked to, in a run that does not go on from a checkpoint."""
-        require_devices_for_batch_norm(self, self.device)
         prompts = self._built().encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)

@@ -125,7 +125,14 @@ STUDENTS |= {
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
 # in tests of their own below
-ELSEWHERE = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml", *BENCHMARK, *TEST_ONLY}
+ELSEWHERE = {
+    "data/folder.yaml",
+    "data/table.yaml",
+    "trainer/ddp.yaml",
+    "trainer/ddp_sync_batchnorm.yaml",
+    *BENCHMARK,
+    *TEST_ONLY,
+}
 
 
 def settings(name):
@@ -264,6 +271,8 @@ def test_published_settings_are_those_of_the_papers(capsys):
 def test_what_the_gpu_and_ddp_configs_say():
     assert settings("trainer/gpu.yaml") == {"trainer": {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}}
     assert settings("trainer/ddp.yaml") == {"trainer": {"devices": "auto", "strategy": "ddp"}}
+    # the test of what it does is in tests/distributed/test_batch_norm.py
+    assert settings("trainer/ddp_sync_batchnorm.yaml") == {"trainer": {"sync_batchnorm": True}}
 
 
 def test_in_mixed_precision_what_is_trained_stays_in_float32(tmp_path):

@@ -1,0 +1,102 @@
+"""Two processes and more compute what one does with the same global batches, where no batch norm is trained."""
+
+from collections import Counter
+
+import fits
+import pytest
+import world
+from runs import rows_of
+
+from kdpl.callbacks.answers import TestAnswers
+from kdpl.predictions import read_results
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    world.write_teacher(folder, class_names=fits.DIGITS, num_base=None)
+    return folder
+
+
+MODULES = {"teacher": lambda _: fits.teacher(), "student": fits.student}
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def fitted(request, tmp_path_factory, teacher_folder):
+    """A stage by one process with 24 images a step; gives it and how to do the same in another way."""
+    make, root = MODULES[request.param], tmp_path_factory.mktemp(request.param)
+
+    def otherwise(name, batch_size, data=None, **options):
+        return fits.fit(make(teacher_folder), fits.digits(batch_size, **(data or {})), root / name, **options)
+
+    return otherwise("one", 24)[0], otherwise
+
+
+def together(seen, per_step=1):
+    """The steps of all processes as those of one that has all their images."""
+    parts = [step for steps in zip(*(process["steps"] for process in seen), strict=True) for step in steps]
+    size = len(seen) * per_step
+    groups = [parts[i : i + size] for i in range(0, len(parts), size)]
+    return [
+        {
+            # of accumulated gradients each loss is divided by their number already
+            "loss": sum(step["loss"] for step in group) / len(seen),
+            "lr": {step["lr"] for step in group},
+            "views": Counter(view for step in group for view in step["views"]),
+        }
+        for group in groups
+    ]
+
+
+def require_same(seen, one, per_step=1):
+    steps, expected = together(seen, per_step), together([one])
+    assert len(steps) == len(expected) == STEPS
+    assert [step["views"] for step in steps] == [step["views"] for step in expected]
+    assert [step["lr"] for step in steps] == [step["lr"] for step in expected]
+    losses = [step["loss"] for step in expected]
+    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
+    assert max(losses) > 1.001 * min(losses), "training that changes nothing proves nothing"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, processes):
+    one, otherwise = fitted
+    seen = otherwise(f"{processes} processes", 24 // processes, processes=processes)
+    require_same(seen, one)
+    for process in seen:
+        # what is logged is of all images: the same on all processes
+        losses = {name for name in one["metrics"] if name.startswith("train/")}
+        assert losses
+        for name in losses:
+            assert process["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
+        assert process["metrics"]["val/acc"] == one["metrics"]["val/acc"]
+
+
+def test_gradient_accumulation_is_a_larger_batch(fitted):
+    one, otherwise = fitted
+    seen = otherwise("accumulation", 12, steps=20, accumulate_grad_batches=2)
+    require_same(seen, one, per_step=2)
+
+
+def test_worker_processes_draw_the_same_views(fitted):
+    one, otherwise = fitted
+    require_same(otherwise("workers", 24, data={"num_workers": 2}), one)
+
+
+def test_each_test_image_is_counted_once_with_the_same_answer(tmp_path):
+    """899 images: no two and no three processes have equally many."""
+    answers, results = {}, {}
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+        settings = {"callbacks": [TestAnswers()], "use_distributed_sampler": False, **several}
+        world.quiet_trainer(folder, **settings).test(fits.teacher(), datamodule=fits.digits(8), verbose=False)
+        answers[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
+    assert [int(row["index"]) for row in answers[1]] == list(range(899))
+    for processes in (2, 3):
+        assert results[processes] == results[1]
+        for row, expected in zip(answers[processes], answers[1], strict=True):
+            assert float(row.pop("probability")) == pytest.approx(float(expected["probability"]), abs=2e-6)
+            assert row == {name: value for name, value in expected.items() if name != "probability"}
