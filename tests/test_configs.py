@@ -141,7 +141,7 @@ def settings(name):
 
 def test_every_config_is_run_by_a_test():
     names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
-    # all in tests/benchmark/test_configs.py and tests/sweep/test_command.py
+    # all in tests/benchmark/test_configs.py and tests/test_sweep.py
     of_many_runs = {name for name in names if name.startswith(("benchmark/", "sweep/"))}
     assert names - of_many_runs == {*TEACHERS, *STUDENTS, *ELSEWHERE}
 
