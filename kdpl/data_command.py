@@ -41,7 +41,12 @@ def _parser() -> Parser:
     check = actions.add_parser("check", help="count classes and decode every image; exit code 1 if anything is wrong")
     check.add_argument("name", metavar="NAME", help="a dataset of the benchmark, folder or table")
     check.add_argument("--root", help="the folder of all datasets; for folder, the dataset's own; for table, the file")
-    check.add_argument("--unlabeled", help="folder of unlabelled images, for folder and table")
-    check.add_argument("--class-names", help="file that maps class folders to names, for the dataset folder")
+    check.add_argument(
+        "--unlabeled",
+        action="append",
+        metavar="PLACE",
+        help="folder, pattern, list or shards of unlabelled images, for folder and table; may be given several times",
+    )
+    check.add_argument("--class-names", help="file that names the class folders or labels, for folder and table")
     check.add_argument("--workers", type=int, help="processes that decode (default: one for each processor core)")
     return parser

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from kdpl import slurm
-from kdpl.arguments import Parser, require_configs
+from kdpl.arguments import Parser, read_config, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
 from kdpl.launch import of_several
@@ -96,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
             raise slurm.requeue(str(out))
     code = 0
     if open_steps or not (out / REPORT_FILE).is_file():
-        code = in_own_process(run_step, ["report", str(out)])
+        code = in_own_process(run_step, ["report", str(out), "--trust"])
     _summarize(console, out, nothing_done=not open_steps)
     return code
 
@@ -156,7 +155,7 @@ def _resolve(args: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     for arg in args:
         if arg.startswith("--clip-of="):
-            config = yaml.safe_load((Path(arg.removeprefix("--clip-of=")) / _CONFIG).read_text(encoding="utf-8"))
+            config = read_config(str(Path(arg.removeprefix("--clip-of=")) / _CONFIG))
             settings = config["model"]["init_args"]
             resolved.append(f"--model.init_args.clip={json.dumps(settings['clip'])}")
         else:
@@ -205,8 +204,10 @@ def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
             temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
     columns = [key for key in _COLUMNS if all(key in row for row in results.values())]
     novel = "test/novel_acc" in columns
+    some = next(iter(results.values()))
+    held_out = ", held out of the labelled ones" if some.get("held_out") else ""
     table = Table(
-        title=f"accuracy on {next(iter(results.values()))['images']:.0f} test images, %",
+        title=f"accuracy on {some['images']:.0f} test images{held_out}, %",
         title_justify="left",
         caption="transductive: unlabelled images of novel classes were seen in distillation" if novel else None,
         caption_justify="left",

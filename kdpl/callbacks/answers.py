@@ -55,6 +55,8 @@ class TestAnswers(Callback):
             if values:
                 order = torch.tensor([row[0] for row in rows]).argsort()
                 LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
+            if getattr(data, "held_out", False):
+                metrics["held_out"] = True
             # last, since the accuracies stand for a finished test
             write_answers(folder, answers, metrics)
 

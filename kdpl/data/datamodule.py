@@ -167,6 +167,11 @@ class DomainDataModule(CachingDataModule):
         return self.class_names[: self.num_base]
 
     @property
+    def held_out(self) -> bool:
+        """Whether the test images are labelled images that were held out, since the dataset came with no others."""
+        return self.splits.held_out
+
+    @property
     def test_records(self) -> tuple[Record, ...]:
         """Source and label of the test images; a batch's indices index them."""
         return self.splits.test

@@ -4,6 +4,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+_LONGEST = 100  # times its short edge
+
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """The evaluation transform: short edge to ``size`` (bicubic, antialiased), then the centre square.
@@ -15,9 +17,19 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     Returns:
         An RGB image of ``size`` x ``size`` pixels.
     """
+    image = _without_ends(image)
     resized = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cropped: Image.Image = functional.center_crop(resized, [size, size])
     return cropped
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """Cut the ends off an image of 20,000 x 1 pixels, say, which would fill the memory when it is enlarged."""
+    most = _LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = ((edge - min(edge, most)) // 2 for edge in image.size)
+    return image.crop((left, top, left + min(image.width, most), top + min(image.height, most)))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

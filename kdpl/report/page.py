@@ -140,7 +140,7 @@ def _split_sizes(run: Run) -> dict[str, int]:
     splits = run.data.splits
     unlabeled = splits.unlabeled if splits.unlabeled is not None else splits.train
     counts = {"classes": splits.class_names, "unlabelled": unlabeled, "validation": splits.val, "test": splits.test}
-    return {name: len(items) for name, items in counts.items()}
+    return {**{name: len(items) for name, items in counts.items()}, "held_out": splits.held_out}
 
 
 def _class_names(run: Run) -> tuple[str, ...]:

@@ -1,0 +1,167 @@
+import io
+import pickle
+import tarfile
+
+import pytest
+import world
+from PIL import Image
+from runs import noise
+
+from kdpl.data.folder import read_folder
+from kdpl.data.shards import index_shards, indices_kept_in
+from kdpl.data.sources import find_unlabeled, open_source
+from kdpl.errors import ConfigError, DataError
+
+
+def encoded(seed):
+    file = io.BytesIO()
+    noise(9, 7, seed=seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def add(shard, name, content=b"", kind=tarfile.REGTYPE, link=""):
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(content), kind, link
+    shard.addfile(info, io.BytesIO(content))
+
+
+def write_shard(path, seeds, mode="w"):
+    """A shard as WebDataset writes them: an image and its notes for each key."""
+    with tarfile.open(path, mode) as shard:
+        for seed in seeds:
+            add(shard, f"{seed:04d}.png", encoded(seed))
+            add(shard, f"{seed:04d}.json", b"{}")
+    return path
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Folders p/a and p/b of one image each, and shards 000.tar to 002.tar of two each."""
+    for number, name in enumerate(("a/1.png", "b/2.png")):
+        (tmp_path / "p" / name).parent.mkdir(parents=True)
+        noise(9, 7, seed=90 + number).save(tmp_path / "p" / name)
+    for number in range(3):
+        write_shard(tmp_path / f"{number:03d}.tar", [2 * number, 2 * number + 1])
+    return tmp_path
+
+
+def short(found, folder):
+    return [source.removeprefix(f"file://{folder}/").removeprefix(f"{folder}/") for source in found]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("{}/p", ["p/a/1.png", "p/b/2.png"]),
+        ("{}/p/**/*.png", ["p/a/1.png", "p/b/2.png"]),
+        ("{}/p/{{b,a}}", ["p/b/2.png", "p/a/1.png"]),
+        ("{}/{{001..002}}.tar", ["001.tar/0002.png", "001.tar/0003.png", "002.tar/0004.png", "002.tar/0005.png"]),
+        ("{}/00[0].tar", ["000.tar/0000.png", "000.tar/0001.png"]),
+        ("file://{}/p/b", ["p/b/2.png"]),
+        (["{}/p/b", "{}/p", "{}/000.tar"], ["p/b/2.png", "p/a/1.png", "000.tar/0000.png", "000.tar/0001.png"]),
+    ],
+)
+def test_places_of_every_kind_come_in_their_order_each_image_once(places, given, expected):
+    given = [each.format(places) for each in given] if isinstance(given, list) else given.format(places)
+    assert short(find_unlabeled(given), places) == expected
+
+
+def test_a_list_names_images_and_shards_beside_itself(places):
+    (places / "list.txt").write_text("p/b/2.png\n\n002.tar\n" + str(places / "p/a/1.png") + "\n")
+    found = find_unlabeled(str(places / "list.txt"))
+    assert short(found, places) == ["p/b/2.png", "002.tar/0004.png", "002.tar/0005.png", "p/a/1.png"]
+
+
+def test_an_image_in_a_shard_opens_also_after_it_has_travelled_to_another_process(places):
+    source = find_unlabeled(str(places / "001.tar"))[1]
+    for each in (source, pickle.loads(pickle.dumps(source))):  # noqa: S301
+        assert each == f"{places}/001.tar/0003.png"
+        assert open_source(each).tobytes() == noise(9, 7, seed=3).tobytes()
+
+
+def test_what_lies_behind_a_url_is_listed_and_read_in_part(places):
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe("/store/x/1.png", encoded(7))
+    files.pipe("/store/x/.hidden.png", b"")
+    files.pipe("/store/000.tar", (places / "000.tar").read_bytes())
+    try:
+        found = find_unlabeled(["memory://store/x", "memory://store/{000..000}.tar"])
+        assert [open_source(each).tobytes() for each in found] == [noise(9, 7, seed=s).tobytes() for s in (7, 0, 1)]
+        assert [each[-8:] for each in find_unlabeled("memory://store/*.tar")] == ["0000.png", "0001.png"]
+        with indices_kept_in([places / "kept"]):
+            first = find_unlabeled("memory://store/000.tar")
+            (kept,) = (places / "kept").iterdir()
+            kept.write_text(kept.read_text().replace("0001.png", "read from what was kept"))
+            assert [each[-9:] for each in find_unlabeled("memory://store/000.tar")] == [first[0][-9:], " was kept"]
+        with pytest.raises(DataError, match=r"memory://store/gone\.tar does not exist") as error:
+            find_unlabeled("memory://store/gone.tar")
+        assert world.one_sentence(error)
+    finally:
+        files.rm("/store", recursive=True)
+
+
+def test_a_url_of_an_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match="nonsense://x cannot be opened") as error:
+        find_unlabeled("nonsense://x")
+    assert world.one_sentence(error)
+
+
+def test_what_would_leave_a_folder_or_is_no_file_is_no_image(tmp_path):
+    with tarfile.open(tmp_path / "evil.tar", "w") as shard:
+        add(shard, "../up.png", encoded(1))
+        add(shard, "/etc/root.png", encoded(1))
+        add(shard, "link.png", kind=tarfile.SYMTYPE, link="/etc/passwd")
+        add(shard, "hard.png", kind=tarfile.LNKTYPE, link="good.png")
+        add(shard, "device.png", kind=tarfile.CHRTYPE)
+        add(shard, "folder.png", kind=tarfile.DIRTYPE)
+        add(shard, ".hidden.png", encoded(1))
+        add(shard, "good.png", encoded(2))
+    before = sorted(tmp_path.rglob("*"))
+    found = find_unlabeled(str(tmp_path / "evil.tar"))
+    assert short(found, tmp_path) == ["evil.tar/good.png"]
+    assert open_source(found[0]).tobytes() == noise(9, 7, seed=2).tobytes()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("gone", "does not exist"),
+        ("cut", "is damaged"),
+        ("empty", "is damaged"),
+        ("garbled", "is damaged"),
+        ("gzipped", "is compressed"),
+        ("gzipped.tar.gz", "is compressed"),
+        ("without images", "has no images"),
+    ],
+)
+def test_a_shard_that_cannot_be_trained_on_is_one_sentence(tmp_path, kind, message):
+    path = tmp_path / (kind if kind.endswith(".gz") else "x.tar")
+    if kind.startswith("gzipped"):
+        write_shard(path, [1, 2], "w:gz")
+    elif kind == "without images":
+        write_shard(path, [])
+    elif kind != "gone":
+        whole = write_shard(path, [1, 2]).read_bytes()
+        path.write_bytes({"cut": whole[:700], "empty": b"", "garbled": b"x" * len(whole)}[kind])
+    with pytest.raises(DataError, match=message) as error:
+        index_shards([str(path)])
+    assert str(path) in str(error.value)
+    assert world.one_sentence(error)
+
+
+def test_a_shard_that_was_cut_after_it_was_looked_through_names_the_image(places):
+    source = find_unlabeled(str(places / "000.tar"))[1]
+    (places / "000.tar").write_bytes((places / "000.tar").read_bytes()[:1600])
+    with pytest.raises(DataError, match=r"000\.tar ends within .*0001\.png") as error:
+        open_source(source)
+    assert world.one_sentence(error)
+
+
+def test_a_dataset_of_folders_takes_several_places(places):
+    (places / "d/train/cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(places / "d/train/cat/1.png")
+    splits = read_folder(str(places / "d"), unlabeled=[str(places / "p/b"), str(places / "002.tar")])
+    assert short(splits.unlabeled, places) == ["p/b/2.png", "002.tar/0004.png", "002.tar/0005.png"]
