@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from kdpl.arguments import Parser, output_file, require_configs
+from kdpl.class_names import fault_of_name
 from kdpl.errors import ConfigError, DataError, reason
 
 
@@ -78,6 +79,9 @@ def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
     if not all(names):
         raise ConfigError(f"{source} has an empty class name: write all names out")
     for i, name in enumerate(names):
+        fault = fault_of_name(name)
+        if fault:
+            raise ConfigError(f"{source} has a class name that {fault}: give another")
         if name in names[:i]:
             raise ConfigError(f"{source} has the class name {name!r} twice: give each class once")
     if not names:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from kdpl import __version__
+from kdpl.arguments import read_config
 from kdpl.classifier import Classifier
 from kdpl.clip_identity import ClipIdentity
-from kdpl.errors import ArtifactError, reason
+from kdpl.errors import ArtifactError, ConfigError, reason
 
 _MOST_NAMES = 50  # class names that are listed; all are in classifier.json
 
@@ -74,7 +74,7 @@ def _data(run: Path | None) -> str:
     if run is None:
         return "Not recorded."
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings = read_config(str(run / "config.yaml"))
         data: dict[str, Any] = settings["data"]["init_args"]
         shots = "all" if data["shots"] is None else data["shots"]
         rows = [
@@ -84,7 +84,7 @@ def _data(run: Path | None) -> str:
             "the student saw training images of all classes without any label: for novel classes the setting is "
             "transductive",
         ]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{run} is not the folder of a student's run, as its config.yaml cannot be read ({reason(error)}): give one"
         ) from error

@@ -1,11 +1,16 @@
 """Opening image files. Needs Pillow alone, so that a worker process that only looks at images starts at once."""
 
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from kdpl.errors import DataError
+
+# Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other programs
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 
 
 def open_image(path: str, content: bytes | None = None) -> Image.Image:
@@ -15,7 +20,8 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
     lose their lower byte. Orientation tags are not followed, as the field does not.
 
     Args:
-        path: An image file of any format that Pillow decodes.
+        path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its name ends
+            with.
         content: The file's bytes, where they were read already, from within an archive for example.
 
     Returns:
@@ -26,7 +32,7 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
             (about 179 million pixels).
     """
     try:
-        with Image.open(path if content is None else BytesIO(content)) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
+from kdpl.class_names import fault_of_name
 from kdpl.errors import DataError
 
 
@@ -48,6 +49,17 @@ class Splits:
     test_only: bool = False
     class_texts: tuple[str, ...] | None = None
     held_out: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse names that no table, page or artifact could hold, before anything is trained on them.
+
+        Raises:
+            DataError: There is one.
+        """
+        for name in self.class_names:
+            fault = fault_of_name(name)
+            if fault:
+                raise DataError(f"{self.origin} has a class name that {fault}: rename the class.")
 
     @property
     def sources(self) -> list[str]:

@@ -18,7 +18,7 @@ def report(argv: Sequence[str]) -> int:
         0.
 
     Raises:
-        ConfigError: The folder is not one of a run or a stage.
+        ConfigError: The folder is not one of a run or a stage, or its config names classes that are none of kdpl's.
     """
     parser = Parser(
         prog="python -m kdpl report",
@@ -26,6 +26,11 @@ def report(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the --out of run, or of a stage's fit")
     parser.add_argument("--out", metavar="FILE", help=f"file to write (default {FILE} in RUN)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="the run is your own: import whatever classes its configs name",
+    )
     options = parser.parse_args(argv)
     folder = Path(options.run)
     out = output_file("--out", options.out) if options.out is not None else folder / FILE
@@ -35,7 +40,7 @@ def report(argv: Sequence[str]) -> int:
     from kdpl.terminal import tame_output
 
     tame_output()
-    html = render(Run.find(folder))
+    html = render(Run.find(folder, options.trust))
     with atomic_path(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     print(f"report: {out}")

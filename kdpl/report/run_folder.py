@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
-from kdpl.arguments import require_configs
+from kdpl.arguments import read_config
 from kdpl.callbacks.run_folder import CONFIG_FILE
 from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
@@ -22,6 +21,7 @@ from kdpl.data_section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.loggers import METRICS_FILE, read_metrics
 from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
+from kdpl.report.trust import require_known_classes
 
 Read = TypeVar("Read")
 
@@ -32,20 +32,23 @@ class Stage:
 
     Attributes:
         folder: Where; it need not exist.
+        trusted: Whether its config may name classes of anybody's.
     """
 
     folder: Path
+    trusted: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The complete config of its fit.
 
         Raises:
-            ConfigError: It is missing or not YAML.
+            ConfigError: It is missing, not YAML, or names a class that is none of kdpl's.
         """
         file = self.folder / CONFIG_FILE
-        require_configs([str(file)])
-        config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_config(str(file))
+        if not self.trusted:
+            require_known_classes(config, file)
         whole = all(isinstance(self.section(config, name), dict) for name in ("model", "data"))
         if not whole or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(f"config {file} is not that of a fit, with seed_everything, model and data: restore it")
@@ -141,8 +144,12 @@ class Run:
     student_clip: Stage | None
 
     @classmethod
-    def find(cls, folder: Path) -> "Run":
+    def find(cls, folder: Path, trusted: bool = False) -> "Run":
         """Find the stages in the folder of ``run``, or in that of a single stage and its teacher's.
+
+        Args:
+            folder: The folder.
+            trusted: Whether the configs in it may name classes of anybody's.
 
         Raises:
             ConfigError: It is neither.
@@ -150,12 +157,12 @@ class Run:
         if not folder.is_dir():
             raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
         if (folder / CONFIG_FILE).is_file():
-            stage = Stage(folder)
+            stage = Stage(folder, trusted)
             teacher = stage.model.get("teacher")
             if teacher is None:
                 return cls(folder, stage, None, None, None)
-            return cls(folder, Stage(Path(teacher)), stage, None, None)
-        stages = {name: Stage(folder / name) for name in ("teacher", "student")}
+            return cls(folder, Stage(Path(teacher), trusted), stage, None, None)
+        stages = {name: Stage(folder / name, trusted) for name in ("teacher", "student")}
         found = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
         if not found:
             raise ConfigError(
@@ -164,7 +171,7 @@ class Run:
             )
         for stage in found.values():
             _ = stage.config  # a damaged one is better said than left out
-        clips = {name: Stage(folder / "zero_shot" / name) for name in found}
+        clips = {name: Stage(folder / "zero_shot" / name, trusted) for name in found}
         return cls(folder, found.get("teacher"), found.get("student"), clips.get("teacher"), clips.get("student"))
 
     @property
