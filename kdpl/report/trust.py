@@ -9,9 +9,6 @@ from kdpl.errors import ConfigError
 _OWN = "kdpl."
 _READ = ("model", "data")  # sections whose classes the report looks up or builds
 _NAMING = ("class_path", "augmentation")  # keys whose text may name a class
-    "class_path",
-    "augmentation",
-)  # keys whose text names a class; of an augmentation also kdpl's own short names
 
 
 def require_known_classes(config: dict[str, Any], file: Path) -> None:
