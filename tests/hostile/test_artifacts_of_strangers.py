@@ -1,0 +1,328 @@
+"""Artifacts that somebody wrote on purpose: each is refused in one sentence that names the file and its own remedy."""
+
+import json
+import struct
+import time
+
+import pytest
+import torch
+import world
+from safetensors.torch import load_file, save_file
+
+from kdpl.__main__ import main
+from kdpl.artifacts import read_tensors, write_tensors
+from kdpl.class_vectors import KIND as VECTORS_KIND
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier
+from kdpl.data.augmentation import RandomResizedCrop
+from kdpl.data.feature_manifest import Manifest
+from kdpl.errors import ArtifactError, KdplError
+from kdpl.logit_sketch import LogitSketch
+from kdpl.prompts.tuned import KIND as PROMPTS_KIND
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.student_encoder import StudentEncoder
+
+DEEP = "[" * 10_000 + "]" * 10_000
+VALUES = {
+    "null": "null",
+    "a number": "-7",
+    "a huge number": "1" * 4000,
+    "not a number": "NaN",
+    "true": "true",
+    "a text": '"text"',
+    "10 MB of text": json.dumps("x" * 10_000_000),
+    "a list": "[1]",
+    "an object": '{"a": 1}',
+    "10,000 levels": DEEP,
+}
+FITTING = {
+    ("num_base", "null"), ("context", "null"), ("context", "a text"), ("teacher", "a text"),
+    ("clip.model", "a text"), ("clip.pretrained", "a text"), ("clip.fingerprint", "a text"),
+    ("clip.quick_gelu", "true"),
+    ("projector", "true"), ("dataset", "a text"), ("sources", "a text"), ("augmentation", "an object"),
+    ("made_with", "an object"), ("class_vectors.num_base", "null"), ("class_vectors.context", "null"),
+    ("class_vectors.context", "a text"), ("class_vectors.teacher", "a text"), ("class_vectors.clip.model", "a text"),
+    ("class_vectors.clip.pretrained", "a text"), ("class_vectors.clip.fingerprint", "a text"),
+    ("class_vectors.clip.quick_gelu", "true"),
+}  # fmt: skip
+"""Fields and values that are of the right kind; what is said with them no reader can know to be wrong."""
+
+
+def refused(call, path, remedy):
+    start = time.monotonic()
+    with pytest.raises(KdplError) as error:
+        call()
+    assert world.one_sentence(error)
+    text = str(error.value)
+    assert str(path) in text
+    assert remedy in text
+    assert len(text) < 1000
+    assert time.monotonic() - start < 5
+
+
+def paths_of(fields, prefix=""):
+    for name, value in fields.items():
+        yield prefix + name
+        # what an augmentation's settings are is its own business
+        if isinstance(value, dict) and name not in ("augmentation", "made_with", "image_config"):
+            yield from paths_of(value, f"{prefix}{name}.")
+
+
+def with_value(fields, path, value):
+    """JSON of the fields with another value in one place; None leaves it out."""
+    copy = json.loads(json.dumps(fields))
+    *outer, name = path.split(".")
+    inner = copy
+    for each in outer:
+        inner = inner[each]
+    if value is None:
+        del inner[name]
+        return json.dumps(copy)
+    inner[name] = "@here@"
+    return json.dumps(copy).replace('"@here@"', value)
+
+
+def garblings(fields):
+    for path in paths_of(fields):
+        yield path, "left out", None
+        for title, value in VALUES.items():
+            if (path, title) not in FITTING:
+                yield path, title, value
+
+
+def write_header(path, tensors, header):
+    save_file(tensors, path, metadata={"kdpl": header})
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return world.frozen_vectors()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)})
+
+
+@pytest.fixture
+def classifier_folder(tmp_path, vectors, clip_of):
+    clip = clip_of("test-student")
+    encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
+    Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(tmp_path / "c")
+    return tmp_path / "c"
+
+
+def test_every_garbled_field_of_class_vectors_is_refused_with_their_remedy(vectors, tmp_path):
+    path = tmp_path / "v.safetensors"
+    fields = {"kind": VECTORS_KIND, "version": 1, **vectors.fields()}
+    for _, _, header in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
+        write_header(path, {"class_vectors": vectors.vectors}, header)
+        refused(lambda: ClassVectors.load(path), path, ": ")
+
+
+def test_every_garbled_field_of_prompts_is_refused_with_their_remedy(prompts, tmp_path):
+    path = tmp_path / "prompts.safetensors"
+    prompts.save(path)
+    _, fields = read_tensors(path, PROMPTS_KIND, 1, "")
+    for field, title, value in garblings(fields):
+        # the fingerprint is of the prompts: with other words it is another one
+        if field == "logit_scale" and title == "true":
+            continue
+        write_header(path, dict(prompts.tensors), with_value(fields, field, value))
+        refused(lambda: TunedPrompts.load(path), path, ": ")
+
+
+def test_every_garbled_field_of_a_classifier_is_refused_with_its_own_remedy(classifier_folder):
+    path = classifier_folder / "classifier.json"
+    fields = json.loads(path.read_text())
+    for _, _, text in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
+        path.write_text(text)
+        refused(
+            lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student's"
+        )
+
+
+def test_every_garbled_field_of_a_caches_manifest_is_refused(tmp_path):
+    Manifest.of(
+        teacher="t", width=24, dataset="digits", sources=["/a/1.png", "/a/2.png"], image_size=32,
+        augmentation=RandomResizedCrop(), view_seed=1, views=3,
+    ).save(tmp_path)  # fmt: skip
+    path = tmp_path / "manifest.json"
+    fields = json.loads(path.read_text())
+    for field, _, text in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
+        if field != "teacher":
+            path.write_text(text)
+            refused(lambda: Manifest.load(tmp_path), tmp_path, "remove")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b", "c", "d"],
+        ["a", "b", "c", "d", 5],
+        ["a", "b", "c", "d", None],
+        ["a", "b", "c", "d", ""],
+        ["a", "b", "c", "d", " \t"],
+        ["a", "b", "c", "d", "two\nlines"],
+        ["a", "b", "c", "d", "\x1b[31mred"],
+        ["a", "b", "c", "d", "\u202egpj.exe"],
+        ["a", "b", "c", "d", "\ud800"],
+        ["a", "b", "c", "d", "x" * 10_000],
+        [],
+    ],
+    ids=repr,
+)
+def test_class_names_that_cannot_be_shown_or_counted_are_refused(names, vectors, tmp_path):
+    path = tmp_path / "v.safetensors"
+    fields = {"kind": VECTORS_KIND, "version": 1, **vectors.fields(), "class_names": names}
+    write_header(path, {"class_vectors": vectors.vectors}, json.dumps(fields))
+    refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
+
+
+def test_two_classes_may_share_a_name_as_in_imagenet_two_do(vectors):
+    names = ("crane", "crane", "a", "b", "c")
+    read = ClassVectors.from_fields(vectors.vectors, {**vectors.fields(), "class_names": list(names)}, "here")
+    assert read.class_names == names
+
+
+@pytest.mark.parametrize("value", ["1e9", "-3", "0", "NaN", "Infinity", '"30"', "true"])
+def test_a_logit_scale_that_no_clip_has_is_refused(value, vectors, tmp_path):
+    path = tmp_path / "v.safetensors"
+    header = with_value({"kind": VECTORS_KIND, "version": 1, **vectors.fields()}, "logit_scale", value)
+    write_header(path, {"class_vectors": vectors.vectors}, header)
+    refused(lambda: ClassVectors.load(path), path, "garbles the field 'logit_scale'")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: torch.full_like(v, float("nan")),
+        lambda v: torch.full_like(v, float("inf")),
+        lambda v: 2 * v,
+        lambda v: v.to(torch.int64),
+        lambda v: v[:0],
+        lambda v: v[:, :0],
+    ],
+)
+def test_class_vectors_that_are_no_directions_are_refused(change, vectors, tmp_path):
+    path = tmp_path / "v.safetensors"
+    write_tensors(path, VECTORS_KIND, 1, {"class_vectors": change(vectors.vectors)}, vectors.fields())
+    refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
+
+
+def raw(header, data=b"\0" * 64, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype="F32", shape=(4, 4), offsets=(0, 64)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+HEADERS = {
+    "length 2^60": raw({}, length=2**60),
+    "length 2^64 - 1": raw({}, length=2**64 - 1),
+    "beyond the file": raw({"t": entry(shape=(4, 2**30), offsets=(0, 2**34))}),
+    "10^9 classes": raw({"t": entry(shape=(10**9, 512), offsets=(0, 2048 * 10**9))}),
+    "overlapping": raw({"t": entry(), "u": entry()}),
+    "a negative edge": raw({"t": entry(shape=(-4, -4))}),
+    "edges that overflow": raw({"t": entry(shape=(2**63, 2, 2**62), offsets=(0, 64))}),
+    "other size than its offsets": raw({"t": entry(shape=(4, 5))}),
+    "backwards": raw({"t": entry(offsets=(64, 0))}),
+    "an unknown type": raw({"t": entry(dtype="F3")}),
+    "double keys": raw(b'{"t":' + json.dumps(entry()).encode() + b',"t":' + json.dumps(entry()).encode() + b"}"),
+    "10^6 edges": raw({"t": entry(shape=(1,) * 1_000_000, offsets=(0, 4))}),
+    "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
+    "not json": raw(b"\xff" * 40),
+    "no edges": raw({"t": entry(shape=(0, 5), offsets=(0, 0))}, b""),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("class_vectors.safetensors", lambda folder: ClassVectors.load(folder / "class_vectors.safetensors")),
+        ("prompts.safetensors", lambda folder: TunedPrompts.load(folder / "prompts.safetensors")),
+        ("test_logits.safetensors", LogitSketch.load),
+    ],
+    ids=["class vectors", "prompts", "logits"],
+)
+def test_headers_that_lie_are_refused(header, name, load, tmp_path):
+    (tmp_path / name).write_bytes(header)
+    refused(lambda: load(tmp_path), tmp_path, ": run ")
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_classifiers_weights_whose_header_lies_are_refused(header, classifier_folder):
+    (classifier_folder / "model.safetensors").write_bytes(header)
+    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student's")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"embed_dim": 10**9},
+        {"vision_cfg": {"width": 10**6, "layers": 200}},
+        {"vision_cfg": {"layers": 10**9}},
+        {"vision_cfg": {"image_size": 10**6}},
+        {"vision_cfg": {"timm_model_name": "hf-hub:somebody/model"}},
+        {"vision_cfg": {"timm_model_name": "local-dir:/tmp"}},
+        {"vision_cfg": {"layers": [256] * 10_000}},
+        {"text_cfg": {"hf_model_name": "somebody/model"}},
+    ],
+    ids=str,
+)
+def test_a_tower_that_would_fill_the_memory_or_be_fetched_is_refused_before_it_is_built(settings, classifier_folder):
+    path = classifier_folder / "classifier.json"
+    config = json.loads(path.read_text())
+    vision = {**config["image_config"]["vision_cfg"], **settings.pop("vision_cfg", {})}
+    config["image_config"] = {**config["image_config"], "vision_cfg": vision, **settings}
+    path.write_text(json.dumps(config))
+    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "is damaged")
+
+
+def test_weights_that_are_not_finite_or_belong_nowhere_are_refused(classifier_folder):
+    path = classifier_folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "tower.proj": torch.full_like(tensors["tower.proj"], float("nan"))}, path)
+    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "not finite")
+    save_file({**tensors, "more": torch.ones(1)}, path)
+    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "'more' is unknown")
+
+
+def test_prompts_of_another_name_or_size_or_not_finite_are_refused(tmp_path):
+    path = tmp_path / "prompts.safetensors"
+    for tensors in (
+        {"vision_prompts.tokens": torch.randn(3, 48)},
+        {"vision_prompts.tokens": torch.full((2, 3, 48), float("nan"))},
+        {"vision_prompts.tokens": torch.ones(2, 3, 48, dtype=torch.int64)},
+        {"vision_prompts.tokens": torch.ones(0, 3, 48)},
+        {"text_prompts.context": torch.ones(4, 40)},
+        {"text_prompts.context": torch.ones(4, 40), "text_prompts.deep": torch.ones(1, 5, 40)},
+        {"something": torch.ones(1)},
+    ):
+        world.tuned_prompts(tensors).save(path)
+        refused(lambda: TunedPrompts.load(path), path, "run stage 1 to its end")
+
+
+def test_a_sketch_of_logits_that_no_test_leaves_is_refused(tmp_path):
+    sketch = LogitSketch.of(torch.randn(4, 3))
+    for values, counts in (
+        (sketch.values.float(), sketch.counts),
+        (sketch.values * float("nan"), sketch.counts),
+        (sketch.values, -sketch.counts),
+        (sketch.values, sketch.counts.int()),
+    ):
+        LogitSketch(values, counts).save(tmp_path)
+        with pytest.raises(ArtifactError, match="holds numbers that no test leaves: run the test again"):
+            LogitSketch.load(tmp_path)
+
+
+def test_the_command_ends_with_an_error_and_writes_nothing(classifier_folder, tmp_path, capsys):
+    (classifier_folder / "model.safetensors").write_bytes(HEADERS["length 2^60"])
+    before = sorted(tmp_path.rglob("*"))
+    image = tmp_path / "c" / "classifier.json"
+    assert main(["predict", str(classifier_folder), str(image), "--out", str(tmp_path / "answers.csv")]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,138 @@
+"""Files that would run something if they were unpickled, and classes that configs of strangers name."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import world
+import yaml
+
+import kdpl
+from kdpl.__main__ import main
+from kdpl.arguments import read_config
+from kdpl.checkpoint_files import require_whole
+from kdpl.clip import ClipConfig, load_clip
+from kdpl.errors import ConfigError, KdplError
+from kdpl.report.run_folder import Stage
+
+SOURCES = sorted(Path(kdpl.__file__).parent.rglob("*.py"))
+
+
+class Writes:
+    """Unpickled the ordinary way, it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (exec, (f"open({self.path!r}, 'w').close()",))
+
+
+def calls():
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield file, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def test_nothing_in_the_sources_unpickles_or_builds_what_a_file_says():
+    assert len(SOURCES) > 100
+    found = list(calls())
+    loads = [(file, keywords) for file, name, keywords in found if name == "torch.load"]
+    assert loads
+    assert [file for file, keywords in loads if keywords.get("weights_only") != "True"] == []
+    forbidden = {
+        "pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
+        "yaml.load_all", "eval", "exec", "os.system", "marshal.loads", "shelve.open", "joblib.load",
+    }  # fmt: skip
+    assert [(file.name, name) for file, name, _ in found if name in forbidden] == []
+    assert [file.name for file, name, keywords in found if name == "np.load" or "allow_pickle" in keywords] == []
+    shells = [file.name for file, _, keywords in found if keywords.get("shell", "False") != "False"]
+    assert shells == []
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped, tmp_path):
+    written, file = tmp_path / "written", tmp_path / "last.ckpt"
+    content = {"state_dict": {}, "epoch": 0, "pytorch-lightning_version": "2", "x": Writes(written)}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(KdplError, match=r"last\.ckpt is damaged") as error:
+        require_whole(file)
+    assert world.one_sentence(error)
+    assert not written.exists()
+    torch.load(file, weights_only=False)
+    assert written.exists()  # as it would have, unpickled
+
+
+@pytest.mark.parametrize("ending", [".pt", ".bin"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_clip_weights_that_would_write_a_file_are_refused_and_write_none(ending, plain, tmp_path):
+    written, file = tmp_path / "written", tmp_path / f"weights{ending}"
+    if plain:
+        file.write_bytes(pickle.dumps({"logit_scale": Writes(written)}))
+    else:
+        torch.save({"logit_scale": Writes(written)}, file)
+    with pytest.raises(KdplError, match="damaged or holds more than tensors") as error:
+        load_clip(ClipConfig("test-student", str(file), quick_gelu=False))
+    assert world.one_sentence(error)
+    assert not written.exists()
+
+
+def run_folder(folder, data="kdpl.DomainDataModule", model="kdpl.TeacherPromptTuning", **init_args):
+    folder.mkdir(exist_ok=True)
+    config = {
+        "seed_everything": 1,
+        "model": {"class_path": model, "init_args": {}},
+        "data": {"class_path": data, "init_args": {"dataset": "digits", **init_args}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "stranger.Data"},
+        {"model": "stranger.Model"},
+        {"augmentation": "stranger.Views"},
+        {"augmentation": {"class_path": "stranger.Views"}},
+    ],
+    ids=str,
+)
+def test_a_report_imports_no_class_that_a_strangers_run_names(changes, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = run_folder(tmp_path / "run", **changes)
+    assert main(["report", str(run)]) == 1
+    assert "names the class stranger." in capsys.readouterr().err
+    assert not (tmp_path / "written").exists()
+    assert [each.name for each in run.iterdir()] == ["config.yaml"]
+    assert Stage(run, trusted=True).config["seed_everything"] == 1
+
+
+def bomb(levels=30):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("model: !!python/name:os.system", "is not YAML"),
+        (bomb(), "has more than 100000 values once its aliases are written out"),
+        ("a: &a {b: *a}", "has more than 100000 values"),
+        ("a: " + "[" * 10_000, "has sections within sections without end"),
+        ("a: " + "x" * 2_000_000, "is larger than 1048576 bytes"),
+        ("a: \x00", "is not YAML"),
+    ],
+    ids=["calls a function", "names a function", "a billion values", "holds itself", "deep", "large", "a null byte"],
+)
+def test_a_config_that_is_more_than_plain_values_is_refused(text, words, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words) as error:
+        read_config(str(tmp_path / "config.yaml"))
+    assert world.one_sentence(error)
