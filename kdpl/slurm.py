@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from kdpl.errors import KdplError
@@ -69,6 +70,12 @@ def requeue(where: str, checkpoint: Path | None = None) -> Requeued:
         RequeueError: Slurm refuses.
     """
     at = f"; {checkpoint} is kept" if checkpoint is not None else ""
+    # now: once Slurm has agreed, it ends this process at any moment
+    print(
+        f"the job's time is nearly over{at}: job {job()} goes back into the queue, to go on with {where}",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         done = subprocess.run(["scontrol", "requeue", job()], capture_output=True, text=True, timeout=_SCONTROL_SECONDS)  # noqa: S603, S607
         fault = None if done.returncode == 0 else (done.stderr.strip() or f"scontrol ended with {done.returncode}")
@@ -79,4 +86,4 @@ def requeue(where: str, checkpoint: Path | None = None) -> Requeued:
             f"job {job()} could not be put back into the queue ({' '.join(fault.split())}){at}: submit it again to go "
             f"on with {where}"
         )
-    return Requeued(f"the job's time is nearly over{at}: job {job()} is in the queue again and goes on with {where}")
+    return Requeued(f"job {job()} is in the queue again")

@@ -97,6 +97,6 @@ def _send_rest(logger: WandbLogger) -> None:
     """Let W&B write or send what it still has: Slurm ends its service too. Without network it must not wait long."""
     run = logger.experiment
     run.mark_preempting()
-    sending = threading.Thread(target=run.finish, kwargs={"exit_code": 1, "quiet": True}, daemon=True)
+    sending = threading.Thread(target=run.finish, kwargs={"exit_code": 1}, daemon=True)
     sending.start()
     sending.join(_LOGGER_SECONDS)

@@ -59,7 +59,7 @@ def test_a_job_that_is_told_ends_the_step_saves_and_goes_on_as_if_uncut(
     assert (last["epoch"], last["global_step"]) == saved
     assert not list(out.rglob("hpc_ckpt*"))
     assert not (out / ".lock").exists()
-    assert f"job 17 is in the queue again and goes on with {out}" in capsys.readouterr().err
+    assert f"job 17 goes back into the queue, to go on with {out}" in capsys.readouterr().err
     forget()
     assert fit_student(out, teacher_run, *STEPS) == 0
     assert "going on from" in capsys.readouterr().err

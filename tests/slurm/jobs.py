@@ -109,7 +109,7 @@ def test_a_job_that_needs_more_than_its_time_comes_to_its_end_through_the_queue(
     text = log.read_text()
     assert done["JobState"] == "COMPLETED", text
     assert int(done["Restarts"]) >= 2, f"one through the time limit, one after {moment:.1f} s"
-    assert text.count(f"job {job} is in the queue again and goes on with {out}") == int(done["Restarts"])
+    assert text.count(f"job {job} goes back into the queue, to go on with {out}") == int(done["Restarts"])
     require_one_run(out)
     alone = tmp_path / "alone"
     kdpl(slurm, "fit", *fit, f"--out={alone}")

@@ -1,0 +1,72 @@
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import world
+
+from kdpl.errors import ConfigError
+from kdpl.run_lock import RunLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from kdpl.run_lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the folder."""
+    command = [sys.executable, "-c", HOLD, tmp_path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_held_folder_is_refused_at_once_with_its_holder(holder, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"into {tmp_path} \(process {holder.pid} on \S+\): wait for") as error:
+        RunLock(tmp_path)
+    assert time.monotonic() - start < 1
+    assert world.one_sentence(error)
+
+
+def test_a_job_waits_for_the_end_of_a_holder(holder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    timer = threading.Timer(1.2, holder.kill)
+    timer.start()
+    start = time.monotonic()
+    RunLock(tmp_path).release()
+    timer.join()
+    assert 1 < time.monotonic() - start < 20
+    assert f"is running into {tmp_path}: waiting 150 s for its end" in capsys.readouterr().err
+
+
+def test_patience_ends(holder, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="another process is running into"):
+        RunLock(tmp_path, patience=1.5)
+    assert time.monotonic() - start > 1.5
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_the_run_goes_on(number, tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    out = tmp_path / "out"
+    lock = RunLock(out)
+    assert f"the file system of {out} knows no locks ({os.strerror(number)})" in capsys.readouterr().err
+    lock.release()
+    assert not out.exists()
