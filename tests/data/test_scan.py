@@ -122,7 +122,7 @@ def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content)
 def test_a_class_of_which_nothing_is_left_is_named(pets):
     for path in (pets / "train/dog").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="class 'dog' .* has no training image that can be used") as error:
+    with pytest.raises(DataError, match=r"class 'dog' .* has no training image that can be used") as error:
         _ = DomainDataModule("folder", root=str(pets), bad_images="skip").splits
     assert world.one_sentence(error)
 

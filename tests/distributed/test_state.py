@@ -1,0 +1,37 @@
+"""What DistributedDataParallel sends and reduces: what is trained, and nothing of the frozen towers."""
+
+import fits
+import pytest
+import world
+from torch.nn.parallel import DistributedDataParallel
+
+from kdpl.student import StudentDistillation
+
+
+class Sent(fits.Notes):
+    """Notes what the wrapper knows of the model at the end of a fit."""
+
+    def more(self, trainer):
+        wrapper = trainer.strategy.model
+        assert isinstance(wrapper, DistributedDataParallel)
+        trained = {name: p.numel() for name, p in trainer.lightning_module.named_parameters()}
+        reduced = wrapper._get_ddp_logging_data()["total_parameter_size_bytes"]
+        return {
+            "trained": trained,
+            "reduced": int(reduced),
+            "parameters": sum(p.numel() for p in wrapper.parameters()),
+            "buffers": list(wrapper.named_module_buffers),
+            "checkpoint": list(trainer.lightning_module.state_dict()),
+        }
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_no_frozen_tower_is_sent_reduced_or_saved(stage, tmp_path):
+    world.write_teacher(tmp_path, class_names=fits.DIGITS, num_base=None)
+    module = fits.teacher() if stage == "teacher" else fits.student(tmp_path, StudentDistillation)
+    seen, _ = fits.fit(module, fits.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
+    assert all("prompts" in name or "projector" in name for name in seen["trained"])
+    assert seen["parameters"] == sum(seen["trained"].values())
+    assert seen["reduced"] == 4 * seen["parameters"]
+    assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
+    assert not any("tower" in name for name in seen["checkpoint"])
