@@ -26,6 +26,7 @@ def page(tmp_path_factory, classifier, teacher_run):
     for i in range(6):
         open_digit(f"digits/{i}").save(examples / f"{i}.png")
     args = ["demo", str(classifier), f"--teacher={teacher_run}", f"--examples={examples}", "--no-browser", "--port=0"]
+    args.append("--top-k=12")  # all classes, so that those that are added are seen wherever they stand
     process = start_process(args, stdout=subprocess.PIPE)
     try:
         line = process.stdout.readline()
