@@ -16,7 +16,8 @@ from kdpl.clip import image_config
 from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
 from kdpl.data.decoding import open_image
 from kdpl.data.image import resize_and_crop, to_tensor
-from kdpl.deploy.ahead import cores, guess
+from kdpl.data.parallel import cores
+from kdpl.deploy.ahead import guess
 from kdpl.errors import ArtifactError, DataError, reason
 from kdpl.fields import Fields, describe
 from kdpl.files import atomic_path

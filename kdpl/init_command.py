@@ -1,22 +1,32 @@
-"""``python -m kdpl init FOLDER``: look at a folder of images, say what is in it, and write a config that runs."""
+"""``python -m kdpl init PATH``: look at images of one's own, say what is in them, and write a config that runs."""
 
 import csv
 import json
+import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdpl.arguments import Parser
-from kdpl.data.survey import Found, find, leave_out_copies, look
-from kdpl.errors import ConfigError, DataError
+from kdpl.class_names import fault_of_name
+from kdpl.data.reading import INDEX_FOLDER
+from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps
+from kdpl.data.shards import indices_kept_in
+from kdpl.data.storage import is_url
+from kdpl.data.survey import Found, find, find_further, find_in_table, leave_out_copies, look
+from kdpl.data.table import read_table
+from kdpl.errors import ConfigError, DataError, visible
 from kdpl.files import atomic_path
 
-_TABLE, _CONFIG = "images.csv", "data.yaml"
+_TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
+_TABLES = (".csv", ".parquet")
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
 _HELD_OUT = 0.25
 _SHOWN = 10
+_NAMED = 100  # images left out that are named on the terminal
 
 
 def init(argv: Sequence[str]) -> int:
@@ -29,25 +39,39 @@ def init(argv: Sequence[str]) -> int:
         0.
 
     Raises:
-        ConfigError: There is a config already.
-        DataError: There are no images to learn classes from.
+        ConfigError: There is a config already, or a URL is of a kind that cannot be opened.
+        DataError: There are no images to learn classes from, or something is missing or damaged.
     """
     options = _parser().parse_args(argv)
-    folder, out = Path(options.folder).expanduser(), Path(options.out)
-    if (out / _CONFIG).exists():
-        raise ConfigError(f"{out / _CONFIG} is there already: choose another --out, or remove it")
-    seen = look(find(folder), options.workers)
-    good, copies = leave_out_copies([image for image in seen if image.fault is None])
-    bad = [image for image in seen if image.fault is not None]
-    images, held_out = _with_test(good)
-    _require_training_images(folder, images, {image.label for image in seen if image.label})
-    _say(folder, images, bad, copies, held_out)
-    _write(out, images, held_out)
+    path, out = Path(options.path).expanduser(), Path(options.out).expanduser()
+    for name in (_CONFIG, _TABLE):
+        if (out / name).exists():
+            raise ConfigError(f"{out / name} is there already: choose another --out, or remove it")
+    places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in options.unlabeled]
+    # a run beside these files finds what is kept of distant shards there
+    with indices_kept_in([out / INDEX_FOLDER]):
+        listed = find_in_table(path) if path.suffix.lower() in _TABLES and not path.is_dir() else find(path)
+        further = find_further(places, listed) if places else []
+        everything = [image.path for image in (*listed, *further)]
+        stamps = digest_stamps(everything)  # before: an image that is changed meanwhile is not taken for looked at
+        seen = look([*listed, *further], options.workers)
+        good, copies = leave_out_copies([image for image in seen if image.fault is None])
+        left_out = {image.path: image.fault for image in seen if image.fault is not None}
+        left_out |= {image.path: f"{image.path} is a copy of {kept.path} ({kept.split})" for image, kept in copies}
+        images, held_out = _with_test(good)
+        _require_classes(path, images, {image.label for image in seen if image.label})
+        _say(path, images, left_out, held_out)
+        elsewhere = {image.path for image in further}
+        _write_table(out, [image for image in images if image.path not in elsewhere])
+        sources, skips = _write_left_out(out, places, {image.path for image in images}, left_out)
+        if digest_stamps(everything) == stamps:
+            Checked(digest_names(sources), digest_stamps(sources), len(sources), ()).save(out / FILE)
+        _write_config(out, images, places, skips, held_out)
     print(f"wrote {out / _CONFIG} and {out / _TABLE}; next:")
     print(
         f"python -m kdpl run --config {out / _CONFIG} --config configs/trainer/gpu.yaml --teacher "
         "configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml "
-        f"--out runs/{out.name}"
+        f"--out {out.parent / out.absolute().name}_run"
     )
     return 0
 
@@ -55,13 +79,23 @@ def init(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m kdpl init",
-        description="Look at a folder of images and write a config for it. Images that cannot be read, and copies of "
+        description="Look at images of your own and write a config for them. Images that cannot be read, and copies of "
         "test images, are named and left out.",
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", help="<class>/…, or train/<class>/… and test/<class>/…; unlabeled/…"
+        "path",
+        metavar="PATH",
+        help="folder: <class>/…, or train/<class>/… and test/<class>/…; unlabeled/…; or a .csv or .parquet table with "
+        "the columns image, label and, if you like, split",
     )
     parser.add_argument("--out", required=True, help="folder for the config and the list of images")
+    parser.add_argument(
+        "--unlabeled",
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL; may be repeated",
+    )
     parser.add_argument("--workers", type=int, help="processes that decode (default: one for each processor core)")
     return parser
 
@@ -75,28 +109,30 @@ def _with_test(images: list[Found]) -> tuple[list[Found], bool]:
         paths = [image.path for image in images if image.label == label and image.split == "train"]
         # seeded, so that a second look holds out the same; one image at least stays to learn from
         held |= set(random.Random(0).sample(paths, min(len(paths) - 1, max(1, round(_HELD_OUT * len(paths))))))  # noqa: S311
-    return [Found(i.path, i.label, "test", i.size, i.digest) if i.path in held else i for i in images], True
+    return [replace(image, split="test") if image.path in held else image for image in images], True
 
 
-def _require_training_images(folder: Path, images: list[Found], labels: set[str]) -> None:
+def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
     there = {image.label for image in images if image.label and image.split == "train"}
-    for label in sorted(labels - there):
-        raise DataError(
-            f"class {label!r} in {folder} has no readable training image of its own: add some, or remove the class."
-        )
+    for label in sorted(labels):
+        fault = fault_of_name(label)
+        if fault:
+            raise DataError(f"{path} has a class name that {fault}: rename the class.")
+        if label not in there:
+            raise DataError(
+                f"class {label!r} in {path} has no readable training image of its own: add some, or remove the class."
+            )
 
 
 def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _say(
-    folder: Path, images: list[Found], bad: list[Found], copies: list[tuple[Found, Found]], held_out: bool
-) -> None:
+def _say(path: Path, images: list[Found], left_out: Mapping[str, str], held_out: bool) -> None:
     labeled = _counts(images)
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
-    print(f"{folder}: {len(labeled)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
+    print(f"{path}: {len(labeled)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
     for split, count in splits.items():
         note = ", a quarter of each class, held out by chance with seed 0" if held_out and split == "test" else ""
         print(f"  {split}: {count}{note}")
@@ -105,23 +141,47 @@ def _say(
     poor = [name for name, count in fewest if count < _FEW]
     if poor:
         print(f"  fewer than {_FEW} of: {', '.join(poor[:_SHOWN])}{_more(poor)}: label more if you can")
-    for image in bad:
-        print(f"  left out: {image.fault}")
-    for image, kept in copies:
-        print(f"  left out: {image.path} is a copy of {kept.path} ({kept.split})")
+    for why in [*left_out.values()][:_NAMED]:
+        print(f"  left out: {visible(why)}")
+    if len(left_out) > _NAMED:
+        print(f"  left out: {len(left_out) - _NAMED} more, all listed in {_LEFT_OUT}")
 
 
 def _more(items: Sequence[object]) -> str:
     return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
 
 
-def _write(out: Path, images: list[Found], held_out: bool) -> None:
-    with atomic_path(out / _TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "label", "split"])
-        writer.writerows([image.path, image.label, image.split] for image in images)
+def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
+    with atomic_path(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows(rows)
+
+
+def _write_table(out: Path, images: Iterable[Found]) -> None:
+    header = ("image", "label", "split")
+    _write_rows(out / _TABLE, [header, *((image.path, image.label, image.split) for image in images)])
+
+
+def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> tuple[list[str], bool]:
+    """Write what is left out.
+
+    Returns:
+        The images that a run then reads, in its order, and whether it needs a list of those that it skips.
+    """
+    sources = read_table(str((out / _TABLE).absolute()), places or None).sources
+    kept |= {os.path.normpath(path) for path in kept}
+    # among the places may also be a link to an image that stands in the table
+    more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
+    if left_out or more:
+        _write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
+    return [source for source in sources if source not in more], bool(more)
+
+
+def _write_config(out: Path, images: list[Found], places: list[str], skips: bool, held_out: bool) -> None:
     smallest = min(_counts(images).values())
     test = "were held out of your labelled ones, by chance" if held_out else "are yours"
+    further = f"    unlabeled: {_quoted(places)}\n" if places else ""
+    if skips:
+        further += f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}  # what cannot be used, and copies\n"
     text = f"""\
 # Written by python -m kdpl init; its test images {test}.
 # {_TABLE} lists the images: to move one to another split, or to leave one out, edit its row.
@@ -129,11 +189,15 @@ data:
   class_path: kdpl.DomainDataModule
   init_args:
     dataset: table
-    root: {json.dumps(str((out / _TABLE).absolute()), ensure_ascii=False)}
+    root: {_quoted(str((out / _TABLE).absolute()))}
+{further}\
     shots: {min(_SHOTS, smallest)}  # labelled images a class; the smallest class has {smallest}, published is {_SHOTS}
-    num_workers: 4  # processes that decode
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure how well it does on classes that the teacher had no labels of
 """
     with atomic_path(out / _CONFIG) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _quoted(value: str | list[str]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -16,6 +16,7 @@ from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
 from kdpl.data.datasets import CachedImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.labeled import Labeled
 from kdpl.data.loader import Batches, LazyLoader
+from kdpl.data.parallel import cores
 from kdpl.data.reading import BadImages, Reading, files_around
 from kdpl.data.registry import check_dataset
 from kdpl.data.sampler import TrainSampler, ViewSampler
@@ -24,6 +25,8 @@ from kdpl.data.scan import FILE
 from kdpl.data.splits import Record, Splits
 from kdpl.data.unlabeled import Unlabeled
 from kdpl.errors import ConfigError, DataError
+
+_WORKERS = 4
 
 
 class DomainDataModule(CachingDataModule):
@@ -61,7 +64,7 @@ class DomainDataModule(CachingDataModule):
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or an object.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
-        num_workers: Worker processes of each loader.
+        num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
         teacher_cache: Folder with the teacher's features of views of the unlabelled images, for whoever distils; epoch
             e then sees view e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each
             image of each epoch.
@@ -91,7 +94,7 @@ class DomainDataModule(CachingDataModule):
         augmentation: Augmentation | str = "random_resized_crop",
         batch_size: int = 8,
         eval_batch_size: int = 64,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         teacher_cache: str | None = None,
         fill_teacher_cache: bool = False,
         seed: int = 1,
@@ -117,7 +120,7 @@ class DomainDataModule(CachingDataModule):
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
+        self.num_workers = min(_WORKERS, cores()) if num_workers is None else num_workers
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed

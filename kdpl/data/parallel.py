@@ -17,6 +17,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def cores() -> int:
+    """How many processor cores this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], title: str, workers: int | None = None
 ) -> Iterator[Result]:
@@ -31,7 +36,7 @@ def in_parallel(
     Returns:
         The results, in the order of the items.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

@@ -5,7 +5,6 @@ well, start at once, and share the network. One thread for each batch and not to
 these wait for one another, and with others that decode beside them they wait most of the time.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,11 +31,6 @@ class Guesses(NamedTuple):
 
     labels: list[int]
     probabilities: list[float]
-
-
-def cores() -> int:
-    """How many processor cores this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def guess(

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kdpl.arguments import output_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.deploy.ahead import cores
+from kdpl.data.parallel import cores
 from kdpl.deploy.journal import Journal, Row, columns
 from kdpl.deploy.sources import Item, count_items, find_sources, part_of, printable, read_items
 from kdpl.deploy.tables import require_format, write_csv, write_table
