@@ -63,5 +63,10 @@ def read_results(folder: Path) -> dict[str, float]:
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}
-    results: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        results: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("lists within lists without end") from error
+    if not isinstance(results, dict):
+        raise ValueError("it is no JSON object")
     return results

@@ -107,7 +107,7 @@ def _read_pairs(path: Path) -> list[tuple[str, ClassName]]:
         pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"class names file {path} does not exist: check class_names.") from error
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {path.suffix[1:].upper()}: {error}.") from error
     for key, named in pairs:
         if not named.name:

@@ -177,6 +177,13 @@ def _require_modest(data: bytes) -> None:
             raise pickle.UnpicklingError("it is not built as a checkpoint is")
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of one that claims to span several disks it does not say no
+        return False
+
+
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
     """Read a file that ``torch.save`` has written; nothing that stands in it is called or imported.
 
@@ -192,7 +199,7 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401
     """
     if not path.is_file():
         raise ArtifactError(f"checkpoint {path} does not exist: check the path")
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         raise ArtifactError(
             f"{path} is damaged, or not a zip file as torch.save writes them since version 1.6: fetch it again"
         )

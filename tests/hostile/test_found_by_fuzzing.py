@@ -1,0 +1,44 @@
+"""What mutation of whole files has found: each of these once ended in another error than a sentence."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import world
+
+from kdpl.data.class_mapping import read_class_mapping
+from kdpl.errors import KdplError
+from kdpl.published.unpickler import read_torch_file
+from kdpl.report.run_folder import Stage
+
+DEEP = "[" * 10_000
+
+
+@pytest.mark.parametrize("text", [DEEP, "9", "[1]", "null"])
+def test_results_of_a_test_that_are_no_object(text, tmp_path):
+    (tmp_path / "test.json").write_text(text)
+    with pytest.raises(KdplError, match=r"test\.json is damaged \(.*\): run the test again") as error:
+        _ = Stage(Path(tmp_path)).results
+    assert world.one_sentence(error)
+
+
+def test_class_names_nested_without_end(tmp_path):
+    (tmp_path / "names.json").write_text(f'{{"a": {DEEP}')
+    with pytest.raises(KdplError, match=r"names\.json cannot be read as JSON") as error:
+        read_class_mapping(tmp_path / "names.json", ["a"])
+    assert world.one_sentence(error)
+
+
+def test_a_published_checkpoint_that_claims_to_span_several_disks(tmp_path):
+    file = tmp_path / "model.pt"
+    torch.save({"a": torch.ones(3)}, file)
+    content = file.read_bytes()
+    # the locator of the zip64 end, which torch writes: on disk 7 of 9
+    at = content.rindex(b"PK\x06\x07")
+    file.write_bytes(content[: at + 4] + b"\x07\0\0\0" + content[at + 8 : at + 16] + b"\x09\0\0\0" + content[at + 20 :])
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(file)
+    with pytest.raises(KdplError, match=r"model\.pt is damaged, or not a zip file") as error:
+        read_torch_file(file)
+    assert world.one_sentence(error)
