@@ -2,12 +2,18 @@ import csv
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
 from runs import CONFIGS, SHORT, image_folder, rows_of
+from shard_files import write_shard
 
 from kdpl.__main__ import main
+from kdpl.data import DomainDataModule
+from kdpl.data.scan import FILE, Checked
+from kdpl.data.sources import open_source
 
 
 def picture(path, *colour):
@@ -97,13 +103,107 @@ def test_what_it_writes_is_trained_and_tested_on(tmp_path):
         assert {row["label"] for row in csv.DictReader(file)} == {"cat", "dog"}
 
 
-def test_names_with_commas_quotes_and_newlines_survive(tmp_path):
-    root = plain_folders(tmp_path / "pets", classes=('cat, "tabby"', "dog\nline"))
+def splits_of(out):
+    """The dataset as a run of the written config takes it."""
+    options = {"num_workers": 0, **settings(out)}
+    return DomainDataModule(**options).splits
+
+
+def pets_table(folder, images=6):
+    """A table beside its images, in the order of its rows, with one image of each class for the test."""
+    plain_folders(folder / "photos", images=images)
+    rows = [
+        (f"photos/{name}/{i}.png", name, "test" if i == 0 else "") for name in ("cat", "dog") for i in range(images)
+    ]
+    with (folder / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "label", "split"), *rows])
+    return folder / "mine.csv"
+
+
+def test_names_with_commas_and_quotes_survive(tmp_path):
+    root = plain_folders(tmp_path / "pets", classes=('cat, "tabby"', "dog"))
     assert init(root, tmp_path / "out") == 0
-    assert {row["label"] for row in rows_of(tmp_path / "out/images.csv")} == {'cat, "tabby"', "dog\nline"}
+    assert {row["label"] for row in rows_of(tmp_path / "out/images.csv")} == {'cat, "tabby"', "dog"}
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "flat", "unreadable class", "config there"])
+def test_a_table_on_csv_or_parquet_keeps_its_splits_and_its_images_are_found_from_elsewhere(tmp_path):
+    table = pets_table(tmp_path)
+    (tmp_path / "photos/dog/5.png").write_bytes(b"")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_of(table)), tmp_path / "mine.parquet")
+    for name in ("mine.csv", "mine.parquet"):
+        out = tmp_path / f"out of {name}"
+        assert init(tmp_path / name, out) == 0
+        splits = splits_of(out)
+        assert [Path(record.source).name for record in splits.test] == ["0.png", "0.png"]
+        assert len(splits.train) == 9
+        assert all(Path(source).is_file() for source in splits.sources)
+        assert not splits.held_out
+        assert settings(out)["shots"] == 4
+
+
+def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(tmp_path, capsys, monkeypatch):
+    table, more = pets_table(tmp_path), tmp_path / "more"
+    write_shard(tmp_path / "a.tar", [1, 2])
+    torn = write_shard(tmp_path / "b.tar", [3, 4])
+    torn.write_bytes(torn.read_bytes().replace(b"IDAT", b"IDOT", 1))
+    picture(more / "new.png", 1, 2, 3)
+    (more / "bad.png").touch()
+    shutil.copy(tmp_path / "photos/cat/0.png", more / "test copy.png")
+    (more / "test link.png").symlink_to(tmp_path / "photos/dog/0.png")
+    monkeypatch.chdir(tmp_path)
+    places = [f"--unlabeled={each}" for each in ("more", "{a,b}.tar", "photos")]
+    assert init(table, tmp_path / "out", *places) == 0
+    said = capsys.readouterr().out
+    assert "unlabelled: 4" in said
+    assert all(each in said for each in ("bad.png cannot be read", "b.tar/0003.png cannot be read", "test copy.png is"))
+    assert settings(tmp_path / "out")["unlabeled"] == [f"{tmp_path}/{each}" for each in ("more", "{a,b}.tar", "photos")]
+    monkeypatch.chdir("/")
+    found = [source.removeprefix(f"{tmp_path}/") for source in splits_of(tmp_path / "out").unlabeled]
+    assert found == ["more/new.png", "a.tar/0001.png", "a.tar/0002.png", "b.tar/0004.png"]
+    left_out = [row["image"].removeprefix(f"{tmp_path}/") for row in rows_of(tmp_path / "out/left_out.csv")]
+    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png", "more/test link.png"]
+
+
+def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_path, monkeypatch):
+    write_shard(tmp_path / "a.tar", range(8))
+    table = pets_table(tmp_path)
+    (tmp_path / "photos/dog/5.png").write_bytes(b"")
+    assert init(table, tmp_path / "runs/pets", f"--unlabeled={tmp_path}/a.tar") == 0
+    monkeypatch.setattr("kdpl.data.reading.Checked.look", None)
+    configs = [f"--config={tmp_path}/runs/pets/data.yaml", f"--config={CONFIGS}/trainer/cpu.yaml"]
+    stages = [f"--{stage}={CONFIGS}/{stage}/quickstart.yaml" for stage in ("teacher", "student")]
+    short = [*SHORT, "--data.init_args.num_workers=0", "--data.init_args.batch_size=4"]
+    assert main(["run", *configs, *stages, f"--out={tmp_path}/runs/pets_run", *short]) == 0
+    for stage in ("teacher", "student"):
+        assert len(rows_of(tmp_path / "runs/pets_run" / stage / "test_predictions.csv")) == 2
+    assert (tmp_path / "runs/pets_run/student/classifier").is_dir()
+
+
+def test_an_image_that_changes_after_the_look_is_looked_at_again(tmp_path):
+    assert init(plain_folders(tmp_path / "pets"), tmp_path / "out") == 0
+    sources = splits_of(tmp_path / "out").sources
+    remembered = Checked.load(tmp_path / "out" / FILE)
+    assert remembered == Checked.look(sources, open_source, workers=1)
+    Path(sources[3]).write_bytes(b"torn by now")
+    assert Checked.look(sources, open_source, workers=1).stamps != remembered.stamps
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "empty",
+        "flat",
+        "unreadable class",
+        "unspeakable class",
+        "config there",
+        "table there",
+        "table missing",
+        "table without labels",
+        "place missing",
+        "shard damaged",
+    ],
+)
 def test_what_cannot_be_is_one_sentence_and_writes_nothing(kind, tmp_path, capsys):
     root, out = tmp_path / "pets", tmp_path / "out"
     if kind == "empty":
@@ -118,10 +218,28 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(kind, tmp_path, capsy
         plain_folders(root)
         out.mkdir()
         (out / "data.yaml").write_text("mine")
-    assert init(root, out) == 1
+    if kind == "unspeakable class":
+        plain_folders(root, classes=("cat", "dog\nline"))
+    if kind == "table there":
+        root, out = pets_table(tmp_path).rename(tmp_path / "images.csv"), tmp_path
+        mine = root.read_bytes()
+    if kind.startswith("table") and kind != "table there":
+        root = tmp_path / "mine.csv"
+    if kind == "table without labels":
+        root.write_text("image,label,split\na.png,,\nb.png,cat,test\n")
+    place = {"place missing": "gone/", "shard damaged": "torn.tar"}.get(kind)
+    if place:
+        plain_folders(root)
+        (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
+    assert init(root, out, *([f"--unlabeled={tmp_path / place}"] if place else [])) == 1
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert "\n" not in error
-    assert not (out / "images.csv").exists()
+    assert place is None or place.strip("/") in error
+    if kind == "table there":
+        assert root.read_bytes() == mine
+    else:
+        assert not (out / "images.csv").exists()
+    assert (out / "data.yaml").exists() == (kind == "config there")
     if kind == "config there":
         assert (out / "data.yaml").read_text() == "mine"

@@ -1,14 +1,19 @@
-"""What is in a folder of somebody's own images: classes, splits, sizes, bad files, copies."""
+"""What is in somebody's own images, in a folder or a table: classes, splits, sizes, bad files, copies."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import in_parallel
-from kdpl.data.storage import find_images
-from kdpl.errors import DataError
+from kdpl.data.shards import ShardImage
+from kdpl.data.sources import content_of, find_unlabeled
+from kdpl.data.splits import Record
+from kdpl.data.storage import find_images, is_url
+from kdpl.data.table import read_table
+from kdpl.errors import DataError, reason
 
 _SPLITS = ("train", "val", "test")
 _UNLABELED = ("unlabeled", "unlabelled")
@@ -19,7 +24,7 @@ class Found:
     """An image that was found.
 
     Attributes:
-        path: The file, absolute.
+        path: The file, absolute; a URL; or where it lies in a shard.
         label: Its class; empty for an unlabelled image.
         split: ``train``, ``val`` or ``test``.
         size: Width and height; None before it was decoded.
@@ -58,6 +63,41 @@ def find(folder: Path) -> list[Found]:
     return found
 
 
+def find_in_table(table: Path) -> list[Found]:
+    """List the images of a ``.csv`` or ``.parquet`` table, see ``read_table``; nothing is opened.
+
+    Raises:
+        ConfigError: It is a Parquet file, and pyarrow is not installed.
+        DataError: The table is missing or says something that cannot be, or no class has a training image.
+    """
+    splits = read_table(str(table.absolute()))
+    names = splits.class_names
+    parts: Mapping[str, Sequence[Record]] = {"train": splits.train, "val": splits.val, "test": splits.test}
+    found = [Found(source, names[label], split) for split, records in parts.items() for source, label in records]
+    found += [Found(source, "", "train") for source in splits.unlabeled or ()]
+    if not splits.train:
+        raise DataError(
+            f"table {table} has no labelled training image: fill in the column label for a few images a class."
+        )
+    return found
+
+
+def find_further(places: Sequence[str], known: Iterable[Found]) -> list[Found]:
+    """List unlabelled images of further places, see ``find_unlabeled``, less those that are known already.
+
+    Raises:
+        ConfigError: A URL is of a kind that cannot be opened.
+        DataError: Something is missing, damaged or cannot be reached, or there are no images.
+    """
+    there = {_place(image.path) for image in known}
+    return [Found(source, "", "train") for source in find_unlabeled(places) if _place(source) not in there]
+
+
+def _place(source: str) -> str:
+    # the same file under another name, such as one through a link
+    return source if isinstance(source, ShardImage) or is_url(source) else os.path.realpath(source)
+
+
 def _by_class(top: Path, split: str) -> Iterator[Found]:
     for folder in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
         if folder.name not in _UNLABELED:
@@ -74,12 +114,16 @@ def look(images: list[Found], workers: int | None = None) -> list[Found]:
 
 
 def _look(image: Found) -> Found:
+    distant = isinstance(image.path, ShardImage) or is_url(image.path)
     try:
-        opened = open_image(image.path)
-        digest = hashlib.blake2b(Path(image.path).read_bytes(), digest_size=16).hexdigest()
-    except (DataError, OSError) as error:
+        content = content_of(image.path) if distant else None
+        size = open_image(image.path, content).size
+        digest = hashlib.blake2b(content or content_of(image.path), digest_size=16).hexdigest()
+    except DataError as error:
         return replace(image, fault=str(error))
-    return replace(image, size=opened.size, digest=digest)
+    except OSError as error:
+        return replace(image, fault=f"image {image.path} cannot be read ({reason(error)}): check its permissions.")
+    return replace(image, size=size, digest=digest)
 
 
 def leave_out_copies(images: list[Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:

@@ -1,4 +1,3 @@
-import io
 import pickle
 import tarfile
 
@@ -6,32 +5,12 @@ import pytest
 import world
 from PIL import Image
 from runs import noise
+from shard_files import add, encoded, write_shard
 
 from kdpl.data.folder import read_folder
 from kdpl.data.shards import index_shards, indices_kept_in
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import ConfigError, DataError
-
-
-def encoded(seed):
-    file = io.BytesIO()
-    noise(9, 7, seed=seed).save(file, "PNG")
-    return file.getvalue()
-
-
-def add(shard, name, content=b"", kind=tarfile.REGTYPE, link=""):
-    info = tarfile.TarInfo(name)
-    info.size, info.type, info.linkname = len(content), kind, link
-    shard.addfile(info, io.BytesIO(content))
-
-
-def write_shard(path, seeds, mode="w"):
-    """A shard as WebDataset writes them: an image and its notes for each key."""
-    with tarfile.open(path, mode) as shard:
-        for seed in seeds:
-            add(shard, f"{seed:04d}.png", encoded(seed))
-            add(shard, f"{seed:04d}.json", b"{}")
-    return path
 
 
 @pytest.fixture
