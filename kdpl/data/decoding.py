@@ -49,4 +49,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow would cut 16-bit grey values off at 255, which leaves most images white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    # dropped in any case, and Pillow warns of some kinds that are still there
+    image.info.pop("transparency", None)
     return image.convert("RGB")

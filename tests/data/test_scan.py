@@ -2,6 +2,7 @@ import pytest
 import runs
 import torch
 import world
+import zoo
 from PIL import Image
 from runs import CONFIGS, SHORT, noise
 from safetensors.torch import load_file
@@ -26,12 +27,7 @@ def pets(tmp_path):
 
 def spoil(pets):
     """Put files that are no good images among the others; gives their names."""
-    folder = pets / "train/cat"
-    whole = (folder / "0.png").read_bytes()
-    bad = {"0 empty.png": b"", "1 cut.png": whole[: len(whole) // 2], "5 text.jpg": b"not an image"}
-    for name, content in bad.items():
-        (folder / name).write_bytes(content)
-    return [str(folder / name) for name in sorted(bad)]
+    return zoo.write(pets / "train/cat", zoo.BAD)
 
 
 def fit(pets, out, *more):
@@ -48,7 +44,7 @@ def test_bad_images_are_all_named_before_anything_is_trained_or_written(pets, tm
     bad = spoil(pets)
     assert fit(pets, tmp_path / "run") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: 3 of 15 images cannot be used (")
+    assert error.startswith(f"error: {len(bad)} of {12 + len(bad)} images cannot be used (")
     assert all(each in error for each in bad)
     assert "bad_images" in error
     assert not (tmp_path / "run" / FILE).exists()
