@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+FUZZ_SECONDS ?= 60
 
 # The miniature CLIPs are too small for threads to pay: on cores that are busy otherwise, a second thread made the
 # quickstart several times slower.
@@ -20,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test soak slurm lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table bench test soak fuzz slurm lint typecheck format docs docs-serve clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
@@ -42,6 +43,9 @@ test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.p
 
 soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
+
+fuzz: $(WITH_DEV) ## give garbled files to all that reads files of strangers, for a minute; FUZZ_SECONDS=600
+	@PYTHONPATH=tests $(VENV_PYTHON) -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 slurm: $(WITH_DEV) ## run jobs in a Slurm of this machine's own: apt-get install slurm-wlm munge, as root; four minutes
 	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
