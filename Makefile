@@ -50,6 +50,9 @@ fuzz: $(WITH_DEV) ## give garbled files to all that reads files of strangers, fo
 slurm: $(WITH_DEV) ## run jobs in a Slurm of this machine's own: apt-get install slurm-wlm munge, as root; four minutes
 	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
 
+screenshots: quickstart $(WITH_DEV) ## take the pictures of report and demo in docs/images again, in chromium
+	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
+
 lint: $(WITH_DEV) ## look for mistakes and unformatted files
 	@$(VENV_PYTHON) -m ruff check
 	@$(VENV_PYTHON) -m ruff format --check

@@ -1,0 +1,76 @@
+"""The pictures of pages in docs/images, of the quickstart's run: ``make screenshots`` makes them again."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, NEEDED, browser
+from PIL import Image
+from runs import start_process
+
+from kdpl.data.digits import open_digit, read_digits
+
+RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason=NEEDED),
+    pytest.mark.skipif(not RUN, reason="make screenshots runs this, which writes into docs/images"),
+]
+
+SCHEMES = {"light": False, "dark": True}
+
+
+@pytest.fixture
+def tab(tmp_path):
+    with browser(tmp_path / "browser") as tab:
+        yield tab
+
+
+def take(tab, name, scheme, height):
+    """Take a picture, 1200 pixels wide, and see that the page is there in its colours."""
+    tab.look(height=height, dark=SCHEMES[scheme])
+    tab.run("new Promise(done => setTimeout(done, 1000))")  # colours change gently
+    path = IMAGES / f"{name}_{scheme}.png"
+    tab.screenshot(path)
+    with Image.open(path) as picture:
+        assert picture.size == (1200, height)
+        pixels = picture.convert("RGB")
+    corner = pixels.getpixel((2, 2))
+    assert max(corner) < 60 if scheme == "dark" else min(corner) > 240
+    assert len(pixels.getcolors(maxcolors=1200 * height)) > 100
+
+
+@pytest.mark.parametrize(("scheme", "height"), [("light", 2360), ("dark", 1440)])
+def test_the_report(scheme, height, tab):
+    tab.look(height=height, dark=SCHEMES[scheme])
+    tab.open((Path(RUN) / "report.html").absolute().as_uri())
+    tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
+    take(tab, "report", scheme, height)
+
+
+def test_the_demo(tab, tmp_path):
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    of_class = {record.label: record.source for record in reversed(read_digits().test)}
+    for label, source in sorted(of_class.items()):
+        open_digit(source).save(examples / f"{label}.png")
+    run = Path(RUN)
+    args = ["demo", str(run / "student/classifier"), f"--teacher={run / 'teacher'}", f"--examples={examples}"]
+    process = start_process([*args, "--no-browser", "--port=0"], stdout=subprocess.PIPE)
+    try:
+        tab.look()
+        tab.open(process.stdout.readline().split()[1])
+        tab.upload("#image input[type=file]", examples / "5.png")
+        tab.wait("!!document.querySelector('.answers') && !!document.querySelector('#name input')")
+        for name in ("letter B", "letter K"):
+            tab.write("#name input", name)
+            tab.click("#name button")
+            tab.wait(f"(document.querySelector('#added') || {{innerText: ''}}).innerText.includes('{name}')")
+        tab.run("document.activeElement.blur()")
+        for scheme in SCHEMES:
+            take(tab, "demo", scheme, 900)
+    finally:
+        process.kill()
+        process.communicate()
