@@ -1,0 +1,101 @@
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdpl.data.decoding import open_image
+from kdpl.data.sampling import base_count, few_shot, held_out_of, hold_out, share_of, with_labels
+from kdpl.data.splits import Record, Splits
+
+CLASSES = 5
+
+labels = st.lists(st.integers(0, CLASSES - 1), max_size=40)
+shots = st.none() | st.integers(1, 6)
+seeds = st.integers(0, 2**31)
+shares = st.floats(0.01, 0.99)
+
+
+def records(folder, labels):
+    return [Record(f"/{folder}/{i}.png", label) for i, label in enumerate(labels)]
+
+
+def counts(records):
+    return Counter(record.label for record in records)
+
+
+def at_most(limit, records):
+    return Counter({label: count if limit is None else min(limit, count) for label, count in counts(records).items()})
+
+
+@given(labels, labels, shots, shots, seeds)
+def test_a_sample_has_its_shots_of_each_class_and_each_image_once(train, val, shots, val_shots, seed):
+    train, val = records("train", train), records("val", val)
+    sample, val_sample = few_shot(train, val, shots, val_shots, seed)
+    limit = val_shots if shots is None or val_shots is None else min(shots, val_shots)
+    for part, whole, most in ((sample, train, shots), (val_sample, val, limit)):
+        assert counts(part) == at_most(most, whole)
+        assert len(set(part)) == len(part)
+        assert set(part) <= set(whole)
+
+
+@given(labels, labels, labels, shots, seeds)
+def test_a_sample_is_that_of_its_seed_whatever_is_validated_on(train, val, other, shots, seed):
+    train = records("train", train)
+    sample = few_shot(train, records("val", val), shots, 4, seed)
+    assert few_shot(train, records("val", val), shots, 4, seed) == sample
+    assert few_shot(train, records("val", other), shots, 4, seed)[0] == sample[0]
+
+
+@given(st.integers(1, 2000), labels)
+def test_base_and_novel_classes_share_nothing_and_leave_nothing_out(num_classes, labels):
+    base = base_count(num_classes)
+    assert 0 <= base - (num_classes - base) <= 1
+    images = records("test", labels)
+    half = base_count(CLASSES)
+    parts = with_labels(images, range(half)), with_labels(images, range(half, CLASSES))
+    assert {*parts[0]}.isdisjoint(parts[1])
+    assert sorted([*parts[0], *parts[1]]) == sorted(images)
+    for part in parts:
+        assert part == sorted(part, key=images.index)
+
+
+@given(st.integers(1, 200), shares, shares, seeds)
+def test_a_smaller_share_is_within_a_larger_one(num_images, share, other, seed):
+    small, large = (share_of(num_images, each, seed) for each in sorted((share, other)))
+    assert set(small) <= set(large) <= set(range(num_images))
+    for drawn, of in ((small, min(share, other)), (large, max(share, other))):
+        assert list(drawn) == sorted(set(drawn))
+        assert len(drawn) == max(1, round(of * num_images))
+    assert small == share_of(num_images, min(share, other), seed)
+
+
+def dataset(labels, unlabeled):
+    train = records("train", labels)
+    places = None if unlabeled is None else tuple(f"/train/{i}.png" for i in unlabeled)
+    names = tuple(f"class {label}" for label in range(CLASSES))
+    return Splits("here", names, tuple(train), (), (), places, open_image)
+
+
+@given(labels, st.none() | st.lists(st.integers(0, 60)), shares)
+def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share):
+    before = dataset(labels, unlabeled)
+    after = hold_out(before, share)
+    train, test = set(after.train), set(after.test)
+    assert train.isdisjoint(test)
+    assert train | test == set(before.train)
+    for label, count in counts(before.train).items():
+        held_out = counts(after.test)[label]
+        assert held_out == len(held_out_of(count, share)) == min(count - 1, max(1, round(share * count)))
+    assert after == hold_out(before, share)
+    tested = {record.source for record in test}
+    if unlabeled is None:
+        assert after.unlabeled is None
+    else:
+        assert list(after.unlabeled) == [source for source in before.unlabeled if source not in tested]
+
+
+@given(labels, labels.filter(bool), shares)
+def test_a_dataset_with_test_images_is_left_as_it_is(train, test, share):
+    splits = replace(dataset(train, None), test=tuple(records("test", test)))
+    assert hold_out(splits, share) is splits
