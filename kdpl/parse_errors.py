@@ -59,6 +59,8 @@ def parse_error_sentence(message: str) -> str:
     if setting == "data.init_args.seed":
         # it is linked to what a person sets
         setting = "seed_everything"
+    if "`tensorboard`" in text and "available" in text:
+        return "the logger TensorBoardLogger needs tensorboard: pip install 'kdpl[tensorboard]'"
     unknown = _find(r"[Oo]ption '([^']+)'", text)
     if unknown:
         return _unknown_setting(unknown, class_path, _find(r"Group '([^']+)'", text))
