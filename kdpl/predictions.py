@@ -10,6 +10,7 @@ from kdpl.files import atomic_path
 
 PREDICTIONS_FILE = "test_predictions.csv"
 RESULTS_FILE = "test.json"
+_NO_UTF8 = "surrogateescape"  # how Python has a path that is no UTF-8; it is written as the bytes that it is
 _COLUMNS = ("index", "source", "label", "prediction", "probability")
 
 
@@ -37,7 +38,7 @@ def write_answers(folder: Path, answers: Iterable[Answer], metrics: Mapping[str,
     rows = sorted(answers, key=lambda a: a.index)
     with (
         atomic_path(folder / PREDICTIONS_FILE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors=_NO_UTF8) as file,
     ):
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
@@ -51,11 +52,14 @@ def read_answers(folder: Path) -> list[Answer]:
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return [
-            Answer(int(row["index"]), row["source"], row["label"], row["prediction"], float(row["probability"]))
-            for row in csv.DictReader(lines)
-        ]
+    with file.open(newline="", encoding="utf-8", errors=_NO_UTF8) as lines:
+        rows = list(csv.DictReader(lines))
+    # raises where one is no UTF-8: paths alone may be anything
+    "".join(row["label"] + row["prediction"] for row in rows).encode()
+    return [
+        Answer(int(row["index"]), row["source"], row["label"], row["prediction"], float(row["probability"]))
+        for row in rows
+    ]
 
 
 def read_results(folder: Path) -> dict[str, float]:

@@ -17,6 +17,17 @@ def test_answers_come_back_in_order_of_the_test_split_whatever_their_names(tmp_p
     assert read_answers(tmp_path) == sorted(ANSWERS, key=lambda a: a.index)
 
 
+def test_a_path_that_is_no_utf8_comes_back_and_a_class_name_that_is_none_is_refused(tmp_path):
+    answers = [Answer(0, "photos/\udcff.png", "a", "a", 1.0)]
+    write_answers(tmp_path, answers, {})
+    assert read_answers(tmp_path) == answers
+    file = tmp_path / PREDICTIONS_FILE
+    assert b"photos/\xff.png" in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(b",a,a,", b",a,\xff,"))
+    with pytest.raises(ValueError, match="utf-8"):
+        read_answers(tmp_path)
+
+
 def test_the_file_is_csv_as_others_read_it(tmp_path):
     write_answers(tmp_path, ANSWERS, {})
     with (tmp_path / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:

@@ -181,7 +181,8 @@ def _digest(sources: Sequence[str]) -> str:
         base = ""  # paths from the root and others, or URLs, which cannot be moved together
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(source[len(base) :].replace(os.sep, "/").lstrip("/").encode() + b"\0")
+        name = source[len(base) :].replace(os.sep, "/").lstrip("/")
+        digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
     return digest.hexdigest()
 
 

@@ -74,6 +74,11 @@ def test_a_dataset_may_be_moved_but_not_changed():
     assert digest(["/x/a.png"]) == digest(["/y/a.png"])
 
 
+def test_paths_that_are_no_utf8_are_told_apart():
+    one, other = (manifest(sources=[f"/data/{name}.png", "/data/a.png"]).sources for name in ("\udcff", "\udcfe"))
+    assert one != other
+
+
 @pytest.mark.parametrize("augmentation", [RandomResizedCrop(), LightAffine(), NoAugmentation()])
 def test_the_parameters_of_a_view_are_as_many_as_their_names(augmentation):
     drawn = augmentation.parameters(np.random.default_rng(0), 40, 30)
