@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -164,18 +165,20 @@ def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_ou
     assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png", "more/test link.png"]
 
 
-def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_path, monkeypatch):
+def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_path):
     write_shard(tmp_path / "a.tar", range(8))
     table = pets_table(tmp_path)
     (tmp_path / "photos/dog/5.png").write_bytes(b"")
     assert init(table, tmp_path / "runs/pets", f"--unlabeled={tmp_path}/a.tar") == 0
-    monkeypatch.setattr("kdpl.data.reading.Checked.look", None)
+    # a second look would count the images again
+    replace(Checked.load(tmp_path / "runs/pets" / FILE), images=999).save(tmp_path / "runs/pets" / FILE)
     configs = [f"--config={tmp_path}/runs/pets/data.yaml", f"--config={CONFIGS}/trainer/cpu.yaml"]
     stages = [f"--{stage}={CONFIGS}/{stage}/quickstart.yaml" for stage in ("teacher", "student")]
     short = [*SHORT, "--data.init_args.num_workers=0", "--data.init_args.batch_size=4"]
     assert main(["run", *configs, *stages, f"--out={tmp_path}/runs/pets_run", *short]) == 0
     for stage in ("teacher", "student"):
         assert len(rows_of(tmp_path / "runs/pets_run" / stage / "test_predictions.csv")) == 2
+        assert Checked.load(tmp_path / "runs/pets_run" / stage / FILE).images == 999
     assert (tmp_path / "runs/pets_run/student/classifier").is_dir()
 
 
