@@ -1,5 +1,7 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kdpl.arguments import config_files, require_configs
 from kdpl.callbacks.answers import TestAnswers
@@ -25,6 +28,7 @@ from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
 from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
 from kdpl.errors import ConfigError, reason
+from kdpl.faults import TERMINATED, sentence
 from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
 from kdpl.peers import end_with_starter, lost_in_one_sentence
@@ -83,7 +87,7 @@ class KdplCLI(LightningCLI):
                 self._lock.release()
 
     def _run(self) -> None:
-        strict = {"exit_on_error": False}
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -144,6 +148,7 @@ class KdplCLI(LightningCLI):
         folder = Path(config.out)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder} is a file, expected a folder or a new name: choose another --out")
+        _require_cores(config.trainer.devices)
         self._require_own_folder(folder)
         if self.subcommand == "fit":
             self._require_same_settings(folder)
@@ -267,6 +272,16 @@ class KdplCLI(LightningCLI):
                 )
 
 
+def _require_cores(devices: object) -> None:
+    """Refuse a number of processes that would bring a machine down; how many GPUs there are, Lightning knows."""
+    cores = os.cpu_count() or 1
+    number = int(devices) if isinstance(devices, int | str) and str(devices).isdecimal() else 0
+    if number > max(8 * cores, 64):
+        raise ConfigError(
+            f"trainer.devices is {number}, which starts as many processes, and this machine has {cores} cores: lower it"
+        )
+
+
 def require_stage(config: Namespace, stage: type[LightningModule], name: str) -> None:
     """Refuse settings of a fit that are not those of a stage.
 
@@ -313,6 +328,10 @@ def run_command(
         # Lightning's answer to Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
+        if isinstance(error, SIGTERMException):
+            # it would end with 0, as if all was done
+            print(sentence(error), file=sys.stderr)
+            raise SystemExit(TERMINATED) from None
         raise
 
 

@@ -12,8 +12,7 @@ from kdpl.errors import KdplError
 from kdpl.faults import FULL
 
 _PROBE_BYTES = 2**16
-# what tempfile adds to a name
-_SCRATCH = re.compile(r"\..+\.[a-z0-9_]{8}")
+_SUFFIX = ".unfinished"
 
 
 @contextmanager
@@ -29,7 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a folder of its own, so that the temporary thing may be a file or a folder
         with (
-            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX) as scratch,
             # within: once the scratch folder is removed, there may be room again
             naming(path),
         ):
@@ -77,8 +76,8 @@ def cut_to_whole_lines(path: Path) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed left half-written in a folder that nobody else writes into now."""
-    for scratch in folder.rglob(".*"):
-        if _SCRATCH.fullmatch(scratch.name) and scratch.is_dir():
+    for scratch in folder.rglob(f".*{_SUFFIX}"):
+        if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -14,12 +14,13 @@ from rich.table import Table
 
 from kdpl import slurm
 from kdpl.arguments import Parser, read_config, require_configs
-from kdpl.errors import ConfigError
+from kdpl.errors import ConfigError, visible
 from kdpl.files import atomic_path
 from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import check_fits, in_own_process, run_step
 from kdpl.report import FILE as REPORT_FILE
+from kdpl.run_lock import RunLock
 
 ORDER_FILE = "run.json"
 SUMMARY_FILE = "results.json"
@@ -65,13 +66,19 @@ def run(argv: Sequence[str]) -> int:
             "of several tasks it starts each step with srun), or start fit with them, stage by stage"
         )
     out = Path(options.out)
+    _require_own_folder(out)
     orders = _orders(options, overrides)
-    _require_same_orders(out, orders)
     console = Console()
     os.environ.setdefault("WANDB_RUN_GROUP", out.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     steps = _steps(options, overrides)
+    if _other_orders(out, orders):
+        # the stages know which setting it is, and whether there is one of that name
+        code = in_own_process(check_fits, [list(step.args) for step in steps if step.args[0] == "fit"])
+        if code != 0:
+            return code
+        _require_same_orders(out, orders)
     open_steps = [step for step in steps if not step.result.exists()]
     # what is wrong with the student's settings is better known before the teacher has been tuned than after
     open_fits = [list(step.args) for step in open_steps if step.args[0] == "fit"]
@@ -79,9 +86,25 @@ def run(argv: Sequence[str]) -> int:
         code = in_own_process(check_fits, open_fits)
         if code != 0:
             return code
+    lock = None
     if open_steps:
+        lock = RunLock(out)
         with atomic_path(out / ORDER_FILE) as temporary:
             temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
+    try:
+        code = _do(steps, console, out)
+        if code == 0:
+            if open_steps or not (out / REPORT_FILE).is_file():
+                code = in_own_process(run_step, ["report", str(out), "--trust"])
+            _summarize(console, out, nothing_done=not open_steps)
+    finally:
+        if lock is not None:
+            lock.release()
+    return code
+
+
+def _do(steps: list[Step], console: Console, out: Path) -> int:
+    """Do what is not done yet; gives the exit code of the step that failed, or 0."""
     for number, step in enumerate(steps, start=1):
         if step.result.exists():
             continue
@@ -93,11 +116,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
         if slurm.signalled() and number < len(steps):
             raise slurm.requeue(str(out))
-    code = 0
-    if open_steps or not (out / REPORT_FILE).is_file():
-        code = in_own_process(run_step, ["report", str(out), "--trust"])
-    _summarize(console, out, nothing_done=not open_steps)
-    return code
+    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -174,6 +193,23 @@ def _orders(options: argparse.Namespace, overrides: list[str]) -> dict[str, dict
         "teacher": {**shared, "--teacher": contents(options.teacher)},
         "student": {**shared, "--student": contents(options.student)},
     }
+
+
+def _require_own_folder(out: Path) -> None:
+    """Refuse a file, or a folder with anything that is not of a run."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
+    # what a start leaves that was refused, or killed at once
+    foreign = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+    if foreign and not (out / ORDER_FILE).is_file():
+        raise ConfigError(
+            f"--out {out} holds something else than a run ({visible(min(foreign))}): choose another --out, or empty it"
+        )
+
+
+def _other_orders(out: Path, orders: dict[str, dict[str, Any]]) -> bool:
+    file = out / ORDER_FILE
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")) != orders
 
 
 def _require_same_orders(out: Path, orders: dict[str, dict[str, Any]]) -> None:

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 from kdpl import slurm
 from kdpl.__main__ import call, main
+from kdpl.faults import TERMINATED
 from kdpl.launch import needs_srun
 
 INTERRUPTED = 130
@@ -51,6 +53,7 @@ def in_own_process(
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
     process.start()
+    terminate = _passed_on(process)
     try:
         while process.is_alive():
             process.join(_TICK_SECONDS if tick is not None or slurm.in_job() else None)
@@ -65,7 +68,23 @@ def in_own_process(
         process.join()
         if process.exitcode != INTERRUPTED:
             raise
-    return INTERRUPTED if process.exitcode == -signal.SIGINT else abs(process.exitcode or 0)
+    finally:
+        if terminate is not None:
+            signal.signal(signal.SIGTERM, terminate)
+    by_signal = {-signal.SIGINT: INTERRUPTED, -signal.SIGTERM: TERMINATED}
+    return by_signal.get(process.exitcode or 0, abs(process.exitcode or 0))
+
+
+def _passed_on(process: BaseProcess) -> Any:  # noqa: ANN401 - what signal.signal gives
+    """Let SIGTERM end the other process, which then ends this one; gives the handler that was there."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def pass_on(*_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signal.SIGTERM)
+
+    return signal.signal(signal.SIGTERM, pass_on)
 
 
 def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, lock: Any) -> None:  # noqa: ANN401

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from kdpl.errors import ConfigError
+from kdpl.files import remove_leftovers
 from kdpl.slurm import in_job
 
 FILE = ".lock"
@@ -71,6 +72,8 @@ class RunLock:
             os.close(self._descriptor)
             return self._taken()
         os.ftruncate(self._descriptor, 0)
+        # what a killed holder was writing
+        remove_leftovers(self._folder)
         os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return True
 

@@ -107,6 +107,11 @@ WRONG_OPTIONS = {
     "no folder": (FIT, ["--out"]),
     "option without its prefix": ([*FIT, "--shots=4", "--out=out"], ["--shots", "--data.init_args.shots"]),
     "misspelt option": ([*FIT, "--data.init_args.shot=4", "--out=out"], ["'shot'", "did you mean 'shots'?"]),
+    "abbreviated option": ([*FIT, "--trainer.max_epoch=4", "--out=out"], ["max_epoch", "trainer.max_epochs"]),
+    "too many processes": (
+        [*FIT, "--trainer.devices=9999", "--out=out"],
+        ["devices is 9999", "cores"],
+    ),
     "no checkpoint file": (["test", *DATA, *TEACHER, "--ckpt_path=gone.ckpt", "--out=out"], ["gone.ckpt"]),
     "untrained teacher": (["test", *DATA, *TEACHER, "--out=out"], ["out", "last.ckpt", "--ckpt_path"]),
     "untrained student": (["test", *DATA, *STUDENT, "--model.init_args.teacher=t", "--out=out"], ["out", "last.ckpt"]),

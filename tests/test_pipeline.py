@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,9 +105,16 @@ def test_a_second_start_says_so_and_touches_nothing(whole_run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [("--seed=4", "--seed"), ("--data.init_args.shots=5", "other options")], ids=["seed", "option"]
+    ("change", "word"),
+    [
+        ("--seed=4", "holds a run with other settings"),
+        ("--data.init_args.shots=5", "data.init_args.shots is 4 there and 5 here"),
+    ],
+    ids=["seed", "option"],
 )
-def test_a_folder_with_a_run_of_other_settings_is_refused_and_left_alone(change, word, whole_run, capsys):
+def test_a_folder_with_a_run_of_other_settings_is_refused_and_left_alone(
+    change, word, whole_run, capsys, in_this_process
+):
     before = files_of(whole_run)
     assert main([*RUN, change, f"--out={whole_run}"]) == 1
     err = capsys.readouterr().err
@@ -136,6 +145,31 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path,
     for word in words:
         assert word in err
     assert [p.name for p in tmp_path.iterdir()] == ["broken.yaml"]
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main([*RUN, f"--out={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --out {tmp_path} holds something else than a run (thesis.tex): ")
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys, in_this_process, monkeypatch):
+    def step(function, argument):
+        # in a process of its own, since a process does not lock itself out
+        code = f"from kdpl.run_lock import RunLock; from pathlib import Path; RunLock(Path({str(tmp_path)!r}), 0)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        refused.append("another process is running into" in done.stderr)
+        return 1
+
+    refused = []
+    monkeypatch.setattr("kdpl.pipeline.check_fits", lambda _: sys.exit(0))
+    monkeypatch.setattr("kdpl.pipeline._do", lambda *_: step(None, None))
+    assert main([*RUN, f"--out={tmp_path}"]) == 1
+    assert refused == [True]
+    assert not (tmp_path / ".lock").exists()
 
 
 @pytest.fixture
@@ -183,7 +217,7 @@ def test_ctrl_c_ends_the_run_in_seconds_with_one_line_and_a_kill_leaves_what_a_n
     os.killpg(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=15)
     assert first.returncode == 130
-    assert err.splitlines()[-1] == "interrupted"
+    assert err.startswith("interrupted: start the same command again to go on (after ")
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
     checkpoint = out / "teacher/checkpoints/last.ckpt"

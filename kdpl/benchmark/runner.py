@@ -12,6 +12,7 @@ from kdpl.benchmark.locks import lock
 from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, FITS, Task
+from kdpl.faults import TERMINATED
 from kdpl.predictions import read_results
 from kdpl.processes import INTERRUPTED, in_own_process, run_step
 
@@ -127,6 +128,8 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
         add_seconds(task.folder, task.kind, time.monotonic() - start)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if code == TERMINATED:
+        raise SystemExit(TERMINATED)
     if code == slurm.REQUEUED:
         raise slurm.Requeued(f"{task.name} goes on when the job is started again")
     if code != 0:

@@ -1,5 +1,9 @@
 """The loader of all splits."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -41,6 +45,7 @@ class LazyLoader(DataLoader[Any]):
             pin_memory=torch.cuda.is_available(),
             # a stream of its own: a loader would draw its workers' seed from torch's global one at every epoch
             generator=torch.Generator(),
+            worker_init_fn=_watch_parent,
         )
 
         self._batches_done = batches_done
@@ -65,6 +70,22 @@ class LazyLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing, as above."""
+
+
+def _watch_parent(worker: int) -> None:
+    """Let a worker end soon after the process that trains, however that one ended.
+
+    Torch's own workers look at their parent's number, and that is a fork server's within a step of ``run``.
+    """
+    del worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Batches:

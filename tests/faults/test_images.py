@@ -1,0 +1,86 @@
+import pytest
+from runs import SHORT, TEACHER, configs, files_of, image_folder, noise
+
+from kdpl.__main__ import main
+from kdpl.callbacks.throughput import Throughput
+
+
+def fit(root, out, *more):
+    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
+    few = ["--data.init_args.shots=4", "--data.init_args.batch_size=4", f"--out={out}"]
+    return main(["fit", *data, *TEACHER, *SHORT, "--trainer.limit_train_batches=1.0", *few, *more])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_in_training_is_named_and_once_it_is_back_the_run_ends_as_an_uncut_one(
+    workers, tmp_path, capsys, monkeypatch
+):
+    root = image_folder(tmp_path / "dätä")
+    image, away = root / "train/dog/2.png", tmp_path / "away.png"
+    original = Throughput.on_train_batch_end
+    number = f"--data.init_args.num_workers={workers}"
+
+    def vanish(self, trainer, *args):
+        if trainer.global_step == 2:
+            image.rename(away)
+        return original(self, trainer, *args)
+
+    assert fit(root, tmp_path / "whole", number) == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", vanish)
+        assert fit(root, out, number) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: image {image} does not exist: "), line
+    assert "(after " in line
+    assert f"{out}/checkpoints/last.ckpt is kept)" in line
+    away.rename(image)
+    assert fit(root, out, number) == 0
+    for name in ("class_vectors.safetensors", "prompts.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_image_that_is_replaced_by_one_of_another_size_does_no_harm(tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "data")
+    original = Throughput.on_train_batch_end
+
+    def replace(self, trainer, *args):
+        noise(90, 7).save(root / "train/dog/2.png")
+        return original(self, trainer, *args)
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", replace)
+    assert fit(root, tmp_path / "out", "--data.init_args.num_workers=0") == 0
+
+
+def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classifier):
+    data = image_folder(tmp_path / "data")
+    before = files_of(data)
+    root = read_only(data)
+    assert fit(root, tmp_path / "out") == 0
+    assert main(["init", str(root), f"--out={tmp_path}/init"]) == 0
+    assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/answers.csv"]) == 0
+    assert files_of(data) == before
+
+
+def test_a_read_only_place_for_results_is_one_sentence(tmp_path, read_only, classifier, capsys):
+    (tmp_path / "place").mkdir()
+    place = read_only(tmp_path / "place")
+    root = image_folder(tmp_path / "data")
+    for command in (
+        lambda: fit(root, place / "out"),
+        lambda: main(["predict", str(classifier), str(root), f"--out={place}/answers.csv"]),
+        lambda: main(["init", str(root), f"--out={place}/init"]),
+    ):
+        capsys.readouterr()
+        assert command() == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"error: {place}"), line
+        assert "Read-only file system: check path, permissions and space" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_paths_with_spaces_umlauts_and_great_length_are_paths(workers, tmp_path):
+    folder = tmp_path / "mit Leerzeichen & Ümläuten" / ("lang" * 50) / ("länger" * 30)
+    root = image_folder(folder / "Bilder neu", classes=("Bär", "Hund, groß"))
+    assert fit(root, folder / "ein Lauf", f"--data.init_args.num_workers={workers}") == 0
+    assert (folder / "ein Lauf" / "class_vectors.safetensors").is_file()

@@ -1,0 +1,122 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, start_process
+
+FIT = ["fit", *DATA, *TEACHER, *SHORT, "--trainer.max_epochs=3000", "--data.init_args.num_workers=1"]
+RUN = ["run", *(f"{arg}".replace("--config", "--teacher") for arg in TEACHER)]
+RUN += [f"{arg}".replace("--config", "--student") for arg in STUDENT] + [*DATA, *FIT[3 + len(TEACHER) :]]
+
+
+def processes_of(group):
+    """The processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, owner = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(owner) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def started():
+    """Starts commands, and leaves none of their processes behind."""
+    all_of_them = []
+
+    def start(args, checkpoint):
+        process = start_process(args)
+        all_of_them.append(process)
+        wait_for(lambda: checkpoint.exists() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
+        return process
+
+    yield start
+    for process in all_of_them:
+        if processes_of(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+@pytest.mark.parametrize("command", ["fit", "run"])
+def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process(
+    command, number, code, word, tmp_path, started
+):
+    folder = tmp_path / "teacher" if command == "run" else tmp_path
+    last = folder / "checkpoints" / "last.ckpt"
+    process = started([*(RUN if command == "run" else FIT), f"--out={tmp_path}"], last)
+    # Ctrl-C reaches all processes of a terminal, SIGTERM the one that it is sent to
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    lines = [line for line in err.splitlines() if word in line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f"{word}: start the same command again to go on (after "), err
+    assert f"{last} is kept)" in lines[0]
+    assert "Traceback" not in err
+    assert torch.load(last, weights_only=True)["global_step"] > 0
+    wait_for(lambda: not processes_of(process.pid), 15)
+    assert not [p for p in tmp_path.rglob(".*") if p.name != ".lock"]
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path, started):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    process = started([*FIT, f"--out={tmp_path}"], last)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    begin = time.monotonic()
+    process.communicate(timeout=30)
+    assert time.monotonic() - begin < 10, "seconds on a busy machine"
+    assert process.returncode != 0
+    assert torch.load(last, weights_only=True)["global_step"] > 0
+    wait_for(lambda: not processes_of(process.pid), 15)
+
+
+def test_the_step_of_a_run_that_was_killed_ends_as_well_and_its_workers(tmp_path, started):
+    process = started([*RUN, f"--out={tmp_path}"], tmp_path / "teacher" / "checkpoints" / "last.ckpt")
+    assert len(processes_of(process.pid)) >= 3
+    process.kill()
+    process.wait(timeout=30)
+    wait_for(lambda: not processes_of(process.pid), 20)
+
+
+def test_a_worker_that_is_killed_ends_the_fit_with_one_sentence_and_a_next_start_ends_as_an_uncut_run(
+    tmp_path, teacher_run, student_run, capsys, monkeypatch
+):
+    from kdpl.callbacks.throughput import Throughput
+
+    original = Throughput.on_train_batch_end
+
+    def kill(self, trainer, *args):
+        if trainer.global_step == 5:
+            workers = trainer.train_dataloader._iterator._workers
+            os.kill(workers[0].pid, signal.SIGKILL)
+        return original(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", kill)
+        begin = time.monotonic()
+        assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 1
+    assert time.monotonic() - begin < 60
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: a worker process that loads images is killed by signal: Killed, "), line
+    assert f"{tmp_path}/checkpoints/last.ckpt is kept)" in line
+    assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 0
+    weights = "classifier/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (student_run / weights).read_bytes()
