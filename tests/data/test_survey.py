@@ -4,7 +4,7 @@ import pytest
 import world
 from PIL import Image
 
-from kdpl.data.survey import Found, find, leave_out_copies, look
+from kdpl.data.survey import Found, find, find_further, find_in_table, leave_out_copies, look
 from kdpl.errors import DataError
 
 
@@ -70,3 +70,16 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
     kept, copies = leave_out_copies(images)
     assert [image.path for image in kept] == ["3", "4", "5"]
     assert [(image.path, stays.path) for image, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]
+
+
+def test_a_table_gives_its_splits_and_what_further_places_have_of_it_comes_once(tmp_path):
+    make(tmp_path, "a/1.png", "a/2.png", "a/3.png", "b/4.png")
+    (tmp_path / "b/link.png").symlink_to(tmp_path / "a/2.png")
+    (tmp_path / "t.csv").write_text("image,label,split\na/1.png,dog,\na/2.png,cat,test\na/3.png,,\n")
+    listed = find_in_table(tmp_path / "t.csv")
+    assert placed(listed, tmp_path) == [
+        ("a/1.png", "dog", "train"),
+        ("a/2.png", "cat", "test"),
+        ("a/3.png", "", "train"),
+    ]
+    assert placed(find_further([f"{tmp_path}/a", f"{tmp_path}/b"], listed), tmp_path) == [("b/4.png", "", "train")]
