@@ -152,7 +152,11 @@ def _more(items: Sequence[object]) -> str:
 
 
 def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
-    with atomic_path(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as lines:
+    # what is left out may be so for a path that is no UTF-8
+    with (
+        atomic_path(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
         csv.writer(lines).writerows(rows)
 
 

@@ -84,6 +84,20 @@ def test_bad_images_and_copies_are_named_and_left_out(tmp_path, capsys):
     assert len(names) == 20
 
 
+def test_an_image_whose_path_is_no_utf8_is_named_and_left_out(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets")
+    (root / "cat" / "0.png").rename(root / "cat" / "\udcff.png")
+    picture(tmp_path / "more" / "good.png", 1, 2, 3)
+    picture(tmp_path / "more" / "\udcff.png", 3, 2, 1)
+    assert init(root, tmp_path / "out", f"--unlabeled={tmp_path / 'more'}") == 0
+    said = capsys.readouterr().out
+    assert [rf"{place}/\udcff.png has a path that is no UTF-8" in said for place in ("cat", "more")] == [True, True]
+    assert len(listed(tmp_path / "out")) == 15
+    data = DomainDataModule(**settings(tmp_path / "out"))
+    assert len(data.splits.sources) == 16
+    assert not any("\udcff" in source for source in data.splits.sources)
+
+
 def test_poor_classes_are_pointed_out_and_shots_follow_the_smallest(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets", images=8)
     for i in range(3):

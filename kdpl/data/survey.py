@@ -13,7 +13,7 @@ from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.data.splits import Record
 from kdpl.data.storage import find_images, is_url
 from kdpl.data.table import read_table
-from kdpl.errors import DataError, reason
+from kdpl.errors import DataError, reason, visible
 
 _SPLITS = ("train", "val", "test")
 _UNLABELED = ("unlabeled", "unlabelled")
@@ -116,11 +116,14 @@ def look(images: list[Found], workers: int | None = None) -> list[Found]:
 def _look(image: Found) -> Found:
     distant = isinstance(image.path, ShardImage) or is_url(image.path)
     try:
+        image.path.encode()  # for the table
         content = content_of(image.path) if distant else None
         size = open_image(image.path, content).size
         digest = hashlib.blake2b(content or content_of(image.path), digest_size=16).hexdigest()
     except DataError as error:
         return replace(image, fault=str(error))
+    except UnicodeEncodeError:
+        return replace(image, fault=f"image {visible(image.path)} has a path that is no UTF-8: rename it.")
     except OSError as error:
         return replace(image, fault=f"image {image.path} cannot be read ({reason(error)}): check its permissions.")
     return replace(image, size=size, digest=digest)
