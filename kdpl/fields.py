@@ -20,8 +20,10 @@ def describe(value: object) -> str:
     """Give a value from an artifact for a message: whole where it is short, by its kind otherwise."""
     if value is None or isinstance(value, bool | float):
         return str(value)
-    if (isinstance(value, int) and abs(value) < 10**18) or (isinstance(value, str) and len(value) <= 40):
+    if isinstance(value, int) and abs(value) < 10**18:
         return str(value)
+    if isinstance(value, str) and len(value) <= 40:
+        return visible(value)
     return f"of type {type(value).__name__}"
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 import world
 
+from kdpl.artifacts import write_tensors
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import KdplError
+from kdpl.logit_sketch import KIND, LogitSketch
 from kdpl.published.unpickler import read_torch_file
 from kdpl.report.run_folder import Stage
 
@@ -41,4 +43,11 @@ def test_a_published_checkpoint_that_claims_to_span_several_disks(tmp_path):
         zipfile.is_zipfile(file)
     with pytest.raises(KdplError, match=r"model\.pt is damaged, or not a zip file") as error:
         read_torch_file(file)
+    assert world.one_sentence(error)
+
+
+def test_a_version_that_would_break_the_sentence_that_names_it(tmp_path):
+    write_tensors(tmp_path / "test_logits.safetensors", KIND, "\n", {"values": torch.zeros(1, 1)}, {})
+    with pytest.raises(KdplError, match=r"has format version \\n, this kdpl reads version") as error:
+        LogitSketch.load(tmp_path)
     assert world.one_sentence(error)
