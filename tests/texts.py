@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from kdpl.class_names import fault_of_name
 
 # what formats, shells, pages and spreadsheets take for something else
-_MEANING = st.sampled_from(list("\"',;:=|{}[]<>&#%/\\$*?~`-_. \t")) | st.sampled_from(["://", "label", "null", "\ufeff"])
+_MEANING = st.sampled_from([*"\"',;:=|{}[]<>&#%/\\$*?~`-_. \t", "://", "label", "null", "\ufeff"])
 
 
 def text(without="", max_size=12):
