@@ -23,6 +23,7 @@ _ORDERS = [
 ]
 _ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
 _MOST_CUTS = 4
+_LONG_EPOCHS = 60
 _PREDICT_OVER = 40  # how often the images are classified where memory is watched
 
 
@@ -53,6 +54,7 @@ class Soak:
     def __init__(self, out: Path, seed: int, epochs: int | None) -> None:
         self.out = out
         self.draw = random.Random(seed)  # noqa: S311
+        self.long_epochs = _LONG_EPOCHS if epochs is None else 10 * epochs
         self.epochs = [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
         shutil.rmtree(out, ignore_errors=True)
         self.images = out / "images"
@@ -96,7 +98,7 @@ class Soak:
         teacher = self._reference(1) / "teacher"
         student = [
             *["fit", *_DATA, *configs("student/quickstart.yaml"), f"--model.init_args.teacher={teacher}"],
-            *[f"--out={self.out / 'long'}", "--trainer.max_epochs=60", "--trainer.num_sanity_val_steps=0"],
+            *[f"--out={self.out / 'long'}", f"--trainer.max_epochs={self.long_epochs}"],
         ]
         listed = self.out / "list.txt"
         listed.write_text("\n".join(str(path) for path in sorted(self.images.iterdir()) * _PREDICT_OVER))
