@@ -40,9 +40,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             for written in (temporary, *temporary.rglob("*")):
                 if written.is_file():
                     written.chmod(example.stat().st_mode)
-            if path.is_dir():
-                path.rename(Path(scratch) / "replaced")
-            temporary.replace(path)
+            _take_place(temporary, path, Path(scratch) / "replaced")
+
+
+def _take_place(new: Path, path: Path, replaced: Path) -> None:
+    """Give a file or folder its name; what has the name is moved away before, which only folders need."""
+    if path.is_dir():
+        path.rename(replaced)
+    try:
+        new.replace(path)
+    except BaseException:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        raise
 
 
 def append(path: Path, text: str) -> None:

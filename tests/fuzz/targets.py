@@ -67,12 +67,16 @@ def _artifacts(folder: Path) -> dict[str, Target]:
     Classifier(student, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": {"d": torch.zeros(2, 2)}}, folder / "published.pt")
     return {
-        "class vectors": Target("vectors.safetensors", ClassVectors.load),
+        "class vectors": Target("vectors.safetensors", _read_vectors),
         "tuned prompts": Target("prompts.safetensors", TunedPrompts.load),
         "classifier's settings": Target("classifier/classifier.json", lambda file: Classifier.load(file.parent)),
         "classifier's weights": Target("classifier/model.safetensors", lambda file: Classifier.load(file.parent)),
         "published checkpoint": Target("published.pt", read_torch_file),
     }
+
+
+def _read_vectors(file: Path) -> None:
+    ClassVectors.load(file).require_names(world.NAMES, "the data")
 
 
 def _cache(folder: Path) -> dict[str, Target]:
@@ -94,6 +98,7 @@ def _cache(folder: Path) -> dict[str, Target]:
 
     def read(_: Path) -> None:
         there = TeacherFeatures.open(folder)
+        there.manifest.require(folder, manifest)
         there.require_shards()
         for row in range(there.manifest.images * there.manifest.views):
             there.read(row)
