@@ -3,6 +3,7 @@
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from kdpl.clip_identity import ClipConfig
 from kdpl.errors import ConfigError, WeightsError, reason
+from kdpl.network import hub_or_cache
 
 StateDict = dict[str, Tensor]
 
@@ -124,7 +126,8 @@ def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
 
 def _download(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
     try:
-        return Path(open_clip.download_pretrained(tag))
+        with hub_or_cache() if tag.get("hf_hub") else nullcontext():
+            return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
             f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from kdpl.classifier import FILES, Classifier
 from kdpl.errors import ArtifactError, reason
 from kdpl.model_card import model_card
+from kdpl.network import HubUnreachableError, hub_or_cache
 
 # the hub counts a model's downloads by this file, and takes the library's name from it
 _CONFIG = {"library_name": "kdpl"}
@@ -51,8 +52,9 @@ def push_to_hub(classifier: Classifier, repo_id: str, run: Path | None, **option
 def from_pretrained(name: str, **options: Any) -> Classifier:  # noqa: ANN401
     """Download a classifier; see ``Classifier.from_pretrained``."""
     try:
-        classifier: Any = _OnHub.from_pretrained(name, **options)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        with hub_or_cache():
+            classifier: Any = _OnHub.from_pretrained(name, **options)
+    except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtifactError(
             f"the classifier {name} cannot be had from the hub ({reason(error)}): check its name, your token and the "
             "network, or give a folder"

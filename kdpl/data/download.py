@@ -13,6 +13,7 @@ from kdpl.data.benchmark_reader import read_benchmark
 from kdpl.data.inside import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.files import atomic_path
+from kdpl.network import require_hub
 
 REPOSITORY = "zhengli97/prompt_learning_dataset"
 
@@ -95,6 +96,7 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
 def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
     """Download what belongs to a dataset; give its files and their places below the dataset's folder."""
     try:
+        require_hub()
         kind, listed = _list()
         places = {file: place_of(file) for file in listed if stays_inside(file)}
         files = {file: place[1] for file, place in places.items() if place and place[0] == benchmark.name}

@@ -45,6 +45,7 @@ class Hub:
 def hub(tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     fake = Hub(tmp_path / "hub")
+    monkeypatch.setattr(kdpl.data.download, "require_hub", lambda: None)
     monkeypatch.setattr(kdpl.data.download, "HfApi", lambda: fake)
     monkeypatch.setattr(kdpl.data.download, "hf_hub_download", fake.hf_hub_download)
     return fake

@@ -1,0 +1,67 @@
+"""Whether the Hugging Face hub can be reached, asked once and quickly.
+
+The hub's client asks again and again for half a minute for each file, and says so in lines of its own.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+from kdpl.errors import KdplError, reason
+
+_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0
+
+
+class HubUnreachableError(Exception):
+    """The hub does not answer; the message says why, to be quoted within a sentence."""
+
+
+def require_hub() -> None:
+    """Ask the hub for any answer at all.
+
+    Raises:
+        HubUnreachableError: There is none, nor a second later.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnreachableError("HF_HUB_OFFLINE is set")
+    try:
+        try:
+            _ask()
+        except Exception:  # whatever the transport raises, which is another one in each generation of the client
+            time.sleep(_PAUSE_SECONDS)
+            _ask()
+    except Exception as error:
+        raise HubUnreachableError(f"{constants.ENDPOINT} does not answer: {reason(error)}") from error
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let the hub's client look into its cache alone where the hub cannot be reached.
+
+    Raises:
+        HubUnreachableError: The block failed and the hub cannot be reached, which is why.
+    """
+    try:
+        require_hub()
+    except HubUnreachableError as unreachable:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        except KdplError:
+            raise
+        except Exception as error:
+            raise unreachable from error
+        finally:
+            constants.HF_HUB_OFFLINE = before
+    else:
+        yield
+
+
+def _ask() -> None:
+    # what it answers does not matter
+    get_session().head(constants.ENDPOINT, timeout=_SECONDS)
