@@ -1,18 +1,16 @@
 """The report in a real browser. Needs chromium, as Debian's package of that name has it."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
+from browser import CHROMIUM, NEEDED
 from PIL import Image
 from report_pages import HOSTILE, make, put_together, rename_classes
 
 import kdpl.data.digits
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
 
 
 def browse(page, folder, *options, width=1200, dark=False):
