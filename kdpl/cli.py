@@ -157,6 +157,8 @@ class KdplCLI(LightningCLI):
             return
         if self.subcommand == "fit" and not self.finished and getattr(rank_zero_only, "rank", 0) == 0:
             self._lock = RunLock(folder)
+        # before the checkpoint is looked up: kept in config.yaml, it would be that of every later test
+        self._given = config.clone()
         if config.ckpt_path is not None and not self.finished:
             require_whole(Path(config.ckpt_path))
         elif not self.finished:
@@ -165,7 +167,6 @@ class KdplCLI(LightningCLI):
             if checkpoint is not None:
                 config.ckpt_path = str(checkpoint)
                 rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {checkpoint}")
-        self._given = config.clone()
         point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:

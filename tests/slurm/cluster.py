@@ -62,6 +62,7 @@ class Cluster:
         self.state = Path(tempfile.mkdtemp(prefix="kdpl_slurm_", dir="/tmp"))
         self.state.chmod(0o755)
         self._daemons = []
+        self._hastened = set()
         self.env = {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf"), "OMP_NUM_THREADS": "1"}
         try:
             self._start()
@@ -140,7 +141,9 @@ class Cluster:
 
     def signal(self, job, *options):
         """Send the notice to a job as Slurm does when its time is nearly over."""
-        self._ask("scancel", "--signal=USR1", *options, job, check=False)
+        # of a job that has gone back into the queue by then, scancel believes that it was not told, and tries for long
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(["scancel", "--signal=USR1", *options, job], env=self.env, timeout=3, check=False)
 
     def fields(self, job):
         """What the controller knows of a job, or of each element of an array."""
@@ -151,11 +154,14 @@ class Cluster:
         """Start what was requeued in seconds, and not after two minutes as Slurm would; gives what is known."""
         known = self.fields(job)
         for each in known:
-            if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime":
+            life = (each["JobId"], each.get("Restarts"))
+            # once for each restart, or the start would be put off again and again; not at once, for its last life ends
+            if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime" and life not in self._hastened:
+                self._hastened.add(life)
                 self._ask("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False)
         return known
 
-    def finish(self, job, seconds=240):
+    def finish(self, job, seconds=500):
         """Wait for a job's end, through requeues; gives what is known of it, or of each element of an array."""
         end = time.monotonic() + seconds
         while True:

@@ -188,7 +188,7 @@ def test_what_would_wait_for_ever_is_one_sentence(slurm, tmp_path):
     assert "trainer.devices is 1 and trainer.num_nodes is 1, but Slurm started 2 processes on 1 node" in text
     text = refused("srun", "--ntasks=2", *fit, "--trainer.devices=2")
     assert "give --ntasks-per-node in the place of --ntasks" in text
-    text = refused("salloc", "--ntasks-per-node=2", "--nodes=1", *fit, "--trainer.devices=2")
+    text = refused("salloc", "--job-name=mine", "--ntasks-per-node=2", "--nodes=1", *fit, "--trainer.devices=2")
     assert "the Slurm job has 2 tasks and this is none of them: put srun before the command" in text
     assert not (tmp_path / "out").exists()
 
