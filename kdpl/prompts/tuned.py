@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdpl.artifacts import read_tensors, write_tensors
 from kdpl.clip import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
 from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
-from kdpl.errors import ArtifactError, WeightsError
+from kdpl.errors import ArtifactError, WeightsError, visible
 from kdpl.fields import Fields
 from kdpl.prompts.text import TextPrompts, Tokenize
 from kdpl.prompts.vision import VisionPrompts
@@ -170,8 +170,8 @@ def _require_prompts(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if name not in sizes or tensor.ndim != sizes[name] or tensor.dtype != torch.float32:
             raise ArtifactError(
-                f"{path} holds a tensor '{name[:60]}' of type {tensor.dtype} and shape {tuple(tensor.shape)}, which "
-                f"are no prompts: {_REMEDY}"
+                f"{path} holds a tensor '{visible(name[:60])}' of type {tensor.dtype} and shape {tuple(tensor.shape)}, "
+                f"which are no prompts: {_REMEDY}"
             )
         # the deep text prompts of a teacher of depth 1 are none
         if not tensor.isfinite().all() or (tensor.numel() == 0 and name != _DEEP):

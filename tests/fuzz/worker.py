@@ -24,11 +24,11 @@ class Limits:
     """What reading one small file may take.
 
     Attributes:
-        seconds: Time.
+        seconds: Time, also where other programs keep the machine busy.
         megabytes: Memory beyond what the process has before.
     """
 
-    seconds: float = 10.0
+    seconds: float = 60.0
     megabytes: float = 1000.0
 
 

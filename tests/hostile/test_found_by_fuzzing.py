@@ -11,6 +11,7 @@ from kdpl.artifacts import write_tensors
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import KdplError
 from kdpl.logit_sketch import KIND, LogitSketch
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.published.unpickler import read_torch_file
 from kdpl.report.run_folder import Stage
 
@@ -50,4 +51,16 @@ def test_a_version_that_would_break_the_sentence_that_names_it(tmp_path):
     write_tensors(tmp_path / "test_logits.safetensors", KIND, "\n", {"values": torch.zeros(1, 1)}, {})
     with pytest.raises(KdplError, match=r"has format version \\n, this kdpl reads version") as error:
         LogitSketch.load(tmp_path)
+    assert world.one_sentence(error)
+
+
+def test_a_tensor_whose_name_would_break_the_sentence_that_names_it(tmp_path):
+    prompts = world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)})
+    prompts.save(tmp_path / "prompts.safetensors")
+    content = (tmp_path / "prompts.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].replace(b'"vision_prompts.tokens":{', b'"\\n":{')
+    (tmp_path / "prompts.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    with pytest.raises(KdplError, match=r"holds a tensor '\\n' of type") as error:
+        TunedPrompts.load(tmp_path / "prompts.safetensors")
     assert world.one_sentence(error)
