@@ -33,7 +33,7 @@ def _hang(file: Path) -> None:
 
 def _fill_memory(file: Path) -> None:
     if file.read_bytes() != WHOLE:
-        bytearray(b"x") * 200_000_000
+        bytearray(b"x") * 40_000_000
 
 
 def _write(file: Path) -> None:
