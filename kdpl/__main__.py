@@ -1,5 +1,8 @@
 """``python -m kdpl``: one door to everything, which imports only what the command needs."""
 
+import codecs
+import locale
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 75 for a Slurm
         job that is in the queue again, 130 for Ctrl-C.
     """
+    if argv is None:
+        _require_utf8()
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -89,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {args[0]!r}: use one of {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
     return call(_run_command, args, debug)
+
+
+def _require_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode under a locale of another encoding.
+
+    Libraries read and write text in the locale's encoding, and so would refuse configs or names with umlauts.
+    """
+    encodings = {codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())}
+    if encodings != {"utf-8"} and os.environ.get("PYTHONUTF8") != "1":
+        # by the environment, which the processes that this one starts inherit
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606
 
 
 def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bool = False) -> int:

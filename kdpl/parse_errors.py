@@ -88,6 +88,8 @@ def parse_error_sentence(message: str) -> str:
                 setting, value = f"{name} of {class_path}", plain
                 expected = [f"a section of {', '.join(fields)}"]
                 break
+    if expected == ["str"] and value.startswith("{"):
+        return f"setting {setting} is {value}, because a text with ': ' in it needs quotes of its own: write '\"a: b\"'"
     if setting and expected:
         return f"setting {setting} is {value}, expected {' or '.join(dict.fromkeys(expected))}: {_REMEDY}"
     return f"{text}: {_REMEDY}".replace('Parser key "', 'setting "').replace("::", ":")

@@ -37,6 +37,13 @@ def fit_teacher(out, *more):
     return main(["fit", *DATA, *TEACHER, *SHORT, f"--out={out}", *more])
 
 
+def folder_fit(root, out):
+    """The command that fits a teacher for two epochs on what ``image_folder`` wrote."""
+    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
+    few = ["--data.init_args.shots=4", "--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
+    return ["fit", *data, *TEACHER, *SHORT, *few, f"--out={out}"]
+
+
 def fit_student(out, teacher, *more):
     return main(["fit", *DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher}", f"--out={out}", *more])
 
@@ -48,15 +55,18 @@ def test(out, *more):
 test.__test__ = False
 
 
-def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE):
-    """``python -m kdpl`` with these arguments, in a process group of its own that a test may interrupt or kill."""
+def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **variables):
+    """``python -m kdpl`` with these arguments, in a process group of its own that a test may interrupt or kill.
+
+    ``variables`` are added to its environment.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "kdpl", *args],
         stdout=stdout,
         stderr=stderr,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

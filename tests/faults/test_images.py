@@ -1,14 +1,12 @@
 import pytest
-from runs import SHORT, TEACHER, configs, files_of, image_folder, noise
+from runs import files_of, folder_fit, image_folder, noise
 
 from kdpl.__main__ import main
 from kdpl.callbacks.throughput import Throughput
 
 
 def fit(root, out, *more):
-    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
-    few = ["--data.init_args.shots=4", "--data.init_args.batch_size=4", f"--out={out}"]
-    return main(["fit", *data, *TEACHER, *SHORT, "--trainer.limit_train_batches=1.0", *few, *more])
+    return main([*folder_fit(root, out), *more])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
