@@ -89,7 +89,10 @@ def parse_error_sentence(message: str) -> str:
                 expected = [f"a section of {', '.join(fields)}"]
                 break
     if expected == ["str"] and value.startswith("{"):
-        return f"setting {setting} is {value}, because a text with ': ' in it needs quotes of its own: write '\"a: b\"'"
+        return (
+            f"setting {setting} is {value}, as on the command line a text with ': ' in it is taken for a section: give "
+            "it in a config, within quotes"
+        )
     if setting and expected:
         return f"setting {setting} is {value}, expected {' or '.join(dict.fromkeys(expected))}: {_REMEDY}"
     return f"{text}: {_REMEDY}".replace('Parser key "', 'setting "').replace("::", ":")

@@ -1,35 +1,14 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, start_process
+from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, processes_of, start_process, wait_for
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT, "--trainer.max_epochs=3000", "--data.init_args.num_workers=1"]
 RUN = ["run", *(f"{arg}".replace("--config", "--teacher") for arg in TEACHER)]
 RUN += [f"{arg}".replace("--config", "--student") for arg in STUDENT] + [*DATA, *FIT[3 + len(TEACHER) :]]
-
-
-def processes_of(group):
-    """The processes of a group that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, owner = stat.read_text().rpartition(")")[2].split()[:3]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(owner) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
 
 
 @pytest.fixture

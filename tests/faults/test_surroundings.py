@@ -81,9 +81,11 @@ def test_a_colon_in_a_path_is_one_of_its_characters_or_gets_the_way_to_write_it(
         assert main(folder_fit(path, "out: 1")) == 1
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: setting data.init_args.root is {'"), line
-        assert line.endswith("because a text with ': ' in it needs quotes of its own: write '\"a: b\"'"), line
+        assert line.endswith("is taken for a section: give it in a config, within quotes"), line
         assert list(tmp_path.iterdir()) == [root]
-    assert main(folder_fit(f'"{root}"', "out: 1")) == 0
+    own = tmp_path / "own.yaml"
+    own.write_text(f'data:\n  init_args:\n    root: "{root}"\n')
+    assert main([*folder_fit("elsewhere", "out: 1"), f"--config={own}"]) == 0
     assert main(["test", "--config=out: 1/config.yaml"]) == 0
     assert (tmp_path / "out: 1" / "class_vectors.safetensors").is_file()
     assert (tmp_path / "out: 1" / "test.json").is_file()
