@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 from runs import files_of, folder_fit, image_folder, noise
 
@@ -74,6 +79,24 @@ def test_a_read_only_place_for_results_is_one_sentence(tmp_path, read_only, clas
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith(f"error: {place}"), line
         assert "Read-only file system: check path, permissions and space" in line
+
+
+def test_an_image_that_may_not_be_read_is_named_with_the_systems_reason(tmp_path):
+    root = image_folder(tmp_path / "data")
+    image = root / "train/dog/2.png"
+    image.chmod(0)
+    command = [sys.executable, "-m", "kdpl"]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root reads everything, and there is no setpriv to let it read less")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run([*command, *folder_fit(root, tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: 1 of 16 images cannot be used (image {image} cannot be read ("), line
+    assert "Permission denied" in line
+    assert ": replace or remove them, or set data.init_args.bad_images to skip" in line
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
