@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import files_of, folder_fit, image_folder, noise
+from runs import STUDENT, configs, files_of, folder_fit, image_folder, noise
 
 from kdpl.__main__ import main
 from kdpl.callbacks.throughput import Throughput
@@ -60,6 +60,9 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
     before = files_of(data)
     root = read_only(data)
     assert fit(root, tmp_path / "out") == 0
+    place = [f"--model.init_args.teacher={tmp_path}/out", f"--data.init_args.teacher_cache={tmp_path}/cache"]
+    student = [*configs("data/folder.yaml", "trainer/cpu.yaml"), *STUDENT, f"--data.init_args.root={root}", *place]
+    assert main(["cache", *student, "--views=1"]) == 0
     assert main(["init", str(root), f"--out={tmp_path}/init"]) == 0
     assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/answers.csv"]) == 0
     assert files_of(data) == before
