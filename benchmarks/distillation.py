@@ -30,6 +30,7 @@ class _Domain(NamedTuple):
     class_names: tuple[str, ...]
     num_base: int | None
     tuning_class_names: tuple[str, ...]
+    class_texts: tuple[str, ...]
 
     def preview(self, n: int, image_size: int) -> Tensor:
         return torch.zeros(n, 3, image_size, image_size, dtype=torch.uint8)
@@ -165,7 +166,7 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
         teacher.write_run(Path(folder), names)
         prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
         student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
-        trainer = SimpleNamespace(datamodule=_Domain(names, None, names))
+        trainer = SimpleNamespace(datamodule=_Domain(names, None, names, names), world_size=1)
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")
     student.trainer = None

@@ -199,8 +199,10 @@ def _require_own_folder(out: Path) -> None:
     """Refuse a file, or a folder with anything that is not of a run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
-    # what a start leaves that was refused, or killed at once
-    foreign = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+    # a stage may be there already, imported for example; hidden is what a start leaves that was refused or killed
+    own = ("teacher", "student")
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    foreign = [name for name in names if not name.startswith(".") and name not in own]
     if foreign and not (out / ORDER_FILE).is_file():
         raise ConfigError(
             f"--out {out} holds something else than a run ({visible(min(foreign))}): choose another --out, or empty it"

@@ -34,7 +34,7 @@ class Teacher(LightningModule):
         return DataLoader([1, 2])
 
     def tuned_prompts(self):
-        return world.tuned_prompts({"number": self.number.detach()})
+        return world.tuned_prompts({"vision_prompts.tokens": self.number.detach().reshape(1, 1, 1)})
 
     def class_vectors(self):
         self.frozen += 1
@@ -76,7 +76,7 @@ def files(folder):
 
 
 def number_in(folder):
-    return TunedPrompts.load(folder / "prompts.safetensors").tensors["number"].item()
+    return TunedPrompts.load(folder / "prompts.safetensors").tensors["vision_prompts.tokens"].item()
 
 
 def test_a_finished_fit_hands_over_what_it_ends_with_once(tmp_path):
@@ -174,13 +174,16 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, monkeypatch):
 
 class TestSaveClassifier:
     @pytest.fixture
-    def student(self, clip_of):
+    def student(self, clip_of, tmp_path):
         clip = clip_of("test-student")
         encoder = StudentEncoder(clip.image_tower, 2, 2, 24)
 
         class Student(Teacher):
+            vectors = world.frozen_vectors()
+            class_vectors_path = tmp_path / "class_vectors.safetensors"
+
             def classifier(self):
-                return Classifier(encoder, world.frozen_vectors(), 17.0, clip.identity)
+                return Classifier(encoder, self.vectors, 17.0, clip.identity)
 
         return Student()
 
