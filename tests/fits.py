@@ -1,6 +1,7 @@
 """Fits by one process and by several, and what each of them saw."""
 
 import hashlib
+import os
 
 import torch
 import world
@@ -78,6 +79,8 @@ def statistics(module):
 def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):
     """Fit with the notes in a folder that is not there yet; gives what each process saw."""
     folder.mkdir()
+    # which commands leave behind, and with which Lightning would seed several processes anew, and one alone not
+    os.environ.pop("PL_GLOBAL_SEED", None)
     several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
     settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
     trainer = world.quiet_trainer(folder, epochs, callbacks=[notes(folder)], **several, **settings)

@@ -54,7 +54,15 @@ class LazyLoader(DataLoader[Any]):
         # a generator: nothing runs before the first next()
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            # a worker was killed while an image was being handed over; in torch's own words for one killed at rest
+            raise RuntimeError(f"DataLoader worker (pid(s) {self._gone()}) exited unexpectedly") from error
+
+    def _gone(self) -> str:
+        workers = getattr(self._iterator, "_workers", ())
+        return ", ".join(str(worker.pid) for worker in workers if not worker.is_alive()) or "0"
 
     def sources_of(self, epoch: int, batch: int) -> list[str]:
         """Names of this process's images in a batch of training, from 0; computed, so that nothing need be kept."""

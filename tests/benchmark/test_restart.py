@@ -22,7 +22,11 @@ def _in_the_repository(monkeypatch):
 
 
 def results_in(out):
-    return {file: file.stat().st_mtime_ns for file in out.glob("*/**/results.json")}
+    while True:
+        try:
+            return {file: file.stat().st_mtime_ns for file in out.glob("*/**/results.json")}
+        except FileNotFoundError:
+            continue  # a folder has been looked into that was gone by then
 
 
 def test_killed_at_any_moment_a_campaign_is_completed_by_the_same_command_and_nothing_is_done_twice(tmp_path):

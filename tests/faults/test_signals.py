@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 
@@ -94,7 +95,10 @@ def test_a_worker_that_is_killed_ends_the_fit_with_one_sentence_and_a_next_start
         assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 1
     assert time.monotonic() - begin < 60
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: a worker process that loads images is killed by signal: Killed, "), line
+    # the latter where it was handing an image over
+    assert re.match(
+        "error: a worker process that loads images (is killed by signal: Killed|ended unexpectedly), ", line
+    )
     assert f"{tmp_path}/checkpoints/last.ckpt is kept)" in line
     assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 0
     weights = "classifier/model.safetensors"
