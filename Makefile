@@ -47,8 +47,8 @@ soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be
 fuzz: $(WITH_DEV) ## give garbled files to all that reads files of strangers, for a minute; FUZZ_SECONDS=600
 	@PYTHONPATH=tests $(VENV_PYTHON) -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
-slurm: $(WITH_DEV) ## run jobs in a Slurm of this machine's own: apt-get install slurm-wlm munge, as root; four minutes
-	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
+slurm: $(WITH_DEV) ## start fits by torchrun, and jobs in a Slurm of this machine's own: as root, with slurm-wlm and munge
+	@$(VENV_PYTHON) -m pytest tests/slurm/torchrun.py tests/slurm/jobs.py
 
 screenshots: quickstart $(WITH_DEV) ## take the pictures of report and demo in docs/images again, in chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
