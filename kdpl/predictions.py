@@ -33,8 +33,8 @@ class Answer:
     probability: float
 
 
-def write_answers(folder: Path, answers: Iterable[Answer], metrics: Mapping[str, float]) -> None:
-    """Write the answers, and then the accuracies, which stand for a finished test, into a run's folder."""
+def write_answers(folder: Path, answers: Iterable[Answer]) -> None:
+    """Write the answers into a run's folder, in the order of the test split."""
     rows = sorted(answers, key=lambda a: a.index)
     with (
         atomic_path(folder / PREDICTIONS_FILE) as temporary,
@@ -43,8 +43,12 @@ def write_answers(folder: Path, answers: Iterable[Answer], metrics: Mapping[str,
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         writer.writerows([a.index, a.source, a.label, a.prediction, f"{a.probability:.6f}"] for a in rows)
+
+
+def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
+    """Write the accuracies of so many images, which stand for a finished test: after all else that a test leaves."""
     with atomic_path(folder / RESULTS_FILE) as temporary:
-        temporary.write_text(json.dumps({"images": len(rows), **metrics}, indent=2), encoding="utf-8")
+        temporary.write_text(json.dumps({"images": images, **metrics}, indent=2), encoding="utf-8")
 
 
 def read_answers(folder: Path) -> list[Answer]:

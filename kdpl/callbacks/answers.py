@@ -8,22 +8,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kdpl.logit_sketch import LogitSketch
-from kdpl.predictions import Answer, write_answers
+from kdpl.predictions import Answer, write_answers, write_results
 
 
 class TestAnswers(Callback):
-    """Writes each test image's answer, a sketch of its logits and the accuracies after a test, from one process."""
+    """Writes each test image's answer, a sketch of its logits and the accuracies after a test, from one process.
+
+    The accuracies stand for a finished test, and so come last of all, after what other callbacks make of the answers.
+    """
 
     __test__ = False  # the name is not that of a test
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float]] = []
         self._sketches: list[LogitSketch] = []
+        self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         del trainer, pl_module
-        self._rows, self._sketches = [], []
+        self._rows, self._sketches, self._metrics = [], [], None
 
     def on_test_batch_end(
         self,
@@ -42,7 +46,7 @@ class TestAnswers(Callback):
         self._sketches.append(LogitSketch.of(outputs["logits"].cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather and write."""
+        """Gather, and write the answers."""
         del pl_module
         rows = _gather(self._rows, trainer.world_size)
         values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
@@ -57,8 +61,15 @@ class TestAnswers(Callback):
                 LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
             if getattr(data, "held_out", False):
                 metrics["held_out"] = True
-            # last, since the accuracies stand for a finished test
-            write_answers(folder, answers, metrics)
+            write_answers(folder, answers)
+            self._rows, self._metrics = rows, metrics
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the accuracies; not reached where another callback failed."""
+        del pl_module, stage
+        if self._metrics is not None:
+            write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)
+            self._metrics = None
 
 
 def _gather(rows: list[Any], processes: int) -> list[Any]:

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 from world import quiet_trainer
 
@@ -53,6 +53,28 @@ def test_each_image_has_its_source_label_answer_and_probability(tested):
     assert [a.prediction for a in answers] == [NAMES[i] for i in (0, 2, 1, 0, 1)]
     expected = [float((row.double().exp() / row.double().exp().sum()).max()) for row in LOGITS]
     assert [a.probability for a in answers] == pytest.approx(expected, abs=1e-6)
+
+
+def test_accuracies_stand_for_a_finished_test_and_come_after_what_others_make_of_the_answers(tmp_path):
+    class Draws(Callback):
+        def __init__(self, fails):
+            self.fails = fails
+
+        def on_test_end(self, *_):
+            assert len(read_answers(tmp_path)) == 5
+            assert read_results(tmp_path) == {}
+            if self.fails:
+                raise OSError("disk full")
+
+    def test(fails):
+        callbacks = [TestAnswers(), Draws(fails)]
+        quiet_trainer(tmp_path, callbacks=callbacks).test(Fixed(), datamodule=Images(), verbose=False)
+
+    with pytest.raises(OSError, match="disk full"):
+        test(fails=True)
+    assert read_results(tmp_path) == {}
+    test(fails=False)
+    assert read_results(tmp_path)["images"] == 5
 
 
 def test_the_accuracies_are_those_of_the_answers_and_of_the_test_alone(tested):

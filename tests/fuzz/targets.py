@@ -30,7 +30,7 @@ from kdpl.deploy.sources import read_items
 from kdpl.errors import DataError
 from kdpl.logit_sketch import FILE as SKETCH_FILE
 from kdpl.logit_sketch import LogitSketch
-from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers
+from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers, write_results
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.published.unpickler import read_torch_file
 from kdpl.report.run_folder import Stage
@@ -113,7 +113,8 @@ def _cache(folder: Path) -> dict[str, Target]:
 def _results(folder: Path) -> dict[str, Target]:
     LogitSketch.of(torch.randn(6, 5)).save(folder)
     answers = [Answer(i, f"{i}.png", "cat", "dog", 0.5) for i in range(5)]
-    write_answers(folder, answers, {"test/acc": 0.5, "test/base_acc": 0.25})
+    write_answers(folder, answers)
+    write_results(folder, len(answers), {"test/acc": 0.5, "test/base_acc": 0.25})
     return {
         "sketch of logits": Target(SKETCH_FILE, lambda file: LogitSketch.load(file.parent).confidences()),
         "test's answers": Target(PREDICTIONS_FILE, lambda file: Stage(file.parent).answers),

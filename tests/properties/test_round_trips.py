@@ -16,7 +16,7 @@ from kdpl.data.table import read_table
 from kdpl.deploy.journal import columns
 from kdpl.deploy.sources import printable
 from kdpl.deploy.tables import FORMATS, write_table
-from kdpl.predictions import Answer, read_answers, read_results, write_answers
+from kdpl.predictions import Answer, read_answers, read_results, write_answers, write_results
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ accuracies = st.dictionaries(st.sampled_from(["test/acc", "test/base_acc", "test
 @given(answers, accuracies, st.randoms(use_true_random=False))
 def test_answers_of_a_test_come_back_in_order_to_the_millionth(folder, rows, metrics, shuffle):
     expected = [Answer(i, *row) for i, row in enumerate(rows)]
-    write_answers(folder, shuffle.sample(expected, len(expected)), metrics)
+    write_answers(folder, shuffle.sample(expected, len(expected)))
+    write_results(folder, len(expected), metrics)
     assert read_answers(folder) == expected
     assert read_results(folder) == {"images": len(rows), **metrics}
 
