@@ -1,6 +1,5 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from kdpl.callbacks.requeue import Requeue, may_requeue
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.throughput import Throughput
 from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
+from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
 from kdpl.faults import TERMINATED, sentence
 from kdpl.launch import matching_trainer, require_processes, require_srun
@@ -275,11 +275,10 @@ class KdplCLI(LightningCLI):
 
 def _require_cores(devices: object) -> None:
     """Refuse a number of processes that would bring a machine down; how many GPUs there are, Lightning knows."""
-    cores = os.cpu_count() or 1
     number = int(devices) if isinstance(devices, int | str) and str(devices).isdecimal() else 0
-    if number > max(8 * cores, 64):
+    if number > max(8 * cores(), 64):
         raise ConfigError(
-            f"trainer.devices is {number}, which starts as many processes, and this machine has {cores} cores: lower it"
+            f"trainer.devices is {number}, which starts as many processes, for {cores()} cores of this machine: lower it"
         )
 
 

@@ -20,6 +20,9 @@ from kdpl.launch import needs_srun
 
 INTERRUPTED = 130
 
+ENDED_FROM_OUTSIDE = (INTERRUPTED, TERMINATED, slurm.REQUEUED)
+"""Exit codes of a step after which the command that started it ends as well: Ctrl-C, SIGTERM, Slurm."""
+
 _TICK_SECONDS = 0.5
 
 # commands whose work several processes share

@@ -8,6 +8,7 @@ from world import one_sentence
 
 from kdpl.__main__ import main
 from kdpl.errors import ConfigError
+from kdpl.sweep import command
 from kdpl.sweep.points import as_options, read_sweep
 
 GRID = {
@@ -80,3 +81,21 @@ def test_a_sweep_runs_its_fits_ranks_them_and_does_nothing_the_second_time(tmp_p
     assert {name: f for name, f in files_of(out).items() if "/" in name} == before
     assert main([*args, "--seed=2"]) == 1
     assert "holds a sweep with other settings (--seed)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "fits"), [(130, 1), (143, 1), (75, 1), (1, 4)])
+def test_a_fit_that_was_ended_from_outside_ends_the_sweep_and_one_that_failed_does_not(
+    code, fits, tmp_path, teacher_run, monkeypatch
+):
+    begun = []
+
+    def step(function, argument):
+        if function is command.check_fits:
+            return 0
+        begun.append(argument)
+        return code
+
+    monkeypatch.setattr(command, "in_own_process", step)
+    args = [str(write(tmp_path)), f"--out={tmp_path / 'sweep'}", *DATA, *STUDENT]
+    assert command.sweep(args) == code
+    assert len(begun) == fits

@@ -16,7 +16,7 @@ from rich.table import Table
 from kdpl.arguments import Parser, config_files, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
-from kdpl.processes import INTERRUPTED, check_fits, in_own_process, run_step
+from kdpl.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
 from kdpl.sweep.points import Point, Sweep, as_options, read_sweep
 
 ORDER_FILE = "sweep.json"
@@ -33,7 +33,7 @@ def sweep(argv: Sequence[str]) -> int:
         argv: Arguments after ``sweep``.
 
     Returns:
-        0, or the exit code of a fit that failed; the other fits are run nevertheless.
+        0, or the exit code of a fit that failed; the other fits are run nevertheless, unless it was ended from outside.
 
     Raises:
         ConfigError: The sweep cannot be, or its folder holds another.
@@ -63,7 +63,7 @@ def sweep(argv: Sequence[str]) -> int:
         settings = ", ".join(f"{_short(name)} {_shown(value)}" for name, value in point.items())
         console.rule(f"[bold]{folder.name} of {len(fits)}: {settings}", align="left")
         code = in_own_process(run_step, fits[folder])
-        if code == INTERRUPTED:
+        if code in ENDED_FROM_OUTSIDE:
             return code
         failed = failed or code
     _summarize(console, chosen, dict(zip(fits, points, strict=True)), out)
