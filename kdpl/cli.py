@@ -278,7 +278,7 @@ def _require_cores(devices: object) -> None:
     number = int(devices) if isinstance(devices, int | str) and str(devices).isdecimal() else 0
     if number > max(8 * cores(), 64):
         raise ConfigError(
-            f"trainer.devices is {number}, which starts as many processes, for {cores()} cores of this machine: lower it"
+            f"trainer.devices is {number}, which starts as many processes, on a machine of {cores()} cores: lower it"
         )
 
 
