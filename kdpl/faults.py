@@ -23,7 +23,7 @@ _SHARED_MEMORY = re.compile("Bus error|shared memory|unable to (?:write to file|
 
 def sentence(error: BaseException) -> str | None:
     """Say what an error means to whoever ran the command; None where it is a mistake of the program."""
-    marks = [note.removeprefix(_MARK) for note in getattr(error, "__notes__", ()) if note.startswith(_MARK)]
+    marks = _marks(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by SIGTERM"
         return f"{word}: {_GO_ON} ({'; '.join(marks)})" if marks else word
@@ -34,6 +34,15 @@ def sentence(error: BaseException) -> str | None:
 def mark(error: BaseException, where: str) -> None:
     """Tell an error where it struck and what is left, which its sentence then ends with."""
     error.add_note(f"{_MARK}{where}")
+
+
+def _marks(error: BaseException | None) -> list[str]:
+    # a worker that was killed may strike again while the trainer is taken down, in the place of the marked error
+    marks: dict[str, None] = {}
+    while error is not None:
+        marks |= {note.removeprefix(_MARK): None for note in getattr(error, "__notes__", ()) if note.startswith(_MARK)}
+        error = error.__context__
+    return list(marks)
 
 
 def _of_another(error: BaseException) -> str | None:

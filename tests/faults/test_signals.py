@@ -103,3 +103,24 @@ def test_a_worker_that_is_killed_ends_the_fit_with_one_sentence_and_a_next_start
     assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 0
     weights = "classifier/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (student_run / weights).read_bytes()
+
+
+def test_a_killed_worker_that_strikes_again_while_the_trainer_is_taken_down_hides_no_checkpoint(
+    tmp_path, teacher_run, capsys, monkeypatch
+):
+    from kdpl.callbacks.throughput import Throughput
+
+    # torch says so each time a process ends, also one of the others as they are sent home
+    def strike(*args):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def strike_in_the_second_epoch(self, trainer, *args):
+        if trainer.current_epoch == 1:
+            strike()
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", strike_in_the_second_epoch)
+    monkeypatch.setattr("lightning.pytorch.Trainer._teardown", strike)
+    assert fit_student(tmp_path, teacher_run) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: a worker process that loads images is killed by signal: Killed, ")
+    assert line.endswith(f" to go on (after 4 steps; {tmp_path}/checkpoints/last.ckpt is kept)")
