@@ -179,7 +179,8 @@ class KdplCLI(LightningCLI):
         # saved is the config as given: where the loggers write is worked out anew each time
         self.config[self.subcommand] = self._given
         trainer = self._given.trainer
-        callbacks: list[Callback] = [Throughput(), FiniteLoss(), TestAnswers(), DrawPictures(), WhereItStopped()]
+        # first the one that marks an error, before another may fail over it
+        callbacks: list[Callback] = [WhereItStopped(), Throughput(), FiniteLoss(), TestAnswers(), DrawPictures()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdpl.data.sampler import TrainSampler
+
+_END_SECONDS = 5.0
 
 
 class LazyLoader(DataLoader[Any]):
@@ -62,6 +65,11 @@ class LazyLoader(DataLoader[Any]):
 
     def _gone(self) -> str:
         workers = getattr(self._iterator, "_workers", ())
+        # A process's connections break a moment before its end is told: then torch's handler of SIGCHLD raises, and it
+        # should do so here, not in the middle of whatever handles the error.
+        until = time.monotonic() + _END_SECONDS
+        while all(worker.is_alive() for worker in workers) and time.monotonic() < until:
+            time.sleep(0.01)
         return ", ".join(str(worker.pid) for worker in workers if not worker.is_alive()) or "0"
 
     def sources_of(self, epoch: int, batch: int) -> list[str]:

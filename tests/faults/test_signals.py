@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, processes_of, start_process, wait_for
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT, "--trainer.max_epochs=3000", "--data.init_args.num_workers=1"]
 RUN = ["run", *(f"{arg}".replace("--config", "--teacher") for arg in TEACHER)]
@@ -76,31 +77,42 @@ def test_the_step_of_a_run_that_was_killed_ends_as_well_and_its_workers(tmp_path
     wait_for(lambda: not processes_of(process.pid), 20)
 
 
+def kill_at_rest(workers):
+    os.kill(workers[0].pid, signal.SIGKILL)
+    # its end, which torch's handler of SIGCHLD raises here
+    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)
+
+
+def kill_while_it_hands_an_image_over(workers):
+    os.kill(workers[0].pid, signal.SIGKILL)
+    # what is read of a connection that breaks; the end itself is told a moment later
+    raise EOFError
+
+
+@pytest.mark.parametrize("kill", [kill_at_rest, kill_while_it_hands_an_image_over])
 def test_a_worker_that_is_killed_ends_the_fit_with_one_sentence_and_a_next_start_ends_as_an_uncut_run(
-    tmp_path, teacher_run, student_run, capsys, monkeypatch
+    kill, tmp_path, teacher_run, student_run, capsys, monkeypatch
 ):
-    from kdpl.callbacks.throughput import Throughput
+    original = _MultiProcessingDataLoaderIter._next_data
+    last = tmp_path / "checkpoints" / "last.ckpt"
 
-    original = Throughput.on_train_batch_end
+    def next_data(self):
+        if last.exists():
+            kill(self._workers)
+        return original(self)
 
-    def kill(self, trainer, *args):
-        if trainer.global_step == 5:
-            workers = trainer.train_dataloader._iterator._workers
-            os.kill(workers[0].pid, signal.SIGKILL)
-        return original(self, trainer, *args)
-
+    workers = "--data.init_args.num_workers=2"
     with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", kill)
+        patch.setattr(_MultiProcessingDataLoaderIter, "_next_data", next_data)
         begin = time.monotonic()
-        assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 1
+        assert fit_student(tmp_path, teacher_run, workers) == 1
     assert time.monotonic() - begin < 60
     line = capsys.readouterr().err.splitlines()[-1]
-    # the latter where it was handing an image over
     assert re.match(
         "error: a worker process that loads images (is killed by signal: Killed|ended unexpectedly), ", line
     )
-    assert f"{tmp_path}/checkpoints/last.ckpt is kept)" in line
-    assert fit_student(tmp_path, teacher_run, "--data.init_args.num_workers=2") == 0
+    assert line.endswith(f"(after 3 steps; {last} is kept)")
+    assert fit_student(tmp_path, teacher_run, workers) == 0
     weights = "classifier/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (student_run / weights).read_bytes()
 
