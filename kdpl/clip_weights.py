@@ -1,7 +1,6 @@
 """Where a CLIP's weights come from: a pretrained tag or a file, checked against the model before they are loaded."""
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,18 +8,20 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import open_clip
-import torch
 from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdpl.clip_identity import ClipConfig
-from kdpl.errors import ConfigError, WeightsError, reason
+from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.network import hub_or_cache
+from kdpl.torch_files import is_torchscript, read_torchscript
 
 StateDict = dict[str, Tensor]
 
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
+# what stands among the tensors of OpenAI's archives
+_SIZES = {"input_resolution", "context_length", "vocab_size"}
 
 
 class Weights(NamedTuple):
@@ -159,13 +160,6 @@ def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Pat
     return path
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _activation_in(path: Path) -> bool | None:
     """Whether the file says that its weights want QuickGELU; None if it does not say."""
     if path.suffix == ".safetensors":
@@ -176,17 +170,17 @@ def _activation_in(path: Path) -> bool | None:
             raise WeightsError(f"weights file {path} is damaged ({reason(error)}): fetch it again") from error
         return None if said is None else said == "true"
     # the only TorchScript archives of CLIPs are OpenAI's
-    return True if _is_torchscript(path) else None
+    return True if is_torchscript(path) else None
 
 
 def _read_tensors(path: Path) -> StateDict:
     try:
-        if path.suffix != ".safetensors" and _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-            sizes = {"input_resolution", "context_length", "vocab_size"}
-        else:
-            state, sizes = read_state_dict(str(path), weights_only=True), set()
-        return {k: v for k, v in state.items() if isinstance(v, Tensor) and k not in sizes}
+        if path.suffix != ".safetensors" and is_torchscript(path):
+            return {k: v for k, v in read_torchscript(path).items() if k not in _SIZES}
+        state = read_state_dict(str(path), weights_only=True)
+        return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    except ArtifactError as error:
+        raise WeightsError(f"weights file {error}") from error
     except UnpicklingError as error:
         # torch's own message advises to load the file without this protection
         raise WeightsError(

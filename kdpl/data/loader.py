@@ -68,7 +68,7 @@ class LazyLoader(DataLoader[Any]):
         # A process's connections break a moment before its end is told: then torch's handler of SIGCHLD raises, and it
         # should do so here, not in the middle of whatever handles the error.
         until = time.monotonic() + _END_SECONDS
-        while all(worker.is_alive() for worker in workers) and time.monotonic() < until:
+        while workers and all(worker.is_alive() for worker in workers) and time.monotonic() < until:
             time.sleep(0.01)
         return ", ".join(str(worker.pid) for worker in workers if not worker.is_alive()) or "0"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpl.errors import ArtifactError
-from kdpl.published.unpickler import read_torch_file
+from kdpl.torch_files import read_torch_file
 
 Kind = Literal["teacher", "student"]
 

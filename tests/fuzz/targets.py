@@ -32,9 +32,9 @@ from kdpl.logit_sketch import FILE as SKETCH_FILE
 from kdpl.logit_sketch import LogitSketch
 from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers, write_results
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.published.unpickler import read_torch_file
 from kdpl.report.run_folder import Stage
 from kdpl.student_encoder import StudentEncoder
+from kdpl.torch_files import read_torch_file, read_torchscript
 
 _TABLE = (
     "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\nd.png,dog,val\ne.png,,\nhttps://h/f.png,dog,\n"
@@ -66,12 +66,14 @@ def _artifacts(folder: Path) -> dict[str, Target]:
     student = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
     Classifier(student, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": {"d": torch.zeros(2, 2)}}, folder / "published.pt")
+    torch.jit.trace(torch.nn.Sequential(torch.nn.Linear(2, 3)), torch.ones(1, 2)).save(str(folder / "scripted.pt"))
     return {
         "class vectors": Target("vectors.safetensors", _read_vectors),
         "tuned prompts": Target("prompts.safetensors", TunedPrompts.load),
         "classifier's settings": Target("classifier/classifier.json", lambda file: Classifier.load(file.parent)),
         "classifier's weights": Target("classifier/model.safetensors", lambda file: Classifier.load(file.parent)),
         "published checkpoint": Target("published.pt", read_torch_file),
+        "OpenAI's weights": Target("scripted.pt", read_torchscript),
     }
 
 

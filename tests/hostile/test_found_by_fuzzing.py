@@ -12,8 +12,8 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import KdplError
 from kdpl.logit_sketch import KIND, LogitSketch
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.published.unpickler import read_torch_file
 from kdpl.report.run_folder import Stage
+from kdpl.torch_files import read_torch_file
 
 DEEP = "[" * 10_000
 

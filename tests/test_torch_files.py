@@ -14,7 +14,7 @@ import torch
 import world
 
 from kdpl.errors import ArtifactError
-from kdpl.published.unpickler import _STORAGES, read_torch_file
+from kdpl.torch_files import _STORAGES, is_torchscript, read_torch_file, read_torchscript
 
 
 def archive(path, data, storages=(), **options):
@@ -76,7 +76,7 @@ def test_a_file_that_torch_refuses_is_read_whole(tmp_path):
         assert torch.equal(read, tensor)
     world.assert_plain_values(content["optimizer"]["param_groups"])
     for key in ("scheduler", "val_result"):
-        assert type(content[key]).__module__ == "kdpl.published.unpickler"
+        assert type(content[key]).__module__ == "kdpl.torch_files"
 
 
 @pytest.mark.parametrize("dtype", _STORAGES.values(), ids=_STORAGES.keys())
@@ -172,7 +172,7 @@ class TestNothingRuns:
     def test_no_module_is_imported(self, tmp_path):
         data = b"\x80\x02cwave\nopen\nX\x01\x00\x00\x00f\x85R."
         code = (
-            f"import sys; from pathlib import Path; from kdpl.published.unpickler import read_torch_file; "
+            f"import sys; from pathlib import Path; from kdpl.torch_files import read_torch_file; "
             f"read_torch_file(Path({str(archive(tmp_path / 'f', data))!r})); print('wave' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -365,3 +365,93 @@ def test_the_limit_on_tuples_is_far_above_a_real_checkpoint(tmp_path):
         data = file.read("f/data.pkl")
     assert sum("TUPLE" in opcode.name for opcode, _, _ in pickletools.genops(data)) < 10_000
     assert len(read_torch_file(tmp_path / "f")["state_dict"]) == 1000
+
+
+class Inner(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+        self.register_buffer("count", torch.tensor(7))
+        self.small = torch.nn.Parameter(torch.randn(2, 3).half())
+        self.number, self.pair, self.listed = 5, (1, 2), [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+class Outer(Inner):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+        self.more = torch.nn.Sequential(torch.nn.LayerNorm(2), torch.nn.ReLU())
+
+
+class CreatesAFile(torch.nn.Module):
+    """Its code runs as the archive is loaded, and creates a file of this name."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.path = str(path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return self.weight, self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.weight = torch.from_file(state[1], shared=True, size=4)
+        self.path, self.training = state[1], state[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:`torch.jit.*` is deprecated")
+class TestTorchScript:
+    @pytest.mark.parametrize("make", ["script", "trace"])
+    def test_its_tensors_are_those_of_the_module(self, make, tmp_path):
+        module = Outer()
+        scripted = torch.jit.script(module) if make == "script" else torch.jit.trace(module, torch.ones(1, 3))
+        scripted.save(tmp_path / "f")
+        assert is_torchscript(tmp_path / "f")
+        read, expected = read_torchscript(tmp_path / "f"), scripted.state_dict()
+        assert sorted(read) == sorted(expected)
+        for name, tensor in expected.items():
+            assert read[name].dtype == tensor.dtype
+            assert torch.equal(read[name], tensor)
+
+    def test_its_code_is_not_run(self, tmp_path):
+        trace, file = tmp_path / "trace", tmp_path / "f"
+        torch.jit.script(CreatesAFile(trace)).save(file)
+        torch.jit.load(file)
+        assert trace.exists()
+        trace.unlink()
+        assert read_torchscript(file) == {}
+        assert not trace.exists()
+
+    def test_another_file_of_torch_is_none(self, tmp_path):
+        torch.save({"a": torch.ones(2)}, tmp_path / "f")
+        assert not is_torchscript(tmp_path / "f")
+        with pytest.raises(ArtifactError, match=r"holds no module") as error:
+            read_torchscript(tmp_path / "f")
+        assert world.one_sentence(error)
+
+    def test_a_module_within_itself_is_refused(self, tmp_path):
+        root = b"\x80\x02c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."
+        path = archive(tmp_path / "f", root)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("a/constants.pkl", b"")
+        with pytest.raises(ArtifactError, match="a module stands in several places") as error:
+            read_torchscript(path)
+        assert world.one_sentence(error)
+
+    @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+    def test_a_damaged_one_is_one_sentence(self, where, tmp_path):
+        torch.jit.trace(Outer(), torch.ones(1, 3)).save(tmp_path / "f")
+        whole = (tmp_path / "f").read_bytes()
+        (tmp_path / "f").write_bytes(whole[: int(where * len(whole))])
+        assert not is_torchscript(tmp_path / "f")
+        with pytest.raises(ArtifactError, match="is damaged") as error:
+            read_torchscript(tmp_path / "f")
+        assert world.one_sentence(error)

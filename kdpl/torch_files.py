@@ -1,7 +1,8 @@
-"""Tensors out of a ``torch.save`` file that holds more than tensors, without running anything that stands in it.
+"""Tensors out of torch's files that hold more than tensors, without running anything that stands in them.
 
-``torch.load(weights_only=True)`` refuses such files whole, and plain ``torch.load`` runs what they say. Here only
-tensors, numbers, strings and plain containers are built; in the place of all else stands an object that does nothing.
+``torch.load(weights_only=True)`` refuses such files whole; plain ``torch.load`` and ``torch.jit.load`` run what they
+say. Here only tensors, numbers, strings and plain containers are built; in the place of all else stands an object that
+does nothing.
 """
 
 import io
@@ -10,6 +11,8 @@ import pickle
 import pickletools
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,22 +108,37 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
+class _ScriptModule:
+    """What a TorchScript archive calls by the name of a class of its own code: remembers its attributes."""
+
+    __slots__ = ("attributes",)
+
+    attributes: dict[Any, Any]
+
+    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
+        self.attributes = state if isinstance(state, dict) else {}
+
+
 class _Archive:
-    """The zip file that ``torch.save`` writes: one pickle, and one record of bytes for each storage."""
+    """The zip file that torch writes: one pickle, and one record of bytes for each storage.
+
+    Attributes:
+        scripted: Whether it is a TorchScript archive, which holds code as well.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
         self._archive = archive
         self._members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
-        self._root = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else ""
-        if f"{self._root}constants.pkl" in self._members:
-            raise ArtifactError(f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file")
-        if not self._root:
-            raise ArtifactError(f"{path} is a zip file, but none of torch.save: give the authors' own file")
-        # torch.save stores records as they are: then no record unpacks to more than the file holds
-        if any(info.compress_type != zipfile.ZIP_STORED for info in self._members.values()):
+        if len(pickles) != 1:
+            raise ArtifactError(f"{path} is a zip file, but none of torch.save: fetch it again")
+        self._root = pickles[0].removesuffix("data.pkl")
+        self.scripted = f"{self._root}constants.pkl" in self._members
+        # torch stores what is read here as it is: then no record unpacks to more than the file holds
+        read = [info for name, info in self._members.items() if self._is_read(name)]
+        if any(info.compress_type != zipfile.ZIP_STORED for info in read):
             raise pickle.UnpicklingError("records are compressed")
-        if sum(info.file_size for info in self._members.values()) > path.stat().st_size:
+        if sum(info.file_size for info in read) > path.stat().st_size:
             raise pickle.UnpicklingError("records overlap")
         # archives of old versions of torch do not say it
         order = self.read("byteorder").decode("ascii") if f"{self._root}byteorder" in self._members else "little"
@@ -130,6 +148,10 @@ class _Archive:
                 "save it again on a machine of this kind"
             )
         self._storages: dict[str, bytearray] = {}
+
+    def _is_read(self, name: str) -> bool:
+        own = name.removeprefix(self._root)
+        return own in ("data.pkl", "byteorder") or own.startswith("data/")
 
     def read(self, name: str) -> bytes:
         """Give the bytes of a record."""
@@ -156,6 +178,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         """Give what is known by this name here, or the stand-in."""
+        if self._archive.scripted and module.partition(".")[0] == "__torch__":
+            return _ScriptModule
         return _KNOWN.get((module, name), _StandIn)
 
     def persistent_load(self, pid: Any) -> Tensor:  # noqa: ANN401
@@ -184,6 +208,29 @@ def _is_zip(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[_Archive]:
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: check the path")
+    if not _is_zip(path):
+        raise ArtifactError(
+            f"{path} is damaged, or not a zip file as torch.save writes them since version 1.6: fetch it again"
+        )
+    try:
+        with zipfile.ZipFile(path) as file:
+            yield _Archive(file, path)
+    except ArtifactError:
+        raise
+    except Exception as error:  # whatever zipfile, pickle and torch raise at garbled bytes
+        raise ArtifactError(f"{path} is damaged ({reason(error)}): fetch it again") from error
+
+
+def _content(archive: _Archive) -> Any:  # noqa: ANN401
+    data = archive.read("data.pkl")
+    _require_modest(data)
+    return _Unpickler(data, archive).load()
+
+
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
     """Read a file that ``torch.save`` has written; nothing that stands in it is called or imported.
 
@@ -197,19 +244,50 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401
     Raises:
         ArtifactError: The file is missing, damaged or of another kind.
     """
-    if not path.is_file():
-        raise ArtifactError(f"checkpoint {path} does not exist: check the path")
+    with _opened(path) as archive:
+        if archive.scripted:
+            raise ArtifactError(f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file")
+        return _content(archive)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI publishes its CLIPs; False also for what is damaged."""
     if not _is_zip(path):
-        raise ArtifactError(
-            f"{path} is damaged, or not a zip file as torch.save writes them since version 1.6: fetch it again"
-        )
+        return False
     try:
         with zipfile.ZipFile(path) as file:
-            archive = _Archive(file, path)
-            data = archive.read("data.pkl")
-            _require_modest(data)
-            return _Unpickler(data, archive).load()
-    except ArtifactError:
-        raise
-    except Exception as error:  # whatever zipfile, pickle and torch raise at garbled bytes
-        raise ArtifactError(f"checkpoint {path} is damaged ({reason(error)}): fetch it again") from error
+            return any(name.endswith("/constants.pkl") for name in file.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a TorchScript archive's modules; none of its code is looked at.
+
+    Args:
+        path: What ``torch.jit.save`` has written.
+
+    Returns:
+        The tensors by their names in the module's ``state_dict``, and beside them those that are plain attributes.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another kind.
+    """
+    with _opened(path) as archive:
+        root = _content(archive)
+        if not isinstance(root, _ScriptModule):
+            raise pickle.UnpicklingError("it holds no module")
+        tensors: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        waiting = [("", root)]
+        while waiting:
+            prefix, module = waiting.pop()
+            if id(module) in seen:
+                raise pickle.UnpicklingError("a module stands in several places")
+            seen.add(id(module))
+            for name, value in module.attributes.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{prefix}{name}"] = value
+                elif isinstance(value, _ScriptModule):
+                    waiting.append((f"{prefix}{name}.", value))
+        return tensors
