@@ -24,6 +24,7 @@ from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.requeue import Requeue, may_requeue
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
+from kdpl.callbacks.same_steps import SameSteps
 from kdpl.callbacks.throughput import Throughput
 from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
 from kdpl.data.parallel import cores
@@ -46,6 +47,8 @@ _MAY_CHANGE = (
     "checkpoint_every",
     "ckpt_path",
     "weights_only",
+    # the checkpoint knows the images of a step: on fewer devices each takes more of them
+    "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
     # the checkpoint knows the views of its images: others are refused when it is read
@@ -180,7 +183,8 @@ class KdplCLI(LightningCLI):
         self.config[self.subcommand] = self._given
         trainer = self._given.trainer
         # first the one that marks an error, before another may fail over it
-        callbacks: list[Callback] = [WhereItStopped(), Throughput(), FiniteLoss(), TestAnswers(), DrawPictures()]
+        callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
+        callbacks += [TestAnswers(), DrawPictures()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:

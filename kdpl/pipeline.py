@@ -73,17 +73,13 @@ def run(argv: Sequence[str]) -> int:
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     steps = _steps(options, overrides)
-    if _other_orders(out, orders):
-        # the stages know which setting it is, and whether there is one of that name
-        code = in_own_process(check_fits, [list(step.args) for step in steps if step.args[0] == "fit"])
-        if code != 0:
-            return code
-        _require_same_orders(out, orders)
     open_steps = [step for step in steps if not step.result.exists()]
-    # what is wrong with the student's settings is better known before the teacher has been tuned than after
-    open_fits = [list(step.args) for step in open_steps if step.args[0] == "fit"]
-    if open_fits:
-        code = in_own_process(check_fits, open_fits)
+    # What is wrong with the student's settings is better known before the teacher has been tuned than after. Asked for
+    # something else than before, finished stages are looked at as well: they know which setting it is.
+    checked = steps if _other_orders(out, orders) else open_steps
+    fits = [list(step.args) for step in checked if step.args[0] == "fit"]
+    if fits:
+        code = in_own_process(check_fits, fits)
         if code != 0:
             return code
     lock = None
@@ -212,21 +208,6 @@ def _require_own_folder(out: Path) -> None:
 def _other_orders(out: Path, orders: dict[str, dict[str, Any]]) -> bool:
     file = out / ORDER_FILE
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")) != orders
-
-
-def _require_same_orders(out: Path, orders: dict[str, dict[str, Any]]) -> None:
-    """Refuse a folder where a stage was begun with other settings: finished steps are known by their files alone."""
-    file = out / ORDER_FILE
-    if not file.is_file():
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for stage, order in orders.items():
-        different = [key for key, value in order.items() if before[stage].get(key) != value]
-        if different and (out / stage / _CONFIG).is_file():
-            raise ConfigError(
-                f"{out / stage} holds a run with other settings ({', '.join(different)}): choose another --out, "
-                "or remove that folder"
-            )
 
 
 def _summarize(console: Console, out: Path, nothing_done: bool) -> None:

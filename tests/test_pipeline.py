@@ -246,7 +246,8 @@ def test_a_run_killed_in_stage_2_goes_on_there_and_ends_as_an_uncut_one(whole_ru
     for file in out.glob("*/config.yaml"):
         file.write_text(file.read_text().replace(str(whole_run), str(out)))
     teacher = files_of(out / "teacher")
-    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", f"--out={out}"]) == 0
+    # what only says how it is computed may differ, as the devices of a job do that is submitted again
+    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", "--data.init_args.num_workers=1", f"--out={out}"]) == 0
     text, err = capsys.readouterr()
     assert [n for n in "123456" if f"{n}/6 " in text] == ["2", "4", "6"]
     assert f"going on from {out}/student/checkpoints/last.ckpt" in err

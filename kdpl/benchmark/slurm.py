@@ -11,6 +11,9 @@ from kdpl.files import atomic_path
 FOLDER = "slurm"
 DEFAULT_OPTIONS = ("--gres=gpu:1", "--cpus-per-task=8")
 
+# before its time is over an element is told, saves what it has, and waits in the queue again
+_REQUEUED = ("--signal=B:USR1@120", "--requeue", "--open-mode=append")
+
 
 def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], options: Sequence[str]) -> Path:
     """Write job files for what is missing; gives the script that submits them.
@@ -64,7 +67,8 @@ def _write(file: Path, text: str) -> None:
 def _array(
     number: int, size: int, folder: Path, runs_file: Path, command: Sequence[str], options: Sequence[str]
 ) -> str:
-    sbatch = [f"--job-name=kdpl_{number}", f"--array=0-{size - 1}", f"--output={folder}/logs/%A_%a.log", *options]
+    sbatch = [f"--job-name=kdpl_{number}", f"--array=0-{size - 1}", f"--output={folder}/logs/%A_%a.log"]
+    sbatch += [*_REQUEUED, *options]
     return "\n".join(
         [
             "#!/usr/bin/env bash",

@@ -56,6 +56,9 @@ def test_the_files_are_scripts_that_submit_level_after_level(tasks, tmp_path, mo
         "#SBATCH --job-name=kdpl_1",
         "#SBATCH --array=0-1",
         f"#SBATCH '--output={out}/slurm/logs/%A_%a.log'",
+        "#SBATCH --signal=B:USR1@120",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
         "#SBATCH --time=8:00:00",
     ]
     fake = tmp_path / "bin"

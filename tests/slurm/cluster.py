@@ -171,6 +171,10 @@ class Cluster:
             assert time.monotonic() < end, f"job {job}: {known}\n{self.logs()}"
             time.sleep(0.5)
 
+    def queued(self):
+        """The jobs that wait or run."""
+        return self._ask("squeue", "-h", "-o", "%i").split()
+
     def clear(self):
         """End all jobs."""
         self._ask("scancel", "--user=root", check=False)

@@ -193,14 +193,20 @@ def test_what_would_wait_for_ever_is_one_sentence(slurm, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_campaigns_jobs_do_all_its_runs(slurm, tmp_path):
+def test_a_campaigns_jobs_do_all_its_runs_also_through_the_queue(slurm, tmp_path):
     data, out = make_trees(tmp_path / "data"), tmp_path / "out"
     file = written(tmp_path, BASE_TO_NOVEL.replace("dtd, oxford_pets", "dtd").replace("1, 2", "1"), ROWS)
     sbatch = [f"--sbatch={option}" for option in ONE]
     kdpl(slurm, "benchmark", file, f"--root={data}", f"--out={out}", *FEW, "--slurm", *sbatch)
     done = slurm.run("bash", str(out / "slurm/submit.sh"), cwd=tmp_path)
     last = done.stdout.split()[-1]
+    (first,) = {job.partition("_")[0] for job in slurm.queued()} - {last}
+    wait_for(lambda: is_at(slurm.fields(first)[0], "0", "RUNNING"), "the first array does not run")
+    time.sleep(random.uniform(3, 8))  # noqa: S311
+    slurm.signal(first, "--batch")
+    (teacher,) = slurm.finish(first)
     slurm.finish(last)
+    assert teacher["Restarts"] == "1"
     logs = "".join(log.read_text() for log in (out / "slurm/logs").iterdir())
     assert [(run.dataset, run.seed, run.row) for run in read_all(out)] == [
         ("dtd", 1, "student"),

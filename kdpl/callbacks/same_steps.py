@@ -1,0 +1,48 @@
+"""A fit that goes on, on as many devices as there are now, takes as many images a step as before."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdpl.errors import ConfigError
+
+
+class SameSteps(Callback):
+    """Keeps in the checkpoint how many images all processes took together in a step, and refuses to go on with others.
+
+    With others, learning rate and schedule would no longer be those that were chosen, and an epoch that was cut would
+    see some images twice, or some not at all.
+    """
+
+    def __init__(self) -> None:
+        self._batch_size = 0
+        self._processes = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Count, for a fit."""
+        del pl_module
+        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if stage == "fit" and isinstance(batch_size, int):
+            self._batch_size, self._processes = batch_size, trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"images_per_step": self._batch_size * self._processes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with what a checkpoint has kept.
+
+        Raises:
+            ConfigError: The fit would go on with other steps.
+        """
+        before, now = state_dict["images_per_step"], self._batch_size * self._processes
+        if 0 in (before, now) or before == now:
+            return
+        each, rest = divmod(before, self._processes)
+        remedy = (
+            f"set trainer.devices to a number that divides {before}"
+            if rest
+            else f"set data.init_args.batch_size to {each}"
+        )
+        several = f" ({self._batch_size} on each of {self._processes} processes)" if self._processes > 1 else ""
+        raise ConfigError(f"the run has taken {before} images a step, and would go on with {now}{several}: {remedy}")
