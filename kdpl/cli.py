@@ -32,7 +32,7 @@ from kdpl.errors import ConfigError, reason
 from kdpl.faults import TERMINATED, sentence
 from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
-from kdpl.peers import end_with_starter, lost_in_one_sentence
+from kdpl.peers import end_with_starter, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock
 from kdpl.slurm import in_job
@@ -327,6 +327,7 @@ def run_command(
     try:
         with in_one_sentence(), lost_in_one_sentence():
             make(args, check_only)
+        part()
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
     except SystemExit as error:

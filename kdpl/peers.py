@@ -3,6 +3,7 @@
 docs/distributed.md says what several processes compute as one does, and what not.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -39,6 +40,18 @@ def lost_in_one_sentence() -> Iterator[None]:
             "another process of this training ended, and this one cannot go on alone: mend what that one said, if it "
             "said anything, and start the same command again"
         ) from error
+
+
+def part() -> None:
+    """Leave the other processes, once all is done and none of them waits for this one.
+
+    Gloo's threads may still hold tensors of the last operation. One that lets go of them while Python shuts down would
+    abort this process, and so a training that has come to its end.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # the trainer and what it wrapped hold the connections too
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def end_with_starter() -> None:
