@@ -201,6 +201,30 @@ def _require_modest(data: bytes) -> None:
             raise pickle.UnpicklingError("it is not built as a checkpoint is")
 
 
+def _require_real(content: object) -> None:
+    """Refuse tensors with more elements than bytes behind them, which would fill any memory once they are copied.
+
+    Those that ``_RebuildTensor`` made have enough, but a pickle may give a tensor another state.
+    """
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+            continue
+        if not isinstance(value, dict | list | tuple | set | frozenset | _ScriptModule) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, _ScriptModule):
+            waiting.append(getattr(value, "attributes", None))
+        else:
+            waiting += value
+
+
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
@@ -228,7 +252,9 @@ def _opened(path: Path) -> Iterator[_Archive]:
 def _content(archive: _Archive) -> Any:  # noqa: ANN401
     data = archive.read("data.pkl")
     _require_modest(data)
-    return _Unpickler(data, archive).load()
+    content = _Unpickler(data, archive).load()
+    _require_real(content)
+    return content
 
 
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
@@ -285,7 +311,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             if id(module) in seen:
                 raise pickle.UnpicklingError("a module stands in several places")
             seen.add(id(module))
-            for name, value in module.attributes.items():
+            for name, value in getattr(module, "attributes", {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{prefix}{name}"] = value
                 elif isinstance(value, _ScriptModule):

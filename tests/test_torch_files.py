@@ -367,6 +367,21 @@ def test_the_limit_on_tuples_is_far_above_a_real_checkpoint(tmp_path):
     assert len(read_torch_file(tmp_path / "f")["state_dict"]) == 1000
 
 
+def test_a_tensor_that_is_given_more_elements_than_its_storage_has_is_refused(tmp_path):
+    # BUILD calls the tensor's own __setstate__, after the size has been looked at
+    small = Call(torch._utils._rebuild_tensor_v2, Handle("FloatStorage", 1), 0, (1,), (1,), False, OrderedDict())
+    data = pickled({"t": small})
+    state = pickle.dumps((10**6, 10**6), 2)[2:-1] + pickle.dumps((0, 0), 2)[2:-1]
+    memo = b"q\x60"
+    i = data.rindex(b"R")
+    # tensor, (tensor, offset, size, stride), BUILD
+    data = data[: i + 1] + memo + b"(h\x60K\x00" + state + b"tb" + data[i + 1 :]
+    for nested in (data, data[:-1] + b"\x85."):
+        with pytest.raises(ArtifactError, match="a tensor reaches beyond its storage") as error:
+            read_torch_file(archive(tmp_path / "f", nested, [bytes(4)]))
+        assert world.one_sentence(error)
+
+
 class Inner(torch.nn.Module):
     def __init__(self):
         super().__init__()
