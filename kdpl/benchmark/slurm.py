@@ -33,9 +33,8 @@ def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], option
         old.unlink()
     scripts = []
     for number, runs in enumerate(levels(tasks)):
-        runs_file, script = folder / f"level_{number}.txt", folder / f"level_{number}.sbatch"
-        _write(runs_file, "".join(f"{run}\n" for run in runs))
-        _write(script, _array(number, len(runs), folder, runs_file, command, options))
+        script = folder / f"level_{number}.sbatch"
+        _write(script, _array(number, runs, folder, command, options))
         scripts.append(script)
     submit = folder / "submit.sh"
     _write(submit, _submit(scripts))
@@ -64,10 +63,8 @@ def _write(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _array(
-    number: int, size: int, folder: Path, runs_file: Path, command: Sequence[str], options: Sequence[str]
-) -> str:
-    sbatch = [f"--job-name=kdpl_{number}", f"--array=0-{size - 1}", f"--output={folder}/logs/%A_%a.log"]
+def _array(number: int, runs: Sequence[str], folder: Path, command: Sequence[str], options: Sequence[str]) -> str:
+    sbatch = [f"--job-name=kdpl_{number}", f"--array=0-{len(runs) - 1}", f"--output={folder}/logs/%A_%a.log"]
     sbatch += [*_REQUEUED, *options]
     return "\n".join(
         [
@@ -75,8 +72,9 @@ def _array(
             *(f"#SBATCH {shlex.quote(option)}" for option in sbatch),
             "set -euo pipefail",
             f"cd {shlex.quote(str(Path.cwd()))}",
-            f'TASK=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(runs_file))})',
-            f'exec {shlex.join([sys.executable, "-m", "kdpl", *command])} --only "$TASK"',
+            # within the script, of which Slurm keeps a copy: files that are written anew leave those that wait alone
+            f"runs=({shlex.join(runs)})",
+            f'exec {shlex.join([sys.executable, "-m", "kdpl", *command])} --only "${{runs[SLURM_ARRAY_TASK_ID]}}"',
             "",
         ]
     )

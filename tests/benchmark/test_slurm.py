@@ -88,6 +88,18 @@ def test_an_element_asks_for_its_own_run(tasks, tmp_path, monkeypatch):
     assert said == ["-m", "kdpl", *command, "--only", "cross_dataset/oxford_pets/seed_1/student"]
 
 
+def test_elements_that_wait_keep_their_runs_when_the_files_are_written_anew(tasks, tmp_path):
+    out = tmp_path / "my out"
+    write_slurm(tasks, out, ["benchmark"], [])
+    # what sbatch keeps of it
+    kept = (out / "slurm/level_1.sbatch").read_text()
+    tasks[0].folder.mkdir(parents=True)
+    tasks[0].result.touch()
+    write_slurm(tasks, out, ["benchmark"], [])
+    assert all(run in kept for run in LEVELS[1])
+    assert [file.suffix for file in (out / "slurm").iterdir() if file.name.startswith("level_")] == [".sbatch"] * 2
+
+
 def test_job_files_of_before_are_taken_away(tasks, tmp_path):
     out = tmp_path / "my out"
     write_slurm(tasks, out, ["benchmark"], [])
