@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there at all."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,12 +17,17 @@ _SUFFIX = ".unfinished"
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write a file or folder to; it takes the name only once it is whole.
 
     An existing file or folder of that name is replaced. When the block raises, nothing stays.
 
+    Args:
+        path: The name.
+        replace: Whether a folder with something in it is replaced as well.
+
     Raises:
+        FileExistsError: There is such a folder, and it is not to be replaced.
         OSError: The disk is full, whatever the library that was writing makes of it; names ``path``.
     """
     with naming(path):
@@ -40,18 +46,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
             for written in (temporary, *temporary.rglob("*")):
                 if written.is_file():
                     written.chmod(example.stat().st_mode)
-            _take_place(temporary, path, Path(scratch) / "replaced")
+            _take_place(temporary, path, Path(scratch) / "replaced" if replace else None)
 
 
-def _take_place(new: Path, path: Path, replaced: Path) -> None:
+def _take_place(new: Path, path: Path, replaced: Path | None) -> None:
     """Give a file or folder its name; what has the name is moved away before, which only folders need."""
-    if path.is_dir():
+    if replaced is not None and path.is_dir():
         path.rename(replaced)
     try:
         new.replace(path)
-    except BaseException:
-        if replaced.exists() and not path.exists():
+    except BaseException as error:
+        if replaced is not None and replaced.exists() and not path.exists():
             replaced.rename(path)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         raise
 
 

@@ -62,6 +62,8 @@ class TrainSampler(Sampler[tuple[int, int]]):
 class ViewSampler(Sampler[tuple[int, int]]):
     """Views that a cache lacks, as (index, view) pairs: process r of W takes the r-th of W even parts.
 
+    A process that is left without one takes the first, as Lightning refuses to begin without any; it is of no use.
+
     Views of one image follow each other, so that it is decoded once for all of them.
 
     Args:
@@ -72,7 +74,8 @@ class ViewSampler(Sampler[tuple[int, int]]):
 
     def __init__(self, views: npt.NDArray[np.int64], rank: int = 0, world_size: int = 1) -> None:
         order = np.lexsort((views[:, 1], views[:, 0]))
-        self._views = np.array_split(views[order], world_size)[rank]
+        part = np.array_split(views[order], world_size)[rank]
+        self._views = part if len(part) else views[order][:1]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for index, view in self._views:

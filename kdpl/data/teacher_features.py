@@ -76,16 +76,22 @@ class TeacherFeatures:
         """Make an empty cache; its folder appears whole.
 
         Raises:
-            DataError: There is something else in the folder.
+            DataError: There is something else in the folder, or another process made one meanwhile.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            made = cls(temporary, manifest)
-            for shard in range(made.num_shards):
-                made._create_shard(shard)
-            manifest.save(temporary)
+        try:
+            with atomic_path(folder, replace=False) as temporary:
+                temporary.mkdir()
+                made = cls(temporary, manifest)
+                for shard in range(made.num_shards):
+                    made._create_shard(shard)
+                manifest.save(temporary)
+        except FileExistsError as error:
+            raise DataError(
+                f"another process made the teacher cache {folder} at the same time and fills it: wait for its end, and "
+                "start again"
+            ) from error
         return cls(folder, manifest)
 
     @classmethod

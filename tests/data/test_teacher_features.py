@@ -183,3 +183,22 @@ def test_a_writer_that_is_killed_leaves_whole_rows_and_no_lock(made):
     made.lock()
     assert made.missing(np.arange(21)).tolist() == list(range(12, 21))
     assert all(made.read(row).parameters == (row,) * 5 for row in range(12))
+
+
+def test_of_two_processes_that_make_one_cache_at_the_same_time_the_second_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    original = TeacherFeatures._create_shard
+    first = []
+
+    def meanwhile(self, shard):
+        if not first:
+            first.append(None)
+            first[0] = TeacherFeatures.create(folder, manifest())
+            first[0].lock()
+        original(self, shard)
+
+    monkeypatch.setattr(TeacherFeatures, "_create_shard", meanwhile)
+    with pytest.raises(DataError, match=r"another process made the teacher cache .* at the same time and fills it"):
+        TeacherFeatures.create(folder, manifest())
+    first[0].require_shards()
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
