@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -53,6 +54,7 @@ def in_own_process(
     )
     if on_posix:
         context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
+        _start_server()
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
     process.start()
@@ -74,8 +76,35 @@ def in_own_process(
     finally:
         if terminate is not None:
             signal.signal(signal.SIGTERM, terminate)
-    by_signal = {-signal.SIGINT: INTERRUPTED, -signal.SIGTERM: TERMINATED}
-    return by_signal.get(process.exitcode or 0, abs(process.exitcode or 0))
+    code = process.exitcode or 0
+    if code in (-signal.SIGINT, -signal.SIGTERM):
+        return INTERRUPTED if code == -signal.SIGINT else TERMINATED
+    if code < 0:
+        _say_killed(-code, log)
+        return 128 - code
+    return code
+
+
+def _say_killed(number: int, log: Path | None) -> None:
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    memory = ", as one for which memory is short" if number == signal.SIGKILL else ""
+    text = f"error: a process of this command was killed ({name}){memory}: start the same command again to go on"
+    if log is None:
+        print(text, file=sys.stderr)
+        return
+    with log.open("a", encoding="utf-8") as file:
+        print(text, file=file)
+
+
+def _start_server() -> None:
+    """Start the fork server with SIGINT held back: it imports for seconds before it knows to ignore Ctrl-C."""
+    # the fork server would start this one as well, which ends with SIGINT let through
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _passed_on(process: BaseProcess) -> Any:  # noqa: ANN401 - what signal.signal gives
@@ -99,7 +128,15 @@ def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, loc
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         os.close(sink)
-    function(argument)
+    try:
+        if hasattr(signal, "pthread_sigmask"):
+            # the fork server holds it back
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        function(argument)
+    except KeyboardInterrupt:
+        # before the command could say anything better
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _end_with_parent() -> None:
@@ -120,6 +157,9 @@ def run_step(args: list[str]) -> None:
         os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         srun = ["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "kdpl", *args]
         os.execvp(srun[0], srun)  # noqa: S606
+    if needs_srun():
+        # the command is that of one process, and not to be asked where the other tasks are
+        os.environ.pop("SLURM_NTASKS")
     # Lightning starts the other processes of a multi-device run by the command line that it finds here
     sys.argv[1:] = args
     sys.exit(main(args))

@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import CONFIGS, DATA, processes_of, start_process
+
+from kdpl.processes import in_own_process
 
 TESTS = Path(__file__).parent
 
@@ -103,3 +106,28 @@ def test_a_killed_parent_takes_its_process_along_and_the_lock_is_free_once_both_
     os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not runs(pid), "the process stayed", 10)
     wait_for(lambda: not locked(tmp_path / "lock"), "the lock stayed", 10)
+
+
+def kill_itself(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_said_so_where_its_output_goes(tmp_path, capfd):
+    assert in_own_process(kill_itself, None) == 128 + signal.SIGKILL
+    line = "error: a process of this command was killed (SIGKILL), as one for which memory is short: start the same"
+    assert line in capfd.readouterr().err
+    assert in_own_process(kill_itself, None, log=tmp_path / "log") == 128 + signal.SIGKILL
+    assert line in (tmp_path / "log").read_text()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 3.0])
+def test_ctrl_c_while_a_run_begins_is_one_line(seconds, tmp_path):
+    stages = [f"--{name}={CONFIGS}/{name}/quickstart.yaml" for name in ("teacher", "student")]
+    process = start_process(["run", *DATA, *stages, f"--out={tmp_path / 'out'}"])
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT), "the latter before Python itself has begun"
+    assert "Traceback" not in err or seconds < 0.5
+    wait_for(lambda: not processes_of(process.pid), "processes stay", 20)
