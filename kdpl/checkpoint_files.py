@@ -8,12 +8,9 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.files import atomic_path
-
-FOLDER = "checkpoints"
-LAST = f"{FOLDER}/last.ckpt"
-PREVIOUS = f"{FOLDER}/previous.ckpt"
 
 
 class CheckpointFiles(TorchCheckpointIO):

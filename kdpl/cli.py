@@ -26,7 +26,8 @@ from kdpl.callbacks.requeue import Requeue, may_requeue
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
 from kdpl.callbacks.same_steps import SameSteps
 from kdpl.callbacks.throughput import Throughput
-from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, require_whole, whole_last
+from kdpl.checkpoint_files import CheckpointFiles, newest, require_whole, whole_last
+from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
 from kdpl.faults import TERMINATED, sentence
@@ -34,7 +35,7 @@ from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
 from kdpl.peers import end_with_starter, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
-from kdpl.run_lock import RunLock
+from kdpl.run_lock import RunLock, tidy
 from kdpl.slurm import in_job
 from kdpl.terminal import tame_output
 from kdpl.wandb_logger import finish, go_on, point_loggers
@@ -62,7 +63,6 @@ _MAY_CHANGE = (
     "trainer.enable_",
     "trainer.log_every_n_steps",
     "trainer.logger",
-    "trainer.max_time",
     "trainer.num_nodes",
     "trainer.profiler",
     "trainer.strategy",
@@ -154,12 +154,14 @@ class KdplCLI(LightningCLI):
         _require_cores(config.trainer.devices)
         self._require_own_folder(folder)
         if self.subcommand == "fit":
-            self._require_same_settings(folder)
-            self.finished = handed_over(folder)
+            if config.trainer.max_time is not None:
+                raise ConfigError(
+                    "trainer.max_time would end an epoch in its middle, as if it was done: leave it out, and stop the "
+                    "command where its time is over (Ctrl-C, SIGTERM, a job's limit); the same command goes on"
+                )
+            self._begin(folder)
         if self.check_only:
             return
-        if self.subcommand == "fit" and not self.finished and getattr(rank_zero_only, "rank", 0) == 0:
-            self._lock = RunLock(folder)
         # before the checkpoint is looked up: kept in config.yaml, it would be that of every later test
         self._given = config.clone()
         if config.ckpt_path is not None and not self.finished:
@@ -171,6 +173,18 @@ class KdplCLI(LightningCLI):
                 config.ckpt_path = str(checkpoint)
                 rank_zero_info(f"{'going on from' if self.subcommand == 'fit' else 'using'} {checkpoint}")
         point_loggers(config.trainer.logger, folder, keep=self.subcommand == "fit")
+
+    def _begin(self, folder: Path) -> None:
+        """Find out whether the fit is finished, and hold its folder if not, before anything in it is believed."""
+        self.finished = handed_over(folder)
+        if not self.check_only and getattr(rank_zero_only, "rank", 0) == 0:
+            if self.finished:
+                tidy(folder)
+            else:
+                # while it was waited for, another may have come to its end there
+                self._lock = RunLock(folder)
+                self.finished = handed_over(folder)
+        self._require_same_settings(folder)
 
     def instantiate_classes(self) -> None:
         """Build nothing for a run that is finished, or that is only looked at."""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import check_fits, in_own_process, run_step
 from kdpl.report import FILE as REPORT_FILE
-from kdpl.run_lock import RunLock
+from kdpl.run_lock import RunLock, tidy
 
 ORDER_FILE = "run.json"
 SUMMARY_FILE = "results.json"
@@ -73,36 +74,44 @@ def run(argv: Sequence[str]) -> int:
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     steps = _steps(options, overrides)
-    open_steps = [step for step in steps if not step.result.exists()]
-    # What is wrong with the student's settings is better known before the teacher has been tuned than after. Asked for
-    # something else than before, finished stages are looked at as well: they know which setting it is.
-    checked = steps if _other_orders(out, orders) else open_steps
-    fits = [list(step.args) for step in checked if step.args[0] == "fit"]
-    if fits:
-        code = in_own_process(check_fits, fits)
-        if code != 0:
-            return code
-    lock = None
-    if open_steps:
-        lock = RunLock(out)
-        with atomic_path(out / ORDER_FILE) as temporary:
-            temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
-    try:
+    with ExitStack() as held:
+        locked = out.is_dir() and bool(_open(steps))
+        if locked:
+            # before anything in it is believed
+            held.callback(RunLock(out).release)
+        open_steps = _open(steps)
+        # What is wrong with the student's settings is better known before the teacher has been tuned than after. Asked
+        # for something else than before, finished stages are looked at as well: they know which setting it is.
+        checked = steps if _other_orders(out, orders) else open_steps
+        fits = [list(step.args) for step in checked if step.args[0] == "fit"]
+        if fits:
+            code = in_own_process(check_fits, fits)
+            if code != 0:
+                return code
+        if open_steps:
+            if not locked:
+                held.callback(RunLock(out).release)
+            with atomic_path(out / ORDER_FILE) as temporary:
+                temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
+        else:
+            tidy(out)
         code = _do(steps, console, out)
         if code == 0:
             if open_steps or not (out / REPORT_FILE).is_file():
                 code = in_own_process(run_step, ["report", str(out), "--trust"])
             _summarize(console, out, nothing_done=not open_steps)
-    finally:
-        if lock is not None:
-            lock.release()
     return code
+
+
+def _open(steps: list[Step]) -> list[Step]:
+    return [step for step in steps if not step.result.exists()]
 
 
 def _do(steps: list[Step], console: Console, out: Path) -> int:
     """Do what is not done yet; gives the exit code of the step that failed, or 0."""
     for number, step in enumerate(steps, start=1):
         if step.result.exists():
+            tidy(step.result.parent)
             continue
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
         code = in_own_process(run_step, _resolve(step.args))

@@ -6,8 +6,10 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from kdpl.checkpoint_names import PREVIOUS
 from kdpl.errors import ConfigError
 from kdpl.files import remove_leftovers
 from kdpl.slurm import in_job
@@ -96,3 +98,13 @@ class RunLock:
         os.close(self._descriptor)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+
+def tidy(folder: Path) -> None:
+    """Remove from a finished run what its process left that was killed just before its end."""
+    if (folder / PREVIOUS).exists() or (folder / FILE).exists():
+        # held by one that is about to end, or not ours to remove: it is in nobody's way
+        with suppress(ConfigError, OSError):
+            lock = RunLock(folder, patience=0)
+            (folder / PREVIOUS).unlink(missing_ok=True)
+            lock.release()

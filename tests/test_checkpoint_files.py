@@ -2,7 +2,8 @@ import pytest
 import torch
 import world
 
-from kdpl.checkpoint_files import LAST, PREVIOUS, CheckpointFiles, newest, remove_previous, require_whole
+from kdpl.checkpoint_files import CheckpointFiles, newest, remove_previous, require_whole
+from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.errors import ArtifactError, ConfigError
 
 

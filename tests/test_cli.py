@@ -27,6 +27,8 @@ from runs import test as run_test
 from kdpl.__main__ import main
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.callbacks.throughput import Throughput
+from kdpl.run_lock import RunLock
+from kdpl.teacher import TeacherPromptTuning
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT]
 
@@ -336,6 +338,48 @@ def test_a_run_cut_within_an_epoch_goes_on_with_the_next_batch(workers, tmp_path
     assert "going on from" in capsys.readouterr().err
     weights = "classifier/model.safetensors"
     assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_a_run_killed_in_the_validation_after_a_checkpoint_at_an_epochs_last_step_goes_on_with_the_epochs_end(
+    tmp_path, monkeypatch, whole_teacher
+):
+    options = [*AVERAGING, *LONGER, "--checkpoint_every=2"]
+
+    def cut(self, *args):
+        if self.trainer.current_epoch == 1 and not self.trainer.sanity_checking:
+            raise RuntimeError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherPromptTuning, "on_validation_start", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            fit_teacher(tmp_path / "out", *options)
+    last = torch.load(tmp_path / "out/checkpoints/last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (0, 2), "nothing is saved at an epoch's last step but by its end"
+    assert fit_teacher(tmp_path / "out", *options) == 0
+    require_same_run(tmp_path / "out", whole_teacher)
+
+
+def test_a_limit_that_would_end_an_epoch_in_its_middle_is_refused(tmp_path, capsys):
+    assert fit_teacher(tmp_path / "out", "--trainer.max_time=00:00:10:00") == 1
+    assert "error: trainer.max_time would end an epoch in its middle" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_compared_once_the_folder_is_held(tmp_path, teacher_run, capsys, monkeypatch):
+    """While a start waits for the lock, a run of other settings may come to be there."""
+    out = tmp_path / "out"
+    original = RunLock.__init__
+
+    def wait(self, folder, *args):
+        shutil.copytree(teacher_run, folder)
+        for name in ("class_vectors.safetensors", "prompts.safetensors"):
+            (folder / name).unlink()
+        original(self, folder, *args)
+
+    monkeypatch.setattr(RunLock, "__init__", wait)
+    assert fit_teacher(out, *AVERAGING, "--model.init_args.optim.lr=0.5") == 1
+    assert "holds a run with other settings (model.init_args.optim.lr is" in capsys.readouterr().err
+    assert not (out / ".lock").exists()
 
 
 def test_a_second_fit_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys):

@@ -92,6 +92,19 @@ def test_the_folder_holds_all_of_the_run_and_nothing_half_written(whole_run):
     assert not [name for name in files if "/." in name or name.startswith(".")]
 
 
+def test_a_second_start_takes_away_what_one_left_that_was_killed_at_its_very_end(whole_run, capsys):
+    before = files_of(whole_run)
+    for folder in (whole_run, whole_run / "teacher", whole_run / "student"):
+        (folder / ".lock").write_text("process 1 on gone")
+    (whole_run / "teacher/checkpoints/previous.ckpt").touch()
+    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", f"--out={whole_run}"]) == 0
+    assert files_of(whole_run) == before
+    (whole_run / "student/.lock").write_text("process 1 on gone")
+    assert main(["fit", f"--config={whole_run}/student/config.yaml"]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert files_of(whole_run) == before
+
+
 def test_a_second_start_says_so_and_touches_nothing(whole_run, capsys):
     before = files_of(whole_run)
     start = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 import world
 
 from kdpl.errors import ConfigError
-from kdpl.run_lock import RunLock
+from kdpl.run_lock import RunLock, tidy
 
 HOLD = """
 import sys
@@ -70,3 +70,23 @@ def test_a_file_system_without_locks_is_named_and_the_run_goes_on(number, tmp_pa
     assert f"the file system of {out} knows no locks ({os.strerror(number)})" in capsys.readouterr().err
     lock.release()
     assert not out.exists()
+
+
+def test_what_a_process_left_that_was_killed_at_its_very_end_is_tidied_up(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in (".lock", "result", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"):
+        (tmp_path / name).touch()
+    tidy(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+        "checkpoints/last.ckpt",
+        "result",
+    ]
+
+
+def test_a_lock_that_is_held_is_left_to_its_holder(holder, tmp_path):
+    tidy(tmp_path)
+    assert (tmp_path / ".lock").is_file()
+    holder.kill()
+    holder.wait()
+    tidy(tmp_path)
+    assert not (tmp_path / ".lock").exists()

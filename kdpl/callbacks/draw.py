@@ -24,8 +24,8 @@ class DrawPictures(Callback):
     Without matplotlib it says so once and draws nothing.
     """
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the learning curves from metrics.csv."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the learning curves from metrics.csv, before a result is handed over that stands for a finished fit."""
         del pl_module
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
@@ -66,12 +66,13 @@ def _draw_beside_the_teacher(trainer: Trainer, answers: list[Answer], teacher: l
     mine, theirs = [answers[i] for i in chosen], [teacher[i] for i in chosen]
     draw_sheet(images_of(mine), mine, theirs, path)
     _show(trainer, path)
-    found = find_disagreements(zip(teacher, answers, strict=True)).some(_DISAGREEMENTS)
+    all_of_them = find_disagreements(zip(teacher, answers, strict=True))
+    found = all_of_them.some(_DISAGREEMENTS)
     if found:
         theirs, mine = [pair[0] for pair in found], [pair[1] for pair in found]
         images = images_of(mine)
         path = _figure(trainer, "disagreements")
-        draw_sheet(images, mine, theirs, path, f"{len(found)} on which they disagree")
+        draw_sheet(images, mine, theirs, path, f"{len(found)} of {sum(map(len, all_of_them))} on which they disagree")
         _show(trainer, path)
         log_images(trainer.loggers, "disagreements", images, [_caption(*pair) for pair in found])
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.checkpoint_files import LAST, PREVIOUS
+from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
 from kdpl.faults import mark

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from kdpl.checkpoint_files import LAST
+from kdpl.checkpoint_names import LAST
 from kdpl.slurm import Requeued, RequeueError, requeue, signalled
 
 _STEPS_BETWEEN_TALKS = 10

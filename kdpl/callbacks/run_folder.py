@@ -1,6 +1,7 @@
 """What a run keeps in its folder besides its results: its config and its checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -9,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from kdpl.callbacks.handover import handed_over
-from kdpl.checkpoint_files import FOLDER, LAST, remove_previous
+from kdpl.checkpoint_files import remove_previous
+from kdpl.checkpoint_names import FOLDER, LAST, PREVIOUS
 from kdpl.files import atomic_path
 
 CONFIG_FILE = "config.yaml"
@@ -44,7 +46,8 @@ class RunConfig(SaveConfigCallback):
         """Take the config away again when there is nothing yet that a second start could go on from."""
         del pl_module, exception
         folder = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and self.already_saved and not (folder / LAST).is_file():
+        begun = any((folder / name).is_file() for name in (LAST, PREVIOUS))
+        if trainer.is_global_zero and self.already_saved and not begun:
             (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -77,6 +80,15 @@ class RunCheckpoint(ModelCheckpoint):
         """Say where, now that the folder is known."""
         self.dirpath = str(Path(trainer.default_root_dir) / FOLDER)
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
+        """Save between two steps of an epoch, not after its last.
+
+        Of a checkpoint from there Lightning takes the epoch for finished, and leaves out its validation and what comes
+        at its end; the one that is written there comes a moment later.
+        """
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the checkpoint before the last one, once the run has come to its end."""

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from kdpl.callbacks.handover import handed_over
-from kdpl.checkpoint_files import LAST
+from kdpl.checkpoint_names import LAST
 from kdpl.cli import KdplCLI, require_stage, run_command
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.files import atomic_path

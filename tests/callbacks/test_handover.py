@@ -210,12 +210,12 @@ class TestSaveClassifier:
         self, student, tmp_path, monkeypatch
     ):
         (tmp_path / "classifier").mkdir()
-        (tmp_path / "classifier" / "old.txt").touch()
+        (tmp_path / "classifier" / "classifier.json").write_text("old")
         with monkeypatch.context() as patch:
             break_writing(patch, "kdpl.classifier", 1)
             with pytest.raises(OSError, match="no space left"):
                 self.fit(student, tmp_path)
-        assert files(tmp_path / "classifier") == ["old.txt"]
+        assert files(tmp_path / "classifier") == ["classifier.json"]
         self.fit(student, tmp_path)
         assert files(tmp_path) == ["classifier"]
         assert files(tmp_path / "classifier") == ["classifier.json", "model.safetensors"]

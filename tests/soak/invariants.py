@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdpl.checkpoint_files import LAST
+from kdpl.checkpoint_names import LAST
 from kdpl.loggers import read_metrics
 from kdpl.predictions import PREDICTIONS_FILE
 
