@@ -15,13 +15,14 @@ from kdpl.data.reading import INDEX_FOLDER
 from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps
 from kdpl.data.shards import indices_kept_in
 from kdpl.data.storage import is_url
-from kdpl.data.survey import Found, find, find_further, find_in_table, leave_out_copies, look
-from kdpl.data.table import read_table
+from kdpl.data.survey import Found, find, find_further, find_in_table, leave_out_copies, look, overlooked
+from kdpl.data.table import HELD_OUT, read_table
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.files import atomic_path
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _TABLES = (".csv", ".parquet")
+_TESTS = ("test", HELD_OUT)
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
 _HELD_OUT = 0.25
@@ -57,16 +58,18 @@ def init(argv: Sequence[str]) -> int:
         seen = look([*listed, *further], options.workers)
         good, copies = leave_out_copies([image for image in seen if image.fault is None])
         left_out = {image.path: image.fault for image in seen if image.fault is not None}
-        left_out |= {image.path: f"{image.path} is a copy of {kept.path} ({kept.split})" for image, kept in copies}
-        images, held_out = _with_test(good)
+        left_out |= {image.path: _copy(image, kept) for image, kept in copies}
+        images = _with_test(good)
         _require_classes(path, images, {image.label for image in seen if image.label})
-        _say(path, images, left_out, held_out)
+        aside = overlooked(path, listed) if path.is_dir() else []
         elsewhere = {image.path for image in further}
         _write_table(out, [image for image in images if image.path not in elsewhere])
         sources, skips = _write_left_out(out, places, {image.path for image in images}, left_out)
         if digest_stamps(everything) == stamps:
             Checked(digest_names(sources), digest_stamps(sources), len(sources), ()).save(out / FILE)
-        _write_config(out, images, places, skips, held_out)
+        _write_config(out, images, places, skips)
+    # last, for whoever reads it may have seen enough of it
+    _say(path, images, left_out, aside)
     print(f"wrote {out / _CONFIG} and {out / _TABLE}; next:")
     print(
         f"python -m kdpl run --config {out / _CONFIG} --config configs/trainer/gpu.yaml --teacher "
@@ -100,22 +103,35 @@ def _parser() -> Parser:
     return parser
 
 
-def _with_test(images: list[Found]) -> tuple[list[Found], bool]:
+def _copy(image: Found, kept: Found) -> str:
+    other = f" of class {visible(kept.label)}, not {visible(image.label)}: label it right"
+    contrary = image.label and kept.label and image.label != kept.label
+    return f"{image.path} is a copy of {kept.path} ({kept.split}){other if contrary else ''}"
+
+
+def _with_test(images: list[Found]) -> list[Found]:
     """Hold out a part of each class's labelled images as test images, if there are none."""
-    if any(image.split == "test" for image in images):
-        return images, False
+    if any(image.split in _TESTS for image in images):
+        return images
     held: set[str] = set()
     for label in sorted({image.label for image in images if image.label}):
         paths = [image.path for image in images if image.label == label and image.split == "train"]
         # seeded, so that a second look holds out the same; one image at least stays to learn from
         held |= set(random.Random(0).sample(paths, min(len(paths) - 1, max(1, round(_HELD_OUT * len(paths))))))  # noqa: S311
-    return [replace(image, split="test") if image.path in held else image for image in images], True
+    return [replace(image, split=HELD_OUT) if image.path in held else image for image in images]
 
 
 def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
+    if len(labels) == 1:
+        raise DataError(
+            f"{path} has one class, {visible(min(labels))!r}, and so nothing to tell apart: give the folder that holds "
+            "those of all classes"
+        )
     there = {image.label for image in images if image.label and image.split == "train"}
     for label in sorted(labels):
         fault = fault_of_name(label)
+        if fault is None and label != label.strip():
+            fault = f"begins or ends with a space ({label!r})"
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class.")
         if label not in there:
@@ -128,19 +144,29 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _say(path: Path, images: list[Found], left_out: Mapping[str, str], held_out: bool) -> None:
+def _say(path: Path, images: list[Found], left_out: Mapping[str, str], aside: Sequence[str]) -> None:
     labeled = _counts(images)
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
     print(f"{path}: {len(labeled)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
     for split, count in splits.items():
-        note = ", a quarter of each class, held out by chance with seed 0" if held_out and split == "test" else ""
-        print(f"  {split}: {count}{note}")
+        held_out = split == HELD_OUT
+        note = ", a quarter of each class, held out by chance with seed 0" if held_out else ""
+        print(f"  {'test' if held_out else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     print("  labelled to train on: " + ", ".join(f"{name} {count}" for name, count in fewest[:_SHOWN]) + _more(fewest))
     poor = [name for name, count in fewest if count < _FEW]
     if poor:
         print(f"  fewer than {_FEW} of: {', '.join(poor[:_SHOWN])}{_more(poor)}: label more if you can")
+    tested = {image.label for image in images if image.split in _TESTS}
+    untested = [name for name in labeled if name not in tested]
+    if untested:
+        some = ", ".join(sorted(untested)[:_SHOWN])
+        print(f"  no test image of: {some}{_more(untested)}: label more than one image of each class")
+    for line in aside[:_SHOWN]:
+        print(f"  not taken: {line}")
+    if len(aside) > _SHOWN:
+        print(f"  not taken: those of {len(aside) - _SHOWN} more folders")
     for why in [*left_out.values()][:_NAMED]:
         print(f"  left out: {visible(why)}")
     if len(left_out) > _NAMED:
@@ -173,21 +199,23 @@ def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict
     """
     sources = read_table(str((out / _TABLE).absolute()), places or None).sources
     kept |= {os.path.normpath(path) for path in kept}
-    # among the places may also be a link to an image that stands in the table
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
     if left_out or more:
         _write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
     return [source for source in sources if source not in more], bool(more)
 
 
-def _write_config(out: Path, images: list[Found], places: list[str], skips: bool, held_out: bool) -> None:
+def _write_config(out: Path, images: list[Found], places: list[str], skips: bool) -> None:
     smallest = min(_counts(images).values())
-    test = "were held out of your labelled ones, by chance" if held_out else "are yours"
+    splits = {image.split for image in images}
+    test = "its test images are yours" if "test" in splits else "there are no test images"
+    if HELD_OUT in splits:
+        test = "its test images were held out of your labelled ones, by chance"
     further = f"    unlabeled: {_quoted(places)}\n" if places else ""
     if skips:
         further += f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}  # what cannot be used, and copies\n"
     text = f"""\
-# Written by python -m kdpl init; its test images {test}.
+# Written by python -m kdpl init; {test}.
 # {_TABLE} lists the images: to move one to another split, or to leave one out, edit its row.
 data:
   class_path: kdpl.DomainDataModule

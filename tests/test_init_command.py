@@ -1,5 +1,7 @@
 import csv
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,11 +65,68 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert init(root, tmp_path / "out") == 0
     rows = listed(tmp_path / "out")
     for name in ("cat", "dog"):
-        assert sum(row[1:] == (name, "test") for row in rows) == 2
+        assert sum(row[1:] == (name, "held_out") for row in rows) == 2
         assert sum(row[1:] == (name, "train") for row in rows) == 6
     assert "test: 4, a quarter of each class, held out by chance" in capsys.readouterr().out
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
+    # a run says so too, and so does a look at what the first one wrote
+    splits = splits_of(tmp_path / "out")
+    assert splits.held_out
+    assert len(splits.test) == 4
+    assert init(tmp_path / "out" / "images.csv", tmp_path / "third") == 0
+    assert splits_of(tmp_path / "third").held_out
+
+
+def test_where_nothing_can_be_held_out_it_says_so(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets", images=1)
+    assert init(root, tmp_path / "out") == 0
+    assert "no test image of: cat, dog: label more than one image of each class" in capsys.readouterr().out
+    assert (tmp_path / "out/data.yaml").read_text().splitlines()[0].endswith("; there are no test images.")
+
+
+def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, capsys):
+    root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
+    for number, path in enumerate(("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")):
+        picture(root / path, 1, 2, number)
+    for name in ("a.heic", "b.HEIC"):
+        (root / "train" / "cat" / name).touch()
+    assert init(root, tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert "unlabelled: 1" in out
+    assert "val: 6" in out
+    assert {line.strip() for line in out.splitlines() if "not taken" in line} == {
+        f"not taken: 1 images in {root}, which is no folder of a class",
+        f"not taken: 1 images in {root}/train, which is no folder of a class",
+        f"not taken: 1 images in {root}/old/cat, which is no folder of a class",
+        "not taken: 2 .heic files, which cannot be read: convert them",
+    }
+
+
+def test_a_copy_under_another_class_is_named_as_a_contradiction(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets")
+    shutil.copy(next((root / "cat").iterdir()), root / "dog" / "copy.png")
+    assert init(root, tmp_path / "out") == 0
+    assert " of class cat, not dog: label it right" in capsys.readouterr().out
+
+
+def test_a_class_with_a_space_at_its_end_is_refused(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets")
+    (root / "dog").rename(root / "cat ")
+    assert init(root, tmp_path / "out") == 1
+    assert "has a class name that begins or ends with a space ('cat '): rename the class" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_loses_no_config(tmp_path):
+    root = plain_folders(tmp_path / "pets")
+    command = [sys.executable, "-m", "kdpl", "init", str(root), f"--out={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(60)
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert (tmp_path / "out" / "data.yaml").is_file()
 
 
 def test_bad_images_and_copies_are_named_and_left_out(tmp_path, capsys):
@@ -176,7 +235,7 @@ def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_ou
     found = [source.removeprefix(f"{tmp_path}/") for source in splits_of(tmp_path / "out").unlabeled]
     assert found == ["more/new.png", "a.tar/0001.png", "a.tar/0002.png", "b.tar/0004.png"]
     left_out = [row["image"].removeprefix(f"{tmp_path}/") for row in rows_of(tmp_path / "out/left_out.csv")]
-    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png", "more/test link.png"]
+    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png"]
 
 
 def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_path):

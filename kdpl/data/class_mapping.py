@@ -89,8 +89,10 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
         mapping[key] = named
         key_of[named.name] = key
     expected = set(keys)
-    for key in sorted(expected - mapping.keys()):
-        raise DataError(f"class names file {path} lacks class {key!r}: add it with its class name.")
+    lacking = sorted(expected - mapping.keys())
+    if lacking:
+        more = f" and {len(lacking) - 1} more, such as {lacking[1]!r}" if len(lacking) > 1 else ""
+        raise DataError(f"class names file {path} lacks class {lacking[0]!r}{more}: name every class in it.")
     for key in sorted(mapping.keys() - expected):
         raise DataError(
             f"class names file {path} names class {key!r}, which the dataset does not have: "

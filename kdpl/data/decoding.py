@@ -33,7 +33,7 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
     """
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
-            return _to_rgb(image)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error
     except UnidentifiedImageError as error:  # Pillow's own sentence names the file again, or an address in memory
@@ -45,7 +45,12 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
         raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image of any mode into RGB, as ``open_image`` does.
+
+    Raises:
+        OSError: It is decoded only now, and damaged.
+    """
     if image.mode.startswith("I"):
         # Pillow would cut 16-bit grey values off at 255, which leaves most images white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kdpl.data.registry import DATASETS, read_dataset
-from kdpl.data.sampling import hold_out
+from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps, read_skip_list
 from kdpl.data.shards import indices_kept_in
 from kdpl.data.splits import Splits
@@ -57,10 +57,15 @@ class Reading:
             ConfigError: Options do not go together.
             DataError: The dataset is missing or damaged, or nothing of a class is left.
         """
+        return self._apart[0]
+
+    @cached_property
+    def _apart(self) -> tuple[Splits, int]:
+        """The dataset, and how many unlabelled images are none, since something is measured on them."""
         splits = self._listed
         if self._scans and self.bad_images == "skip":
             splits = leave_out(splits, [fault.source for fault in self._checked.faults])
-        return hold_out(splits, self.held_out) if self.held_out is not None else splits
+        return keep_apart(hold_out(splits, self.held_out) if self.held_out is not None else splits)
 
     def prepare(self, trains: bool) -> None:
         """Look at all images, if that has to be and was not done before, and remember what was found.
@@ -86,9 +91,11 @@ class Reading:
             yield f"left out {len(self._checked.faults)} of {self._checked.images} images, which cannot be used{where}"
         if self.splits.held_out:
             yield (
-                f"{len(self.splits.test)} of the labelled images of {self.splits.origin}, which has no test images, "
-                "are held out for the test (data.init_args.held_out)"
+                f"{len(self.splits.test)} of the labelled images of {self.splits.origin}, which has no other test "
+                "images, are held out for the test"
             )
+        if self._apart[1]:
+            yield f"{self._apart[1]} unlabelled images are test or validation images, and are not distilled on"
 
     @property
     def _scans(self) -> bool:

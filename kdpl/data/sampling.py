@@ -1,7 +1,6 @@
 """Which labelled images are used: the k-shot sample and the base and novel classes."""
 
 import math
-import os
 import random
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
@@ -9,6 +8,7 @@ from dataclasses import replace
 
 from kdpl.data.randomness import generator
 from kdpl.data.splits import Record, Splits
+from kdpl.data.storage import places
 from kdpl.errors import DataError
 
 
@@ -81,8 +81,6 @@ def held_out_of(count: int, share: float) -> tuple[int, ...]:
 def hold_out(splits: Splits, share: float) -> Splits:
     """Set a share of each class's training images aside as test images, where a dataset has none.
 
-    They are no unlabelled images either.
-
     Args:
         splits: The dataset; one with test images is given back as it is.
         share: As for ``held_out_of``.
@@ -93,20 +91,27 @@ def hold_out(splits: Splits, share: float) -> Splits:
     for record in splits.train:
         by_label[record.label].append(record)
     chosen = {items[i].source for items in by_label.values() for i in held_out_of(len(items), share)}
-    places = {_place(source) for source in chosen}
-    unlabeled = splits.unlabeled
     return replace(
         splits,
         train=tuple(record for record in splits.train if record.source not in chosen),
         test=tuple(record for record in splits.train if record.source in chosen),
-        unlabeled=None if unlabeled is None else tuple(each for each in unlabeled if _place(each) not in places),
         held_out=True,
     )
 
 
-def _place(source: str) -> str:
-    # the same file under another name, such as one from the root or through a link
-    return os.path.realpath(source)
+def keep_apart(splits: Splits) -> tuple[Splits, int]:
+    """Leave out those unlabelled images that are test or validation images, under whatever name.
+
+    Returns:
+        The dataset, and how many there were.
+    """
+    measured = [record.source for record in (*splits.val, *splits.test)]
+    if not splits.unlabeled or not measured:
+        return splits, 0
+    there = frozenset(places(measured))
+    at = zip(splits.unlabeled, places(splits.unlabeled), strict=True)
+    unlabeled = tuple(source for source, place in at if place not in there)
+    return replace(splits, unlabeled=unlabeled), len(splits.unlabeled) - len(unlabeled)
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int, note: str = "") -> None:

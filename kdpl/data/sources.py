@@ -8,15 +8,15 @@ from PIL import Image
 
 from kdpl.data.decoding import open_image
 from kdpl.data.shards import ShardImage, index_shards
-from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
+from kdpl.data.storage import is_shard, is_url, places, read, read_list, resolve
 from kdpl.errors import DataError
 
 
-def find_unlabeled(places: str | Sequence[str]) -> tuple[str, ...]:
+def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
     """Find the images of any number of places, in the order given, each image once.
 
     Args:
-        places: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
+        where: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
             ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, which begins at the file's folder;
             a ``.tar`` shard. Any but the list may be a URL that fsspec opens.
 
@@ -27,18 +27,32 @@ def find_unlabeled(places: str | Sequence[str]) -> tuple[str, ...]:
         ConfigError: A URL is of a kind that cannot be opened.
         DataError: Something is missing, damaged or cannot be reached, or there are no images.
     """
-    files: list[str] = []
-    for place in [places] if isinstance(places, str) else places:
-        for file in resolve(place):
-            files += _listed(Path(file)) if file.lower().endswith(".txt") and not is_url(file) else [file]
+    files = find_files([where] if isinstance(where, str) else where)
     shards = list(dict.fromkeys(file for file in files if is_shard(file)))
     members: dict[str, list[str]] = {shard: [] for shard in shards}
     for member in index_shards(shards) if shards else ():
         members[member.shard].append(member)
-    found = dict.fromkeys(source for file in files for source in members.get(file, [file]))
+    found = [source for file in files for source in members.get(file, [file])]
     if not found:
-        raise DataError(f"unlabeled names no images ({places}): give a folder, a pattern, a list or shards")
-    return tuple(found)
+        raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
+    first: dict[str, str] = {}
+    for at, source in zip(places(found), found, strict=True):
+        first.setdefault(at, source)
+    return tuple(first.values())
+
+
+def find_files(where: Sequence[str]) -> list[str]:
+    """Find the image files and shards of any number of places, see ``find_unlabeled``, in the order given.
+
+    Raises:
+        ConfigError: A URL is of a kind that cannot be opened.
+        DataError: Something is missing or cannot be reached.
+    """
+    files: list[str] = []
+    for place in where:
+        for file in resolve(place):
+            files += _listed(Path(file)) if file.lower().endswith(".txt") and not is_url(file) else [file]
+    return files
 
 
 def open_source(source: str) -> Image.Image:

@@ -2,14 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from kdpl.errors import ConfigError, DataError, KdplError, reason
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SHARD_ENDINGS = (".tar", *COMPRESSED_ENDINGS)
 
@@ -64,7 +67,8 @@ def read_list(file: Path) -> list[str]:
     """
     if not file.is_file():
         raise DataError(f"list {file} does not exist: give a file with one path on each line")
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+    # some editors of Windows begin a file with a mark
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
         return [path for line in lines if (path := line.rstrip("\r\n"))]
 
 
@@ -100,6 +104,21 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
     content = cast(bytes, _reached(path, lambda: files.cat_file(name, start=start, end=start + size)))
     # a web server that knows no ranges sends the whole file
     return content[start : start + size] if len(content) > size else content
+
+
+def places(paths: Iterable[str]) -> Iterator[str]:
+    """Give for each path what is the same for all names of its file: from the root, from here, or through a link.
+
+    A URL stands for itself.
+    """
+    real_folder = cache(os.path.realpath)  # asked once for all files of a folder
+    for path in paths:
+        if is_url(path):
+            yield path
+            continue
+        folder, name = os.path.split(path)
+        file = os.path.join(real_folder(folder), name)  # noqa: PTH118
+        yield os.path.realpath(file) if os.path.islink(file) else file  # noqa: PTH114
 
 
 def stamp(path: str) -> str:

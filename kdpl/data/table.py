@@ -9,10 +9,13 @@ from typing import Any
 from kdpl.data.class_mapping import name_classes
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import is_url
+from kdpl.data.storage import is_url, places
 from kdpl.errors import ConfigError, DataError, reason
 
-_SPLITS = ("train", "val", "test")
+HELD_OUT = "held_out"
+"""Split of test images that were set aside by chance."""
+
+_SPLITS = ("train", "val", "test", HELD_OUT)
 
 
 def read_table(
@@ -23,8 +26,9 @@ def read_table(
 ) -> Splits:
     """Read a CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
 
-    Images without a label are unlabelled ones. The classes are the sorted labels. Relative paths begin at the table's
-    folder; a URL stands for itself.
+    Images without a label are unlabelled ones. The split ``held_out`` is of test images that were set aside by chance,
+    for want of others, as ``init`` does. The classes are the sorted labels. Relative paths begin at the table's folder;
+    a URL stands for itself.
 
     Args:
         root: The table, a ``.csv`` or ``.parquet`` file.
@@ -46,12 +50,16 @@ def read_table(
     without_label: list[str] = []
     split_of: dict[str, str] = {}
     for number, row in enumerate(_rows(table), start=1):
-        image, label, split = (str(row.get(key) or "").strip() for key in ("image", "label", "split"))
+        image, label, split = (_text(row.get(key)) for key in ("image", "label", "split"))
         split = split or "train"
         if not image:
             raise DataError(f"row {number} of {table} names no image: fill in the column image, or remove the row.")
         if split not in _SPLITS:
             raise DataError(f"row {number} of {table} has split {split!r}: use {', '.join(_SPLITS)}, or nothing.")
+        if split != "train" and not label:
+            raise DataError(
+                f"row {number} of {table} has split {split!r} and no label: label it, or leave split empty."
+            )
         source = image if is_url(image) else os.path.normpath(table.parent / image)
         if source in split_of:
             raise DataError(
@@ -67,10 +75,14 @@ def read_table(
     if not keys:
         raise DataError(f"{table} has no row with a label: fill in the column label for a few images of each class.")
     labels = {key: label for label, key in enumerate(keys)}
-    train, val, test = (tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS)
+    if records["test"] and records[HELD_OUT]:
+        raise DataError(f"{table} has images of split test and of split {HELD_OUT}: let all of them be of one.")
+    train, val, test, held_out = (
+        tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS
+    )
     if unlabeled:
-        listed = split_of.keys()
-        without_label += [source for source in find_unlabeled(unlabeled) if os.path.normpath(source) not in listed]
+        listed, further = frozenset(places(split_of)), find_unlabeled(unlabeled)
+        without_label += [source for source, at in zip(further, places(further), strict=True) if at not in listed]
     names, texts = name_classes(keys, class_names, class_text)
     return Splits(
         origin=f"table {table}",
@@ -78,10 +90,18 @@ def read_table(
         class_texts=texts,
         train=train,
         val=val,
-        test=test,
+        test=test or held_out,
         unlabeled=tuple(without_label) or None,
         open_image=open_source,
+        held_out=bool(held_out),
     )
+
+
+def _text(value: object) -> str:
+    # Parquet has numbers: 0 is one as good as others, and NaN, which equals nothing, makes fractions of whole ones
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _rows(table: Path) -> Iterable[Mapping[str, Any]]:

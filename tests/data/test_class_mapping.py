@@ -35,7 +35,7 @@ def test_csv_name_may_hold_a_comma(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"n01": "tench"}', r"lacks class 'n02': add it with its class name\."),
+        ("a.json", '{"n01": "tench"}', r"lacks class 'n02': name every class in it\."),
         ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', r"names class 'n3', which the dataset does not have: .*"),
         ("a.json", '{"n01": "a", "n02": "a"}', r"gives classes 'n01' and 'n02' the same name 'a': .*"),
         ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', r"has class 'n01' twice: .*"),

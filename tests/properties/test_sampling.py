@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpl.data.decoding import open_image
-from kdpl.data.sampling import base_count, few_shot, held_out_of, hold_out, share_of, with_labels
+from kdpl.data.sampling import base_count, few_shot, held_out_of, hold_out, keep_apart, share_of, with_labels
 from kdpl.data.splits import Record, Splits
 
 CLASSES = 5
@@ -91,11 +91,14 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
         held_out = counts(after.test)[label]
         assert held_out == len(held_out_of(count, share)) == min(count - 1, max(1, round(share * count)))
     assert after == hold_out(before, share)
+    assert after.unlabeled == before.unlabeled
+    apart, number = keep_apart(after)
     tested = {record.source for record in test}
     if unlabeled is None:
-        assert after.unlabeled is None
+        assert (apart, number) == (after, 0)
     else:
-        assert list(after.unlabeled) == [source for source in before.unlabeled if source not in tested]
+        assert list(apart.unlabeled) == [source for source in before.unlabeled if source not in tested]
+        assert number == len(before.unlabeled) - len(apart.unlabeled)
 
 
 @given(labels, labels.filter(bool), shares)
