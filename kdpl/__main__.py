@@ -37,6 +37,9 @@ python -m kdpl COMMAND --help tells more.
 """
 
 
+# as a shell gives it for a command that SIGPIPE ended
+_PIPE_CLOSED = 141
+
 # imported when they are asked for: most of them need torch, which takes seconds
 _COMMANDS = {
     "init": "kdpl.init_command:init",
@@ -120,6 +123,10 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
     except slurm.Requeued as requeued:
         print(requeued, file=sys.stderr)
         return requeued.exit_code
+    except BrokenPipeError:
+        # whoever read the lines has seen enough, as head does; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except (Exception, KeyboardInterrupt) as error:
         said = None if debug else sentence(error)
         if said is None:

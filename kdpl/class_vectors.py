@@ -134,12 +134,13 @@ class ClassVectors:
         write_tensors(path, KIND, VERSION, {"class_vectors": self.vectors}, self.fields())
 
     @classmethod
-    def load(cls, path: Path) -> "ClassVectors":
+    def load(cls, path: str | Path) -> "ClassVectors":
         """Read the file.
 
         Raises:
             ArtifactError: It is missing, damaged, of an unknown version or does not hold class vectors.
         """
+        path = Path(path)
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         if "class_vectors" not in tensors:
             raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import image_config
 from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
-from kdpl.data.decoding import open_image
+from kdpl.data.decoding import open_image, to_rgb
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.parallel import cores
 from kdpl.deploy.ahead import guess
-from kdpl.errors import ArtifactError, DataError, reason
+from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.fields import Fields, describe
 from kdpl.files import atomic_path
 from kdpl.head import CosineHead
@@ -36,6 +36,9 @@ T = TypeVar("T")
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
 FILES = (_CONFIG, _WEIGHTS)
 """What the folder holds."""
+
+HUB_FILES = ("README.md", "config.json")
+"""What ``save_pretrained`` writes beside them."""
 
 _REMEDY = "give the classifier folder of a student's run"
 
@@ -147,8 +150,14 @@ class Classifier(nn.Module):
             For each image, in order, its guesses, most probable first.
 
         Raises:
+            ConfigError: ``images`` is one image, or a number is below 1.
             DataError: An image is missing or unreadable.
         """
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
+            raise ConfigError("predict takes any number of images, not one: put it into a list")
+        for name, number in (("top_k", top_k), ("batch_size", batch_size)):
+            if number < 1:
+                raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         rows: list[list[Prediction]] = []
         for _, guesses in self.answers(images, _open, top_k, batch_size, workers):
             if isinstance(guesses, DataError):
@@ -198,10 +207,22 @@ class Classifier(nn.Module):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
-        return to_tensor(resize_and_crop(image.convert("RGB"), self.preprocessing.image_size))
+        return to_tensor(resize_and_crop(to_rgb(image), self.preprocessing.image_size))
 
     def save(self, folder: str | Path) -> None:
-        """Write the classifier as a folder of safetensors and JSON, whole or not at all."""
+        """Write the classifier as a folder of safetensors and JSON, whole or not at all.
+
+        A classifier that is there already is replaced.
+
+        Raises:
+            ArtifactError: The folder holds something else.
+        """
+        there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+        if there - {*FILES, *HUB_FILES}:
+            raise ArtifactError(
+                f"{folder} holds other things than a classifier ({visible(min(there - {*FILES, *HUB_FILES}))}), which "
+                "would be lost: give a new folder, or an empty one"
+            )
         prompts = self.encoder.prompts
         config = {
             "kind": KIND,
@@ -277,9 +298,13 @@ class Classifier(nn.Module):
             ArtifactError: The folder is missing, damaged or of an unknown version.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise ArtifactError(f"the classifier {folder} does not exist: {_REMEDY}")
         for name in FILES:
             if not (folder / name).is_file():
-                raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {_REMEDY}")
+                below = [folder / FOLDER, folder / "student" / FOLDER]
+                near = next((f"{each}, perhaps" for each in below if each.is_dir()), _REMEDY)
+                raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {near}")
         source = f"the classifier {folder}"
         try:
             text = (folder / _CONFIG).read_text(encoding="utf-8")
@@ -307,4 +332,15 @@ class Classifier(nn.Module):
 def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:
     if isinstance(image, Tensor):
         return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    return image if isinstance(image, Image.Image) else open_image(str(image))
+    if isinstance(image, str | Path):
+        return open_image(str(image))
+    if not isinstance(image, Image.Image):
+        raise ConfigError(
+            f"predict was given a {type(image).__name__}, expected paths, PIL images or tensors: make images of arrays "
+            "with PIL.Image.fromarray"
+        )
+    try:
+        image.load()
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
+        raise DataError(f"an image cannot be decoded ({reason(error)}): leave it out") from error
+    return image

@@ -38,9 +38,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "images",
         nargs="*",
-        help="image files, .tar shards, folders that are searched recursively, and patterns such as 'a/**/*.jpg'",
+        help="image files, .tar shards, folders that are searched recursively, patterns such as 'a/**/*.jpg', and .txt "
+        "lists, whose paths begin at the list's folder",
     )
-    parser.add_argument("--list", metavar="FILE", help="file with one path of an image or shard on each line")
+    parser.add_argument(
+        "--list", metavar="FILE", help="file with one path of an image or shard on each line, from here"
+    )
     parser.add_argument("--part", metavar="I/N", help="classify the I-th of N parts alone, as one of an array of jobs")
     parser.add_argument(
         "--out",

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
-from kdpl.errors import ArtifactError, DataError
+from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.student import StudentDistillation
 from kdpl.student_encoder import StudentEncoder
 from kdpl.teacher import PromptConfig
@@ -98,10 +98,43 @@ def test_a_round_trip_keeps_everything(classifier, folder):
     assert not [m for m in read.modules() if m.training]
 
 
-def test_saving_again_replaces_the_folder(classifier, folder):
-    (folder / "stray.txt").touch()
+def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folder):
+    names = ["classifier.json", "model.safetensors"]
+    (folder / names[0]).write_text("old")
     classifier.save(str(folder))
-    assert sorted(path.name for path in folder.iterdir()) == ["classifier.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert Classifier.load(folder).class_names == classifier.class_names
+    (folder / "thesis.txt").touch()
+    with pytest.raises(
+        ArtifactError, match=r"holds other things than a classifier \(thesis\.txt\), which would be lost"
+    ):
+        classifier.save(str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        ("one.png", {}, "takes any number of images, not one: put it into a list"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), {}, "takes any number of images, not one"),
+        ([np.zeros((8, 8, 3), np.uint8)], {}, "was given a ndarray, expected paths, PIL images or tensors"),
+        (["one.png"], {"top_k": 0}, "top_k is 0, expected 1 or more"),
+        (["one.png"], {"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+    ],
+    ids=["a path", "a tensor", "an array", "top_k", "batch_size"],
+)
+def test_what_is_no_list_of_images_is_one_sentence(images, options, words, classifier):
+    with pytest.raises(ConfigError, match=words):
+        classifier.predict(images, **options)
+
+
+def test_an_image_of_16_bits_has_one_answer_by_its_path_and_as_it_is(classifier, tmp_path):
+    path = tmp_path / "16.png"
+    Image.fromarray((np.arange(40 * 40, dtype=np.uint16) * 40).reshape(40, 40)).save(path)
+    assert classifier.predict([path]) == classifier.predict([Image.open(path)])
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(DataError, match="an image cannot be decoded"):
+        classifier.predict([Image.open(path)])
 
 
 def test_it_loads_alone_without_lightning_registry_and_network(classifier, folder, images, tmp_path):
@@ -260,7 +293,8 @@ class TestRefusals:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         self.refused(
-            tmp_path / "nowhere", r"nowhere is not a classifier, because it has no classifier\.json.*student's run"
+            tmp_path / "nowhere",
+            r"the classifier .*nowhere does not exist: give the classifier folder of a student's run",
         )
 
     @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])

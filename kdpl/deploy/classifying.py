@@ -19,6 +19,7 @@ from kdpl.arguments import output_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.parallel import cores
+from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.journal import Journal, Row, columns
 from kdpl.deploy.sources import Item, count_items, find_sources, part_of, printable, read_items
 from kdpl.deploy.tables import require_format, write_csv, write_table
@@ -79,7 +80,8 @@ def _rows(classifier: Classifier, sources: Sequence[str], skip: int, options: Na
     items = islice(read_items(sources), skip, None)
     total = count_items(sources)
     names = columns(_top_k(classifier, options))
-    with _progress(None if total is None else total - skip) as show:
+    to_terminal = options.out is None and sys.stdout.isatty()
+    with _progress(None if total is None else total - skip, to_terminal) as show:
         for item, guesses in classifier.answers(
             items, Item.open, top_k=options.top_k, batch_size=options.batch_size, workers=options.workers or cores()
         ):
@@ -104,12 +106,14 @@ def _job(classifier: Classifier, sources: Sequence[str], options: Namespace) -> 
     for file in [*files, *([Path(options.add_classes)] if options.add_classes is not None else [])]:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "blake2b").digest())
-    images = hashlib.blake2b("\0".join(map(printable, sources)).encode(), digest_size=16)
+    # a shard that is written anew may have other images in other places
+    names = [f"{printable(source)} {stamp(source)}" if is_shard(source) else printable(source) for source in sources]
+    images = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
     return {"classifier": digest.hexdigest(), "images": images.hexdigest(), "top_k": _top_k(classifier, options)}
 
 
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[Row], None]]:
+def _progress(total: int | None, to_terminal: bool) -> Iterator[Callable[[Row], None]]:
     """Count rows on standard error: in a bar where somebody looks at it, and in one line at the end."""
     console = Console(stderr=True)
     start = time.perf_counter()
@@ -122,7 +126,8 @@ def _progress(total: int | None) -> Iterator[Callable[[Row], None]]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        # where the rows go to the terminal themselves, they show how far it is
+        disable=not console.is_terminal or to_terminal,
     )
 
     def rate() -> str:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from kdpl.data.decoding import open_image
 from kdpl.data.shards import UNREADABLE, images_of, open_tar, require_size
-from kdpl.data.sources import open_source
-from kdpl.data.storage import is_shard, open_file, read_list, resolve
+from kdpl.data.sources import find_files, open_source
+from kdpl.data.storage import is_shard, open_file, read_list
 from kdpl.errors import ConfigError, DataError, reason, visible
 
 
@@ -43,15 +43,17 @@ def find_sources(arguments: Sequence[str], list_file: Path | None) -> list[str]:
     """Find image files and shards, in the order given.
 
     Args:
-        arguments: Image files, shards, folders that are searched recursively for images, and patterns such as
-            ``shards/{000..031}.tar`` or ``photos/**/*.jpg``, whose matches come sorted; each a path or a URL.
-        list_file: A file with the path of one image or shard on each line. That they exist is seen when they are read.
+        arguments: Image files, shards, folders that are searched recursively for images, patterns such as
+            ``shards/{000..031}.tar`` or ``photos/**/*.jpg``, whose matches come sorted, and ``.txt`` lists, whose paths
+            begin at the list's folder; any but the list may be a URL.
+        list_file: A file with the path of one image or shard on each line, which begins where the command runs. That
+            they exist is seen when they are read.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
         DataError: An argument does not exist, or has no images.
     """
-    sources = [source for argument in arguments for source in resolve(argument)]
+    sources = find_files(arguments)
     if list_file is not None:
         sources += read_list(list_file)
     if not sources:

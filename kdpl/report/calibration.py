@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import SequentialSampler, Subset
+from torch.utils.data import SequentialSampler
 
+from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
-from kdpl.errors import KdplError
+from kdpl.errors import DataError, KdplError
 from kdpl.logit_sketch import LogitSketch
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run, Stage
@@ -91,10 +92,12 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
     """
     classifier, data, where = run.classifier, run.data, device()
     classifier.vectors.require_names(data.class_names, "the classifier")
-    dataset = data.val_dataloader_for(classifier.preprocessing.image_size).dataset
-    total: int = len(dataset)  # type: ignore[arg-type]
-    count = min(total, MAX_IMAGES)
-    spread = Subset(dataset, [i * total // count for i in range(count)])
+    records = data.splits.val
+    if not records:
+        raise DataError(f"{data.splits.origin} has no val split: add one")
+    count = min(len(records), MAX_IMAGES)
+    chosen = [records[i * len(records) // count] for i in range(count)]
+    spread = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing.image_size)
     loader = LazyLoader(spread, SequentialSampler(spread), data.eval_batch_size, data.num_workers)
     moved = classifier.to(where)
     logits, labels = [], []

@@ -128,7 +128,7 @@ def _check(what: str, parameter: Any, method: str) -> None:  # noqa: ANN401
     if not numbers or not low <= high or (kind == "log_uniform_values" and low <= 0):
         raise ConfigError(
             f"{what} ranges from {low} to {high}, expected two numbers in order, above 0 on a logarithmic scale: "
-            "correct min and max"
+            "correct min and max (1.0e-4 is a number to YAML, 1e-4 a word)"
         )
 
 
