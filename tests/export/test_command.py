@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_named_before_anything_is_done(classifier, digits, 
     fails(capsys, export(classifier, "onnx-int8", out), "needs images to calibrate on", "--calibration")
     fails(capsys, export(classifier, "torch", out), "another ending than .pt2")
     fails(capsys, export(classifier, "onnx", tmp_path), "is a folder")
-    fails(capsys, export(tmp_path / "gone", "onnx", out), "gone is not a classifier")
+    fails(capsys, export(tmp_path / "gone", "onnx", out), "gone does not exist")
     fails(capsys, export(classifier, "onnx", out, "--check=nowhere"), "nowhere", "does not exist")
     (tmp_path / "bad").mkdir()
     shutil.copy(digits / "00.png", tmp_path / "bad")
