@@ -6,7 +6,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import ClusterEnvironment
@@ -36,37 +35,12 @@ from kdpl.parse_errors import in_one_sentence
 from kdpl.peers import end_with_starter, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock, tidy
+from kdpl.same_settings import require_same_settings
 from kdpl.slurm import in_job
 from kdpl.terminal import tame_output
 from kdpl.wandb_logger import finish, go_on, point_loggers
 
 COMMANDS = ("fit", "validate", "test")
-
-# a run may go on with other values of these: they say where and how it is computed or shown, not what
-_MAY_CHANGE = (
-    "out",
-    "checkpoint_every",
-    "ckpt_path",
-    "weights_only",
-    # the checkpoint knows the images of a step: on fewer devices each takes more of them
-    "data.init_args.batch_size",
-    "data.init_args.eval_batch_size",
-    "data.init_args.num_workers",
-    # the checkpoint knows the views of its images: others are refused when it is read
-    "data.init_args.teacher_cache",
-    "data.init_args.fill_teacher_cache",
-    "model.init_args.classes_at_once",
-    "model.init_args.compile",
-    "trainer.accelerator",
-    "trainer.callbacks",
-    "trainer.devices",
-    "trainer.enable_",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.num_nodes",
-    "trainer.profiler",
-    "trainer.strategy",
-)
 
 
 class KdplCLI(LightningCLI):
@@ -280,16 +254,8 @@ class KdplCLI(LightningCLI):
         file = folder / CONFIG_FILE
         # a run that was cut before its first checkpoint left nothing that other settings could spoil
         begun = any((folder / name).is_file() for name in (LAST, PREVIOUS)) or handed_over(folder)
-        if not begun or not file.is_file():
-            return
-        before = _flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
-        now = _flatten(yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False)))
-        for key in sorted(before.keys() | now.keys()):
-            if not key.startswith(_MAY_CHANGE) and before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{folder} holds a run with other settings ({key} is {before.get(key)} there and {now.get(key)} "
-                    "here): choose another --out, or remove that folder"
-                )
+        if begun and file.is_file():
+            require_same_settings(file, self._parser("fit").dump(self.config["fit"], skip_none=False))
 
 
 def _require_cores(devices: object) -> None:
@@ -353,9 +319,3 @@ def run_command(
             print(sentence(error), file=sys.stderr)
             raise SystemExit(TERMINATED) from None
         raise
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}

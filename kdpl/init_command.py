@@ -162,7 +162,7 @@ def _say(path: Path, images: list[Found], left_out: Mapping[str, str], aside: Se
     untested = [name for name in labeled if name not in tested]
     if untested:
         some = ", ".join(sorted(untested)[:_SHOWN])
-        print(f"  no test image of: {some}{_more(untested)}: label more than one image of each class")
+        print(f"  no test image of: {some}{_more(untested)}: label more of their images")
     for line in aside[:_SHOWN]:
         print(f"  not taken: {line}")
     if len(aside) > _SHOWN:

@@ -81,7 +81,7 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
 def test_where_nothing_can_be_held_out_it_says_so(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets", images=1)
     assert init(root, tmp_path / "out") == 0
-    assert "no test image of: cat, dog: label more than one image of each class" in capsys.readouterr().out
+    assert "no test image of: cat, dog: label more of their images" in capsys.readouterr().out
     assert (tmp_path / "out/data.yaml").read_text().splitlines()[0].endswith("; there are no test images.")
 
 
