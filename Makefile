@@ -38,9 +38,10 @@ table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over t
 bench: $(WITH_DEV) ## measure speed and memory beside the published procedure, into runs/bench.json
 	@$(VENV_PYTHON) -m benchmarks.run --out runs/bench.json
 
-# three at a time, on two cores as well: many tests wait for processes that they started
+# Three at a time, on two cores as well: many tests wait for processes that they started. In the order of their names,
+# for by default the files with the fewest tests come last, and those have the longest ones.
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
-	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile $(TESTS)
+	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
