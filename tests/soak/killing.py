@@ -90,7 +90,7 @@ def _attempt(args: list[str], trial: Trial, cut_after: float | None, kind: signa
         errors.seek(0)
         said = errors.read()
     if "Traceback" in said:
-        trial.faults.append("a traceback: " + said.strip().splitlines()[-1])
+        trial.faults.append("a traceback: " + said[said.index("Traceback") :].strip()[-2000:])
     if not cut and code != 0:
         trial.faults.append((said.strip().splitlines() or ["no word"])[-1])
     return code, at
