@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 
 from kdpl import __version__, slurm
-from kdpl.faults import sentence
+from kdpl.faults import reader_is_gone, sentence
 
 USAGE = """\
 usage: python -m kdpl COMMAND …
@@ -123,11 +123,9 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
     except slurm.Requeued as requeued:
         print(requeued, file=sys.stderr)
         return requeued.exit_code
-    except BrokenPipeError:
-        # whoever read the lines has seen enough, as head does; Python would complain once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            return _PIPE_CLOSED
         said = None if debug else sentence(error)
         if said is None:
             raise

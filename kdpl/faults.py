@@ -5,7 +5,10 @@ be told where it struck.
 """
 
 import errno
+import os
 import re
+import select
+import sys
 
 from kdpl.errors import KdplError, reason, visible
 
@@ -34,6 +37,20 @@ def sentence(error: BaseException) -> str | None:
 def mark(error: BaseException, where: str) -> None:
     """Tell an error where it struck and what is left, which its sentence then ends with."""
     error.add_note(f"{_MARK}{where}")
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as when ``head`` has seen enough; what is left goes nowhere then.
+
+    A broken pipe may be another one as well, such as that of a worker process.
+    """
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        return False
+    # Python would complain once more at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _marks(error: BaseException | None) -> list[str]:

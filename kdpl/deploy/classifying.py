@@ -1,7 +1,6 @@
 """Images in, a table of answers out: what ``python -m kdpl predict`` does."""
 
 import hashlib
-import os
 import sys
 import time
 from argparse import Namespace
@@ -24,6 +23,7 @@ from kdpl.deploy.journal import Journal, Row, columns
 from kdpl.deploy.sources import Item, count_items, find_sources, part_of, printable, read_items
 from kdpl.deploy.tables import require_format, write_csv, write_table
 from kdpl.errors import ConfigError, DataError
+from kdpl.faults import reader_is_gone
 from kdpl.files import atomic_path
 
 
@@ -150,5 +150,5 @@ def _print_csv(rows: Iterable[Row], names: Sequence[str]) -> None:
         write_csv(sys.stdout, rows, names)
         sys.stdout.flush()
     except BrokenPipeError:
-        # whoever read the lines has seen enough, as head does; Python would complain once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not reader_is_gone():
+            raise
