@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 
-from kdpl import __version__, slurm
+from kdpl import __version__, interrupt, slurm
 from kdpl.faults import reader_is_gone, sentence
 
 USAGE = """\
@@ -66,7 +66,9 @@ def _run_command(args: Sequence[str]) -> int:
     if slurm.in_job():
         # before anything is imported that starts threads: they would hear it
         slurm.listen()
-    function = resolve_name(_COMMANDS[name])
+    with interrupt.ends_at_once():
+        interrupt.hear()
+        function = resolve_name(_COMMANDS[name])
     # LightningCLI takes its own subcommands by name
     code: int | None = function(args if name in ("fit", "validate", "test") else args[1:])
     return code or 0
@@ -84,7 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _require_utf8()
-    args = list(sys.argv[1:] if argv is None else argv)
+        try:
+            with interrupt.whole_process():
+                return main(sys.argv[1:])
+        except KeyboardInterrupt:
+            # as the command had just come to its end
+            if "--debug" in sys.argv:
+                raise
+            return interrupt.INTERRUPTED
+    args = list(argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     if not args or args[0] in ("-h", "--help"):
@@ -129,9 +139,12 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
         said = None if debug else sentence(error)
         if said is None:
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        print(said if interrupted else f"error: {said}", file=sys.stderr)
-        return 130 if interrupted else 1
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"error: {said}", file=sys.stderr)
+            return 1
+        if interrupt.speaks():
+            print(said, file=sys.stderr)
+        return interrupt.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from kdpl.errors import ConfigError, reason
 from kdpl.faults import TERMINATED, sentence
 from kdpl.launch import matching_trainer, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
-from kdpl.peers import end_with_starter, lost_in_one_sentence, part
+from kdpl.peers import end_with_starter, heed_interrupts, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock, tidy
 from kdpl.same_settings import require_same_settings
@@ -193,6 +193,7 @@ class KdplCLI(LightningCLI):
         with matching_trainer(trainer.devices, trainer.num_nodes):
             built = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
         require_processes(built.num_devices, built.num_nodes)
+        heed_interrupts(built)
         return built
 
     def _trains(self) -> bool:

@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
+from kdpl.interrupt import ends_at_once, held_back
 
 # what gloo and NCCL say when the other end of a connection is gone
 _LOST = ("gloo/transport", "remote process exit")
@@ -86,6 +89,22 @@ def require_devices_for_batch_norm(trainer: Trainer) -> None:
             "trainer.sync_batchnorm is true, and on the CPU torch has no batch norm over several processes: set it to "
             "false, or train on GPUs"
         )
+
+
+def heed_interrupts(trainer: Trainer) -> None:
+    """Let Ctrl-C end all processes of a training that are just starting, in which none of them could answer it.
+
+    Args:
+        trainer: What starts them, if it does.
+    """
+    strategy = trainer.strategy
+    launcher = strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        # Lightning has no hooks around these
+        launcher._call_children_scripts = held_back()(launcher._call_children_scripts)  # type: ignore[method-assign]
+        kill = partial(launcher.kill, signal.SIGKILL)
+        # the first waits there until all others have imported everything
+        strategy.setup_environment = ends_at_once(kill)(strategy.setup_environment)  # type: ignore[method-assign]
 
 
 @torch.no_grad()

@@ -7,19 +7,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-from kdpl import slurm
+from kdpl import fork_server, interrupt, slurm
 from kdpl.__main__ import call, main
 from kdpl.faults import TERMINATED
+from kdpl.interrupt import INTERRUPTED
 from kdpl.launch import needs_srun
-
-INTERRUPTED = 130
 
 ENDED_FROM_OUTSIDE = (INTERRUPTED, TERMINATED, slurm.REQUEUED)
 """Exit codes of a step after which the command that started it ends as well: Ctrl-C, SIGTERM, Slurm."""
@@ -47,14 +44,8 @@ def in_own_process(
             both processes are gone, and not before.
         tick: Called about twice a second while the process runs.
     """
-    # processes of a fork server start with everything imported, which takes longer than a small test
-    on_posix = "forkserver" in multiprocessing.get_all_start_methods()
-    context: ForkServerContext | SpawnContext = (
-        multiprocessing.get_context("forkserver") if on_posix else multiprocessing.get_context("spawn")
-    )
-    if on_posix:
-        context.set_forkserver_preload(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
-        _start_server()
+    # with everything imported, which takes longer than a small test
+    context = fork_server.context(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
     process.start()
@@ -96,17 +87,6 @@ def _say_killed(number: int, log: Path | None) -> None:
         print(text, file=file)
 
 
-def _start_server() -> None:
-    """Start the fork server with SIGINT held back: it imports for seconds before it knows to ignore Ctrl-C."""
-    # the fork server would start this one as well, which ends with SIGINT let through
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _passed_on(process: BaseProcess) -> Any:  # noqa: ANN401 - what signal.signal gives
     """Let SIGTERM end the other process, which then ends this one; gives the handler that was there."""
     if threading.current_thread() is not threading.main_thread():
@@ -129,10 +109,9 @@ def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, loc
         os.dup2(sink, 2)
         os.close(sink)
     try:
-        if hasattr(signal, "pthread_sigmask"):
-            # the fork server holds it back
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        function(argument)
+        with interrupt.whole_process():
+            interrupt.hear()
+            function(argument)
     except KeyboardInterrupt:
         # before the command could say anything better
         print("interrupted", file=sys.stderr)

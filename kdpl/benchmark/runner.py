@@ -13,8 +13,9 @@ from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, FITS, Task
 from kdpl.faults import TERMINATED
+from kdpl.interrupt import INTERRUPTED
 from kdpl.predictions import read_results
-from kdpl.processes import INTERRUPTED, in_own_process, run_step
+from kdpl.processes import in_own_process, run_step
 
 _WAIT_SECONDS = 0.5
 _NO_BAR = "--trainer.enable_progress_bar=false"

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdpl.data.sampler import TrainSampler
+from kdpl.interrupt import held_back
 
 _END_SECONDS = 5.0
 
@@ -58,7 +59,10 @@ class LazyLoader(DataLoader[Any]):
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         try:
-            yield from super().__iter__()
+            # workers that are just starting, or a loader half of whose workers are, would answer Ctrl-C by a traceback
+            with held_back():
+                batches = super().__iter__()
+            yield from batches
         except (ConnectionError, EOFError) as error:
             # a worker was killed while an image was being handed over; in torch's own words for one killed at rest
             raise RuntimeError(f"DataLoader worker (pid(s) {self._gone()}) exited unexpectedly") from error

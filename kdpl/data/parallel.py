@@ -1,6 +1,5 @@
 """One function over many images, on all cores, under a progress bar."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +9,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdpl import fork_server
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -54,15 +55,14 @@ def _in_order(
         yield from map(function, chunks)
         return
     # processes, since Pillow decodes under Python's lock; from a server that has imported what all of them need
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdpl.data.decoding"])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    try:
+        server = fork_server.context(["kdpl.data.decoding"])
+    except ChildProcessError:  # this process was forked from one whose server it cannot ask
+        yield from map(function, chunks)
+        return
+    with ProcessPoolExecutor(workers, mp_context=server) as pool:
         waiting = iter(chunks)
-        try:
-            pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
-        except ChildProcessError:  # this process was forked from one whose server it cannot ask
-            yield from map(function, chunks)
-            return
+        pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
         try:
             while pending:
                 results = pending.pop(0).result()

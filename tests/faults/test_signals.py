@@ -2,6 +2,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,36 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
     assert torch.load(last, weights_only=True)["global_step"] > 0
     wait_for(lambda: not processes_of(process.pid), 15)
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".lock"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.5, 2.0])
+def test_ctrl_c_while_the_other_process_of_a_training_starts_is_one_line_at_once(seconds, tmp_path):
+    devices = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start_process([*FIT, *devices, f"--out={tmp_path}"])
+
+    def other_has_begun():
+        assert process.poll() is None, process.stderr.read()
+        # the first would wait for it in code that is not Python's, and it cannot answer before it has imported torch
+        return any(b"kdpl" in command_of(pid) and pid != process.pid for pid in processes_of(process.pid))
+
+    wait_for(other_has_begun)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 10, "seconds on a busy machine"
+    assert process.returncode == 130, err
+    assert len([line for line in err.splitlines() if line.startswith("interrupted")]) == 1, err
+    assert "Traceback" not in err
+    assert "Child process" not in err
+    wait_for(lambda: not processes_of(process.pid), 15)
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_ctrl_c_twice_ends_at_once(tmp_path, started):

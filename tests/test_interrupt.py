@@ -1,0 +1,215 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdpl import interrupt
+
+
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Ctrl-C as in a process of one's own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    signal.signal(signal.SIGINT, before)
+
+
+def run(script, *args, interrupted_after=None):
+    """Exit code, output and errors of a script, which is interrupted once it said "now"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    said = ""
+    if interrupted_after is not None:
+        while "now" not in said:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said += line
+        time.sleep(interrupted_after)
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, said + out, err
+
+
+def test_held_back_it_strikes_after_the_moment():
+    done = []
+
+    @interrupt.held_back()
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with interrupt.held_back():
+        done.append(2)
+    assert done == [1, 2]
+
+
+def test_held_back_where_another_thread_hears_it_too():
+    script = """
+import os, signal, threading, time
+from kdpl.interrupt import held_back
+threading.Thread(target=time.sleep, args=(1.0,)).start()
+try:
+    with held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        print("whole")
+except KeyboardInterrupt:
+    print("then it struck")
+"""
+    assert run(script) == (0, "whole\nthen it struck\n", "")
+
+
+def heard(queue, calls):
+    if calls:
+        interrupt.hear()
+    queue.put(signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_what_starts_while_it_is_held_back_hears_it_only_if_it_asks(calls):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    with interrupt.held_back():
+        process = context.Process(target=heard, args=(queue, calls))
+        process.start()
+    assert queue.get(timeout=30) is calls
+    process.join()
+
+
+def test_an_interrupt_that_a_destructor_swallows_strikes_again():
+    # what Python does of itself: the error is told and forgotten, and the program goes on
+    script = """
+import signal, sys, time, weakref
+from kdpl.interrupt import whole_process
+
+class Thing:
+    pass
+
+def gone(_):
+    signal.raise_signal(signal.SIGINT)
+
+def work():
+    thing = Thing()
+    reference = weakref.ref(thing, gone)
+    del thing
+    print("went on")
+    time.sleep(20)
+    print("to its end")
+
+try:
+    if sys.argv[1] == "minded":
+        with whole_process():
+            work()
+    else:
+        time.sleep = lambda _: None
+        work()
+except KeyboardInterrupt:
+    print("it struck")
+"""
+    code, out, err = run(script, "plain")
+    assert (code, out) == (0, "went on\nto its end\n")
+    assert "Exception ignored" in err
+    assert run(script, "minded") == (0, "went on\nit struck\n", "")
+
+
+def test_other_errors_that_a_destructor_swallows_are_told_as_ever():
+    script = """
+from kdpl.interrupt import whole_process
+class Thing:
+    def __del__(self):
+        raise ValueError("odd")
+with whole_process():
+    Thing()
+"""
+    code, _, err = run(script)
+    assert code == 0
+    assert "ValueError: odd" in err
+
+
+# neither Python's code nor a call of the system that a signal would end
+WORK = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000_000)"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_it_ends_at_once_in_code_that_is_not_pythons(rank):
+    script = f"""
+import os, sys
+from kdpl.interrupt import ends_at_once
+os.environ["LOCAL_RANK"] = sys.argv[1]
+with ends_at_once(lambda: print("others too", flush=True)):
+    print("now", flush=True)
+    {WORK}
+"""
+    begin = time.monotonic()
+    code, out, err = run(script, str(rank), interrupted_after=0.3)
+    assert time.monotonic() - begin < 20
+    assert (code, out) == (interrupt.INTERRUPTED, "now\nothers too\n")
+    assert err == ("interrupted\n" if rank == 0 else "")
+
+
+def test_it_ends_at_once_in_an_import_that_takes_the_error_for_another():
+    script = """
+import time
+from kdpl.interrupt import ends_at_once
+with ends_at_once():
+    try:
+        print("now", flush=True)
+        time.sleep(20)
+    except BaseException:
+        print("a module is missing")
+"""
+    assert run(script, interrupted_after=0.1) == (interrupt.INTERRUPTED, "now\n", "interrupted\n")
+
+
+def test_after_it_ends_at_once_all_is_as_before():
+    def descriptors():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    for _ in range(3):
+        with interrupt.ends_at_once():
+            pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    end = time.monotonic() + 10
+    while descriptors() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert descriptors() <= before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_once_all_is_done_it_ends_the_process_without_a_word():
+    script = """
+import atexit, time
+from kdpl.interrupt import whole_process
+with whole_process():
+    pass
+atexit.register(lambda: (print("now", flush=True), time.sleep(20)))
+"""
+    assert run(script, interrupted_after=0.1) == (-signal.SIGINT, "now\n", "")
+
+
+def test_a_process_whose_shell_ignores_it_ignores_it():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupt.whole_process(), interrupt.ends_at_once(), interrupt.held_back():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
