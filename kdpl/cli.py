@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -30,11 +31,11 @@ from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
 from kdpl.faults import TERMINATED, sentence
-from kdpl.launch import matching_trainer, require_processes, require_srun
+from kdpl.launch import matching_trainer, of_several, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
 from kdpl.peers import end_with_starter, heed_interrupts, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
-from kdpl.run_lock import RunLock, tidy
+from kdpl.run_lock import RunLock, await_first, tidy
 from kdpl.same_settings import require_same_settings
 from kdpl.slurm import in_job
 from kdpl.terminal import tame_output
@@ -150,8 +151,11 @@ class KdplCLI(LightningCLI):
 
     def _begin(self, folder: Path) -> None:
         """Find out whether the fit is finished, and hold its folder if not, before anything in it is believed."""
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        if not self.check_only and not first and of_several():
+            await_first(folder, partial(handed_over, folder))
         self.finished = handed_over(folder)
-        if not self.check_only and getattr(rank_zero_only, "rank", 0) == 0:
+        if not self.check_only and first:
             if self.finished:
                 tidy(folder)
             else:

@@ -49,6 +49,14 @@ def of_several() -> bool:
     return found is not None and found.processes > 1 and not needs_srun()
 
 
+def name_of_start() -> str:
+    """What the processes of one start, and of no other, have in common."""
+    of_torchrun = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+    of_slurm = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    names = of_torchrun if "TORCHELASTIC_RUN_ID" in os.environ else of_slurm
+    return ".".join(os.environ.get(name, "") for name in names)
+
+
 def needs_srun() -> bool:
     """Whether this process is that of a Slurm job's script alone, while the job has several tasks."""
     found = launch()

@@ -6,12 +6,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from kdpl.checkpoint_names import PREVIOUS
 from kdpl.errors import ConfigError
 from kdpl.files import remove_leftovers
+from kdpl.launch import name_of_start
 from kdpl.slurm import in_job
 
 FILE = ".lock"
@@ -21,6 +23,9 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 # longer than a network file system keeps the lock of a node that went down: NFS 4 gives it 90 s
 _LEASE_SECONDS = 150
 _LOOK_SECONDS = 1
+# the first may have begun later, on a node that reads more slowly
+_IMPORTS_SECONDS = 120
+_GLANCE_SECONDS = 0.1
 
 
 class RunLock:
@@ -76,14 +81,12 @@ class RunLock:
         os.ftruncate(self._descriptor, 0)
         # what a killed holder was writing
         remove_leftovers(self._folder)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        text = f"process {os.getpid()} on {socket.gethostname()}\n{name_of_start()}"
+        os.write(self._descriptor, text.encode())
         return True
 
     def _holder(self) -> str:
-        try:
-            text = self._file.read_text(encoding="utf-8")
-        except OSError:
-            return ""
+        text = _read(self._file).partition("\n")[0]
         return f" ({text})" if text else ""
 
     def _is_current(self) -> bool:
@@ -98,6 +101,30 @@ class RunLock:
         os.close(self._descriptor)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+
+def await_first(folder: Path, finished: Callable[[], bool]) -> None:
+    """Wait, as another process of a training, until its first one holds the folder or sees that all is done there.
+
+    What lies in the folder before is not to be believed: another run may be writing it, whose end the first waits for.
+    If the first gives up, whoever started them ends this one.
+
+    Args:
+        folder: The run's folder.
+        finished: Says whether all is done there.
+    """
+    end = time.monotonic() + _LEASE_SECONDS + _IMPORTS_SECONDS
+    while time.monotonic() < end:
+        if _read(folder / FILE).partition("\n")[2] == name_of_start() or finished():
+            return
+        time.sleep(_GLANCE_SECONDS)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def tidy(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import world
 
 from kdpl.errors import ConfigError
-from kdpl.run_lock import RunLock, tidy
+from kdpl.run_lock import RunLock, await_first, tidy
 
 HOLD = """
 import sys
@@ -57,6 +57,40 @@ def test_patience_ends(holder, tmp_path):
     with pytest.raises(ConfigError, match="another process is running into"):
         RunLock(tmp_path, patience=1.5)
     assert time.monotonic() - start > 1.5
+
+
+@pytest.fixture
+def waiting(tmp_path, monkeypatch):
+    """Another process of a training, in a thread, that waits for its first one."""
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of this start")
+    # or the first would remove the folder as an empty one
+    (tmp_path / "something").touch()
+    thread = threading.Thread(target=await_first, args=(tmp_path, (tmp_path / "end").exists))
+    thread.start()
+    yield thread
+    (tmp_path / "end").touch()
+    thread.join()
+
+
+def test_another_process_of_a_training_waits_until_the_first_holds_the_folder(holder, waiting, tmp_path):
+    waiting.join(0.5)
+    assert waiting.is_alive(), "the holder is of another start"
+    holder.kill()
+    holder.wait()
+    waiting.join(0.5)
+    assert waiting.is_alive(), "nobody holds it"
+    lock = RunLock(tmp_path)
+    waiting.join(20)
+    assert not waiting.is_alive()
+    lock.release()
+
+
+def test_another_process_of_a_training_waits_no_longer_than_there_is_something_to_do(waiting, tmp_path):
+    (tmp_path / "end").touch()
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
