@@ -82,18 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 75 for a Slurm
-        job that is in the queue again, 130 for Ctrl-C.
+        job that is in the queue again, 130 for Ctrl-C, 143 for SIGTERM.
     """
     if argv is None:
         _require_utf8()
         try:
             with interrupt.whole_process():
                 return main(sys.argv[1:])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             # as the command had just come to its end
             if "--debug" in sys.argv:
                 raise
-            return interrupt.INTERRUPTED
+            return interrupt.exit_code(error)
     args = list(argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -144,7 +144,7 @@ def call(command: Callable[[Sequence[str]], int], args: Sequence[str], debug: bo
             return 1
         if interrupt.speaks():
             print(said, file=sys.stderr)
-        return interrupt.INTERRUPTED
+        return interrupt.exit_code(error)
 
 
 if __name__ == "__main__":

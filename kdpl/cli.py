@@ -1,6 +1,5 @@
 """fit, validate and test: LightningCLI over the two modules and the one datamodule, each run in a folder of its own."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kdpl.arguments import config_files, require_configs
 from kdpl.callbacks.answers import TestAnswers
@@ -30,10 +28,9 @@ from kdpl.checkpoint_files import CheckpointFiles, newest, require_whole, whole_
 from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
-from kdpl.faults import TERMINATED, sentence
 from kdpl.launch import matching_trainer, of_several, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
-from kdpl.peers import end_with_starter, heed_interrupts, lost_in_one_sentence, part
+from kdpl.peers import end_with_starter, heed_signals, lost_in_one_sentence, part
 from kdpl.pipeline import ORDER_FILE
 from kdpl.run_lock import RunLock, await_first, tidy
 from kdpl.same_settings import require_same_settings
@@ -197,7 +194,7 @@ class KdplCLI(LightningCLI):
         with matching_trainer(trainer.devices, trainer.num_nodes):
             built = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
         require_processes(built.num_devices, built.num_nodes)
-        heed_interrupts(built)
+        heed_signals(built)
         return built
 
     def _trains(self) -> bool:
@@ -302,7 +299,7 @@ def run_command(
 
     Raises:
         KdplError: Anything that the user can mend; of settings that do not parse, a ConfigError.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     tame_output()
     if len(args) == 1:
@@ -316,11 +313,7 @@ def run_command(
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
     except SystemExit as error:
-        # Lightning's answer to Ctrl-C
+        # Lightning's answer
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
-        if isinstance(error, SIGTERMException):
-            # it would end with 0, as if all was done
-            print(sentence(error), file=sys.stderr)
-            raise SystemExit(TERMINATED) from None
         raise

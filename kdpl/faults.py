@@ -11,9 +11,7 @@ import select
 import sys
 
 from kdpl.errors import KdplError, reason, visible
-
-TERMINATED = 143
-"""Exit code of a command that SIGTERM ended, as a shell gives it."""
+from kdpl.interrupt import word
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The system's error numbers for a disk, a quota or a file that is full."""
@@ -27,9 +25,8 @@ _SHARED_MEMORY = re.compile("Bus error|shared memory|unable to (?:write to file|
 def sentence(error: BaseException) -> str | None:
     """Say what an error means to whoever ran the command; None where it is a mistake of the program."""
     marks = _marks(error)
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        word = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by SIGTERM"
-        return f"{word}: {_GO_ON} ({'; '.join(marks)})" if marks else word
+    if isinstance(error, KeyboardInterrupt):
+        return f"{word(error)}: {_GO_ON} ({'; '.join(marks)})" if marks else word(error)
     said = str(error) if isinstance(error, KdplError) else _of_another(error)
     return f"{said.rstrip('.')} ({'; '.join(marks)})" if said and marks else said
 

@@ -49,11 +49,26 @@ def of_several() -> bool:
     return found is not None and found.processes > 1 and not needs_srun()
 
 
+def rank() -> int:
+    """This process's number among all of its training, as far as it is known before the training begins."""
+    # in this order Lightning looks for it
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def started_by_first() -> bool:
+    """Whether the first process of the training started this one: by Lightning, not by srun or torchrun."""
+    return launch() is None and int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
 def name_of_start() -> str:
     """What the processes of one start, and of no other, have in common."""
-    of_torchrun = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
-    of_slurm = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    names = of_torchrun if "TORCHELASTIC_RUN_ID" in os.environ else of_slurm
+    job = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+    # srun may start a torchrun on each node by a step of its own
+    of_torchrun = (*job, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+    names = of_torchrun if "TORCHELASTIC_RUN_ID" in os.environ else (*job, "SLURM_STEP_ID")
     return ".".join(os.environ.get(name, "") for name in names)
 
 

@@ -18,7 +18,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
-from kdpl.interrupt import ends_at_once, held_back
+from kdpl.interrupt import ends_at_once, held_back, terminate, unheard
+from kdpl.launch import started_by_first
 
 # what gloo and NCCL say when the other end of a connection is gone
 _LOST = ("gloo/transport", "remote process exit")
@@ -91,20 +92,31 @@ def require_devices_for_batch_norm(trainer: Trainer) -> None:
         )
 
 
-def heed_interrupts(trainer: Trainer) -> None:
-    """Let Ctrl-C end all processes of a training that are just starting, in which none of them could answer it.
+def heed_signals(trainer: Trainer) -> None:
+    """Let Ctrl-C and SIGTERM end all processes of a training, also while they start and none could answer.
+
+    Lightning's own handler of SIGTERM waits for the other processes, which wait for this one in another operation.
 
     Args:
         trainer: What starts them, if it does.
     """
+    # Lightning has no hooks for any of these
+    handler = unheard if started_by_first() else terminate
+    trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign, assignment]
     strategy = trainer.strategy
     launcher = strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        # Lightning has no hooks around these
         launcher._call_children_scripts = held_back()(launcher._call_children_scripts)  # type: ignore[method-assign]
-        kill = partial(launcher.kill, signal.SIGKILL)
         # the first waits there until all others have imported everything
-        strategy.setup_environment = ends_at_once(kill)(strategy.setup_environment)  # type: ignore[method-assign]
+        at_once = ends_at_once(partial(end_others, trainer))
+        strategy.setup_environment = at_once(strategy.setup_environment)  # type: ignore[method-assign]
+
+
+def end_others(trainer: Trainer) -> None:
+    """End the processes that this one started for a training, if it started any."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signal.SIGKILL)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from kdpl.errors import ConfigError, visible
 from kdpl.files import atomic_path
 from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
-from kdpl.processes import check_fits, in_own_process, run_step
+from kdpl.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
 from kdpl.report import FILE as REPORT_FILE
 from kdpl.run_lock import RunLock, tidy
 
@@ -99,7 +99,8 @@ def run(argv: Sequence[str]) -> int:
         if code == 0:
             if open_steps or not (out / REPORT_FILE).is_file():
                 code = in_own_process(run_step, ["report", str(out), "--trust"])
-            _summarize(console, out, nothing_done=not open_steps)
+            if code not in ENDED_FROM_OUTSIDE:
+                _summarize(console, out, nothing_done=not open_steps)
     return code
 
 

@@ -1,6 +1,5 @@
 """Commands in processes of their own, so that nothing of one reaches the next; imports neither torch nor Lightning."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,14 +13,16 @@ from typing import Any
 
 from kdpl import fork_server, interrupt, slurm
 from kdpl.__main__ import call, main
-from kdpl.faults import TERMINATED
-from kdpl.interrupt import INTERRUPTED
+from kdpl.interrupt import INTERRUPTED, TERMINATED
 from kdpl.launch import needs_srun
+from kdpl.worker import end_with_parent
 
 ENDED_FROM_OUTSIDE = (INTERRUPTED, TERMINATED, slurm.REQUEUED)
 """Exit codes of a step after which the command that started it ends as well: Ctrl-C, SIGTERM, Slurm."""
 
 _TICK_SECONDS = 0.5
+# the time within which a process ends that heard Ctrl-C, but for one that takes long to say goodbye to a server
+_HEARD_SECONDS = 10
 
 # commands whose work several processes share
 _OF_SEVERAL = ("fit", "validate", "test")
@@ -60,8 +61,7 @@ def in_own_process(
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, slurm.SIGNAL)
     except KeyboardInterrupt:
-        # Ctrl-C reached the step as well, which ends by itself and says so
-        process.join()
+        _interrupt(process)
         if process.exitcode != INTERRUPTED:
             raise
     finally:
@@ -74,6 +74,20 @@ def in_own_process(
         _say_killed(-code, log)
         return 128 - code
     return code
+
+
+def _interrupt(process: BaseProcess) -> None:
+    """End a process that most often heard Ctrl-C itself, ends by itself and says so."""
+    process.join(_HEARD_SECONDS)
+    try:
+        if process.is_alive() and process.pid is not None:
+            # somebody interrupted this process alone
+            os.kill(process.pid, signal.SIGINT)
+        process.join()
+    except KeyboardInterrupt:
+        process.kill()
+        process.join()
+        raise
 
 
 def _say_killed(number: int, log: Path | None) -> None:
@@ -100,7 +114,7 @@ def _passed_on(process: BaseProcess) -> Any:  # noqa: ANN401 - what signal.signa
 
 
 def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, lock: Any) -> None:  # noqa: ANN401
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if lock is not None:
         lock.detach()  # stays open until this process ends
     if log is not None:
@@ -112,18 +126,10 @@ def _begin(function: Callable[[Any], None], argument: Any, log: Path | None, loc
         with interrupt.whole_process():
             interrupt.hear()
             function(argument)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # before the command could say anything better
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-
-def _end_with_parent() -> None:
-    """Go when the parent has been killed: two processes must not write into one run's folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
+        print(interrupt.word(error), file=sys.stderr)
+        sys.exit(interrupt.exit_code(error))
 
 
 def run_step(args: list[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kdpl.checkpoint_names import PREVIOUS
 from kdpl.errors import ConfigError
 from kdpl.files import remove_leftovers
-from kdpl.launch import name_of_start
+from kdpl.launch import name_of_start, rank
 from kdpl.slurm import in_job
 
 FILE = ".lock"
@@ -26,6 +26,7 @@ _LOOK_SECONDS = 1
 # the first may have begun later, on a node that reads more slowly
 _IMPORTS_SECONDS = 120
 _GLANCE_SECONDS = 0.1
+_SILENT_SECONDS = 10
 
 
 class RunLock:
@@ -83,6 +84,8 @@ class RunLock:
         remove_leftovers(self._folder)
         text = f"process {os.getpid()} on {socket.gethostname()}\n{name_of_start()}"
         os.write(self._descriptor, text.encode())
+        # other nodes read it
+        os.fsync(self._descriptor)
         return True
 
     def _holder(self) -> str:
@@ -113,10 +116,14 @@ def await_first(folder: Path, finished: Callable[[], bool]) -> None:
         folder: The run's folder.
         finished: Says whether all is done there.
     """
-    end = time.monotonic() + _LEASE_SECONDS + _IMPORTS_SECONDS
-    while time.monotonic() < end:
+    begin = time.monotonic()
+    said = False
+    while (seconds := time.monotonic() - begin) < _LEASE_SECONDS + _IMPORTS_SECONDS:
         if _read(folder / FILE).partition("\n")[2] == name_of_start() or finished():
             return
+        if seconds > _SILENT_SECONDS and not said:
+            print(f"process {rank()}: waiting until the first one of this training holds {folder}", file=sys.stderr)
+            said = True
         time.sleep(_GLANCE_SECONDS)
 
 

@@ -14,31 +14,32 @@ from kdpl import interrupt
 @pytest.fixture(autouse=True)
 def default_handler():
     """Ctrl-C as in a process of one's own."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
     hook = sys.unraisablehook
     yield
     sys.unraisablehook = hook
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
 
 
-def run(script, *args, interrupted_after=None):
-    """Exit code, output and errors of a script, which is interrupted once it said "now"."""
+def run(script, *args, after=None, number=signal.SIGINT, **variables):
+    """Exit code, output and errors of a script, which gets a signal some seconds after it said "now"."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **variables},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     said = ""
-    if interrupted_after is not None:
+    if after is not None:
         while "now" not in said:
             line = process.stdout.readline()
             assert line, process.stderr.read()
             said += line
-        time.sleep(interrupted_after)
-        process.send_signal(signal.SIGINT)
+        time.sleep(after)
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return process.returncode, said + out, err
 
@@ -146,24 +147,84 @@ with whole_process():
 
 
 # neither Python's code nor a call of the system that a signal would end
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 WORK = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000_000)"
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "ended by SIGTERM\n")]
+)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_it_ends_at_once_in_code_that_is_not_pythons(rank):
+def test_it_ends_at_once_in_code_that_is_not_pythons(rank, number, code, word):
     script = f"""
-import os, sys
-from kdpl.interrupt import ends_at_once
-os.environ["LOCAL_RANK"] = sys.argv[1]
-with ends_at_once(lambda: print("others too", flush=True)):
+from kdpl.interrupt import ends_at_once, whole_process
+with whole_process(), ends_at_once(lambda: print("others too", flush=True)):
     print("now", flush=True)
     {WORK}
 """
     begin = time.monotonic()
-    code, out, err = run(script, str(rank), interrupted_after=0.3)
+    # as torchrun names it
+    said = run(script, after=0.3, number=number, RANK=str(rank), **TORCHRUN)
     assert time.monotonic() - begin < 20
-    assert (code, out) == (interrupt.INTERRUPTED, "now\nothers too\n")
-    assert err == ("interrupted\n" if rank == 0 else "")
+    assert said == (code, "now\nothers too\n", word if rank == 0 else "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_the_first_of_a_training_started_is_ended_by_that_one(number):
+    script = """
+import time
+from kdpl.interrupt import ends_at_once, hear, whole_process
+with whole_process(), ends_at_once():
+    hear()
+    print("now", flush=True)
+    time.sleep(0.5)
+    print("still there")
+"""
+    assert run(script, after=0.1, number=number, LOCAL_RANK="1") == (0, "now\nstill there\n", "")
+
+
+def test_sigterm_is_an_interrupt_of_another_word():
+    script = """
+import time
+from kdpl.__main__ import call
+from kdpl.interrupt import whole_process
+import sys
+def work(_):
+    print("now", flush=True)
+    time.sleep(20)
+with whole_process():
+    code = call(work, [])
+sys.exit(code)
+"""
+    assert run(script, after=0.1, number=signal.SIGTERM) == (143, "now\n", "ended by SIGTERM\n")
+    assert run(script, after=0.1) == (130, "now\n", "interrupted\n")
+
+
+def test_a_second_one_ends_at_once_what_takes_long_after_the_first():
+    script = f"""
+import os, signal, sys, threading, time
+from kdpl.interrupt import next_ends_at_once, whole_process
+def again():
+    # the first once more, as whoever passes it on sends it
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    print("again", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+with whole_process():
+    try:
+        print("now", flush=True)
+        time.sleep(20)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        next_ends_at_once(lambda: print("others too", flush=True))
+        threading.Thread(target=again).start()
+        {WORK}
+        print("at its leisure")
+"""
+    begin = time.monotonic()
+    said = run(script, after=0.1, number=signal.SIGTERM)
+    assert said == (130, "now\nagain\nothers too\n", "interrupted\n")
+    assert time.monotonic() - begin < 20
 
 
 def test_it_ends_at_once_in_an_import_that_takes_the_error_for_another():
@@ -177,7 +238,7 @@ with ends_at_once():
     except BaseException:
         print("a module is missing")
 """
-    assert run(script, interrupted_after=0.1) == (interrupt.INTERRUPTED, "now\n", "interrupted\n")
+    assert run(script, after=0.1) == (interrupt.INTERRUPTED, "now\n", "interrupted\n")
 
 
 def test_after_it_ends_at_once_all_is_as_before():
@@ -205,11 +266,20 @@ with whole_process():
     pass
 atexit.register(lambda: (print("now", flush=True), time.sleep(20)))
 """
-    assert run(script, interrupted_after=0.1) == (-signal.SIGINT, "now\n", "")
+    assert run(script, after=0.1) == (-signal.SIGINT, "now\n", "")
 
 
-def test_a_process_whose_shell_ignores_it_ignores_it():
+def test_a_process_whose_shell_ignores_it_ignores_it_and_so_does_what_it_starts():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    started = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     with interrupt.whole_process(), interrupt.ends_at_once(), interrupt.held_back():
         signal.raise_signal(signal.SIGINT)
+        said = subprocess.run([sys.executable, "-c", started], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said == "True\n"
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_in_a_program_of_its_users_own_ctrl_c_stays_theirs():
+    interrupt.next_ends_at_once()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

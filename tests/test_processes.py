@@ -131,3 +131,45 @@ def test_ctrl_c_while_a_run_begins_is_one_line(seconds, tmp_path):
     assert process.returncode in (130, -signal.SIGINT), "the latter before Python itself has begun"
     assert "Traceback" not in err or seconds < 0.5
     wait_for(lambda: not processes_of(process.pid), "processes stay", 20)
+
+
+STEP = """
+import sys, time
+
+def step(_):
+    print("now", flush=True)
+    time.sleep(30)
+
+if __name__ == "__main__":
+    from kdpl import processes
+    from kdpl.__main__ import call
+    from kdpl.interrupt import whole_process
+    from step import step
+    processes._HEARD_SECONDS = 1
+
+    def command(_):
+        return processes.in_own_process(step, None)
+
+    with whole_process():
+        code = call(command, [])
+    sys.exit(code)
+"""
+
+
+def test_ctrl_c_that_only_the_command_hears_ends_its_step_as_well(tmp_path):
+    (tmp_path / "step.py").write_text(STEP)
+    process = subprocess.Popen(
+        [sys.executable, "step.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    wait_for(lambda: not processes_of(process.pid), "processes stay", 20)

@@ -44,8 +44,9 @@ def benchmark(argv: Sequence[str]) -> int:
     tasks = plan(chosen, Place(out, options.root, tuple(overrides)), options.rows)
     if options.only is not None:
         tasks = _only(tasks, options.only)
-    if not _may_begin(tasks, options.root):
-        return 1
+    code = _check(tasks, options.root)
+    if code != 0:
+        return code
     _keep_campaign(file, campaign, out)
     if options.slurm:
         return _slurm(tasks, out, options, overrides)
@@ -83,8 +84,8 @@ def _only(tasks: list[Task], name: str) -> list[Task]:
     return chosen
 
 
-def _may_begin(tasks: list[Task], root: str | None) -> bool:
-    """Say what is known to go wrong, each cause once."""
+def _check(tasks: list[Task], root: str | None) -> int:
+    """Say what is known to go wrong, each cause once; gives the exit code, 0 if nothing is."""
     missing = [task for task in tasks if not task.done()]
     datasets = dict.fromkeys(name for task in missing for name in task.datasets)
     faults = [*missing_data(datasets, root), *missing_files(missing)]
@@ -102,13 +103,12 @@ def _may_begin(tasks: list[Task], root: str | None) -> bool:
         # other words may mean the same settings, as another number of GPUs does: fit knows
         code = in_own_process(check_fits, [as_fit(task) for task in changed])
         if code != 0:
-            return False
+            return code
         for task in changed:
             save_orders(task)
     fits = one_of_each_kind(missing)
-    if fits and in_own_process(check_fits_and_weights, [as_fit(task) for task in fits]) != 0:
-        return False
-    return not faults
+    code = in_own_process(check_fits_and_weights, [as_fit(task) for task in fits]) if fits else 0
+    return code or int(bool(faults))
 
 
 def _keep_campaign(file: Path, campaign: Campaign, out: Path) -> None:

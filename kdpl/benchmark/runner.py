@@ -12,8 +12,7 @@ from kdpl.benchmark.locks import lock
 from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, FITS, Task
-from kdpl.faults import TERMINATED
-from kdpl.interrupt import INTERRUPTED
+from kdpl.interrupt import INTERRUPTED, TERMINATED, Terminated
 from kdpl.predictions import read_results
 from kdpl.processes import in_own_process, run_step
 
@@ -130,7 +129,7 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == TERMINATED:
-        raise SystemExit(TERMINATED)
+        raise Terminated
     if code == slurm.REQUEUED:
         raise slurm.Requeued(f"{task.name} goes on when the job is started again")
     if code != 0:

@@ -1,5 +1,6 @@
 """What a training that goes wrong says and leaves: no checkpoint of numbers that are none, and where it stopped."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
 from kdpl.faults import mark
+from kdpl.interrupt import next_ends_at_once
+from kdpl.peers import end_others
 from kdpl.slurm import RequeueError
 
 _NAMED_IMAGES = 5
@@ -121,6 +124,8 @@ class WhereItStopped(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Mark the error; whoever prints it prints the mark."""
         del pl_module
+        if isinstance(exception, KeyboardInterrupt):
+            next_ends_at_once(partial(end_others, trainer))
         if trainer.state.fn == "predict":
             mark(exception, "features so far are kept")
         if trainer.state.fn != "fit" or isinstance(exception, RequeueError):

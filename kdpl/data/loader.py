@@ -1,17 +1,15 @@
 """The loader of all splits."""
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kdpl import worker
 from kdpl.data.sampler import TrainSampler
 from kdpl.interrupt import held_back
 
@@ -49,7 +47,7 @@ class LazyLoader(DataLoader[Any]):
             pin_memory=torch.cuda.is_available(),
             # a stream of its own: a loader would draw its workers' seed from torch's global one at every epoch
             generator=torch.Generator(),
-            worker_init_fn=_watch_parent,
+            worker_init_fn=_begin_worker,
         )
 
         self._batches_done = batches_done
@@ -60,7 +58,7 @@ class LazyLoader(DataLoader[Any]):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         try:
             # workers that are just starting, or a loader half of whose workers are, would answer Ctrl-C by a traceback
-            with held_back():
+            with held_back() if self._iterator is None else nullcontext():
                 batches = super().__iter__()
             yield from batches
         except (ConnectionError, EOFError) as error:
@@ -92,20 +90,9 @@ class LazyLoader(DataLoader[Any]):
         """Nothing, as above."""
 
 
-def _watch_parent(worker: int) -> None:
-    """Let a worker end soon after the process that trains, however that one ended.
-
-    Torch's own workers look at their parent's number, and that is a fork server's within a step of ``run``.
-    """
-    del worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
+def _begin_worker(number: int) -> None:
+    del number
+    worker.begin()
 
 
 class Batches:

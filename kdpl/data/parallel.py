@@ -10,7 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdpl import fork_server
+from kdpl import fork_server, worker
+from kdpl.interrupt import held_back
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -60,10 +61,12 @@ def _in_order(
     except ChildProcessError:  # this process was forked from one whose server it cannot ask
         yield from map(function, chunks)
         return
-    with ProcessPoolExecutor(workers, mp_context=server) as pool:
+    with ProcessPoolExecutor(workers, mp_context=server, initializer=worker.begin) as pool:
         waiting = iter(chunks)
-        pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
         try:
+            # workers that are just starting, and would not find what is cleared away, answer by a traceback
+            with held_back():
+                pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
             while pending:
                 results = pending.pop(0).result()
                 # a few at a time, so that a million images need no million waiting tasks

@@ -29,19 +29,19 @@ def test_a_worker_that_goes_while_it_hands_over_is_said_as_torch_says_it():
     assert isinstance(error.value.__cause__, ConnectionResetError)
 
 
-class Masks(Dataset):
+class Ears(Dataset):
     """Whether the process that loads hears Ctrl-C."""
 
     def __len__(self):
         return 4
 
     def __getitem__(self, index):
-        return torch.tensor(signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return torch.tensor(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
 
 
 @pytest.fixture
 def loader():
-    return LazyLoader(Masks(), EvaluationSampler(4, 0, 1), batch_size=2, num_workers=2)
+    return LazyLoader(Ears(), EvaluationSampler(4, 0, 1), batch_size=2, num_workers=2)
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_started_them(loader):

@@ -10,6 +10,7 @@ from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, processes_of, start
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT, "--trainer.max_epochs=3000", "--data.init_args.num_workers=1"]
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
 RUN = ["run", *(f"{arg}".replace("--config", "--teacher") for arg in TEACHER)]
 RUN += [f"{arg}".replace("--config", "--student") for arg in STUDENT] + [*DATA, *FIT[3 + len(TEACHER) :]]
 
@@ -32,9 +33,7 @@ def started():
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
-)
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
 @pytest.mark.parametrize("command", ["fit", "run"])
 def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process(
     command, number, code, word, tmp_path, started
@@ -56,10 +55,15 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".lock"]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.5, 2.0])
-def test_ctrl_c_while_the_other_process_of_a_training_starts_is_one_line_at_once(seconds, tmp_path):
-    devices = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    process = start_process([*FIT, *devices, f"--out={tmp_path}"])
+DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.mark.parametrize("seconds", [0.05, 2.0])
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_a_signal_while_the_other_process_of_a_training_starts_is_one_line_at_once(
+    number, code, word, seconds, tmp_path
+):
+    process = start_process([*FIT, *DDP, f"--out={tmp_path}"])
 
     def other_has_begun():
         assert process.poll() is None, process.stderr.read()
@@ -68,15 +72,30 @@ def test_ctrl_c_while_the_other_process_of_a_training_starts_is_one_line_at_once
 
     wait_for(other_has_begun)
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)
+    require_one_line(process, number, code, word)
+
+
+@pytest.mark.parametrize("whom", ["all", "the first"])
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_a_signal_ends_a_training_of_two_processes(number, code, word, whom, tmp_path, started):
+    process = started([*FIT, *DDP, f"--out={tmp_path}"], tmp_path / "checkpoints" / "last.ckpt")
+    err = require_one_line(process, number, code, word, os.killpg if whom == "all" else os.kill)
+    assert f"{tmp_path}/checkpoints/last.ckpt is kept" in err
+
+
+def require_one_line(process, number, code, word, send=os.killpg):
+    """Send a signal: it ends all processes at once, one of which says so."""
+    send(process.pid, number)
     begin = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - begin < 10, "seconds on a busy machine"
-    assert process.returncode == 130, err
-    assert len([line for line in err.splitlines() if line.startswith("interrupted")]) == 1, err
+    assert process.returncode == code, err
+    assert len([line for line in err.splitlines() if line.startswith(word)]) == 1, err
     assert "Traceback" not in err
     assert "Child process" not in err
+    assert "error: " not in err
     wait_for(lambda: not processes_of(process.pid), 15)
+    return err
 
 
 def command_of(pid):
