@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from kdpl.launch import rank, started_by_first
+from kdpl.launch import first_process, rank
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as a shell gives it."""
@@ -87,7 +87,7 @@ def whole_process() -> Iterator[None]:
     sys.unraisablehook = hook
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminate)
-    if started_by_first():
+    if first_process() is not None:
         for number in _SIGNALS:
             signal.signal(number, unheard)
     _in_whole_process = True

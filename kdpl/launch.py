@@ -1,4 +1,4 @@
-"""Processes that srun or torchrun started: that they are as many as the settings say; imports no torch."""
+"""Who started this process, and that the processes of a training are as many as the settings say; imports no torch."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdpl.errors import ConfigError
 
+_FIRST = "KDPL_FIRST_PROCESS"
 # Lightning's own opt-out: in an interactive job of this name it starts its processes by itself
 _INTERACTIVE = ("bash", "interactive")
 
@@ -58,9 +59,22 @@ def rank() -> int:
     return 0
 
 
-def started_by_first() -> bool:
-    """Whether the first process of the training started this one: by Lightning, not by srun or torchrun."""
-    return launch() is None and int(os.environ.get("LOCAL_RANK", "0")) > 0
+@contextmanager
+def as_first() -> Iterator[None]:
+    """Tell the processes that this one starts for its training who started them."""
+    os.environ[_FIRST] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[_FIRST]
+
+
+def first_process() -> int | None:
+    """The process that started this one, if it is the first of their training; None if srun or torchrun did.
+
+    That one may be gone by now.
+    """
+    return int(os.environ[_FIRST]) if _FIRST in os.environ else None
 
 
 def name_of_start() -> str:

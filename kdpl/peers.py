@@ -19,7 +19,7 @@ from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
 from kdpl.interrupt import ends_at_once, held_back, terminate, unheard
-from kdpl.launch import started_by_first
+from kdpl.launch import as_first, first_process
 
 # what gloo and NCCL say when the other end of a connection is gone
 _LOST = ("gloo/transport", "remote process exit")
@@ -63,8 +63,11 @@ def end_with_starter() -> None:
 
     A process that waits in NCCL for one that is gone would wait for half an hour.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    starter = first_process()
+    if starter is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        starter = os.getppid()
+    if starter is not None:
+        threading.Thread(target=_watch, args=(starter,), daemon=True).start()
 
 
 def _watch(starter: int) -> None:
@@ -101,12 +104,13 @@ def heed_signals(trainer: Trainer) -> None:
         trainer: What starts them, if it does.
     """
     # Lightning has no hooks for any of these
-    handler = unheard if started_by_first() else terminate
+    handler = terminate if first_process() is None else unheard
     trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign, assignment]
     strategy = trainer.strategy
     launcher = strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher._call_children_scripts = held_back()(launcher._call_children_scripts)  # type: ignore[method-assign]
+        start = as_first()(held_back()(launcher._call_children_scripts))
+        launcher._call_children_scripts = start  # type: ignore[method-assign]
         # the first waits there until all others have imported everything
         at_once = ends_at_once(partial(end_others, trainer))
         strategy.setup_environment = at_once(strategy.setup_environment)  # type: ignore[method-assign]

@@ -180,7 +180,8 @@ with whole_process(), ends_at_once():
     time.sleep(0.5)
     print("still there")
 """
-    assert run(script, after=0.1, number=number, LOCAL_RANK="1") == (0, "now\nstill there\n", "")
+    first = {"LOCAL_RANK": "1", "KDPL_FIRST_PROCESS": str(os.getpid())}
+    assert run(script, after=0.1, number=number, **first) == (0, "now\nstill there\n", "")
 
 
 def test_sigterm_is_an_interrupt_of_another_word():

@@ -58,28 +58,43 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-@pytest.mark.parametrize("seconds", [0.05, 2.0])
-@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
-def test_a_signal_while_the_other_process_of_a_training_starts_is_one_line_at_once(
-    number, code, word, seconds, tmp_path
-):
+@pytest.fixture
+def starting(tmp_path):
+    """A training whose second process has just been started, and has not imported anything yet."""
     process = start_process([*FIT, *DDP, f"--out={tmp_path}"])
 
     def other_has_begun():
         assert process.poll() is None, process.stderr.read()
-        # the first would wait for it in code that is not Python's, and it cannot answer before it has imported torch
         return any(b"kdpl" in command_of(pid) and pid != process.pid for pid in processes_of(process.pid))
 
     wait_for(other_has_begun)
+    yield process
+    if processes_of(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+# the first waits for the other one in code that is not Python's
+@pytest.mark.parametrize(("number", "code", "word", "seconds"), [(*SIGNALS[0], 0.05), (*SIGNALS[1], 2.0)])
+def test_a_signal_while_the_other_process_of_a_training_starts_is_one_line_at_once(
+    number, code, word, seconds, starting
+):
     time.sleep(seconds)
-    require_one_line(process, number, code, word)
+    require_one_line(starting, number, code, word)
 
 
-@pytest.mark.parametrize("whom", ["all", "the first"])
-@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
-def test_a_signal_ends_a_training_of_two_processes(number, code, word, whom, tmp_path, started):
+def test_a_process_whose_starter_was_killed_before_it_had_begun_ends_as_well(starting):
+    starting.kill()
+    wait_for(lambda: not processes_of(starting.pid), 40)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word", "send"),
+    [(*SIGNALS[0], os.killpg), (*SIGNALS[1], os.killpg), (*SIGNALS[1], os.kill)],
+    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM to the first"],
+)
+def test_a_signal_ends_a_training_of_two_processes(number, code, word, send, tmp_path, started):
     process = started([*FIT, *DDP, f"--out={tmp_path}"], tmp_path / "checkpoints" / "last.ckpt")
-    err = require_one_line(process, number, code, word, os.killpg if whom == "all" else os.kill)
+    err = require_one_line(process, number, code, word, send)
     assert f"{tmp_path}/checkpoints/last.ckpt is kept" in err
 
 
