@@ -12,6 +12,8 @@ from pathlib import Path
 from runs import start_process
 
 _POLL = 0.2
+# the exit codes of a command that a signal ended, before it could answer as well; 0 if it was at its end already
+_ENDS = {signal.SIGINT: (130, -2, 0), signal.SIGTERM: (143, -15, 0), signal.SIGKILL: (-9, 0)}
 _MEGABYTE = 1_000_000
 # the time within which a command that was asked to stop has to have done so, in seconds
 _PATIENCE = 60
@@ -87,6 +89,8 @@ def _attempt(args: list[str], trial: Trial, cut_after: float | None, kind: signa
             trial.faults.append(f"left {len(left)} processes behind after {kind.name if cut else 'its end'}")
         _signal(group, signal.SIGKILL)
         code = process.wait()
+        if cut and code not in _ENDS[kind]:
+            trial.faults.append(f"ended with {code} after {kind.name}")
         errors.seek(0)
         said = errors.read()
     if "Traceback" in said:
