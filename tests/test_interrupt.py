@@ -13,13 +13,14 @@ from kdpl import interrupt
 
 @pytest.fixture(autouse=True)
 def default_handler():
-    """Ctrl-C as in a process of one's own."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    """Both signals as in a process of one's own."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     hook = sys.unraisablehook
     yield
     sys.unraisablehook = hook
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(script, *args, after=None, number=signal.SIGINT, **variables):
