@@ -40,6 +40,14 @@ def checks_here(monkeypatch):
     monkeypatch.setattr("kdpl.benchmark.command.in_own_process", call)
 
 
+@pytest.mark.parametrize("code", [1, 130, 143])
+def test_a_check_that_is_ended_from_outside_ends_the_command_likewise(code, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdpl.benchmark.command.in_own_process", lambda *_: code)
+    file = written(tmp_path, BASE_TO_NOVEL)
+    assert main(["benchmark", str(file), f"--root={data}", f"--out={tmp_path / 'out'}"]) == code
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_and_weights_that_are_not_there_are_named_before_anything_is_begun(tmp_path, capsys, checks_here):
     rows = ROWS.replace("of: teacher,", "of: teacher, options: [--model.init_args.clip.pretrained=gone.pt],")
     file = written(tmp_path, BASE_TO_NOVEL, rows)
