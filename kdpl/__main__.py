@@ -5,10 +5,12 @@ import locale
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pkgutil import resolve_name
 
 from kdpl import __version__, interrupt, slurm
 from kdpl.faults import reader_is_gone, sentence
+from kdpl.imports import uncollected
 
 USAGE = """\
 usage: python -m kdpl COMMAND …
@@ -66,7 +68,7 @@ def _run_command(args: Sequence[str]) -> int:
     if slurm.in_job():
         # before anything is imported that starts threads: they would hear it
         slurm.listen()
-    with interrupt.ends_at_once():
+    with interrupt.ends_at_once(), uncollected() if interrupt.in_whole_process() else nullcontext():
         interrupt.hear()
         function = resolve_name(_COMMANDS[name])
     # LightningCLI takes its own subcommands by name

@@ -100,6 +100,11 @@ def whole_process() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def in_whole_process() -> bool:
+    """Whether this process has a command to do, and nothing else."""
+    return _in_whole_process
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """Hold both signals back for a moment; they strike after it.

@@ -46,7 +46,7 @@ def in_own_process(
         tick: Called about twice a second while the process runs.
     """
     # with everything imported, which takes longer than a small test
-    context = fork_server.context(["kdpl.cli", "kdpl.teacher", "kdpl.student", "kdpl.data.datamodule"])
+    context = fork_server.context(["kdpl.step_imports"])
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
     process.start()
