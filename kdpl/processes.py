@@ -13,7 +13,7 @@ from typing import Any
 
 from kdpl import fork_server, interrupt, slurm
 from kdpl.__main__ import call, main
-from kdpl.interrupt import INTERRUPTED, TERMINATED
+from kdpl.interrupt import INTERRUPTED, TERMINATED, Terminated
 from kdpl.launch import needs_srun
 from kdpl.worker import end_with_parent
 
@@ -44,13 +44,17 @@ def in_own_process(
         held: Descriptor of a locked file, to be kept open by the new process as well: the lock is then free once
             both processes are gone, and not before.
         tick: Called about twice a second while the process runs.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or SIGTERM, that the process did not hear.
     """
     # with everything imported, which takes longer than a small test
     context = fork_server.context(["kdpl.step_imports"])
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
     process.start()
-    terminate = _passed_on(process)
+    passed_on: list[int] = []
+    terminate = _pass_on(process, passed_on)
     try:
         while process.is_alive():
             process.join(_TICK_SECONDS if tick is not None or slurm.in_job() else None)
@@ -68,6 +72,9 @@ def in_own_process(
         if terminate is not None:
             signal.signal(signal.SIGTERM, terminate)
     code = process.exitcode or 0
+    if passed_on and code == 0:
+        # a process that ends takes a moment, in which it hears nothing more
+        raise Terminated
     if code in (-signal.SIGINT, -signal.SIGTERM):
         return INTERRUPTED if code == -signal.SIGINT else TERMINATED
     if code < 0:
@@ -101,14 +108,20 @@ def _say_killed(number: int, log: Path | None) -> None:
         print(text, file=file)
 
 
-def _passed_on(process: BaseProcess) -> Any:  # noqa: ANN401 - what signal.signal gives
-    """Let SIGTERM end the other process, which then ends this one; gives the handler that was there."""
+def _pass_on(process: BaseProcess, passed_on: list[int]) -> Any:  # noqa: ANN401 - what signal.signal gives
+    """Let SIGTERM end the other process, which then ends this one; gives the handler that was there.
+
+    Args:
+        process: The other process.
+        passed_on: Takes the number of each signal that came.
+    """
     if threading.current_thread() is not threading.main_thread():
         return None
 
-    def pass_on(*_: object) -> None:
+    def pass_on(number: int, _: object) -> None:
+        passed_on.append(number)
         with suppress(ProcessLookupError):
-            os.kill(process.pid or 0, signal.SIGTERM)
+            os.kill(process.pid or 0, number)
 
     return signal.signal(signal.SIGTERM, pass_on)
 

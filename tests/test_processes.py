@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from runs import CONFIGS, DATA, processes_of, start_process
 
+from kdpl.interrupt import Terminated
 from kdpl.processes import in_own_process
 
 TESTS = Path(__file__).parent
@@ -106,6 +107,17 @@ def test_a_killed_parent_takes_its_process_along_and_the_lock_is_free_once_both_
     os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not runs(pid), "the process stayed", 10)
     wait_for(lambda: not locked(tmp_path / "lock"), "the lock stayed", 10)
+
+
+def end_without_hearing(parent):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(parent, signal.SIGTERM)
+    time.sleep(0.5)
+
+
+def test_a_sigterm_that_comes_as_the_process_ends_is_not_lost():
+    with pytest.raises(Terminated):
+        in_own_process(end_without_hearing, os.getpid())
 
 
 def kill_itself(_):
