@@ -52,10 +52,12 @@ def in_own_process(
     context = fork_server.context(["kdpl.step_imports"])
     lock = DupFd(held) if held is not None else None
     process = context.Process(target=_begin, args=(function, argument, log, lock))
-    process.start()
     passed_on: list[int] = []
     terminate = _pass_on(process, passed_on)
     try:
+        # half a process answers by a traceback
+        with interrupt.held_back():
+            process.start()
         while process.is_alive():
             process.join(_TICK_SECONDS if tick is not None or slurm.in_job() else None)
             if tick is not None:
@@ -65,6 +67,8 @@ def in_own_process(
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, slurm.SIGNAL)
     except KeyboardInterrupt:
+        if process.pid is None:
+            raise
         _interrupt(process)
         if process.exitcode != INTERRUPTED:
             raise
@@ -112,16 +116,18 @@ def _pass_on(process: BaseProcess, passed_on: list[int]) -> Any:  # noqa: ANN401
     """Let SIGTERM end the other process, which then ends this one; gives the handler that was there.
 
     Args:
-        process: The other process.
+        process: The other process, which need not have been started yet.
         passed_on: Takes the number of each signal that came.
     """
     if threading.current_thread() is not threading.main_thread():
         return None
 
     def pass_on(number: int, _: object) -> None:
+        if process.pid is None:
+            raise Terminated
         passed_on.append(number)
         with suppress(ProcessLookupError):
-            os.kill(process.pid or 0, number)
+            os.kill(process.pid, number)
 
     return signal.signal(signal.SIGTERM, pass_on)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import CONFIGS, DATA, processes_of, start_process
 
-from kdpl.interrupt import Terminated
+from kdpl.interrupt import TERMINATED, Terminated
 from kdpl.processes import in_own_process
 
 TESTS = Path(__file__).parent
@@ -118,6 +118,23 @@ def end_without_hearing(parent):
 def test_a_sigterm_that_comes_as_the_process_ends_is_not_lost():
     with pytest.raises(Terminated):
         in_own_process(end_without_hearing, os.getpid())
+
+
+class SignalsWhenItIsSent:
+    """An argument: as the new process is told of it, its starter is sent SIGTERM."""
+
+    def __getstate__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+
+def sleep(_):
+    time.sleep(60)
+
+
+def test_a_sigterm_that_comes_as_the_process_starts_ends_it_with_one_line(tmp_path):
+    assert in_own_process(sleep, SignalsWhenItIsSent(), log=tmp_path / "log") == TERMINATED
+    assert (tmp_path / "log").read_text() == "ended by SIGTERM\n"
 
 
 def kill_itself(_):
