@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for an error that the user can mend, 2 for a command that does not exist, 75 for a Slurm
-        job that is in the queue again, 130 for Ctrl-C, 143 for SIGTERM.
+        job that is in the queue again, 130 for Ctrl-C, 141 where nobody reads what is printed, 143 for SIGTERM; of a
+        step in a process of its own that was killed, 128 and the signal's number.
     """
     if argv is None:
         _require_utf8()

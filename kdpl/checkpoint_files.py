@@ -27,7 +27,17 @@ class CheckpointFiles(TorchCheckpointIO):
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
             if path.name == Path(LAST).name and path.is_file():
-                path.replace(path.with_name(Path(PREVIOUS).name))
+                _keep(path, path.with_name(Path(PREVIOUS).name))
+
+
+def _keep(last: Path, previous: Path) -> None:
+    """Give a checkpoint a second name, so that there is one at any moment, also for who tests a run that goes on."""
+    previous.unlink(missing_ok=True)
+    try:
+        previous.hardlink_to(last)
+    except OSError:
+        # a file system without links
+        last.replace(previous)
 
 
 def newest(folder: Path) -> Path | None:

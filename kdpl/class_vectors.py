@@ -16,8 +16,6 @@ from kdpl.prompts.tuned import TunedPrompts
 
 KIND = "class vectors"
 VERSION = 1
-FILE = "class_vectors.safetensors"
-"""Name of the file in a teacher's run folder."""
 
 _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
 

@@ -18,7 +18,6 @@ from kdpl.arguments import config_files, require_configs
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.faults import FiniteLoss, WhereItStopped
-from kdpl.callbacks.handover import handed_over
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.requeue import Requeue, may_requeue
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunCheckpoint, RunConfig
@@ -28,6 +27,7 @@ from kdpl.checkpoint_files import CheckpointFiles, newest, require_whole, whole_
 from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
+from kdpl.finished import handed_over
 from kdpl.launch import matching_trainer, of_several, require_processes, require_srun
 from kdpl.parse_errors import in_one_sentence
 from kdpl.peers import end_with_starter, heed_signals, lost_in_one_sentence, part
@@ -171,7 +171,6 @@ class KdplCLI(LightningCLI):
         # saved is the config as given: where the loggers write is worked out anew each time
         self.config[self.subcommand] = self._given
         trainer = self._given.trainer
-        # first the one that marks an error, before another may fail over it
         callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
         callbacks += [TestAnswers(), DrawPictures()]
         if trainer.enable_progress_bar is not False:
@@ -189,12 +188,15 @@ class KdplCLI(LightningCLI):
         environments = [plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)]
         if environments:
             # whoever gives one knows who starts the processes
-            return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
-        require_srun()
-        with matching_trainer(trainer.devices, trainer.num_nodes):
             built = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
-        require_processes(built.num_devices, built.num_nodes)
+        else:
+            require_srun()
+            with matching_trainer(trainer.devices, trainer.num_nodes):
+                built = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+            require_processes(built.num_devices, built.num_nodes)
         heed_signals(built)
+        # those of the config come before it otherwise, and may fail or take long
+        built.callbacks.sort(key=lambda callback: not isinstance(callback, WhereItStopped))  # type: ignore[attr-defined]
         return built
 
     def _trains(self) -> bool:

@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there at all."""
 
 import errno
+import fnmatch
 import os
 import re
 import shutil
@@ -46,7 +47,21 @@ def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
             for written in (temporary, *temporary.rglob("*")):
                 if written.is_file():
                     written.chmod(example.stat().st_mode)
+                    _write_through(written)
             _take_place(temporary, path, Path(scratch) / "replaced" if replace else None)
+
+
+def _write_through(path: Path) -> None:
+    """See that a file is on the disk before it has its name, which a power cut would leave with no content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # what knows nothing of it
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _take_place(new: Path, path: Path, replaced: Path | None) -> None:
@@ -92,11 +107,19 @@ def cut_to_whole_lines(path: Path) -> int:
     return lines
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in a folder that nobody else writes into now."""
-    for scratch in folder.rglob(f".*{_SUFFIX}"):
-        if scratch.is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)
+def remove_leftovers(folder: Path, but_with: str) -> None:
+    """Remove what processes that were killed left half-written in a folder that nobody else writes into now.
+
+    Args:
+        folder: The folder.
+        but_with: A name; folders below with something of that name are left alone.
+    """
+    for place, folders, names in os.walk(folder):
+        if but_with in names and place != str(folder):
+            folders.clear()
+        for name in fnmatch.filter(folders, f".*{_SUFFIX}"):
+            folders.remove(name)
+            shutil.rmtree(Path(place) / name, ignore_errors=True)
 
 
 @contextmanager

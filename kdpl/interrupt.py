@@ -26,8 +26,8 @@ TERMINATED = 143
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SOON_SECONDS = 0.01
-# within which a signal is the same once more, as where both a group and the one who passes it on were signalled
-_ECHO_SECONDS = 0.5
+ECHO_SECONDS = 0.5
+"""Within which a signal is the same once more, as where both a group and the one who passes it on were signalled."""
 
 _in_whole_process = False
 
@@ -57,6 +57,16 @@ def terminate(*_: object) -> None:
     Raises:
         Terminated: Always.
     """
+    raise Terminated
+
+
+def terminate_once(*_: object) -> None:
+    """Raise ``Terminated``, and let what is done thereupon not be disturbed by another SIGTERM.
+
+    Raises:
+        Terminated: Always.
+    """
+    signal.signal(signal.SIGTERM, unheard)
     raise Terminated
 
 
@@ -178,7 +188,7 @@ def next_ends_at_once(also: Callable[[], object] = lambda: None) -> None:
         # Lightning ignores Ctrl-C from here on
         for number in _SIGNALS:
             signal.signal(number, unheard)
-        _wait_for_one(_SIGNALS, also, _ECHO_SECONDS)
+        _wait_for_one(_SIGNALS, also, ECHO_SECONDS)
 
 
 def _wait_for_one(

@@ -69,8 +69,9 @@ class MetricsCSV(Logger):
             self._columns = _read(path)[0]
         new = [key for key in row if key not in self._columns]
         if new:
-            rows = _read(path)[1] if path.is_file() else []
-            self._columns += new
+            # a test of the same run may have added some of its own
+            there, rows = _read(path) if path.is_file() else ([], [])
+            self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
             with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self._columns)
                 writer.writeheader()

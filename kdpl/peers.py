@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
-from kdpl.interrupt import ends_at_once, held_back, terminate, unheard
+from kdpl.interrupt import ends_at_once, held_back, terminate_once, unheard
 from kdpl.launch import as_first, first_process
 
 # what gloo and NCCL say when the other end of a connection is gone
@@ -104,7 +104,7 @@ def heed_signals(trainer: Trainer) -> None:
         trainer: What starts them, if it does.
     """
     # Lightning has no hooks for any of these
-    handler = terminate if first_process() is None else unheard
+    handler = terminate_once if first_process() is None else unheard
     trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign, assignment]
     strategy = trainer.strategy
     launcher = strategy.launcher

@@ -17,6 +17,7 @@ from kdpl import slurm
 from kdpl.arguments import Parser, read_config, require_configs
 from kdpl.errors import ConfigError, visible
 from kdpl.files import atomic_path
+from kdpl.finished import CLASS_VECTORS, CLASSIFIER
 from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
@@ -26,8 +27,8 @@ from kdpl.run_lock import RunLock, tidy
 ORDER_FILE = "run.json"
 SUMMARY_FILE = "results.json"
 
-# what finished steps leave; names only, since this process imports neither torch nor Lightning
-_CLASS_VECTORS, _CLASSIFIER, _CONFIG = "class_vectors.safetensors", "classifier", "config.yaml"
+# a name only, since this process imports neither torch nor Lightning
+_CONFIG = "config.yaml"
 
 _NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
 _COLUMNS = {"test/acc": "all", "test/base_acc": "base", "test/novel_acc": "novel", "test/hm": "HM"}
@@ -93,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
                 held.callback(RunLock(out).release)
             with atomic_path(out / ORDER_FILE) as temporary:
                 temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
-        else:
+        elif not locked:
             tidy(out)
         code = _do(steps, console, out)
         if code == 0:
@@ -114,14 +115,16 @@ def _do(steps: list[Step], console: Console, out: Path) -> int:
         if step.result.exists():
             tidy(step.result.parent)
             continue
+        if slurm.signalled():
+            raise slurm.requeue(str(out))
         console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
         code = in_own_process(run_step, _resolve(step.args))
+        if slurm.died_of_notice(code):
+            raise slurm.requeue(str(out))
         if code != 0:
             return code
         if not step.result.exists():
             raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
-        if slurm.signalled() and number < len(steps):
-            raise slurm.requeue(str(out))
     return 0
 
 
@@ -163,10 +166,10 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> list[Step]:
 
     # both fits before the tests: whoever has no test images still gets a classifier
     return [
-        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, _CLASS_VECTORS)),
+        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, CLASS_VECTORS)),
         Step(
             "stage 2: distil the student, write the classifier",
-            *fit(student, options.student, _CLASSIFIER, f"--model.init_args.teacher={teacher}"),
+            *fit(student, options.student, CLASSIFIER, f"--model.init_args.teacher={teacher}"),
         ),
         Step("test the teacher", *test(teacher)),
         Step("test the student", *test(student)),
@@ -250,9 +253,9 @@ def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
     if nothing_done:
         console.print(f"{out} is finished: nothing to do; remove the folder to run it again")
     console.print(table)
-    console.print(f"[bold]classifier[/bold]  {out / 'student' / _CLASSIFIER}")
+    console.print(f"[bold]classifier[/bold]  {out / 'student' / CLASSIFIER}")
     console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
     console.print(f"[bold]report[/bold]      {out / REPORT_FILE}")
     for picture in sorted(out.glob("*/figures/*.png")):
         console.print(f"[bold]picture[/bold]     {picture}")
-    console.print(f"use it: python -m kdpl predict {out / 'student' / _CLASSIFIER} IMAGES…", soft_wrap=True)
+    console.print(f"use it: python -m kdpl predict {out / 'student' / CLASSIFIER} IMAGES…", soft_wrap=True)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ ENDED_FROM_OUTSIDE = (INTERRUPTED, TERMINATED, slurm.REQUEUED)
 _TICK_SECONDS = 0.5
 # the time within which a process ends that heard Ctrl-C, but for one that takes long to say goodbye to a server
 _HEARD_SECONDS = 10
+_PARTING_SECONDS = 1
 
 # commands whose work several processes share
 _OF_SEVERAL = ("fit", "validate", "test")
@@ -76,7 +78,7 @@ def in_own_process(
         if terminate is not None:
             signal.signal(signal.SIGTERM, terminate)
     code = process.exitcode or 0
-    if passed_on and code == 0:
+    if passed_on and code >= 0 and code not in ENDED_FROM_OUTSIDE:
         # a process that ends takes a moment, in which it hears nothing more
         raise Terminated
     if code in (-signal.SIGINT, -signal.SIGTERM):
@@ -89,16 +91,23 @@ def in_own_process(
 
 def _interrupt(process: BaseProcess) -> None:
     """End a process that most often heard Ctrl-C itself, ends by itself and says so."""
-    process.join(_HEARD_SECONDS)
-    try:
-        if process.is_alive() and process.pid is not None:
-            # somebody interrupted this process alone
-            os.kill(process.pid, signal.SIGINT)
-        process.join()
-    except KeyboardInterrupt:
-        process.kill()
-        process.join()
-        raise
+    begin = time.monotonic()
+    alone = False
+    while process.is_alive():
+        try:
+            process.join(None if alone else max(0.0, begin + _HEARD_SECONDS - time.monotonic()))
+            if process.is_alive() and process.pid is not None:
+                # somebody interrupted this process alone
+                alone = True
+                os.kill(process.pid, signal.SIGINT)
+        except KeyboardInterrupt:
+            if time.monotonic() - begin < interrupt.ECHO_SECONDS:
+                continue
+            # it heard this as well, and has other processes to end
+            process.join(_PARTING_SECONDS)
+            process.kill()
+            process.join()
+            raise
 
 
 def _say_killed(number: int, log: Path | None) -> None:
@@ -159,7 +168,8 @@ def run_step(args: list[str]) -> None:
     if needs_srun() and args[0] in _OF_SEVERAL:
         # srun does not take this over by itself
         os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        srun = ["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "kdpl", *args]
+        # at Ctrl-C it would tell how its tasks are
+        srun = ["srun", "--kill-on-bad-exit=1", "--quit-on-interrupt", sys.executable, "-m", "kdpl", *args]
         os.execvp(srun[0], srun)  # noqa: S606
     if needs_srun():
         # the command is that of one process, and not to be asked where the other tasks are

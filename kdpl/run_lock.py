@@ -1,6 +1,5 @@
 """One fit at a time writes into a run's folder."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -12,13 +11,12 @@ from pathlib import Path
 
 from kdpl.checkpoint_names import PREVIOUS
 from kdpl.errors import ConfigError
+from kdpl.file_lock import taken
 from kdpl.files import remove_leftovers
 from kdpl.launch import name_of_start, rank
 from kdpl.slurm import in_job
 
 FILE = ".lock"
-
-_HELD = (errno.EACCES, errno.EAGAIN)
 
 # longer than a network file system keeps the lock of a node that went down: NFS 4 gives it 90 s
 _LEASE_SECONDS = 150
@@ -46,7 +44,6 @@ class RunLock:
 
     def __init__(self, folder: Path, patience: float | None = None) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / FILE
         seconds = patience if patience is not None else _LEASE_SECONDS if in_job() else 0
         end = time.monotonic() + seconds
@@ -63,25 +60,19 @@ class RunLock:
             time.sleep(_LOOK_SECONDS)
 
     def _taken(self) -> bool:
+        # each time: a holder that leaves nothing removes it
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _HELD:
-                os.close(self._descriptor)
-                return False
-            print(
-                f"the file system of {self._folder} knows no locks ({error.strerror}): see to it that no other process "
-                "runs into this folder",
-                file=sys.stderr,
-            )
+        if not taken(fcntl.lockf, self._descriptor, self._folder):
+            os.close(self._descriptor)
+            return False
         if not self._is_current():
             # its holder removed it between our opening and our locking it
             os.close(self._descriptor)
             return self._taken()
         os.ftruncate(self._descriptor, 0)
-        # what a killed holder was writing
-        remove_leftovers(self._folder)
+        # what a killed holder was writing; a stage's own fit may be writing there
+        remove_leftovers(self._folder, but_with=FILE)
         text = f"process {os.getpid()} on {socket.gethostname()}\n{name_of_start()}"
         os.write(self._descriptor, text.encode())
         # other nodes read it
@@ -115,6 +106,9 @@ def await_first(folder: Path, finished: Callable[[], bool]) -> None:
     Args:
         folder: The run's folder.
         finished: Says whether all is done there.
+
+    Raises:
+        ConfigError: The first does not come.
     """
     begin = time.monotonic()
     said = False
@@ -125,6 +119,10 @@ def await_first(folder: Path, finished: Callable[[], bool]) -> None:
             print(f"process {rank()}: waiting until the first one of this training holds {folder}", file=sys.stderr)
             said = True
         time.sleep(_GLANCE_SECONDS)
+    raise ConfigError(
+        f"process {rank()} waited {seconds:.0f} s for the first one of this training to hold {folder}: see what that "
+        "one said, and that all nodes share this folder"
+    )
 
 
 def _read(file: Path) -> str:

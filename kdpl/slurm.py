@@ -50,6 +50,15 @@ def signalled() -> bool:
     return in_job() and SIGNAL in signal.sigpending()
 
 
+def died_of_notice(code: int) -> bool:
+    """Whether a command ended by the notice, which it was given before it could listen.
+
+    Args:
+        code: Its exit code.
+    """
+    return signalled() and code == 128 + SIGNAL
+
+
 def job() -> str:
     """Give the job's name for ``scontrol``: an element of an array has its own."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from kdpl.callbacks import BestOnBaseTest, SaveClassifier
-from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip, load_image_clip
@@ -21,6 +20,7 @@ from kdpl.data.teacher_cache import TeacherCache
 from kdpl.domain import CachingDomain, domain_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.evaluation import EvaluatedModule
+from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.head import CosineHead
 from kdpl.losses import distillation_kl, feature_l1, feature_mse

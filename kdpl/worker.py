@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from types import TracebackType
 
 from kdpl.interrupt import hear
 
@@ -15,8 +17,15 @@ def begin() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    sys.excepthook = _complain
     hear()
     end_with_parent()
+
+
+def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing of a starter that was interrupted in the middle of taking over what this worker handed it."""
+    if not issubclass(kind, (ConnectionError, EOFError, multiprocessing.AuthenticationError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_with_parent() -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import world
@@ -27,6 +29,28 @@ def test_the_one_before_is_kept_beside_the_last(tmp_path):
     remove_previous(tmp_path)
     remove_previous(tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_there_is_a_last_at_any_moment_where_the_file_system_has_links(links, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    save(tmp_path, 0)
+    there = []
+    replace = Path.replace
+
+    def look(self, target):
+        there.append((tmp_path / LAST).is_file())
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    assert all(there) == links
+    assert (epoch_of(tmp_path / LAST), epoch_of(tmp_path / PREVIOUS)) == (2, 1)
 
 
 def test_a_checkpoint_of_another_name_replaces_none(tmp_path):

@@ -1,4 +1,6 @@
+import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,26 @@ def test_the_name_appears_once_the_file_is_whole(tmp_path):
         assert temporary.parent.parent == tmp_path / "deep", "a rename across file systems is not atomic"
     assert (tmp_path / "deep" / "a.txt").read_text() == "whole"
     assert names_in(tmp_path / "deep") == ["a.txt"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_has_its_name_is_on_the_disk_and_not_in_memory_alone(folder, tmp_path, monkeypatch):
+    written = set()
+    fsync = os.fsync
+
+    def look(descriptor):
+        assert not (tmp_path / "a").exists()
+        written.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()).rpartition("/a")[2])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    with atomic_path(tmp_path / "a") as temporary:
+        if folder:
+            (temporary / "deep").mkdir(parents=True)
+            (temporary / "deep" / "file").write_text("b")
+        else:
+            temporary.write_text("a")
+    assert written == {"/deep/file" if folder else ""}
 
 
 @pytest.mark.parametrize("existing", [None, "file", "folder"])

@@ -34,6 +34,27 @@ def test_a_later_logger_goes_on_in_the_same_file(tmp_path):
     ]
 
 
+def test_a_test_beside_a_fit_takes_nothing_from_it_and_a_fit_nothing_from_a_test(tmp_path):
+    fit, test = MetricsCSV(str(tmp_path)), MetricsCSV(str(tmp_path))
+    fit.log_metrics({"a": 1.0}, step=1)
+    test.log_metrics({"t": 2.0}, step=1)
+    fit.log_metrics({"a": 3.0}, step=2)
+    fit.log_metrics({"v": 4.0}, step=2)
+    test.log_metrics({"t": 5.0}, step=2)
+    assert [(row["a"], row["t"], row["v"] or "") for row in rows_of(tmp_path / METRICS_FILE)] == [
+        ("1.0", "", ""),
+        ("", "2.0", ""),
+        ("3.0", "", ""),
+        ("", "", "4.0"),
+        ("", "5.0", ""),
+    ]
+    assert read_metrics(tmp_path / METRICS_FILE) == {
+        "a": [(1, 1.0), (2, 3.0)],
+        "t": [(1, 2.0), (2, 5.0)],
+        "v": [(2, 4.0)],
+    }
+
+
 def test_of_two_values_of_one_step_the_later_one_counts(tmp_path):
     logger = MetricsCSV(str(tmp_path))
     for step, value in ((5, 0.1), (9, 0.2), (5, 0.3)):

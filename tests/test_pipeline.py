@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import slurm_job
 import yaml
 from runs import DATA, SHORT, STUDENT, TEACHER, configs, files_of, rows_of, start_process
 from runs import test as run_test
 
+from kdpl import slurm
 from kdpl.__main__ import main
 from kdpl.predictions import read_results
+from kdpl.processes import run_step
 
 RUN = [
     "run",
@@ -206,6 +209,27 @@ def test_a_mistake_in_the_students_settings_is_found_before_the_teacher_is_tuned
     assert "'kd_weight'" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("code", [0, 128 + slurm.SIGNAL], ids=["between two steps", "of which a starting step died"])
+def test_a_notice_requeues_the_job_and_begins_no_step(code, tmp_path, monkeypatch, capsys):
+    asked = slurm_job.pretend(monkeypatch, tmp_path)
+    codes = iter([0, code])
+
+    def step(function, argument):
+        if code == 0 or function is run_step:
+            slurm_job.send()
+        return next(codes)
+
+    slurm.listen()
+    monkeypatch.setattr("kdpl.pipeline.in_own_process", step)
+    try:
+        assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
+    finally:
+        slurm_job.forget()
+    assert asked.read_text() == "requeue 17\n"
+    assert len(list(codes)) == (1 if code == 0 else 0)
+    assert "goes back into the queue, to go on with" in capsys.readouterr().err
 
 
 def started(out, *more):

@@ -9,6 +9,7 @@ import time
 import pytest
 import world
 
+from kdpl import run_lock
 from kdpl.errors import ConfigError
 from kdpl.run_lock import RunLock, await_first, tidy
 
@@ -104,6 +105,41 @@ def test_a_file_system_without_locks_is_named_and_the_run_goes_on(number, tmp_pa
     assert f"the file system of {out} knows no locks ({os.strerror(number)})" in capsys.readouterr().err
     lock.release()
     assert not out.exists()
+
+
+def test_who_waits_for_a_holder_that_leaves_nothing_makes_the_folder_anew(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = RunLock(out)
+    refused = iter([True])
+    real = fcntl.lockf
+
+    def lockf(*args):
+        if next(refused, False):
+            # within a process the lock would be had at once
+            first.release()
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        real(*args)
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    RunLock(out, patience=10).release()
+    assert not out.exists()
+
+
+def test_a_process_whose_first_one_never_comes_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_LEASE_SECONDS", 0)
+    monkeypatch.setattr(run_lock, "_IMPORTS_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match="for the first one of this training to hold"):
+        run_lock.await_first(tmp_path, lambda: False)
+
+
+def test_what_the_fit_of_a_stage_is_writing_is_left_to_it(tmp_path):
+    for folder in (tmp_path, tmp_path / "teacher", tmp_path / "student"):
+        (folder / "checkpoints" / ".last.ckpt.1.unfinished").mkdir(parents=True)
+    (tmp_path / "teacher" / ".lock").touch()
+    lock = RunLock(tmp_path)
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*.unfinished")]
+    lock.release()
+    assert left == ["teacher/checkpoints/.last.ckpt.1.unfinished"]
 
 
 def test_what_a_process_left_that_was_killed_at_its_very_end_is_tidied_up(tmp_path):

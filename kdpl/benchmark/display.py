@@ -184,10 +184,16 @@ def _clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def last_line(log: Path) -> str:
-    """Give the last error that a command printed, or else its last line."""
+def last_line(log: Path, begin: int = 0) -> str:
+    """Give the last error that a command printed, or else its last line.
+
+    Args:
+        log: What it printed.
+        begin: Bytes that earlier starts had printed before.
+    """
     if not log.is_file():
         return "it printed nothing"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it printed nothing"])[-1]

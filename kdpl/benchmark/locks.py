@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdpl.file_lock import taken
+
 _FOLDER = ".locks"
 
 
@@ -14,7 +16,7 @@ def lock(out: Path, name: str) -> Iterator[int | None]:
     """Take a task's lock, or find that another process has it.
 
     Args:
-        out: The campaign's folder; on a network file system it needs one that knows locks, as NFS 4 does.
+        out: The campaign's folder.
         name: The task's name.
 
     Yields:
@@ -24,12 +26,7 @@ def lock(out: Path, name: str) -> Iterator[int | None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
+        yield descriptor if taken(fcntl.flock, descriptor, file.parent) else None
     finally:
         # no unlocking by hand: a process that works on has a copy of the descriptor and keeps the lock
         os.close(descriptor)

@@ -19,8 +19,9 @@ import yaml
 
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Row, config_of, dataset_name
 from kdpl.benchmark.results import RUN_FILE
-from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, LAST_CHECKPOINT, Run, Task
+from kdpl.benchmark.tasks import CONFIG, LAST_CHECKPOINT, Run, Task
 from kdpl.data.benchmark import BENCHMARKS
+from kdpl.finished import CLASS_VECTORS, CLASSIFIER
 
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 

@@ -11,7 +11,8 @@ from kdpl.benchmark.display import Display, last_line
 from kdpl.benchmark.locks import lock
 from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
-from kdpl.benchmark.tasks import CLASS_VECTORS, CLASSIFIER, CONFIG, FITS, Task
+from kdpl.benchmark.tasks import CONFIG, FITS, Task
+from kdpl.finished import handed_over
 from kdpl.interrupt import INTERRUPTED, TERMINATED, Terminated
 from kdpl.predictions import read_results
 from kdpl.processes import in_own_process, run_step
@@ -83,8 +84,7 @@ def _out_of_reach(task: Task, failures: Mapping[str, Failure], known: set[str], 
 
 def _done_elsewhere(need: str, out: Path) -> bool:
     """Whether a task that is not asked for here is done: only fits and class vectors are needed by others."""
-    folder = out / need.rpartition("/")[0]
-    return (folder / CLASS_VECTORS).exists() or (folder / CLASSIFIER).exists()
+    return handed_over(out / need.rpartition("/")[0])
 
 
 def _run_first_free(
@@ -121,6 +121,7 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
     if task.kind in FITS:
         save_orders(task)
     command = [*task.command(), _NO_BAR] if task.kind in ("fit", "test") else task.command()
+    logged = task.log.stat().st_size if task.log.is_file() else 0
     start = time.monotonic()
     try:
         code = in_own_process(run_step, command, log=task.log, held=held, tick=display.tick)
@@ -130,10 +131,12 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
         raise KeyboardInterrupt
     if code == TERMINATED:
         raise Terminated
+    if slurm.died_of_notice(code):
+        raise slurm.requeue(task.name)
     if code == slurm.REQUEUED:
         raise slurm.Requeued(f"{task.name} goes on when the job is started again")
     if code != 0:
-        return last_line(task.log)
+        return last_line(task.log, logged)
     if task.kind == "test":
         result_of(campaign, task).save(task.folder)
     if not task.done():

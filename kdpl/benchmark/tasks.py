@@ -11,7 +11,6 @@ Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")
 
 # names only, since this process imports neither torch nor Lightning
-CLASS_VECTORS, CLASSIFIER = "class_vectors.safetensors", "classifier"
 CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
 
 

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import FOLDER as CLASSIFIER_FOLDER
 from kdpl.classifier import Classifier
+from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASSIFIER as CLASSIFIER_FOLDER
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.wandb_artifacts import CLASS_VECTORS, CLASSIFIER, TEACHER, accuracies, artifact_name, log_input, log_output
@@ -53,11 +53,6 @@ def _came_to_its_end(trainer: Trainer) -> bool:
     # whoever asks for early stopping plans to end before the last epoch
     early = any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
     return epochs or steps or early
-
-
-def handed_over(folder: Path) -> bool:
-    """Whether a fit in this run's folder came to its planned end."""
-    return (folder / CLASS_VECTORS_FILE).exists() or (folder / CLASSIFIER_FOLDER).exists()
 
 
 class _Freezable(Protocol):

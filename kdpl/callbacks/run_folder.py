@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from kdpl.callbacks.handover import handed_over
 from kdpl.checkpoint_files import remove_previous
 from kdpl.checkpoint_names import FOLDER, LAST, PREVIOUS
 from kdpl.files import atomic_path
+from kdpl.finished import handed_over
 
 CONFIG_FILE = "config.yaml"
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from kdpl.data.augmentation import Parameters
 from kdpl.data.feature_manifest import Manifest
 from kdpl.errors import DataError
+from kdpl.file_lock import taken
 from kdpl.files import atomic_path
 
 Rows = npt.NDArray[np.int64]
@@ -140,13 +141,11 @@ class TeacherFeatures:
         import fcntl  # Windows has none
 
         descriptor = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not taken(fcntl.flock, descriptor, self.folder):
             os.close(descriptor)
             raise DataError(
                 f"the teacher cache {self.folder} is being filled by another process: wait for it, or end it"
-            ) from error
+            )
         self._unlock = weakref.finalize(self, os.close, descriptor)
 
     def unlock(self) -> None:

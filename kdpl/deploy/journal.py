@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from kdpl.errors import ConfigError
 from kdpl.faults import mark
+from kdpl.file_lock import taken
 from kdpl.files import append, atomic_path, cut_to_whole_lines
 
 Row = dict[str, str | float | None]
@@ -75,11 +76,9 @@ class Journal:
                 yield json.loads(line)
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not taken(fcntl.flock, self._file.fileno(), self.path.parent):
             self._file.close()
-            raise ConfigError(f"another process is writing {self.out}: wait for it, or give another --out") from error
+            raise ConfigError(f"another process is writing {self.out}: wait for it, or give another --out")
 
     def _require(self, job: Mapping[str, Any]) -> None:
         try:

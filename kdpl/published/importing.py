@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from kdpl.callbacks.handover import handed_over
 from kdpl.checkpoint_names import LAST
 from kdpl.cli import KdplCLI, require_stage, run_command
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.files import atomic_path
+from kdpl.finished import handed_over
 from kdpl.published.fit_check import require_same_clip, require_same_sizes
 from kdpl.published.names import Kind, Published, read_published
 from kdpl.student import StudentDistillation

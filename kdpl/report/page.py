@@ -12,10 +12,10 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl import __version__
-from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import FOLDER as CLASSIFIER_FOLDER
 from kdpl.errors import ArtifactError, KdplError, reason
+from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASSIFIER as CLASSIFIER_FOLDER
 from kdpl.frozen_teacher import load_teacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies

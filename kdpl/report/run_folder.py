@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from kdpl.arguments import read_config
 from kdpl.callbacks.run_folder import CONFIG_FILE
-from kdpl.class_vectors import FILE as CLASS_VECTORS_FILE
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import FOLDER as CLASSIFIER_FOLDER
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data_section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
+from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASSIFIER as CLASSIFIER_FOLDER
 from kdpl.loggers import METRICS_FILE, read_metrics
 from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
 from kdpl.report.trust import require_known_classes

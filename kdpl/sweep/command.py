@@ -16,14 +16,12 @@ from rich.table import Table
 from kdpl.arguments import Parser, config_files, require_configs
 from kdpl.errors import ConfigError
 from kdpl.files import atomic_path
+from kdpl.finished import handed_over
 from kdpl.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
 from kdpl.sweep.points import Point, Sweep, as_options, read_sweep
 
 ORDER_FILE = "sweep.json"
 RESULTS_FILE = "sweep.csv"
-
-# what finished fits leave; names only, since this process imports neither torch nor Lightning while they run
-_LEFT = ("class_vectors.safetensors", "classifier")
 
 
 def sweep(argv: Sequence[str]) -> int:
@@ -51,7 +49,7 @@ def sweep(argv: Sequence[str]) -> int:
         out / f"{i:03}": ["fit", *overrides, *as_options(point), f"--out={out / f'{i:03}'}"]
         for i, point in enumerate(points, start=1)
     }
-    missing = [folder for folder in fits if not _is_finished(folder)]
+    missing = [folder for folder in fits if not handed_over(folder)]
     if missing and (code := in_own_process(check_fits, [fits[folder] for folder in missing])) != 0:
         return code
     with atomic_path(out / ORDER_FILE) as temporary:
@@ -91,10 +89,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
-
-
-def _is_finished(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _LEFT)
 
 
 def _orders(chosen: Sweep, overrides: list[str], seed: int) -> dict[str, Any]:
@@ -144,7 +138,7 @@ def _summarize(console: Console, chosen: Sweep, fits: dict[Path, Point], out: Pa
     console.print(f"table    {out / RESULTS_FILE}", soft_wrap=True)
     if not math.isnan(values[ranked[0]]):
         console.print(f"test it: python -m kdpl test --config {ranked[0] / 'config.yaml'}", soft_wrap=True)
-    elif any(map(_is_finished, fits)):
+    elif any(map(handed_over, fits)):
         raise ConfigError(
             f"no fit of the sweep logged {chosen.metric}: correct the metric's name in {chosen.file}, or give the data "
             "validation images"
@@ -155,7 +149,7 @@ def _value(folder: Path, metric: str) -> float:
     """The metric's last value of a finished fit, since the last epoch's model is its result."""
     from kdpl.loggers import METRICS_FILE, read_metrics
 
-    if not _is_finished(folder) or not (folder / METRICS_FILE).is_file():
+    if not handed_over(folder) or not (folder / METRICS_FILE).is_file():
         return math.nan
     curve = read_metrics(folder / METRICS_FILE).get(metric)
     return curve[-1][1] if curve else math.nan

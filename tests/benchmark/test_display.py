@@ -90,3 +90,6 @@ def test_the_last_error_of_a_log_is_what_went_wrong(tmp_path):
     assert last_line(log) == "first"
     log.write_text("Traceback:\n  ValueError: 3\n\n")
     assert last_line(log) == "ValueError: 3"
+    before = "error: of an earlier start, café\n"
+    log.write_text(f"{before}Killed\n")
+    assert last_line(log, len(before.encode())) == "Killed"

@@ -57,7 +57,8 @@ class Commands:
         folder = Path(next(arg for arg in args if arg.startswith("--out=")).removeprefix("--out="))
         name = f"{folder.parent.name}/{folder.name}/{args[0]}"
         self.ran.append(name)
-        log.write_text("much\nerror: it broke\nTraceback\n")
+        with log.open("a") as file:
+            file.write("much\nerror: it broke\nTraceback\n")
         tick()
         if name in self.fail:
             return self.code

@@ -20,8 +20,8 @@ def started():
     """Starts commands, and leaves none of their processes behind."""
     all_of_them = []
 
-    def start(args, checkpoint):
-        process = start_process(args)
+    def start(args, checkpoint, **variables):
+        process = start_process(args, **variables)
         all_of_them.append(process)
         wait_for(lambda: checkpoint.exists() or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
@@ -88,12 +88,17 @@ def test_a_process_whose_starter_was_killed_before_it_had_begun_ends_as_well(sta
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word", "send"),
-    [(*SIGNALS[0], os.killpg), (*SIGNALS[1], os.killpg), (*SIGNALS[1], os.kill)],
-    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM to the first"],
+    ("number", "code", "word", "send", "more"),
+    [
+        (*SIGNALS[0], os.killpg, []),
+        (*SIGNALS[1], os.killpg, []),
+        # as docs/cluster.md has plugins given
+        (*SIGNALS[1], os.kill, ["--trainer.plugins=lightning.pytorch.plugins.environments.LightningEnvironment"]),
+    ],
+    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM to the first, in an environment that was given"],
 )
-def test_a_signal_ends_a_training_of_two_processes(number, code, word, send, tmp_path, started):
-    process = started([*FIT, *DDP, f"--out={tmp_path}"], tmp_path / "checkpoints" / "last.ckpt")
+def test_a_signal_ends_a_training_of_two_processes(number, code, word, send, more, tmp_path, started):
+    process = started([*FIT, *DDP, *more, f"--out={tmp_path}"], tmp_path / "checkpoints" / "last.ckpt")
     err = require_one_line(process, number, code, word, send)
     assert f"{tmp_path}/checkpoints/last.ckpt is kept" in err
 
@@ -120,16 +125,33 @@ def command_of(pid):
         return b""
 
 
+SLOW = """
+import time
+from lightning.pytorch import Callback
+
+class SlowFarewell(Callback):
+    def on_exception(self, trainer, module, error):
+        time.sleep(60)
+"""
+
+
 def test_ctrl_c_twice_ends_at_once(tmp_path, started):
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    process = started([*FIT, f"--out={tmp_path}"], last)
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.2)
+    (tmp_path / "slow.py").write_text(SLOW)
+    last = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    slow = ["--trainer.callbacks+=slow.SlowFarewell", f"--out={tmp_path / 'out'}"]
+    process = started(
+        [*FIT, *slow], last, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    # a second one within half a second counts as the first once more
+    time.sleep(2)
+    assert process.poll() is None, process.stderr.read()
+    os.killpg(process.pid, signal.SIGINT)
     begin = time.monotonic()
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert time.monotonic() - begin < 10, "seconds on a busy machine"
-    assert process.returncode != 0
+    assert process.returncode == 130
+    assert err == "interrupted\n"
     assert torch.load(last, weights_only=True)["global_step"] > 0
     wait_for(lambda: not processes_of(process.pid), 15)
 
