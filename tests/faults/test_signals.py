@@ -49,7 +49,7 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
     assert len(lines) == 1, err
     assert lines[0].startswith(f"{word}: start the same command again to go on (after "), err
     assert f"{last} is kept)" in lines[0]
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     assert torch.load(last, weights_only=True)["global_step"] > 0
     wait_for(lambda: not processes_of(process.pid), 15)
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".lock"]
@@ -111,7 +111,7 @@ def require_one_line(process, number, code, word, send=os.killpg):
     assert time.monotonic() - begin < 10, "seconds on a busy machine"
     assert process.returncode == code, err
     assert len([line for line in err.splitlines() if line.startswith(word)]) == 1, err
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     assert "Child process" not in err
     assert "error: " not in err
     wait_for(lambda: not processes_of(process.pid), 15)
