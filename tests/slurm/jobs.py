@@ -22,6 +22,15 @@ ONE = ["--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1"]
 TWO = ["--ntasks-per-node=2", "--gres=gpu:2", "--cpus-per-task=1"]
 ORDERS = ["--teacher", CONFIGS / "teacher/quickstart.yaml", "--student", CONFIGS / "student/quickstart.yaml", *SHORT]
 
+SLOW = """
+import time
+from lightning.pytorch import Callback
+
+class SlowSteps(Callback):
+    def on_train_batch_start(self, *_):
+        time.sleep(0.1)
+"""
+
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
 
@@ -95,12 +104,14 @@ def test_two_tasks_give_what_two_processes_without_slurm_give(slurm, tmp_path):
 
 
 def test_a_job_that_needs_more_than_its_time_comes_to_its_end_through_the_queue(slurm, tmp_path, capsys):
-    # its data takes its time: about a minute of work for each of two starts
     fit = [*DATA, *TEACHER, *configs("logger/wandb.yaml"), "--trainer.enable_progress_bar=false"]
-    fit += ["--trainer.max_epochs=60", "--trainer.check_val_every_n_epoch=60"]
+    fit += ["--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30"]
     out, log = tmp_path / "slurm", tmp_path / "log"
+    # 300 steps in over 30 s on a machine however fast, and the notice 25 s after each start
+    (tmp_path / "slow.py").write_text(SLOW)
+    slow = ["--trainer.callbacks+=slow.SlowSteps", f"--out={out}"]
     options = [*ONE, "--time=1", "--signal=USR1@35"]
-    job = submit(slurm, "fit.sbatch", *fit, f"--out={out}", options=options, log=log)
+    job = submit(slurm, "fit.sbatch", *fit, *slow, options=options, log=log, PYTHONPATH=str(tmp_path))
     wait_for((out / "checkpoints").exists, f"no training begins: {log.read_text() if log.exists() else ''}")
     moment = random.uniform(0, 5)  # noqa: S311
     time.sleep(moment)
