@@ -11,7 +11,7 @@ from benchmarks.sizes import CONTEXT, Sizes
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import Clip, ClipConfig, load_clip
 from kdpl.clip_identity import RANDOM
-from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASS_VECTORS_FILE
 from kdpl.prompts import TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE

@@ -21,7 +21,7 @@ from kdpl.deploy.ahead import guess
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.fields import Fields, describe
 from kdpl.files import atomic_path
-from kdpl.finished import CLASSIFIER
+from kdpl.finished import CLASSIFIER_FOLDER
 from kdpl.head import CosineHead
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.stored_encoder import read_encoder, tensors_of
@@ -301,7 +301,7 @@ class Classifier(nn.Module):
             raise ArtifactError(f"the classifier {folder} does not exist: {_REMEDY}")
         for name in FILES:
             if not (folder / name).is_file():
-                below = [folder / CLASSIFIER, folder / "student" / CLASSIFIER]
+                below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
                 near = next((f"{each}, perhaps" for each in below if each.is_dir()), _REMEDY)
                 raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {near}")
         source = f"the classifier {folder}"

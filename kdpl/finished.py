@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-CLASS_VECTORS = "class_vectors.safetensors"
+CLASS_VECTORS_FILE = "class_vectors.safetensors"
 """Of stage 1."""
 
-CLASSIFIER = "classifier"
+CLASSIFIER_FOLDER = "classifier"
 """Of stage 2: a folder."""
 
 
 def handed_over(folder: Path) -> bool:
     """Whether a fit in this run's folder came to its planned end."""
-    return any((folder / name).exists() for name in (CLASS_VECTORS, CLASSIFIER))
+    return any((folder / name).exists() for name in (CLASS_VECTORS_FILE, CLASSIFIER_FOLDER))

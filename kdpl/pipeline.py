@@ -17,7 +17,7 @@ from kdpl import slurm
 from kdpl.arguments import Parser, read_config, require_configs
 from kdpl.errors import ConfigError, visible
 from kdpl.files import atomic_path
-from kdpl.finished import CLASS_VECTORS, CLASSIFIER
+from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.launch import of_several
 from kdpl.predictions import RESULTS_FILE, read_results
 from kdpl.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
@@ -166,10 +166,10 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> list[Step]:
 
     # both fits before the tests: whoever has no test images still gets a classifier
     return [
-        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, CLASS_VECTORS)),
+        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, CLASS_VECTORS_FILE)),
         Step(
             "stage 2: distil the student, write the classifier",
-            *fit(student, options.student, CLASSIFIER, f"--model.init_args.teacher={teacher}"),
+            *fit(student, options.student, CLASSIFIER_FOLDER, f"--model.init_args.teacher={teacher}"),
         ),
         Step("test the teacher", *test(teacher)),
         Step("test the student", *test(student)),
@@ -253,9 +253,9 @@ def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
     if nothing_done:
         console.print(f"{out} is finished: nothing to do; remove the folder to run it again")
     console.print(table)
-    console.print(f"[bold]classifier[/bold]  {out / 'student' / CLASSIFIER}")
+    console.print(f"[bold]classifier[/bold]  {out / 'student' / CLASSIFIER_FOLDER}")
     console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
     console.print(f"[bold]report[/bold]      {out / REPORT_FILE}")
     for picture in sorted(out.glob("*/figures/*.png")):
         console.print(f"[bold]picture[/bold]     {picture}")
-    console.print(f"use it: python -m kdpl predict {out / 'student' / CLASSIFIER} IMAGES…", soft_wrap=True)
+    console.print(f"use it: python -m kdpl predict {out / 'student' / CLASSIFIER_FOLDER} IMAGES…", soft_wrap=True)

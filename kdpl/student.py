@@ -20,7 +20,7 @@ from kdpl.data.teacher_cache import TeacherCache
 from kdpl.domain import CachingDomain, domain_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.evaluation import EvaluatedModule
-from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASS_VECTORS_FILE
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.head import CosineHead
 from kdpl.losses import distillation_kl, feature_l1, feature_mse

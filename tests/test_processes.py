@@ -163,7 +163,8 @@ def test_ctrl_c_while_a_run_begins_is_one_line(seconds, tmp_path):
     if seconds > 0.5:
         assert "Traceback" not in err
         assert process.returncode == 130
-        assert [line for line in err.splitlines() if line.startswith("interrupted")] == ["interrupted"]
+        # on a fast machine with what is kept, for training has begun
+        assert len([line for line in err.splitlines() if line.startswith("interrupted")]) == 1, err
     wait_for(lambda: not processes_of(process.pid), "processes stay", 20)
 
 

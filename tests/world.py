@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
-from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
+from kdpl.finished import CLASS_VECTORS_FILE
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
 

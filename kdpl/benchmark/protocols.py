@@ -19,9 +19,10 @@ import yaml
 
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Row, config_of, dataset_name
 from kdpl.benchmark.results import RUN_FILE
-from kdpl.benchmark.tasks import CONFIG, LAST_CHECKPOINT, Run, Task
+from kdpl.benchmark.tasks import CONFIG, Run, Task
+from kdpl.checkpoint_names import LAST
 from kdpl.data.benchmark import BENCHMARKS
-from kdpl.finished import CLASS_VECTORS, CLASSIFIER
+from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 
@@ -160,11 +161,11 @@ class _Planner:
             args.append(f"--model.init_args.teacher={self._folder(teacher)}")
             needs.append(self._fit_name(teacher))
         if vectors is not None:
-            args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS}")
+            args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
             needs.append(f"{vectors.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={self._folder(run)}"]
         folder = self._folder(run)
-        result = folder / (CLASS_VECTORS if row.stage == "teacher" else CLASSIFIER)
+        result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
         if row.teacher_file is not None:
             file = row.teacher_file.format(dataset=dataset_name(dataset), seed=run.seed)
             return Task(run, "import", ("import", "teacher", file, *args), folder, result, tuple(needs))
@@ -187,7 +188,7 @@ class _Planner:
             return
         source = self._source_run(run.seed, self.campaign.rows[run.row])
         folder = self._folder(run)
-        file = folder / CLASS_VECTORS
+        file = folder / CLASS_VECTORS_FILE
         data = (f"--config={config_of(dataset)}", *self._root(dataset))
         args = ("class-vectors", f"--teacher={self._folder(source)}", *data, f"--out={file}")
         yield Task(run, "class_vectors", args, folder, file, (self._fit_name(source),))
@@ -201,11 +202,11 @@ class _Planner:
         args += [f"--config={config_of(dataset)}", *self._root(dataset)]
         if row.of is not None:
             teacher = self._run(run.protocol, run.setting, dataset, run.seed, self._teacher_of(row))
-            args.append(f"--model.init_args.class_vectors={self._folder(teacher) / CLASS_VECTORS}")
+            args.append(f"--model.init_args.class_vectors={self._folder(teacher) / CLASS_VECTORS_FILE}")
             needs.append(f"{teacher.name}/class_vectors")
         folder = self._folder(run)
         args.append(f"--out={folder}")
-        checkpoint = self._folder(source) / LAST_CHECKPOINT
+        checkpoint = self._folder(source) / LAST
         return Task(run, "test", tuple(args), folder, folder / RUN_FILE, tuple(needs), checkpoint)
 
     # --- names and options ---

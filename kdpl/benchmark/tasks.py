@@ -10,8 +10,8 @@ from kdpl.data.benchmark import BENCHMARKS
 Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")
 
-# names only, since this process imports neither torch nor Lightning
-CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
+# a name only, since this process imports neither torch nor Lightning
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)

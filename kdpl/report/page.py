@@ -14,8 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ArtifactError, KdplError, reason
-from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
-from kdpl.finished import CLASSIFIER as CLASSIFIER_FOLDER
+from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.frozen_teacher import load_teacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies

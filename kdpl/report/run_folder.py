@@ -17,8 +17,7 @@ from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data_section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.finished import CLASS_VECTORS as CLASS_VECTORS_FILE
-from kdpl.finished import CLASSIFIER as CLASSIFIER_FOLDER
+from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.loggers import METRICS_FILE, read_metrics
 from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
 from kdpl.report.trust import require_known_classes
