@@ -8,11 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import nn
@@ -23,9 +25,16 @@ from kdpl.launch import as_first, first_process
 
 # what gloo and NCCL say when the other end of a connection is gone
 _LOST = ("gloo/transport", "remote process exit")
+_ALONE = (
+    "another process of this training ended, and this one cannot go on alone: mend what that one said, if it said "
+    "anything, and start the same command again"
+)
 
 _TICK_SECONDS = 1.0
+# most end by themselves and have something to say
 _GRACE_SECONDS = 10.0
+# a logger may have much to send
+_FAREWELL_SECONDS = 600.0
 
 
 @contextmanager
@@ -40,10 +49,7 @@ def lost_in_one_sentence() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
             raise
-        raise PeerError(
-            "another process of this training ended, and this one cannot go on alone: mend what that one said, if it "
-            "said anything, and start the same command again"
-        ) from error
+        raise PeerError(_ALONE) from error
 
 
 def part() -> None:
@@ -73,9 +79,53 @@ def end_with_starter() -> None:
 def _watch(starter: int) -> None:
     while os.getppid() == starter:
         time.sleep(_TICK_SECONDS)
-    # most end by themselves and have something to say
     time.sleep(_GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the other processes of a training on this machine, and ends this one once it waits for one in vain.
+
+    Lightning's own kills this process at a moment within five seconds after another has failed: before it has said
+    what it knows, in the middle of what it says, or while a logger still sends.
+    """
+
+    leaving = False
+    """Whether this process is ending by itself."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Start the others, unless something else does, and call the function."""
+        del trainer
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            with as_first(), held_back():
+                self._call_children_scripts()
+            threading.Thread(target=self._watch, daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _watch(self) -> None:
+        while not any(codes := [process.poll() for process in self.procs]):
+            if codes.count(0) == len(codes):
+                return
+            time.sleep(_TICK_SECONDS)
+        time.sleep(_GRACE_SECONDS)
+        if self.leaving:
+            time.sleep(_FAREWELL_SECONDS)
+        self.kill(signal.SIGKILL)
+        # by the system: this process stands still, perhaps in code that is not Python's
+        os.write(2, f"error: {_ALONE}\n".encode())
+        os._exit(1)
+
+
+def take_leave(trainer: Trainer) -> None:
+    """Let this process say what it has to say, and end by itself, though other processes of its training have ended.
+
+    Args:
+        trainer: What trained.
+    """
+    if isinstance(trainer.strategy.launcher, Launcher):
+        trainer.strategy.launcher.leaving = True
 
 
 def require_devices_for_batch_norm(trainer: Trainer) -> None:
@@ -109,8 +159,7 @@ def heed_signals(trainer: Trainer) -> None:
     strategy = trainer.strategy
     launcher = strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
-        start = as_first()(held_back()(launcher._call_children_scripts))
-        launcher._call_children_scripts = start  # type: ignore[method-assign]
+        strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         # the first waits there until all others have imported everything
         at_once = ends_at_once(partial(end_others, trainer))
         strategy.setup_environment = at_once(strategy.setup_environment)  # type: ignore[method-assign]

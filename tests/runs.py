@@ -2,10 +2,12 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +88,26 @@ def processes_of(group):
     return found
 
 
+def hears_sigterm(process):
+    """Whether a process has a handler of SIGTERM, which Python gives none."""
+    mask = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(mask and int(mask[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def wait_for(condition, seconds=60):
     """Wait until a condition holds, and fail after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
+
+
+@contextmanager
+def soon():
+    """Fail if what is done within waited for something: a busy machine, too, may stand still for many seconds."""
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 50
 
 
 def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"), extension="png"):

@@ -35,21 +35,20 @@ def holder(tmp_path):
 
 def test_a_held_folder_is_refused_at_once_with_its_holder(holder, tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    start = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     with pytest.raises(ConfigError, match=rf"into {tmp_path} \(process {holder.pid} on \S+\): wait for") as error:
         RunLock(tmp_path)
-    assert time.monotonic() - start < 1
     assert world.one_sentence(error)
 
 
 def test_a_job_waits_for_the_end_of_a_holder(holder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     timer = threading.Timer(1.2, holder.kill)
-    timer.start()
     start = time.monotonic()
+    timer.start()
     RunLock(tmp_path).release()
     timer.join()
-    assert 1 < time.monotonic() - start < 20
+    assert time.monotonic() - start > 1
     assert f"is running into {tmp_path}: waiting 150 s for its end" in capsys.readouterr().err
 
 

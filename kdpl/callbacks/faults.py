@@ -13,7 +13,7 @@ from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
 from kdpl.faults import mark
 from kdpl.interrupt import next_ends_at_once
-from kdpl.peers import end_others
+from kdpl.peers import end_others, take_leave
 from kdpl.slurm import RequeueError
 
 _NAMED_IMAGES = 5
@@ -124,6 +124,7 @@ class WhereItStopped(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Mark the error; whoever prints it prints the mark."""
         del pl_module
+        take_leave(trainer)
         if isinstance(exception, KeyboardInterrupt):
             next_ends_at_once(partial(end_others, trainer))
         if trainer.state.fn == "predict":

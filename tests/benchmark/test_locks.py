@@ -16,7 +16,7 @@ def held_by_another(out):
     taken, end = context.Queue(), context.Event()
     process = context.Process(target=hold, args=(out, taken, end))
     process.start()
-    assert taken.get(timeout=10)
+    assert taken.get(timeout=60)
     return process, end
 
 

@@ -42,7 +42,7 @@ def test_killed_at_any_moment_a_campaign_is_completed_by_the_same_command_and_no
             time.sleep(0.02)
         time.sleep(random.uniform(0, 2))  # noqa: S311 - any moment will do
         process.send_signal(signal.SIGKILL)
-        said.append(process.communicate(timeout=30)[0])
+        said.append(process.communicate(timeout=60)[0])
         done.append({file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name in DONE})
     process = started(*command)
     text, err = process.communicate(timeout=120)
@@ -92,7 +92,7 @@ def assert_tables(out):
 def assert_second_start_does_nothing(command, out):
     before = files_of(out)
     process = started(*command)
-    text, err = process.communicate(timeout=30)
+    text, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert text.startswith("all 8 runs are done")
     after = {name: value for name, value in files_of(out).items() if not name.startswith("table")}
@@ -110,5 +110,5 @@ def test_ctrl_c_ends_a_campaign_in_seconds_with_one_line(tmp_path):
         time.sleep(0.05)
     # as a terminal does: to every process of the group
     os.killpg(process.pid, signal.SIGINT)
-    text, err = process.communicate(timeout=20)
+    text, err = process.communicate(timeout=60)
     assert (process.returncode, text, err) == (130, "", "interrupted\n")

@@ -65,9 +65,9 @@ def test_ctrl_c_while_the_workers_begin_is_one_line(seconds, start):
     process = start(0.01)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "interrupted\n")
-    wait_for(lambda: not processes_of(process.pid), 15)
+    wait_for(lambda: not processes_of(process.pid))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -75,8 +75,8 @@ def test_workers_end_with_the_process_that_started_them(number, code, start):
     process = start(0.02)
     assert process.stdout.readline() == "has one\n"
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code
     # Python's own tracker tells of what a killed process could not clear away
     assert err == "ended by SIGTERM\n" if number == signal.SIGTERM else "Traceback" not in err
-    wait_for(lambda: not processes_of(process.pid), 15)
+    wait_for(lambda: not processes_of(process.pid))

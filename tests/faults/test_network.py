@@ -1,9 +1,9 @@
 import socket
-import time
 
 import pytest
 from benchmark_tree import make_tree
 from huggingface_hub import constants, hf_hub_download
+from runs import soon
 
 import kdpl.network
 from kdpl.__main__ import main
@@ -22,10 +22,9 @@ def nobody(monkeypatch):
     return address
 
 
-def test_a_download_without_a_network_is_one_sentence_within_seconds(nobody, tmp_path, capfd):
-    begin = time.monotonic()
-    assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
-    assert time.monotonic() - begin < 5
+def test_a_download_without_a_network_is_one_sentence_soon(nobody, tmp_path, capfd):
+    with soon():
+        assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
     out, err = capfd.readouterr()
     assert not out
     assert err.startswith(f"error: dataset dtd cannot be downloaded from zhengli97/prompt_learning_dataset ({nobody} ")
@@ -38,14 +37,12 @@ def test_a_download_without_a_network_is_one_sentence_within_seconds(nobody, tmp
     assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 0
 
 
-def test_weights_that_are_not_there_without_a_network_are_one_sentence_within_seconds(nobody, tmp_path, capfd):
+def test_weights_that_are_not_there_without_a_network_are_one_sentence_soon(nobody, tmp_path, capfd):
     from kdpl.clip import ClipConfig, load_image_clip
     from kdpl.errors import WeightsError
 
-    begin = time.monotonic()
-    with pytest.raises(WeightsError) as error:
+    with soon(), pytest.raises(WeightsError) as error:
         load_image_clip(ClipConfig("ViT-B-32-quickgelu", "metaclip_400m"))
-    assert time.monotonic() - begin < 10, "seconds on a busy machine"
     assert f"cannot fetch the weights 'metaclip_400m' of ViT-B-32-quickgelu ({nobody} does not answer: " in str(
         error.value
     )
@@ -59,11 +56,9 @@ def test_what_was_fetched_before_is_had_without_a_network(tmp_path):
     (snapshot / "weights.bin").write_bytes(b"weights")
     (tmp_path / "models--me--clip" / "refs").mkdir()
     (tmp_path / "models--me--clip" / "refs" / "main").write_text("a" * 40)
-    begin = time.monotonic()
-    with hub_or_cache():
+    with soon(), hub_or_cache():
         path = hf_hub_download("me/clip", "weights.bin", cache_dir=tmp_path)
     assert path == str(snapshot / "weights.bin")
-    assert time.monotonic() - begin < 5
     assert constants.HF_HUB_OFFLINE is False
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, processes_of, start_process, wait_for
+from runs import DATA, SHORT, STUDENT, TEACHER, fit_student, processes_of, soon, start_process, wait_for
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT, "--trainer.max_epochs=3000", "--data.init_args.num_workers=1"]
@@ -43,7 +43,7 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
     process = started([*(RUN if command == "run" else FIT), f"--out={tmp_path}"], last)
     # Ctrl-C reaches all processes of a terminal, SIGTERM the one that it is sent to
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     lines = [line for line in err.splitlines() if word in line]
     assert len(lines) == 1, err
@@ -51,7 +51,7 @@ def test_a_signal_ends_a_command_with_one_line_a_whole_checkpoint_and_no_process
     assert f"{last} is kept)" in lines[0]
     assert "Traceback" not in err, err
     assert torch.load(last, weights_only=True)["global_step"] > 0
-    wait_for(lambda: not processes_of(process.pid), 15)
+    wait_for(lambda: not processes_of(process.pid))
     assert not [p for p in tmp_path.rglob(".*") if p.name != ".lock"]
 
 
@@ -84,7 +84,7 @@ def test_a_signal_while_the_other_process_of_a_training_starts_is_one_line_at_on
 
 def test_a_process_whose_starter_was_killed_before_it_had_begun_ends_as_well(starting):
     starting.kill()
-    wait_for(lambda: not processes_of(starting.pid), 40)
+    wait_for(lambda: not processes_of(starting.pid))
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,14 @@ def test_a_signal_ends_a_training_of_two_processes(number, code, word, send, mor
 def require_one_line(process, number, code, word, send=os.killpg):
     """Send a signal: it ends all processes at once, one of which says so."""
     send(process.pid, number)
-    begin = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 10, "seconds on a busy machine"
+    with soon():
+        _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert len([line for line in err.splitlines() if line.startswith(word)]) == 1, err
     assert "Traceback" not in err, err
     assert "Child process" not in err
     assert "error: " not in err
-    wait_for(lambda: not processes_of(process.pid), 15)
+    wait_for(lambda: not processes_of(process.pid))
     return err
 
 
@@ -127,11 +126,13 @@ def command_of(pid):
 
 SLOW = """
 import time
+from pathlib import Path
 from lightning.pytorch import Callback
 
 class SlowFarewell(Callback):
     def on_exception(self, trainer, module, error):
-        time.sleep(60)
+        Path(trainer.default_root_dir, "leaving").touch()
+        time.sleep(120)
 """
 
 
@@ -143,25 +144,25 @@ def test_ctrl_c_twice_ends_at_once(tmp_path, started):
         [*FIT, *slow], last, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     )
     os.killpg(process.pid, signal.SIGINT)
+    wait_for((tmp_path / "out" / "leaving").exists)
     # a second one within half a second counts as the first once more
-    time.sleep(2)
+    time.sleep(1)
     assert process.poll() is None, process.stderr.read()
     os.killpg(process.pid, signal.SIGINT)
-    begin = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - begin < 10, "seconds on a busy machine"
+    with soon():
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "interrupted\n"
     assert torch.load(last, weights_only=True)["global_step"] > 0
-    wait_for(lambda: not processes_of(process.pid), 15)
+    wait_for(lambda: not processes_of(process.pid))
 
 
 def test_the_step_of_a_run_that_was_killed_ends_as_well_and_its_workers(tmp_path, started):
     process = started([*RUN, f"--out={tmp_path}"], tmp_path / "teacher" / "checkpoints" / "last.ckpt")
     assert len(processes_of(process.pid)) >= 3
     process.kill()
-    process.wait(timeout=30)
-    wait_for(lambda: not processes_of(process.pid), 20)
+    process.wait(timeout=60)
+    wait_for(lambda: not processes_of(process.pid))
 
 
 def kill_at_rest(workers):
@@ -191,9 +192,8 @@ def test_a_worker_that_is_killed_ends_the_fit_with_one_sentence_and_a_next_start
     workers = "--data.init_args.num_workers=2"
     with monkeypatch.context() as patch:
         patch.setattr(_MultiProcessingDataLoaderIter, "_next_data", next_data)
-        begin = time.monotonic()
-        assert fit_student(tmp_path, teacher_run, workers) == 1
-    assert time.monotonic() - begin < 60
+        with soon():
+            assert fit_student(tmp_path, teacher_run, workers) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.match(
         "error: a worker process that loads images (is killed by signal: Killed|ended unexpectedly), ", line

@@ -11,7 +11,7 @@ from fuzz.worker import Limits, Worker
 FAULTS = {
     "key": "raised KeyError in _key_error (planted.py)",
     "lines": "has an error of several lines",
-    "hang": "took more than 4 s",
+    "hang": "took more than 10 s",
     "memory": "took more than 20 MB",
     "write": "wrote files",
     "crash": "ended the process with -6",
@@ -20,7 +20,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
-    made = Worker(planted.build, tmp_path_factory.mktemp("work"), Limits(seconds=4, megabytes=20))
+    made = Worker(planted.build, tmp_path_factory.mktemp("work"), Limits(seconds=10, megabytes=20))
     yield made
     made.close()
 
