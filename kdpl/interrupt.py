@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from kdpl.launch import first_process, rank
 
@@ -176,6 +176,19 @@ def ends_at_once(also: Callable[[], object] = lambda: None) -> Iterator[None]:
             signal.raise_signal(signal.Signals(came[0]))
 
 
+def end_now(code: int, said: str) -> NoReturn:
+    """End the process from any of its threads, whatever the others do, perhaps in code that is not Python's.
+
+    Args:
+        code: Its exit code.
+        said: What it says, if anybody reads it.
+    """
+    with suppress(OSError):
+        # by the system: what prints in Python may be locked by what was just being printed
+        os.write(2, said.encode())
+    os._exit(code)
+
+
 def next_ends_at_once(also: Callable[[], object] = lambda: None) -> None:
     """Let the next signal end the process at once: one came already, and what is still done takes too long.
 
@@ -208,11 +221,10 @@ def _end_when_told(told: int, numbers: tuple[signal.Signals, ...], also: Callabl
     while number := os.read(told, 1):
         if number[0] in numbers and time.monotonic() - begin >= deaf:
             error = Terminated() if number[0] == signal.SIGTERM else KeyboardInterrupt()
-            if speaks():
-                # by the system: what prints in Python may be locked by what was just being printed
-                os.write(2, f"{word(error)}\n".encode())
-            also()
-            os._exit(exit_code(error))
+            try:
+                also()
+            finally:
+                end_now(exit_code(error), f"{word(error)}\n" if speaks() else "")
     os.close(told)
 
 

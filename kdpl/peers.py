@@ -20,7 +20,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import nn
 
 from kdpl.errors import ConfigError, PeerError
-from kdpl.interrupt import ends_at_once, held_back, terminate_once, unheard
+from kdpl.interrupt import end_now, ends_at_once, held_back, terminate_once, unheard
 from kdpl.launch import as_first, first_process
 
 # what gloo and NCCL say when the other end of a connection is gone
@@ -80,7 +80,7 @@ def _watch(starter: int) -> None:
     while os.getppid() == starter:
         time.sleep(_TICK_SECONDS)
     time.sleep(_GRACE_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
+    end_now(1, f"error: {_ALONE}\n")
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -113,9 +113,7 @@ class Launcher(_SubprocessScriptLauncher):
         if self.leaving:
             time.sleep(_FAREWELL_SECONDS)
         self.kill(signal.SIGKILL)
-        # by the system: this process stands still, perhaps in code that is not Python's
-        os.write(2, f"error: {_ALONE}\n".encode())
-        os._exit(1)
+        end_now(1, f"error: {_ALONE}\n")
 
 
 def take_leave(trainer: Trainer) -> None:

@@ -24,9 +24,9 @@ def default_handler():
         signal.signal(number, handler)
 
 
-def run(script, *args, after=None, number=signal.SIGINT, **variables):
-    """Exit code, output and errors of a script, which gets a signal some seconds after it said "now"."""
-    process = subprocess.Popen(
+def started(script, *args, **variables):
+    """A process that runs a script."""
+    return subprocess.Popen(
         [sys.executable, "-c", script, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -34,6 +34,11 @@ def run(script, *args, after=None, number=signal.SIGINT, **variables):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **variables},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def run(script, *args, after=None, number=signal.SIGINT, **variables):
+    """Exit code, output and errors of a script, which gets a signal some seconds after it said "now"."""
+    process = started(script, *args, **variables)
     said = ""
     if after is not None:
         while "now" not in said:
@@ -168,6 +173,22 @@ with whole_process(), ends_at_once(lambda: print("others too", flush=True)):
         # as torchrun names it
         said = run(script, after=0.3, number=number, RANK=str(rank), **TORCHRUN)
     assert said == (code, "now\nothers too\n", word if rank == 0 else "")
+
+
+def test_it_ends_at_once_where_nobody_reads_what_it_says():
+    script = f"""
+from kdpl.interrupt import ends_at_once, whole_process
+def fail():
+    raise ValueError("what else has to be done cannot be done")
+with whole_process(), ends_at_once(fail):
+    print("now", flush=True)
+    {WORK}
+"""
+    with soon(), started(script) as process:
+        process.stderr.close()
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == interrupt.INTERRUPTED
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

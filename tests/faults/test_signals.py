@@ -85,6 +85,7 @@ def test_a_signal_while_the_other_process_of_a_training_starts_is_one_line_at_on
 def test_a_process_whose_starter_was_killed_before_it_had_begun_ends_as_well(starting):
     starting.kill()
     wait_for(lambda: not processes_of(starting.pid))
+    assert "error: another process of this training ended, and this one cannot go on alone" in starting.stderr.read()
 
 
 @pytest.mark.parametrize(
