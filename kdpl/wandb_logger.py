@@ -28,6 +28,8 @@ _DEFAULT_PROJECT = "kdpl"
 _ANSWER_SECONDS = 10
 _INIT_SECONDS = 20
 _FINISH_SECONDS = 300
+# W&B's own process dies with this one, and what it has not written is lost
+_FLUSH_SECONDS = 1
 
 
 class RunWandbLogger(WandbLogger):
@@ -63,9 +65,13 @@ class RunWandbLogger(WandbLogger):
         if self._wandb_init.get("anonymous") is None:
             self._wandb_init.pop("anonymous", None)
         settings = dict(self._wandb_init.get("settings") or {})
-        own = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+        own = {
+            "init_timeout": _INIT_SECONDS,
+            "finish_timeout": _FINISH_SECONDS,
+            "x_transaction_log_flush_interval": _FLUSH_SECONDS,
+        }
         for name, seconds in own.items():
-            # what the user set stays, and wandb before its finish_timeout waits without bound
+            # what the user set stays; wandb before its finish_timeout waits without bound
             if f"WANDB_{name.upper()}" not in os.environ and name in wandb.Settings.model_fields:
                 settings.setdefault(name, seconds)
         self._wandb_init["settings"] = settings

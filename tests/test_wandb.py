@@ -1,12 +1,11 @@
 import json
 import socket
 import threading
-import time
 
 import pytest
 import wandb
 import yaml
-from runs import DATA, SHORT, STUDENT, configs, fit_student, fit_teacher, rows_of, soon, start_process
+from runs import DATA, SHORT, STUDENT, configs, fit_student, fit_teacher, rows_of, soon, start_process, wait_for
 from runs import test as run_test
 from wandb_files import closed, history, of_kind, offline, records
 from world import one_sentence
@@ -165,36 +164,45 @@ def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch, teac
     wandb.teardown()
 
 
+@pytest.mark.skipif(
+    "x_transaction_log_flush_interval" not in wandb.Settings.model_fields,
+    reason="before wandb 0.31 a short run's file is empty until the run ends",
+)
 def test_a_killed_fit_goes_on_in_its_run_without_doubled_steps(tmp_path, monkeypatch, teacher_run):
     offline(monkeypatch, tmp_path / "home")
     out = tmp_path / "out"
     fit = ["fit", *DATA, *STUDENT, *SHORT, *LOGGER, f"--model.init_args.teacher={teacher_run}", f"--out={out}"]
-    fit += ["--trainer.max_epochs=12", "--trainer.num_sanity_val_steps=0", "--checkpoint_every=4"]
+    fit += ["--trainer.max_epochs=60", "--trainer.num_sanity_val_steps=0", "--checkpoint_every=4"]
     # or the process would share the one in which this one's W&B runs
     wandb.teardown()
     process = start_process(fit)
-    end = time.monotonic() + 120
-    while not (out / "checkpoints/last.ckpt").is_file():
+
+    def rows_before():
+        return [row for file in out.glob("wandb/offline-*/*.wandb") for row in history(records(file))]
+
+    def logged():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    # of the process alone: W&B's own goes on and writes down what it has got
+        return (out / "checkpoints/last.ckpt").is_file() and any("val/acc" in row for row in rows_before())
+
+    wait_for(logged, 120)
     process.kill()
     process.wait()
     process.stderr.close()
     assert not (out / "classifier").exists(), "it was to be killed before its end"
+    before = rows_before()
     assert main(fit) == 0
 
-    files = sorted(out.rglob("*.wandb"))
-    assert len(files) == 2
-    assert {r.run_id for file in files for r in of_kind(records(file), "run")} == {(out / "wandb_id").read_text()}
-    rows = [row for file in files for row in history(records(file))]
+    first, second = sorted(out.glob("wandb/offline-*/*.wandb"))
+    found = [*records(first), *closed(second)]
+    assert {r.run_id for r in of_kind(found, "run")} == {(out / "wandb_id").read_text()}
+    rows = history(found)
+    assert rows[: len(before)] == before
     for name in ("train/loss", "val/acc"):
         steps = [row["trainer/global_step"] for row in rows if name in row]
-        expected = [3 * epoch + 2 for epoch in range(12)]
-        # W&B's own process writes what it has got with some delay: what came just before the kill may be lacking
+        expected = [3 * epoch + 2 for epoch in range(60)]
+        # what was logged in the last second before the kill may be lacking
         assert steps == [step for step in expected if step in steps], name
-        assert steps[-4:] == expected[-4:], name
+        assert steps[:1] + steps[-4:] == expected[:1] + expected[-4:], name
 
 
 def test_steps_that_were_logged_are_not_logged_again_by_a_fit_alone(tmp_path):

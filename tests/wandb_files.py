@@ -18,6 +18,9 @@ def records(file):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            # it is just being written, or whoever wrote it was killed
+            return
         pieces += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last piece of one
