@@ -1,4 +1,4 @@
-"""What both stages do with labelled images that are not trained on: classify, count, log."""
+"""What both stages log: the values of their training, and how well they classify labelled images not trained on."""
 
 from abc import ABC, abstractmethod
 from typing import Any, TypedDict
@@ -10,12 +10,14 @@ from kdpl.clip import ImageClip
 from kdpl.domain import domain_of
 from kdpl.errors import WeightsError
 from kdpl.metrics import DomainAccuracy
+from kdpl.training_means import TrainingMeans
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
 """Images uint8 [B, 3, S, S], labels [B], indices [B]."""
 
 
 _CLIP_KEY = "kdpl_clip"
+_MEANS_KEY = "kdpl_training_means"
 
 
 class EvalOutput(TypedDict):
@@ -53,6 +55,8 @@ class EvaluatedModule(LightningModule, ABC):
         self.clip = clip.identity
         self.preprocessing = clip.preprocessing
         self.logit_scale = clip.logit_scale
+        self.training_means = TrainingMeans()
+        self._means_before: dict[str, Tensor] = {}
 
     @property
     def image_size(self) -> int:
@@ -71,8 +75,10 @@ class EvaluatedModule(LightningModule, ABC):
         self.test_metrics = DomainAccuracy(num_base)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint on which CLIP it was made, since CLIP itself is not in it."""
+        """Say on which CLIP it was made, since CLIP itself is not in it, and keep the means of an epoch under way."""
         checkpoint[_CLIP_KEY] = self.clip.fingerprint
+        if self.training_means and not self.trainer.is_last_batch:
+            checkpoint[_MEANS_KEY] = self.training_means.parts(self.trainer.strategy.all_gather)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was made on another CLIP.
@@ -85,6 +91,13 @@ class EvaluatedModule(LightningModule, ABC):
                 f"the checkpoint was made on other weights than {self.clip.pretrained!r} of {self.clip.model}: "
                 "use the clip settings of its run"
             )
+        self._means_before = checkpoint.get(_MEANS_KEY, {})
+
+    def on_train_start(self) -> None:
+        """Go on with the means of an epoch that was cut."""
+        trainer = self.trainer
+        self.training_means.go_on(self._means_before, trainer.global_rank, trainer.world_size, self.device)
+        self._means_before = {}
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the validation split."""
@@ -104,9 +117,10 @@ class EvaluatedModule(LightningModule, ABC):
 
     def log_training(self, values: dict[str, Tensor], batch_size: int) -> None:
         """Log the means of a step's values over an epoch's images, those of all processes; ``train/loss`` is shown."""
-        for name, value in values.items():
-            shown = name == "train/loss"
-            self.log(name, value, shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        means = {name: self.training_means.count(name, value, batch_size) for name, value in values.items()}
+        for name, mean in means.items():
+            attribute = f"training_means.{name}"
+            self.log(name, mean, name == "train/loss", on_step=False, on_epoch=True, metric_attribute=attribute)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""

@@ -76,13 +76,13 @@ def statistics(module):
     return {name: tensor.clone() for name, tensor in module.named_buffers() if "running" in name}
 
 
-def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):
-    """Fit with the notes in a folder that is not there yet; gives what each process saw."""
+def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, ckpt_path=None, **options):
+    """Fit with notes in a folder that is not there yet, perhaps from a checkpoint on; gives what each process saw."""
     folder.mkdir()
     # which commands leave behind, and with which Lightning would seed several processes anew, and one alone not
     os.environ.pop("PL_GLOBAL_SEED", None)
     several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
     settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
     trainer = world.quiet_trainer(folder, epochs, callbacks=[notes(folder)], **several, **settings)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kdpl.__main__ import main
+from kdpl.loggers import METRICS_FILE, read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -132,6 +133,12 @@ def rows_of(path):
     """The rows of a CSV file."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def curves_of(run):
+    """The metrics of a run's folder as curves, but for how fast it was."""
+    curves = read_metrics(Path(run) / METRICS_FILE)
+    return {name: curve for name, curve in curves.items() if name not in ("train/images_per_s", "train/data_wait")}
 
 
 def files_of(folder):

@@ -16,6 +16,7 @@ from runs import (
     STUDENT,
     TEACHER,
     configs,
+    curves_of,
     files_of,
     fit_student,
     fit_teacher,
@@ -27,6 +28,7 @@ from runs import test as run_test
 from kdpl.__main__ import main
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.callbacks.throughput import Throughput
+from kdpl.checkpoint_files import CheckpointFiles
 from kdpl.run_lock import RunLock
 from kdpl.teacher import TeacherPromptTuning
 
@@ -317,6 +319,23 @@ def test_a_student_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert [file.name for file in (out / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+def test_a_run_cut_right_after_an_epochs_checkpoint_lacks_no_metrics(tmp_path, monkeypatch, whole_teacher):
+    original = CheckpointFiles.save_checkpoint
+
+    def cut(self, checkpoint, *args, **kwargs):
+        original(self, checkpoint, *args, **kwargs)
+        if checkpoint["epoch"] == 1:
+            raise RuntimeError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFiles, "save_checkpoint", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            fit_teacher(tmp_path / "out", *AVERAGING, *LONGER)
+    assert torch.load(tmp_path / "out/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert fit_teacher(tmp_path / "out", *AVERAGING, *LONGER) == 0
+    require_same_run(tmp_path / "out", whole_teacher)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_cut_within_an_epoch_goes_on_with_the_next_batch(workers, tmp_path, capsys, monkeypatch, teacher_run):
     options = ["--trainer.limit_train_batches=1.0", f"--data.init_args.num_workers={workers}", "--checkpoint_every=3"]
@@ -338,6 +357,7 @@ def test_a_run_cut_within_an_epoch_goes_on_with_the_next_batch(workers, tmp_path
     assert "going on from" in capsys.readouterr().err
     weights = "classifier/model.safetensors"
     assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert curves_of(tmp_path / "cut") == curves_of(tmp_path / "whole"), "means over all the epoch's images"
 
 
 def test_a_run_killed_in_the_validation_after_a_checkpoint_at_an_epochs_last_step_goes_on_with_the_epochs_end(

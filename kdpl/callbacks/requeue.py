@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from kdpl.checkpoint_names import LAST
+from kdpl.logged_first import log_step
 from kdpl.slurm import Requeued, RequeueError, requeue, signalled
 
 _STEPS_BETWEEN_TALKS = 10
@@ -64,6 +65,7 @@ class Requeue(Checkpoint):
             return
         file = Path(trainer.default_root_dir) / LAST
         if save:
+            log_step(trainer)
             trainer.save_checkpoint(file)
         ended = _requeue(trainer, file) if trainer.is_global_zero else None
         # or srun would end the job with the first process that ends, before the job is in the queue

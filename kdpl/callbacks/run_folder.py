@@ -13,6 +13,7 @@ from kdpl.checkpoint_files import remove_previous
 from kdpl.checkpoint_names import FOLDER, LAST, PREVIOUS
 from kdpl.files import atomic_path
 from kdpl.finished import handed_over
+from kdpl.logged_first import log_epoch
 
 CONFIG_FILE = "config.yaml"
 
@@ -89,6 +90,11 @@ class RunCheckpoint(ModelCheckpoint):
         """
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save at an epoch's end, once its metrics are logged."""
+        log_epoch(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the checkpoint before the last one, once the run has come to its end."""

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
-from runs import fit_student, fit_teacher
+from runs import curves_of, fit_student, fit_teacher
 from runs import test as run_test
 from slurm_job import forget, pretend, send
 
@@ -64,6 +64,7 @@ def test_a_job_that_is_told_ends_the_step_saves_and_goes_on_as_if_uncut(
     assert fit_student(out, teacher_run, *STEPS) == 0
     assert "going on from" in capsys.readouterr().err
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert curves_of(out) == curves_of(whole)
 
 
 def test_a_notice_in_the_last_step_ends_the_fit_and_not_the_job(tmp_path, monkeypatch, teacher_run):
