@@ -82,14 +82,14 @@ def test_another_process_of_a_training_waits_until_the_first_holds_the_folder(ho
     waiting.join(0.5)
     assert waiting.is_alive(), "nobody holds it"
     lock = RunLock(tmp_path)
-    waiting.join(20)
+    waiting.join(60)
     assert not waiting.is_alive()
     lock.release()
 
 
 def test_another_process_of_a_training_waits_no_longer_than_there_is_something_to_do(waiting, tmp_path):
     (tmp_path / "end").touch()
-    waiting.join(20)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 

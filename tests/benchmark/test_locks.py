@@ -26,7 +26,7 @@ def test_one_process_at_a_time_has_a_lock(tmp_path):
         assert held is None
         assert other is not None
     end.set()
-    process.join(10)
+    process.join(60)
     with lock(tmp_path, "a/b/fit") as held:
         assert held is not None
 
@@ -34,7 +34,7 @@ def test_one_process_at_a_time_has_a_lock(tmp_path):
 def test_a_killed_process_leaves_no_lock(tmp_path):
     process, _ = held_by_another(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)
     with lock(tmp_path, "a/b/fit") as held:
         assert held is not None
 

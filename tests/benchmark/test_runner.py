@@ -184,9 +184,9 @@ def test_two_processes_at_once_share_the_work_and_do_nothing_twice(tmp_path):
     processes = [context.Process(target=share, args=(tmp_path, kept)) for _ in range(2)]
     for process in processes:
         process.start()
-    reports = [kept.get(timeout=30) for _ in processes]
+    reports = [kept.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join(10)
+        process.join(60)
     names = [name for _, ended, _ in reports for name in ended]
     assert sorted(names) == sorted(task.name for task in plan(WHOLE, Place(tmp_path)))
     assert all(len(ended) >= 2 for _, ended, _ in reports)

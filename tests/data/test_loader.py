@@ -70,5 +70,5 @@ def test_ctrl_c_strikes_once_all_workers_have_started(loader, monkeypatch):
     assert len(started) == 2
     del loader._iterator
     for process in started:
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 0
