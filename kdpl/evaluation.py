@@ -37,7 +37,8 @@ class EvalOutput(TypedDict):
 class EvaluatedModule(LightningModule, ABC):
     """A LightningModule that classifies images of a domain and logs its accuracies.
 
-    Logs ``val/…`` and ``test/…`` with the keys of ``DomainAccuracy``.
+    Logs ``val/…`` and ``test/…`` with the keys of ``DomainAccuracy``, and by ``log_training`` means over an epoch's
+    images, with which a fit goes on that was cut within the epoch.
 
     Args:
         clip: The CLIP whose image tower it works with.
