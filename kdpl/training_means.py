@@ -11,6 +11,7 @@ from torchmetrics import Metric
 class ImageMean(Metric):
     """Mean over images, those of all processes, of values that are means over a batch each."""
 
+    # not torchmetrics' MeanMetric: it looks for NaN at each step, and so waits for the device
     full_state_update = False
     total: Tensor
     images: Tensor
@@ -21,7 +22,7 @@ class ImageMean(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, images: int | Tensor) -> None:
+    def update(self, mean: Tensor, images: int) -> None:
         """Count a batch.
 
         Args:

@@ -34,6 +34,8 @@ SHORT = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
 ]
+# the columns of measured times
+SPEED = ("train/images_per_s", "train/data_wait")
 AVERAGING = ["--model.init_args.averaging={mean: 2, std: 1}"]
 
 
@@ -138,7 +140,7 @@ def rows_of(path):
 def curves_of(run):
     """The metrics of a run's folder as curves, but for how fast it was."""
     curves = read_metrics(Path(run) / METRICS_FILE)
-    return {name: curve for name, curve in curves.items() if name not in ("train/images_per_s", "train/data_wait")}
+    return {name: curve for name, curve in curves.items() if name not in SPEED}
 
 
 def files_of(folder):

@@ -13,6 +13,7 @@ from runs import (
     CONFIGS,
     DATA,
     SHORT,
+    SPEED,
     STUDENT,
     TEACHER,
     configs,
@@ -247,9 +248,7 @@ def cut_in_epoch(monkeypatch, epoch):
 
 
 def without_speed(path):
-    return [
-        {k: v for k, v in row.items() if k not in ("train/images_per_s", "train/data_wait")} for row in rows_of(path)
-    ]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows_of(path)]
 
 
 LONGER = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2"]

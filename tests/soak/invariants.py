@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import SPEED
 
 from kdpl.checkpoint_names import LAST
 from kdpl.loggers import read_metrics
 from kdpl.predictions import PREDICTIONS_FILE
 
-# measured times
-_TIMES = ("train/images_per_s", "train/data_wait")
 # pages and pictures of measured times; that they are there is looked at
 _SHOWN = (".html", ".png")
 _METRICS = "metrics.csv"
@@ -74,8 +73,8 @@ def _files(folder: Path) -> set[str]:
 
 def _curve_differences(reference: Path, other: Path) -> list[str]:
     a, b = read_metrics(reference), read_metrics(other)
-    different = [key for key in sorted(a.keys() | b.keys()) if key not in _TIMES and a.get(key) != b.get(key)]
-    for key in _TIMES:  # each step once all the same
+    different = [key for key in sorted(a.keys() | b.keys()) if key not in SPEED and a.get(key) != b.get(key)]
+    for key in SPEED:  # each step once all the same
         if [step for step, _ in a.get(key, [])] != [step for step, _ in b.get(key, [])]:
             different.append(f"{key} (its steps)")
         if not all(math.isfinite(value) for _, value in b.get(key, [])):
