@@ -15,8 +15,10 @@ from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig
-from kdpl.clip_identity import RANDOM
+from kdpl.cli.feature_filling import FeatureFilling
+from kdpl.clip.frozen import Frozen
+from kdpl.clip.identity import RANDOM
+from kdpl.clip.loading import ClipConfig
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import CachedImages, RandomView, UnlabeledImages
@@ -24,9 +26,7 @@ from kdpl.data.feature_manifest import Manifest
 from kdpl.data.loader import LazyLoader
 from kdpl.data.sampler import TrainSampler
 from kdpl.data.teacher_features import TeacherFeatures
-from kdpl.feature_filling import FeatureFilling
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
-from kdpl.towers import Frozen
 
 _CLASSES = ("crab", "squid")
 

@@ -16,8 +16,8 @@ from benchmarks.published import PublishedStudent, PublishedTeacher, distillatio
 from benchmarks.sizes import CONTEXT, Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
-from kdpl.clip import ClipConfig
-from kdpl.clip_identity import RANDOM
+from kdpl.clip.identity import RANDOM
+from kdpl.clip.loading import ClipConfig
 from kdpl.data.datasets import CachedView
 from kdpl.optim import OptimConfig
 from kdpl.prompts.text import prompt_texts

@@ -16,9 +16,9 @@ from benchmarks.distillation import begun_student
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
-from kdpl.clip import ImageClip
-from kdpl.export.graph import INPUT, write_onnx
-from kdpl.export.quantize import write_int8_onnx
+from kdpl.clip.loading import ImageClip
+from kdpl.deploy.export.graph import INPUT, write_onnx
+from kdpl.deploy.export.quantize import write_int8_onnx
 
 CLASSIFIER, ONNX, ONNX_INT8 = "Classifier", "ONNX, float32", "ONNX, 8 bits"
 OPEN_CLIP_TEACHER, OPEN_CLIP_STUDENT = "open_clip, the teacher", "open_clip, the student's tower"

@@ -16,8 +16,8 @@ from benchmarks.sizes import CONTEXT
 from benchmarks.teacher import random_weights_are_meant
 from benchmarks.texts import Texts
 from kdpl import TeacherPromptTuning
-from kdpl.clip import ClipConfig
-from kdpl.clip_identity import RANDOM
+from kdpl.clip.identity import RANDOM
+from kdpl.clip.loading import ClipConfig
 from kdpl.prompts.text import tokenize_names
 from kdpl.teacher import PromptConfig
 

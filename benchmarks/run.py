@@ -15,8 +15,8 @@ from rich.table import Table
 from benchmarks.measuring import machine
 from benchmarks.rows import GROUPS, Bench, Row
 from benchmarks.settings import add_options, settings_of
-from kdpl.files import atomic_path
-from kdpl.terminal import tame_output
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.terminal import tame_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:

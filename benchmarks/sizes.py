@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import open_clip
 
-from kdpl.clip import IMAGENET_CLASS_NAMES, register_model
+from kdpl.clip.loading import IMAGENET_CLASS_NAMES, register_model
 
 CONTEXT = "a photo of a"
 

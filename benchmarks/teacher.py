@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.sizes import CONTEXT, Sizes
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import Clip, ClipConfig, load_clip
-from kdpl.clip_identity import RANDOM
-from kdpl.finished import CLASS_VECTORS_FILE
+from kdpl.clip.identity import RANDOM
+from kdpl.clip.loading import Clip, ClipConfig, load_clip
 from kdpl.prompts import TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
+from kdpl.runtime.finished import CLASS_VECTORS_FILE
 
 
 class RandomTeacher:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pkgutil import resolve_name
 
-from kdpl import __version__, interrupt, slurm
-from kdpl.faults import reader_is_gone, sentence
-from kdpl.imports import uncollected
+from kdpl import __version__
+from kdpl.runtime import interrupt, slurm
+from kdpl.runtime.faults import reader_is_gone, sentence
+from kdpl.runtime.imports import uncollected
 
 USAGE = """\
 usage: python -m kdpl COMMAND …
@@ -44,22 +45,22 @@ _PIPE_CLOSED = 141
 
 # imported when they are asked for: most of them need torch, which takes seconds
 _COMMANDS = {
-    "init": "kdpl.init_command:init",
-    "run": "kdpl.pipeline:run",
-    "fit": "kdpl.cli:run_command",
-    "validate": "kdpl.cli:run_command",
-    "test": "kdpl.cli:run_command",
-    "predict": "kdpl.predict_command:predict",
-    "demo": "kdpl.demo.command:demo",
-    "cache": "kdpl.cache_command:cache",
-    "export": "kdpl.export.command:export",
-    "class-vectors": "kdpl.class_vectors_command:class_vectors",
-    "sweep": "kdpl.sweep.command:sweep",
-    "benchmark": "kdpl.benchmark.command:benchmark",
-    "table": "kdpl.benchmark.table_command:table",
-    "report": "kdpl.report.command:report",
-    "data": "kdpl.data_command:data",
-    "import": "kdpl.published.command:import_",
+    "init": "kdpl.cli.init:init",
+    "run": "kdpl.cli.run:run",
+    "fit": "kdpl.cli.fit:run_command",
+    "validate": "kdpl.cli.fit:run_command",
+    "test": "kdpl.cli.fit:run_command",
+    "predict": "kdpl.cli.predict:predict",
+    "demo": "kdpl.cli.demo:demo",
+    "cache": "kdpl.cli.cache:cache",
+    "export": "kdpl.cli.export:export",
+    "class-vectors": "kdpl.cli.class_vectors:class_vectors",
+    "sweep": "kdpl.cli.sweep:sweep",
+    "benchmark": "kdpl.cli.benchmark:benchmark",
+    "table": "kdpl.cli.table:table",
+    "report": "kdpl.cli.report:report",
+    "data": "kdpl.cli.data:data",
+    "import": "kdpl.cli.import_:import_",
 }
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError
-from kdpl.fields import Fields
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.runtime.fields import Fields
 
 KIND = "class vectors"
 VERSION = 1

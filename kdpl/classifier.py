@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import image_config
-from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.head import CosineHead
+from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.loading import image_config
 from kdpl.data.decoding import open_image, to_rgb
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.parallel import cores
 from kdpl.deploy.ahead import guess
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
-from kdpl.fields import Fields, describe
-from kdpl.files import atomic_path
-from kdpl.finished import CLASSIFIER_FOLDER
-from kdpl.head import CosineHead
+from kdpl.prompts.stored_encoder import read_encoder, tensors_of
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.stored_encoder import read_encoder, tensors_of
-from kdpl.student_encoder import StudentEncoder
+from kdpl.runtime.fields import Fields, describe
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.finished import CLASSIFIER_FOLDER
 
 KIND = "kdpl classifier"
 VERSION = 1
@@ -243,7 +243,7 @@ class Classifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
         """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
-        from kdpl.hub import save_pretrained
+        from kdpl.deploy.hub import save_pretrained
 
         save_pretrained(self, Path(folder), Path(run) if run is not None else None)
 
@@ -264,7 +264,7 @@ class Classifier(nn.Module):
         Raises:
             ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
         """
-        from kdpl.hub import push_to_hub
+        from kdpl.deploy.hub import push_to_hub
 
         return push_to_hub(self, repo_id, Path(run) if run is not None else None, private=private, token=token)
 
@@ -285,7 +285,7 @@ class Classifier(nn.Module):
         """
         if Path(name).is_dir():
             return cls.load(name)
-        from kdpl.hub import from_pretrained
+        from kdpl.deploy.hub import from_pretrained
 
         return from_pretrained(str(name), revision=revision, token=token, cache_dir=cache_dir)
 

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from kdpl.clip import ImageClip
+from kdpl.clip.loading import ImageClip
 from kdpl.domain import domain_of
 from kdpl.errors import WeightsError
 from kdpl.metrics import DomainAccuracy

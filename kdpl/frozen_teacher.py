@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.clip.head import CosineHead
+from kdpl.clip.image import ImageTower
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.head import CosineHead
 from kdpl.prompts import VisionPrompts
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.prompts.vision import encode_images
-from kdpl.towers import ImageTower
 
 
 class FrozenTeacher(nn.Module):

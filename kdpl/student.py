@@ -14,22 +14,23 @@ from torch import Tensor
 from kdpl.callbacks import BestOnBaseTest, SaveClassifier
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig, load_clip, load_image_clip
+from kdpl.clip.frozen import Frozen
+from kdpl.clip.head import CosineHead
+from kdpl.clip.image import promptable
+from kdpl.clip.loading import ClipConfig, load_clip, load_image_clip
 from kdpl.data.datasets import CachedView
 from kdpl.data.teacher_cache import TeacherCache
 from kdpl.domain import CachingDomain, domain_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.evaluation import EvaluatedModule
-from kdpl.finished import CLASS_VECTORS_FILE
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
-from kdpl.head import CosineHead
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.peers import require_devices_for_batch_norm
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.text import encode_names
-from kdpl.student_encoder import StudentEncoder
+from kdpl.runtime.finished import CLASS_VECTORS_FILE
+from kdpl.runtime.peers import require_devices_for_batch_norm
 from kdpl.teacher import PromptConfig
-from kdpl.towers import Frozen, promptable
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"
 _CHECKPOINT_REMEDY = "give another checkpoint, or remove it to start anew"

@@ -14,19 +14,19 @@ from torch.nn import functional as F
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import PROMPTSRC_TEMPLATES, ClipConfig, load_clip
+from kdpl.clip.frozen import Frozen
+from kdpl.clip.head import cosine_logits
+from kdpl.clip.loading import PROMPTSRC_TEMPLATES, ClipConfig, load_clip
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
 from kdpl.domain import domain_of
 from kdpl.errors import ConfigError
 from kdpl.evaluation import EvaluatedModule
-from kdpl.head import cosine_logits
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import CoupledPrompts, TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names, encode_prompts, ensemble_features, tokenize_names
 from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
 from kdpl.prompts.vision import encode_images
-from kdpl.towers import ArrangedTexts, Frozen
-from kdpl.towers.text import CLASSES_AT_ONCE
 
 
 @dataclass(frozen=True)

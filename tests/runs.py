@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kdpl.__main__ import main
-from kdpl.loggers import METRICS_FILE, read_metrics
+from kdpl.runtime.loggers import METRICS_FILE, read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-from kdpl.slurm import SIGNAL
+from kdpl.runtime.slurm import SIGNAL
 
 
 def pretend(monkeypatch, folder, refusal=None):

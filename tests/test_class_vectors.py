@@ -6,9 +6,9 @@ import torch
 import world
 from safetensors.torch import save_file
 
-from kdpl.artifacts import write_tensors
 from kdpl.class_vectors import KIND, VERSION, ClassVectors
 from kdpl.errors import ArtifactError
+from kdpl.runtime.artifacts import write_tensors
 
 
 @pytest.fixture(scope="module")

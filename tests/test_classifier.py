@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig
+from kdpl.clip.loading import ClipConfig
 from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.student import StudentDistillation
-from kdpl.student_encoder import StudentEncoder
 from kdpl.teacher import PromptConfig
 
 

@@ -14,8 +14,8 @@ from runs import test as run_test
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.data.benchmark import BENCHMARKS
-from kdpl.predictions import read_results
+from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.runtime.predictions import read_results
 
 ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
 TINY_TEACHER = ["--model.init_args.clip.model=tiny-teacher", "--model.init_args.clip.pretrained=glyphs"]

@@ -18,9 +18,9 @@ import yaml
 
 import kdpl
 from kdpl.__main__ import _COMMANDS, main
-from kdpl.arguments import Parser
-from kdpl.cli import COMMANDS as SETTINGS_COMMANDS
-from kdpl.cli import run_command
+from kdpl.cli.arguments import Parser
+from kdpl.cli.fit import COMMANDS as SETTINGS_COMMANDS
+from kdpl.cli.fit import run_command
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

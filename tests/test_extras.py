@@ -85,7 +85,7 @@ def test_commands_name_the_extra_that_they_lack(fails, classifier, tmp_path, mon
 
 def test_the_digits_and_parquet_tables_name_the_extra_that_they_lack(tmp_path, monkeypatch, capsys):
     without(monkeypatch, "sklearn", "sklearn.datasets", "pyarrow", "pyarrow.parquet")
-    monkeypatch.setattr("kdpl.data.digits._arrays", sys.modules["kdpl.data.digits"]._arrays.__wrapped__)
+    monkeypatch.setattr("kdpl.data.readers.digits._arrays", sys.modules["kdpl.data.readers.digits"]._arrays.__wrapped__)
     assert fit_teacher(tmp_path / "digits") == 1
     assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
     table = tmp_path / "images.parquet"

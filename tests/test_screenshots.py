@@ -9,7 +9,7 @@ from browser import CHROMIUM, NEEDED, browser
 from PIL import Image
 from runs import start_process
 
-from kdpl.data.digits import open_digit, read_digits
+from kdpl.data.readers.digits import open_digit, read_digits
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -8,9 +8,9 @@ import world
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from plain import PlainProjector, normalized, relative_error
 
-import kdpl.clip
-from kdpl.clip import ClipConfig, register_model
-from kdpl.clip_identity import ClipIdentity
+import kdpl.clip.loading
+from kdpl.clip.identity import ClipIdentity
+from kdpl.clip.loading import ClipConfig, register_model
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -240,7 +240,7 @@ def test_a_checkpoint_is_tested_without_the_teacher(distilled, tmp_path, monkeyp
     student = make_student(gone)
     shutil.rmtree(gone)
     for name in ("test-teacher", "test-teacher-quickgelu"):
-        monkeypatch.delitem(kdpl.clip._REGISTRY, name)
+        monkeypatch.delitem(kdpl.clip.loading._REGISTRY, name)
     trainer = world.quiet_trainer(tmp_path, limit_val_batches=1.0)
     options = {"datamodule": world.TinyDomain(num_base=3), "ckpt_path": distilled["checkpoint"], "verbose": False}
     assert trainer.test(student, **options, weights_only=True)[0] == distilled["metrics"]
@@ -327,7 +327,7 @@ def test_a_student_of_the_published_size_has_a_small_checkpoint(tmp_path):
     register_model("test-wide-student", config(512, 768, 9), {})
     names = tuple(f"class number {i} of many" for i in range(1000))
     with pytest.warns(UserWarning, match="random weights"):
-        teacher = kdpl.clip.load_clip(ClipConfig("test-wide-teacher", "random"))
+        teacher = kdpl.clip.loading.load_clip(ClipConfig("test-wide-teacher", "random"))
     with pytest.warns(UserWarning, match="random weights"):
         student = StudentDistillation(ClipConfig("test-wide-student", "random"), str(tmp_path))
     prompts = world.tuned_prompts({}, clip=teacher.identity)
@@ -415,8 +415,8 @@ class TestRefusals:
         student, changed = make_student(tmp_path), dict(world.weights("test-teacher-quickgelu"))
         changed["visual.ln_post.bias"] = changed["visual.ln_post.bias"] + 1e-3
         config = world.CONFIGS["test-teacher-quickgelu"]
-        registered = kdpl.clip._Registered(config, {world.TAG: lambda: changed})
-        monkeypatch.setitem(kdpl.clip._REGISTRY, "test-teacher-quickgelu", registered)
+        registered = kdpl.clip.loading._Registered(config, {world.TAG: lambda: changed})
+        monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher-quickgelu", registered)
         self.refuse(
             student, WeightsError, "'noise' of test-teacher-quickgelu are not those that the teacher was tuned on"
         )
@@ -463,7 +463,7 @@ def test_a_teacher_from_a_weights_file_is_found_again(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(world.weights("test-teacher"), path)
     world.write_teacher(tmp_path)
-    clip = kdpl.clip.load_clip(ClipConfig("test-teacher", str(path), quick_gelu=False)).identity
+    clip = kdpl.clip.loading.load_clip(ClipConfig("test-teacher", str(path), quick_gelu=False)).identity
     prompts = world.tuned_prompts({}, clip=clip)
     prompts.save(tmp_path / "prompts.safetensors")
     vectors = world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher)

@@ -14,7 +14,7 @@ from test_student import PlainStudent, first_batch, make_student
 
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig
+from kdpl.clip.loading import ClipConfig
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.student import StudentDistillation
 from kdpl.teacher import PromptConfig
@@ -310,7 +310,7 @@ class TestChoice:
 def test_the_towers_of_both_are_compiled_if_asked_for(compiles, tmp_path, monkeypatch):
     world.write_teacher(tmp_path)
     widths = []
-    monkeypatch.setattr("kdpl.towers.PromptableImageTower.compile_parts", lambda tower: widths.append(tower.width))
+    monkeypatch.setattr("kdpl.clip.image.PromptableImageTower.compile_parts", lambda tower: widths.append(tower.width))
     student = make_student(tmp_path, compile=compiles)
     world.quiet_trainer(tmp_path, limit_train_batches=1).fit(student, datamodule=world.TinyDomain())
     assert widths == ([32, 48] if compiles else []), "the student's and the teacher's"

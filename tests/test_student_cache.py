@@ -16,9 +16,9 @@ from plain import relative_error
 from runs import DATA, STUDENT, fit_student, rows_of
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-import kdpl.clip
+import kdpl.clip.loading
 from kdpl.__main__ import main
-from kdpl.clip import ClipConfig
+from kdpl.clip.loading import ClipConfig
 from kdpl.data import DomainDataModule
 from kdpl.data.datasets import CachedView
 from kdpl.data.teacher_cache import TeacherCache
@@ -97,7 +97,7 @@ def test_training_from_a_cache_is_training_with_the_teacher(variant, teacher, tm
     plain = Distilled(teacher, tmp_path, domain(None, teacher_cache=None), **options)
     filling = Distilled(teacher, tmp_path, domain(tmp_path / "cache", fill_teacher_cache=True), **options)
     for name in ("test-teacher", "test-teacher-quickgelu"):
-        monkeypatch.delitem(kdpl.clip._REGISTRY, name)
+        monkeypatch.delitem(kdpl.clip.loading._REGISTRY, name)
     assert len(filling.losses) == 10
     # the gradient of l1 has signs for values, of which rounding turns some over
     same(filling, plain, most=3e-2 if variant == "l1" else 5e-3)
@@ -118,7 +118,7 @@ def filled(teacher, tmp_path_factory):
 def test_a_complete_cache_needs_no_teacher_at_all(teacher, filled, tmp_path, monkeypatch, num_workers):
     plain = Distilled(teacher, tmp_path, domain(None, teacher_cache=None))
     for name in ("test-teacher", "test-teacher-quickgelu"):
-        monkeypatch.delitem(kdpl.clip._REGISTRY, name)
+        monkeypatch.delitem(kdpl.clip.loading._REGISTRY, name)
     cached = Distilled(teacher, tmp_path, domain(filled, num_workers=num_workers))
     assert cached.student.teacher.module.tower is None
     assert all(isinstance(batch, CachedView) for batch in cached.batches)

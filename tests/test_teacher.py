@@ -8,7 +8,7 @@ from plain import normalized, relative_error
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging, gaussian_weights
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig, register_model
+from kdpl.clip.loading import ClipConfig, register_model
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts

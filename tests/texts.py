@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from kdpl.class_names import fault_of_name
+from kdpl.runtime.class_names import fault_of_name
 
 # what formats, shells, pages and spreadsheets take for something else
 _MEANING = st.sampled_from([*"\"',;:=|{}[]<>&#%/\\$*?~`-_. \t", "://", "label", "null", "\ufeff"])

@@ -8,10 +8,10 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig, load_clip, register_model
-from kdpl.finished import CLASS_VECTORS_FILE
+from kdpl.clip.loading import ClipConfig, load_clip, register_model
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.finished import CLASS_VECTORS_FILE
 
 TAG = "noise"
 """The pretrained tag of every model here."""

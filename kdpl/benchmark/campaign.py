@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
-from kdpl.arguments import require_configs
 from kdpl.benchmark.published import METHODS
 from kdpl.errors import ConfigError
+from kdpl.runtime.configs import require_configs
 
 Protocol = Literal["few_shot", "base_to_novel", "cross_dataset", "domain_generalization"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kdpl.arguments import config_files
 from kdpl.benchmark.tasks import FITS, Task
-from kdpl.data.benchmark import BENCHMARKS, Location
+from kdpl.data.readers.benchmark import BENCHMARKS, Location
 from kdpl.errors import DataError, KdplError
+from kdpl.runtime.configs import config_files
 
 
 def missing_data(datasets: Iterable[str], root: str | None) -> list[str]:
@@ -58,9 +58,9 @@ def check_fits_and_weights(commands: list[list[str]]) -> None:
 
     Each cause is printed once. Called in a process of its own.
     """
-    from kdpl.cli import KdplCLI, run_command
-    from kdpl.clip import load_clip, load_image_clip
-    from kdpl.clip_identity import ClipConfig
+    from kdpl.cli.fit import KdplCLI, run_command
+    from kdpl.clip.identity import ClipConfig
+    from kdpl.clip.loading import load_clip, load_image_clip
 
     faults: dict[str, None] = {}
     clips: dict[tuple[bool, ClipConfig], None] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdpl.file_lock import taken
+from kdpl.runtime.file_lock import taken
 
 _FOLDER = ".locks"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from kdpl.arguments import config_files
 from kdpl.benchmark.tasks import FITS, Task
-from kdpl.files import atomic_path
+from kdpl.runtime.configs import config_files
+from kdpl.runtime.files import atomic_path
 
 _FILE = "orders.json"
 

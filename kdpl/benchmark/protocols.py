@@ -20,9 +20,9 @@ import yaml
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Row, config_of, dataset_name
 from kdpl.benchmark.results import RUN_FILE
 from kdpl.benchmark.tasks import CONFIG, Run, Task
-from kdpl.checkpoint_names import LAST
-from kdpl.data.benchmark import BENCHMARKS
-from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.runtime.checkpoint_names import LAST
+from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 

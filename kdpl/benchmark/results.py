@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from kdpl.errors import ArtifactError
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 RUN_FILE = "results.json"
 _SECONDS_FILE = "seconds.json"

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpl import slurm
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.display import Display, last_line
 from kdpl.benchmark.locks import lock
 from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CONFIG, FITS, Task
-from kdpl.finished import handed_over
-from kdpl.interrupt import INTERRUPTED, TERMINATED, Terminated
-from kdpl.predictions import read_results
-from kdpl.processes import in_own_process, run_step
+from kdpl.runtime import slurm
+from kdpl.runtime.finished import handed_over
+from kdpl.runtime.interrupt import INTERRUPTED, TERMINATED, Terminated
+from kdpl.runtime.predictions import read_results
+from kdpl.runtime.processes import in_own_process, run_step
 
 _WAIT_SECONDS = 0.5
 _NO_BAR = "--trainer.enable_progress_bar=false"

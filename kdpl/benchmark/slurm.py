@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.benchmark.tasks import Task
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 FOLDER = "slurm"
 DEFAULT_OPTIONS = ("--gres=gpu:1", "--cpus-per-task=8")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdpl.arguments import config_files
-from kdpl.data.benchmark import BENCHMARKS
+from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.runtime.configs import config_files
 
 Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")

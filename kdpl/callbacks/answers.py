@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.logit_sketch import LogitSketch
-from kdpl.predictions import Answer, write_answers, write_results
+from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.runtime.predictions import Answer, write_answers, write_results
 
 
 class TestAnswers(Callback):

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdpl.domain import domain_of
 from kdpl.errors import DataError
 from kdpl.metrics import DomainAccuracy
-from kdpl.peers import share_buffers
+from kdpl.runtime.peers import share_buffers
 
 
 class BestOnBaseTest(Callback):

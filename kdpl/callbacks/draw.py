@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 
-from kdpl.disagreements import find_disagreements
-from kdpl.loggers import METRICS_FILE, log_images, log_picture, read_metrics
-from kdpl.pictures import can_draw, choose_for_sheet, draw_confusion, draw_curves, draw_sheet
-from kdpl.predictions import Answer, read_answers
+from kdpl.callbacks.pictures import can_draw, choose_for_sheet, draw_confusion, draw_curves, draw_sheet
+from kdpl.runtime.disagreements import find_disagreements
+from kdpl.runtime.loggers import METRICS_FILE, log_images, log_picture, read_metrics
+from kdpl.runtime.predictions import Answer, read_answers
 
 FIGURES = "figures"
 

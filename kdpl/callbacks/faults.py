@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.checkpoint_names import LAST, PREVIOUS
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
-from kdpl.faults import mark
-from kdpl.interrupt import next_ends_at_once
-from kdpl.peers import end_others, take_leave
-from kdpl.slurm import RequeueError
+from kdpl.runtime.checkpoint_names import LAST, PREVIOUS
+from kdpl.runtime.faults import mark
+from kdpl.runtime.interrupt import next_ends_at_once
+from kdpl.runtime.peers import end_others, take_leave
+from kdpl.runtime.slurm import RequeueError
 
 _NAMED_IMAGES = 5
 

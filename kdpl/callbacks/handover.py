@@ -11,10 +11,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.wandb_artifacts import CLASS_VECTORS, CLASSIFIER, TEACHER, accuracies, artifact_name, log_input, log_output
+from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.wandb_artifacts import (
+    CLASS_VECTORS,
+    CLASSIFIER,
+    TEACHER,
+    accuracies,
+    artifact_name,
+    log_input,
+    log_output,
+)
 
 
 class _Handover(Callback):

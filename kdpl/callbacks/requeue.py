@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from kdpl.checkpoint_names import LAST
-from kdpl.logged_first import log_step
-from kdpl.slurm import Requeued, RequeueError, requeue, signalled
+from kdpl.runtime.checkpoint_names import LAST
+from kdpl.runtime.logged_first import log_step
+from kdpl.runtime.slurm import Requeued, RequeueError, requeue, signalled
 
 _STEPS_BETWEEN_TALKS = 10
 _LOGGER_SECONDS = 20

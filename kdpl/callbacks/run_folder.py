@@ -9,11 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from kdpl.checkpoint_files import remove_previous
-from kdpl.checkpoint_names import FOLDER, LAST, PREVIOUS
-from kdpl.files import atomic_path
-from kdpl.finished import handed_over
-from kdpl.logged_first import log_epoch
+from kdpl.callbacks.checkpoint_files import remove_previous
+from kdpl.runtime.checkpoint_names import FOLDER, LAST, PREVIOUS
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.finished import handed_over
+from kdpl.runtime.logged_first import log_epoch
 
 CONFIG_FILE = "config.yaml"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL.Image import Image
 
-from kdpl.data.benchmark import BENCHMARKS
 from kdpl.data.parallel import in_parallel
-from kdpl.data.registry import read_dataset
+from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.data.readers.registry import read_dataset
 from kdpl.data.scan import fault_of
 from kdpl.data.splits import Splits
 

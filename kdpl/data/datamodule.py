@@ -17,8 +17,8 @@ from kdpl.data.datasets import CachedImages, LabeledImages, RandomView, Unlabele
 from kdpl.data.labeled import Labeled
 from kdpl.data.loader import Batches, LazyLoader
 from kdpl.data.parallel import cores
+from kdpl.data.readers.registry import check_dataset
 from kdpl.data.reading import BadImages, Reading, files_around
-from kdpl.data.registry import check_dataset
 from kdpl.data.sampler import TrainSampler, ViewSampler
 from kdpl.data.sampling import base_count
 from kdpl.data.scan import FILE

@@ -8,12 +8,12 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.data.archive import SUFFIX, unpack
-from kdpl.data.benchmark import BENCHMARKS, Benchmark, Location
-from kdpl.data.benchmark_reader import read_benchmark
 from kdpl.data.inside import stays_inside
+from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark, Location
+from kdpl.data.readers.benchmark_reader import read_benchmark
 from kdpl.errors import ConfigError, DataError, reason
-from kdpl.files import atomic_path
-from kdpl.network import require_hub
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.network import require_hub
 
 REPOSITORY = "zhengli97/prompt_learning_dataset"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from kdpl.data.augmentation import Augmentation
 from kdpl.errors import DataError
-from kdpl.fields import Fields
-from kdpl.files import atomic_path
+from kdpl.runtime.fields import Fields
+from kdpl.runtime.files import atomic_path
 
 FILE = "manifest.json"
 """Name of the file in a cache's folder."""

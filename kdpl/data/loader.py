@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdpl import worker
 from kdpl.data.sampler import TrainSampler
-from kdpl.interrupt import held_back
+from kdpl.runtime import worker
+from kdpl.runtime.interrupt import held_back
 
 _END_SECONDS = 5.0
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdpl import fork_server, worker
-from kdpl.interrupt import held_back
+from kdpl.runtime import fork_server, worker
+from kdpl.runtime.interrupt import held_back
 
 _CHUNK = 64  # items that a worker takes at a time
 

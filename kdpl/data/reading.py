@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kdpl.data.registry import DATASETS, read_dataset
+from kdpl.data.readers.registry import DATASETS, read_dataset
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps, read_skip_list
 from kdpl.data.shards import indices_kept_in

@@ -17,7 +17,7 @@ from kdpl.data.parallel import in_parallel
 from kdpl.data.shards import ShardImage
 from kdpl.data.storage import is_url, stamp
 from kdpl.errors import DataError
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 FILE = "checked_images.json"
 """Name of the file in a run's folder."""

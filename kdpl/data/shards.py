@@ -24,7 +24,7 @@ from kdpl.data.inside import stays_inside
 from kdpl.data.storage import COMPRESSED_ENDINGS, is_image, is_url, open_file, read, stamp
 from kdpl.data.tar_members import LARGEST_IMAGE, Member
 from kdpl.errors import DataError, reason
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 

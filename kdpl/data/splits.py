@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
-from kdpl.class_names import fault_of_name
 from kdpl.errors import DataError
+from kdpl.runtime.class_names import fault_of_name
 
 
 class Record(NamedTuple):

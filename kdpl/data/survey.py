@@ -9,11 +9,11 @@ from pathlib import Path
 
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import in_parallel
+from kdpl.data.readers.table import HELD_OUT, read_table
 from kdpl.data.shards import ShardImage
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.data.splits import Record
 from kdpl.data.storage import find_images, is_image, is_url, places
-from kdpl.data.table import HELD_OUT, read_table
 from kdpl.errors import DataError, reason, visible
 
 # what people call the folders of splits

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from kdpl.data.augmentation import Parameters
 from kdpl.data.feature_manifest import Manifest
 from kdpl.errors import DataError
-from kdpl.file_lock import taken
-from kdpl.files import atomic_path
+from kdpl.runtime.file_lock import taken
+from kdpl.runtime.files import atomic_path
 
 Rows = npt.NDArray[np.int64]
 """Row numbers, int64 [R]."""

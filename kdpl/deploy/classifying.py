@@ -14,17 +14,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdpl.arguments import output_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.cli.arguments import output_file
 from kdpl.data.parallel import cores
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.journal import Journal, Row, columns
 from kdpl.deploy.sources import Item, count_items, find_sources, part_of, printable, read_items
 from kdpl.deploy.tables import require_format, write_csv, write_table
 from kdpl.errors import ConfigError, DataError
-from kdpl.faults import reader_is_gone
-from kdpl.files import atomic_path
+from kdpl.runtime.faults import reader_is_gone
+from kdpl.runtime.files import atomic_path
 
 
 def classify(options: Namespace) -> int:

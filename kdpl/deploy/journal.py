@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from kdpl.errors import ConfigError
-from kdpl.faults import mark
-from kdpl.file_lock import taken
-from kdpl.files import append, atomic_path, cut_to_whole_lines
+from kdpl.runtime.faults import mark
+from kdpl.runtime.file_lock import taken
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
 
 Row = dict[str, str | float | None]
 """One image's answers by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``."""

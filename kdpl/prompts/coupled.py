@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from kdpl.float32 import Float32Module
+from kdpl.clip.float32 import Float32Module
+from kdpl.clip.image import ImageTower, promptable
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import encode_with_tokens, require_size
-from kdpl.towers import ImageTower, promptable
 
 
 class CoupledPrompts(Float32Module):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdpl.clip.float32 import Float32Module
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError
-from kdpl.float32 import Float32Module
-from kdpl.towers import ArrangedTexts, TextTower
-from kdpl.towers.text import CLASSES_AT_ONCE
 
 INIT_STD = 0.02
 

@@ -8,14 +8,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdpl.artifacts import read_tensors, write_tensors
-from kdpl.clip import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
-from kdpl.clip_identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
+from kdpl.clip.loading import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
+from kdpl.clip.text import TextTower
 from kdpl.errors import ArtifactError, WeightsError, visible
-from kdpl.fields import Fields
 from kdpl.prompts.text import TextPrompts, Tokenize
 from kdpl.prompts.vision import VisionPrompts
-from kdpl.towers import ImageTower, PromptableImageTower, TextTower, promptable
+from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.runtime.fields import Fields
 
 ClipT = TypeVar("ClipT", bound=ImageClip)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip.float32 import Float32Module
+from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
 from kdpl.errors import ConfigError
-from kdpl.float32 import Float32Module
-from kdpl.towers import ImageTower, PromptableImageTower, promptable
 
 INIT_STD = 0.02
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from math import isnan
 
 from kdpl.errors import ArtifactError, KdplError
-from kdpl.predictions import Answer
 from kdpl.report.charts import IntervalChart, interval_chart
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.statistics import Interval, bootstrap_difference, bootstrap_harmonic_mean, wilson
+from kdpl.runtime.predictions import Answer
 
 COLUMNS = {"acc": "all classes", "base_acc": "base classes", "novel_acc": "novel classes", "hm": "harmonic mean"}
 

@@ -10,10 +10,10 @@ from torch.utils.data import SequentialSampler
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import DataError, KdplError
-from kdpl.logit_sketch import LogitSketch
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.statistics import TEMPERATURES, Bin, Floats, calibration_error, fit_temperature, reliability
+from kdpl.runtime.logit_sketch import LogitSketch
 
 MAX_IMAGES = 2000
 """Validation images that a temperature is fitted on; one number needs no more, and a large student takes its time."""

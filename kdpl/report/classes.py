@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdpl.predictions import Answer
+from kdpl.runtime.predictions import Answer
 
 MATRIX_CLASSES = 20
 """Up to how many classes a confusion matrix can be read."""

@@ -6,10 +6,10 @@ from io import BytesIO
 
 from PIL.Image import Image
 
-from kdpl.disagreements import Pair, find_disagreements
 from kdpl.errors import ArtifactError, DataError
-from kdpl.predictions import Answer
 from kdpl.report.run_folder import Run
+from kdpl.runtime.disagreements import Pair, find_disagreements
+from kdpl.runtime.predictions import Answer
 
 MAX_IMAGES = 30
 _EDGE = 112

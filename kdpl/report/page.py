@@ -14,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ArtifactError, KdplError, reason
-from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.frozen_teacher import load_teacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies
@@ -30,7 +29,8 @@ from kdpl.report.cost import Encoder, device, device_name, measure
 from kdpl.report.examples import find_examples
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.settings import differing_settings
-from kdpl.shorten import shorten
+from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.shorten import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _VAL_KEYS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "harmonic mean"}

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdpl.arguments import read_config
 from kdpl.callbacks.run_folder import CONFIG_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data_section import build_data
+from kdpl.data.section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
-from kdpl.loggers import METRICS_FILE, read_metrics
-from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
 from kdpl.report.trust import require_known_classes
+from kdpl.runtime.configs import read_config
+from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.loggers import METRICS_FILE, read_metrics
+from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
 
 Read = TypeVar("Read")
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdpl.errors import WeightsError
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 TAG = "glyphs"
 """The pretrained tag of all models."""

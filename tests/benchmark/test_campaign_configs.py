@@ -7,8 +7,8 @@ import pytest
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.check import one_of_each_kind
 from kdpl.benchmark.protocols import Place, plan
-from kdpl.cli import KdplCLI, run_command
-from kdpl.data.benchmark import BENCHMARKS
+from kdpl.cli.fit import KdplCLI, run_command
+from kdpl.data.readers.benchmark import BENCHMARKS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/benchmark").glob("*.yaml"))

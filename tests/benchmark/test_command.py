@@ -37,12 +37,12 @@ def checks_here(monkeypatch):
             function(argument)
         return end.value.code
 
-    monkeypatch.setattr("kdpl.benchmark.command.in_own_process", call)
+    monkeypatch.setattr("kdpl.cli.benchmark.in_own_process", call)
 
 
 @pytest.mark.parametrize("code", [1, 130, 143])
 def test_a_check_that_is_ended_from_outside_ends_the_command_likewise(code, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdpl.benchmark.command.in_own_process", lambda *_: code)
+    monkeypatch.setattr("kdpl.cli.benchmark.in_own_process", lambda *_: code)
     file = written(tmp_path, BASE_TO_NOVEL)
     assert main(["benchmark", str(file), f"--root={data}", f"--out={tmp_path / 'out'}"]) == code
     assert not (tmp_path / "out").exists()

@@ -9,8 +9,8 @@ from world import quiet_trainer
 
 from kdpl.callbacks.answers import TestAnswers
 from kdpl.data.splits import Record
-from kdpl.logit_sketch import LogitSketch
-from kdpl.predictions import read_answers, read_results
+from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.runtime.predictions import read_answers, read_results
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1, 2, 1])

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from kdpl.callbacks import FreezeClassVectors, SaveClassifier
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.student_encoder import StudentEncoder
 
 FILES = ["class_vectors.safetensors", "prompts.safetensors"]
 
@@ -157,7 +157,7 @@ def break_writing(monkeypatch, module, which):
 
 @pytest.mark.parametrize(("which", "left"), [(1, []), (2, ["prompts.safetensors"])])
 def test_nothing_half_written_stays_when_writing_fails(which, left, tmp_path, monkeypatch):
-    break_writing(monkeypatch, "kdpl.artifacts", which)
+    break_writing(monkeypatch, "kdpl.runtime.artifacts", which)
     with pytest.raises(OSError, match="no space left"):
         fit(tmp_path)
     assert files(tmp_path) == left
@@ -166,7 +166,7 @@ def test_nothing_half_written_stays_when_writing_fails(which, left, tmp_path, mo
 def test_what_was_there_stays_when_writing_fails(tmp_path, monkeypatch):
     fit(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
-    break_writing(monkeypatch, "kdpl.artifacts", 1)
+    break_writing(monkeypatch, "kdpl.runtime.artifacts", 1)
     with pytest.raises(OSError, match="no space left"):
         fit(tmp_path, 3)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before

@@ -9,7 +9,7 @@ from slurm_job import forget, pretend, send
 
 from kdpl.callbacks.requeue import may_requeue
 from kdpl.callbacks.throughput import Throughput
-from kdpl.slurm import REQUEUED
+from kdpl.runtime.slurm import REQUEUED
 
 # three steps an epoch, each of two batches
 STEPS = ["--trainer.limit_train_batches=6", "--trainer.accumulate_grad_batches=2"]

@@ -5,9 +5,9 @@ from benchmark_tree import image, make_tree
 from runs import image_folder
 
 from kdpl.__main__ import main
-from kdpl.data.benchmark import BENCHMARKS, Benchmark
 from kdpl.data.check import decode_all
 from kdpl.data.decoding import open_image
+from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark
 
 
 @pytest.fixture

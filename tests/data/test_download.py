@@ -8,8 +8,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import kdpl.data.download
 from kdpl.__main__ import main
-from kdpl.data.benchmark import BENCHMARKS
 from kdpl.data.download import REPOSITORY, place_of
+from kdpl.data.readers.benchmark import BENCHMARKS
 
 
 class Hub:

@@ -18,7 +18,7 @@ def slowly(item):
 
 if __name__ == "__main__":
     from kdpl.__main__ import call
-    from kdpl.interrupt import whole_process
+    from kdpl.runtime.interrupt import whole_process
     from work import slowly
     from kdpl.data.parallel import in_parallel
 

@@ -7,7 +7,7 @@ from PIL import Image
 from runs import noise
 from shard_files import add, encoded, write_shard
 
-from kdpl.data.folder import read_folder
+from kdpl.data.readers.folder import read_folder
 from kdpl.data.shards import index_shards, indices_kept_in
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import ConfigError, DataError

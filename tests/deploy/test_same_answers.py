@@ -8,7 +8,7 @@ from runs import rows_of
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.data.decoding import open_image
-from kdpl.data.digits import open_digit
+from kdpl.data.readers.digits import open_digit
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import world
 from runs import rows_of
 
 from kdpl.callbacks.answers import TestAnswers
-from kdpl.predictions import read_results
+from kdpl.runtime.predictions import read_results
 
 STEPS = 20
 

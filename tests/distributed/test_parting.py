@@ -2,7 +2,7 @@ import pytest
 import torch
 from runs import DATA
 
-from kdpl.cli import run_command
+from kdpl.cli.fit import run_command
 
 
 @pytest.fixture

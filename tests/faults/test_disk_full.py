@@ -8,7 +8,7 @@ from runs import DATA, SHORT, STUDENT, files_of, fit_student, rows_of
 from kdpl.__main__ import main
 from kdpl.callbacks.throughput import Throughput
 from kdpl.classifier import Classifier
-from kdpl.loggers import MetricsCSV, read_metrics
+from kdpl.runtime.loggers import MetricsCSV, read_metrics
 
 
 def says_full(capsys, file):

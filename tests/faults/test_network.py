@@ -5,9 +5,9 @@ from benchmark_tree import make_tree
 from huggingface_hub import constants, hf_hub_download
 from runs import soon
 
-import kdpl.network
+import kdpl.runtime.network
 from kdpl.__main__ import main
-from kdpl.network import HubUnreachableError, hub_or_cache, require_hub
+from kdpl.runtime.network import HubUnreachableError, hub_or_cache, require_hub
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def nobody(monkeypatch):
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(kdpl.network, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(kdpl.runtime.network, "_PAUSE_SECONDS", 0.05)
     return address
 
 
@@ -38,7 +38,7 @@ def test_a_download_without_a_network_is_one_sentence_soon(nobody, tmp_path, cap
 
 
 def test_weights_that_are_not_there_without_a_network_are_one_sentence_soon(nobody, tmp_path, capfd):
-    from kdpl.clip import ClipConfig, load_image_clip
+    from kdpl.clip.loading import ClipConfig, load_image_clip
     from kdpl.errors import WeightsError
 
     with soon(), pytest.raises(WeightsError) as error:
@@ -70,7 +70,7 @@ def test_a_hub_that_answers_at_the_second_time_is_there(nobody, monkeypatch):
         if answer:
             raise answer
 
-    monkeypatch.setattr(kdpl.network, "_ask", ask)
+    monkeypatch.setattr(kdpl.runtime.network, "_ask", ask)
     require_hub()
     with pytest.raises(StopIteration):
         next(answers)

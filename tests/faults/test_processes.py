@@ -108,7 +108,7 @@ def test_a_process_that_is_killed_ends_the_other_which_says_so(rank, pair, tmp_p
 STUCK = """
 import ctypes, subprocess, sys
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from kdpl import peers
+from kdpl.runtime import peers
 
 class Three(peers.Launcher):
     def _call_children_scripts(self):

@@ -14,27 +14,27 @@ from shard_files import write_shard
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.clip.torch_files import read_torch_file, read_torchscript
 from kdpl.data.archive import unpack
 from kdpl.data.augmentation import RandomResizedCrop
-from kdpl.data.benchmark import BENCHMARKS, Location
 from kdpl.data.class_mapping import name_classes
 from kdpl.data.decoding import open_image
 from kdpl.data.feature_manifest import FILE as MANIFEST_FILE
 from kdpl.data.feature_manifest import Manifest
+from kdpl.data.readers.benchmark import BENCHMARKS, Location
+from kdpl.data.readers.split_file import read_split_file
+from kdpl.data.readers.table import read_table
 from kdpl.data.shards import index_shards
-from kdpl.data.split_file import read_split_file
-from kdpl.data.table import read_table
 from kdpl.data.teacher_features import TeacherFeatures
 from kdpl.deploy.sources import read_items
 from kdpl.errors import DataError
-from kdpl.logit_sketch import FILE as SKETCH_FILE
-from kdpl.logit_sketch import LogitSketch
-from kdpl.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers, write_results
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Stage
-from kdpl.student_encoder import StudentEncoder
-from kdpl.torch_files import read_torch_file, read_torchscript
+from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
+from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers, write_results
 
 _TABLE = (
     "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\nd.png,dog,val\ne.png,,\nhttps://h/f.png,dog,\n"

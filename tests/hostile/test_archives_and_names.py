@@ -12,7 +12,6 @@ import pytest
 import world
 from PIL import Image
 
-from kdpl.class_names import fault_of_name
 from kdpl.data.archive import unpack
 from kdpl.data.decoding import open_image
 from kdpl.data.splits import Splits
@@ -20,6 +19,7 @@ from kdpl.data.tar_members import Member
 from kdpl.deploy.sources import printable, read_items
 from kdpl.deploy.tables import write_csv
 from kdpl.errors import DataError, visible
+from kdpl.runtime.class_names import fault_of_name
 
 
 def tar_with(path, info, content=b""):

@@ -10,17 +10,17 @@ import world
 from safetensors.torch import load_file, save_file
 
 from kdpl.__main__ import main
-from kdpl.artifacts import read_tensors, write_tensors
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.feature_manifest import Manifest
 from kdpl.errors import ArtifactError, KdplError
-from kdpl.logit_sketch import LogitSketch
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import KIND as PROMPTS_KIND
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.student_encoder import StudentEncoder
+from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.runtime.logit_sketch import LogitSketch
 
 DEEP = "[" * 10_000 + "]" * 10_000
 VALUES = {

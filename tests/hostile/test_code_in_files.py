@@ -11,11 +11,11 @@ import yaml
 
 import kdpl
 from kdpl.__main__ import main
-from kdpl.arguments import read_config
-from kdpl.checkpoint_files import require_whole
-from kdpl.clip import ClipConfig, load_clip
+from kdpl.callbacks.checkpoint_files import require_whole
+from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.errors import ConfigError, KdplError
 from kdpl.report.run_folder import Stage
+from kdpl.runtime.configs import read_config
 
 SOURCES = sorted(Path(kdpl.__file__).parent.rglob("*.py"))
 

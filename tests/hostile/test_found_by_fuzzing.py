@@ -7,13 +7,13 @@ import pytest
 import torch
 import world
 
-from kdpl.artifacts import write_tensors
+from kdpl.clip.torch_files import read_torch_file
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import KdplError
-from kdpl.logit_sketch import KIND, LogitSketch
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Stage
-from kdpl.torch_files import read_torch_file
+from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.logit_sketch import KIND, LogitSketch
 
 DEEP = "[" * 10_000
 

@@ -4,11 +4,11 @@ import world
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import normalized, prompt_text, relative_error, token_ids
 
-from kdpl.clip import PROMPTSRC_TEMPLATES
+from kdpl.clip.loading import PROMPTSRC_TEMPLATES
+from kdpl.clip.text import ArrangedTexts
 from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
-from kdpl.towers import ArrangedTexts
 
 WORDS = "a photo of a"
 

@@ -5,14 +5,14 @@ import torch
 import world
 from plain import normalized, prompt_text, relative_error
 
-import kdpl.clip
-from kdpl.artifacts import read_tensors, write_tensors
+import kdpl.clip.loading
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip_identity import ClipIdentity, Preprocessing
+from kdpl.clip.identity import ClipIdentity, Preprocessing
+from kdpl.clip.text import ArrangedTexts
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts.text import encode_prompts, prompt_texts
 from kdpl.prompts.tuned import KIND, VERSION, TunedPrompts
-from kdpl.towers import ArrangedTexts
+from kdpl.runtime.artifacts import read_tensors, write_tensors
 
 CLIP = ClipIdentity("some-clip", "some-tag", True, "0123456789abcdef" * 2)
 IMAGES = Preprocessing(32, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
@@ -105,8 +105,8 @@ def test_the_clip_that_they_were_tuned_on_is_loaded(clip_of):
 def test_a_clip_with_other_weights_than_then_is_refused(monkeypatch):
     prompts, changed = world.tuned_prompts({}, "test-teacher"), dict(world.weights("test-teacher"))
     changed["visual.ln_post.bias"] = changed["visual.ln_post.bias"] + 1e-3
-    registered = kdpl.clip._Registered(world.CONFIGS["test-teacher"], {world.TAG: lambda: changed})
-    monkeypatch.setitem(kdpl.clip._REGISTRY, "test-teacher", registered)
+    registered = kdpl.clip.loading._Registered(world.CONFIGS["test-teacher"], {world.TAG: lambda: changed})
+    monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
     match = "'noise' of test-teacher are not those that the teacher was tuned on: restore them"
     with pytest.raises(WeightsError, match=match) as error:
         prompts.load_clip()

@@ -9,7 +9,7 @@ from texts import text
 
 from kdpl.deploy.journal import Journal
 from kdpl.deploy.sources import part_of, printable
-from kdpl.files import atomic_path
+from kdpl.runtime.files import atomic_path
 
 JOB = {"classifier": "c", "images": "i", "top_k": 1}
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from texts import class_names, text
 
 from kdpl.data.class_mapping import ClassName, read_class_mapping
+from kdpl.data.readers.table import read_table
 from kdpl.data.storage import is_url
-from kdpl.data.table import read_table
 from kdpl.deploy.journal import columns
 from kdpl.deploy.sources import printable
 from kdpl.deploy.tables import FORMATS, write_table
-from kdpl.predictions import Answer, read_answers, read_results, write_answers, write_results
+from kdpl.runtime.predictions import Answer, read_answers, read_results, write_answers, write_results
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from browser import CHROMIUM, NEEDED
 from PIL import Image
 from report_pages import HOSTILE, make, put_together, rename_classes
 
-import kdpl.data.digits
+import kdpl.data.readers.digits
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
 
@@ -42,7 +42,7 @@ def reports(tmp_path_factory, teacher_run, student_run):
         for name in ("plain", "hostile"):
             folder = put_together(tmp_path_factory.mktemp("browser") / name, teacher_run, student_run)
             if name == "hostile":
-                rename_classes(folder, kdpl.data.digits.CLASS_NAMES, HOSTILE)
+                rename_classes(folder, kdpl.data.readers.digits.CLASS_NAMES, HOSTILE)
             make(folder)
             made[name] = folder / "report.html"
     return made

@@ -1,7 +1,7 @@
 import pytest
 
-from kdpl.predictions import Answer
 from kdpl.report.classes import class_rows, confusion_matrix, largest_confusions
+from kdpl.runtime.predictions import Answer
 
 NAMES = ("a", "b", "c", "unseen")
 LABELS = "aaaabbbcc"

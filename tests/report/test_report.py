@@ -10,12 +10,12 @@ from report_pages import HOSTILE, Page, make, put_together, rename_classes
 from runs import DATA, SHORT, TEACHER, configs, files_of
 from runs import test as run_test
 
-import kdpl.data.digits
+import kdpl.data.readers.digits
 from kdpl.__main__ import main
-from kdpl.data.registry import DATASETS
+from kdpl.data.readers.registry import DATASETS
 from kdpl.errors import DataError
-from kdpl.predictions import read_answers, read_results
-from kdpl.shorten import shorten
+from kdpl.runtime.predictions import read_answers, read_results
+from kdpl.runtime.shorten import shorten
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "disagreement", "curves", "cost")
 
@@ -42,7 +42,7 @@ def page(tmp_path_factory, teacher_run, student_run):
 
 def digits_without(monkeypatch, **changes):
     """Change what the dataset digits has."""
-    kind, splits = DATASETS["digits"], kdpl.data.digits.read_digits()
+    kind, splits = DATASETS["digits"], kdpl.data.readers.digits.read_digits()
     monkeypatch.setitem(DATASETS, "digits", replace(kind, read=lambda: replace(splits, **changes)))
 
 
@@ -151,7 +151,7 @@ def test_text_can_be_read_in_both_colour_schemes(page, run):
 
 
 def test_hostile_class_names_stay_text(run, monkeypatch):
-    names = kdpl.data.digits.CLASS_NAMES
+    names = kdpl.data.readers.digits.CLASS_NAMES
     rename_classes(run, names, HOSTILE)
     digits_without(monkeypatch, class_names=HOSTILE)
     html = make(run)
@@ -252,12 +252,12 @@ def test_a_dataset_that_is_gone_leaves_the_accuracies(run, monkeypatch):
 
 def test_an_image_that_is_gone_is_left_out(run, monkeypatch, page):
     gone = int(re.match(r"test image (\d+)", page.of("img")[0]["alt"])[1])
-    source = kdpl.data.digits.read_digits().test[gone].source
+    source = kdpl.data.readers.digits.read_digits().test[gone].source
 
     def open_image(name):
         if name == source:
             raise DataError(f"image {name} does not exist: restore it")
-        return kdpl.data.digits.open_digit(name)
+        return kdpl.data.readers.digits.open_digit(name)
 
     digits_without(monkeypatch, open_image=open_image)
     changed = Page(make(run))
@@ -276,7 +276,7 @@ def test_a_gpu_without_memory_to_spare_leaves_all_but_the_costs(run, monkeypatch
 
 
 def test_other_test_images_than_were_tested_are_not_shown(run, monkeypatch):
-    splits = kdpl.data.digits.read_digits()
+    splits = kdpl.data.readers.digits.read_digits()
     digits_without(monkeypatch, test=splits.test[::-1])
     page = Page(make(run))
     assert page.of("img") == []

@@ -13,7 +13,7 @@ from runs import CONFIGS, configs, rows_of
 from soak.invariants import differences, grown, miscounted
 from soak.killing import Trial, run_with_cuts
 
-from kdpl.data.digits import open_digit, read_digits
+from kdpl.data.readers.digits import open_digit, read_digits
 
 _DATA = configs("data/digits.yaml", "trainer/cpu.yaml")
 _ORDERS = [

@@ -6,14 +6,14 @@ import open_clip
 import pytest
 import torch
 
-from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.tiny import register
 from kdpl.tiny.models import CONFIGS
 
 
 def test_registering_reads_no_weights_and_imports_neither_matplotlib_nor_sklearn():
     program = """
-import sys, kdpl.clip
+import sys, kdpl.clip.loading
 imported_before = set(sys.modules)
 import safetensors
 opened = []

@@ -1,0 +1,1 @@
+"""The published checkpoints of PromptKD's authors, imported into run folders."""

@@ -1,0 +1,1 @@
+"""The commands of ``python -m kdpl``, one file each."""

@@ -1,0 +1,84 @@
+"""What a CLIP is and what it expects of images, as plain values that configs name and artifacts keep."""
+
+from dataclasses import dataclass
+
+from kdpl.runtime.fields import Fields
+
+_LARGEST_IMAGE = 8192  # pixels at each edge; the largest CLIP takes a tenth of it
+
+LARGEST_LOGIT_SCALE = 10_000.0
+"""The largest factor on cosine similarities that an artifact may have; CLIPs are trained with up to 100."""
+
+RANDOM = "random"
+"""The pretrained tag that stands for random weights, the same ones every time."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP, with which weights.
+
+    Attributes:
+        model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``.
+        pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin), or ``random``.
+        quick_gelu: Needed for a weights file that does not itself say with which activation it was
+            trained: true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
+    """
+
+    model: str
+    pretrained: str
+    quick_gelu: bool | None = None
+
+
+@dataclass(frozen=True)
+class ClipIdentity:
+    """What a CLIP is and where its weights came from.
+
+    Attributes:
+        model: Name of the model.
+        pretrained: Tag or file of the weights.
+        quick_gelu: Whether its activations are QuickGELU.
+        fingerprint: Digest of the image tower's weights.
+    """
+
+    model: str
+    pretrained: str
+    quick_gelu: bool
+    fingerprint: str
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "ClipIdentity":
+        """Build from an artifact's fields.
+
+        Raises:
+            KdplError: A field is missing or garbled.
+        """
+        return cls(
+            fields.text("model"), fields.text("pretrained"), fields.flag("quick_gelu"), fields.text("fingerprint")
+        )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a CLIP expects of an image.
+
+    Attributes:
+        image_size: Side of the square input, pixels.
+        mean: Per-channel mean of images in [0, 1].
+        std: Per-channel standard deviation of images in [0, 1].
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Preprocessing":
+        """Build from an artifact's fields.
+
+        Raises:
+            KdplError: A field is missing or garbled.
+        """
+        mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
+        if not all(each > 0 for each in std):
+            raise fields.refuse("std")
+        return cls(fields.whole("image_size", 1, _LARGEST_IMAGE), mean, std)

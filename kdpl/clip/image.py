@@ -1,0 +1,132 @@
+"""A CLIP's image tower: of any architecture to be encoded with, a vision transformer to be prompted as well."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip.block import run_block, run_first_token
+from kdpl.clip.frozen import FrozenTower
+from kdpl.clip.identity import Preprocessing
+from kdpl.errors import ConfigError
+
+
+class ImageTower(FrozenTower):
+    """An image tower of any architecture: images in, features out.
+
+    Args:
+        visual: ``open_clip``'s module; a ResNet or a timm model as well as a transformer.
+        preprocessing: Mean and standard deviation with which images are normalised here, on the device.
+        embed_dim: Width of the joint embedding.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, embed_dim: int) -> None:
+        super().__init__()
+        self.visual: Any = visual
+        self.preprocessing = preprocessing
+        self.embed_dim = embed_dim
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).train()
+
+    def compile_parts(self) -> None:
+        """Compile the tower's arithmetic, in place: names of weights stay as they are."""
+        self.visual.compile()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalise images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], in float32."""
+        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        return (pixels - self.mean.float()) / self.std.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        features: Tensor = self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype))
+        return features
+
+
+class PromptableImageTower(ImageTower):
+    """A CLIP vision transformer that pools by its class token."""
+
+    _compiles = False
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's residual blocks, first to last."""
+        blocks: nn.ModuleList = self.visual.transformer.resblocks
+        return blocks
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        return int(self.visual.conv1.out_channels)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalise images and turn them into tokens with positions, before ``ln_pre``.
+
+        Args:
+            images: [B, 3, S, S], uint8 in 0..255 or float in [0, 1].
+
+        Returns:
+            Class token and patch tokens, [B, 1 + patches, W].
+        """
+        visual = self.visual
+        patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        return tokens
+
+    def compile_parts(self) -> None:
+        """Compile the blocks, in place: all have one graph, so that the first one's serves for them all."""
+        self._compiles = True
+
+    def run_block(self, layer: int, tokens: Tensor) -> Tensor:
+        """Run a block on tokens [B, L, W].
+
+        Returns:
+            Its tokens [B, L, W]; of the last block the class token alone, [B, 1, W]: nothing else leaves the tower.
+        """
+        block = self.blocks[layer]
+        if layer == len(self.blocks) - 1:
+            return run_first_token(block, tokens)
+        return _compiled()(block, tokens) if self._compiles else run_block(block, tokens)
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """Apply ``ln_pre``, which stands before the first block, to tokens [B, L, W]."""
+        normed: Tensor = self.visual.ln_pre(tokens)
+        return normed
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Turn the last block's tokens [B, L, W] into image features [B, embed_dim], not normalised."""
+        features: Tensor = self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised, without prompts."""
+        tokens = self.norm(self.embed(images))
+        for layer in range(len(self.blocks)):
+            tokens = self.run_block(layer, tokens)
+        return self.project(tokens)
+
+
+@cache
+def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
+    return torch.compile(run_block)
+
+
+def promptable(tower: ImageTower) -> PromptableImageTower:
+    """Give the tower as one that can be prompted.
+
+    Raises:
+        ConfigError: It is a ResNet, a timm model or a transformer of another kind.
+    """
+    if not isinstance(tower, PromptableImageTower):
+        raise ConfigError(
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "
+            "vision_prompts.depth to 0, or use a vision transformer of CLIP's kind"
+        )
+    return tower

@@ -1,0 +1,269 @@
+"""open_clip behind one door: find a CLIP, check that kdpl can work with it, freeze it, take it apart.
+
+Models come from open_clip's own list, or from the registry here, which other packages extend
+through the entry point group ``kdpl.models``. Weights come from a pretrained tag or from a file.
+"""
+
+import difflib
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor
+
+from kdpl.clip.identity import RANDOM, ClipIdentity, Preprocessing
+from kdpl.clip.identity import ClipConfig as ClipConfig
+from kdpl.clip.image import ImageTower, PromptableImageTower
+from kdpl.clip.text import TextTower
+from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
+from kdpl.errors import WeightsError
+
+# METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
+PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
+
+IMAGENET_CLASS_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
+"""The names that OpenAI gave ImageNet's 1,000 classes, by label; two names stand twice."""
+
+# the smallest text tower that open_clip builds, where the image tower alone is wanted
+_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+
+
+@dataclass(frozen=True)
+class ImageClip:
+    """The image half of a frozen CLIP, which is all that stage 2 needs.
+
+    Attributes:
+        image_tower: The image tower; promptable where it is a transformer of CLIP's kind.
+        logit_scale: The factor on cosine similarities, already exponentiated (100 for OpenAI's weights).
+        identity: Name, source and fingerprint.
+        preprocessing: Size and normalisation of its images.
+    """
+
+    image_tower: ImageTower
+    logit_scale: float
+    identity: ClipIdentity
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Clip(ImageClip):
+    """A frozen CLIP, taken apart.
+
+    Attributes:
+        text_tower: The text transformer.
+        tokenize: Texts to token ids [N, context_length].
+    """
+
+    text_tower: TextTower
+    tokenize: Callable[[list[str]], Tensor]
+
+
+class _Registered(NamedTuple):
+    config: Mapping[str, Any]
+    weights: Mapping[str, Callable[[], StateDict]]
+
+
+_REGISTRY: dict[str, _Registered] = {}
+
+
+def register_model(name: str, config: Mapping[str, Any], weights: Mapping[str, Callable[[], StateDict]]) -> None:
+    """Make a CLIP known by name.
+
+    Args:
+        name: The name that configs use.
+        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where
+            true, ``quick_gelu``.
+        weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
+    """
+    _REGISTRY[name] = _Registered(config, weights)
+
+
+def _registered(name: str) -> _Registered | None:
+    for entry in entry_points(group="kdpl.models"):
+        entry.load()()
+    return _REGISTRY.get(name)
+
+
+def load_clip(config: ClipConfig) -> Clip:
+    """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
+
+    Args:
+        config: Which model and which weights.
+
+    Raises:
+        WeightsError: The model or its weights cannot be had, its text tower is of a kind that cannot be prompted, or
+            the weights were trained with another activation than the model has.
+    """
+    registered = _registered(config.model)
+    model_config = _config_of(config.model, registered)
+    _require_image_tower(config.model, model_config)
+    _require_text_tower(config.model, model_config)
+    model = _build(model_config)
+    image = _image_half(model, config, model_config, _load(model, config, model_config, registered, ("",)))
+    _refuse(config.model, {"the blocks of its text tower are not CLIP's": not _has_clip_blocks(model)}, "a teacher")
+    return Clip(
+        **vars(image),
+        text_tower=TextTower(model),
+        tokenize=open_clip.SimpleTokenizer(context_length=model.context_length),
+    )
+
+
+def load_image_clip(config: ClipConfig) -> ImageClip:
+    """Load the image half of a CLIP, as ``load_clip`` does; its text tower may be of any kind.
+
+    Args:
+        config: Which model and which weights.
+
+    Raises:
+        WeightsError: The model or its weights cannot be had, or the weights were trained with another activation than
+            the model has.
+    """
+    registered = _registered(config.model)
+    model_config = _config_of(config.model, registered)
+    _require_image_tower(config.model, model_config)
+    model = _build({**model_config, "text_cfg": _NO_TEXT})
+    weights = _load(model, config, model_config, registered, ("visual.", "logit_scale"))
+    return _image_half(model, config, model_config, weights)
+
+
+def build_image_tower(model_config: Mapping[str, Any], preprocessing: Preprocessing) -> ImageTower:
+    """Build the image tower alone, with weights still to be loaded, from a model config in open_clip's form."""
+    return _image_tower(_build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing)
+
+
+def image_config(name: str) -> dict[str, Any]:
+    """Give the part of a model's config that its image tower is built from."""
+    config = _config_of(name, _registered(name))
+    return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest names, shapes and values of tensors; 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _config_of(name: str, registered: _Registered | None) -> dict[str, Any]:
+    if registered is not None:
+        return dict(registered.config)
+    known = [*_REGISTRY, *open_clip.list_models()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or known[:3]
+        raise WeightsError(f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}")
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return config
+
+
+def _build(model_config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    # weights come from where the config says, not from timm's hub
+    vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.CLIP(
+            embed_dim=model_config["embed_dim"],
+            vision_cfg=vision,
+            text_cfg=model_config["text_cfg"],
+            quick_gelu=bool(model_config.get("quick_gelu", False)),
+        )
+
+
+def _load(
+    model: Any,  # noqa: ANN401
+    config: ClipConfig,
+    model_config: Mapping[str, Any],
+    registered: _Registered | None,
+    prefixes: tuple[str, ...],
+) -> Weights | None:
+    """Load those weights whose names begin with ``prefixes``; None where they stay random."""
+    if config.pretrained == RANDOM:
+        warnings.warn(f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3)
+        return None
+    if registered and config.pretrained in registered.weights:
+        weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
+    else:
+        quick_gelu = bool(model_config.get("quick_gelu", False))
+        weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
+    load_weights(model, weights, config.model, prefixes)
+    return weights
+
+
+def _image_half(
+    model: Any,  # noqa: ANN401
+    config: ClipConfig,
+    model_config: Mapping[str, Any],
+    weights: Weights | None,
+) -> ImageClip:
+    normalisation = weights if weights is not None else Weights({}, RANDOM)
+    size = int(model_config["vision_cfg"].get("image_size", 224))
+    preprocessing = Preprocessing(size, tuple(normalisation.mean), tuple(normalisation.std))
+    return ImageClip(
+        image_tower=_image_tower(model.visual, model_config, preprocessing),
+        logit_scale=math.exp(model.logit_scale.item()),
+        identity=ClipIdentity(
+            model=config.model,
+            pretrained=config.pretrained,
+            quick_gelu=bool(model_config.get("quick_gelu", False)),
+            fingerprint=fingerprint(model.visual.state_dict().items()),
+        ),
+        preprocessing=preprocessing,
+    )
+
+
+def _image_tower(visual: Any, model_config: Mapping[str, Any], preprocessing: Preprocessing) -> ImageTower:  # noqa: ANN401
+    vision = model_config["vision_cfg"]
+    promptable = (
+        "timm_model_name" not in vision
+        and not isinstance(vision["layers"], list | tuple)
+        and not vision.get("attentional_pool")
+        and not vision.get("final_ln_after_pool")
+        and vision.get("pool_type", "tok") == "tok"
+        and _has_clip_blocks(visual)
+    )
+    kind = PromptableImageTower if promptable else ImageTower
+    return kind(visual, preprocessing, int(model_config["embed_dim"]))
+
+
+def _has_clip_blocks(tower: Any) -> bool:  # noqa: ANN401
+    return all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
+
+
+def _require_image_tower(name: str, config: Mapping[str, Any]) -> None:
+    reasons = {
+        "it is a CoCa": "multimodal_cfg" in config,
+        "its image tower is not square": isinstance(config["vision_cfg"].get("image_size", 224), list | tuple),
+    }
+    _refuse(name, reasons, "used")
+
+
+def _require_text_tower(name: str, config: Mapping[str, Any]) -> None:
+    text = config["text_cfg"]
+    reasons = {
+        "its text tower is a Hugging Face model": bool(text.get("hf_model_name")),
+        "its tokenizer is not CLIP's": bool(text.get("hf_tokenizer_name")),
+        "its text tower is a separate module": bool(config.get("custom_text")),
+        "its text tower has no causal mask": bool(text.get("no_causal_mask")),
+        "its text tower does not pool at the end of text": bool(text.get("embed_cls"))
+        or text.get("pool_type", "argmax") != "argmax",
+        "its text projection is not a matrix": text.get("proj_type", "linear") != "linear"
+        or bool(text.get("proj_bias")),
+    }
+    _refuse(name, reasons, "a teacher")
+
+
+def _refuse(name: str, reasons: Mapping[str, bool], use: str) -> None:
+    for why, applies in reasons.items():
+        if applies:
+            raise WeightsError(
+                f"{name} cannot be {use}, because {why}: use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
+            )

@@ -1,0 +1,196 @@
+"""A CLIP's text tower that computes each token once: what all texts share, and nothing behind their ends.
+
+The mask is causal. So the states of the words that all texts begin with, learnt prompts included, are the same for
+every text at every layer and are computed once; and no token after the end of a text can reach its feature. What is
+left is a handful of tokens for each class name in the place of 77, with the same features and the same gradients.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from kdpl.clip.block import finish, in_projection, merge_heads, project_in, project_out, split_heads
+from kdpl.clip.frozen import FrozenTower
+
+# classes whose activations are kept at a time; more are recomputed part by part in the backward pass
+CLASSES_AT_ONCE = 128
+
+_KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ArrangedTexts:
+    """Token ids of N texts, split into what they share and what each has of its own.
+
+    Attributes:
+        prefix: The ids that all texts begin with, int64 [P], up to before the first end of text.
+        places: For each length of the rest the positions of its texts among the N, int64 [N_l].
+        rests: For each length L of the rest its ids, the end of text last, int64 [N_l, L].
+    """
+
+    prefix: Tensor
+    places: tuple[Tensor, ...]
+    rests: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, ids: Tensor) -> "ArrangedTexts":
+        """Arrange token ids [N, context_length]; the end-of-text id is the highest of the vocabulary."""
+        ends = ids.argmax(dim=-1)
+        differs = (ids != ids[:1]).any(dim=0).nonzero()
+        shared = int(ends.min())
+        if len(differs):
+            shared = min(shared, int(differs[0]))
+        lengths = sorted(set(ends.tolist()))
+        places = tuple((ends == end).nonzero()[:, 0] for end in lengths)
+        rests = tuple(ids[rows, shared : end + 1] for rows, end in zip(places, lengths, strict=True))
+        return cls(ids[0, :shared], places, rests)
+
+    def to(self, device: torch.device) -> "ArrangedTexts":
+        """Move to a device."""
+        places, rests = (tuple(t.to(device) for t in tensors) for tensors in (self.places, self.rests))
+        return ArrangedTexts(self.prefix.to(device), places, rests)
+
+
+class TextTower(FrozenTower):
+    """A CLIP text transformer with a causal mask that pools at the end-of-text token.
+
+    Args:
+        clip: The ``open_clip.CLIP`` that holds the text tower's parts.
+    """
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        parts: Any = clip
+        self.transformer = parts.transformer
+        self.token_embedding = parts.token_embedding
+        self.positional_embedding = parts.positional_embedding
+        self.ln_final = parts.ln_final
+        self.text_projection = parts.text_projection
+        self.requires_grad_(False).train()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's residual blocks, first to last."""
+        blocks: nn.ModuleList = self.transformer.resblocks
+        return blocks
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        return int(self.token_embedding.weight.shape[1])
+
+    @property
+    def context_length(self) -> int:
+        """Length L of a token sequence."""
+        return int(self.positional_embedding.shape[0])
+
+    def forward(
+        self,
+        texts: ArrangedTexts,
+        context: Tensor | None = None,
+        deep: Tensor | None = None,
+        classes_at_once: int = CLASSES_AT_ONCE,
+    ) -> Tensor:
+        """Encode texts, with learnt prompts in the place of the words after the start if there are any.
+
+        Args:
+            texts: The N texts; all must begin with the start and the words that ``context`` takes the place of.
+            context: Layer 0's prompts [n, W], at positions 1..n.
+            deep: The prompts of the next layers [J - 1, n, W], at the same positions.
+            classes_at_once: Texts whose activations are kept at a time where there is a gradient; the result does
+                not depend on it.
+
+        Returns:
+            Features [N, embed_dim], not normalised.
+        """
+        prefix = self._embed(texts.prefix[None], 0)
+        if context is not None:
+            prompts = context.to(prefix.dtype) + self.positional_embedding[1 : 1 + len(context)].to(prefix.dtype)
+            prefix = torch.cat([prefix[:, :1], prompts[None], prefix[:, 1 + len(context) :]], dim=1)
+        shared = self._shared(prefix, deep)
+        learnt = torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair)
+        recompute = learnt and sum(map(len, texts.places)) > classes_at_once
+        encode = partial(checkpoint, self._rest, use_reentrant=False) if recompute else self._rest
+        features = torch.cat([encode(part, shared) for part in _parts(texts.rests, classes_at_once)])
+        order = torch.cat(texts.places)
+        return torch.zeros_like(features).index_copy(0, order, features)
+
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
+
+    def _embed(self, ids: Tensor, start: int) -> Tensor:
+        tokens: Tensor = self.token_embedding(ids)
+        positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
+        return tokens + positions.to(tokens.dtype)
+
+    def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
+        """Keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
+        layers: list[_KeysValues] = []
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self._blocks()):
+            if deep is not None and 0 < layer <= len(deep):
+                prompts = deep[layer - 1].to(x.dtype)[None]
+                x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
+            q, k, v = project_in(block, block.ln_1(x))
+            layers.append((k, v))
+            if layer < last:  # what follows the last keys and values reaches nobody
+                x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return layers
+
+    def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
+        """Features of texts by their own ids, the end of text last, in groups of one length, each [B, L].
+
+        Texts attend group by group, and go through all else as one long row of tokens [T, W].
+        """
+        before, sizes = shared[0][0].shape[2], [group.numel() for group in groups]
+        masks = [_mask(group.shape[1], before, group.device) for group in groups]
+        x = torch.cat([self._embed(group, before).flatten(0, 1) for group in groups])
+        last = len(self.blocks) - 1
+        for layer, (block, keys_values) in enumerate(zip(self._blocks(), shared, strict=True)):
+            attended = []
+            for group, mask, part in zip(
+                groups, masks, torch.split(in_projection(block, block.ln_1(x)), sizes), strict=True
+            ):
+                q, *own = split_heads(block, part.view(*group.shape, -1))
+                k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], 2) for s, t in zip(keys_values, own, strict=True))
+                if layer == last:  # the end of text alone leaves the tower
+                    q, mask = q[:, :, -1:], mask[-1:]
+                attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(0, 1))
+            if layer == last:
+                ends = [
+                    part.view(*group.shape, -1)[:, -1]
+                    for group, part in zip(groups, torch.split(x, sizes), strict=True)
+                ]
+                x = torch.cat(ends)
+            x = finish(block, x, torch.cat(attended))
+        features: Tensor = self.ln_final(x) @ self.text_projection
+        return features
+
+
+def _mask(length: int, before: int, device: torch.device) -> Tensor:
+    """What each of a text's own tokens sees: all shared ones, and its own up to itself; bool [L, P + L]."""
+    own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return torch.cat([own.new_ones(length, before), own], dim=1)
+
+
+def _parts(groups: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Cut groups of texts, each [B, L], into parts of at most ``size`` texts, in order."""
+    part: list[Tensor] = []
+    room = size
+    for group in groups:
+        for piece in (group[:room], *torch.split(group[room:], size)):
+            if not len(piece):
+                continue
+            part.append(piece)
+            room -= len(piece)
+            if room == 0:
+                yield part
+                part, room = [], size
+    if part:
+        yield part

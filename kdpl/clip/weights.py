@@ -1,0 +1,193 @@
+"""Where a CLIP's weights come from: a pretrained tag or a file, checked against the model before they are loaded."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import open_clip
+from open_clip.factory import load_state_dict as read_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from kdpl.clip.identity import ClipConfig
+from kdpl.clip.torch_files import is_torchscript, read_torchscript
+from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
+from kdpl.runtime.network import hub_or_cache
+
+StateDict = dict[str, Tensor]
+
+_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
+# what stands among the tensors of OpenAI's archives
+_SIZES = {"input_resolution", "context_length", "vocab_size"}
+
+
+class Weights(NamedTuple):
+    """Weights as they were read.
+
+    Attributes:
+        state: The whole state dict.
+        source: Where it came from, for messages.
+        mean: Per-channel mean of the images that they were trained on.
+        std: Per-channel standard deviation.
+    """
+
+    state: StateDict
+    source: str
+    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+
+
+def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str] | None) -> Weights:
+    """Read the weights that a config names.
+
+    Args:
+        config: Which model and which weights.
+        quick_gelu: Whether the model has QuickGELU.
+        registered_tags: The tags of a model of the registry, for the message; None for one of open_clip.
+
+    Raises:
+        WeightsError: The weights cannot be had, or were trained with another activation than the model has.
+        ConfigError: The config says another activation than the file.
+    """
+    tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(config.model) if registered_tags is None else registered_tags
+        return Weights(_read_tensors(_checked_file(config, quick_gelu, tags)), config.pretrained)
+    _require_activation(config, bool(tag.get("quick_gelu", False)), quick_gelu)
+    _require_resize(config, tag)
+    path = _download(config, tag)
+    means = {key: tuple(tag[key]) for key in ("mean", "std") if key in tag}
+    return Weights(_read_tensors(path), str(path), **means)
+
+
+def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
+    """Load weights, or the part of them that a part of the CLIP needs.
+
+    Args:
+        model: An ``open_clip.CLIP``.
+        weights: What was read.
+        name: What the model is called, for the message.
+        prefixes: Beginnings of the names that are loaded; the others stay as they are.
+
+    Raises:
+        WeightsError: Names or shapes are not the model's; the first difference is named.
+    """
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
+    state = {k: v for k, v in weights.state.items() if k.startswith(prefixes)}
+    # some files write the one number as a list of one
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
+        state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
+    # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
+    missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
+    unknown = sorted(state.keys() - own.keys() - {"attn_mask"})
+    wrong = [k for k in sorted(own.keys() & state.keys()) if own[k].shape != state[k].shape]
+    if missing or unknown or wrong:
+        first = (
+            f"{missing[0]} is missing"
+            if missing
+            else f"{unknown[0]} is unknown"
+            if unknown
+            else f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
+        )
+        raise WeightsError(
+            f"{weights.source} does not hold the weights of {name} ({first}): use the model it was made for"
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bool) -> None:
+    if weights_quick == model_quick:
+        return
+    plain = config.model.removesuffix("-quickgelu")
+    right = f"{plain}-quickgelu" if weights_quick else plain
+    names = ("GELU", "QuickGELU")
+    raise WeightsError(
+        f"the weights {config.pretrained!r} were trained with {names[weights_quick]} but {config.model} has "
+        f"{names[model_quick]}: use model {right}"
+    )
+
+
+def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
+    if tag.get("resize_mode", "shortest") != "shortest":
+        raise WeightsError(
+            f"{config.model} with {config.pretrained!r} wants images resized in another way than by the short edge, "
+            "which kdpl does not do: use other weights"
+        )
+    interpolation = tag.get("interpolation", "bicubic")
+    if interpolation != "bicubic":
+        warnings.warn(
+            f"{config.model} with {config.pretrained!r} was trained on images resized {interpolation}; kdpl resizes "
+            "bicubic, in training and in use alike",
+            stacklevel=2,
+        )
+
+
+def _download(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
+    try:
+        with hub_or_cache() if tag.get("hf_hub") else nullcontext():
+            return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # whatever the hub client, a proxy or the disk raises
+        raise WeightsError(
+            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "
+            "there is a network and give the file's path as pretrained"
+        ) from error
+
+
+def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Path:
+    """The weights file that the config names, of a known kind and with the model's activation."""
+    path = Path(config.pretrained)
+    if not path.is_file():
+        if path.suffix in _SUFFIXES:
+            raise WeightsError(f"weights file {path} does not exist: check the path given as pretrained")
+        raise WeightsError(
+            f"{config.model} has no weights called {config.pretrained!r}: use one of "
+            f"{', '.join(tags) or 'none (no tags are known)'}, or the path of a weights file"
+        )
+    if path.suffix not in _SUFFIXES:
+        raise WeightsError(f"weights file {path} is of an unknown kind: use {', '.join(sorted(_SUFFIXES))}")
+    told = _activation_in(path)
+    if told is None and config.quick_gelu is None:
+        raise WeightsError(
+            f"{path} does not say with which activation it was trained: set clip.quick_gelu to true "
+            "(OpenAI, MetaCLIP, DFN) or false (LAION, DataComp)"
+        )
+    if told is not None and config.quick_gelu is not None and told != config.quick_gelu:
+        raise ConfigError(f"clip.quick_gelu is {config.quick_gelu} but {path} says {told}: remove the setting")
+    _require_activation(config, told if told is not None else bool(config.quick_gelu), model_quick)
+    return path
+
+
+def _activation_in(path: Path) -> bool | None:
+    """Whether the file says that its weights want QuickGELU; None if it does not say."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = (file.metadata() or {}).get("quick_gelu")
+        except Exception as error:
+            raise WeightsError(f"weights file {path} is damaged ({reason(error)}): fetch it again") from error
+        return None if said is None else said == "true"
+    # the only TorchScript archives of CLIPs are OpenAI's
+    return True if is_torchscript(path) else None
+
+
+def _read_tensors(path: Path) -> StateDict:
+    try:
+        if path.suffix != ".safetensors" and is_torchscript(path):
+            return {k: v for k, v in read_torchscript(path).items() if k not in _SIZES}
+        state = read_state_dict(str(path), weights_only=True)
+        return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    except ArtifactError as error:
+        raise WeightsError(f"weights file {error}") from error
+    except UnpicklingError as error:
+        # torch's own message advises to load the file without this protection
+        raise WeightsError(
+            f"weights file {path} is damaged or holds more than tensors, which might run code and is not loaded: "
+            "give CLIP weights as a state dict"
+        ) from error
+    except Exception as error:  # zip, json and torch each raise their own
+        raise WeightsError(
+            f"weights file {path} cannot be read ({reason(error)}): give CLIP weights as a state dict"
+        ) from error

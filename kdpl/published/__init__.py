@@ -1,1 +1,0 @@
-"""The authors' published checkpoints, taken over into run folders."""

@@ -1,0 +1,1 @@
+"""The little around training that no library does: whole files, locks, Slurm, loggers."""

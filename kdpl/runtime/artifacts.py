@@ -1,0 +1,66 @@
+"""Reading and writing kdpl's own artifacts: safetensors with a JSON header, whole or not there at all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdpl.errors import ArtifactError, reason
+from kdpl.runtime.fields import describe
+from kdpl.runtime.files import atomic_path
+
+_KEY = "kdpl"
+
+
+def write_tensors(
+    path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON fields as one safetensors file, atomically.
+
+    Args:
+        path: Where.
+        kind: What the file is; a reader asks for it.
+        version: Version of the format.
+        tensors: The tensors, by name.
+        fields: What else there is to say, as JSON values.
+    """
+    header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={_KEY: header})
+
+
+def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Args:
+        path: Where.
+        kind: What the file must be.
+        version: The version of the format that the caller understands.
+        remedy: What a person is to do when the file is not there or damaged.
+
+    Returns:
+        The tensors and the JSON fields.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of another kind or of an unknown version.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            fields = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # safetensors has one error type for all damage, json another
+        raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
+    if not isinstance(fields, dict) or fields.get("kind") != kind:
+        raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
+    if type(fields.get("version")) is not int or fields["version"] != version:
+        raise ArtifactError(
+            f"{path} has format version {describe(fields.get('version'))}, this kdpl reads version {version}: "
+            "use the kdpl it was written with, or make it again"
+        )
+    return tensors, fields

@@ -1,0 +1,73 @@
+"""Reading config files: plain YAML mappings, refused by name where they are anything else."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdpl.errors import ConfigError, reason
+
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """Give the files that a command's arguments name with ``--config``."""
+    files = [after for arg, after in pairwise(args) if arg == "--config"]
+    return files + [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+
+
+def require_configs(files: Iterable[str]) -> None:
+    """Refuse config files that are missing or hold no settings, by name.
+
+    Raises:
+        ConfigError: The first file that is not a YAML mapping.
+    """
+    for name in files:
+        read_config(name)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Read a config file: plain values alone, no more of them than a person would read.
+
+    Raises:
+        ConfigError: It is missing, no YAML mapping, or far larger than a config is.
+    """
+    file = Path(name)
+    if not file.is_file():
+        raise ConfigError(f"config {name} {'is a folder' if file.is_dir() else 'does not exist'}: check the path")
+    if file.stat().st_size > _MOST_BYTES:
+        raise ConfigError(f"config {name} is larger than {_MOST_BYTES} bytes, as no config is: check the path")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = _size(settings, {})
+    except RecursionError as error:
+        raise ConfigError(f"config {name} has sections within sections without end: correct it") from error
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"config {name} is not YAML ({_place(error)}): correct it") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"config {name} holds no settings, expected lines such as 'trainer:': correct it")
+    if values > _MOST_VALUES:
+        raise ConfigError(
+            f"config {name} has more than {_MOST_VALUES} values once its aliases are written out: correct it"
+        )
+    return settings
+
+
+def _size(tree: object, known: dict[int, float]) -> float:
+    """Count values, those that an alias stands for each time anew; of a section that holds itself without end."""
+    if not isinstance(tree, dict | list):
+        return 1
+    if id(tree) not in known:
+        known[id(tree)] = float("inf")
+        parts = tree.values() if isinstance(tree, dict) else tree
+        known[id(tree)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(tree)]
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark is not None and problem else reason(error)

@@ -1,0 +1,136 @@
+"""metrics.csv in the run's folder, and pictures for those loggers that can take them."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL.Image import Image
+from torch import Tensor
+
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
+
+METRICS_FILE = "metrics.csv"
+
+
+class MetricsCSV(Logger):
+    """Appends metrics to ``metrics.csv``, also when a run goes on after it was cut or is tested later.
+
+    Lightning's own CSVLogger starts the file anew each time. Rows of one step belong together; of two rows with the
+    same column at the same step the later one counts.
+
+    Args:
+        save_dir: Folder of the file; a relative one is inside the run's folder.
+    """
+
+    def __init__(self, save_dir: str = ".") -> None:
+        super().__init__()
+        self._save_dir = save_dir
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Kind of logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """No versions: one file per run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the file."""
+        return self._save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Path:
+        """The file."""
+        return Path(self._save_dir) / METRICS_FILE
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Nothing: the run's folder has the config as a file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Append a row, and add columns for metrics that were not there before."""
+        path = self.experiment
+        row = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
+        if "epoch" in row:
+            row["epoch"] = int(metrics["epoch"])
+        if not self._columns and path.is_file():
+            cut_to_whole_lines(path)
+            self._columns = _read(path)[0]
+        new = [key for key in row if key not in self._columns]
+        if new:
+            # a test of the same run may have added some of its own
+            there, rows = _read(path) if path.is_file() else ([], [])
+            self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
+            with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows([*rows, row])
+        else:
+            line = io.StringIO(newline="")
+            csv.DictWriter(line, self._columns).writerow(row)
+            append(path, line.getvalue())
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or []), list(reader)
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read ``metrics.csv`` as curves.
+
+    Args:
+        path: The file.
+
+    Returns:
+        For each metric its (step, value) pairs in order of steps, the last value of each step.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for row in _read(path)[1]:
+        for key, value in row.items():
+            if key != "step" and value and row["step"]:
+                curves.setdefault(key, {})[int(row["step"])] = float(value)
+    return {key: sorted(curve.items()) for key, curve in curves.items()}
+
+
+def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
+    """Show a picture in W&B and TensorBoard; call on one process.
+
+    Args:
+        loggers: The trainer's loggers.
+        name: What it is called there, for example ``figures/confusion``.
+        path: A PNG file.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            from torchvision.io import decode_image
+
+            logger.experiment.add_image(name, decode_image(str(path)))
+
+
+def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
+    """Show images one by one in W&B, which has a gallery for them; call on one process.
+
+    Args:
+        loggers: The trainer's loggers.
+        name: What they are called there.
+        images: The images.
+        captions: One each.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, list(images), caption=list(captions))

@@ -1,0 +1,86 @@
+import shutil
+
+import pytest
+import torch
+import world
+from plain import relative_error
+from torch import nn
+
+from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.prompts import VisionPrompts
+
+
+@pytest.mark.parametrize("name", world.CLIPS)
+def test_features_are_those_of_the_plain_tower(name, clip_of, plain_of, images):
+    assert relative_error(clip_of(name).image_tower(images), plain_of(name).image_features(images)) < 1e-5
+
+
+def test_uint8_and_float_images_are_the_same_images(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    assert relative_error(tower(images.float() / 255), tower(images)) < 1e-6
+
+
+def test_sizes_are_those_of_the_config(clip_of):
+    tower = clip_of("test-teacher").image_tower
+    assert (tower.width, tower.embed_dim, len(tower.blocks)) == (48, 24, 3)
+
+
+def test_the_last_block_gives_the_class_token_that_the_whole_block_would(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    tokens = tower.norm(tower.embed(images))
+    last = len(tower.blocks) - 1
+    alone = tower.run_block(last, tokens)
+    assert alone.shape == (3, 1, 48)
+    assert relative_error(alone, tower.blocks[last](tokens)[:, :1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", world.CLIPS)
+def test_a_block_gives_the_tokens_and_gradients_that_open_clips_own_forward_gives(name, clip_of, images):
+    tower = clip_of(name).image_tower
+    ours, theirs = (tower.norm(tower.embed(images)).detach().requires_grad_() for _ in range(2))
+    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
+    tokens, expected = tower.run_block(0, ours), tower.blocks[0](theirs)
+    (tokens * direction).sum().backward()
+    (expected * direction).sum().backward()
+    assert relative_error(tokens, expected) < 1e-6
+    assert relative_error(ours.grad, theirs.grad) < 1e-6
+
+
+def test_both_towers_stay_in_evaluation_mode_and_ask_for_no_gradient():
+    clip = load_clip(ClipConfig("test-teacher", world.TAG))
+    for tower in (clip.image_tower, clip.text_tower):
+        tower.train()
+        nn.Sequential(tower).train()
+        assert not [module for module in tower.modules() if module.training]
+        assert not [parameter for parameter in tower.parameters() if parameter.requires_grad]
+
+
+def test_gradients_flow_through_a_frozen_tower_to_what_enters_it(clip_of, images):
+    pixels = (images.float() / 255).requires_grad_()
+    clip_of("test-teacher").image_tower(pixels).sum().backward()
+    assert pixels.grad.abs().min(dim=0).values.max() > 0
+
+
+def test_gradients_are_computed_once_for_each_image(clip_of, images):
+    tower = clip_of("test-teacher").image_tower
+    one, two = (images.float().div(255).requires_grad_() for _ in range(2))
+    tower(one).sum().backward()
+    torch.cat([tower(image[None]) for image in two]).sum().backward()
+    assert relative_error(one.grad, two.grad) < 1e-4
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
+    tower, compiled = (load_clip(ClipConfig("test-teacher", world.TAG)).image_tower for _ in range(2))
+    compiled.compile_parts()
+    assert compiled.state_dict().keys() == tower.state_dict().keys()
+    prompts = VisionPrompts(2, 2, tower)
+    gradients = []
+    for each in (tower, compiled):
+        prompts.zero_grad()
+        features = prompts(each, images)
+        features.sum().backward()
+        gradients.append((features, prompts.tokens.grad.clone()))
+    (features, gradient), (compiled_features, compiled_gradient) = gradients
+    assert relative_error(compiled_features, features) < 1e-5
+    assert relative_error(compiled_gradient, gradient) < 1e-5

@@ -1,0 +1,106 @@
+import pytest
+import torch
+import world
+from plain import relative_error, token_ids
+
+from kdpl.clip.text import ArrangedTexts
+
+TEXTS = ["a photo of a sea horse.", "a photo of a crab.", "a photo of a blue whale.", "a photo of a sea snake."]
+
+
+def arranged(clip, texts):
+    return ArrangedTexts.of(clip.tokenize(texts))
+
+
+@pytest.mark.parametrize("name", world.CLIPS)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        TEXTS,
+        ["a photo of a sea horse.", "crab", "an origami of two blue whales in a bathtub, seen from above"],
+        ["crab"],
+        ["crab", "crab"],
+        ["", "crab"],
+        [""],
+        ["a crab", "a crab and a squid"],
+        [" ".join(["crab"] * 75), "crab"],
+    ],
+)
+def test_features_are_those_of_the_plain_tower_of_77_tokens(name, texts, clip_of, plain_of):
+    clip = clip_of(name)
+    assert relative_error(clip.text_tower(arranged(clip, texts)), plain_of(name).text_features(texts)) < 1e-5
+
+
+def test_sizes_are_those_of_the_config(clip_of):
+    tower = clip_of("test-teacher").text_tower
+    assert (tower.width, tower.context_length, len(tower.blocks)) == (40, 77, 4)
+
+
+def test_what_all_texts_begin_with_is_set_apart_and_the_rest_grouped_by_length(clip_of):
+    texts = arranged(clip_of("test-teacher"), TEXTS)
+    assert torch.equal(texts.prefix, token_ids("a photo of a")[:5])
+    assert [p.tolist() for p in texts.places] == [[1], [0, 2, 3]]
+    assert [r.shape for r in texts.rests] == [(1, 3), (3, 4)]
+    assert torch.equal(texts.rests[0][0], token_ids("crab.")[1:4])
+    assert torch.equal(texts.rests[1][2], token_ids("sea snake.")[1:5])
+
+
+def test_a_text_that_another_begins_with_keeps_its_own_end(clip_of):
+    texts = arranged(clip_of("test-teacher"), ["a crab", "a crab and a squid"])
+    assert texts.prefix.tolist() == token_ids("a crab")[:3].tolist()
+    assert texts.rests[0].tolist() == [[49407]]
+
+
+def learnt(clip, depth):
+    draw = torch.Generator().manual_seed(depth)
+    width = clip.text_tower.width
+    context = torch.randn(4, width, generator=draw).requires_grad_()
+    return context, torch.randn(depth - 1, 4, width, generator=draw).requires_grad_()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 128])
+def test_a_bound_on_the_classes_changes_neither_features_nor_gradients(at_once, clip_of, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    context, deep = learnt(clip, 4)
+    direction = torch.randn(len(TEXTS), 24, generator=torch.Generator().manual_seed(0))
+    features = clip.text_tower(arranged(clip, TEXTS), context, deep, at_once)
+    layers = torch.cat([context[None], deep]).detach().double().requires_grad_()
+    expected = plain.text_features(TEXTS, layers)
+    assert relative_error(features, expected) < 1e-5
+    (features * direction).sum().backward()
+    (expected * direction).sum().backward()
+    assert relative_error(context.grad, layers.grad[0]) < 1e-5
+    assert relative_error(deep.grad, layers.grad[1:]) < 1e-5
+
+
+def kept_for_the_backward_pass(tower, texts, context, deep, at_once):
+    """Numbers that autograd holds between forward and backward."""
+    kept = {}
+
+    def count(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        features = tower(texts, context, deep, at_once)
+    return sum(kept.values()) if features.requires_grad else 0
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_classes(clip_of):
+    clip = clip_of("test-teacher")
+    names = [f"a photo of a {one} {other}." for one in ("sea", "river", "lake") for other in "abcdefghij"]
+    prompts = learnt(clip, 4)
+    few, many = arranged(clip, names[:10]), arranged(clip, names)
+    bounded = [kept_for_the_backward_pass(clip.text_tower, t, *prompts, at_once=9) for t in (few, many)]
+    unbounded = [kept_for_the_backward_pass(clip.text_tower, t, *prompts, at_once=128) for t in (few, many)]
+    assert unbounded[1] > 2 * unbounded[0]
+    assert bounded[1] < 1.1 * bounded[0]
+
+
+def test_nothing_is_recomputed_where_there_is_no_gradient(clip_of, monkeypatch):
+    clip = clip_of("test-teacher")
+    monkeypatch.setattr("kdpl.clip.text.checkpoint", lambda *_, **__: pytest.fail("recomputed"))
+    context, deep = learnt(clip, 2)
+    with torch.no_grad():
+        clip.text_tower(arranged(clip, TEXTS), context, deep, 1)
+    clip.text_tower(arranged(clip, TEXTS), classes_at_once=1)

@@ -1,0 +1,96 @@
+"""The page as a command serves it, in a real browser without a network."""
+
+import signal
+import subprocess
+from pathlib import Path
+from tempfile import gettempdir
+
+import pytest
+from browser import CHROMIUM, NEEDED, browser
+from PIL import Image
+from runs import start_process
+
+from kdpl.data.readers.digits import open_digit
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
+
+FILE, ADDED = "#image input[type=file]", "(document.querySelector('#added') || {innerText: ''}).innerText"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, classifier, teacher_run):
+    """The address of a page, the process that serves it and a tab that shows it."""
+    folder = tmp_path_factory.mktemp("page")
+    examples = folder / "examples"
+    examples.mkdir()
+    for i in range(6):
+        open_digit(f"digits/{i}").save(examples / f"{i}.png")
+    args = ["demo", str(classifier), f"--teacher={teacher_run}", f"--examples={examples}", "--no-browser", "--port=0"]
+    args.append("--top-k=12")  # all classes, so that those that are added are seen wherever they stand
+    process = start_process(args, stdout=subprocess.PIPE)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()
+        nowhere = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+        with browser(folder / "browser", nowhere) as tab:
+            tab.look()
+            tab.open(line.split()[1])
+            tab.wait(f"!!document.querySelector('{FILE}')")
+            yield line.split()[1], process, tab, folder
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_image_is_answered_and_a_class_more_is_among_the_answers(page, tmp_path):
+    url, _, tab, folder = page
+    tab.upload(FILE, folder / "examples" / "5.png")
+    assert "%" in tab.wait("(document.querySelector('.answers') || {}).innerText")
+    for name in ("letter B", "<b>five</b>"):
+        tab.write("#name input", name)
+        tab.click("#name button")
+        tab.wait(f"{ADDED}.includes({name!r})")
+    tab.wait("document.querySelector('.answers').innerText.includes('added')")
+    tab.write("#name input", "x" * 10_000)
+    tab.click("#name button")
+    tab.wait("document.querySelector('.note.fault')?.innerText.includes('10,000 characters')")
+    assert tab.run("document.querySelectorAll('#answers b, #added b').length") == 0
+    for dark in (False, True):
+        tab.look(dark=dark)
+        tab.screenshot(tmp_path / "page.png")
+        with Image.open(tmp_path / "page.png") as picture:
+            corner = picture.convert("RGB").getpixel((2, 2))
+        assert max(corner) < 60 if dark else min(corner) > 240
+    tab.look(width=390)
+    assert tab.run("document.documentElement.scrollWidth") == 390
+    tab.click("#added input")
+    tab.wait(f"!{ADDED}.includes('letter B')")
+    outside = [each for each in tab.requested if not each.startswith((url, "data:", "blob:"))]
+    assert len(tab.requested) > 20
+    assert outside == []
+    assert tab.complaints == []
+
+
+def test_a_file_that_is_no_image_is_a_sentence_in_the_page(page, tmp_path):
+    tab = page[2]
+    tab.open(page[0])
+    tab.wait(f"!!document.querySelector('{FILE}')")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    tab.upload(FILE, tmp_path / "broken.png")
+    tab.wait("document.querySelector('#answers').innerText.includes('The file broken.png cannot be read')")
+    # what another visit added is not in this one
+    assert "five</b>" not in tab.text("#added")
+
+
+def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(page):
+    url, process, _, _ = page
+    port = int(url.rpartition(":")[2])
+    other = start_process(["demo", "/nowhere", "--no-browser", f"--port={port}"])
+    _, err = other.communicate(timeout=60)
+    assert err == f"error: port {port} of 127.0.0.1 is in use: give another --port, or 0 for any\n"
+    assert other.returncode == 1
+    (uploads,) = [path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "demo ended\n", "")
+    assert not uploads.exists()

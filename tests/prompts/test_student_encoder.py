@@ -1,0 +1,93 @@
+import pytest
+import torch
+import world
+from plain import PlainProjector, normalized, relative_error
+from torch import nn
+
+from kdpl.prompts.student_encoder import Projector, StudentEncoder
+
+FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+
+
+def lively_projector():
+    projector = Projector(20, 24)
+    with torch.no_grad():
+        for parameter in projector.layers[1].parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return projector
+
+
+def test_projection_gradients_and_running_statistics_are_the_plain_ones():
+    projector = lively_projector()
+    plain = PlainProjector(projector.state_dict())
+    leaves = {k: v.requires_grad_() for k, v in plain.parameters.items() if "running" not in k}
+    for step in range(3):
+        batch = FEATURES + step
+        projected, expected = projector(batch), plain(batch.double(), training=True)
+        assert relative_error(projected, expected) < 1e-5
+    projected.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {k: p.grad for k, p in projector.named_parameters()}
+    assert gradients.keys() == leaves.keys()
+    for name, gradient in gradients.items():
+        if name != "layers.0.bias":  # batch norm takes it away again: its gradient is zero but for rounding
+            assert relative_error(gradient, leaves[name].grad) < 1e-5, name
+    for name in ("layers.1.running_mean", "layers.1.running_var"):
+        assert relative_error(projector.state_dict()[name], plain.parameters[name]) < 1e-5
+    projector.eval()
+    assert relative_error(projector(FEATURES), plain(FEATURES.double(), training=False)) < 1e-5
+
+
+def test_the_published_form_with_1x1_convolutions_is_the_same_function():
+    projector = lively_projector()
+    convolutions = nn.Sequential(nn.Conv2d(20, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 1))
+    shapes = {k: v.shape for k, v in convolutions.state_dict().items()}
+    state = {k.removeprefix("layers."): v for k, v in projector.state_dict().items()}
+    convolutions.load_state_dict({k: v.reshape(shapes[k]) for k, v in state.items()})
+    assert relative_error(projector(FEATURES), convolutions(FEATURES[:, :, None, None])[:, :, 0, 0]) < 1e-5
+
+
+def test_the_projector_starts_as_torch_starts_linear_layers():
+    torch.manual_seed(0)
+    projector = Projector(20, 24)
+    torch.manual_seed(0)
+    first, _, last = nn.Linear(20, 24), nn.BatchNorm1d(24), nn.Linear(24, 24)
+    assert torch.equal(projector.layers[0].weight, first.weight)
+    assert torch.equal(projector.layers[3].bias, last.bias)
+
+
+def test_the_projector_computes_in_float32_under_autocast():
+    projector = lively_projector().eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        projected = projector(FEATURES.bfloat16())
+    assert projected.dtype == torch.float32
+    assert torch.equal(projected, projector(FEATURES.bfloat16().float()))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 4])
+def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, images):
+    plain = plain_of("test-student")
+    encoder = StudentEncoder(clip_of("test-student").image_tower, 2, depth, 24).eval()
+    prompts = None
+    if depth:
+        with torch.no_grad():
+            encoder.prompts.tokens += torch.randn_like(encoder.prompts.tokens)
+        prompts = encoder.prompts.tokens.detach().double()
+    projector = PlainProjector(encoder.projector.state_dict())
+    expected = normalized(projector(plain.image_features(images, prompts), training=False))
+    assert relative_error(encoder(images), expected) < 1e-5
+
+
+def test_the_encoders_state_is_what_is_trained(clip_of):
+    encoder = StudentEncoder(clip_of("test-student").image_tower, 2, 3, 24)
+    batch_norm = {
+        f"projector.layers.1.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    linear = {f"projector.layers.{i}.{k}" for i in (0, 3) for k in ("weight", "bias")}
+    assert set(encoder.state_dict()) == {"prompts.tokens", *batch_norm, *linear}
+    trained = {k for k, p in encoder.named_parameters() if p.requires_grad}
+    assert trained == {"prompts.tokens", "projector.layers.1.weight", "projector.layers.1.bias", *linear}
+    encoder.train()
+    assert encoder.projector.layers[1].training
+    assert not [m for m in encoder.tower.module.modules() if m.training]
+    assert world.CONFIGS["test-student"]["embed_dim"] == encoder.projector.layers[0].in_features

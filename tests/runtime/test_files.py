@@ -1,0 +1,89 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.files import atomic_path
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_name_appears_once_the_file_is_whole(tmp_path):
+    with atomic_path(tmp_path / "deep" / "a.txt") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "deep" / "a.txt").exists()
+        assert temporary.parent.parent == tmp_path / "deep", "a rename across file systems is not atomic"
+    assert (tmp_path / "deep" / "a.txt").read_text() == "whole"
+    assert names_in(tmp_path / "deep") == ["a.txt"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_has_its_name_is_on_the_disk_and_not_in_memory_alone(folder, tmp_path, monkeypatch):
+    written = set()
+    fsync = os.fsync
+
+    def look(descriptor):
+        assert not (tmp_path / "a").exists()
+        written.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()).rpartition("/a")[2])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    with atomic_path(tmp_path / "a") as temporary:
+        if folder:
+            (temporary / "deep").mkdir(parents=True)
+            (temporary / "deep" / "file").write_text("b")
+        else:
+            temporary.write_text("a")
+    assert written == {"/deep/file" if folder else ""}
+
+
+@pytest.mark.parametrize("existing", [None, "file", "folder"])
+def test_when_the_block_raises_all_is_as_before(existing, tmp_path):
+    path = tmp_path / "a"
+    if existing == "file":
+        path.write_text("old")
+    elif existing == "folder":
+        path.mkdir()
+        (path / "old").touch()
+
+    def interrupted():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names_in(tmp_path) == ([] if existing is None else ["a"])
+    if existing == "file":
+        assert path.read_text() == "old"
+    elif existing == "folder":
+        assert names_in(path) == ["old"]
+
+
+def test_a_folder_replaces_a_folder_and_a_file_a_file(tmp_path):
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text(text)
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / text).touch()
+    assert (tmp_path / "file").read_text() == "new"
+    assert names_in(tmp_path / "folder") == ["new"]
+    assert names_in(tmp_path) == ["file", "folder"]
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    tensors = {"numbers": torch.tensor([1.0, 2.0])}
+    write_tensors(tmp_path / "a.safetensors", "apples", 1, tensors, {})
+    with atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        save_file(tensors, temporary / "a.safetensors")
+    (tmp_path / "usual").touch()
+    names = ("a.safetensors", "folder/a.safetensors", "usual")
+    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names}) == 1
