@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test soak fuzz slurm screenshots lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table bench test check-slow soak fuzz slurm screenshots lint typecheck format docs docs-serve clean
 
 help: ## say what there is
 	@echo "usage: make TARGET"
@@ -38,10 +38,11 @@ table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over t
 bench: $(WITH_DEV) ## measure speed and memory beside the published procedure, into runs/bench.json
 	@$(VENV_PYTHON) -m benchmarks.run --out runs/bench.json
 
-# Three at a time, on two cores as well: many tests wait for processes that they started. In the order of their names,
-# for by default the files with the fewest tests come last, and those have the longest ones.
 test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
-	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
 
 soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)

@@ -10,7 +10,7 @@ import world
 import yaml
 from plain import PlainProjector, normalized, prompt_text, relative_error
 
-from kdpl import pipeline
+from kdpl.cli import run as pipeline
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from kdpl.data import digits
+from kdpl.data.readers import digits
 from kdpl.errors import DataError
 
 
