@@ -15,7 +15,7 @@ from kdpl.prompts import TextPrompts, VisionPrompts
 from kdpl.prompts.text import encode_names
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
-from kdpl.runtime.finished import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 
 class RandomTeacher:

@@ -1,6 +1,7 @@
 """``python -m kdpl``: one door to everything, which imports only what the command needs."""
 
 import codecs
+import inspect
 import locale
 import os
 import sys
@@ -9,6 +10,7 @@ from contextlib import nullcontext
 from pkgutil import resolve_name
 
 from kdpl import __version__
+from kdpl.cli import arguments
 from kdpl.runtime import interrupt, slurm
 from kdpl.runtime.faults import reader_is_gone, sentence
 from kdpl.runtime.imports import uncollected
@@ -72,6 +74,8 @@ def _run_command(args: Sequence[str]) -> int:
     with interrupt.ends_at_once(), uncollected() if interrupt.in_whole_process() else nullcontext():
         interrupt.hear()
         function = resolve_name(_COMMANDS[name])
+    if next(iter(inspect.signature(function).parameters)) not in ("argv", "args"):
+        return arguments.call(function, args[1:], f"python -m kdpl {name}")
     # LightningCLI takes its own subcommands by name
     code: int | None = function(args if name in ("fit", "validate", "test") else args[1:])
     return code or 0

@@ -25,7 +25,7 @@ from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.fields import Fields, describe
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.finished import CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 
 KIND = "kdpl classifier"
 VERSION = 1

@@ -6,7 +6,30 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+ACCURACY_TITLES = {
+    "acc": "all classes",
+    "base_acc": "base classes",
+    "novel_acc": "novel classes",
+    "hm": "harmonic mean",
+}
+"""The accuracies that ``DomainAccuracy`` computes, and their titles."""
+
+TRAIN_LOSS = "train/loss"
+TRAIN_AGREEMENT = "train/agreement"
+IMAGES_PER_SECOND = "train/images_per_s"
+DATA_WAIT = "train/data_wait"
+
 _ALL, _BASE, _NOVEL = range(3)
+
+
+def val_key(accuracy: str) -> str:
+    """Return the logged name of an accuracy on validation images."""
+    return f"val/{accuracy}"
+
+
+def test_key(accuracy: str) -> str:
+    """Return the logged name of an accuracy on test images."""
+    return f"test/{accuracy}"
 
 
 class DomainAccuracy(Metric):

@@ -28,8 +28,8 @@ from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.text import encode_names
-from kdpl.runtime.finished import CLASS_VECTORS_FILE
 from kdpl.runtime.peers import require_devices_for_batch_norm
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 from kdpl.teacher import PromptConfig
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"

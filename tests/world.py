@@ -11,7 +11,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip.loading import ClipConfig, load_clip, register_model
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.finished import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 TAG = "noise"
 """The pretrained tag of every model here."""

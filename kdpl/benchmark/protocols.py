@@ -21,8 +21,7 @@ from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Row, config_of, data
 from kdpl.benchmark.results import RUN_FILE
 from kdpl.benchmark.tasks import CONFIG, Run, Task
 from kdpl.data.readers.benchmark import BENCHMARKS
-from kdpl.runtime.checkpoint_names import LAST
-from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LAST
 
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 

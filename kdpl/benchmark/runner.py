@@ -12,10 +12,10 @@ from kdpl.benchmark.orders import save_orders
 from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
 from kdpl.benchmark.tasks import CONFIG, FITS, Task
 from kdpl.runtime import slurm
-from kdpl.runtime.finished import handed_over
 from kdpl.runtime.interrupt import INTERRUPTED, TERMINATED, Terminated
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.processes import in_own_process, run_step
+from kdpl.runtime.run_folder import handed_over
 
 _WAIT_SECONDS = 0.5
 _NO_BAR = "--trainer.enable_progress_bar=false"

@@ -9,8 +9,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from kdpl.errors import ArtifactError, ConfigError, reason
-from kdpl.runtime.checkpoint_names import LAST, PREVIOUS
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.run_folder import LAST, PREVIOUS
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
-from kdpl.runtime.checkpoint_names import LAST, PREVIOUS
 from kdpl.runtime.faults import mark
 from kdpl.runtime.interrupt import next_ends_at_once
 from kdpl.runtime.peers import end_others, take_leave
+from kdpl.runtime.run_folder import LAST, PREVIOUS
 from kdpl.runtime.slurm import RequeueError
 
 _NAMED_IMAGES = 5

@@ -13,7 +13,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.runtime.wandb_artifacts import (
     CLASS_VECTORS,
     CLASSIFIER,

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from kdpl.runtime.checkpoint_names import LAST
 from kdpl.runtime.logged_first import log_step
+from kdpl.runtime.run_folder import LAST
 from kdpl.runtime.slurm import Requeued, RequeueError, requeue, signalled
 
 _STEPS_BETWEEN_TALKS = 10

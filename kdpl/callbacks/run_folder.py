@@ -10,10 +10,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from kdpl.callbacks.checkpoint_files import remove_previous
-from kdpl.runtime.checkpoint_names import FOLDER, LAST, PREVIOUS
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.finished import handed_over
 from kdpl.runtime.logged_first import log_epoch
+from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST, PREVIOUS, handed_over
 
 CONFIG_FILE = "config.yaml"
 
@@ -79,7 +78,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where, now that the folder is known."""
-        self.dirpath = str(Path(trainer.default_root_dir) / FOLDER)
+        self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINTS_FOLDER)
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401

@@ -1,22 +1,122 @@
-"""What all commands ask of their arguments; imports neither torch nor Lightning."""
+"""Parsers of the commands, made from their signatures and docstrings; imports neither torch nor Lightning."""
 
 import argparse
+import inspect
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from docstring_parser import Docstring, parse
+from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
+from kdpl.runtime.parse_errors import in_one_line
+
+Command = Callable[..., int]
+
+_SETTINGS = "settings"
+"""Parameter that takes the options that are not the command's own, to be handed on."""
+
+
+def call(command: Command, argv: Sequence[str], prog: str) -> int:
+    """Parse the arguments of a command and call it.
+
+    Args:
+        command: A typed function with a Google docstring. Positional parameters become positional arguments, where
+            a list takes any number; keyword-only ones become options, where a list may be repeated and a bool is a
+            flag. A last parameter ``settings`` takes all options that are not the command's own.
+        argv: Its arguments; hyphens in the names of options stand for underscores.
+        prog: Name of the command, for help and errors.
+
+    Raises:
+        ConfigError: The arguments do not parse.
+    """
+    parser = build_parser(command, prog)
+    own, others = _split(command, argv)
+    if others and _SETTINGS not in inspect.signature(command).parameters:
+        raise ConfigError(f"{prog} has no option {others[0].partition('=')[0]}: {prog} --help lists those there are")
+    try:
+        options = vars(parser.parse_args(own))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{in_one_line(error)}: {prog} --help tells more") from error
+    if _SETTINGS in inspect.signature(command).parameters:
+        options[_SETTINGS] = others
+    return command(**options)
+
+
+def build_parser(command: Command, prog: str) -> ArgumentParser:
+    """Build the parser of a command; see ``call``."""
+    text = parse(inspect.getdoc(command) or "")
+    parser = ArgumentParser(
+        prog=prog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=_description(text),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    helps = {each.arg_name: " ".join((each.description or "").split()) for each in text.params}
+    hints = get_type_hints(command)
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == _SETTINGS:
+            continue
+        kind, positional = hints[name], parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        required = parameter.default is inspect.Parameter.empty
+        names = [name] if positional else [f"--{name}"]
+        default_text = "" if parameter.default in (None, [], False) or required else f" (default: {parameter.default})"
+        shown = helps.get(name, "").rstrip(".") + default_text
+        if kind is bool:
+            parser.add_argument(*names, action="store_true", help=shown)
+        elif get_origin(kind) is list:
+            more: dict[str, Any] = {"nargs": "+" if required else "*"}
+            if not positional:
+                more = {"nargs": "+", "action": "extend", "required": required}
+            default: dict[str, Any] = {} if required else {"default": list(parameter.default)}
+            parser.add_argument(*names, type=get_args(kind)[0], help=shown, **more, **default)
+        elif positional:
+            parser.add_argument(*names, type=kind, help=shown)
+        else:
+            default = {"required": True} if required else {"default": parameter.default}
+            parser.add_argument(*names, type=kind, help=shown, **default)
+    return parser
+
+
+def _description(text: Docstring) -> str:
+    parts = [text.short_description, text.long_description]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate a command's own arguments from those that it hands on."""
+    names = {*inspect.signature(command).parameters, "help", "print_shtab"} - {_SETTINGS}
+    own: list[str] = []
+    others: list[str] = []
+    target = own
+    for arg in argv:
+        if arg.startswith("--") and len(arg) > 2:
+            name, equals, value = arg[2:].partition("=")
+            is_own = name.replace("-", "_") in names
+            target = own if is_own else others
+            target.append(f"--{name.replace('-', '_')}{equals}{value}" if is_own else arg)
+            if equals and not is_own:
+                target = own
+        else:
+            target.append(arg)
+            if target is others:
+                target = own
+    return own, others
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong as every other error of kdpl is said: in one sentence."""
+    """An argument parser for commands that parse by themselves."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a ConfigError in place of printing the usage."""
+        """Raise a ConfigError."""
         raise ConfigError(f"{message}: {self.prog} --help tells more")
 
 
 def output_file(option: str, value: str) -> Path:
-    """Give the file that an option names, which writing may replace.
+    """Return the file that an option names, which writing may replace.
 
     Raises:
         ConfigError: It is a folder, which would be replaced with all that is in it.

@@ -27,12 +27,11 @@ from kdpl.cli.run import ORDER_FILE
 from kdpl.cli.same_settings import require_same_settings
 from kdpl.data.parallel import cores
 from kdpl.errors import ConfigError, reason
-from kdpl.runtime.checkpoint_names import LAST, PREVIOUS
 from kdpl.runtime.configs import config_files, require_configs
-from kdpl.runtime.finished import handed_over
 from kdpl.runtime.launch import matching_trainer, of_several, require_processes, require_srun
 from kdpl.runtime.parse_errors import in_one_sentence
 from kdpl.runtime.peers import end_with_starter, heed_signals, lost_in_one_sentence, part
+from kdpl.runtime.run_folder import LAST, PREVIOUS, handed_over
 from kdpl.runtime.run_lock import RunLock, await_first, tidy
 from kdpl.runtime.slurm import in_job
 from kdpl.runtime.terminal import tame_output

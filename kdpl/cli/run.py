@@ -19,10 +19,10 @@ from kdpl.report import FILE as REPORT_FILE
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import read_config, require_configs
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.runtime.launch import of_several
 from kdpl.runtime.predictions import RESULTS_FILE, read_results
 from kdpl.runtime.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.runtime.run_lock import RunLock, tidy
 
 ORDER_FILE = "run.json"

@@ -18,8 +18,8 @@ from kdpl.cli.sweep_points import Point, Sweep, as_options, read_sweep
 from kdpl.errors import ConfigError
 from kdpl.runtime.configs import config_files, require_configs
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.finished import handed_over
 from kdpl.runtime.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
+from kdpl.runtime.run_folder import handed_over
 
 ORDER_FILE = "sweep.json"
 RESULTS_FILE = "sweep.csv"

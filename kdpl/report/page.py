@@ -29,7 +29,7 @@ from kdpl.report.cost import Encoder, device, device_name, measure
 from kdpl.report.examples import find_examples
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.settings import differing_settings
-from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.runtime.shorten import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"

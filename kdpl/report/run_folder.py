@@ -18,9 +18,9 @@ from kdpl.data.section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.report.trust import require_known_classes
 from kdpl.runtime.configs import read_config
-from kdpl.runtime.finished import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.runtime.loggers import METRICS_FILE, read_metrics
 from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 
 Read = TypeVar("Read")
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdpl.errors import ConfigError
-from kdpl.runtime.checkpoint_names import PREVIOUS
 from kdpl.runtime.file_lock import taken
 from kdpl.runtime.files import remove_leftovers
 from kdpl.runtime.launch import name_of_start, rank
+from kdpl.runtime.run_folder import PREVIOUS
 from kdpl.runtime.slurm import in_job
 
 FILE = ".lock"

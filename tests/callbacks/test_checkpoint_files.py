@@ -6,7 +6,7 @@ import world
 
 from kdpl.callbacks.checkpoint_files import CheckpointFiles, newest, remove_previous, require_whole
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.checkpoint_names import LAST, PREVIOUS
+from kdpl.runtime.run_folder import LAST, PREVIOUS
 
 
 def checkpoint(epoch):

@@ -4,7 +4,7 @@ import yaml
 from runs import fit_teacher
 
 from kdpl.callbacks.run_folder import CONFIG_FILE, RunConfig
-from kdpl.runtime.checkpoint_names import LAST
+from kdpl.runtime.run_folder import LAST
 
 
 def test_the_config_is_complete_and_says_what_was_not_given(teacher_run):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from runs import SPEED
 
-from kdpl.runtime.checkpoint_names import LAST
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import PREDICTIONS_FILE
+from kdpl.runtime.run_folder import LAST
 
 # pages and pictures of measured times; that they are there is looked at
 _SHOWN = (".html", ".png")

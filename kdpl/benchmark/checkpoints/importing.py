@@ -17,9 +17,8 @@ from kdpl.benchmark.checkpoints.fit_check import require_same_clip, require_same
 from kdpl.benchmark.checkpoints.names import Kind, Published, read_published
 from kdpl.cli.fit import KdplCLI, require_stage, run_command
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.checkpoint_names import LAST
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.finished import handed_over
+from kdpl.runtime.run_folder import LAST, handed_over
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
 

@@ -10,10 +10,10 @@ import world
 import yaml
 from plain import PlainProjector, normalized, prompt_text, relative_error
 
-from kdpl.cli import run as pipeline
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.cli import run as pipeline
 from kdpl.clip.head import cosine_logits
 from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.data import DomainDataModule
