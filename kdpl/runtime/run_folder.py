@@ -21,6 +21,6 @@ PREVIOUS = f"{CHECKPOINTS_FOLDER}/previous.ckpt"
 
 
 def handed_over(folder: Path) -> bool:
-    """Return whether a fit in this folder is finished: stage 1 leaves prompts and class vectors, stage 2 a classifier."""
+    """Return whether a fit in this folder is finished: prompts and class vectors, or a classifier, are there."""
     teacher = (folder / PROMPTS_FILE).exists() and (folder / CLASS_VECTORS_FILE).exists()
     return teacher or (folder / CLASSIFIER_FOLDER).exists()
