@@ -14,6 +14,7 @@ from kdpl.data.augmentation import Augmentation, build_augmentation
 from kdpl.data.caching import CachingDataModule
 from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
 from kdpl.data.datasets import CachedImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.feature_cache import CachedImages as FeatureCachedImages
 from kdpl.data.labeled import Labeled
 from kdpl.data.loader import Batches, LazyLoader
 from kdpl.data.parallel import cores
@@ -236,6 +237,8 @@ class DomainDataModule(CachingDataModule):
             self.splits.require_training_images()
         if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
             self._labeled.training()
+        if trains and self._has_new_cache and not self.fill_teacher_cache:
+            _ = self.feature_cache
         if stage == "test":
             self._labeled.evaluation("test")
         if stage == "validate":
@@ -282,12 +285,17 @@ class DomainDataModule(CachingDataModule):
         Raises:
             DataError: If the split has no images, or a class has fewer than ``shots``.
         """
-        dataset: LabeledImages | UnlabeledImages | CachedImages
+        dataset: LabeledImages | UnlabeledImages | CachedImages | FeatureCachedImages
         if split == "labeled":
             view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
             dataset = LabeledImages(self._labeled.training(), view)
         else:
             dataset = self._unlabeled.images(self.augmentation, image_size, self._cache)
+            cache = self.feature_cache if self._has_new_cache else None
+            if cache is not None:
+                view = RandomView(self.splits.open_image, self.augmentation, image_size, cache.manifest.view_seed)
+                sources, indices = self._unlabeled.sources, self._unlabeled.indices
+                dataset = FeatureCachedImages(UnlabeledImages([sources[i] for i in indices], view, indices), cache)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
         if isinstance(dataset, CachedImages) and dataset.fill and sampler.num_used > len(dataset):
             raise ConfigError(

@@ -1,0 +1,512 @@
+"""A teacher's image features of views of unlabelled images, on disk: computed once, for any number of students.
+
+A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s, ``shard-00000.npy`` and so on, is
+a float16 array [n, V, D] with the normalised features of images s·n, s·n + 1, …; ``shard-00000.json`` holds its
+checksum. A shard takes its name once it is complete, so filling resumes at the first one that is missing. View v of an
+image is the one that the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
+"""
+
+import hashlib
+import json
+import os
+import reprlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdpl.data.augmentation import Augmentation
+from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.files import atomic_path
+
+MANIFEST = "manifest.json"
+
+_MOST_SHARDS = 256  # each is an open file in each worker process
+_FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
+_OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
+_FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
+_REPR = reprlib.Repr()
+_REPR.maxdict = _REPR.maxlist = _REPR.maxstring = 100
+
+
+class Manifest(BaseModel):
+    """The settings that the features of a cache depend on.
+
+    Attributes:
+        version: Version of the format.
+        teacher: Fingerprint of the teacher.
+        width: Width D of its features.
+        dataset: Name of the dataset.
+        images: Number N of its unlabelled images.
+        sources: Digest of their list, independent of where the dataset lies.
+        image_size: Edge of a view in pixels.
+        augmentation: Class and settings of the augmentation.
+        view_seed: Seed of the views.
+        views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
+        images_per_shard: Images whose views a shard holds.
+        made_with: Versions of the libraries that made the views, for information.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    VERSION: ClassVar[int] = 2
+
+    version: int = VERSION
+    teacher: str
+    width: PositiveInt
+    dataset: str
+    images: PositiveInt
+    sources: str
+    image_size: PositiveInt
+    augmentation: dict[str, Any]
+    view_seed: NonNegativeInt
+    views: NonNegativeInt
+    images_per_shard: PositiveInt
+    made_with: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        teacher: str,
+        width: int,
+        dataset: str,
+        sources: Sequence[str],
+        image_size: int,
+        augmentation: Augmentation,
+        view_seed: int,
+        views: int,
+    ) -> "Manifest":
+        """Describe the features of all views of a list of images, made with the installed libraries."""
+        settings = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
+        kind = type(augmentation)
+        return cls(
+            teacher=teacher,
+            width=width,
+            dataset=dataset,
+            images=len(sources),
+            sources=_digest(sources),
+            image_size=image_size,
+            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **settings},
+            view_seed=view_seed,
+            views=views,
+            images_per_shard=max(-(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1),
+            made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read the manifest of a cache.
+
+        Raises:
+            DataError: The folder holds no cache, one of another version, or a damaged manifest.
+        """
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            found = fields["version"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(f"{file} is damaged: remove the folder {folder} and fill the cache again") from error
+        if found != cls.VERSION:
+            raise DataError(
+                f"the teacher cache {folder} has format version {str(found)[:20]}, expected {cls.VERSION}: "
+                f"{_OTHER_FOLDER}"
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise DataError(
+                f"{file} is damaged (its field {field} is missing or invalid): remove the folder {folder} and fill the "
+                "cache again"
+            ) from error
+
+    def require(self, folder: Path, needed: "Manifest") -> None:
+        """Refuse features of something else; number and seed of the views may differ.
+
+        Args:
+            folder: The cache's folder, for the message.
+            needed: The manifest that a run would write.
+
+        Raises:
+            DataError: Something differs; the first difference is named.
+        """
+        for name in ("teacher", "width", "dataset", "images", "sources", "image_size", "augmentation"):
+            theirs, ours = getattr(self, name), getattr(needed, name)
+            if theirs != ours:
+                raise DataError(
+                    f"the teacher cache {folder} is of something else ({name} is {_REPR.repr(theirs)} there and "
+                    f"{_REPR.repr(ours)} here): {_OTHER_FOLDER}"
+                )
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.images_per_shard)
+
+    def images_of(self, shard: int) -> range:
+        """Indices of the images whose features a shard holds."""
+        start = shard * self.images_per_shard
+        return range(start, min(start + self.images_per_shard, self.images))
+
+
+class FeatureCache:
+    """A complete cache. It travels to worker processes, which open its shards for themselves.
+
+    Args:
+        folder: The cache's folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._shards: dict[int, npt.NDArray[np.float16]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_shards": {}}
+
+    @classmethod
+    def open(cls, folder: Path, needed: Manifest, views: int | None = None) -> "FeatureCache":
+        """Open a cache.
+
+        Args:
+            folder: The cache's folder.
+            needed: The manifest that a run would write.
+            views: Views of each image that the cache must have; None: any number.
+
+        Raises:
+            DataError: The cache does not exist, is of something else, damaged or incomplete.
+        """
+        if not folder.exists():
+            raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
+        cache = cls(folder, _load_fitting(folder, needed, views))
+        missing = missing_shards(folder, cache.manifest)
+        if missing:
+            raise DataError(
+                f"the teacher cache {folder} is incomplete, {len(missing)} of {cache.manifest.num_shards} shards are "
+                f"missing: {_FILL}"
+            )
+        for shard in range(cache.manifest.num_shards):
+            cache._map(shard)
+        return cache
+
+    def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
+        """Read the normalised feature of a view of an image, float16 [D].
+
+        Raises:
+            DataError: The shard is damaged, which is found when it is first read in a process.
+        """
+        shard, local = divmod(index, self.manifest.images_per_shard)
+        if shard not in self._shards:
+            features, expected = self._map(shard), _read_checksum(_path(self.folder, shard))
+            if zlib.crc32(features.data) != expected:
+                raise self._damaged(shard, "its checksum differs")
+            self._shards[shard] = features
+        return np.array(self._shards[shard][local, view])
+
+    def _map(self, shard: int) -> npt.NDArray[np.float16]:
+        shape = (len(self.manifest.images_of(shard)), self.manifest.views, self.manifest.width)
+        try:
+            features = np.load(_path(self.folder, shard), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise self._damaged(shard, "it is truncated, or not an array") from error
+        if features.shape != shape or features.dtype != np.float16 or not features.flags.c_contiguous:
+            raise self._damaged(shard, f"it is {features.dtype} {features.shape}, expected float16 {shape}")
+        return features  # type: ignore[no-any-return]
+
+    def _damaged(self, shard: int, why: str) -> DataError:
+        path = _path(self.folder, shard)
+        return DataError(
+            f"{path} is damaged ({why}): remove {path.name} and fill the cache again with python -m kdpl cache and the "
+            "settings of the fit"
+        )
+
+
+class CachedView(NamedTuple):
+    """A view of an unlabelled image and the teacher's feature of it; in a batch, each stacked.
+
+    Attributes:
+        image: uint8 [3, S, S].
+        image_index: Index of the image, int64 [].
+        feature: Normalised, float16 [D].
+    """
+
+    image: Tensor
+    image_index: Tensor
+    feature: Tensor
+
+
+class CachedImages(Dataset[CachedView]):
+    """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
+
+    Args:
+        images: The images, with views of the cache's seed.
+        cache: The features of all unlabelled images.
+    """
+
+    def __init__(self, images: UnlabeledImages, cache: FeatureCache) -> None:
+        self.images = images
+        self.cache = cache
+
+    def __getitem__(self, key: tuple[int, int]) -> CachedView:
+        i, epoch = key
+        view = epoch % self.cache.manifest.views
+        pixels, index = self.images[i, view]
+        return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
+
+    def source(self, i: int) -> str:
+        """Name of image i."""
+        return self.images.source(i)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
+    """Numbers of the shards that a cache lacks."""
+    return [shard for shard in range(manifest.num_shards) if not _path(folder, shard).is_file()]
+
+
+def fill(
+    folder: Path,
+    needed: Manifest,
+    images: UnlabeledImages,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    views: int | None = None,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
+) -> int:
+    """Compute the shards that a cache lacks; a cache that does not exist is made.
+
+    Args:
+        folder: The cache's folder.
+        needed: What the cache must be of; number and seed of the views count only where it does not exist yet.
+        images: All unlabelled images.
+        encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
+        views: Views of each image that the cache must have; None: any number.
+        batch_size: Most views B that are encoded at a time.
+        num_workers: Worker processes that decode.
+        rank: This process, which computes every ``world_size``-th of the missing shards.
+        world_size: Number of processes that fill the cache together.
+        on_progress: Called after each batch with the numbers of features computed and to be computed here.
+
+    Returns:
+        How many features this process computed.
+
+    Raises:
+        ConfigError: The cache does not exist, and ``needed`` has no number of views.
+        DataError: The folder holds something else, another command fills the cache, or the teacher's features are not
+            finite.
+    """
+    _make(folder, needed)
+    manifest = _load_fitting(folder, needed, views)
+    with _locked(folder) if rank == 0 else _unlocked():
+        shards = missing_shards(folder, manifest)[rank::world_size]
+        total, done = sum(len(manifest.images_of(shard)) for shard in shards) * manifest.views, 0
+        at_once = max(1, batch_size // manifest.views)
+        batches = [
+            list(indices[start : start + at_once])
+            for indices in map(manifest.images_of, shards)
+            for start in range(0, len(indices), at_once)
+        ]
+        loader: DataLoader[Tensor] = DataLoader(
+            _AllViews(images, manifest),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+        pixels: Iterator[Tensor] = iter(loader) if batches else iter(())
+        for shard in shards:
+            indices = manifest.images_of(shard)
+            features = np.empty((len(indices) * manifest.views, manifest.width), dtype=np.float16)
+            filled = 0
+            while filled < len(features):
+                for part in torch.split(next(pixels).flatten(0, 1), batch_size):
+                    encoded = encode(part)
+                    finite = encoded.isfinite().all(dim=1)
+                    if not finite.all():
+                        image, view = divmod(filled + int((~finite).nonzero()[0]), manifest.views)
+                        raise DataError(
+                            f"the teacher's features of view {view} of unlabelled image {indices[image]} are not "
+                            "finite: check its weights and prompts, or set trainer.precision to 32-true"
+                        )
+                    features[filled : filled + len(part)] = encoded.half().cpu().numpy()
+                    filled += len(part)
+                    done += len(part)
+                    on_progress(done, total)
+            _write(_path(folder, shard), features.reshape(len(indices), manifest.views, manifest.width))
+    return done
+
+
+def verify(
+    cache: FeatureCache,
+    images: UnlabeledImages,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    entries: int,
+    tolerance: float,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> int:
+    """Compute random entries of a cache again and compare them.
+
+    Args:
+        cache: The cache.
+        images: All unlabelled images.
+        encode: As for ``fill``.
+        entries: How many, over all processes.
+        tolerance: Largest relative distance of a feature from the one that is stored.
+        batch_size: Views that are encoded at a time.
+        num_workers: Worker processes that decode.
+        rank: This process, which compares every ``world_size``-th of them.
+        world_size: Number of processes.
+
+    Returns:
+        How many were compared here.
+
+    Raises:
+        DataError: Some differ; an example is named.
+    """
+    manifest = cache.manifest
+    total = manifest.images * manifest.views
+    chosen = np.sort(np.random.default_rng(0).choice(total, min(entries, total), replace=False))[rank::world_size]
+    keys = [divmod(int(entry), manifest.views) for entry in chosen]
+    different: list[tuple[int, int, float]] = []
+    cached = CachedImages(_with_seed(images, manifest.view_seed), cache)
+    loader: DataLoader[CachedView] = DataLoader(
+        cached,
+        batch_size,
+        sampler=keys,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )
+    for number, batch in enumerate(loader):
+        features = encode(batch.image).float().cpu()
+        distances = (features - batch.feature.float()).norm(dim=1) / features.norm(dim=1)
+        for key, distance in zip(keys[number * batch_size :], distances.tolist(), strict=False):
+            if not distance <= tolerance:
+                different.append((*key, distance))
+    if different:
+        index, view, distance = different[0]
+        raise DataError(
+            f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} differ from what the teacher "
+            f"computes now (such as view {view} of image {index}, by {distance:.1%}): restore the images and libraries "
+            "that it was made with, or remove the folder and fill it again"
+        )
+    return len(keys)
+
+
+class _AllViews(Dataset[Tensor]):
+    """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""
+
+    def __init__(self, images: UnlabeledImages, manifest: Manifest) -> None:
+        self.images = _with_seed(images, manifest.view_seed)
+        self.views = manifest.views
+
+    def __getitem__(self, index: int) -> Tensor:
+        view = self.images.view
+        image = view.open_image(self.images.sources[index])
+        return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
+
+
+def _with_seed(images: UnlabeledImages, seed: int) -> UnlabeledImages:
+    view = images.view
+    return UnlabeledImages(images.sources, RandomView(view.open_image, view.augmentation, view.image_size, seed))
+
+
+def _make(folder: Path, needed: Manifest) -> None:
+    if (folder / MANIFEST).is_file():
+        return
+    if not needed.views:
+        raise ConfigError(
+            f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs, or fill it with "
+            "python -m kdpl cache and --views"
+        )
+    # another process of the same command may be ahead
+    own = (MANIFEST, "shard-")
+    if folder.exists() and (
+        not folder.is_dir() or any(not path.name.startswith((".", *own)) for path in folder.iterdir())
+    ):
+        raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(needed.model_dump(), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _load_fitting(folder: Path, needed: Manifest, views: int | None) -> Manifest:
+    manifest = Manifest.load(folder)
+    manifest.require(folder, needed)
+    if manifest.views == 0 or (views is not None and manifest.views != views):
+        raise DataError(
+            f"the teacher cache {folder} has {manifest.views} views of each image, expected {views or 'some'}: leave "
+            "--views out, or choose another folder as data.init_args.teacher_cache"
+        )
+    return manifest
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise DataError(
+            f"the teacher cache {folder} is being filled by another command: wait until it ends, or end it"
+        ) from error
+
+
+@contextmanager
+def _unlocked() -> Iterator[None]:
+    yield
+
+
+def _path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.npy"
+
+
+def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
+    # the checksum first: a shard that exists is complete
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"crc32": zlib.crc32(features.data)}), encoding="utf-8")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, features)
+
+
+def _read_checksum(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["crc32"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _digest(sources: Sequence[str]) -> str:
+    """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
+    try:
+        base = os.path.commonpath([os.path.dirname(source) for source in sources])  # noqa: PTH120 - any string, not a path
+    except ValueError:
+        base = ""  # absolute and relative paths, or URLs, which cannot be moved together
+    digest = hashlib.sha256()
+    for source in sources:
+        name = source[len(base) :].replace(os.sep, "/").lstrip("/")
+        digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
+    return digest.hexdigest()
