@@ -20,8 +20,8 @@ from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import ClipConfig
 from kdpl.data.datasets import CachedView
 from kdpl.optim import OptimConfig
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.text import prompt_texts
-from kdpl.teacher import PromptConfig
 
 
 class _Domain(NamedTuple):
@@ -67,13 +67,14 @@ class Distillation:
         for tower in (clip.image_tower, clip.text_tower):
             tower.to(device)
         ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
-        prompts = (teacher.vision_prompts.tokens, teacher.text_prompts.context, teacher.text_prompts.deep)
+        saved = teacher.prompts.saved()
+        prompts = [saved[name] for name in ("vision_prompts.tokens", "text_prompts.context", "text_prompts.deep")]
         self.published_teacher = PublishedTeacher(
             clip.image_tower.visual,
             clip.text_tower,
             clip.logit_scale,
             ids,
-            *(prompt.detach().to(device) for prompt in prompts),
+            *(prompt.to(device) for prompt in prompts),
         )
         self.published_student = _as_published(self.student)
         size = clip.preprocessing.image_size

@@ -18,8 +18,7 @@ from benchmarks.texts import Texts
 from kdpl import TeacherPromptTuning
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import ClipConfig
-from kdpl.prompts.text import tokenize_names
-from kdpl.teacher import PromptConfig
+from kdpl.prompts import PromptConfig
 
 PUBLISHED_TEXTS, KDPL_TEXTS, STAGE_1 = "published-texts", "kdpl-texts", "stage-1"
 
@@ -49,7 +48,7 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
         )
     teacher.to(device)
     tower, names = teacher.text_tower.module, sizes.names(classes)
-    teacher.tuning_texts = tokenize_names(teacher.tokenize, names, CONTEXT, teacher.text_prompts, tower)
+    teacher.tuning_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
     # in the place of the 60 templates' features, which a fit computes once before its first step
     width = tower.text_projection.shape[1]
     teacher.register_buffer("zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device))

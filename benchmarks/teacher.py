@@ -11,10 +11,9 @@ from benchmarks.sizes import CONTEXT, Sizes
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import Clip, ClipConfig, load_clip
-from kdpl.prompts import TextPrompts, VisionPrompts
-from kdpl.prompts.text import encode_names
+from kdpl.prompts import IndependentPrompts, PromptConfig
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
-from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 
@@ -28,16 +27,16 @@ class RandomTeacher:
     def __init__(self, sizes: Sizes) -> None:
         torch.manual_seed(0)
         self.clip = load_random(sizes.teacher)
-        length, depth = sizes.prompt_length, sizes.prompt_depth
-        self.text_prompts = TextPrompts(length, depth, CONTEXT, self.clip.text_tower, self.clip.tokenize)
-        self.vision_prompts = VisionPrompts(length, depth, self.clip.image_tower)
+        size = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
+        self.prompts = IndependentPrompts(size, size, CONTEXT, self.clip)
 
     def write_run(self, folder: Path, names: Sequence[str]) -> None:
         """Write what stage 2 reads of a teacher, with class vectors of these names."""
         clip = self.clip
-        tensors = prompt_tensors(self.vision_prompts.tokens, self.text_prompts)
-        tuned = TunedPrompts.of(tensors, clip.identity, clip.logit_scale, CONTEXT, clip.preprocessing)
-        vectors = encode_names(clip.text_tower, clip.tokenize, names, CONTEXT, self.text_prompts)
+        tuned = TunedPrompts.of(
+            self.prompts, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing
+        )
+        vectors = self.prompts.encode_names(names, clip.text_tower, clip.tokenize)
         tuned.save(folder / PROMPTS_FILE)
         ClassVectors.of(tuned, vectors, names, None).save(folder / CLASS_VECTORS_FILE)
 

@@ -11,7 +11,7 @@ from benchmarks.published import text_features
 from benchmarks.sizes import CONTEXT, Sizes, text_half
 from benchmarks.teacher import load_random
 from kdpl.prompts import TextPrompts
-from kdpl.prompts.text import prompt_texts, tokenize_names
+from kdpl.prompts.text import prompt_texts, tokenize_prompts
 
 
 class Texts:
@@ -35,7 +35,7 @@ class Texts:
             device
         )
         self.ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
-        self.arranged = tokenize_names(clip.tokenize, names, CONTEXT, self.prompts, self.tower)
+        self.arranged = tokenize_prompts(clip.tokenize, prompt_texts(CONTEXT, sizes.prompt_length, names), self.tower)
         self.direction = torch.randn(classes, clip.image_tower.embed_dim).to(device)
 
     def forward_and_backward(self, side: str) -> dict[str, Tensor]:

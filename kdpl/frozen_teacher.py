@@ -10,10 +10,9 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip.head import CosineHead
 from kdpl.clip.image import ImageTower
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.prompts import VisionPrompts
+from kdpl.prompts import PromptMethod
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.prompts.vision import encode_images
 
 
 class FrozenTeacher(nn.Module):
@@ -21,11 +20,11 @@ class FrozenTeacher(nn.Module):
 
     Args:
         tower: The teacher's image tower; None where all of its features are there already.
-        prompts: Its tuned visual prompts, if it has any.
+        prompts: Its tuned prompts; None without a tower.
         vectors: Its class vectors.
     """
 
-    def __init__(self, tower: ImageTower | None, prompts: VisionPrompts | None, vectors: ClassVectors) -> None:
+    def __init__(self, tower: ImageTower | None, prompts: PromptMethod | None, vectors: ClassVectors) -> None:
         super().__init__()
         self.tower = tower
         self.prompts = prompts
@@ -41,7 +40,7 @@ class FrozenTeacher(nn.Module):
         Raises:
             ConfigError: The tower was not loaded.
         """
-        if self.tower is None:
+        if self.tower is None or self.prompts is None:
             raise ConfigError(
                 "the teacher's tower is not there: all features were to come from data.init_args.teacher_cache"
             )
@@ -49,7 +48,7 @@ class FrozenTeacher(nn.Module):
         if images.shape[-1] != size:
             pixels = images.float().div(255)
             images = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        return encode_images(self.tower, images, self.prompts)
+        return self.prompts.encode_images(self.tower, images)
 
     def logits(self, features: Tensor) -> Tensor:
         """Give logits [B, C] of features [B, D], with the teacher's own scale."""
@@ -84,4 +83,4 @@ def load_teacher(folder: Path, vectors: ClassVectors, vectors_path: Path, with_t
             f"the class vectors {vectors_path} have width {vectors.vectors.shape[1]}, the embedding of "
             f"their teacher {clip.identity.model} has {clip.image_tower.embed_dim}: run stage 1 again"
         )
-    return FrozenTeacher(clip.image_tower, prompts.vision_prompts(clip.image_tower), vectors)
+    return FrozenTeacher(clip.image_tower, prompts.restore(clip), vectors)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.prompts.text import encode_names
 from kdpl.prompts.tuned import FILE, TunedPrompts
 
 
@@ -22,7 +21,7 @@ class NameEncoder:
         self.prompts = prompts
         clip = prompts.load_clip()
         self._tower, self._tokenize = clip.text_tower, clip.tokenize
-        self._text_prompts = prompts.text_prompts(clip.text_tower, clip.tokenize)
+        self._method = prompts.restore(clip)
 
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
@@ -47,5 +46,5 @@ class NameEncoder:
             ConfigError: A name is too long for the text tower.
         """
         read = names if texts is None else texts
-        vectors = encode_names(self._tower, self._tokenize, read, self.prompts.context, self._text_prompts)
+        vectors = self._method.encode_names(read, self._tower, self._tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)

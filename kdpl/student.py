@@ -26,11 +26,10 @@ from kdpl.evaluation import EvaluatedModule
 from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.optim import OptimConfig, build_optimizer
+from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.prompts.text import encode_names
 from kdpl.runtime.peers import require_devices_for_batch_norm
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
-from kdpl.teacher import PromptConfig
 
 _CHECKPOINT_KEY = "kdpl_class_vectors"
 _CHECKPOINT_REMEDY = "give another checkpoint, or remove it to start anew"
@@ -170,10 +169,11 @@ class StudentDistillation(EvaluatedModule):
         """The vectors of the same classes that the student's side uses: the shared ones, or its own."""
         if self.own_text is None:
             return vectors
-        tower, tokenize = self.own_text.text_tower, self.own_text.tokenize
+        own, none = self.own_text, PromptConfig(depth=0)
+        zero_shot = PromptMethod(none, none, _OWN_CONTEXT, own)
         return replace(
             vectors,
-            vectors=encode_names(tower, tokenize, vectors.texts, _OWN_CONTEXT, None),
+            vectors=zero_shot.encode_names(vectors.texts, own.text_tower, own.tokenize),
             clip=self.clip,
             logit_scale=self.logit_scale,
             context=_OWN_CONTEXT,

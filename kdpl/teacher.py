@@ -23,23 +23,10 @@ from kdpl.errors import ConfigError
 from kdpl.evaluation import EvaluatedModule
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.prompts import CoupledPrompts, TextPrompts, VisionPrompts
-from kdpl.prompts.text import encode_names, encode_prompts, ensemble_features, tokenize_names
-from kdpl.prompts.tuned import TunedPrompts, prompt_tensors
-from kdpl.prompts.vision import encode_images
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """Size of the prompts in one tower.
-
-    Attributes:
-        length: Prompt tokens per layer, n.
-        depth: Layers with prompts of their own, J; 0 for none in this tower.
-    """
-
-    length: int = 4
-    depth: int = 9
+from kdpl.prompts import PromptConfig, prompt_method
+from kdpl.prompts.method import normalized
+from kdpl.prompts.text import ensemble_features
+from kdpl.prompts.tuned import TunedPrompts
 
 
 @dataclass(frozen=True)
@@ -83,8 +70,8 @@ class TeacherPromptTuning(EvaluatedModule):
         vision_prompts: Size of the visual prompts.
         text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
             ``"{context} {name}."``.
-        coupled: Learn linear maps from the text prompts to the visual ones in place of visual prompts (MaPLe, arXiv
-            2210.03117); both must be of one size.
+        method: How the towers are prompted: ``independent``; ``coupled``, which learns linear maps from the text
+            prompts to the visual ones (MaPLe, arXiv 2210.03117); or the class path of a ``kdpl.prompts.PromptMethod``.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
@@ -108,7 +95,7 @@ class TeacherPromptTuning(EvaluatedModule):
         context: str | None = "a photo of a",
         vision_prompts: PromptConfig = PromptConfig(),
         text_prompts: PromptConfig = PromptConfig(),
-        coupled: bool = False,
+        method: str = "independent",
         regularizers: RegularizerWeights = RegularizerWeights(),
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
@@ -119,15 +106,6 @@ class TeacherPromptTuning(EvaluatedModule):
         super().__init__(loaded, compile)
         if classes_at_once < 1:
             raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
-        if context is None and text_prompts.depth == 0:
-            raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
-        if coupled and vision_prompts != text_prompts:
-            raise ConfigError(
-                f"coupled prompts have one size in both towers, but vision_prompts has length {vision_prompts.length} "
-                f"and depth {vision_prompts.depth}, text_prompts {text_prompts.length} and {text_prompts.depth}: make "
-                "them equal"
-            )
-        self.context = context
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
@@ -135,16 +113,8 @@ class TeacherPromptTuning(EvaluatedModule):
         self.tokenize = loaded.tokenize
         self.image_tower = Frozen(loaded.image_tower)
         self.text_tower = Frozen(loaded.text_tower)
-        self.vision_prompts: VisionPrompts | CoupledPrompts | None = None
-        self.text_prompts: TextPrompts | None = None
-        if vision_prompts.depth and not coupled:
-            self.vision_prompts = VisionPrompts(vision_prompts.length, vision_prompts.depth, loaded.image_tower)
-        if text_prompts.depth:
-            self.text_prompts = TextPrompts(
-                text_prompts.length, text_prompts.depth, context, loaded.text_tower, loaded.tokenize
-            )
-            if coupled:
-                self.vision_prompts = CoupledPrompts(self.text_prompts, loaded.image_tower)
+        self.text_fingerprint = loaded.text_fingerprint
+        self.prompts = prompt_method(method)(vision_prompts, text_prompts, context, loaded)
         self._class_vectors: Tensor | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
@@ -168,10 +138,10 @@ class TeacherPromptTuning(EvaluatedModule):
         domain = domain_of(self)
         names = domain.class_texts[: len(domain.tuning_class_names)]
         tower = self.text_tower.module
-        if self.text_prompts is None:
+        if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
         else:
-            self.tuning_texts = tokenize_names(self.tokenize, names, self.context, self.text_prompts, tower)
+            self.tuning_texts = self.prompts.arrange(names, tower, self.tokenize)
         if self.regularizers.text or self.regularizers.logits:
             ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
@@ -181,11 +151,11 @@ class TeacherPromptTuning(EvaluatedModule):
         del batch_idx
         images, labels = batch
         tower, weights = self.image_tower.module, self.regularizers
-        features = encode_images(tower, images, self.vision_prompts)
+        features = self.prompts.encode_images(tower, images)
         text = (
-            encode_prompts(self.text_tower.module, self.tuning_texts, self.text_prompts, self.classes_at_once)
-            if self.text_prompts is not None
-            else self.fixed_text
+            self.fixed_text
+            if self.prompts.text_is_fixed
+            else self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
         )
         logits = cosine_logits(features, text, self.logit_scale)
         terms = {"ce": F.cross_entropy(logits, labels)}
@@ -193,7 +163,7 @@ class TeacherPromptTuning(EvaluatedModule):
             terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
         if weights.image or weights.logits:
             with torch.no_grad():
-                frozen = encode_images(tower, images, None)
+                frozen = normalized(tower(images))
             if weights.image:
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
@@ -207,7 +177,7 @@ class TeacherPromptTuning(EvaluatedModule):
 
     def encode_names(self, names: Sequence[str]) -> Tensor:
         """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
-        return encode_names(self.text_tower.module, self.tokenize, names, self.context, self.text_prompts)
+        return self.prompts.encode_names(names, self.text_tower.module, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts of this epoch."""
@@ -221,14 +191,12 @@ class TeacherPromptTuning(EvaluatedModule):
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
         if self._class_vectors is None:
             self._class_vectors = self.encode_names(domain_of(self).class_texts)
-        features = encode_images(self.image_tower.module, images, self.vision_prompts)
+        features = self.prompts.encode_images(self.image_tower.module, images)
         return cosine_logits(features, self._class_vectors, self.logit_scale)
 
     def tuned_prompts(self) -> TunedPrompts:
         """Give the prompts as stage 2 reads them."""
-        tokens = None if self.vision_prompts is None else self.vision_prompts.tokens
-        tensors = prompt_tensors(tokens, self.text_prompts)
-        return TunedPrompts.of(tensors, self.clip, self.logit_scale, self.context, self.preprocessing)
+        return TunedPrompts.of(self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing)
 
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""

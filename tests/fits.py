@@ -10,8 +10,9 @@ from torch import nn
 
 from kdpl.clip.loading import ClipConfig
 from kdpl.data import DomainDataModule
+from kdpl.prompts import PromptConfig
 from kdpl.student import StudentDistillation
-from kdpl.teacher import PromptConfig, TeacherPromptTuning
+from kdpl.teacher import TeacherPromptTuning
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

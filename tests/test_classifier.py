@@ -15,9 +15,9 @@ from torchvision.transforms.v2.functional import resize
 from kdpl.classifier import Classifier
 from kdpl.clip.loading import ClipConfig
 from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.student import StudentDistillation
-from kdpl.teacher import PromptConfig
 
 
 def make_classifier(clip, depth=3, vectors=None):

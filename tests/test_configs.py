@@ -238,7 +238,7 @@ def test_published_settings_are_those_of_the_papers(capsys):
     maple = printed(capsys, *data, *PUBLISHED_TEACHER, *configs("teacher/maple.yaml"))
     model = maple["model"]["init_args"]
     assert model["clip"] == {"model": "ViT-B-16-quickgelu", "pretrained": "openai", "quick_gelu": None}
-    assert (model["coupled"], model["context"], model["averaging"]) == (True, "a photo of a", None)
+    assert (model["method"], model["context"], model["averaging"]) == ("coupled", "a photo of a", None)
     assert model["vision_prompts"] == model["text_prompts"] == {"length": 2, "depth": 9}
     assert model["regularizers"] == {"text": 0.0, "image": 0.0, "logits": 0.0}
     assert model["optim"] == {

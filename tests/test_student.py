@@ -13,9 +13,9 @@ from kdpl.clip.identity import ClipIdentity
 from kdpl.clip.loading import ClipConfig, register_model
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.optim import OptimConfig
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.student import StudentDistillation
-from kdpl.teacher import PromptConfig
 
 
 def make_student(teacher, model="test-student", **options):
@@ -216,7 +216,7 @@ def test_training_never_touches_the_frozen_towers_and_class_vectors(distilled):
         assert all(torch.equal(v, world.weights(name)[f"visual.{k}"]) for k, v in state.items())
         assert not [p for p in tower.parameters() if p.requires_grad or p.grad is not None]
     written = TunedPrompts.load(distilled["teacher"] / "prompts.safetensors").tensors["vision_prompts.tokens"]
-    assert torch.equal(student.teacher.module.prompts.tokens, written)
+    assert torch.equal(student.teacher.module.prompts.vision_prompts.tokens, written)
     assert torch.equal(student.head.class_vectors, student.vectors.vectors)
 
 

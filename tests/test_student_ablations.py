@@ -16,8 +16,8 @@ from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.loading import ClipConfig
 from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.prompts import PromptConfig
 from kdpl.student import StudentDistillation
-from kdpl.teacher import PromptConfig
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 TEXTS = [f"a photo of a {name.replace('_', ' ')}." for name in world.NAMES]

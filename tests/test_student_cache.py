@@ -24,8 +24,8 @@ from kdpl.data.datasets import CachedView
 from kdpl.data.teacher_cache import TeacherCache
 from kdpl.data.teacher_features import TeacherFeatures
 from kdpl.errors import ConfigError, DataError
+from kdpl.prompts import PromptConfig
 from kdpl.student import StudentDistillation
-from kdpl.teacher import PromptConfig
 
 SETTINGS = ["--data.init_args.batch_size=16"]
 """More steps an epoch, of which the runs below do three."""

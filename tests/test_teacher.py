@@ -11,10 +11,14 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip.loading import ClipConfig, register_model
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.teacher import AveragingConfig, PromptConfig, RegularizerWeights, TeacherPromptTuning
+from kdpl.teacher import AveragingConfig, RegularizerWeights, TeacherPromptTuning
 
 WORDS = "a photo of a"
+TOKENS, CONTEXT, DEEP = (
+    f"prompts.{name}" for name in ("vision_prompts.tokens", "text_prompts.context", "text_prompts.deep")
+)
 TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
 NONE = RegularizerWeights(text=0, image=0, logits=0)
 
@@ -36,8 +40,8 @@ def disturb(teacher):
 
 def leaves(teacher):
     """Visual [J, n, W] and text prompts [J, n, W] in float64, as leaves."""
-    text = torch.cat([teacher.text_prompts.context[None], teacher.text_prompts.deep])
-    return [t.detach().double().requires_grad_() for t in (teacher.vision_prompts.tokens, text)]
+    text = torch.cat([teacher.prompts.text_prompts.context[None], teacher.prompts.text_prompts.deep])
+    return [t.detach().double().requires_grad_() for t in (teacher.prompts.vision_prompts.tokens, text)]
 
 
 @pytest.fixture(scope="session")
@@ -92,12 +96,16 @@ def test_the_loss_its_terms_and_all_gradients_are_the_plain_ones(model, num_base
     assert seen.logged["train/loss"] == pytest.approx(seen.loss)
 
     sum(terms.values()).backward()
-    assert set(seen.gradients) == {"vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"}
+    assert set(seen.gradients) == {
+        TOKENS,
+        CONTEXT,
+        DEEP,
+    }
     for layer in range(2):
-        assert relative_error(seen.gradients["vision_prompts.tokens"][layer], vision.grad[layer]) < 1e-5
-    assert relative_error(seen.gradients["text_prompts.context"], text.grad[0]) < 1e-5
+        assert relative_error(seen.gradients[TOKENS][layer], vision.grad[layer]) < 1e-5
+    assert relative_error(seen.gradients[CONTEXT], text.grad[0]) < 1e-5
     for layer in range(2):
-        assert relative_error(seen.gradients["text_prompts.deep"][layer], text.grad[1 + layer]) < 1e-5
+        assert relative_error(seen.gradients[DEEP][layer], text.grad[1 + layer]) < 1e-5
 
 
 @pytest.mark.parametrize("left", ["text", "image", "logits"])
@@ -126,28 +134,28 @@ class TestVariants:
             vision_prompts=PromptConfig(depth=0), text_prompts=PromptConfig(4, 1), context=None, regularizers=NONE
         )
         clip, domain = plain_of("test-teacher"), world.TinyDomain()
-        context = teacher.text_prompts.context.detach().double()[None].requires_grad_()
+        context = teacher.prompts.text_prompts.context.detach().double()[None].requires_grad_()
         texts = [plain.prompt_text("X X X X", name) for name in world.NAMES]
         logits = clip.logits(clip.image_features(domain.labeled[:4]), clip.text_features(texts, context))
         loss = plain.cross_entropy(logits, domain.labels[:4])
         loss.backward()
         seen = first_batch(teacher, domain, tmp_path)
         assert seen.loss == pytest.approx(loss.item(), rel=1e-5)
-        assert set(seen.gradients) == {"text_prompts.context"}
-        assert relative_error(seen.gradients["text_prompts.context"], context.grad[0]) < 1e-5
+        assert set(seen.gradients) == {CONTEXT}
+        assert relative_error(seen.gradients[CONTEXT], context.grad[0]) < 1e-5
         assert ClassVectors.load(tmp_path / "class_vectors.safetensors").context is None
 
     def test_vpt_is_visual_prompts_alone_with_fixed_text_features(self, tmp_path, plain_of):
         teacher = disturb(make_teacher(text_prompts=PromptConfig(depth=0), regularizers=NONE))
         clip, domain = plain_of("test-teacher"), world.TinyDomain(num_base=3)
-        prompts = teacher.vision_prompts.tokens.detach().double().requires_grad_()
+        prompts = teacher.prompts.vision_prompts.tokens.detach().double().requires_grad_()
         texts = [plain.prompt_text(WORDS, name) for name in world.NAMES[:3]]
         logits = clip.logits(clip.image_features(domain.labeled[:4], prompts), clip.text_features(texts))
         loss = plain.cross_entropy(logits, domain.labels[:4])
         loss.backward()
         seen = first_batch(teacher, domain, tmp_path)
         assert seen.loss == pytest.approx(loss.item(), rel=1e-5)
-        assert relative_error(seen.gradients["vision_prompts.tokens"], prompts.grad) < 1e-5
+        assert relative_error(seen.gradients[TOKENS], prompts.grad) < 1e-5
 
     def test_maple_is_cross_entropy_over_text_prompts_and_what_is_mapped_from_them(self, tmp_path, plain_of):
         teacher, domain = disturb(make_teacher(**MAPLE)), world.TinyDomain(num_base=3)
@@ -157,14 +165,14 @@ class TestVariants:
         seen = first_batch(teacher, domain, tmp_path)
         assert seen.loss == pytest.approx(loss.item(), rel=1e-5)
         assert set(seen.logged) == {"train/loss"}
-        maps = [f"vision_prompts.maps.{layer}.{name}" for layer in range(3) for name in ("weight", "bias")]
-        assert set(seen.gradients) == {"text_prompts.context", "text_prompts.deep", *maps}
-        assert relative_error(seen.gradients["text_prompts.context"], text.grad[0]) < 1e-5
+        maps = [f"prompts.maps.{layer}.{name}" for layer in range(3) for name in ("weight", "bias")]
+        assert set(seen.gradients) == {CONTEXT, DEEP, *maps}
+        assert relative_error(seen.gradients[CONTEXT], text.grad[0]) < 1e-5
         for layer in range(2):
-            assert relative_error(seen.gradients["text_prompts.deep"][layer], text.grad[1 + layer]) < 1e-5
+            assert relative_error(seen.gradients[DEEP][layer], text.grad[1 + layer]) < 1e-5
         for layer in range(3):
-            assert relative_error(seen.gradients[f"vision_prompts.maps.{layer}.weight"], weights[layer].grad) < 1e-5
-            assert relative_error(seen.gradients[f"vision_prompts.maps.{layer}.bias"], biases[layer].grad) < 1e-5
+            assert relative_error(seen.gradients[f"prompts.maps.{layer}.weight"], weights[layer].grad) < 1e-5
+            assert relative_error(seen.gradients[f"prompts.maps.{layer}.bias"], biases[layer].grad) < 1e-5
 
     def test_fixed_text_without_words_before_the_name_is_refused(self):
         with pytest.raises(ConfigError, match=r"text_prompts\.depth 0.*give context") as error:
@@ -175,15 +183,15 @@ class TestVariants:
 MAPLE = {
     "vision_prompts": PromptConfig(2, 3),
     "text_prompts": PromptConfig(2, 3),
-    "coupled": True,
+    "method": "coupled",
     "regularizers": NONE,
 }
 
 
 def maple_leaves(teacher):
     """Text prompts [J, n, W], and weights and biases of the maps, in float64, as leaves."""
-    text = torch.cat([teacher.text_prompts.context[None], teacher.text_prompts.deep])
-    maps = teacher.vision_prompts.maps
+    text = torch.cat([teacher.prompts.text_prompts.context[None], teacher.prompts.text_prompts.deep])
+    maps = teacher.prompts.maps
     return (
         text.detach().double().requires_grad_(),
         [m.weight.detach().double().requires_grad_() for m in maps],
@@ -221,8 +229,8 @@ class TestCoupledPrompts:
                 loss = maple_loss(plain_of("test-teacher"), domain, batch, text, weights, biases)
                 optimizer.step(loss, plain.learning_rate(epoch, 3, 0.05))
             got = epochs[epoch]
-            maps = [got[f"vision_prompts.maps.{i}.{kind}"] for kind in ("weight", "bias") for i in range(3)]
-            mine = [torch.cat([got["text_prompts.context"][None], got["text_prompts.deep"]]), *maps]
+            maps = [got[f"prompts.maps.{i}.{kind}"] for kind in ("weight", "bias") for i in range(3)]
+            mine = [torch.cat([got[CONTEXT][None], got[DEEP]]), *maps]
             for tensor, expected, first in zip(mine, (text, *weights, *biases), start, strict=True):
                 assert relative_error(tensor, expected) < 1e-5
                 assert epoch == 0 or relative_error(tensor - first, expected - first) < 1e-4
@@ -240,8 +248,9 @@ class TestCoupledPrompts:
         expected = torch.stack([t @ w.T + b for t, w, b in zip(text, weights, biases, strict=True)])
         assert relative_error(prompts.tensors["vision_prompts.tokens"], expected) < 1e-6
         tower = teacher.image_tower.module
-        read = prompts.vision_prompts(tower)
-        assert torch.equal(read(tower, domain.test_images), teacher.vision_prompts(tower, domain.test_images))
+        read = prompts.restore(prompts.load_image_clip())
+        expected = teacher.prompts.encode_images(tower, domain.test_images)
+        assert torch.equal(read.encode_images(tower, domain.test_images), expected)
         assert prompts.teacher == ClassVectors.load(folder / "class_vectors.safetensors").teacher
 
     def test_averaging_and_resuming_end_as_one_run_does(self, tmp_path):
@@ -273,7 +282,7 @@ class TestCoupledPrompts:
 
     def test_without_prompts_nothing_is_coupled(self):
         none = PromptConfig(depth=0)
-        teacher = make_teacher(coupled=True, vision_prompts=none, text_prompts=none)
+        teacher = make_teacher(method="coupled", vision_prompts=none, text_prompts=none)
         assert not list(teacher.parameters())
 
 
@@ -322,7 +331,10 @@ def test_nine_steps_of_the_trainer_are_nine_plain_steps(tuned, plain_terms):
             terms = plain_terms("test-teacher", *args)
             optimizer.step(sum(terms.values()), plain.learning_rate(epoch, 3, 0.05))
         got = tuned["epochs"][epoch]
-        got = [got["vision_prompts.tokens"], torch.cat([got["text_prompts.context"][None], got["text_prompts.deep"]])]
+        got = [
+            got[TOKENS],
+            torch.cat([got[CONTEXT][None], got[DEEP]]),
+        ]
         for mine, theirs, first in zip(got, (vision, text), start, strict=True):
             assert relative_error(mine, theirs) < 1e-5
             # what was learnt is smaller than what it was added to
@@ -343,7 +355,7 @@ def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(tuned, pl
     weights = gaussian_weights(3, 2, 1.5)
 
     def layers(epoch):
-        return torch.cat([epoch["text_prompts.context"][None], epoch["text_prompts.deep"]]).double()
+        return torch.cat([epoch[CONTEXT][None], epoch[DEEP]]).double()
 
     average = sum(w * layers(epoch) for w, epoch in zip(weights, tuned["epochs"], strict=True))
     texts = [plain.prompt_text(WORDS, name) for name in world.NAMES]
@@ -360,7 +372,7 @@ def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(tuned, pl
     assert vectors.clip == tuned["teacher"].clip
     assert vectors.preprocessing == tuned["teacher"].preprocessing
     for name, parameter in tuned["teacher"].named_parameters():
-        assert torch.equal(prompts.tensors[name], parameter)
+        assert torch.equal(prompts.tensors[name.removeprefix("prompts.")], parameter)
 
 
 def test_training_never_touches_the_frozen_towers(tuned):
@@ -385,7 +397,11 @@ def test_towers_are_in_evaluation_mode_while_the_teacher_trains(tmp_path):
 
 def test_a_checkpoint_holds_the_prompts_alone_as_plain_values(tuned):
     checkpoint = torch.load(tuned["folder"] / "checkpoints" / "epoch=2.ckpt", weights_only=True)
-    assert set(checkpoint["state_dict"]) == {"vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"}
+    assert set(checkpoint["state_dict"]) == {
+        TOKENS,
+        CONTEXT,
+        DEEP,
+    }
     world.assert_plain_values(checkpoint)
 
 

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip.loading import ClipConfig, load_clip, register_model
+from kdpl.clip.loading import ClipConfig, load_clip, load_image_clip, register_model
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
@@ -169,10 +170,36 @@ def quiet_trainer(folder, max_epochs=1, **options):
 
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
-    """These prompts as those of a teacher."""
+    """These prompts as those of a teacher with independent prompts."""
     clip = load_clip(ClipConfig(model, TAG))
-    fields = {"clip": clip.identity, "logit_scale": clip.logit_scale, "preprocessing": clip.preprocessing}
-    return TunedPrompts.of(tensors, context=context, **{**fields, **changes})
+    fields = {
+        "method": "independent",
+        "vision": _size_of(tensors.get("vision_prompts.tokens")),
+        "text": PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(tensors["text_prompts.deep"]))
+        if "text_prompts.deep" in tensors
+        else PromptConfig(depth=0),
+        "context": context,
+        "clip": clip.identity,
+        "text_fingerprint": clip.text_fingerprint,
+        "logit_scale": clip.logit_scale,
+        "preprocessing": clip.preprocessing,
+    }
+    return TunedPrompts(tensors=tensors, **{**fields, **changes})
+
+
+def _size_of(tokens):
+    return PromptConfig(depth=0) if tokens is None else PromptConfig(tokens.shape[1], tokens.shape[0])
+
+
+def image_half(model):
+    """The image half of a model."""
+    return load_image_clip(ClipConfig(model, TAG))
+
+
+def tuned(method, model="test-teacher-quickgelu"):
+    """What stage 1 would write of a prompt method on a model."""
+    clip = load_clip(ClipConfig(model, TAG))
+    return TunedPrompts.of(method, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing)
 
 
 def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **changes):

@@ -1,13 +1,20 @@
 """What a CLIP is and what it expects of images, as plain values that configs name and artifacts keep."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import pydantic.dataclasses
+from pydantic import Field
+
+from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.fields import Fields
 
 _LARGEST_IMAGE = 8192  # pixels at each edge; the largest CLIP takes a tenth of it
 
 LARGEST_LOGIT_SCALE = 10_000.0
 """The largest factor on cosine similarities that an artifact may have; CLIPs are trained with up to 100."""
+
+LogitScale = Annotated[float, Field(gt=0, le=LARGEST_LOGIT_SCALE)]
 
 RANDOM = "random"
 """The pretrained tag that stands for random weights, the same ones every time."""
@@ -29,7 +36,7 @@ class ClipConfig:
     quick_gelu: bool | None = None
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ClipIdentity:
     """What a CLIP is and where its weights came from.
 
@@ -57,7 +64,10 @@ class ClipIdentity:
         )
 
 
-@dataclass(frozen=True)
+_Positive = Annotated[float, Field(gt=0)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
     """What a CLIP expects of an image.
 
@@ -67,9 +77,9 @@ class Preprocessing:
         std: Per-channel standard deviation of images in [0, 1].
     """
 
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    image_size: Annotated[int, Field(ge=1, le=_LARGEST_IMAGE)]
+    mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+    std: Annotated[tuple[_Positive, ...], Field(min_length=3, max_length=3)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Preprocessing":

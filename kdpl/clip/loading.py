@@ -60,10 +60,12 @@ class Clip(ImageClip):
     Attributes:
         text_tower: The text transformer.
         tokenize: Texts to token ids [N, context_length].
+        text_fingerprint: Digest of the text tower's weights.
     """
 
     text_tower: TextTower
     tokenize: Callable[[list[str]], Tensor]
+    text_fingerprint: str
 
 
 class _Registered(NamedTuple):
@@ -109,10 +111,12 @@ def load_clip(config: ClipConfig) -> Clip:
     model = _build(model_config)
     image = _image_half(model, config, model_config, _load(model, config, model_config, registered, ("",)))
     _refuse(config.model, {"the blocks of its text tower are not CLIP's": not _has_clip_blocks(model)}, "a teacher")
+    text_tower = TextTower(model)
     return Clip(
         **vars(image),
-        text_tower=TextTower(model),
+        text_tower=text_tower,
         tokenize=open_clip.SimpleTokenizer(context_length=model.context_length),
+        text_fingerprint=fingerprint(text_tower.state_dict().items()),
     )
 
 

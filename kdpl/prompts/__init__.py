@@ -1,7 +1,17 @@
 """Learnable prompts in the two towers of a frozen CLIP; no Lightning here."""
 
 from kdpl.prompts.coupled import CoupledPrompts
+from kdpl.prompts.independent import IndependentPrompts
+from kdpl.prompts.method import PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
 
-__all__ = ["CoupledPrompts", "TextPrompts", "VisionPrompts"]
+__all__ = [
+    "CoupledPrompts",
+    "IndependentPrompts",
+    "PromptConfig",
+    "PromptMethod",
+    "TextPrompts",
+    "VisionPrompts",
+    "prompt_method",
+]

@@ -1,50 +1,73 @@
 """Visual prompts that follow from the text prompts (MaPLe, arXiv 2210.03117, section 3.2.3)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.float32 import Float32Module
 from kdpl.clip.image import ImageTower, promptable
-from kdpl.prompts.text import TextPrompts
+from kdpl.clip.loading import ImageClip
+from kdpl.errors import ConfigError
+from kdpl.prompts.independent import IndependentPrompts
+from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
 from kdpl.prompts.vision import encode_with_tokens, require_size
 
 
-class CoupledPrompts(Float32Module):
-    """Maps each layer's text prompts to the visual prompts of the same layer of an image tower.
+class CoupledPrompts(IndependentPrompts):
+    """Text prompts, and learnt linear maps from each layer's text prompts to the visual prompts of the same layer.
 
-    There are as many visual prompts as text prompts, in as many layers; layer 0's come from the context. How they
-    enter the tower is as with ``VisionPrompts``.
-
-    Args:
-        text_prompts: The prompts that are mapped, n of width W_t in each of J layers; they stay their owner's.
-        tower: The image tower that the visual prompts are for, of width W_v.
+    Layer 0's visual prompts come from the context. How they enter the image tower is as with ``VisionPrompts``. What
+    is saved are the visual prompts as the maps make them, so that stage 2 reads ``IndependentPrompts``.
 
     Attributes:
-        maps: A Linear(W_t, W_v) with bias for each layer, J of them, as torch starts them.
+        maps: A Linear(W_t, W_v) with bias for each of the J layers, initialised as torch does.
 
     Raises:
-        ConfigError: The text prompts are in more layers than the image tower has.
+        ConfigError: The sizes of visual and text prompts differ, or do not fit the CLIP.
     """
 
-    text_prompts: TextPrompts
-
-    def __init__(self, text_prompts: TextPrompts, tower: ImageTower) -> None:
-        super().__init__()
-        vision, depth = promptable(tower), 1 + len(text_prompts.deep)
-        length, text_width = text_prompts.context.shape
-        require_size(length, depth, vision)
-        # not through nn.Module's __setattr__, which would make them parameters of this module as well
-        object.__setattr__(self, "text_prompts", text_prompts)
-        self.maps = nn.ModuleList(nn.Linear(text_width, vision.width, dtype=torch.float32) for _ in range(depth))
+    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+        if vision != text:
+            raise ConfigError(
+                f"coupled prompts have one size in both towers, but vision_prompts has length {vision.length} "
+                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them equal"
+            )
+        super().__init__(PromptConfig(depth=0), text, context, clip)
+        self.vision_config = vision
+        self.maps = nn.ModuleList()
+        if self.text_prompts is not None:
+            tower, width = promptable(clip.image_tower), self.text_prompts.context.shape[1]
+            require_size(text.length, text.depth, tower)
+            self.maps.extend(nn.Linear(width, tower.width, dtype=torch.float32) for _ in range(text.depth))
 
     @property
-    def tokens(self) -> Tensor:
-        """The visual prompts as they follow from the text prompts now, float32 [J, n, W_v]."""
+    def tokens(self) -> Tensor | None:
+        """The visual prompts as they follow from the text prompts now, float32 [J, n, W_v]; None without prompts."""
+        if self.text_prompts is None:
+            return None
         layers = [self.text_prompts.context, *self.text_prompts.deep]
         # or these would be other prompts under autocast than those that stage 2 reads
         with torch.autocast(layers[0].device.type, enabled=False):
             return torch.stack([mapped(layer) for mapped, layer in zip(self.maps, layers, strict=True)])
 
-    def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised."""
-        return encode_with_tokens(promptable(tower), images, self.tokens)
+    def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with the mapped prompts; normalised features, float32 [B, embed_dim]."""
+        tokens = self.tokens
+        return normalized(tower(images) if tokens is None else encode_with_tokens(promptable(tower), images, tokens))
+
+    def saved(self) -> dict[str, Tensor]:
+        """Copies of the text prompts and of the visual prompts that follow from them."""
+        tensors = {name: tensor for name, tensor in super().saved().items() if not name.startswith("maps.")}
+        return tensors if self.tokens is None else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
+
+    @classmethod
+    def restore(
+        cls,
+        vision: PromptConfig,
+        text: PromptConfig,
+        context: str | None,
+        clip: ImageClip,
+        tensors: Mapping[str, Tensor],
+    ) -> PromptMethod:
+        """Build the independent prompts that encode the same."""
+        return IndependentPrompts.restore(vision, text, context, clip, tensors)

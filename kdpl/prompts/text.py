@@ -110,57 +110,6 @@ class TextPrompts(Float32Module):
         return cast(Tensor, tower(texts, self.context, self.deep, classes_at_once))
 
 
-def encode_prompts(
-    tower: TextTower, texts: ArrangedTexts, prompts: TextPrompts | None, classes_at_once: int = CLASSES_AT_ONCE
-) -> Tensor:
-    """Encode tokenised prompts, with learnt ones if there are any; normalised features [C, embed_dim] in float32."""
-    features = tower(texts) if prompts is None else prompts(tower, texts, classes_at_once)
-    return F.normalize(features.float(), dim=-1)
-
-
-def tokenize_names(
-    tokenize: Tokenize, class_names: Sequence[str], context: str | None, prompts: TextPrompts | None, tower: TextTower
-) -> ArrangedTexts:
-    """Tokenise class names for ``encode_prompts``.
-
-    Args:
-        tokenize: The tower's tokenizer.
-        class_names: The C names.
-        context: The words before them, which the prompts were started from; None if from noise.
-        prompts: The learnt prompts, if there are any.
-        tower: The text tower.
-
-    Raises:
-        ConfigError: A name is too long for the tower's context.
-    """
-    length = 0 if prompts is None else len(prompts.context)
-    return tokenize_prompts(tokenize, prompt_texts(context, length, class_names), tower)
-
-
-@torch.no_grad()
-def encode_names(
-    tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], context: str | None, prompts: TextPrompts | None
-) -> Tensor:
-    """Encode class names with learnt prompts or without, in full precision.
-
-    Args:
-        tower: The frozen text tower.
-        tokenize: Its tokenizer.
-        class_names: The C names.
-        context: The words before them, which the prompts were started from; None if from noise.
-        prompts: The learnt prompts; None encodes the words as they are.
-
-    Returns:
-        Class vectors, normalised, float32 [C, embed_dim].
-
-    Raises:
-        ConfigError: A name is too long for the tower's context.
-    """
-    texts = tokenize_names(tokenize, class_names, context, prompts, tower)
-    with torch.autocast(texts.prefix.device.type, enabled=False):
-        return encode_prompts(tower, texts, prompts)
-
-
 @torch.no_grad()
 def ensemble_features(
     tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]

@@ -1,99 +1,121 @@
-"""TunedPrompts: what stage 1 learnt, as whoever comes after it reads it."""
+"""TunedPrompts: the result of stage 1, as the later stages and commands read it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated
 
+import pydantic.dataclasses
 import torch
-from torch import Tensor, nn
+from pydantic import AfterValidator, TypeAdapter
+from torch import Tensor
 
-from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
-from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
-from kdpl.clip.loading import Clip, ClipConfig, ImageClip, fingerprint, load_clip, load_image_clip
-from kdpl.clip.text import TextTower
-from kdpl.errors import ArtifactError, WeightsError, visible
-from kdpl.prompts.text import TextPrompts, Tokenize
-from kdpl.prompts.vision import VisionPrompts
-from kdpl.runtime.artifacts import read_tensors, write_tensors
-from kdpl.runtime.fields import Fields
-
-ClipT = TypeVar("ClipT", bound=ImageClip)
+from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
+from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
+from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
+from kdpl.prompts.method import PromptConfig, PromptMethod, method_name, prompt_method
+from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
-VERSION = 1
+VERSION = 2
 FILE = "prompts.safetensors"
 """Name of the file in a teacher's run folder."""
 
 _REMEDY = "run stage 1 to its end, or give the run folder of a teacher"
-_VISION, _CONTEXT, _DEEP = "vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"
 
 
-@dataclass(frozen=True)
-class TunedPrompts:
-    """A teacher's prompts, the CLIP that they belong into, and the fingerprint that ties class vectors to both.
+def _modest(size: PromptConfig) -> PromptConfig:
+    if not (0 <= size.length <= 1000 and 0 <= size.depth <= 256):
+        raise ValueError("no prompts have this size")
+    return size
+
+
+PromptSize = Annotated[PromptConfig, AfterValidator(_modest)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class PromptSettings:
+    """What belongs to a teacher's prompts beside their tensors.
 
     Attributes:
-        tensors: The prompts by name: ``vision_prompts.tokens`` [J, n, W], ``text_prompts.context`` [n, W] and
-            ``text_prompts.deep`` [J - 1, n, W], as far as the teacher has them.
-        clip: The CLIP that they were tuned on.
-        logit_scale: The teacher's factor on cosine similarities, exponentiated.
+        method: Name or class path of the prompt method.
+        vision: Size of the visual prompts.
+        text: Size of the text prompts.
         context: The words before a class name that the text prompts were started from; None if from noise.
+        clip: The CLIP that they were tuned on.
+        text_fingerprint: Digest of that CLIP's text tower.
+        logit_scale: The teacher's factor on cosine similarities, exponentiated.
         preprocessing: What the teacher expects of images.
-        teacher: Fingerprint of the tuned teacher.
     """
 
-    tensors: Mapping[str, Tensor]
-    clip: ClipIdentity
-    logit_scale: float
+    method: str
+    vision: PromptSize
+    text: PromptSize
     context: str | None
+    clip: ClipIdentity
+    text_fingerprint: str
+    logit_scale: LogitScale
     preprocessing: Preprocessing
-    teacher: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+class TunedPrompts(PromptSettings):
+    """A teacher's prompts, and the fingerprint that ties class vectors to them and to their CLIP.
+
+    Attributes:
+        tensors: What the prompt method saved, float32, by name.
+    """
+
+    tensors: dict[str, Tensor]
 
     @classmethod
     def of(
         cls,
-        tensors: Mapping[str, Tensor],
+        prompts: PromptMethod,
         clip: ClipIdentity,
+        text_fingerprint: str,
         logit_scale: float,
-        context: str | None,
         preprocessing: Preprocessing,
     ) -> "TunedPrompts":
-        """Take the prompts of a teacher and work out its fingerprint, from them and the CLIP's."""
+        """Copy the prompts of a teacher as they are now."""
+        return cls(
+            tensors=prompts.saved(),
+            method=method_name(type(prompts)),
+            vision=prompts.vision_config,
+            text=prompts.text_config,
+            context=prompts.context,
+            clip=clip,
+            text_fingerprint=text_fingerprint,
+            logit_scale=logit_scale,
+            preprocessing=preprocessing,
+        )
+
+    @cached_property
+    def teacher(self) -> str:
+        """Fingerprint of the tuned teacher: its prompts and how they are used, and the weights of both towers."""
         # without prompts to tell them apart, the words alone make two teachers of one CLIP
-        words = (f"context {context!r}", torch.empty(0))
-        teacher = fingerprint([*tensors.items(), words])[:16] + clip.fingerprint[:16]
-        return cls(tensors, clip, logit_scale, context, preprocessing, teacher)
+        words = f"method {self.method} context {self.context!r} text tower {self.text_fingerprint}"
+        return fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16] + self.clip.fingerprint[:16]
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        fields = {
-            "clip": asdict(self.clip),
-            "logit_scale": self.logit_scale,
-            "context": self.context,
-            "preprocessing": asdict(self.preprocessing),
-            "teacher": self.teacher,
-        }
-        write_tensors(path, KIND, VERSION, self.tensors, fields)
+        settings = TypeAdapter(PromptSettings).dump_python(self, mode="json")
+        write_tensors(path, KIND, VERSION, self.tensors, {**settings, "teacher": self.teacher})
 
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
         """Read the file.
 
         Raises:
-            ArtifactError: It is missing, damaged, of an unknown version or its prompts are not those it names.
+            ArtifactError: It is missing, damaged, of another version, or its prompts are not those of its fingerprint.
         """
-        tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
-        _require_prompts(tensors, path)
-        checked = Fields(fields, str(path), _REMEDY)
-        prompts = cls.of(
-            tensors,
-            ClipIdentity.from_fields(checked.section("clip")),
-            checked.positive("logit_scale", LARGEST_LOGIT_SCALE),
-            checked.text_or_none("context"),
-            Preprocessing.from_fields(checked.section("preprocessing")),
-        )
-        if prompts.teacher != checked.text("teacher"):
+        tensors, values = read_tensors(path, KIND, VERSION, _REMEDY)
+        teacher = values.pop("teacher", None)
+        settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ArtifactError(f"{path} holds a tensor '{name[:60]}' that is not finite float32: {_REMEDY}")
+        prompts = cls(tensors=tensors, **vars(settings))
+        if prompts.teacher != teacher:
             raise ArtifactError(f"{path} holds other prompts than its fingerprint says: {_REMEDY}")
         return prompts
 
@@ -103,7 +125,10 @@ class TunedPrompts:
         Raises:
             WeightsError: It cannot be had, or its weights are not those that it had then.
         """
-        return self._checked(load_clip(self._clip_config()))
+        clip = load_clip(self._clip_config)
+        self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
+        self._require_weights(clip.text_fingerprint, self.text_fingerprint)
+        return clip
 
     def load_image_clip(self) -> ImageClip:
         """Load the image half of the CLIP that they were tuned on.
@@ -111,82 +136,32 @@ class TunedPrompts:
         Raises:
             WeightsError: It cannot be had, or its weights are not those that it had then.
         """
-        return self._checked(load_image_clip(self._clip_config()))
+        clip = load_image_clip(self._clip_config)
+        self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
+        return clip
 
+    @property
     def _clip_config(self) -> ClipConfig:
         return ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu)
 
-    def _checked(self, clip: ClipT) -> ClipT:
-        if clip.identity.fingerprint != self.clip.fingerprint:
+    def _require_weights(self, found: str, expected: str) -> None:
+        if found != expected:
             raise WeightsError(
                 f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the teacher was tuned "
                 "on: restore them, or run stage 1 again"
             )
-        return clip
 
-    def vision_prompts(self, tower: ImageTower) -> VisionPrompts | None:
-        """Give the visual prompts for a tower, frozen; None if the teacher has none.
-
-        Raises:
-            ArtifactError: They are for a tower of another width.
-        """
-        tokens = self.tensors.get(_VISION)
-        if tokens is None:
-            return None
-        depth, length, width = tokens.shape
-        _require_tower("an image", width, depth, promptable(tower))
-        prompts = VisionPrompts(length, depth, tower)
-        prompts.tokens = nn.Parameter(tokens, requires_grad=False)
-        return prompts
-
-    def text_prompts(self, tower: TextTower, tokenize: Tokenize) -> TextPrompts | None:
-        """Give the text prompts for a tower, frozen; None if the teacher has none.
+    def restore(self, clip: ImageClip) -> PromptMethod:
+        """Build the prompts again, frozen; with the image half of their CLIP, for images alone.
 
         Raises:
-            ArtifactError: They are for a tower of another width.
+            ArtifactError: The method is unknown, or the prompts are for another CLIP.
         """
-        context = self.tensors.get(_CONTEXT)
-        if context is None:
-            return None
-        deep = self.tensors[_DEEP]
-        (length, width), depth = context.shape, 1 + len(deep)
-        _require_tower("a text", width, depth, tower)
-        prompts = TextPrompts(length, depth, None, tower, tokenize)
-        prompts.context = nn.Parameter(context, requires_grad=False)
-        prompts.deep = nn.Parameter(deep, requires_grad=False)
-        return prompts
-
-
-def prompt_tensors(vision_tokens: Tensor | None, text_prompts: TextPrompts | None) -> dict[str, Tensor]:
-    """Give copies of a teacher's prompts under the names of ``TunedPrompts.tensors``."""
-    tensors = {} if vision_tokens is None else {_VISION: vision_tokens}
-    if text_prompts is not None:
-        tensors |= {_CONTEXT: text_prompts.context, _DEEP: text_prompts.deep}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _require_prompts(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are no prompts, or whose sizes do not go together."""
-    sizes = {_VISION: 3, _CONTEXT: 2, _DEEP: 3}
-    for name, tensor in tensors.items():
-        if name not in sizes or tensor.ndim != sizes[name] or tensor.dtype != torch.float32:
+        try:
+            method = prompt_method(self.method).restore(self.vision, self.text, self.context, clip, self.tensors)
+        except (ConfigError, ValueError) as error:
             raise ArtifactError(
-                f"{path} holds a tensor '{visible(name[:60])}' of type {tensor.dtype} and shape {tuple(tensor.shape)}, "
-                f"which are no prompts: {_REMEDY}"
-            )
-        # the deep text prompts of a teacher of depth 1 are none
-        if not tensor.isfinite().all() or (tensor.numel() == 0 and name != _DEEP):
-            raise ArtifactError(f"{path} holds prompts '{name}' that are empty or not finite: {_REMEDY}")
-    context, deep = tensors.get(_CONTEXT), tensors.get(_DEEP)
-    if (context is None) != (deep is None) or (
-        context is not None and deep is not None and deep.shape[1:] != context.shape
-    ):
-        raise ArtifactError(f"{path} holds text prompts of which a part is missing or of another size: {_REMEDY}")
-
-
-def _require_tower(kind: str, width: int, depth: int, tower: PromptableImageTower | TextTower) -> None:
-    if width != tower.width or depth > len(tower.blocks):
-        raise ArtifactError(
-            f"the tuned prompts are for {kind} tower of width {width} and at least {depth} layers, this one has "
-            f"width {tower.width} and {len(tower.blocks)} layers: use the CLIP that the teacher was tuned on"
-        )
+                f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the CLIP that the teacher "
+                "was tuned on, and the package that its prompt method is from"
+            ) from error
+        return method.eval().requires_grad_(False)

@@ -1,7 +1,5 @@
 """Deep visual prompts in a vision transformer (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +8,6 @@ from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
 from kdpl.errors import ConfigError
 
 INIT_STD = 0.02
-
-PromptedImages = Callable[[ImageTower, Tensor], Tensor]
-"""What encodes images [B, 3, S, S] through a tower with prompts in it; features [B, embed_dim], not normalised."""
 
 
 class VisionPrompts(Float32Module):
@@ -108,9 +103,3 @@ def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tens
             x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         x = tower.run_block(layer, x)
     return tower.project(x)
-
-
-def encode_images(tower: ImageTower, images: Tensor, prompts: PromptedImages | None) -> Tensor:
-    """Encode images with prompts if there are any; normalised features [B, embed_dim] in float32."""
-    features = tower(images) if prompts is None else prompts(tower, images)
-    return nn.functional.normalize(features.float(), dim=-1)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +15,11 @@ from kdpl.runtime.fields import describe
 from kdpl.runtime.files import atomic_path
 
 _KEY = "kdpl"
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How metadata is validated: each field of exactly its type, and no other fields."""
+
+T = TypeVar("T")
 
 
 def write_tensors(
@@ -43,7 +49,7 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
         remedy: What a person is to do when the file is not there or damaged.
 
     Returns:
-        The tensors and the JSON fields.
+        The tensors, and the JSON fields without kind and version.
 
     Raises:
         ArtifactError: The file is missing, damaged, of another kind or of an unknown version.
@@ -63,4 +69,26 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
             f"{path} has format version {describe(fields.get('version'))}, this kdpl reads version {version}: "
             "use the kdpl it was written with, or make it again"
         )
-    return tensors, fields
+    return tensors, {name: value for name, value in fields.items() if name not in ("kind", "version")}
+
+
+def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
+    """Validate JSON fields as a pydantic dataclass.
+
+    Args:
+        kind: The dataclass.
+        fields: The fields; what JSON has as a list may be a tuple.
+        source: Where they come from, for the message.
+        remedy: What to do when they are invalid, for the message.
+
+    Raises:
+        ArtifactError: A field is missing, unknown or invalid; the first one is named.
+    """
+    try:
+        # as JSON, for there strict types may be read from lists and objects
+        return TypeAdapter(kind).validate_json(json.dumps(fields, default=lambda value: type(value).__name__))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        what = reason(ValueError(first["msg"].removeprefix("Value error, ")))
+        raise ArtifactError(f"{source} has an invalid field '{where}' ({what}): {remedy}") from error

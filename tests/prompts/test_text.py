@@ -8,7 +8,7 @@ from kdpl.clip.loading import PROMPTSRC_TEMPLATES
 from kdpl.clip.text import ArrangedTexts
 from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
-from kdpl.prompts.text import encode_prompts, ensemble_features, prompt_texts, tokenize_prompts
+from kdpl.prompts.text import ensemble_features, prompt_texts, tokenize_prompts
 
 WORDS = "a photo of a"
 
@@ -151,15 +151,6 @@ def test_a_name_that_would_be_cut_off_is_refused(clip_of):
     with pytest.raises(ConfigError, match=r"'a photo of a crab crab .*all 77 tokens.*shorten the class name") as error:
         tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
     assert world.one_sentence(error)
-
-
-def test_encoded_prompts_are_normalised_with_and_without_learnt_ones(clip_of, plain_of):
-    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-    texts = prompt_texts(WORDS, 4, world.NAMES)
-    ids, prompts = arranged(clip, texts), noisy_prompts(clip, 2)
-    tuned = normalized(plain.text_features(texts, all_layers(prompts)))
-    assert relative_error(encode_prompts(clip.text_tower, ids, prompts), tuned) < 1e-5
-    assert relative_error(encode_prompts(clip.text_tower, ids, None), normalized(plain.text_features(texts))) < 1e-5
 
 
 def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):

@@ -8,92 +8,110 @@ from plain import normalized, prompt_text, relative_error
 import kdpl.clip.loading
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.identity import ClipIdentity, Preprocessing
-from kdpl.clip.text import ArrangedTexts
 from kdpl.errors import ArtifactError, WeightsError
-from kdpl.prompts.text import encode_prompts, prompt_texts
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import KIND, VERSION, TunedPrompts
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
 CLIP = ClipIdentity("some-clip", "some-tag", True, "0123456789abcdef" * 2)
 IMAGES = Preprocessing(32, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+WORDS = "a photo of a"
 
 
-def tensors(seed=0, width=48, depth=2):
+def tensors(seed=0, vision_width=48, text_width=40):
     draw = torch.Generator().manual_seed(seed)
     return {
-        "vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw),
-        "text_prompts.context": torch.randn(4, 40, generator=draw),
-        "text_prompts.deep": torch.randn(2, 4, 40, generator=draw),
+        "vision_prompts.tokens": torch.randn(2, 3, vision_width, generator=draw),
+        "text_prompts.context": torch.randn(4, text_width, generator=draw),
+        "text_prompts.deep": torch.randn(2, 4, text_width, generator=draw),
     }
 
 
-def tuned(of=None, clip=CLIP, context="a photo of a"):
-    return TunedPrompts.of(tensors() if of is None else of, clip, 30.0, context, IMAGES)
+def tuned(**changes):
+    fields = {
+        "tensors": tensors(),
+        "method": "independent",
+        "vision": PromptConfig(3, 2),
+        "text": PromptConfig(4, 3),
+        "context": WORDS,
+        "clip": CLIP,
+        "text_fingerprint": "f" * 32,
+        "logit_scale": 30.0,
+        "preprocessing": IMAGES,
+    }
+    return TunedPrompts(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("context", ["a photo of a", None])
-def test_prompts_come_back_as_they_were_saved(context, tmp_path):
-    saved = tuned(context=context)
-    saved.save(tmp_path / "run" / "prompts.safetensors")
+def untuned(**changes):
+    none = PromptConfig(depth=0)
+    return tuned(tensors={}, vision=none, text=none, **changes)
+
+
+def saved(path, **fields):
+    """Write prompts whose fields are then changed; Ellipsis leaves one out."""
+    tuned().save(path)
+    kept, read = read_tensors(path, KIND, VERSION, "")
+    fields = {name: value for name, value in {**read, **fields}.items() if value is not ...}
+    write_tensors(path, KIND, VERSION, kept, fields)
+    return path
+
+
+@pytest.mark.parametrize("make", [tuned, untuned])
+@pytest.mark.parametrize("context", [WORDS, None])
+def test_prompts_come_back_as_they_were_saved(make, context, tmp_path):
+    written = make(context=context)
+    written.save(tmp_path / "run" / "prompts.safetensors")
     read = TunedPrompts.load(tmp_path / "run" / "prompts.safetensors")
-    assert replace(read, tensors={}) == replace(saved, tensors={})
-    assert (read.clip, read.logit_scale, read.context, read.preprocessing) == (CLIP, 30.0, context, IMAGES)
-    assert read.tensors.keys() == saved.tensors.keys()
-    assert all(torch.equal(read.tensors[k], v) for k, v in saved.tensors.items())
+    assert replace(read, tensors={}) == replace(written, tensors={})
+    assert read.teacher == written.teacher
+    assert read.tensors.keys() == written.tensors.keys()
+    assert all(torch.equal(read.tensors[k], v) for k, v in written.tensors.items())
 
 
-def test_a_teacher_without_prompts_can_be_saved(tmp_path):
-    saved = tuned({})
-    saved.save(tmp_path / "prompts.safetensors")
-    assert TunedPrompts.load(tmp_path / "prompts.safetensors") == saved
-
-
-def test_the_fingerprint_tells_the_words_of_two_untuned_teachers_apart():
-    assert tuned({}).teacher == tuned({}).teacher
-    assert len({tuned({}, context=words).teacher for words in ("a photo of a", "a drawing of a", None, "None")}) == 4
-
-
-def test_the_fingerprint_tells_prompts_and_clips_apart():
+def test_the_fingerprint_tells_teachers_apart():
     changed = tensors()
     changed["vision_prompts.tokens"][1, 2, 47] += 1e-4
-    other = replace(CLIP, fingerprint=CLIP.fingerprint[::-1])
-    teachers = [tuned(t, c).teacher for t, c in [(tensors(), CLIP), (changed, CLIP), (tensors(), other)]]
-    assert len(set(teachers)) == 3
-    assert tuned().teacher == teachers[0]
+    others = [
+        {"tensors": changed},
+        {"context": "a drawing of a"},
+        {"context": None},
+        {"context": "None"},
+        {"method": "coupled"},
+        {"text_fingerprint": "e" * 32},
+        {"clip": replace(CLIP, fingerprint=CLIP.fingerprint[::-1])},
+    ]
+    assert len({tuned().teacher, *(tuned(**other).teacher for other in others)}) == 8
+    assert tuned().teacher == tuned().teacher
 
 
-def test_the_towers_prompts_are_frozen_and_those_that_were_saved(clip_of, images, plain_of):
-    tower = clip_of("test-teacher").image_tower
-    prompts = tuned().vision_prompts(tower)
-    assert not prompts.tokens.requires_grad
-    expected = plain_of("test-teacher").image_features(images, tensors()["vision_prompts.tokens"].double())
-    assert torch.allclose(prompts(tower, images), expected.float(), rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
-def test_text_prompts_are_frozen_and_those_that_were_saved(clip_of, plain_of):
-    clip = clip_of("test-teacher")
-    prompts = tuned().text_prompts(clip.text_tower, clip.tokenize)
-    assert not [p for p in prompts.parameters() if p.requires_grad]
+def test_restored_prompts_are_frozen_and_those_that_were_saved(clip_of, images, plain_of):
+    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+    method = tuned().restore(clip)
+    assert not method.training
+    assert not [p for p in method.parameters() if p.requires_grad]
+    features = method.encode_images(clip.image_tower, images)
+    tokens = tensors()["vision_prompts.tokens"].double()
+    assert relative_error(features, normalized(plain.image_features(images, tokens))) < 1e-5
     layers = torch.cat([tensors()["text_prompts.context"][None], tensors()["text_prompts.deep"]]).double()
-    ids = ArrangedTexts.of(clip.tokenize(prompt_texts("a photo of a", 4, world.NAMES)))
-    texts = [prompt_text("a photo of a", name) for name in world.NAMES]
-    expected = normalized(plain_of("test-teacher").text_features(texts, layers))
-    assert relative_error(encode_prompts(clip.text_tower, ids, prompts), expected) < 1e-5
+    expected = normalized(plain.text_features([prompt_text(WORDS, name) for name in world.NAMES], layers))
+    assert relative_error(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), expected) < 1e-5
 
 
-def test_a_teacher_without_text_prompts_has_none(clip_of):
-    clip = clip_of("test-teacher")
-    assert tuned({}).text_prompts(clip.text_tower, clip.tokenize) is None
-
-
-@pytest.mark.parametrize(("width", "depth"), [(32, 3), (40, 5)])
-def test_text_prompts_of_another_tower_are_refused(width, depth, clip_of):
-    clip = clip_of("test-teacher")
-    context, deep = torch.ones(4, width), torch.ones(depth - 1, 4, width)
-    prompts = tuned({"text_prompts.context": context, "text_prompts.deep": deep})
-    match = rf"a text tower of width {width} and at least {depth} layers.*width 40 and 4 layers"
-    with pytest.raises(ArtifactError, match=match) as error:
-        prompts.text_prompts(clip.text_tower, clip.tokenize)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tensors": tensors(vision_width=32)},
+        {"tensors": tensors(text_width=32)},
+        {"tensors": {}},
+        {"vision": PromptConfig(3, 4)},
+        {"text": PromptConfig(4, 5)},
+        {"vision": PromptConfig(1000, 2)},
+        {"method": "no_such_package.Prompts"},
+    ],
+)
+def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, clip_of):
+    with pytest.raises(ArtifactError, match=r"tuned prompts do not fit test-teacher \(.*use the CLIP") as error:
+        tuned(**changes).restore(clip_of("test-teacher"))
     assert world.one_sentence(error)
 
 
@@ -102,9 +120,10 @@ def test_the_clip_that_they_were_tuned_on_is_loaded(clip_of):
     assert world.tuned_prompts({}, "test-teacher").load_clip().identity == clip.identity
 
 
-def test_a_clip_with_other_weights_than_then_is_refused(monkeypatch):
+@pytest.mark.parametrize("name", ["visual.ln_post.bias", "ln_final.bias"])
+def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     prompts, changed = world.tuned_prompts({}, "test-teacher"), dict(world.weights("test-teacher"))
-    changed["visual.ln_post.bias"] = changed["visual.ln_post.bias"] + 1e-3
+    changed[name] = changed[name] + 1e-3
     registered = kdpl.clip.loading._Registered(world.CONFIGS["test-teacher"], {world.TAG: lambda: changed})
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
     match = "'noise' of test-teacher are not those that the teacher was tuned on: restore them"
@@ -121,52 +140,43 @@ def test_class_vectors_of_the_prompts_say_the_same_of_their_teacher():
     assert (vectors.class_names, vectors.num_base) == (("cat", "dog"), 1)
 
 
-def test_a_teacher_without_visual_prompts_has_none(clip_of):
-    assert tuned({}).vision_prompts(clip_of("test-teacher").image_tower) is None
-
-
-@pytest.mark.parametrize(("width", "depth"), [(32, 2), (48, 4)])
-def test_prompts_of_another_tower_are_refused(width, depth, clip_of):
-    prompts = tuned(tensors(width=width, depth=depth))
-    with pytest.raises(
-        ArtifactError, match=rf"width {width} and at least {depth} layers.*width 48 and 3 layers"
-    ) as error:
-        prompts.vision_prompts(clip_of("test-teacher").image_tower)
-    assert world.one_sentence(error)
-
-
 def test_a_file_whose_prompts_were_changed_is_refused(tmp_path):
     path = tmp_path / "prompts.safetensors"
-    saved = tuned()
-    saved.save(path)
+    tuned().save(path)
     kept, fields = read_tensors(path, KIND, VERSION, "")
     write_tensors(path, KIND, VERSION, {**kept, "text_prompts.context": torch.ones(4, 40)}, fields)
-    with pytest.raises(
-        ArtifactError, match=r"prompts\.safetensors holds other prompts than its fingerprint says"
-    ) as error:
+    match = r"prompts\.safetensors holds other prompts than its fingerprint says"
+    with pytest.raises(ArtifactError, match=match) as error:
         TunedPrompts.load(path)
     assert world.one_sentence(error)
 
 
-@pytest.mark.parametrize("field", ["clip", "logit_scale", "context", "preprocessing", "teacher"])
-def test_a_field_that_is_missing_is_named(field, tmp_path):
-    path = tmp_path / "prompts.safetensors"
-    tuned().save(path)
-    kept, fields = read_tensors(path, KIND, VERSION, "")
-    del fields[field]
-    write_tensors(path, KIND, VERSION, kept, fields)
-    with pytest.raises(ArtifactError, match=rf"prompts\.safetensors lacks or garbles the field '{field}'") as error:
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        *(
+            (name, ..., name)
+            for name in ("method", "vision", "text", "context", "clip", "logit_scale", "preprocessing")
+        ),
+        ("clip", 3, "clip"),
+        ("clip", {"model": "x"}, "clip.pretrained"),
+        ("vision", {"length": 10**9, "depth": 1}, "vision"),
+        ("logit_scale", float("nan"), "logit_scale"),
+        ("preprocessing", {"image_size": 32, "mean": [0, 0, 0], "std": [1, 1, 0]}, "preprocessing.std.2"),
+        ("more", 1, "more"),
+    ],
+)
+def test_an_invalid_field_is_named(field, value, named, tmp_path):
+    path = saved(tmp_path / "prompts.safetensors", **{field: value})
+    with pytest.raises(ArtifactError, match=rf"prompts\.safetensors has an invalid field '{named}'") as error:
         TunedPrompts.load(path)
     assert world.one_sentence(error)
 
 
-@pytest.mark.parametrize("value", [3, {"model": "x"}, None])
-def test_a_garbled_clip_is_refused(value, tmp_path):
+def test_another_version_is_refused(tmp_path):
     path = tmp_path / "prompts.safetensors"
-    tuned().save(path)
-    kept, fields = read_tensors(path, KIND, VERSION, "")
-    write_tensors(path, KIND, VERSION, kept, {**fields, "clip": value})
-    with pytest.raises(ArtifactError, match=r"prompts\.safetensors lacks or garbles the field") as error:
+    write_tensors(path, KIND, 1, {}, {})
+    with pytest.raises(ArtifactError, match=r"format version 1, this kdpl reads version 2: use the kdpl") as error:
         TunedPrompts.load(path)
     assert world.one_sentence(error)
 

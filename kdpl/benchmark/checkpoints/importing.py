@@ -75,10 +75,10 @@ class _ImportCLI(KdplCLI):
         config = self.config.fit
         require_stage(config, _MODULES[self._kind], self._kind)
         trainer, model = config.trainer, config.model.init_args
-        if model.get("coupled"):
+        if model.get("method", "independent") != "independent":
             raise ConfigError(
-                "the published teachers have visual prompts of their own, where model.init_args.coupled asks for maps: "
-                "set it to false"
+                f"the published teachers have independent prompts, model.init_args.method is {model.method!r}: set it "
+                "to independent"
             )
         trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
         trainer.fast_dev_run = False
@@ -138,7 +138,9 @@ class _TakeOver(Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module is complete now, and nothing has been written yet."""
-        published, own = self._published, {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+        published = self._published
+        tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+        own = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
         require_same_sizes(published, own)
         for name, tensor in published.learned.items():
             own[name].copy_(tensor)

@@ -1,0 +1,47 @@
+"""Visual and text prompts that are learnt independently (IVLP and PromptSRC, arXiv 2307.06948, section 3.1).
+
+With prompts in one tower alone this is VPT or CoOp; with none it is the zero-shot CLIP.
+"""
+
+from torch import Tensor
+
+from kdpl.clip.image import ImageTower
+from kdpl.clip.loading import Clip, ImageClip
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.errors import ConfigError
+from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
+from kdpl.prompts.text import TextPrompts
+from kdpl.prompts.vision import VisionPrompts
+
+
+class IndependentPrompts(PromptMethod):
+    """Prompts in each tower whose depth is above 0.
+
+    Raises:
+        ConfigError: The sizes do not fit the CLIP, or there are neither text prompts nor a context.
+    """
+
+    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+        super().__init__(vision, text, context, clip)
+        if context is None and not text.depth:
+            raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
+        self.vision_prompts: VisionPrompts | None = None
+        self.text_prompts: TextPrompts | None = None
+        if vision.depth:
+            self.vision_prompts = VisionPrompts(vision.length, vision.depth, clip.image_tower)
+        if text.depth and isinstance(clip, Clip):
+            self.text_prompts = TextPrompts(text.length, text.depth, context, clip.text_tower, clip.tokenize)
+
+    @property
+    def text_is_fixed(self) -> bool:
+        """True without text prompts."""
+        return self.text_prompts is None
+
+    def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with the visual prompts; normalised features, float32 [B, embed_dim]."""
+        return normalized(tower(images) if self.vision_prompts is None else self.vision_prompts(tower, images))
+
+    def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
+        """Encode arranged class names with the text prompts; normalised features, float32 [C, embed_dim]."""
+        prompts = self.text_prompts
+        return normalized(tower(texts) if prompts is None else prompts(tower, texts, classes_at_once))

@@ -1,0 +1,156 @@
+"""The ways of prompting a frozen CLIP: their interface, and the registry of their names."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.clip.float32 import Float32Module
+from kdpl.clip.image import ImageTower
+from kdpl.clip.loading import ImageClip
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.errors import ConfigError, reason
+from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Size of the prompts in one tower.
+
+    Attributes:
+        length: Prompt tokens per layer, n.
+        depth: Layers with prompts of their own, J; 0 for none in this tower.
+    """
+
+    length: int = 4
+    depth: int = 9
+
+
+class PromptMethod(Float32Module):
+    """A way of prompting: what is trained, and how images and class names are encoded with it.
+
+    This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does differently, and
+    makes its parameters in ``__init__``; they stay in float32.
+
+    Args:
+        vision: Size of the visual prompts.
+        text: Size of the text prompts.
+        context: Words before the class name; None for prompts that start from noise.
+        clip: The CLIP. In stage 1 it is a ``Clip``; stage 2 has its image half alone and encodes no names, so that
+            what belongs to the text tower is left out there.
+    """
+
+    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+        super().__init__()
+        del clip
+        self.vision_config = vision
+        self.text_config = text
+        self.context = context
+
+    @property
+    def text_is_fixed(self) -> bool:
+        """If the text features are the same in all steps, so that they need to be encoded only once."""
+        return True
+
+    def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised features, float32 [B, embed_dim]."""
+        return normalized(tower(images))
+
+    def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenize) -> ArrangedTexts:
+        """Tokenise C class names for ``encode_texts``.
+
+        Raises:
+            ConfigError: A name is too long for the tower's context.
+        """
+        return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, names), tower)
+
+    def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
+        """Encode arranged class names; normalised features, float32 [C, embed_dim].
+
+        Args:
+            tower: The frozen text tower.
+            texts: The result of ``arrange``.
+            classes_at_once: Classes whose activations are kept at a time where there is a gradient.
+        """
+        del classes_at_once
+        return normalized(tower(texts))
+
+    @torch.no_grad()
+    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenize) -> Tensor:
+        """Encode C class names without gradient, in float32 under autocast too; normalised [C, embed_dim]."""
+        texts = self.arrange(names, tower, tokenize)
+        with torch.autocast(texts.prefix.device.type, enabled=False):
+            return self.encode_texts(tower, texts)
+
+    def saved(self) -> dict[str, Tensor]:
+        """Copies of the tensors that ``restore`` needs, float32; by default the state dict."""
+        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def restore(
+        cls,
+        vision: PromptConfig,
+        text: PromptConfig,
+        context: str | None,
+        clip: ImageClip,
+        tensors: Mapping[str, Tensor],
+    ) -> "PromptMethod":
+        """Build the method from what ``saved`` returned; with the image half of a CLIP, for images alone.
+
+        Raises:
+            ConfigError: The sizes do not fit the CLIP.
+            ValueError: The tensors are not those of such prompts; the message names the first difference.
+        """
+        method = cls(vision, text, context, clip)
+        own = method.state_dict()
+        for name, tensor in own.items():
+            found = tensors.get(name)
+            if found is None or found.shape != tensor.shape:
+                shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+                raise ValueError(f"'{name}' is {shape}, expected shape {tuple(tensor.shape)}")
+        method.load_state_dict({name: tensors[name] for name in own})
+        return method
+
+
+def normalized(features: Tensor) -> Tensor:
+    """L2-normalise features [N, D] in float32."""
+    return F.normalize(features.float(), dim=-1)
+
+
+METHODS = {
+    "independent": "kdpl.prompts.independent.IndependentPrompts",
+    "coupled": "kdpl.prompts.coupled.CoupledPrompts",
+}
+"""The package's own ways of prompting: their names in settings, and their classes."""
+
+
+def prompt_method(name: str) -> type[PromptMethod]:
+    """Find a way of prompting by its name in ``METHODS``, or by the dotted path of a class outside the package.
+
+    Raises:
+        ConfigError: There is no such class, or it is not a ``PromptMethod``.
+    """
+    module, _, attribute = METHODS.get(name, name).rpartition(".")
+    top = module.partition(".")[0]
+    # an artifact of somebody else may name the class: nothing is imported that is known not to hold one
+    try:
+        found = None if top in sys.stdlib_module_names or "__main__" in module else import_module(module)
+        method = getattr(found, attribute, None)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"the prompt method {name!r} cannot be imported ({reason(error)}): {_REMEDY}") from error
+    if not isinstance(method, type) or not issubclass(method, PromptMethod):
+        raise ConfigError(f"there is no prompt method {name!r}: {_REMEDY}")
+    return method
+
+
+_REMEDY = f"use {', '.join(METHODS)}, or the dotted path of a subclass of kdpl.prompts.PromptMethod"
+
+
+def method_name(method: type[PromptMethod]) -> str:
+    """The name by which ``prompt_method`` finds a class."""
+    path = f"{method.__module__}.{method.__qualname__}"
+    return next((name for name, own in METHODS.items() if own == path), path)

@@ -1,0 +1,221 @@
+"""The ways of prompting behind their interface: what they train, encode and save."""
+
+import copy
+
+import pytest
+import torch
+import world
+from plain import normalized, prompt_text, relative_error
+
+from kdpl.errors import ConfigError
+from kdpl.prompts import CoupledPrompts, IndependentPrompts, PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts.method import METHODS, method_name
+
+NONE = PromptConfig(depth=0)
+WORDS = "a photo of a"
+
+
+class ScaledPrompts(IndependentPrompts):
+    """A way of prompting outside the package: each prompted feature is scaled by a learnt vector."""
+
+    def __init__(self, vision, text, context, clip):
+        super().__init__(vision, text, context, clip)
+        self.scale = torch.nn.Parameter(torch.ones(clip.image_tower.embed_dim))
+
+    def encode_images(self, tower, images):
+        return torch.nn.functional.normalize(super().encode_images(tower, images) * self.scale, dim=-1)
+
+
+def disturbed(method):
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
+    return method
+
+
+def independent(clip, vision=(3, 2), text=(4, 3), context=WORDS):
+    torch.manual_seed(0)
+    return disturbed(IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip))
+
+
+def coupled(clip, depth=3, length=2):
+    torch.manual_seed(0)
+    size = PromptConfig(length, depth)
+    return disturbed(CoupledPrompts(size, size, None, clip))
+
+
+def text_layers(method):
+    """All text prompts as one leaf, float64 [J, n, W]."""
+    prompts = method.text_prompts
+    return torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
+
+
+class TestRegistry:
+    @pytest.mark.parametrize(("name", "kind"), [("independent", IndependentPrompts), ("coupled", CoupledPrompts)])
+    def test_names_of_settings(self, name, kind):
+        assert prompt_method(name) is kind
+        assert method_name(kind) == name
+
+    def test_a_class_outside_the_package_is_found_by_its_path(self):
+        path = f"{__name__}.ScaledPrompts"
+        assert method_name(ScaledPrompts) == path
+        assert prompt_method(path) is ScaledPrompts
+        assert METHODS.keys() == {"independent", "coupled"}
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "couple",
+            "",
+            ".",
+            "os.system",
+            "no_such_package.Prompts",
+            "antigravity.fly",
+            "pip.__main__.main",
+            "torch.Tensor",
+        ],
+    )
+    def test_another_name_is_refused_and_imports_no_script(self, name):
+        with pytest.raises(ConfigError, match=r"use independent, coupled, or the dotted path") as error:
+            prompt_method(name)
+        assert world.one_sentence(error)
+
+
+class TestEncoding:
+    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts, CoupledPrompts])
+    def test_without_prompts_features_are_the_frozen_clips(self, kind, clip_of, plain_of, images):
+        clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+        method = kind(NONE, NONE, WORDS, clip)
+        assert method.text_is_fixed
+        assert not list(method.parameters())
+        assert not method.saved()
+        features = method.encode_images(clip.image_tower, images)
+        assert relative_error(features, normalized(plain.image_features(images))) < 1e-5
+        expected = normalized(plain.text_features([prompt_text(WORDS, name) for name in world.NAMES]))
+        assert relative_error(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), expected) < 1e-5
+
+    def test_independent_prompts_in_both_towers(self, clip_of, plain_of, images):
+        clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+        method = independent(clip)
+        assert not method.text_is_fixed
+        tokens = method.vision_prompts.tokens.detach().double()
+        features = method.encode_images(clip.image_tower, images)
+        assert relative_error(features, normalized(plain.image_features(images, tokens))) < 1e-5
+        expected = normalized(plain.text_features([prompt_text(WORDS, n) for n in world.NAMES], text_layers(method)))
+        texts = method.arrange(world.NAMES, clip.text_tower, clip.tokenize)
+        assert relative_error(method.encode_texts(clip.text_tower, texts), expected) < 1e-5
+        names = method.encode_names(world.NAMES, clip.text_tower, clip.tokenize)
+        assert relative_error(names, expected) < 1e-5
+        assert not names.requires_grad
+
+    def test_names_are_encoded_in_float32_under_autocast(self, clip_of):
+        clip = clip_of("test-teacher")
+        method = independent(clip)
+        exact = method.encode_names(world.NAMES, clip.text_tower, clip.tokenize)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), exact)
+
+    def test_fixed_text_without_words_before_the_name_is_refused(self, clip_of):
+        with pytest.raises(ConfigError, match=r"text_prompts\.depth 0.*give context") as error:
+            IndependentPrompts(PromptConfig(), NONE, None, clip_of("test-teacher"))
+        assert world.one_sentence(error)
+
+
+class TestRestoring:
+    @pytest.mark.parametrize("make", [independent, coupled])
+    def test_features_come_back_bit_by_bit(self, make, clip_of, images):
+        clip = clip_of("test-teacher")
+        method = make(clip)
+        sizes = method.vision_config, method.text_config, method.context
+        restored = type(method).restore(*sizes, clip, method.saved())
+        tower = clip.image_tower
+        assert torch.equal(restored.encode_images(tower, images), method.encode_images(tower, images))
+        names = [m.encode_names(world.NAMES, clip.text_tower, clip.tokenize) for m in (restored, method)]
+        assert torch.equal(*names)
+        image_half = type(method).restore(*sizes, world.image_half("test-teacher"), method.saved())
+        assert torch.equal(image_half.encode_images(tower, images), method.encode_images(tower, images))
+        assert [name for name, _ in image_half.named_parameters()] == ["vision_prompts.tokens"]
+
+    @pytest.mark.parametrize("name", ["vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"])
+    def test_tensors_that_are_missing_or_of_another_shape_are_named(self, name, clip_of):
+        clip = clip_of("test-teacher")
+        method = independent(clip)
+        sizes = method.vision_config, method.text_config, method.context
+        saved = method.saved()
+        for tensors, what in (
+            ({k: v for k, v in saved.items() if k != name}, "is missing"),
+            (saved | {name: torch.ones(1)}, r"is of shape \(1,\), expected"),
+        ):
+            with pytest.raises(ValueError, match=rf"'{name}' {what}"):
+                IndependentPrompts.restore(*sizes, clip, tensors)
+
+
+class TestCoupled:
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_features_and_gradients_are_those_of_mapped_text_prompts(self, depth, clip_of, plain_of, images):
+        clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
+        method = coupled(clip, depth)
+        layers = text_layers(method)
+        weights = [m.weight.detach().double().requires_grad_() for m in method.maps]
+        biases = [m.bias.detach().double().requires_grad_() for m in method.maps]
+        tokens = torch.stack([t @ w.T + b for t, w, b in zip(layers, weights, biases, strict=True)])
+        direction = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+
+        assert relative_error(method.tokens, tokens) < 1e-6
+        features = method.encode_images(clip.image_tower, images)
+        expected = normalized(plain.image_features(images, tokens))
+        assert relative_error(features, expected) < 1e-5
+        (features * direction).sum().backward()
+        (expected * direction).sum().backward()
+        assert relative_error(method.text_prompts.context.grad, layers.grad[0]) < 1e-5
+        if depth > 1:
+            assert relative_error(method.text_prompts.deep.grad, layers.grad[1:]) < 1e-5
+        for layer, mapped in enumerate(method.maps):
+            assert relative_error(mapped.weight.grad, weights[layer].grad) < 1e-5
+            assert relative_error(mapped.bias.grad, biases[layer].grad) < 1e-5
+
+    def test_maps_start_as_torch_starts_them(self, clip_of):
+        torch.manual_seed(0)
+        size = PromptConfig(2, 3)
+        method = CoupledPrompts(size, size, None, clip_of("test-teacher"))
+        assert [m.weight.shape for m in method.maps] == [(48, 40)] * 3
+        assert all(0 < m.weight.abs().max() <= 40**-0.5 for m in method.maps)
+
+    def test_the_text_prompts_are_followed_and_a_copy_follows_its_own(self, clip_of):
+        method = coupled(clip_of("test-teacher"))
+        other, before = copy.deepcopy(method), method.tokens.detach().clone()
+        with torch.no_grad():
+            method.text_prompts.context += 1
+        assert not torch.equal(method.tokens[0], before[0])
+        assert torch.equal(method.tokens[1:], before[1:])
+        assert torch.equal(other.tokens, before)
+
+    def test_tokens_are_the_same_in_float32_under_half_precision(self, clip_of):
+        method = coupled(clip_of("test-teacher"))
+        before = method.tokens
+        method.to(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = method.tokens
+        assert tokens.dtype == torch.float32
+        assert torch.equal(tokens, before)
+
+    def test_more_layers_than_the_image_tower_has_are_refused(self, clip_of):
+        with pytest.raises(ConfigError, match=r"length 2 and depth 4 do not fit.*1 to 3") as error:
+            coupled(clip_of("test-teacher"), depth=4)
+        assert world.one_sentence(error)
+
+
+def test_a_way_of_prompting_outside_the_package_comes_back_from_its_file(clip_of, tmp_path, images):
+    clip = clip_of("test-teacher")
+    torch.manual_seed(0)
+    method = disturbed(ScaledPrompts(PromptConfig(3, 2), PromptConfig(4, 3), WORDS, clip))
+    tuned = world.tuned(method, "test-teacher")
+    tuned.save(tmp_path / "prompts.safetensors")
+    read = type(tuned).load(tmp_path / "prompts.safetensors")
+    assert read.method == f"{__name__}.ScaledPrompts"
+    restored = read.restore(read.load_image_clip())
+    assert isinstance(restored, ScaledPrompts)
+    tower = clip.image_tower
+    assert torch.equal(restored.encode_images(tower, images), method.encode_images(tower, images))
+    assert not [p for p in restored.parameters() if p.requires_grad]
