@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from kdpl.cli.feature_filling import FeatureFilling
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,6 @@ from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
 from kdpl.class_vectors import ClassVectors
-from kdpl.cli.feature_filling import FeatureFilling
 from kdpl.clip.frozen import Frozen
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import ClipConfig

@@ -16,7 +16,7 @@ from benchmarks.measuring import machine
 from benchmarks.rows import GROUPS, Bench, Row
 from benchmarks.settings import add_options, settings_of
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.terminal import tame_output
+from kdpl.runtime.messages import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("there is no GPU that PyTorch can use: leave --device out")
     settings = settings_of(options)
     settings.prepare()
-    tame_output()
+    quiet_libraries()
     bench = Bench(settings)
     console = Console()
     began = machine(settings.torch_device)

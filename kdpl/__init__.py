@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdpl.callbacks import FreezeClassVectors
+    from kdpl.callbacks.handover import FreezeClassVectors
     from kdpl.class_vectors import ClassVectors
     from kdpl.classifier import Classifier
     from kdpl.data.datamodule import DomainDataModule
@@ -32,7 +32,7 @@ _HOMES = {
     "ClassVectors": "kdpl.class_vectors",
     "Classifier": "kdpl.classifier",
     "DomainDataModule": "kdpl.data.datamodule",
-    "FreezeClassVectors": "kdpl.callbacks",
+    "FreezeClassVectors": "kdpl.callbacks.handover",
     "KdplError": "kdpl.errors",
     "StudentDistillation": "kdpl.student",
     "TeacherPromptTuning": "kdpl.teacher",

@@ -13,6 +13,7 @@ from kdpl.errors import ArtifactError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.fields import Fields
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 KIND = "class vectors"
 VERSION = 1
@@ -130,6 +131,15 @@ class ClassVectors:
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         write_tensors(path, KIND, VERSION, {"class_vectors": self.vectors}, self.fields())
+
+    @classmethod
+    def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
+        """Read the class vectors in a teacher's run folder, or another file of them.
+
+        Raises:
+            ArtifactError: As for ``load``.
+        """
+        return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassVectors":

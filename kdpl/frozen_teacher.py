@@ -16,34 +16,51 @@ from kdpl.prompts.tuned import TunedPrompts
 
 
 class FrozenTeacher(nn.Module):
-    """Images to features and logits, as the tuned teacher gives them.
+    """Images to features, and features to logits, as the tuned teacher computes them.
 
     Args:
-        tower: The teacher's image tower; None where all of its features are there already.
-        prompts: Its tuned prompts; None without a tower.
+        folder: The run folder of stage 1, which ``load`` reads the image tower's prompts from.
         vectors: Its class vectors.
     """
 
-    def __init__(self, tower: ImageTower | None, prompts: PromptMethod | None, vectors: ClassVectors) -> None:
+    def __init__(self, folder: Path, vectors: ClassVectors) -> None:
         super().__init__()
-        self.tower = tower
-        self.prompts = prompts
+        self.folder = folder
+        self.vectors = vectors
         self.head = CosineHead(vectors.vectors)
-        self.logit_scale = vectors.logit_scale
+        self.tower: ImageTower | None = None
+        self.prompts: PromptMethod | None = None
+
+    def load(self) -> None:
+        """Load image tower and prompts, unless that was done: a student with all features in a cache needs neither.
+
+        Raises:
+            ArtifactError: Prompts and class vectors are missing or not of one teacher.
+            WeightsError: The teacher's CLIP cannot be had, or is another one than it was tuned on.
+        """
+        if self.tower is not None:
+            return
+        prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
+        if prompts.teacher != self.vectors.teacher:
+            raise ArtifactError(
+                f"the class vectors were frozen by another teacher than the one in {self.folder}: give the class "
+                "vectors and the folder of one run"
+            )
+        clip = prompts.load_image_clip()
+        device = self.head.class_vectors.device
+        self.tower, self.prompts = clip.image_tower.to(device), prompts.restore(clip).to(device)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        A student of another image size shares its view: it is resized for the teacher.
+        Images of another size than the teacher's, as a student may take, are resized.
 
         Raises:
             ConfigError: The tower was not loaded.
         """
         if self.tower is None or self.prompts is None:
-            raise ConfigError(
-                "the teacher's tower is not there: all features were to come from data.init_args.teacher_cache"
-            )
+            raise ConfigError("the teacher's image tower is not loaded: call load() first")
         size = self.tower.preprocessing.image_size
         if images.shape[-1] != size:
             pixels = images.float().div(255)
@@ -51,36 +68,6 @@ class FrozenTeacher(nn.Module):
         return self.prompts.encode_images(self.tower, images)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Give logits [B, C] of features [B, D], with the teacher's own scale."""
-        logits: Tensor = self.head(features, self.logit_scale)
+        """Return logits [B, C] of features [B, D], with the teacher's own scale."""
+        logits: Tensor = self.head(features, self.vectors.logit_scale)
         return logits
-
-
-def load_teacher(folder: Path, vectors: ClassVectors, vectors_path: Path, with_tower: bool = True) -> FrozenTeacher:
-    """Load the teacher that class vectors were frozen by.
-
-    Args:
-        folder: The run folder of stage 1.
-        vectors: The class vectors.
-        vectors_path: Where they came from, for messages.
-        with_tower: Whether it is to encode images.
-
-    Raises:
-        ArtifactError: Prompts and class vectors are missing or not of one teacher.
-        WeightsError: The teacher's CLIP cannot be had, or is another one than it was tuned on.
-    """
-    prompts = TunedPrompts.load(folder / PROMPTS_FILE)
-    if prompts.teacher != vectors.teacher:
-        raise ArtifactError(
-            f"the class vectors {vectors_path} were frozen by another teacher than the one in "
-            f"{folder}: give the class vectors and the folder of one run"
-        )
-    if not with_tower:
-        return FrozenTeacher(None, None, vectors)
-    clip = prompts.load_image_clip()
-    if vectors.vectors.shape[1] != clip.image_tower.embed_dim:
-        raise ArtifactError(
-            f"the class vectors {vectors_path} have width {vectors.vectors.shape[1]}, the embedding of "
-            f"their teacher {clip.identity.model} has {clip.image_tower.embed_dim}: run stage 1 again"
-        )
-    return FrozenTeacher(clip.image_tower, prompts.restore(clip), vectors)

@@ -14,6 +14,9 @@ ACCURACY_TITLES = {
 }
 """The accuracies that ``DomainAccuracy`` computes, and their titles."""
 
+ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "HM"}
+"""The same as short heads of columns."""
+
 TRAIN_LOSS = "train/loss"
 TRAIN_AGREEMENT = "train/agreement"
 IMAGES_PER_SECOND = "train/images_per_s"

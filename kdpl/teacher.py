@@ -12,16 +12,17 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
+from kdpl.callbacks.averaging import GaussianPromptAveraging
+from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
+from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.clip.frozen import Frozen
 from kdpl.clip.head import cosine_logits
 from kdpl.clip.loading import PROMPTSRC_TEMPLATES, ClipConfig, load_clip
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
-from kdpl.domain import domain_of
 from kdpl.errors import ConfigError
-from kdpl.evaluation import EvaluatedModule
 from kdpl.losses import feature_l1, zero_shot_kl
+from kdpl.metrics import TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
@@ -57,7 +58,7 @@ class AveragingConfig:
     std: float = 1.0
 
 
-class TeacherPromptTuning(EvaluatedModule):
+class TeacherPromptTuning(ClassifyingModule):
     """Deep visual and text prompts in a frozen CLIP, trained on labelled few-shot images.
 
     Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(tuned ‖ zero-shot), PromptSRC, section 3.2. At the end the
@@ -171,8 +172,8 @@ class TeacherPromptTuning(EvaluatedModule):
                 terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
         self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
-        parts = {f"train/loss_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_training({"train/loss": loss.detach(), **parts}, len(images))
+        parts = {f"{TRAIN_LOSS}_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
+        self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(images))
         return loss
 
     def encode_names(self, names: Sequence[str]) -> Tensor:

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from kdpl.training_means import ImageMean, TrainingMeans
 
 # means over batches of so many images

@@ -131,8 +131,6 @@ def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | N
         raise KeyboardInterrupt
     if code == TERMINATED:
         raise Terminated
-    if slurm.died_of_notice(code):
-        raise slurm.requeue(task.name)
     if code == slurm.REQUEUED:
         raise slurm.Requeued(f"{task.name} goes on when the job is started again")
     if code != 0:

@@ -5,17 +5,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from kdpl.domain import domain_of
+from kdpl.classification import domain_of
 from kdpl.errors import DataError
 from kdpl.metrics import DomainAccuracy
-from kdpl.runtime.peers import share_buffers
+from kdpl.runtime.messages import inform, warn
 
 
 class BestOnBaseTest(Callback):
-    """Puts the weights of the epoch that was best on the base classes' test images in the place of the last ones.
+    """Replaces the last weights by those of the epoch that was best on the base classes' test images.
 
     The code published with PromptKD chooses its epoch so, and its reported accuracies are of that epoch. Test accuracy
     that chose the model is no longer an estimate for new images: the log and the tables say so. Where the protocol has
@@ -38,9 +37,7 @@ class BestOnBaseTest(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not data.test_records:
             raise DataError("choice: best_on_base_test needs test images, and the dataset has none: set choice to last")
-        rank_zero_warn(
-            "choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result"
-        )
+        warn("choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the loader once: its worker processes stay from epoch to epoch."""
@@ -49,7 +46,7 @@ class BestOnBaseTest(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch put the best ones in their place."""
-        share_buffers(pl_module)
+        _share_buffers(pl_module)
         accuracy = _base_accuracy(trainer, pl_module, self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
@@ -57,7 +54,7 @@ class BestOnBaseTest(Callback):
             self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             pl_module.load_state_dict(self.weights)
-            rank_zero_info(
+            inform(
                 f"epoch {self.epoch} is the result, chosen by its accuracy on the base classes' TEST images "
                 f"({100 * self.accuracy:.2f} %)"
             )
@@ -69,6 +66,14 @@ class BestOnBaseTest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best epoch of a checkpoint."""
         self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
+
+
+@torch.no_grad()
+def _share_buffers(module: LightningModule) -> None:
+    """Give all processes the first one's buffers, which the checkpoint holds: batch norms' statistics differ."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 
 from kdpl.callbacks.pictures import can_draw, choose_for_sheet, draw_confusion, draw_curves, draw_sheet
 from kdpl.runtime.disagreements import find_disagreements
 from kdpl.runtime.loggers import METRICS_FILE, log_images, log_picture, read_metrics
+from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import Answer, read_answers
 
 FIGURES = "figures"
@@ -50,7 +50,7 @@ class DrawPictures(Callback):
         if not trainer.is_global_zero:
             return False
         if not can_draw():
-            rank_zero_info("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
+            inform("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
             return False
         return True
 
@@ -88,4 +88,4 @@ def _figure(trainer: Trainer, name: str) -> Path:
 
 def _show(trainer: Trainer, path: Path) -> None:
     log_picture(trainer.loggers, f"{FIGURES}/{path.stem}", path)
-    rank_zero_info(f"picture: {path}")
+    inform(f"picture: {path}")

@@ -1,32 +1,24 @@
-"""What a finished stage leaves for the next: class vectors after stage 1, the classifier after stage 2."""
+"""Results of a finished stage: class vectors after stage 1, the classifier after stage 2."""
 
 from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.prompts.tuned import FILE as PROMPTS_FILE
+from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
-from kdpl.runtime.wandb_artifacts import (
-    CLASS_VECTORS,
-    CLASSIFIER,
-    TEACHER,
-    accuracies,
-    artifact_name,
-    log_input,
-    log_output,
-)
+from kdpl.runtime.messages import inform, warn
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
+from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
 
 
 class _Handover(Callback):
-    """Writes something once a fit has come to its planned end, not when it was cut short."""
+    """Writes something once a fit has reached its planned end, not when it was interrupted."""
 
     def __init__(self) -> None:
         self._written = False
@@ -43,8 +35,8 @@ class _Handover(Callback):
         if self._written:
             return
         self._written = True
-        if not _came_to_its_end(trainer):
-            rank_zero_warn("training was cut short: start the same command again to go on; nothing was handed over")
+        if not _is_finished(trainer):
+            warn("training ended early: rerun the same command to resume; nothing was handed over")
             return
         self.write(trainer, pl_module, Path(trainer.default_root_dir))
         trainer.strategy.barrier("kdpl handover")
@@ -54,10 +46,10 @@ class _Handover(Callback):
         """Write into the run's folder; called on all processes."""
 
 
-def _came_to_its_end(trainer: Trainer) -> bool:
+def _is_finished(trainer: Trainer) -> bool:
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
     steps = 0 <= trainer.max_steps <= trainer.global_step
-    # whoever asks for early stopping plans to end before the last epoch
+    # early stopping is a planned end as well
     early = any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
     return epochs or steps or early
 
@@ -82,35 +74,33 @@ class FreezeClassVectors(_Handover):
             return
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
-        rank_zero_info(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
-        said = {**_about(vectors), **accuracies(trainer.callback_metrics)}
+        inform(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
+        metadata = {**_about(vectors), **_val_accuracies(trainer)}
         name = artifact_name(TEACHER, vectors.teacher)
-        log_output(trainer.loggers, TEACHER, name, folder / PROMPTS_FILE, said)
-        said = {**vectors.fields(), **said, "made_with": name}
+        log_output(trainer.loggers, TEACHER, name, folder / PROMPTS_FILE, metadata)
+        metadata |= {**vectors.fields(), "made_with": name}
         name = artifact_name(CLASS_VECTORS, vectors.teacher)
-        log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, said)
-
-
-def _about(vectors: ClassVectors) -> dict[str, str | int]:
-    return {"teacher": vectors.teacher, "num_classes": len(vectors.class_names)}
+        log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
 
 
 class _Classifying(Protocol):
-    class_vectors_path: Path
-    vectors: ClassVectors
+    shared_vectors: ClassVectors
 
     def classifier(self) -> Classifier: ...
 
 
 class SaveClassifier(_Handover):
-    """At the end of stage 2, writes the classifier, which needs neither teacher nor Lightning, to the run's folder."""
+    """Copies the class vectors that stage 2 learns from into the run's folder, and at its end writes the classifier."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell W&B which class vectors the student learns from."""
+        """Copy the class vectors: the run's folder holds everything that its checkpoints need."""
         if trainer.is_global_zero:
             student: _Classifying = pl_module  # type: ignore[assignment]
-            name = artifact_name(CLASS_VECTORS, student.vectors.teacher)
-            log_input(trainer.loggers, CLASS_VECTORS, name, student.class_vectors_path, _about(student.vectors))
+            vectors, file = student.shared_vectors, Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
+            vectors.save(file)
+            log_input(
+                trainer.loggers, CLASS_VECTORS, artifact_name(CLASS_VECTORS, vectors.teacher), file, _about(vectors)
+            )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Write on one process."""
@@ -119,11 +109,20 @@ class SaveClassifier(_Handover):
             return
         classifier = student.classifier()
         classifier.save(folder / CLASSIFIER_FOLDER)
-        rank_zero_info(f"classifier: {folder / CLASSIFIER_FOLDER}")
-        said = {
+        inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
+        metadata = {
             **_about(classifier.vectors),
-            **accuracies(trainer.callback_metrics),
+            **_val_accuracies(trainer),
             "clip": asdict(classifier.clip),
             "made_with": artifact_name(CLASS_VECTORS, classifier.vectors.teacher),
         }
-        log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, said)
+        log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
+
+
+def _about(vectors: ClassVectors) -> dict[str, Any]:
+    return {"teacher": vectors.teacher, "num_classes": len(vectors.class_names)}
+
+
+def _val_accuracies(trainer: Trainer) -> dict[str, float]:
+    keys = {val_key(name) for name in ACCURACY_TITLES}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in keys}

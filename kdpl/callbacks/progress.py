@@ -8,14 +8,16 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from rich import get_console
 from rich.progress import TimeRemainingColumn
 
+from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
+
 _NAMES = {
-    "train/loss": "loss",
-    "val/acc": "acc",
-    "val/hm": "HM",
-    "train/images_per_s": "images/s",
-    "train/data_wait": "wait",
+    TRAIN_LOSS: "loss",
+    val_key("acc"): "acc",
+    val_key("hm"): "HM",
+    IMAGES_PER_SECOND: "images/s",
+    DATA_WAIT: "wait",
 }
-_WIDTH_WITHOUT_BAR = 72
+_WIDTH_WITHOUT_BAR = 78
 
 
 class ProgressBar(RichProgressBar):

@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND
+
 
 class Throughput(Callback):
     """Logs ``train/images_per_s`` over all processes and ``train/data_wait``, to the progress bar and the loggers.
@@ -51,5 +53,5 @@ class Throughput(Callback):
             return
         self._images += len(batch[0]) * trainer.world_size
         seconds = self._end - self._start
-        values = {"train/images_per_s": self._images / seconds, "train/data_wait": self._waited / seconds}
+        values = {IMAGES_PER_SECOND: self._images / seconds, DATA_WAIT: self._waited / seconds}
         pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)

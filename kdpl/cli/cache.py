@@ -1,16 +1,18 @@
-"""``python -m kdpl cache``: compute the teacher's features of all views once, for any number of students."""
+"""``python -m kdpl cache``: the teacher's features of all views, computed once for any number of students."""
 
-import argparse
-from collections.abc import Sequence
-
-from kdpl.cli.arguments import Parser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 
-def cache(argv: Sequence[str]) -> int:
-    """Fill the teacher cache that the settings of a student's fit name; go on where it was cut.
+def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, settings: list[str]) -> int:
+    """Compute the teacher's features of views of the unlabelled images, for a student's fit to read.
+
+    All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN, and
+    --data.init_args.teacher_cache FOLDER, which says where to. An interrupted command is resumed by the same command.
 
     Args:
-        argv: Arguments after ``cache``.
+        views: Views of each image; by default as many as trainer.max_epochs.
+        verify: Number of random entries to compute again, and compare.
+        settings: Options of the student's fit.
 
     Returns:
         0.
@@ -19,32 +21,34 @@ def cache(argv: Sequence[str]) -> int:
         KdplError: The settings are not those of a student with a cache, the cache is of something else or damaged, or
             an entry that was verified differs.
     """
-    options, settings = _parse(argv)
-    from kdpl.cli.feature_filling import fill
+    from lightning.pytorch import Callback
 
-    fill(settings, options.views, options.verify)
-    return 0
+    from kdpl.callbacks.teacher_cache import FillTeacherCache
+    from kdpl.cli.fit import KdplCLI, require_stage, run_command
+    from kdpl.errors import ConfigError
+    from kdpl.student import StudentDistillation
 
+    class Filling(KdplCLI):
+        """A student's fit without epochs, which fills the cache and writes nothing else."""
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        prog="python -m kdpl cache",
-        allow_abbrev=False,
-        description="Compute the teacher's features of views of the unlabelled images, for a student's fit to read.",
-        epilog="All else is what the student's fit takes: --config FILE, --model.init_args.teacher RUN, and "
-        "--data.init_args.teacher_cache FOLDER, which says where to.",
-    )
-    parser.add_argument(
-        "--views", type=_positive, metavar="V", help="views of each image (default: trainer.max_epochs)"
-    )
-    parser.add_argument(
-        "--verify", type=_positive, default=0, metavar="N", help="compute N random entries again, and compare them"
-    )
-    return parser.parse_known_args(argv)
+        def before_instantiate_classes(self) -> None:
+            require_stage(self.config, StudentDistillation, "student")
+            data, trainer = self.config.data.get("init_args", {}), self.config.trainer
+            if not data.get("teacher_cache"):
+                raise ConfigError("the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER")
+            self.views = views or trainer.max_epochs
+            data.fill_teacher_cache = True
+            trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
+            trainer.max_epochs = 0
+            self._given = self.config.clone()
 
+        def execute(self) -> None:
+            self.model.configure_callbacks = list
+            self.trainer.fit(self.model, datamodule=self.datamodule)
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+        def own_callbacks(self) -> list[Callback]:
+            return [FillTeacherCache(self.views, verify)]
+
+    if not settings:
+        raise ConfigError("cache needs the settings of a student's fit: give --config FILE (--help tells more)")
+    return run_command(["fit", *settings], make=Filling)

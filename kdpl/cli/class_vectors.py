@@ -100,8 +100,8 @@ def _names_of_data(
         if not isinstance(section, dict):
             raise ConfigError(f"data in config {file} is {section!r}, expected a section of settings: correct it")
 
+    from kdpl.classification import Domain
     from kdpl.data.section import build_data
-    from kdpl.domain import Domain
 
     data = build_data(sections, settings)
     if not isinstance(data, Domain):

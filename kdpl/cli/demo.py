@@ -38,9 +38,9 @@ def demo(argv: Sequence[str]) -> int:
             raise ConfigError("the demo needs gradio: pip install 'kdpl[demo]'") from error
         from kdpl.deploy.demo.page import build, serve
         from kdpl.deploy.demo.visit import Demo, find_examples
-        from kdpl.runtime.terminal import tame_output
+        from kdpl.runtime.messages import quiet_libraries
 
-        tame_output()
+        quiet_libraries()
         loaded = Demo.load(options.classifier, options.add_classes, options.teacher, options.top_k)
         examples = find_examples(options.examples)
         serve(build(loaded, examples), options.host, port, show=not options.no_browser)

@@ -37,9 +37,9 @@ def report(argv: Sequence[str]) -> int:
 
     from kdpl.report.page import render
     from kdpl.report.run_folder import Run
-    from kdpl.runtime.terminal import tame_output
+    from kdpl.runtime.messages import quiet_libraries
 
-    tame_output()
+    quiet_libraries()
     html = render(Run.find(folder, options.trust))
     with atomic_path(out) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -1,230 +1,224 @@
-"""``python -m kdpl run``: both stages and their tests, each by the very command that a person would type."""
+"""``python -m kdpl run``: both stages and their tests, one after another, each as a command of its own."""
 
-import argparse
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from kdpl.cli.arguments import Parser
 from kdpl.errors import ConfigError, visible
-from kdpl.report import FILE as REPORT_FILE
-from kdpl.runtime import slurm
-from kdpl.runtime.configs import read_config, require_configs
-from kdpl.runtime.files import atomic_path
-from kdpl.runtime.launch import of_several
-from kdpl.runtime.predictions import RESULTS_FILE, read_results
-from kdpl.runtime.processes import ENDED_FROM_OUTSIDE, check_fits, in_own_process, run_step
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
-from kdpl.runtime.run_lock import RunLock, tidy
-
-ORDER_FILE = "run.json"
-SUMMARY_FILE = "results.json"
-
-# a name only, since this process imports neither torch nor Lightning
-_CONFIG = "config.yaml"
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CLASSIFIER_FOLDER,
+    CONFIG_FILE,
+    FIGURES_FOLDER,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+)
 
 _NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
-_COLUMNS = {"test/acc": "all", "test/base_acc": "base", "test/novel_acc": "novel", "test/hm": "HM"}
 
 
 @dataclass(frozen=True)
-class Step:
+class _Step:
     """One command of the run.
 
     Attributes:
-        title: What it does, for people.
+        title: Title for people.
         args: Arguments of ``python -m kdpl``.
-        result: What is there once it is done.
+        result: File or folder that exists once it is done.
+        clip_of: Folder of the stage whose CLIP a zero-shot test is of.
     """
 
     title: str
     args: tuple[str, ...]
     result: Path
+    clip_of: Path | None = None
 
 
-def run(argv: Sequence[str]) -> int:
-    """Do stage 1, freeze, stage 2, tests, classifier and report; go on where it was cut; say so if all is done.
+def run(
+    *,
+    config: list[str] = [],  # noqa: B006 - the parser copies it
+    teacher: list[str],
+    student: list[str],
+    out: str,
+    seed: int = 1,
+    settings: list[str],
+) -> int:
+    """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
+
+    Any other option, such as --data.init_args.shots 4, is passed on to both stages. An interrupted run is resumed by
+    the same command.
 
     Args:
-        argv: Arguments after ``run``.
+        config: Config for both stages: data, trainer, logger; may be repeated.
+        teacher: Config for stage 1 alone; may be repeated.
+        student: Config for stage 2 alone; may be repeated.
+        out: The run's folder.
+        seed: Seed of sampling, initialisation and order.
+        settings: Options for both stages.
 
     Returns:
-        The exit code of the step that failed or was requeued, or 0.
+        0.
 
     Raises:
-        ConfigError: A config file is missing or wrong, or the folder holds a run of other configs.
+        KdplError: A config is missing or wrong, the folder holds something else, or a step failed.
     """
-    options, overrides = _parse(argv)
-    if of_several():
-        raise ConfigError(
-            "run was started by several processes at once: start it once, without srun or torchrun (within a Slurm job "
-            "of several tasks it starts each step with srun), or start fit with them, stage by stage"
-        )
-    out = Path(options.out)
-    _require_own_folder(out)
-    orders = _orders(options, overrides)
-    console = Console()
-    os.environ.setdefault("WANDB_RUN_GROUP", out.name)
+    from rich.console import Console
+
+    from kdpl.runtime.configs import require_configs
+    from kdpl.runtime.lock import RunLock
+    from kdpl.runtime.messages import process_rank
+
+    require_configs((*config, *teacher, *student))
+    folder = Path(out)
+    _require_own_folder(folder)
+    steps = _steps(folder, config, teacher, student, [f"--seed_everything={seed}", *settings])
+    orders = _orders(config, teacher, student, seed, settings)
+    os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
-    steps = _steps(options, overrides)
-    with ExitStack() as held:
-        locked = out.is_dir() and bool(_open(steps))
-        if locked:
-            # before anything in it is believed
-            held.callback(RunLock(out).release)
-        open_steps = _open(steps)
-        # What is wrong with the student's settings is better known before the teacher has been tuned than after. Asked
-        # for something else than before, finished stages are looked at as well: they know which setting it is.
-        checked = steps if _other_orders(out, orders) else open_steps
-        fits = [list(step.args) for step in checked if step.args[0] == "fit"]
-        if fits:
-            code = in_own_process(check_fits, fits)
-            if code != 0:
-                return code
-        if open_steps:
-            if not locked:
-                held.callback(RunLock(out).release)
-            with atomic_path(out / ORDER_FILE) as temporary:
-                temporary.write_text(json.dumps(orders, indent=2), encoding="utf-8")
-        elif not locked:
-            tidy(out)
-        code = _do(steps, console, out)
-        if code == 0:
-            if open_steps or not (out / REPORT_FILE).is_file():
-                code = in_own_process(run_step, ["report", str(out), "--trust"])
-            if code not in ENDED_FROM_OUTSIDE:
-                _summarize(console, out, nothing_done=not open_steps)
-    return code
-
-
-def _open(steps: list[Step]) -> list[Step]:
-    return [step for step in steps if not step.result.exists()]
-
-
-def _do(steps: list[Step], console: Console, out: Path) -> int:
-    """Do what is not done yet; gives the exit code of the step that failed, or 0."""
-    for number, step in enumerate(steps, start=1):
-        if step.result.exists():
-            tidy(step.result.parent)
-            continue
-        if slurm.signalled():
-            raise slurm.requeue(str(out))
-        console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-        code = in_own_process(run_step, _resolve(step.args))
-        if slurm.died_of_notice(code):
-            raise slurm.requeue(str(out))
-        if code != 0:
-            return code
-        if not step.result.exists():
-            raise ConfigError(f"{step.title} ended without {step.result}: start the same command again to go on")
+    first = process_rank() == 0
+    unfinished = any(not step.result.exists() for step in steps)
+    lock = RunLock(folder) if first and unfinished else None
+    try:
+        _check(steps, everything=_read_orders(folder) not in (None, orders))
+        if lock is not None:
+            _write_json(folder / RUN_FILE, orders)
+        console = Console(quiet=not first)
+        for number, step in enumerate(steps, start=1):
+            _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
+        if first:
+            _report(folder, again=unfinished)
+            _summarize(console, folder, nothing_done=not unfinished)
+    finally:
+        if lock is not None:
+            lock.release()
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        prog="python -m kdpl run",
-        allow_abbrev=False,
-        description="Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.",
-        epilog="Any other option, such as --data.init_args.shots 4, is passed on to both stages.",
-    )
-    parser.add_argument("--config", action="append", default=[], help="config for both stages: data, trainer, logger")
-    parser.add_argument("--teacher", action="append", required=True, help="config for stage 1 alone")
-    parser.add_argument("--student", action="append", required=True, help="config for stage 2 alone")
-    parser.add_argument("--out", required=True, help="the run's folder")
-    parser.add_argument("--seed", type=int, default=1, help="seed of sampling, initialisation and order (default 1)")
-    options, overrides = parser.parse_known_args(argv)
-    require_configs((*options.config, *options.teacher, *options.student))
-    return options, overrides
-
-
-def _steps(options: argparse.Namespace, overrides: list[str]) -> list[Step]:
-    out = Path(options.out)
+def _steps(
+    out: Path, shared: Sequence[str], teacher_configs: Sequence[str], student_configs: Sequence[str], more: list[str]
+) -> list[_Step]:
     teacher, student = out / "teacher", out / "student"
-    shared = [f"--config={file}" for file in options.config]
-    common = [f"--seed_everything={options.seed}", *overrides]
 
-    def fit(stage: Path, configs: list[str], result: str, *more: str) -> tuple[tuple[str, ...], Path]:
-        args = ("fit", *shared, *(f"--config={file}" for file in configs), f"--out={stage}", *more, *common)
-        return args, stage / result
+    def fit(title: str, stage: Path, configs: Sequence[str], result: str, *own: str) -> _Step:
+        files = (f"--config={file}" for file in (*shared, *configs))
+        return _Step(title, ("fit", *files, f"--out={stage}", *own, *more), stage / result)
 
-    def test(stage: Path) -> tuple[tuple[str, ...], Path]:
-        return ("test", f"--config={stage / _CONFIG}"), stage / RESULTS_FILE
+    def test(title: str, stage: Path) -> _Step:
+        return _Step(title, ("test", f"--config={stage / CONFIG_FILE}"), stage / RESULTS_FILE)
 
-    def zero_shot(stage: Path) -> tuple[tuple[str, ...], Path]:
-        # the teacher's config without prompts is the zero-shot CLIP; {clip} is filled in with the stage's own CLIP
+    def zero_shot(title: str, stage: Path) -> _Step:
+        # the teacher's config without prompts is the zero-shot CLIP, here with the stage's own CLIP
         folder = out / "zero_shot" / stage.name
-        args = ("test", f"--config={teacher / _CONFIG}", *_NO_PROMPTS, f"--clip-of={stage}", f"--out={folder}")
-        return args, folder / RESULTS_FILE
+        args = ("test", f"--config={teacher / CONFIG_FILE}", *_NO_PROMPTS, f"--out={folder}")
+        return _Step(title, args, folder / RESULTS_FILE, clip_of=stage)
 
-    # both fits before the tests: whoever has no test images still gets a classifier
+    # both fits before the tests: without test images there is still a classifier
     return [
-        Step("stage 1: tune the teacher, freeze class vectors", *fit(teacher, options.teacher, CLASS_VECTORS_FILE)),
-        Step(
+        fit("stage 1: tune the teacher, freeze class vectors", teacher, teacher_configs, CLASS_VECTORS_FILE),
+        fit(
             "stage 2: distil the student, write the classifier",
-            *fit(student, options.student, CLASSIFIER_FOLDER, f"--model.init_args.teacher={teacher}"),
+            student,
+            student_configs,
+            CLASSIFIER_FOLDER,
+            f"--model.init_args.teacher={teacher}",
         ),
-        Step("test the teacher", *test(teacher)),
-        Step("test the student", *test(student)),
-        Step("test the teacher's CLIP as it came (zero-shot)", *zero_shot(teacher)),
-        Step("test the student's CLIP as it came (zero-shot)", *zero_shot(student)),
+        test("test the teacher", teacher),
+        test("test the student", student),
+        zero_shot("test the teacher's original CLIP (zero-shot)", teacher),
+        zero_shot("test the student's original CLIP (zero-shot)", student),
     ]
 
 
-def _resolve(args: Sequence[str]) -> list[str]:
-    """Fill in which CLIP a zero-shot test is of, which the stage's own config knows once its fit has begun."""
-    resolved: list[str] = []
-    for arg in args:
-        if arg.startswith("--clip-of="):
-            config = read_config(str(Path(arg.removeprefix("--clip-of=")) / _CONFIG))
-            settings = config["model"]["init_args"]
-            resolved.append(f"--model.init_args.clip={json.dumps(settings['clip'])}")
-        else:
-            resolved.append(arg)
-    return resolved
+def _check(steps: Sequence[_Step], everything: bool) -> None:
+    """Check the settings of the fits before the first one starts: the student's as well as the teacher's."""
+    from kdpl.cli.fit import run_command
+
+    for step in steps:
+        if step.args[0] == "fit" and (everything or not step.result.exists()):
+            run_command(step.args, check_only=True)
 
 
-def _orders(options: argparse.Namespace, overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """What each stage was asked to do."""
+def _do(step: _Step, title: str, console: Any, out: Path) -> None:  # noqa: ANN401
+    import gc
+
+    from kdpl.cli.fit import run_command
+    from kdpl.runtime import slurm
+    from kdpl.runtime.configs import read_config
+
+    if step.result.exists():
+        return
+    if slurm.signalled():
+        raise slurm.requeue(str(out))
+    console.rule(title, align="left")
+    args = list(step.args)
+    if step.clip_of is not None:
+        clip = read_config(str(step.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
+        args.append(f"--model.init_args.clip={json.dumps(clip)}")
+    run_command(args)
+    # a trainer and its model refer to each other; the next step needs the GPU's memory
+    gc.collect()
+
+
+def _report(out: Path, again: bool) -> None:
+    from kdpl.cli.report import report
+
+    if again or not (out / REPORT_FILE).is_file():
+        report([str(out), "--trust"])  # type: ignore
+
+
+def _orders(
+    config: list[str], teacher: list[str], student: list[str], seed: int, settings: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what each stage was asked to do."""
 
     def contents(files: list[str]) -> list[str]:
         return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
 
-    shared = {"--config": contents(options.config), "--seed": options.seed, "other options": overrides}
+    shared = {"--config": contents(config), "--seed": seed, "other options": settings}
     return {
-        "teacher": {**shared, "--teacher": contents(options.teacher)},
-        "student": {**shared, "--student": contents(options.student)},
+        "teacher": {**shared, "--teacher": contents(teacher)},
+        "student": {**shared, "--student": contents(student)},
     }
 
 
+def _read_orders(out: Path) -> Any:  # noqa: ANN401
+    file = out / RUN_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def _require_own_folder(out: Path) -> None:
-    """Refuse a file, or a folder with anything that is not of a run."""
+    """Refuse a file, or a folder that holds anything else than a run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
-    # a stage may be there already, imported for example; hidden is what a start leaves that was refused or killed
-    own = ("teacher", "student")
+    # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    foreign = [name for name in names if not name.startswith(".") and name not in own]
-    if foreign and not (out / ORDER_FILE).is_file():
+    foreign = [name for name in names if not name.startswith(".") and name not in ("teacher", "student")]
+    if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
             f"--out {out} holds something else than a run ({visible(min(foreign))}): choose another --out, or empty it"
         )
 
 
-def _other_orders(out: Path, orders: dict[str, dict[str, Any]]) -> bool:
-    file = out / ORDER_FILE
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")) != orders
+def _write_json(file: Path, content: Any) -> None:  # noqa: ANN401
+    from kdpl.runtime.files import atomic_path
+
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
+def _summarize(console: Any, out: Path, nothing_done: bool) -> None:  # noqa: ANN401
+    from rich.table import Table
+
+    from kdpl.metrics import ACCURACY_COLUMNS, test_key
+    from kdpl.runtime.predictions import read_results
+
     rows = {
         "teacher's CLIP, zero-shot": out / "zero_shot" / "teacher",
         "teacher, tuned": out / "teacher",
@@ -233,21 +227,21 @@ def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
     }
     results = {title: read_results(folder) for title, folder in rows.items()}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
-        with atomic_path(out / SUMMARY_FILE) as temporary:
-            temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    columns = [key for key in _COLUMNS if all(key in row for row in results.values())]
-    novel = "test/novel_acc" in columns
+        _write_json(out / SUMMARY_FILE, results)
+    columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
+    columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
     some = next(iter(results.values()))
     held_out = ", held out of the labelled ones" if some.get("held_out") else ""
+    transductive = "transductive: unlabelled images of novel classes were seen in distillation"
     table = Table(
         title=f"accuracy on {some['images']:.0f} test images{held_out}, %",
         title_justify="left",
-        caption="transductive: unlabelled images of novel classes were seen in distillation" if novel else None,
+        caption=transductive if test_key("novel_acc") in columns else None,
         caption_justify="left",
     )
     table.add_column("")
-    for key in columns:
-        table.add_column(_COLUMNS[key], justify="right")
+    for title in columns.values():
+        table.add_column(title, justify="right")
     for title, row in results.items():
         table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
     console.print()
@@ -257,6 +251,6 @@ def _summarize(console: Console, out: Path, nothing_done: bool) -> None:
     console.print(f"[bold]classifier[/bold]  {out / 'student' / CLASSIFIER_FOLDER}")
     console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
     console.print(f"[bold]report[/bold]      {out / REPORT_FILE}")
-    for picture in sorted(out.glob("*/figures/*.png")):
+    for picture in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png")):
         console.print(f"[bold]picture[/bold]     {picture}")
     console.print(f"use it: python -m kdpl predict {out / 'student' / CLASSIFIER_FOLDER} IMAGES…", soft_wrap=True)

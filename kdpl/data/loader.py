@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -10,8 +9,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdpl.data.sampler import TrainSampler
-from kdpl.runtime import worker
-from kdpl.runtime.interrupt import held_back
 
 _END_SECONDS = 5.0
 
@@ -47,7 +44,6 @@ class LazyLoader(DataLoader[Any]):
             pin_memory=torch.cuda.is_available(),
             # a stream of its own: a loader would draw its workers' seed from torch's global one at every epoch
             generator=torch.Generator(),
-            worker_init_fn=_begin_worker,
         )
 
         self._batches_done = batches_done
@@ -57,10 +53,7 @@ class LazyLoader(DataLoader[Any]):
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         try:
-            # workers that are just starting, or a loader half of whose workers are, would answer Ctrl-C by a traceback
-            with held_back() if self._iterator is None else nullcontext():
-                batches = super().__iter__()
-            yield from batches
+            yield from super().__iter__()
         except (ConnectionError, EOFError) as error:
             # a worker was killed while an image was being handed over; in torch's own words for one killed at rest
             raise RuntimeError(f"DataLoader worker (pid(s) {self._gone()}) exited unexpectedly") from error
@@ -88,11 +81,6 @@ class LazyLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing, as above."""
-
-
-def _begin_worker(number: int) -> None:
-    del number
-    worker.begin()
 
 
 class Batches:

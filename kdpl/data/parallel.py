@@ -1,5 +1,6 @@
 """One function over many images, on all cores, under a progress bar."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -9,9 +10,6 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from kdpl.runtime import fork_server, worker
-from kdpl.runtime.interrupt import held_back
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -55,18 +53,15 @@ def _in_order(
     if workers <= 1:
         yield from map(function, chunks)
         return
-    # processes, since Pillow decodes under Python's lock; from a server that has imported what all of them need
-    try:
-        server = fork_server.context(["kdpl.data.decoding"])
-    except ChildProcessError:  # this process was forked from one whose server it cannot ask
-        yield from map(function, chunks)
-        return
-    with ProcessPoolExecutor(workers, mp_context=server, initializer=worker.begin) as pool:
+    # processes, since Pillow decodes under Python's lock
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = iter(chunks)
         try:
             # workers that are just starting, and would not find what is cleared away, answer by a traceback
-            with held_back():
-                pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
+            pending = [pool.submit(function, chunk) for chunk in islice(waiting, 4 * workers)]
             while pending:
                 results = pending.pop(0).result()
                 # a few at a time, so that a million images need no million waiting tasks

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ArtifactError, KdplError, reason
-from kdpl.frozen_teacher import load_teacher
+from kdpl.frozen_teacher import FrozenTeacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies
 from kdpl.report.calibration import calibrate
@@ -229,7 +229,9 @@ def _teacher_encoder(run: Run) -> Encoder:
         raise ArtifactError("there is no teacher: run stage 1 to its end")
     path = run.teacher.folder / CLASS_VECTORS_FILE
     vectors = ClassVectors.load(path)
-    teacher = load_teacher(run.teacher.folder, vectors, path).to(device())
+    teacher = FrozenTeacher(run.teacher.folder, vectors)
+    teacher.load()
+    teacher.to(device())
     return Encoder(teacher.features, [teacher], vectors.preprocessing.image_size)
 
 

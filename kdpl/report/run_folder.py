@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdpl.callbacks.run_folder import CONFIG_FILE
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
@@ -20,7 +19,7 @@ from kdpl.report.trust import require_known_classes
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import METRICS_FILE, read_metrics
 from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE
 
 Read = TypeVar("Read")
 

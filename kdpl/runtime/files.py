@@ -1,9 +1,8 @@
-"""Files and folders that are whole or not there at all."""
+"""Files and folders that are complete or not there at all."""
 
 import errno
 import fnmatch
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,23 +12,23 @@ from pathlib import Path
 from kdpl.errors import KdplError
 from kdpl.runtime.faults import FULL
 
-_PROBE_BYTES = 2**16
+_LEAST_FREE = 2**16  # bytes
 _SUFFIX = ".unfinished"
 
 
 @contextmanager
 def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write a file or folder to; it takes the name only once it is whole.
+    """Yield a temporary name beside ``path`` to write a file or folder to; it is renamed once it is complete.
 
-    An existing file or folder of that name is replaced. When the block raises, nothing stays.
+    An existing file or folder of that name is replaced. If the block raises, nothing is left.
 
     Args:
         path: The name.
-        replace: Whether a folder with something in it is replaced as well.
+        replace: Whether a folder that is not empty is replaced as well.
 
     Raises:
         FileExistsError: There is such a folder, and it is not to be replaced.
-        OSError: The disk is full, whatever the library that was writing makes of it; names ``path``.
+        OSError: The disk is full; names ``path``.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +51,12 @@ def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def _write_through(path: Path) -> None:
-    """See that a file is on the disk before it has its name, which a power cut would leave with no content."""
+    """Write a file through to the disk before it is renamed: a power cut would leave the name without content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # what knows nothing of it
+        # file systems without it
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -65,7 +64,7 @@ def _write_through(path: Path) -> None:
 
 
 def _take_place(new: Path, path: Path, replaced: Path | None) -> None:
-    """Give a file or folder its name; what has the name is moved away before, which only folders need."""
+    """Rename a file or folder; a folder that has the name is moved away first."""
     if replaced is not None and path.is_dir():
         path.rename(replaced)
     try:
@@ -89,7 +88,7 @@ def append(path: Path, text: str) -> None:
         try:
             written = file.write(content)
             if written < len(content):
-                # the rest asks the system what is wrong
+                # the rest raises the reason
                 file.write(content[written:])
         except BaseException:
             file.truncate(before)
@@ -97,7 +96,7 @@ def append(path: Path, text: str) -> None:
 
 
 def cut_to_whole_lines(path: Path) -> int:
-    """Remove the line that was being written when its process was killed; gives how many lines there are."""
+    """Remove the line that was being written when its process was killed; returns the number of lines."""
     lines = whole = 0
     with path.open("r+b") as file:
         for line in file:
@@ -108,11 +107,11 @@ def cut_to_whole_lines(path: Path) -> int:
 
 
 def remove_leftovers(folder: Path, but_with: str) -> None:
-    """Remove what processes that were killed left half-written in a folder that nobody else writes into now.
+    """Remove what killed processes left half-written in a folder that no other process writes into.
 
     Args:
         folder: The folder.
-        but_with: A name; folders below with something of that name are left alone.
+        but_with: A name; subfolders that contain it are left alone.
     """
     for place, folders, names in os.walk(folder):
         if but_with in names and place != str(folder):
@@ -124,35 +123,16 @@ def remove_leftovers(folder: Path, but_with: str) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in the error of a full disk, of which the system does not say where, and libraries not even what."""
+    """Name a file in the error of a full disk, of which the system and libraries do not say where it struck."""
     try:
         yield
+    except KdplError:
+        raise
     except Exception as error:
-        if isinstance(error, KdplError) or (isinstance(error, OSError) and error.filename == str(path)):
-            raise
-        number = _number_of(error)
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors and torch raise their own errors on a full disk
+        if number is None and shutil.disk_usage(path.parent).free < _LEAST_FREE:
+            number = errno.ENOSPC
         if number not in FULL:
-            number = _refusal(path.parent)
-        if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _number_of(error: Exception) -> int | None:
-    """The system's number of an error, which libraries may keep in its text alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    number = re.search(r"\((?:os error|errno) (\d+)\)", str(error))
-    return int(number[1]) if number else None
-
-
-def _refusal(folder: Path) -> int | None:
-    """What number the system says to a little more in a folder, if it is full."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(_PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        return error.errno if error.errno in FULL else None
-    return None

@@ -13,6 +13,11 @@ PREDICTIONS_FILE = "test_predictions.csv"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
+RUN_FILE = "run.json"
+"""Of a whole run: the settings that each of its stages was given."""
+SUMMARY_FILE = "results.json"
+"""Of a whole run: the accuracies of all its tests."""
+
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST = f"{CHECKPOINTS_FOLDER}/last.ckpt"
 """The newest checkpoint, from which an interrupted run resumes."""

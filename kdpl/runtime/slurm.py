@@ -1,98 +1,83 @@
-"""Slurm's notice that a job's time is nearly over, and the job's way back into the queue; imports no torch."""
+"""Slurm's notice that a job's time is nearly over, and the job's way back into the queue; imports no torch.
+
+The notice is a signal that stays pending until it is asked for: nothing is interrupted by it, and what a process starts
+(loader workers, W&B's service) inherits that it is held back, where it would otherwise end them.
+"""
 
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from kdpl.errors import KdplError
+from kdpl.errors import ConfigError, KdplError
 
 REQUEUED = 75
-"""Exit code of a command that goes on when its job is started again; the system's number for 'try again later'."""
+"""Exit code of a command that resumes when its job is started again; the system's number for 'try again later'."""
 
 SIGNAL = signal.SIGUSR1
-"""What ``#SBATCH --signal`` has to name."""
+"""The signal that ``#SBATCH --signal`` has to name."""
 
 _SCONTROL_SECONDS = 60
 
 
 class Requeued(Exception):  # noqa: N818 - nothing went wrong
-    """The job waits in the queue again: the command ends here, and goes on when the job is started."""
-
-    exit_code = REQUEUED
+    """The job is in the queue again: the command ends here, and resumes when the job is started."""
 
 
 class RequeueError(KdplError):
     """The job could not be put back into the queue."""
 
-    exit_code = 1
-
 
 def in_job() -> bool:
-    """Whether this process belongs to a job of Slurm."""
+    """Return whether this process belongs to a Slurm job."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def listen() -> None:
-    """Keep the notice until somebody asks for it: nothing is interrupted, and nothing dies of it.
-
-    The signal goes to all processes of a job's step, also to workers and to services that know nothing of it. All that
-    this process starts inherits that it is held back.
-    """
-    # a handler of its own, which is never called: Lightning leaves a signal alone that has one, and saves nothing then
-    signal.signal(SIGNAL, lambda *_: None)
+    """Hold the notice back until ``signalled`` is asked; call before any thread is started."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
 
 
 def signalled() -> bool:
-    """Whether the notice has come."""
+    """Return whether the notice has arrived."""
     return in_job() and SIGNAL in signal.sigpending()
 
 
-def died_of_notice(code: int) -> bool:
-    """Whether a command ended by the notice, which it was given before it could listen.
+def require_srun() -> None:
+    """Refuse a process that would wait forever for tasks that nobody starts.
 
-    Args:
-        code: Its exit code.
+    Raises:
+        ConfigError: The job has several tasks, and srun did not start this process.
     """
-    return signalled() and code == 128 + SIGNAL
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks > 1 and "SLURM_STEP_ID" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise ConfigError(
+            f"the Slurm job has {tasks} tasks and this process is none of them: put srun before the command, which "
+            "starts it once for each task"
+        )
 
 
-def job() -> str:
-    """Give the job's name for ``scontrol``: an element of an array has its own."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
-
-
-def requeue(where: str, checkpoint: Path | None = None) -> Requeued:
-    """Put the job back into the queue; gives what ends the command.
-
-    Slurm ends whatever still runs of the job within seconds.
+def requeue(what: str, checkpoint: Path | None = None) -> Requeued:
+    """Put the job back into the queue; returns the exception that ends the command.
 
     Args:
-        where: What goes on later, for people.
-        checkpoint: The checkpoint that it goes on from, where one was just written.
+        what: What resumes later, for the message.
+        checkpoint: The checkpoint that it resumes from, if one was just written.
 
     Raises:
         RequeueError: Slurm refuses.
     """
-    at = f"; {checkpoint} is kept" if checkpoint is not None else ""
-    # now: once Slurm has agreed, it ends this process at any moment
-    print(
-        f"the job's time is nearly over{at}: job {job()} goes back into the queue, to go on with {where}",
-        file=sys.stderr,
-        flush=True,
-    )
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    kept = f"; {checkpoint} is kept" if checkpoint is not None else ""
+    # printed first: once Slurm has agreed, it may end this process at any moment
+    print(f"the job's time is nearly over{kept}: job {job} is requeued, to resume {what}", flush=True)
     try:
-        done = subprocess.run(["scontrol", "requeue", job()], capture_output=True, text=True, timeout=_SCONTROL_SECONDS)  # noqa: S603, S607
-        fault = None if done.returncode == 0 else (done.stderr.strip() or f"scontrol ended with {done.returncode}")
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SCONTROL_SECONDS)  # noqa: S603, S607
+        fault = None if done.returncode == 0 else done.stderr.strip() or f"scontrol ended with {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         fault = str(error)
     if fault is not None:
-        raise RequeueError(
-            f"job {job()} could not be put back into the queue ({' '.join(fault.split())}){at}: submit it again to go "
-            f"on with {where}"
-        )
-    return Requeued(f"job {job()} is in the queue again")
+        raise RequeueError(f"job {job} could not be requeued ({fault}){kept}: submit it again to resume {what}")
+    return Requeued(f"job {job} is in the queue again")

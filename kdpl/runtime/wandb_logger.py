@@ -1,45 +1,49 @@
-"""A run in Weights & Biases that ends no training: bounded waits, offline where the server does not answer."""
+"""A run in Weights & Biases that cannot fail a training: offline where the server does not answer in time."""
 
+import json
 import os
 import secrets
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.wandb_steps import LoggedSteps
+from kdpl.runtime.messages import process_rank, warn
 
 if TYPE_CHECKING:
+    from wandb import Artifact
     from wandb.sdk.wandb_run import Run
 
 ID_FILE = "wandb_id"
+STEPS_FILE = "wandb_steps.json"
+
+TEACHER, CLASS_VECTORS, CLASSIFIER = "teacher", "class-vectors", "classifier"
+"""Types of the artifacts that stages hand over; each run names those that it used."""
 
 _DEFAULT_PROJECT = "kdpl"
-_ANSWER_SECONDS = 10
-_INIT_SECONDS = 20
-_FINISH_SECONDS = 300
-# W&B's own process dies with this one, and what it has not written is lost
-_FLUSH_SECONDS = 1
+_SETTINGS = {
+    "WANDB_INIT_TIMEOUT": "20",  # seconds
+    "WANDB_FINISH_TIMEOUT": "300",  # seconds
+    # W&B's own process dies with this one, and what it has not written is lost
+    "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # seconds
+}
+_SHOWN = 16  # digits of a fingerprint
 
 
 class RunWandbLogger(WandbLogger):
     """Lightning's WandbLogger, for a run that matters more than its log.
 
-    Where W&B cannot be reached, or nobody is logged in, the run goes on offline, and says so in one sentence. A fit
-    that goes on from a checkpoint does not log again what it logged before it was cut.
+    Where W&B cannot be used, the run is logged offline, and one sentence says so. A fit that resumes from a checkpoint
+    does not log again what it logged before it was interrupted.
     """
 
-    _steps: LoggedSteps | None = None
+    steps: "_LoggedSteps | None" = None
 
     @property
     @rank_zero_experiment
@@ -47,114 +51,73 @@ class RunWandbLogger(WandbLogger):
         """The run of the ``wandb`` package."""
         import wandb
 
-        if self._experiment is None and wandb.run is None:
-            self._go_offline_if_need_be()
-        try:
+        if wandb.run is not None:
             run: Run = super().experiment
-        except Exception as error:  # wandb's errors have no base in common
-            raise ConfigError(
-                f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, or leave the logger out"
-            ) from error
-        return run
-
-    def _go_offline_if_need_be(self) -> None:
-        """Begin the run if it is to be online and can be; or see to it that it begins offline."""
-        import wandb
-
-        # Lightning passes it on, and wandb warns of it
-        if self._wandb_init.get("anonymous") is None:
-            self._wandb_init.pop("anonymous", None)
-        settings = dict(self._wandb_init.get("settings") or {})
-        own = {
-            "init_timeout": _INIT_SECONDS,
-            "finish_timeout": _FINISH_SECONDS,
-            "x_transaction_log_flush_interval": _FLUSH_SECONDS,
-        }
-        for name, seconds in own.items():
-            # what the user set stays; wandb before its finish_timeout waits without bound
-            if f"WANDB_{name.upper()}" not in os.environ and name in wandb.Settings.model_fields:
-                settings.setdefault(name, seconds)
-        self._wandb_init["settings"] = settings
-        why = None
-        if not self._offline and _is_online(self._wandb_init):
-            why = _no_answer()
-            if why is None:
-                try:
-                    super().experiment  # noqa: B018 - begins the run
-                except Exception as error:  # as above
-                    why = reason(error)
-                    # or the half-begun run would keep its id to itself
-                    wandb.teardown()
-        if why is not None:
-            rank_zero_warn(
-                f"W&B cannot be used now ({why}): the run goes on offline, send it later with wandb sync "
-                f"{Path(str(self._save_dir)) / 'wandb'}/offline-run-*"
+            return run
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        try:
+            run = super().experiment
+        except Exception as error:  # wandb's errors have no common base
+            # or the half-begun run would keep its id
+            wandb.teardown()
+            if os.environ.get("WANDB_MODE") == "offline":
+                raise ConfigError(
+                    f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, or leave it out"
+                ) from error
+            os.environ["WANDB_MODE"] = "offline"
+            warn(
+                f"W&B cannot be used now ({reason(error)}): the run is logged offline, send it later with wandb sync "
+                f"{self.save_dir}/wandb/offline-run-*"
             )
-            self._wandb_init["mode"] = "offline"
+            run = self.experiment
+        return run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row, but for what of it was logged before the run was cut."""
-        if self._steps is None or step is None:
+        """Log a row, without those metrics that were logged before the run was interrupted."""
+        if self.steps is None or step is None:
             super().log_metrics(metrics, step)
             return
-        fresh, step = self._steps.new(metrics, step)
+        fresh, step = self.steps.new(metrics, step)
         if fresh:
             super().log_metrics(fresh, step)
-            self._steps.keep(fresh, step)
-
-    def go_on(self, folder: Path, fitting: bool) -> None:
-        """Say whose steps these are.
-
-        Args:
-            folder: The run's folder.
-            fitting: Whether a fit is beginning or going on.
-        """
-        self._steps = LoggedSteps(folder, fitting)
+            self.steps.keep(fresh, step)
 
 
-def _is_online(init: Mapping[str, Any]) -> bool:
-    import wandb
+class _LoggedSteps:
+    """The last step of each metric that was logged, kept in the run's folder: W&B keeps every row that it gets."""
 
-    mode = init.get("mode") or wandb.setup().settings.mode
-    return mode not in ("offline", "dryrun", "disabled")
+    def __init__(self, folder: Path, fitting: bool) -> None:
+        self._file = folder / STEPS_FILE
+        self._fitting = fitting
+        self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.is_file() else {}
 
+    def new(self, metrics: Mapping[str, Any], step: int) -> tuple[dict[str, Any], int]:
+        """Return the metrics of a row that are to be logged, and the step to log them at."""
+        if not self._fitting:
+            # a test is logged each time, at the step where the fit ended
+            return dict(metrics), max(step, *self._last.values(), 0)
+        fresh = {key: value for key, value in metrics.items() if key != "epoch" and step > self._last.get(key, -1)}
+        if fresh and "epoch" in metrics:
+            fresh["epoch"] = metrics["epoch"]
+        return fresh, step
 
-def _no_answer() -> str | None:
-    """Ask the server for anything at all; gives what is wrong if nothing comes.
-
-    W&B's own start would wait several times as long, and once more at the end of the process.
-    """
-    import wandb
-
-    settings = wandb.setup().settings
-    url = settings.base_url
-    given = {"http": settings.http_proxy, "https": settings.https_proxy}
-    # those of the environment as well, unless W&B has its own
-    proxies = {**urllib.request.getproxies(), **{scheme: proxy for scheme, proxy in given.items() if proxy}}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
-    try:
-        opener.open(url, timeout=_ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None
-    except urllib.error.URLError as error:
-        # a certificate is W&B's own affair
-        return None if isinstance(error.reason, ssl.SSLError) else f"{url} cannot be reached: {error.reason}"
-    except TimeoutError:
-        return f"{url} does not answer within {_ANSWER_SECONDS} s"
-    except (OSError, HTTPException):
-        # it answers, if strangely
-        return None
-    return None
+    def keep(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Note a logged row of a fit."""
+        if self._fitting:
+            self._last.update({key: step for key in metrics if key != "epoch"})
+            with atomic_path(self._file) as temporary:
+                temporary.write_text(json.dumps(self._last))
 
 
 def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN401
-    """Put the relative folders of loggers into the run's folder, and keep one W&B id and name per run.
+    """Put the relative folders of loggers into the run's folder, and keep one W&B id and name for each run.
 
     Args:
         loggers: The trainer's logger settings: one, several or none.
         folder: The run's folder.
-        keep: Whether to write a new id down, as a fit does.
+        keep: Write a new id down, as a fit does.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not isinstance(logger, Namespace) or "init_args" not in logger:
@@ -164,7 +127,7 @@ def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN4
             # an absolute save_dir stays as it is
             settings.save_dir = str(folder / settings.save_dir)
         if logger.class_path.endswith("WandbLogger"):
-            # into a folder that is not there W&B does not write, but elsewhere
+            # W&B would write elsewhere than into a folder that does not exist
             Path(settings.save_dir).mkdir(parents=True, exist_ok=True)
             settings.id = settings.id or _run_id(folder, keep)
             settings.project = settings.project or os.environ.get("WANDB_PROJECT", _DEFAULT_PROJECT)
@@ -172,32 +135,79 @@ def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN4
 
 
 def _run_id(folder: Path, keep: bool) -> str:
-    """The id that all of a run's fits, resumes and tests share in W&B; of a new run that of WANDB_RUN_ID, if given."""
+    """Return the id that all fits and tests of a run share in W&B; for a new run that of WANDB_RUN_ID, if given."""
     file = folder / ID_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     new = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    if keep and getattr(rank_zero_only, "rank", 0) == 0:
+    if keep and process_rank() == 0:
         with atomic_path(file) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return new
 
 
-def go_on(loggers: Iterable[Logger], folder: Path, fitting: bool) -> None:
-    """Tell W&B loggers whose steps these are: call before a fit, a validation or a test.
-
-    Args:
-        loggers: The trainer's loggers.
-        folder: The run's folder.
-        fitting: Whether it is a fit.
-    """
+def begin_logging(loggers: Iterable[Logger], folder: Path, fitting: bool) -> None:
+    """Tell W&B loggers to which run's folder, and to a fit or a test, the following steps belong."""
     for logger in loggers:
         if isinstance(logger, RunWandbLogger):
-            logger.go_on(folder, fitting)
+            logger.steps = _LoggedSteps(folder, fitting)
 
 
-def finish(loggers: Iterable[Logger]) -> None:
-    """End the runs in W&B, or the next command in this process would write into them."""
+def finish_logging(loggers: Iterable[Logger]) -> None:
+    """End the runs in W&B; the next command in this process has a run of its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
+
+
+def artifact_name(kind: str, fingerprint: str) -> str:
+    """Return the name of an artifact: from the teacher's fingerprint, a student's run knows it without the server."""
+    return f"{kind}-{fingerprint[:_SHOWN]}"
+
+
+def log_output(loggers: Iterable[Logger], kind: str, name: str | None, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Log a file or folder as an artifact that the run made; call on one process.
+
+    Args:
+        loggers: The trainer's loggers, of which only W&B's are used.
+        kind: Type of the artifact.
+        name: Its name; None takes the run's id.
+        path: The file or folder, which is read when it is sent and must not change.
+        metadata: Metadata of the artifact.
+    """
+    for run in _runs(loggers):
+        run.log_artifact(_artifact(kind, name or f"{kind}-{run.id}", path, metadata), aliases=["latest", run.id])
+
+
+def log_input(loggers: Iterable[Logger], kind: str, name: str, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Log which artifact the run starts from; call on one process.
+
+    Args:
+        loggers: The trainer's loggers, of which only W&B's are used.
+        kind: Type of the artifact.
+        name: Its name.
+        path: The file, which is sent along unless the project has it already.
+        metadata: Metadata of the artifact.
+    """
+    for run in _runs(loggers):
+        artifact = _artifact(kind, name, path, metadata)
+        # in the config as well: offline, the run itself must say it
+        inputs = {kind: {"artifact": name, "digest": artifact.digest, **metadata}}
+        run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]
+        if not run.offline:
+            run.use_artifact(artifact)
+
+
+def _runs(loggers: Iterable[Logger]) -> Iterable["Run"]:
+    runs = (logger.experiment for logger in loggers if isinstance(logger, WandbLogger))
+    return (run for run in runs if not run.disabled)
+
+
+def _artifact(kind: str, name: str, path: Path, metadata: Mapping[str, Any]) -> "Artifact":
+    import wandb
+
+    artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+    # immutable: read from the run's folder, not from a copy in the home folder
+    add = artifact.add_dir if path.is_dir() else artifact.add_file
+    add(str(path.resolve()), skip_cache=True, policy="immutable")
+    return artifact

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kdpl.runtime.processes import INTERRUPTED
 
 from kdpl.benchmark import runner
 from kdpl.benchmark.campaign import parse_campaign
 from kdpl.benchmark.protocols import Place, plan
 from kdpl.benchmark.results import Result, read_all
-from kdpl.runtime.processes import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 CAMPAIGN = """

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 import world
-
 from kdpl.callbacks.checkpoint_files import CheckpointFiles, newest, remove_previous, require_whole
+
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.run_folder import LAST, PREVIOUS
 

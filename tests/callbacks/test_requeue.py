@@ -2,12 +2,12 @@ import re
 
 import pytest
 import torch
+from kdpl.callbacks.requeue import may_requeue
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from runs import curves_of, fit_student, fit_teacher
 from runs import test as run_test
 from slurm_job import forget, pretend, send
 
-from kdpl.callbacks.requeue import may_requeue
 from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime.slurm import REQUEUED
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import yaml
+from kdpl.callbacks.run_folder import CONFIG_FILE, RunConfig
 from runs import fit_teacher
 
-from kdpl.callbacks.run_folder import CONFIG_FILE, RunConfig
 from kdpl.runtime.run_folder import LAST
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from kdpl.callbacks.checkpoint_files import CheckpointFiles
+from kdpl.runtime.run_lock import RunLock
 from runs import (
     AVERAGING,
     CONFIGS,
@@ -27,10 +29,8 @@ from runs import (
 from runs import test as run_test
 
 from kdpl.__main__ import main
-from kdpl.callbacks.checkpoint_files import CheckpointFiles
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.callbacks.throughput import Throughput
-from kdpl.runtime.run_lock import RunLock
 from kdpl.teacher import TeacherPromptTuning
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT]

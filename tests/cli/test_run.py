@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import slurm_job
 import yaml
+from kdpl.runtime.processes import run_step
 from runs import DATA, SHORT, STUDENT, TEACHER, configs, files_of, rows_of, start_process
 from runs import test as run_test
 
 from kdpl.__main__ import main
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.processes import run_step
 
 RUN = [
     "run",

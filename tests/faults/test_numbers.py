@@ -1,10 +1,10 @@
 import pytest
 import torch
 import world
+from kdpl.callbacks.faults import FiniteLoss
 from runs import DATA, SHORT, STUDENT, fit_student, fit_teacher
 
 from kdpl.__main__ import main
-from kdpl.callbacks.faults import FiniteLoss
 from kdpl.data.teacher_cache import TeacherCache
 from kdpl.errors import TrainingError
 from kdpl.student import StudentDistillation

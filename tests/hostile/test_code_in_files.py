@@ -8,10 +8,10 @@ import pytest
 import torch
 import world
 import yaml
+from kdpl.callbacks.checkpoint_files import require_whole
 
 import kdpl
 from kdpl.__main__ import main
-from kdpl.callbacks.checkpoint_files import require_whole
 from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.errors import ConfigError, KdplError
 from kdpl.report.run_folder import Stage

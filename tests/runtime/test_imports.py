@@ -4,7 +4,6 @@ import sys
 from contextlib import suppress
 
 import pytest
-
 from kdpl.runtime.imports import uncollected
 
 COMMAND = """

@@ -2,10 +2,6 @@ import os
 
 import pytest
 import world
-from runs import DATA, TEACHER
-
-from kdpl.__main__ import main
-from kdpl.errors import ConfigError
 from kdpl.runtime.launch import (
     Launch,
     launch,
@@ -15,6 +11,10 @@ from kdpl.runtime.launch import (
     require_processes,
     require_srun,
 )
+from runs import DATA, TEACHER
+
+from kdpl.__main__ import main
+from kdpl.errors import ConfigError
 
 TASK = {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "2", "SLURM_NTASKS": "8"}
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS_PER_NODE": "4"}

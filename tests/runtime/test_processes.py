@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import CONFIGS, DATA, hears_sigterm, processes_of, start_process
-
 from kdpl.runtime.interrupt import TERMINATED, Terminated
 from kdpl.runtime.processes import in_own_process
+from runs import CONFIGS, DATA, hears_sigterm, processes_of, start_process
 
 TESTS = Path(__file__).parents[1]
 

@@ -8,10 +8,10 @@ import time
 
 import pytest
 import world
+from kdpl.runtime.run_lock import RunLock, await_first, tidy
 
 from kdpl.errors import ConfigError
 from kdpl.runtime import run_lock
-from kdpl.runtime.run_lock import RunLock, await_first, tidy
 
 HOLD = """
 import sys

@@ -5,6 +5,8 @@ import threading
 import pytest
 import wandb
 import yaml
+from kdpl.runtime.wandb_artifacts import artifact_name
+from kdpl.runtime.wandb_steps import LoggedSteps
 from runs import DATA, SHORT, STUDENT, configs, fit_student, fit_teacher, rows_of, soon, start_process, wait_for
 from runs import test as run_test
 from wandb_files import closed, history, of_kind, offline, records
@@ -15,9 +17,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.runtime.loggers import METRICS_FILE
 from kdpl.runtime.predictions import read_answers, read_results
-from kdpl.runtime.wandb_artifacts import artifact_name
 from kdpl.runtime.wandb_logger import RunWandbLogger, point_loggers
-from kdpl.runtime.wandb_steps import LoggedSteps
 
 LOGGER = configs("logger/wandb.yaml")
 

@@ -1,7 +1,5 @@
-"""What a training that goes wrong says and leaves: no checkpoint of numbers that are none, and where it stopped."""
+"""A training whose loss or weights are no longer finite stops before they are saved."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +8,6 @@ from torch import Tensor
 
 from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
-from kdpl.runtime.faults import mark
-from kdpl.runtime.interrupt import next_ends_at_once
-from kdpl.runtime.peers import end_others, take_leave
-from kdpl.runtime.run_folder import LAST, PREVIOUS
-from kdpl.runtime.slurm import RequeueError
 
 _NAMED_IMAGES = 5
 
@@ -27,17 +20,16 @@ class _Step(NamedTuple):
 
 
 class FiniteLoss(Callback):
-    """Stops training once a term of the loss, or a trained parameter, is no finite number, before it is saved.
+    """Stops training once a term of the loss, or a trained parameter, is not finite.
 
     The terms of each step stay on the device and are looked at together, every few steps, at the end of each epoch and
-    before each checkpoint: no step waits for the device. So a training may go on for a few steps more than it should,
-    but the checkpoint that is there is always one from before.
+    before each checkpoint: no step waits for the device, and the checkpoint that exists is always an earlier one.
 
-    Under ``16-mixed`` the gradient scaler leaves out steps whose gradients overflow, and that is no error; that all of
-    the last ``every_n_steps`` steps were of that kind is one.
+    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is no error unless all of the
+    last ``every_n_steps`` steps were skipped.
 
     Args:
-        every_n_steps: How often to look.
+        every_n_steps: Steps between two looks.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -45,7 +37,7 @@ class FiniteLoss(Callback):
         self._steps: list[_Step] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Forget an earlier training."""
         del trainer, pl_module
         self._steps = []
 
@@ -57,7 +49,7 @@ class FiniteLoss(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Keep the terms of the loss, and look at them now and then."""
+        """Keep the terms of the loss, and look at them every few steps."""
         del batch
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
         self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batch_idx, terms))
@@ -65,7 +57,7 @@ class FiniteLoss(Callback):
             self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before anything is made of the epoch's weights."""
+        """Look before the epoch's weights are used."""
         self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -96,8 +88,8 @@ class FiniteLoss(Callback):
         step = self._steps[wrong[0]]
         terms = ", ".join(f"{k} is {float(v)}" for k, v in step.terms.items() if not v.isfinite())
         return (
-            f"the loss of step {step.number} is no finite number ({terms}){_on_images(trainer, step)}: look at them "
-            "and at their teacher's features, or lower model.init_args.optim.lr and start in another --out"
+            f"the loss of step {step.number} is not finite ({terms}){_on_images(trainer, step)}: look at them and at "
+            "their teacher's features, or lower model.init_args.optim.lr and start in another --out"
         )
 
 
@@ -106,8 +98,8 @@ def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:
     if not trained or bool(torch.stack(trained).all()):
         return None
     return (
-        f"what is trained is no finite number any more after step {trainer.global_step}: lower "
-        "model.init_args.optim.lr and start in another --out"
+        f"trained parameters are not finite after step {trainer.global_step}: lower model.init_args.optim.lr and start "
+        "in another --out"
     )
 
 
@@ -116,22 +108,3 @@ def _on_images(trainer: Trainer, step: _Step) -> str:
     names = loader.sources_of(step.epoch, step.batch) if isinstance(loader, LazyLoader) else []
     more = f" and {len(names) - _NAMED_IMAGES} more" if len(names) > _NAMED_IMAGES else ""
     return f" on the images {', '.join(names[:_NAMED_IMAGES])}{more}" if names else ""
-
-
-class WhereItStopped(Callback):
-    """Tells an error after how many steps it struck, and which checkpoint is kept."""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Mark the error; whoever prints it prints the mark."""
-        del pl_module
-        take_leave(trainer)
-        if isinstance(exception, KeyboardInterrupt):
-            next_ends_at_once(partial(end_others, trainer))
-        if trainer.state.fn == "predict":
-            mark(exception, "features so far are kept")
-        if trainer.state.fn != "fit" or isinstance(exception, RequeueError):
-            # that one says by itself what is kept
-            return
-        files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
-        kept = next((f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet")
-        mark(exception, f"after {trainer.global_step} steps; {kept}")

@@ -1,0 +1,124 @@
+"""A run's checkpoints: the last one, and until the run is finished the one before it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.messages import warn
+from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST, PREVIOUS, handed_over
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Saves the last checkpoint of a run into its folder.
+
+    Args:
+        every_n_steps: Steps between checkpoints; None saves at the end of each epoch.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__(
+            filename=Path(LAST).stem,
+            save_top_k=1,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=every_n_steps is None,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set the folder, now that it is known."""
+        self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINTS_FOLDER)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
+        """Save between two steps of an epoch.
+
+        Not after its last step: Lightning resumes such a checkpoint in the next epoch, without the validation of this
+        one. The checkpoint of the epoch's end follows at once.
+        """
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint before the last one once the run is finished."""
+        del pl_module
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and handed_over(folder):
+            (folder / PREVIOUS).unlink(missing_ok=True)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: a kill or a full disk leaves the one before.
+
+    Lightning's own way goes through the system's temporary folder, where a rename across disks is a copy. A
+    ``last.ckpt`` that exists becomes ``previous.ckpt``.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Write; called on one process."""
+        del storage_options
+        path = Path(path)
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+            if path.name == Path(LAST).name and path.is_file():
+                _keep(path, path.with_name(Path(PREVIOUS).name))
+
+
+def _keep(last: Path, previous: Path) -> None:
+    """Give a checkpoint a second name, so that there is a last one at any moment."""
+    previous.unlink(missing_ok=True)
+    try:
+        previous.hardlink_to(last)
+    except OSError:
+        # a file system without hard links
+        last.replace(previous)
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest intact checkpoint of a run; None if there is none.
+
+    A damaged one is named in a warning, and the one before it is returned.
+
+    Raises:
+        ArtifactError: There are checkpoints, and all are damaged.
+    """
+    damaged: ArtifactError | None = None
+    for file in (folder / LAST, folder / PREVIOUS):
+        if not file.is_file():
+            continue
+        try:
+            require_intact(file)
+        except ArtifactError as error:
+            damaged = error
+            continue
+        if damaged is not None:
+            warn(f"{str(damaged).split(': ')[0]}; resuming from the one before it, {file}")
+        return file
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def require_intact(file: Path) -> None:
+    """Refuse a file that is not an intact checkpoint, before anything is built for it.
+
+    Raises:
+        ConfigError: It does not exist.
+        ArtifactError: It is damaged or not a checkpoint.
+    """
+    if not file.is_file():
+        raise ConfigError(f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        complete = {"state_dict", "epoch", "pytorch-lightning_version"} <= content.keys()
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        raise ArtifactError(
+            f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give another --ckpt_path"
+        ) from error
+    if not complete:
+        raise ArtifactError(f"{file} is not a checkpoint of a run: give one that fit wrote")

@@ -1,0 +1,93 @@
+"""What happens when a training is interrupted: by Slurm's time limit, by SIGTERM, by Ctrl-C or an error."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import WandbLogger
+
+from kdpl.runtime import slurm
+from kdpl.runtime.faults import handle_sigterm, mark
+from kdpl.runtime.run_folder import LAST, PREVIOUS
+
+_STEPS_BETWEEN_TALKS = 10
+
+
+class Requeue(Checkpoint):
+    """Saves, requeues the Slurm job and ends, between two steps, once the notice of the time limit has arrived.
+
+    Lightning's own handler saves wherever the signal arrives, which may be in the middle of a step; it is turned off by
+    ``SLURMEnvironment(auto_requeue=False)``. A Checkpoint, so that it runs after all callbacks with state.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the first step."""
+        del pl_module
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
+        """Save between two optimiser steps, except at an epoch's last batch, which its end follows."""
+        if trainer.global_step == self._step or trainer.is_last_batch:
+            return
+        self._step = trainer.global_step
+        # all processes must ask at the same step, and asking costs a little
+        if trainer.world_size == 1 or self._step % _STEPS_BETWEEN_TALKS == 0:
+            self._end_if_signalled(trainer, save=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End after an epoch, which was just saved, unless it was the last."""
+        del pl_module
+        if trainer.current_epoch + 1 != trainer.max_epochs:
+            self._end_if_signalled(trainer, save=False)
+
+    def on_test_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
+        """Leave a test, which starts over."""
+        self._end_if_signalled(trainer, save=False)
+
+    def _end_if_signalled(self, trainer: Trainer, save: bool) -> None:
+        if not trainer.strategy.reduce_boolean_decision(slurm.signalled(), all=False):
+            return
+        file = Path(trainer.default_root_dir) / LAST
+        if save:
+            trainer.save_checkpoint(file)
+        ended: slurm.Requeued | slurm.RequeueError | None = None
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    # its service ends with the job
+                    logger.experiment.finish(exit_code=1)
+            try:
+                ended = slurm.requeue(trainer.default_root_dir, file if save else None)
+            except slurm.RequeueError as error:
+                ended = error
+        # srun ends the job with the first process that ends: not before it is requeued
+        trainer.strategy.barrier("kdpl requeue")
+        raise ended or SystemExit(slurm.REQUEUED)
+
+
+class WhereItStopped(Callback):
+    """Tells an error after how many steps it occurred and which checkpoint is kept, and lets SIGTERM interrupt.
+
+    Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this one in another
+    collective operation.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handler, which it installs just before."""
+        del trainer, pl_module
+        handle_sigterm()
+
+    on_test_start = on_validation_start = on_train_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Mark the error; whoever prints it prints the mark."""
+        del pl_module
+        if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
+            return
+        files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
+        kept = next((f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet")
+        mark(exception, f"after {trainer.global_step} steps; {kept}")

@@ -1,0 +1,90 @@
+"""The teacher's features of the unlabelled images, computed before a student's training starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from kdpl.data.feature_cache import FeatureCache, fill, verify
+from kdpl.runtime.messages import inform
+
+# relative distance of a feature that is computed again: float16 rounds by 0.0003, and kernels may differ a little
+_TOLERANCE = 2e-3
+# towers in 16 bits round all the way through
+_TOLERANCE_16_BIT = 5e-2
+
+
+class FillTeacherCache(Callback):
+    """Computes what the teacher cache lacks, on all processes together, before the first epoch.
+
+    Args:
+        views: Views of each image; None takes what the cache has, or as many as there are epochs.
+        entries: Random entries to compute again afterwards, and compare.
+    """
+
+    def __init__(self, views: int | None = None, entries: int = 0) -> None:
+        self.views = views
+        self.entries = entries
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the cache, and verify entries if asked to."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        student: Any = pl_module
+        folder = Path(data.teacher_cache).expanduser()
+        needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, student.image_size, self.views)
+        work: dict[str, Any] = {
+            "images": data.unlabeled_images(student.image_size),
+            "encode": _encoder(trainer, student),
+            "batch_size": data.eval_batch_size,
+            "num_workers": data.num_workers,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+        }
+        with _progress(shown=trainer.is_global_zero) as progress:
+            task = progress.add_task("teacher's features", total=None)
+
+            def show(done: int, total: int) -> None:
+                # the processes share the work evenly
+                progress.update(task, completed=done * trainer.world_size, total=total * trainer.world_size)
+
+            done = fill(folder, needed, views=self.views, on_progress=show, **work)
+        trainer.strategy.barrier("kdpl cache")
+        cache = FeatureCache.open(folder, needed)
+        manifest = cache.manifest
+        inform(
+            f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of each"
+            f"{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
+        )
+        if self.entries:
+            exact = str(trainer.precision).startswith("32")
+            verify(cache, entries=self.entries, tolerance=_TOLERANCE if exact else _TOLERANCE_16_BIT, **work)
+            trainer.strategy.barrier("kdpl cache")
+            inform(f"{self.entries} entries computed again: all equal to those in the cache")
+
+
+def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            features: Tensor = student.teacher_features(images.to(student.device))
+        return features
+
+    return encode
+
+
+def _progress(shown: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+    )

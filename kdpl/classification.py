@@ -1,0 +1,158 @@
+"""The part that both stages share: classifying labelled images of a domain, and logging."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from kdpl.clip.loading import ImageClip
+from kdpl.errors import ConfigError, WeightsError
+from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
+
+EvalBatch = tuple[Tensor, Tensor, Tensor]
+"""Images uint8 [B, 3, S, S], labels [B], indices [B]."""
+
+_CLIP_KEY = "kdpl_clip"
+
+
+@runtime_checkable
+class Domain(Protocol):
+    """The side of the datamodule that both stages see.
+
+    Attributes:
+        class_names: All C class names, by label.
+        class_texts: What the text tower reads for each; mostly its name.
+        num_base: How many of them, the first ones, are base classes; None without such a split.
+        tuning_class_names: The names that the teacher is tuned on: the base ones where there is a split.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def class_texts(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def num_base(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def tuning_class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def preview(self, n: int, image_size: int) -> Tensor:
+        """Return up to n unlabelled images, uint8 [n, 3, image_size, image_size]."""
+        ...
+
+
+def domain_of(module: LightningModule) -> Domain:
+    """Return the domain that a module is run on.
+
+    Raises:
+        ConfigError: The trainer was not given a datamodule that knows its classes.
+    """
+    datamodule = getattr(module.trainer, "datamodule", None)
+    if not isinstance(datamodule, Domain):
+        raise ConfigError(
+            f"{type(module).__name__} needs to know the class names: run it with a DomainDataModule as datamodule"
+        )
+    return datamodule
+
+
+class EvalOutput(TypedDict):
+    """Output of an evaluation step, for callbacks.
+
+    Attributes:
+        logits: [B, C].
+        labels: [B].
+        indices: Positions of the images in their split, [B].
+    """
+
+    logits: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class ClassifyingModule(LightningModule, ABC):
+    """A LightningModule that classifies images of a domain and logs ``val/…`` and ``test/…`` accuracies.
+
+    Args:
+        clip: The CLIP whose image tower it works with.
+        compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of compiling.
+    """
+
+    val_metrics: DomainAccuracy
+    test_metrics: DomainAccuracy
+
+    def __init__(self, clip: ImageClip, compile: bool = False) -> None:
+        super().__init__()
+        self.compiles = compile
+        if compile:
+            clip.image_tower.compile_parts()
+        self.clip = clip.identity
+        self.preprocessing = clip.preprocessing
+        self.logit_scale = clip.logit_scale
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square images that the CLIP takes, pixels."""
+        return self.preprocessing.image_size
+
+    @abstractmethod
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics for the domain's base/novel split."""
+        del stage
+        num_base = domain_of(self).num_base
+        self.val_metrics = DomainAccuracy(num_base)
+        self.test_metrics = DomainAccuracy(num_base)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the CLIP, which is not part of the checkpoint."""
+        checkpoint[_CLIP_KEY] = self.clip.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another CLIP.
+
+        Raises:
+            WeightsError: The image tower's weights are not those that the checkpoint was made with.
+        """
+        if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
+            raise WeightsError(
+                f"the checkpoint was made with other weights than {self.clip.pretrained!r} of {self.clip.model}: "
+                "use the clip settings of its run"
+            )
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+        """Classify a batch of the validation split."""
+        del batch_idx
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+        """Classify a batch of the test split."""
+        del batch_idx
+        return self._evaluate(batch, self.test_metrics)
+
+    def _evaluate(self, batch: EvalBatch, metrics: DomainAccuracy) -> EvalOutput:
+        images, labels, indices = batch
+        logits = self.class_logits(images).float()
+        metrics.update(logits, labels)
+        return {"logits": logits, "labels": labels, "indices": indices}
+
+    def log_training(self, values: dict[str, Tensor], batch_size: int) -> None:
+        """Log means of a step's values over the images of an epoch, on all processes; the loss is shown."""
+        for name, value in values.items():
+            shown = name == TRAIN_LOSS
+            self.log(name, value, shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation accuracies."""
+        self.log_dict({val_key(k): v for k, v in self.val_metrics.compute().items()}, prog_bar=True)
+        self.val_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test accuracies."""
+        # compute() sums over processes: the values are the same on all of them
+        self.log_dict({test_key(k): v for k, v in self.test_metrics.compute().items()})
+        self.test_metrics.reset()

@@ -1,0 +1,45 @@
+"""``python -m kdpl completion``: completion of commands and options in a shell."""
+
+from typing import Literal
+
+_OPTIONS = ("config", "out", "seed_everything", "ckpt_path", "checkpoint_every", "print_config")
+
+
+def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
+    """Print a script that completes the commands and options of kdpl.
+
+    In bash, for example: source <(kdpl completion bash).
+
+    Args:
+        shell: The shell.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: The package shtab is not installed.
+    """
+    from pkgutil import resolve_name
+
+    from jsonargparse import ArgumentParser
+
+    from kdpl.__main__ import COMMANDS, STAGES
+    from kdpl.cli.arguments import build_parser
+    from kdpl.errors import ConfigError
+
+    try:
+        import shtab
+    except ImportError as error:
+        raise ConfigError("completion needs shtab: pip install 'kdpl[completion]'") from error
+    parser = ArgumentParser(prog="kdpl")
+    commands = parser.add_subcommands()
+    for name, function in COMMANDS.items():
+        if name in STAGES:
+            own = ArgumentParser(prog=f"kdpl {name}")
+            for option in _OPTIONS:
+                own.add_argument(f"--{option}")
+        else:
+            own = build_parser(resolve_name(function), f"kdpl {name}")
+        commands.add_subcommand(name, own)
+    print(shtab.complete(parser, shell))
+    return 0

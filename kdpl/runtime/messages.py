@@ -1,0 +1,35 @@
+"""Messages of a training, printed once for all of its processes."""
+
+import logging
+import sys
+import warnings
+
+from lightning.pytorch.utilities import rank_zero_only
+
+_LIBRARIES = ("lightning", "torch", "torchmetrics", "jsonargparse")
+
+
+def process_rank() -> int:
+    """Return this process's rank in its training; 0 where there are no others."""
+    rank: int = getattr(rank_zero_only, "rank", 0)
+    return rank
+
+
+@rank_zero_only
+def inform(message: str) -> None:
+    """Print a message to standard error, from the first process; a progress bar stays below it."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@rank_zero_only
+def warn(message: str) -> None:
+    """Print a warning to standard error, from the first process."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Leave out the libraries' tips and warnings, which users of kdpl cannot act on; their errors remain."""
+    for name in _LIBRARIES:
+        warnings.filterwarnings("ignore", module=rf"{name}\b")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
