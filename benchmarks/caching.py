@@ -26,7 +26,6 @@ from kdpl.data.feature_manifest import Manifest
 from kdpl.data.loader import LazyLoader
 from kdpl.data.sampler import TrainSampler
 from kdpl.data.teacher_features import TeacherFeatures
-from kdpl.frozen_teacher import FrozenTeacher, load_teacher
 
 _CLASSES = ("crab", "squid")
 

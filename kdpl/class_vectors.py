@@ -1,18 +1,24 @@
-"""ClassVectors: the tuned teacher's text features of all class names, frozen between the stages."""
+"""Class vectors, the artifact between the stages; what makes them, and the frozen teacher that goes with them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic.dataclasses
 import torch
-from torch import Tensor
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
-from kdpl.errors import ArtifactError
+from kdpl.clip.head import CosineHead
+from kdpl.clip.identity import ClipIdentity, LogitScale, Preprocessing
+from kdpl.clip.image import ImageTower
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.prompts import PromptMethod
+from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.artifacts import read_tensors, write_tensors
-from kdpl.runtime.fields import Fields
+from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.class_names import ClassName
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 KIND = "class vectors"
@@ -21,12 +27,11 @@ VERSION = 1
 _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
 
 
-@dataclass(frozen=True)
-class ClassVectors:
-    """One vector per class, and where they came from.
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class VectorSettings:
+    """The metadata of class vectors.
 
     Attributes:
-        vectors: Float32 [C, D], L2-normalised.
         class_names: The C names, by label.
         num_base: How many of them, the first ones, are base classes; None where there is no such split.
         clip: The teacher's CLIP.
@@ -37,15 +42,25 @@ class ClassVectors:
         class_texts: What the text tower read for each class, by label; None where that was its name.
     """
 
-    vectors: Tensor
-    class_names: tuple[str, ...]
-    num_base: int | None
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
+    num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
     clip: ClipIdentity
-    logit_scale: float
-    context: str | None
+    logit_scale: LogitScale
+    context: Text | None
     preprocessing: Preprocessing
-    teacher: str
-    class_texts: tuple[str, ...] | None = None
+    teacher: Text
+    class_texts: tuple[Text, ...] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+class ClassVectors(VectorSettings):
+    """One vector per class, the tuned teacher's text features, and their metadata.
+
+    Attributes:
+        vectors: Float32 [C, D], L2-normalised.
+    """
+
+    vectors: Tensor
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -62,69 +77,49 @@ class ClassVectors:
         class_texts: Sequence[str] | None = None,
     ) -> "ClassVectors":
         """Take the vectors [C, D] of names, or of texts in their place, that were encoded with a teacher's prompts."""
-        named_otherwise = class_texts is not None and tuple(class_texts) != tuple(class_names)
+        names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
         return cls(
             vectors=vectors,
-            class_names=tuple(class_names),
+            class_names=names,
             num_base=num_base,
             clip=prompts.clip,
             logit_scale=prompts.logit_scale,
             context=prompts.context,
             preprocessing=prompts.preprocessing,
             teacher=prompts.teacher,
-            class_texts=tuple(class_texts) if class_texts is not None and named_otherwise else None,
+            class_texts=texts if texts != names else None,
         )
 
     def fields(self) -> dict[str, Any]:
-        """Give all but the vectors as JSON values."""
-        return {
-            "class_names": list(self.class_names),
-            "num_base": self.num_base,
-            "clip": asdict(self.clip),
-            "logit_scale": self.logit_scale,
-            "context": self.context,
-            "preprocessing": asdict(self.preprocessing),
-            "teacher": self.teacher,
-            **({} if self.class_texts is None else {"class_texts": list(self.class_texts)}),
-        }
+        """The metadata as JSON values."""
+        fields: dict[str, Any] = TypeAdapter(VectorSettings).dump_python(self, mode="json")
+        return fields
 
     @classmethod
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Put vectors and JSON values together again.
+        """Put vectors and metadata together again.
 
         Args:
             vectors: Float32 [C, D].
-            fields: What ``fields`` gave.
+            fields: The result of ``fields``.
             source: Where they come from, for messages.
-            remedy: What a person is to do when they are damaged, for messages.
+            remedy: What to do when they are damaged, for messages.
 
         Raises:
-            ArtifactError: Something is missing, or the vectors do not fit the rest.
+            ArtifactError: A field is missing or invalid, or the vectors do not fit the names.
         """
-        if not isinstance(fields, Mapping):
-            raise ArtifactError(f"{source} does not say what its class vectors are: {remedy}")
-        checked = Fields(fields, source, remedy)
-        names = checked.class_names("class_names")
-        read = cls(
-            vectors=vectors,
-            class_names=names,
-            num_base=checked.whole_or_none("num_base", most=len(names)),
-            clip=ClipIdentity.from_fields(checked.section("clip")),
-            logit_scale=checked.positive("logit_scale", LARGEST_LOGIT_SCALE),
-            context=checked.text_or_none("context"),
-            preprocessing=Preprocessing.from_fields(checked.section("preprocessing")),
-            teacher=checked.text("teacher"),
-            class_texts=tuple(checked.texts("class_texts")) if "class_texts" in fields else None,
-        )
-        lengths = {len(read.class_names), len(read.texts)}
-        if vectors.dtype != torch.float32 or vectors.ndim != 2 or lengths != {len(vectors)}:
+        read = cls(vectors=vectors, **vars(parse_metadata(VectorSettings, fields, source, remedy)))
+        count = len(read.class_names)
+        if vectors.dtype != torch.float32 or vectors.ndim != 2 or {count, len(read.texts)} != {len(vectors)}:
             raise ArtifactError(
                 f"{source} holds class vectors of type {vectors.dtype} and shape {tuple(vectors.shape)} for "
-                f"{len(read.class_names)} class names, expected float32 [{len(read.class_names)}, D]: {remedy}"
+                f"{count} class names, expected float32 [{count}, D]: {remedy}"
             )
-        if not torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors), device=vectors.device), atol=1e-3):
+        if read.num_base is not None and read.num_base > count:
+            raise ArtifactError(f"{source} has {read.num_base} base classes of {count} classes: {remedy}")
+        if not torch.allclose(vectors.norm(dim=1), torch.ones(count, device=vectors.device), atol=1e-3):
             raise ArtifactError(f"{source} holds class vectors that are not normalised: {remedy}")
         return read
 
@@ -146,7 +141,7 @@ class ClassVectors:
         """Read the file.
 
         Raises:
-            ArtifactError: It is missing, damaged, of an unknown version or does not hold class vectors.
+            ArtifactError: It is missing, damaged, of another version or does not hold class vectors.
         """
         path = Path(path)
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
@@ -176,3 +171,103 @@ class ClassVectors:
             f"the class vectors of {source} are for other class names ({difference}): "
             "freeze class vectors for this data by running stage 1 on it"
         )
+
+
+class NameEncoder:
+    """A tuned teacher's text half: class names in, class vectors out.
+
+    Args:
+        prompts: The teacher's prompts.
+
+    Raises:
+        KdplError: Their CLIP cannot be loaded, or has other weights than it was tuned on.
+    """
+
+    def __init__(self, prompts: TunedPrompts) -> None:
+        self.prompts = prompts
+        self._clip = prompts.load_clip()
+        self._method = prompts.restore(self._clip)
+
+    @classmethod
+    def load(cls, run: str | Path) -> "NameEncoder":
+        """Load the teacher of a run's folder.
+
+        Raises:
+            KdplError: The folder has no prompts, or they are damaged or do not fit their CLIP.
+        """
+        return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
+
+    def encode(
+        self, names: Sequence[str], num_base: int | None = None, texts: Sequence[str] | None = None
+    ) -> ClassVectors:
+        """Encode names into class vectors.
+
+        Args:
+            names: The names, in the order of their labels.
+            num_base: How many of them, the first ones, are base classes; None where there is no such split.
+            texts: What the text tower reads for each; None: the names.
+
+        Raises:
+            ConfigError: A name is too long for the text tower.
+        """
+        read = names if texts is None else texts
+        vectors = self._method.encode_names(read, self._clip.text_tower, self._clip.tokenize)
+        return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
+
+
+class FrozenTeacher(nn.Module):
+    """Images to features, and features to logits, as the tuned teacher computes them.
+
+    Args:
+        folder: The run folder of stage 1, which ``load`` reads the image tower's prompts from.
+        vectors: Its class vectors.
+    """
+
+    def __init__(self, folder: Path, vectors: ClassVectors) -> None:
+        super().__init__()
+        self.folder = folder
+        self.vectors = vectors
+        self.head = CosineHead(vectors.vectors)
+        self.tower: ImageTower | None = None
+        self.prompts: PromptMethod | None = None
+
+    def load(self) -> None:
+        """Load image tower and prompts, unless that was done: a student with all features in a cache needs neither.
+
+        Raises:
+            ArtifactError: Prompts and class vectors are missing or not of one teacher.
+            WeightsError: The teacher's CLIP cannot be had, or is another one than it was tuned on.
+        """
+        if self.tower is not None:
+            return
+        prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
+        if prompts.teacher != self.vectors.teacher:
+            raise ArtifactError(
+                f"the class vectors were frozen by another teacher than the one in {self.folder}: give the class "
+                "vectors and the folder of one run"
+            )
+        clip = prompts.load_image_clip()
+        device = self.head.class_vectors.device
+        self.tower, self.prompts = clip.image_tower.to(device), prompts.restore(clip).to(device)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
+
+        Images of another size than the teacher's, as a student may take, are resized.
+
+        Raises:
+            ConfigError: The tower was not loaded.
+        """
+        if self.tower is None or self.prompts is None:
+            raise ConfigError("the teacher's image tower is not loaded: call load() first")
+        size = self.tower.preprocessing.image_size
+        if images.shape[-1] != size:
+            pixels = images.float().div(255)
+            images = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.prompts.encode_images(self.tower, images)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits [B, C] of features [B, D], with the teacher's own scale."""
+        logits: Tensor = self.head(features, self.vectors.logit_scale)
+        return logits

@@ -2,33 +2,34 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+import pydantic.dataclasses
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.head import CosineHead
-from kdpl.clip.identity import LARGEST_LOGIT_SCALE, ClipIdentity, Preprocessing
+from kdpl.clip.identity import ClipIdentity, LogitScale, Preprocessing
 from kdpl.clip.loading import image_config
 from kdpl.data.decoding import open_image, to_rgb
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.parallel import cores
 from kdpl.deploy.ahead import guess
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
-from kdpl.prompts.stored_encoder import read_encoder, tensors_of
-from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.fields import Fields, describe
+from kdpl.runtime.artifacts import STRICT, describe, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 
-KIND = "kdpl classifier"
-VERSION = 1
+KIND: Final = "kdpl classifier"
+VERSION: Final = 1
 
 T = TypeVar("T")
 
@@ -40,6 +41,17 @@ HUB_FILES = ("README.md", "config.json")
 """What ``save_pretrained`` writes beside them."""
 
 _REMEDY = "give the classifier folder of a student's run"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Settings(EncoderSettings):
+    """The contents of classifier.json."""
+
+    kind: Literal["kdpl classifier"] = KIND
+    version: Literal[1] = VERSION
+    clip: ClipIdentity
+    logit_scale: LogitScale
+    class_vectors: dict[str, Any]
 
 
 class Prediction(NamedTuple):
@@ -223,19 +235,18 @@ class Classifier(nn.Module):
                 "would be lost: give a new folder, or an empty one"
             )
         prompts = self.encoder.prompts
-        config = {
-            "kind": KIND,
-            "version": VERSION,
-            "clip": asdict(self.clip),
-            "image_config": image_config(self.clip.model),
-            "preprocessing": asdict(self.preprocessing),
-            "prompt_length": prompts.tokens.shape[1] if prompts is not None else 0,
-            "prompt_depth": prompts.tokens.shape[0] if prompts is not None else 0,
-            "projector": self.encoder.projector is not None,
-            "logit_scale": self.logit_scale,
-            "class_vectors": self.vectors.fields(),
-        }
-        tensors = {**tensors_of(self.encoder), "class_vectors": self.head.class_vectors}
+        settings = _Settings(
+            clip=self.clip,
+            image_config=image_config(self.clip.model),
+            preprocessing=self.preprocessing,
+            prompt_length=prompts.tokens.shape[1] if prompts is not None else 0,
+            prompt_depth=prompts.tokens.shape[0] if prompts is not None else 0,
+            projector=self.encoder.projector is not None,
+            logit_scale=self.logit_scale,
+            class_vectors=self.vectors.fields(),
+        )
+        config = TypeAdapter(_Settings).dump_python(settings, mode="json")
+        tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / _WEIGHTS)
@@ -306,26 +317,25 @@ class Classifier(nn.Module):
                 raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {near}")
         source = f"the classifier {folder}"
         try:
-            text = (folder / _CONFIG).read_text(encoding="utf-8")
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
-        except Exception as error:  # safetensors, the encoding and the disk each raise their own
+        except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {_REMEDY}") from error
-        config = Fields.parse(text, source, _REMEDY)
-        kind, version = config.any("kind"), config.any("version")
-        if kind is None or version is None:
-            raise ArtifactError(f"{source} is damaged (it does not say what it is): {_REMEDY}")
+        if not isinstance(config, dict) or "kind" not in config or "version" not in config:
+            raise ArtifactError(f"{source} is damaged ({_CONFIG} does not name its kind and version): {_REMEDY}")
+        kind, version = config["kind"], config["version"]
         if kind != KIND or type(version) is not int or version != VERSION:
             raise ArtifactError(
                 f"{folder} holds {describe(kind)!r} version {describe(version)}, expected {KIND!r} version {VERSION}: "
                 f"{_REMEDY}"
             )
+        settings = parse_metadata(_Settings, config, source, _REMEDY)
         own = tensors.pop("class_vectors", None)
         if own is None:
             raise ArtifactError(f"{source} is damaged (it has no class vectors): {_REMEDY}")
-        vectors = ClassVectors.from_fields(own, config.mapping("class_vectors"), source, _REMEDY)
-        encoder = read_encoder(config, tensors, vectors.vectors.shape[1], source, _REMEDY)
-        logit_scale = config.positive("logit_scale", LARGEST_LOGIT_SCALE)
-        return cls(encoder, vectors, logit_scale, ClipIdentity.from_fields(config.section("clip")))
+        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, _REMEDY)
+        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, _REMEDY)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip)
 
 
 def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:

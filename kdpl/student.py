@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
 from kdpl.clip.frozen import Frozen
@@ -22,7 +22,6 @@ from kdpl.clip.image import promptable
 from kdpl.clip.loading import Clip, ClipConfig, load_clip, load_image_clip
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.frozen_teacher import FrozenTeacher
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer

@@ -95,7 +95,7 @@ class TestRefusals:
     def test_a_field_that_is_missing(self, field, vectors):
         fields = vectors.fields()
         del fields[field]
-        match = f"here lacks or garbles the field '{field}'"
+        match = f"here has an invalid field '{field}' "
         refused(lambda: ClassVectors.from_fields(vectors.vectors, fields, "here"), match)
 
     @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ class TestRefusals:
         [
             ("class_names", 3),
             ("num_base", "three"),
+            ("num_base", -1),
             ("clip", {"model": "x"}),
             ("clip", None),
             ("logit_scale", "high"),
@@ -110,9 +111,9 @@ class TestRefusals:
             ("preprocessing", {"image_size": 32}),
         ],
     )
-    def test_a_field_that_is_garbled(self, field, value, vectors):
+    def test_an_invalid_field(self, field, value, vectors):
         fields = {**vectors.fields(), field: value}
-        refused(lambda: ClassVectors.from_fields(vectors.vectors, fields, "here"), "here lacks or garbles the field")
+        refused(lambda: ClassVectors.from_fields(vectors.vectors, fields, "here"), "here has an invalid field")
 
     @pytest.mark.parametrize(
         "change",

@@ -327,7 +327,7 @@ class TestRefusals:
         config = json.loads(path.read_text())
         del config[field]
         path.write_text(json.dumps(config))
-        self.refused(folder, f"lacks or garbles the field '{field}'.*: give the classifier folder of a student's run")
+        self.refused(folder, f"has an invalid field '{field}' .*: give the classifier folder of a student's run")
 
     @pytest.mark.parametrize(
         "fields",

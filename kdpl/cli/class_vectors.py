@@ -35,7 +35,7 @@ def class_vectors(argv: Sequence[str]) -> int:
     else:
         names = _distinct(options.classes, "--classes")
 
-    from kdpl.name_encoder import NameEncoder
+    from kdpl.class_vectors import NameEncoder
 
     NameEncoder.load(options.teacher).encode(names, num_base, texts).save(out)
     print(f"class vectors of {len(names)} classes: {out}")

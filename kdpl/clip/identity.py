@@ -6,15 +6,12 @@ from typing import Annotated
 import pydantic.dataclasses
 from pydantic import Field
 
-from kdpl.runtime.artifacts import STRICT
-from kdpl.runtime.fields import Fields
+from kdpl.runtime.artifacts import STRICT, Text
 
 _LARGEST_IMAGE = 8192  # pixels at each edge; the largest CLIP takes a tenth of it
 
-LARGEST_LOGIT_SCALE = 10_000.0
-"""The largest factor on cosine similarities that an artifact may have; CLIPs are trained with up to 100."""
-
-LogitScale = Annotated[float, Field(gt=0, le=LARGEST_LOGIT_SCALE)]
+LogitScale = Annotated[float, Field(gt=0, le=10_000)]
+"""A factor on cosine similarities; CLIPs are trained with up to 100."""
 
 RANDOM = "random"
 """The pretrained tag that stands for random weights, the same ones every time."""
@@ -47,21 +44,10 @@ class ClipIdentity:
         fingerprint: Digest of the image tower's weights.
     """
 
-    model: str
-    pretrained: str
+    model: Text
+    pretrained: Text
     quick_gelu: bool
-    fingerprint: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "ClipIdentity":
-        """Build from an artifact's fields.
-
-        Raises:
-            KdplError: A field is missing or garbled.
-        """
-        return cls(
-            fields.text("model"), fields.text("pretrained"), fields.flag("quick_gelu"), fields.text("fingerprint")
-        )
+    fingerprint: Text
 
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -80,15 +66,3 @@ class Preprocessing:
     image_size: Annotated[int, Field(ge=1, le=_LARGEST_IMAGE)]
     mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
     std: Annotated[tuple[_Positive, ...], Field(min_length=3, max_length=3)]
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Preprocessing":
-        """Build from an artifact's fields.
-
-        Raises:
-            KdplError: A field is missing or garbled.
-        """
-        mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
-        if not all(each > 0 for each in std):
-            raise fields.refuse("std")
-        return cls(fields.whole("image_size", 1, _LARGEST_IMAGE), mean, std)

@@ -1,13 +1,22 @@
 """The student's encoder: a small CLIP image tower, with visual prompts and a projector into the teacher's embedding."""
 
+from typing import Annotated, Any
+
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.clip.float32 import Float32Module
 from kdpl.clip.frozen import Frozen, Trained
+from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
+from kdpl.clip.loading import build_image_tower
+from kdpl.clip.settings import MOST_LAYERS, require_modest
+from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.vision import VisionPrompts
+from kdpl.runtime.artifacts import STRICT
 
 
 class Projector(Float32Module):
@@ -63,3 +72,78 @@ class StudentEncoder(nn.Module):
         if self.projector is not None:
             features = self.projector(features)
         return F.normalize(features.float(), dim=-1)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderSettings:
+    """What an encoder is built from, as the folder of a classifier holds it.
+
+    Attributes:
+        image_config: The image part of the CLIP's model config in open_clip's form.
+        preprocessing: What it expects of images.
+        prompt_length: Visual prompt tokens per layer.
+        prompt_depth: Layers with prompts; 0 for none.
+        projector: If it has a projector.
+    """
+
+    image_config: dict[str, Any]
+    preprocessing: Preprocessing
+    prompt_length: Annotated[int, Field(ge=0, le=1000)]
+    prompt_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)]
+    projector: bool
+
+
+def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
+    """The encoder's tensors under the names that they have in a classifier's file."""
+    # the tower is apart from the rest of the encoder, whether that carries it or owns it
+    tensors = {f"tower.{k}": v for k, v in encoder.tower.module.visual.state_dict().items()}
+    return tensors | {f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("tower.")}
+
+
+def read_encoder(
+    settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
+) -> StudentEncoder:
+    """Build an encoder with the tensors of a file.
+
+    Args:
+        settings: The settings beside them.
+        tensors: The result of ``encoder_tensors``.
+        width: Width of the class vectors.
+        source: Where they come from, for messages.
+        remedy: What to do when they are damaged, for messages.
+
+    Raises:
+        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder.
+    """
+
+    def build() -> StudentEncoder:
+        tower = build_image_tower(settings.image_config, settings.preprocessing)
+        out_dim = width if settings.projector else None
+        return StudentEncoder(tower, settings.prompt_length, settings.prompt_depth, out_dim)
+
+    try:
+        require_modest(settings.image_config, settings.preprocessing.image_size)
+        # without memory first: the settings may ask for any size, where the file has few numbers
+        with torch.device("meta"):
+            _require_tensors(encoder_tensors(build()), tensors)
+        encoder = build()
+        encoder.tower.module.visual.load_state_dict(_part(tensors, "tower."))
+        encoder.load_state_dict(_part(tensors, "encoder."))
+    except Exception as error:  # whatever invalid settings make torch, open_clip or kdpl raise
+        raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
+    return encoder
+
+
+def _require_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in own or name not in tensors:
+            raise ValueError(f"tensor '{name[:80]}' is {'missing' if name in own else 'unknown'}")
+        found, expected = tensors[name], own[name]
+        if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
+            raise ValueError(f"tensor '{name}' is of shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+        if not found.isfinite().all():
+            raise ValueError(f"tensor '{name}' has numbers that are not finite")
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

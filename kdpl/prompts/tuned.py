@@ -13,7 +13,7 @@ from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessi
 from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.prompts.method import PromptConfig, PromptMethod, method_name, prompt_method
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
 VERSION = 2
@@ -47,12 +47,12 @@ class PromptSettings:
         preprocessing: What the teacher expects of images.
     """
 
-    method: str
+    method: Text
     vision: PromptSize
     text: PromptSize
-    context: str | None
+    context: Text | None
     clip: ClipIdentity
-    text_fingerprint: str
+    text_fingerprint: Text
     logit_scale: LogitScale
     preprocessing: Preprocessing
 

@@ -12,9 +12,8 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl import __version__
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError, KdplError, reason
-from kdpl.frozen_teacher import FrozenTeacher
 from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.report.accuracies import accuracies
 from kdpl.report.calibration import calibrate
@@ -29,8 +28,8 @@ from kdpl.report.cost import Encoder, device, device_name, measure
 from kdpl.report.examples import find_examples
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.settings import differing_settings
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
-from kdpl.runtime.shorten import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _VAL_KEYS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "harmonic mean"}

@@ -1,17 +1,16 @@
-"""Reading and writing kdpl's own artifacts: safetensors with a JSON header, whole or not there at all."""
+"""Reading and writing kdpl's own artifacts: safetensors with JSON metadata, written atomically."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdpl.errors import ArtifactError, reason
-from kdpl.runtime.fields import describe
+from kdpl.errors import ArtifactError, reason, visible
 from kdpl.runtime.files import atomic_path
 
 _KEY = "kdpl"
@@ -22,17 +21,28 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 
 
+def _shown(text: str) -> str:
+    lines = text.translate(dict.fromkeys(map(ord, "\n\r\t"), " "))
+    if visible(lines) != lines:
+        raise ValueError("the text has characters that cannot be shown")
+    return text
+
+
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(_shown)]
+"""A text in metadata that can be shown and encoded, possibly of several lines."""
+
+
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
     """Write tensors and JSON fields as one safetensors file, atomically.
 
     Args:
-        path: Where.
-        kind: What the file is; a reader asks for it.
+        path: The file.
+        kind: The kind of artifact; a reader asks for it.
         version: Version of the format.
         tensors: The tensors, by name.
-        fields: What else there is to say, as JSON values.
+        fields: Further metadata, as JSON values.
     """
     header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
     with atomic_path(path) as temporary:
@@ -40,19 +50,19 @@ def write_tensors(
 
 
 def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote.
+    """Read a file of ``write_tensors``.
 
     Args:
-        path: Where.
-        kind: What the file must be.
+        path: The file.
+        kind: The kind that it must be of.
         version: The version of the format that the caller understands.
-        remedy: What a person is to do when the file is not there or damaged.
+        remedy: What to do when the file is missing or damaged, for the message.
 
     Returns:
         The tensors, and the JSON fields without kind and version.
 
     Raises:
-        ArtifactError: The file is missing, damaged, of another kind or of an unknown version.
+        ArtifactError: The file is missing, damaged, of another kind or of another version.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
@@ -62,14 +72,15 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has one error type for all damage, json another
         raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
-    if not isinstance(fields, dict) or fields.get("kind") != kind:
+    if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
-    if type(fields.get("version")) is not int or fields["version"] != version:
+    found = fields.pop("version", None)
+    if type(found) is not int or found != version:
         raise ArtifactError(
-            f"{path} has format version {describe(fields.get('version'))}, this kdpl reads version {version}: "
+            f"{path} has format version {describe(found)}, this kdpl reads version {version}: "
             "use the kdpl it was written with, or make it again"
         )
-    return tensors, {name: value for name, value in fields.items() if name not in ("kind", "version")}
+    return tensors, fields
 
 
 def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
@@ -77,7 +88,7 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
 
     Args:
         kind: The dataclass.
-        fields: The fields; what JSON has as a list may be a tuple.
+        fields: The fields; a tuple may stand for a JSON list.
         source: Where they come from, for the message.
         remedy: What to do when they are invalid, for the message.
 
@@ -85,10 +96,16 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
         ArtifactError: A field is missing, unknown or invalid; the first one is named.
     """
     try:
-        # as JSON, for there strict types may be read from lists and objects
+        # as JSON, since there strict tuples and dataclasses may be read from lists and objects
         return TypeAdapter(kind).validate_json(json.dumps(fields, default=lambda value: type(value).__name__))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:80]
         what = reason(ValueError(first["msg"].removeprefix("Value error, ")))
         raise ArtifactError(f"{source} has an invalid field '{where}' ({what}): {remedy}") from error
+
+
+def describe(value: object) -> str:
+    """A value of an artifact for a message: as it is where it is short, by its type otherwise."""
+    text = str(value)
+    return visible(text) if value is None or len(text) <= 40 else f"of type {type(value).__name__}"

@@ -1,4 +1,9 @@
-"""What may be a class name: anything that can be read on one line, wherever it comes from."""
+"""Names of classes: which are valid, and how long ones are shown."""
+
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from kdpl.errors import visible
 
@@ -6,14 +11,14 @@ _LONGEST = 1000  # CLIP's text tower reads 77 tokens, which are a few hundred le
 
 
 def fault_of_name(name: object) -> str | None:
-    """Say what is wrong with a class name, as the rest of a sentence that begins with it; None if nothing is.
+    """The fault of a class name, as the rest of a sentence that begins with it; None if it is valid.
 
-    Names go into tables, pages, pictures and onto terminals. What has a meaning there is escaped there; what could not
-    be seen or written at all is refused: line breaks, control characters, marks that turn the direction of a line, and
-    halves of characters, which no file can hold.
+    Names go into tables, pages, pictures and onto terminals. Characters with a meaning there are escaped there; those
+    that cannot be shown or written at all are refused here: line breaks, control characters, marks that change the
+    direction of a line, and lone surrogates.
     """
     if not isinstance(name, str):
-        return f"is no text but of type {type(name).__name__}"
+        return f"is of type {type(name).__name__} instead of text"
     if not name.strip():
         return "is empty"
     if len(name) > _LONGEST:
@@ -21,3 +26,21 @@ def fault_of_name(name: object) -> str | None:
     if visible(name) != name:
         return f"has characters that cannot be shown ('{visible(name)[:80]}')"
     return None
+
+
+def _valid(name: str) -> str:
+    fault = fault_of_name(name)
+    if fault:
+        raise ValueError(f"the class name {fault}")
+    return name
+
+
+ClassName = Annotated[str, AfterValidator(_valid)]
+"""A class name in the metadata of an artifact."""
+
+
+def shorten(name: str, length: int = 60) -> str:
+    """Fit a name into one line: no control characters, and an ellipsis at the end of a long one."""
+    line = " ".join(name[: 10 * length].split())
+    shown = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line)
+    return shown if len(shown) <= length and len(name) <= 10 * length else shown[: length - 1].rstrip() + "…"

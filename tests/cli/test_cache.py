@@ -51,8 +51,7 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
     assert (features.manifest.images, features.manifest.views) == (700, 2), "as many views as epochs"
     data = DomainDataModule("digits", augmentation="light_affine", num_workers=0, batch_size=700)
     loader = data.train_dataloader_for("unlabeled", 32)
-    from kdpl.class_vectors import ClassVectors
-    from kdpl.frozen_teacher import load_teacher
+    from kdpl.class_vectors import ClassVectors, load_teacher
 
     vectors = teacher_run / "class_vectors.safetensors"
     teacher = load_teacher(teacher_run, ClassVectors.load(vectors), vectors).eval()

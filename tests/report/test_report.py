@@ -14,8 +14,8 @@ import kdpl.data.readers.digits
 from kdpl.__main__ import main
 from kdpl.data.readers.registry import DATASETS
 from kdpl.errors import DataError
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_answers, read_results
-from kdpl.runtime.shorten import shorten
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "disagreement", "curves", "cost")
 

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl.deploy.demo.visit import Answers, Demo, Visit
-from kdpl.runtime.shorten import shorten
+from kdpl.runtime.class_names import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
 STYLE = _TEMPLATES / "style.css"

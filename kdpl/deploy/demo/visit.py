@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier, Prediction
 from kdpl.data.decoding import open_image
 from kdpl.data.storage import find_images
 from kdpl.errors import ConfigError, DataError
-from kdpl.name_encoder import NameEncoder
 
 MAX_ADDED = 50
 """How many further classes a visitor may have."""

@@ -7,13 +7,12 @@ import torch
 from report_pages import HOSTILE
 from runs import image_folder, noise
 
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier
 from kdpl.data.image import to_tensor
 from kdpl.deploy.demo import texts
 from kdpl.deploy.demo.visit import MAX_ADDED, Demo, Visit, find_examples
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
-from kdpl.name_encoder import NameEncoder
 
 
 @pytest.fixture(scope="module")
