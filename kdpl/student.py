@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
@@ -27,6 +27,7 @@ from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.runtime.registry import find_class
 
 _TEACHER_KEY = "kdpl_teacher"
 _VIEWS_KEY = "kdpl_views"
@@ -39,6 +40,37 @@ _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
 
 UnlabeledBatch = tuple[Tensor, Tensor] | CachedView
 """Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D]."""
+
+
+class Target(nn.Module):
+    """The distribution that the student learns: this one is the published target, the teacher's prediction of the view.
+
+    A subclass is another target; the setting ``target`` names its class.
+
+    Args:
+        teacher: The teacher.
+    """
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
+        """Return the logits that the student is to have.
+
+        Args:
+            features: The teacher's normalised features of the views, float32 [B, D].
+            indices: Indices of the images in the list of unlabelled images, [B].
+
+        Returns:
+            Logits of the target distribution, such as log probabilities, [B, C].
+        """
+        del indices
+        return self.teacher.logits(features)
+
+
+TARGETS = {"teacher": "kdpl.student.Target"}
+"""The package's own targets: their names in settings, and their classes."""
 
 
 class StudentDistillation(ClassifyingModule):
@@ -57,6 +89,7 @@ class StudentDistillation(ClassifyingModule):
         fine_tune: Train the whole image tower as well.
         text_features: ``teacher``: student and teacher share the teacher's class vectors, which the projector leads to;
             ``student``: the student's own CLIP gives text features for its side, and there is no projector.
+        target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.student.Target``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
@@ -82,6 +115,7 @@ class StudentDistillation(ClassifyingModule):
         prompt_init: Literal["normal", "mean_token"] = "normal",
         fine_tune: bool = False,
         text_features: Literal["teacher", "student"] = "teacher",
+        target: str = "teacher",
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
@@ -122,6 +156,7 @@ class StudentDistillation(ClassifyingModule):
         # carried along: the class vectors are in the run's folder, and DistributedDataParallel need not send them
         self.head = Frozen(CosineHead(self.vectors.vectors))
         self.teacher = Frozen(FrozenTeacher(self.teacher_folder, self.shared_vectors))
+        self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
     def _own_vectors(self, own: Clip) -> ClassVectors:
         """Encode the same classes with the student's own text tower."""
@@ -186,16 +221,16 @@ class StudentDistillation(ClassifyingModule):
         del batch_idx
         images, teacher = batch[0], self.teacher.module
         teacher_features = batch.feature.float() if isinstance(batch, CachedView) else teacher.features(images)
-        teacher_logits = teacher.logits(teacher_features)
+        target_logits = self.target.module(teacher_features, batch[1])
         features = self.encoder(images)
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
-            distance = distillation_kl(logits, teacher_logits, self.temperature)
+            distance = distillation_kl(logits, target_logits, self.temperature)
         else:
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
         self.loss_terms = {self.distill: loss.detach()}
-        agreement = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+        agreement = (logits.argmax(dim=1) == target_logits.argmax(dim=1)).float().mean()
         self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(images))
         return loss
 
