@@ -2,46 +2,42 @@
 
 import time
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import torch
-from kdpl.cli.feature_filling import FeatureFilling
-from lightning.pytorch import Trainer
+from kdpl.frozen_teacher import FrozenTeacher
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-from benchmarks.photographs import PHOTOGRAPH, write_photographs
+from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl import StudentDistillation
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.frozen import Frozen
-from kdpl.clip.identity import RANDOM
-from kdpl.clip.loading import ClipConfig
 from kdpl.data.augmentation import RandomResizedCrop
-from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.datasets import CachedImages, RandomView, UnlabeledImages
-from kdpl.data.feature_manifest import Manifest
+from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, fill
 from kdpl.data.loader import LazyLoader
 from kdpl.data.sampler import TrainSampler
-from kdpl.data.teacher_features import TeacherFeatures
+from kdpl.data.sources import open_source
 
 _CLASSES = ("crab", "squid")
+_SMALL_EDGE = 8  # of images that are not looked at
 
 
-class _TimedFilling(FeatureFilling):
-    """Looks at the clock when all is loaded and when all is written."""
-
-    seconds = 0.0
-
-    def on_predict_start(self) -> None:
-        super().on_predict_start()
-        self.seconds = -time.perf_counter()
-
-    def on_predict_end(self) -> None:
-        super().on_predict_end()
-        self.seconds += time.perf_counter()
+def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
+    """Describe a cache of one view of each image."""
+    view = images.view
+    return Manifest.of(
+        teacher="random",
+        width=width,
+        dataset="folder",
+        sources=images.sources,
+        image_size=view.image_size,
+        augmentation=view.augmentation,
+        view_seed=view.seed,
+        views=1,
+    )
 
 
 class Filling:
@@ -55,62 +51,49 @@ class Filling:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
-        self.images = settings.sizes.fill_images
-        photographs = write_photographs(folder / "photographs", self.images)
-        for index, path in enumerate(photographs):
-            in_class = folder / "data" / "train" / _CLASSES[index % len(_CLASSES)] / path.name
-            in_class.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(in_class)
+        photographs = write_photographs(folder / "photographs", settings.sizes.fill_images)
         RandomTeacher(settings.sizes).write_run(folder, _CLASSES)
         with random_weights_are_meant():
-            self.student = StudentDistillation(ClipConfig(settings.sizes.student, RANDOM), str(folder))
-            vectors = ClassVectors.load(self.student.class_vectors_path)
-            self.teacher: Frozen[FrozenTeacher] = Frozen(load_teacher(folder, vectors, self.student.class_vectors_path))
-        edge = self.student.image_size
-        self.width = self.teacher.module.head.class_vectors.shape[1]
-        self.views = torch.randint(256, (self.images, 3, edge, edge), dtype=torch.uint8).to(settings.torch_device)
+            teacher = FrozenTeacher(folder, ClassVectors.of_teacher(str(folder)))
+            teacher.load()
+        self.teacher = Frozen(teacher).to(settings.torch_device)
+        self.width = teacher.head.class_vectors.shape[1]
+        edge = teacher.tower.preprocessing.image_size
+        view = RandomView(open_source, RandomResizedCrop(), edge, seed=1)
+        self.images = UnlabeledImages([str(path) for path in photographs], view)
+        self.views = torch.randint(256, (len(self.images), 3, edge, edge), dtype=torch.uint8)
+        self.views = self.views.to(settings.torch_device)
         self._fills = 0
+
+    def _encode(self, images: Tensor) -> Tensor:
+        autocast = self.settings.autocast
+        with torch.autocast(self.settings.device, autocast, enabled=autocast is not None):
+            return self.teacher.module.features(images.to(self.settings.torch_device))
 
     def fill(self) -> float:
         """Fill a new cache, one view of each image: decode, crop, encode, write; the seconds from first to last."""
         self._fills += 1
-        batch_size = self.settings.batch_size
-        data = DomainDataModule(
-            "folder",
-            root=str(self.folder / "data"),
-            batch_size=batch_size,
-            eval_batch_size=batch_size,
+        start = time.perf_counter()
+        done = fill(
+            self.folder / f"cache-{self._fills}",
+            manifest_of(self.images, self.width),
+            self.images,
+            self._encode,
+            batch_size=self.settings.batch_size,
             num_workers=0,
-            teacher_cache=str(self.folder / f"cache-{self._fills}"),
-            fill_teacher_cache=True,
         )
-        filling = _TimedFilling(self.student, num_views=1)
-        filling.teacher = self.teacher
-        trainer = Trainer(
-            accelerator=self.settings.device,
-            devices=1,
-            precision=cast(Any, self.settings.precision),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.predict(filling, datamodule=data, return_predictions=False)
-        if len(filling.views) != self.images:
-            raise RuntimeError(f"{len(filling.views)} views were filled in place of {self.images}")
-        return filling.seconds
+        if done != len(self.images):
+            raise RuntimeError(f"{done} views were filled instead of {len(self.images)}")
+        return time.perf_counter() - start
 
     def encode(self) -> None:
         """Encode as many views, which lie ready in memory, with the teacher, as ``fill`` does."""
-        autocast = self.settings.autocast
-        self.teacher.to(self.settings.torch_device)
-        with torch.autocast(self.settings.device, autocast, enabled=autocast is not None):
-            for batch in torch.split(self.views, self.settings.batch_size):
-                self.teacher.module.features(batch).half().cpu()
+        for batch in torch.split(self.views, self.settings.batch_size):
+            self._encode(batch).half().cpu()
 
 
 class _NoView(RandomView):
-    """The view that is not made, so that what is left to measure is the cache."""
+    """A view that is not made, so that what is left to measure is the cache."""
 
     def make(self, image: Image.Image, parameters: tuple[float, ...]) -> Tensor:  # noqa: ARG002
         return torch.empty(0, dtype=torch.uint8)
@@ -127,26 +110,16 @@ class Reading:
 
     def __init__(self, settings: Settings, folder: Path, width: int) -> None:
         self.settings = settings
-        images = settings.sizes.read_images
-        sources = [f"{index}.jpg" for index in range(images)]
-        view = _NoView(lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), 224, seed=1)
-        manifest = Manifest.of(
-            teacher="random",
-            width=width,
-            dataset="folder",
-            sources=sources,
-            image_size=view.image_size,
-            augmentation=view.augmentation,
-            view_seed=view.seed,
-            views=1,
-        )
-        self.features = TeacherFeatures.create(folder / "cache", manifest)
-        draw = np.random.default_rng(0)
-        for row in range(images):
-            self.features.write_parameters(row, view.augmentation.parameters(draw, *PHOTOGRAPH))
-        rows = np.arange(images)
-        self.features.write_features(rows, draw.standard_normal((images, width)).astype(np.float16))
-        self.dataset = CachedImages(UnlabeledImages(sources, view), self.features, fill=False)
+        view = _NoView(lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), _SMALL_EDGE, seed=1)
+        images = UnlabeledImages([f"{index}.jpg" for index in range(settings.sizes.read_images)], view)
+        manifest, draw = manifest_of(images, width), torch.Generator().manual_seed(0)
+        self.cache = folder / "cache"
+
+        def encode(batch: Tensor) -> Tensor:
+            return F.normalize(torch.randn(len(batch), width, generator=draw), dim=1)
+
+        fill(self.cache, manifest, images, encode, batch_size=settings.batch_size, num_workers=0)
+        self.dataset = CachedImages(images, FeatureCache.open(self.cache, manifest))
 
     def read(self) -> None:
         """Read all rows once through the loader, in random order, in this process."""
@@ -156,6 +129,6 @@ class Reading:
             pass
 
     def bytes_per_view(self) -> float:
-        """What the cache takes up on the disk, for each view."""
-        files = [path for path in self.features.folder.iterdir() if path.is_file()]
+        """Bytes of the cache on the disk, for each view."""
+        files = [path for path in self.cache.iterdir() if path.is_file()]
         return sum(512 * path.stat().st_blocks for path in files) / len(self.dataset)

