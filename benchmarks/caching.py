@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import torch
-from kdpl.frozen_teacher import FrozenTeacher
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip.frozen import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages

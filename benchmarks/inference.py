@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from benchmarks.distillation import begun_student
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
-from benchmarks.teacher import RandomTeacher
-from kdpl.clip.loading import ImageClip
+from benchmarks.teacher import RandomTeacher, random_weights_are_meant
+from kdpl.clip.identity import RANDOM
+from kdpl.clip.loading import ClipConfig, ImageClip, load_image_clip
 from kdpl.deploy.export.graph import INPUT, write_onnx
 from kdpl.deploy.export.quantize import write_int8_onnx
 
@@ -52,7 +53,9 @@ class Inference:
         write_onnx(student.classifier(), "uint8", whole)
         some = [self.classifier.prepare(Image.open(path)) for path in self.paths[:_CALIBRATION_IMAGES]]
         write_int8_onnx(student.classifier(), "uint8", quantized, torch.stack(some))
-        clips: dict[str, ImageClip] = {OPEN_CLIP_TEACHER: teacher.clip, OPEN_CLIP_STUDENT: student.image_clip}
+        with random_weights_are_meant():
+            small = load_image_clip(ClipConfig(settings.sizes.student, RANDOM))
+        clips: dict[str, ImageClip] = {OPEN_CLIP_TEACHER: teacher.clip, OPEN_CLIP_STUDENT: small}
         self.towers: dict[str, nn.Module] = {side: clip.image_tower.visual for side, clip in clips.items()}
         self.sides: dict[str, Callable[[], list[str]]] = {
             CLASSIFIER: self._classify,

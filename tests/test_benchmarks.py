@@ -83,6 +83,7 @@ def test_operations_are_counted_by_the_book_and_not_run():
     assert flops(lambda: huge @ huge) == 2 * 10**18
 
 
+@pytest.mark.slow
 def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
@@ -101,6 +102,7 @@ def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     assert "distillation step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own():
     hog = torch.ones(10**8)
     settings = Settings(small=True, device="cpu", precision="32-true", batch_size=2, repeats=1, threads=1)
@@ -124,6 +126,7 @@ def test_reading_a_cache_measures_whole_rows(tmp_path):
     assert 768 * 2 <= reading.bytes_per_view() < 1700
 
 
+@pytest.mark.slow
 def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
     settings = Settings(small=True, device="cpu", precision="32-true", batch_size=5, repeats=1, threads=1)
     inference = Inference(settings, tmp_path)
