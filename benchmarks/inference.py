@@ -18,8 +18,7 @@ from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.loading import ClipConfig, ImageClip, load_image_clip
-from kdpl.deploy.export.graph import INPUT, write_onnx
-from kdpl.deploy.export.quantize import write_int8_onnx
+from kdpl.deploy.export import INPUT, write_int8_onnx, write_onnx
 
 CLASSIFIER, ONNX, ONNX_INT8 = "Classifier", "ONNX, float32", "ONNX, 8 bits"
 OPEN_CLIP_TEACHER, OPEN_CLIP_STUDENT = "open_clip, the teacher", "open_clip, the student's tower"

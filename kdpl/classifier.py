@@ -20,10 +20,10 @@ from kdpl.clip.loading import image_config
 from kdpl.data.decoding import open_image, to_rgb
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.parallel import cores
-from kdpl.deploy.ahead import guess
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.artifacts import STRICT, describe, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
@@ -209,7 +209,7 @@ class Classifier(nn.Module):
             top = self(images.to(device, non_blocking=True)).softmax(dim=1).topk(top_k, dim=1)
             return top.values, top.indices
 
-        for item, guesses in guess(items, prepare, network, batch_size, workers or cores()):
+        for item, guesses in classify_ahead(items, prepare, network, batch_size, workers or cores()):
             if isinstance(guesses, DataError):
                 yield item, guesses
             else:

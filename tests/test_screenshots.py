@@ -15,6 +15,7 @@ RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason=NEEDED),
     pytest.mark.skipif(not RUN, reason="make screenshots runs this, which writes into docs/images"),
 ]
@@ -63,7 +64,7 @@ def test_the_demo(tab, tmp_path):
         tab.look()
         tab.open(process.stdout.readline().split()[1])
         tab.upload("#image input[type=file]", examples / "5.png")
-        tab.wait("!!document.querySelector('.answers') && !!document.querySelector('#name input')")
+        tab.wait("!!document.querySelector('.predictions') && !!document.querySelector('#name input')")
         for name in ("letter B", "letter K"):
             tab.write("#name input", name)
             tab.click("#name button")

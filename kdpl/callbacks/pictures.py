@@ -1,6 +1,6 @@
-"""Pictures of a run: learning curves, confusion matrix, a sheet of test images with answers.
+"""Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib.
 
-They need matplotlib, which is in the extra ``quickstart``.
+matplotlib is in the extra ``quickstart``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,40 +9,116 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 
-from kdpl.runtime.disagreements import spread
+from kdpl.metrics import ACCURACY_TITLES
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.predictions import Answer
+from kdpl.runtime.loggers import log_images, log_picture, read_metrics
+from kdpl.runtime.messages import inform
+from kdpl.runtime.predictions import ImagePrediction, Pair, disagreements, read_predictions, spread
+from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
-_NAMED_CLASSES = 40
-_RIGHT, _WRONG = "#1a7f37", "#c62828"
-_LABELS = {"acc": "all classes", "base_acc": "base classes", "novel_acc": "novel classes", "hm": "harmonic mean"}
+_NAMED_CLASSES, _COUNTED_CLASSES = 40, 16
+_SHEET, _DISAGREEMENTS = 40, 30
+_CORRECT, _WRONG = "#1a7f37", "#c62828"
+
+
+class DrawPictures(Callback):
+    """Draws learning curves after a fit, and a confusion matrix and sheets of test images after a test.
+
+    One sheet shows a selection of all test images, one those on which the student disagrees with its teacher. Without
+    matplotlib it says so and draws nothing.
+    """
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the learning curves from metrics.csv."""
+        del pl_module
+        metrics = Path(trainer.default_root_dir) / METRICS_FILE
+        if self._can_draw(trainer) and metrics.is_file():
+            path = _figure(trainer, "learning_curves")
+            draw_curves(read_metrics(metrics), path)
+            _show(trainer, path)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the predictions, beside those of the teacher if there are any."""
+        if not self._can_draw(trainer):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        predictions = read_predictions(Path(trainer.default_root_dir))
+        path = _figure(trainer, "confusion")
+        draw_confusion(predictions, data.class_names, path)
+        _show(trainer, path)
+        teacher_folder: Path | None = getattr(pl_module, "teacher_folder", None)
+        teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
+        if [p.source for p in teacher] == [p.source for p in predictions]:
+            _draw_sheets(trainer, list(zip(teacher, predictions, strict=True)))
+
+    def _can_draw(self, trainer: Trainer) -> bool:
+        if not trainer.is_global_zero:
+            return False
+        if not can_draw():
+            inform("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
+            return False
+        return True
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed."""
+    """Return True if matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+
+    def draw(name: str, chosen: list[Pair], title: str) -> list[Image]:
+        images = [data.test_item(student.index)[1] for _, student in chosen]
+        path = _figure(trainer, name)
+        draw_sheet(images, chosen, path, title)
+        _show(trainer, path)
+        return images
+
+    draw("test_images", [pairs[i] for i in choose_for_sheet(pairs)], "mistakes are over-represented")
+    kinds = disagreements(pairs)
+    found = [pair for kind in kinds for pair in spread(kind, _DISAGREEMENTS // len(kinds))]
+    if found:
+        title = f"{len(found)} of {sum(map(len, kinds))} on which they disagree"
+        images = draw("disagreements", found, title)
+        log_images(trainer.loggers, "disagreements", images, [_caption(*pair) for pair in found])
+
+
+def _caption(teacher: ImagePrediction, student: ImagePrediction) -> str:
+    each = (f"{who} {p.prediction} {100 * p.probability:.0f} %" for who, p in (("T", teacher), ("S", student)))
+    return f"{teacher.label}: {', '.join(each)}"
+
+
+def _figure(trainer: Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+
+
+def _show(trainer: Trainer, path: Path) -> None:
+    log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{path.stem}", path)
+    inform(f"picture: {path}")
 
 
 def draw_curves(curves: Curves, path: Path) -> None:
     """Draw the training loss and the validation accuracies over the epochs.
 
     Args:
-        curves: (step, value) pairs by metric name, as ``read_metrics`` gives them; ``epoch`` among them.
+        curves: (step, value) pairs by metric name, as ``read_metrics`` returns them, including ``epoch``.
         path: PNG file to write.
     """
+    from matplotlib.figure import Figure
+
     epoch_of = dict(curves.get("epoch", []))
     panels: dict[str, dict[str, Sequence[tuple[int, float]]]] = {
         "training loss": {"loss": curves.get("train/loss", [])},
         "validation accuracy, %": {
-            label: [(s, 100 * v) for s, v in curves.get(f"val/{key}", [])] for key, label in _LABELS.items()
+            title: [(s, 100 * v) for s, v in curves.get(f"val/{key}", [])] for key, title in ACCURACY_TITLES.items()
         },
     }
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         drawn = {label: line for label, line in lines.items() if line}
@@ -61,11 +137,11 @@ def draw_curves(curves: Curves, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_confusion(answers: Sequence[Answer], class_names: Sequence[str], path: Path) -> None:
-    """Draw which class was answered for which, as shares of each class's images.
+def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix, as shares of each class's images.
 
     Args:
-        answers: The answers on the test images.
+        predictions: Predictions for the test images.
         class_names: All class names, in order.
         path: PNG file to write.
     """
@@ -73,93 +149,79 @@ def draw_confusion(answers: Sequence[Answer], class_names: Sequence[str], path: 
 
     number = {name: i for i, name in enumerate(class_names)}
     counts = np.zeros((len(class_names), len(class_names)))
-    for answer in answers:
-        counts[number[answer.label], number[answer.prediction]] += 1
+    for each in predictions:
+        counts[number[each.label], number[each.prediction]] += 1
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.2 + 0.42 * min(len(class_names), 16)
+    size = 2.2 + 0.42 * min(len(class_names), _COUNTED_CLASSES)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the class's images")
-    axis.set_xlabel("answered")
+    axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if len(class_names) <= _NAMED_CLASSES:
         labels = [_short(name, 24) for name in class_names]
         style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
         axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style)
         axis.set_yticks(range(len(labels)), labels, **style)
-    if len(class_names) <= 16:
+    if len(class_names) <= _COUNTED_CLASSES:
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
             axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=7, color=colour)
-    right = sum(a.label == a.prediction for a in answers)
-    axis.set_title(f"{right} of {len(answers)} test images right", loc="left", fontsize=10)
+    correct = sum(p.correct for p in predictions)
+    axis.set_title(f"{correct} of {len(predictions)} test images classified correctly", loc="left", fontsize=10)
     _save(figure, path)
 
 
-def choose_for_sheet(student: Sequence[Answer], teacher: Sequence[Answer], count: int = 40) -> list[int]:
-    """Choose test images to show: half of them among those that teacher or student got wrong, the rest evenly spread.
+def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
+    """Choose images to show: half of them mistakes of teacher or student, the others evenly spread over the rest.
 
     Args:
-        student: The student's answers.
-        teacher: The teacher's answers on the same images, in the same order.
-        count: How many images at most.
+        pairs: Predictions of teacher and student.
+        count: Largest number of images.
 
     Returns:
-        Positions in ``student``, in order.
+        Positions in ``pairs``, in order.
     """
-    wrong = [
-        i for i, (s, t) in enumerate(zip(student, teacher, strict=True)) if {s.prediction, t.prediction} != {s.label}
-    ]
+    wrong = [i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)]
     chosen = set(spread(wrong, count // 2))
-    rest = [i for i in range(len(student)) if i not in chosen and i not in set(wrong)]
+    rest = sorted(set(range(len(pairs))) - set(wrong))
     return sorted(chosen | set(spread(rest, count - len(chosen))))
 
 
-def draw_sheet(
-    images: Sequence[Image],
-    student: Sequence[Answer],
-    teacher: Sequence[Answer],
-    path: Path,
-    chosen: str = "mistakes are over-represented",
-) -> None:
-    """Draw images with the true class and what teacher and student answered.
+def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], path: Path, title: str) -> None:
+    """Draw images with their true class and the predictions of teacher and student.
 
     Args:
-        images: The images, of any size.
-        student: The student's answers, one per image.
-        teacher: The teacher's answers, one per image.
+        images: Images of any size.
+        pairs: Predictions of teacher and student for each image.
         path: PNG file to write.
-        chosen: Which images these are, for the title.
+        title: How these images were chosen.
     """
     from matplotlib.figure import Figure
 
     columns = min(8, max(1, len(images)))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5), layout="constrained")
-    figure.suptitle(
-        f"true class, teacher's answer (T) and student's (S); {chosen}",
-        fontsize=10,
-        x=0.01,
-        ha="left",
-    )
+    heading = f"true class, prediction of the teacher (T) and of the student (S); {title}"
+    figure.suptitle(heading, fontsize=10, x=0.01, ha="left")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, image, mine, theirs in zip(axes, images, student, teacher, strict=False):
+    for axis, image, pair in zip(axes, images, pairs, strict=False):
         axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
-        axis.set_title(_short(mine.label), fontsize=8, pad=3, parse_math=False)
-        for line, (letter, answer) in enumerate((("T", theirs), ("S", mine))):
+        axis.set_title(_short(pair[0].label), fontsize=8, pad=3, parse_math=False)
+        for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
             axis.text(
                 0.5,
                 -0.05 - 0.15 * line,
-                f"{letter} {_short(answer.prediction)} {100 * answer.probability:.0f} %",
+                f"{letter} {_short(each.prediction)} {100 * each.probability:.0f} %",
                 transform=axis.transAxes,
                 ha="center",
                 va="top",
                 fontsize=7.5,
                 parse_math=False,
-                color=_RIGHT if answer.prediction == answer.label else _WRONG,
+                color=_CORRECT if each.correct else _WRONG,
             )
     _save(figure, path)
 
@@ -168,6 +230,6 @@ def _short(name: str, limit: int = 18) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib is imported by those who draw
+def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib is imported only where something is drawn
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")

@@ -2,71 +2,62 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
 
-from kdpl.cli.arguments import Parser
-from kdpl.deploy.demo.address import free_port, stay_local
+from jsonargparse.typing import PositiveInt
+
 from kdpl.errors import ConfigError
 
-_PORTS = range(7860, 7960)
 
+def demo(
+    classifier: str,
+    *,
+    teacher: str | None = None,
+    add_classes: str | None = None,
+    examples: list[str] = [],  # noqa: B006
+    top_k: PositiveInt = 5,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    no_browser: bool = False,
+) -> int:
+    """Try a classifier in the browser, on a page that classifies the images dropped on it.
 
-def demo(argv: Sequence[str]) -> int:
-    """Serve the page until Ctrl-C.
+    The page is served by this machine, needs no network, and keeps no image.
 
     Args:
-        argv: Arguments after ``demo``.
+        classifier: classifier folder of a student's run
+        teacher: run folder of its teacher, with which visitors can add classes by name
+        add_classes: class vectors of further classes, written by the class-vectors command
+        examples: image files and folders to choose examples from
+        top_k: classes for each image
+        host: address to listen on; 0.0.0.0 opens the page to the network
+        port: port to listen on, the first free one from 7860 on if not given; 0 is any
+        no_browser: print the address without opening a browser
 
     Returns:
         0, after Ctrl-C.
 
     Raises:
         KdplError: The classifier, teacher or an example is missing or damaged, they do not fit, gradio is not
-            installed, or the address cannot be had.
+            installed, or the address is not available.
     """
-    options = _parser().parse_args(argv)
-    if options.top_k < 1:
-        raise ConfigError(f"--top-k is {options.top_k}, expected 1 or more: give another number")
-    port = free_port(options.host, _PORTS if options.port is None else [options.port])
-    # a folder of its own for what is uploaded, so that nothing of it stays
+    # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
+        # no proxy for this machine's own address
+        local = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", host]))
         # gradio reads these when it is imported
-        os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", **stay_local(options.host))
+        os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", no_proxy=f"{local},localhost")
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise ConfigError("the demo needs gradio: pip install 'kdpl[demo]'") from error
+        from kdpl.class_vectors import NameEncoder
+        from kdpl.deploy.bulk import load_classifier
         from kdpl.deploy.demo.page import build, serve
         from kdpl.deploy.demo.visit import Demo, find_examples
         from kdpl.runtime.messages import quiet_libraries
 
         quiet_libraries()
-        loaded = Demo.load(options.classifier, options.add_classes, options.teacher, options.top_k)
-        examples = find_examples(options.examples)
-        serve(build(loaded, examples), options.host, port, show=not options.no_browser)
+        encoder = NameEncoder.load(teacher) if teacher is not None else None
+        loaded = Demo(load_classifier(classifier, add_classes), encoder, top_k)
+        serve(build(loaded, find_examples(examples)), host, port, show=not no_browser)
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m kdpl demo",
-        description="Try a classifier in the browser: a page that says what is in the images dropped on it. It is "
-        "served by this machine alone, needs no network, and keeps no image.",
-    )
-    parser.add_argument("classifier", help="classifier folder of a student's run")
-    parser.add_argument(
-        "--teacher", metavar="RUN", help="run folder of its teacher, which lets visitors type further class names"
-    )
-    parser.add_argument(
-        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
-    )
-    parser.add_argument(
-        "--examples", nargs="+", default=[], metavar="IMAGES", help="image files and folders to pick examples from"
-    )
-    parser.add_argument("--top-k", type=int, default=5, help="guesses for each image (default 5)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in")
-    parser.add_argument(
-        "--port", type=int, help=f"port to listen on (default: the first free one from {_PORTS.start} on; 0: any)"
-    )
-    parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
-    return parser

@@ -1,50 +1,104 @@
 """``python -m kdpl export CLASSIFIER --format … --out FILE``: write a file that runs without kdpl, and check it."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-from kdpl.cli.arguments import Parser, output_file
-from kdpl.deploy.export.formats import CALIBRATION_IMAGES, CHECKED_IMAGES, KINDS, require_fit
+from kdpl.cli.arguments import output_file
+from kdpl.errors import ArtifactError
+from kdpl.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdpl.classifier import Classifier
+    from kdpl.deploy.export import Difference
+
+_CALIBRATION_IMAGES, _CHECKED_IMAGES, _NOISE_IMAGES = 256, 1024, 32
 
 
-def export(argv: Sequence[str]) -> int:
-    """Export a classifier and compare the file's answers with its own; a file that differs does not stay.
+def export(
+    classifier: str,
+    *,
+    format: Literal["onnx", "torch", "onnx-int8"],
+    out: str,
+    input: Literal["uint8", "float"] = "uint8",
+    calibration: str | None = None,
+    check: str | None = None,
+    tolerance: float = 1e-4,
+    agreement: float = 0.98,
+) -> int:
+    """Write a classifier as a file that runs without kdpl.
+
+    The file is compared with the classifier, and is not kept if it differs too much.
 
     Args:
-        argv: Arguments after ``export``.
+        classifier: classifier folder of a student's run
+        format: torch is a program of torch.export
+        out: file to write, .onnx or .pt2
+        input: images as bytes, or as floats in 0..1
+        calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256 are used
+        check: folder of images to compare on, of which at most 1024 are used; those of --calibration if not given, or
+            noise
+        tolerance: largest difference of a logit in 32 bits
+        agreement: smallest share of equal predictions in 8 bits
 
     Returns:
         0.
 
     Raises:
-        KdplError: A setting does not fit, a package or image is missing, or the file's answers differ too much.
+        KdplError: A setting does not fit, a package or image is missing, or the file differs too much.
     """
-    options = _parser().parse_args(argv)
-    require_fit(options.format, output_file("--out", options.out), options.calibration)
+    path = output_file("--out", out)
 
-    from kdpl.deploy.export.exporting import write_checked
+    import torch
 
-    write_checked(options)
+    from kdpl.classifier import Classifier
+    from kdpl.deploy.export import compare, require_format, write_int8_onnx, write_onnx, write_program
+
+    require_format(format, path, calibration is not None)
+    loaded = Classifier.load(classifier)
+    ranges = _images(loaded, calibration, _CALIBRATION_IMAGES) if calibration is not None else None
+    checked = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges
+    if checked is None:
+        size = loaded.preprocessing.image_size
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
+    else:
+        images = checked
+    with atomic_path(path) as temporary:
+        if format == "torch":
+            write_program(loaded, input, temporary)
+        elif format == "onnx-int8" and ranges is not None:
+            write_int8_onnx(loaded, input, temporary, ranges)
+        else:
+            write_onnx(loaded, input, temporary)
+        difference = compare(loaded, temporary, images, input)
+        _require_close(difference, format == "onnx-int8", tolerance, agreement)
+    print(f"{path}: {difference}{' (on noise: give --check for real images)' if checked is None else ''}")
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="python -m kdpl export", description="Write a classifier as a file that runs without kdpl.")
-    parser.add_argument("classifier", help="classifier folder of a student's run")
-    parser.add_argument("--format", choices=tuple(KINDS), required=True, help="torch: a program of torch.export")
-    parser.add_argument("--out", required=True, help="file to write, .onnx or .pt2")
-    parser.add_argument("--input", choices=("uint8", "float"), default="uint8", help="bytes, or floats in 0..1")
-    parser.add_argument(
-        "--calibration", metavar="FOLDER", help=f"unlabelled images for 8 bits; {CALIBRATION_IMAGES} of them are used"
-    )
-    parser.add_argument(
-        "--check",
-        metavar="FOLDER",
-        help=f"images that the answers are compared on, at most {CHECKED_IMAGES}; those of --calibration if not given",
-    )
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference of a logit in 32 bits (default 1e-4)"
-    )
-    parser.add_argument(
-        "--agreement", type=float, default=0.98, help="smallest share of equal first guesses in 8 bits (default 0.98)"
-    )
-    return parser
+def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
+    import torch
+
+    from kdpl.data.decoding import open_image
+    from kdpl.deploy.sources import find_sources
+    from kdpl.runtime.predictions import spread
+
+    # evenly spread, because images in a folder are often sorted by class
+    chosen = spread(find_sources([folder]), count)
+    return torch.stack([classifier.prepare(open_image(path)) for path in chosen])
+
+
+def _require_close(difference: "Difference", in_8_bits: bool, tolerance: float, agreement: float) -> None:
+    if in_8_bits:
+        if difference.agreement < agreement:
+            raise ArtifactError(
+                f"the 8-bit file has {difference}, expected {agreement:.1%} or more, and was not kept: calibrate on "
+                "more images of the domain, accept less with --agreement, or export --format onnx"
+            )
+    # refuses NaN too
+    elif not difference.logits <= tolerance:
+        raise ArtifactError(
+            f"the file has {difference}, expected {tolerance:.1e} or less, and was not kept: "
+            "accept more with --tolerance, or use another --format"
+        )

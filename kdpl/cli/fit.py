@@ -14,12 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from kdpl.callbacks.answers import TestAnswers
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, newest, require_intact
-from kdpl.callbacks.draw import DrawPictures
 from kdpl.callbacks.finite_loss import FiniteLoss
+from kdpl.callbacks.pictures import DrawPictures
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
 from kdpl.callbacks.progress import ProgressBar
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig
 from kdpl.callbacks.same_steps import SameSteps
 from kdpl.callbacks.teacher_cache import FillTeacherCache
@@ -186,7 +186,7 @@ class KdplCLI(LightningCLI):
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
         callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
-        callbacks += [TestAnswers(), DrawPictures()]
+        callbacks += [SaveTestResults(), DrawPictures()]
         callbacks += self.own_callbacks()
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())

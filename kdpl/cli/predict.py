@@ -1,60 +1,62 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from kdpl.cli.arguments import Parser
-from kdpl.errors import ConfigError
+from jsonargparse.typing import PositiveInt
+
+from kdpl.cli.arguments import output_file
 
 
-def predict(argv: Sequence[str]) -> int:
-    """Classify images and write one row for each, in the order given.
+def predict(
+    classifier: str,
+    images: list[str] = [],  # noqa: B006
+    *,
+    list: str | None = None,
+    part: str | None = None,
+    out: str | None = None,
+    add_classes: str | None = None,
+    top_k: PositiveInt = 1,
+    batch_size: PositiveInt = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    workers: PositiveInt | None = None,
+) -> int:
+    """Classify images with a finished classifier and write one row for each, in the order given.
+
+    An unreadable image gets a row with the reason. If interrupted, the same command with --out resumes.
 
     Args:
-        argv: Arguments after ``predict``.
+        classifier: classifier folder of a student's run
+        images: image files, .tar shards, folders that are searched recursively, patterns such as 'a/**/*.jpg', and
+            .txt lists, whose paths are relative to the list's folder
+        list: file with one path of an image or shard on each line, relative to the working directory
+        part: classify only part I of N of the images, given as I/N, as one of an array of jobs
+        out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
+        add_classes: class vectors of further classes, written by the class-vectors command
+        top_k: classes for each image, in columns
+        batch_size: images per batch
+        device: auto is a GPU if there is one
+        workers: threads that decode, one for each processor core if not given
 
     Returns:
-        0, with unreadable images too.
+        0, even if images are unreadable.
 
     Raises:
         KdplError: The classifier is missing or damaged, an argument does not exist, or settings do not fit.
     """
-    options = _parser().parse_args(argv)
-    for name in ("top_k", "batch_size", "workers"):
-        number = getattr(options, name)
-        if number is not None and number < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} is {number}, expected 1 or more: give another number")
+    from kdpl.deploy.bulk import BulkPrediction, load_classifier
+    from kdpl.deploy.sources import find_sources, part_of
+    from kdpl.deploy.tables import require_format
 
-    from kdpl.deploy.classifying import classify
-
-    return classify(options)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m kdpl predict", description="Classify images with a finished classifier: one row for each image."
-    )
-    parser.add_argument("classifier", help="classifier folder of a student's run")
-    parser.add_argument(
-        "images",
-        nargs="*",
-        help="image files, .tar shards, folders that are searched recursively, patterns such as 'a/**/*.jpg', and .txt "
-        "lists, whose paths begin at the list's folder",
-    )
-    parser.add_argument(
-        "--list", metavar="FILE", help="file with one path of an image or shard on each line, from here"
-    )
-    parser.add_argument("--part", metavar="I/N", help="classify the I-th of N parts alone, as one of an array of jobs")
-    parser.add_argument(
-        "--out",
-        help="table to write, .csv, .jsonl or .parquet; cut off, the same command goes on; CSV on standard output if "
-        "not given",
-    )
-    parser.add_argument(
-        "--add-classes", metavar="FILE", help="class vectors of further classes, which the class-vectors command wrote"
-    )
-    parser.add_argument("--top-k", type=int, default=1, help="guesses for each image, in columns (default 1)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--workers", type=int, help="threads that decode (default: one for each processor core)")
-    return parser
+    table = output_file("--out", out) if out is not None else None
+    if table is not None:
+        require_format(table)
+    sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
+    loaded = load_classifier(classifier, add_classes, device)
+    job = BulkPrediction(loaded, sources, top_k, batch_size, workers)
+    if table is None:
+        job.print()
+    else:
+        files = sorted(file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors"))
+        job.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])])
+    return 0

@@ -170,7 +170,7 @@ def _report(out: Path, again: bool) -> None:
     from kdpl.cli.report import report
 
     if again or not (out / REPORT_FILE).is_file():
-        report([str(out), "--trust"])
+        report(str(out), trust=True)
 
 
 def _orders(

@@ -1,1 +1,1 @@
-"""Around a finished classifier: finding and decoding images ahead of it, and tables of its answers."""
+"""A finished classifier in use: prediction in bulk, export, the Hugging Face hub, and a demo."""

@@ -1,18 +1,25 @@
-"""A classifier on the Hugging Face hub: safetensors, JSON and a model card; nothing that is unpickled."""
+"""A classifier and its model card on the Hugging Face hub: safetensors, JSON and Markdown, nothing unpickled."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from kdpl import __version__
 from kdpl.classifier import FILES, Classifier
-from kdpl.deploy.model_card import model_card
-from kdpl.errors import ArtifactError, reason
+from kdpl.clip.identity import ClipIdentity
+from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.metrics import ACCURACY_TITLES, test_key
+from kdpl.runtime.configs import read_config
 from kdpl.runtime.network import HubUnreachableError, hub_or_cache
+from kdpl.runtime.predictions import read_results
+from kdpl.runtime.run_folder import CONFIG_FILE, RESULTS_FILE
 
-# the hub counts a model's downloads by this file, and takes the library's name from it
+# the hub counts downloads by config.json, and takes the library's name from it
 _CONFIG = {"library_name": "kdpl"}
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
 class _OnHub(ModelHubMixin):
@@ -31,7 +38,7 @@ class _OnHub(ModelHubMixin):
 
 
 def save_pretrained(classifier: Classifier, folder: Path, run: Path | None) -> None:
-    """Write what is pushed to a folder: the classifier's files, ``config.json`` and the model card ``README.md``."""
+    """Write the classifier's files, ``config.json`` and the model card ``README.md`` into a folder."""
     _OnHub(classifier).save_pretrained(folder, config=_CONFIG, model_card_kwargs={"run": run})
 
 
@@ -43,8 +50,7 @@ def push_to_hub(classifier: Classifier, repo_id: str, run: Path | None, **option
         )
     except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
         raise ArtifactError(
-            f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check the name, your token and the "
-            "network"
+            f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
         ) from error
     return url
 
@@ -56,7 +62,68 @@ def from_pretrained(name: str, **options: Any) -> Classifier:  # noqa: ANN401
             classifier: Any = _OnHub.from_pretrained(name, **options)
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtifactError(
-            f"the classifier {name} cannot be had from the hub ({reason(error)}): check its name, your token and the "
+            f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check name, token and "
             "network, or give a folder"
         ) from error
     return cast(Classifier, classifier)
+
+
+def model_card(classifier: Classifier, run: Path | None) -> ModelCard:
+    """Write a classifier's model card.
+
+    Args:
+        classifier: The classifier.
+        run: Folder of the student's run, with data and protocol in its config and, if it was tested, accuracies. None:
+            the card says that they were not recorded.
+
+    Raises:
+        ArtifactError: The run's config cannot be read, or its accuracies are damaged.
+    """
+    data, seed = _data(run) if run is not None else (None, None)
+    card: ModelCard = ModelCard.from_template(
+        ModelCardData(
+            library_name="kdpl",
+            pipeline_tag="image-classification",
+            tags=["clip", "knowledge-distillation", "prompt-learning", "promptkd"],
+        ),
+        template_path=str(_TEMPLATE),
+        names=classifier.class_names,
+        num_base=classifier.vectors.num_base,
+        data=data,
+        seed=seed,
+        accuracy=_accuracy(run) if run is not None else None,
+        student=_names(classifier.clip),
+        teacher=_names(classifier.vectors.clip),
+        context=classifier.vectors.context,
+        image_size=classifier.preprocessing.image_size,
+        version=__version__,
+    )
+    return card
+
+
+def _names(clip: ClipIdentity) -> dict[str, str]:
+    # only the name of a weights file: its folder is private
+    return {"model": clip.model, "weights": Path(clip.pretrained).name}
+
+
+def _data(run: Path) -> tuple[Mapping[str, Any], int]:
+    try:
+        config = read_config(str(run / CONFIG_FILE))
+        settings = config["data"]["init_args"]
+        return {key: settings[key] for key in ("dataset", "protocol", "shots")}, config["seed_everything"]
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{run} is not the folder of a student's run, because its {CONFIG_FILE} cannot be read ({reason(error)}): "
+            "give one"
+        ) from error
+
+
+def _accuracy(run: Path) -> tuple[int, dict[str, str]] | None:
+    """Return the number of test images and the accuracies as text; None if the student was not tested."""
+    try:
+        results = read_results(run)
+        keys = {test_key(key): title for key, title in ACCURACY_TITLES.items()}
+        texts = {title: f"{results[key]:.1%}" for key, title in keys.items() if key in results}
+        return (int(results["images"]), texts) if results else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{run / RESULTS_FILE} is damaged ({reason(error)}): test the student again") from error

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, patterns, a list, and tar shards, which are read without being unpacked."""
+"""Images to classify: files, folders, patterns, lists, and tar shards, which are read without unpacking them."""
 
 import os
 import tarfile
@@ -16,12 +16,12 @@ from kdpl.errors import ConfigError, DataError, reason, visible
 
 
 class Item(NamedTuple):
-    """An image that has still to be decoded.
+    """An image that is not decoded yet.
 
     Attributes:
         name: Its path; of an image in a shard the shard's, a slash, and the member's.
-        content: The bytes of an image in a shard.
-        error: Why there is no image under this name, where that is known already.
+        content: Bytes of an image in a shard.
+        error: Why it cannot be read, if that is known already.
     """
 
     name: str
@@ -29,25 +29,21 @@ class Item(NamedTuple):
     error: str | None = None
 
     def open(self) -> Image.Image:
-        """Decode it as RGB.
-
-        Raises:
-            DataError: It is missing or unreadable.
-        """
+        """Decode it as RGB; raises a DataError if it is missing or unreadable."""
         if self.error is not None:
             raise DataError(self.error)
         return open_source(self.name) if self.content is None else open_image(self.name, self.content)
 
 
-def find_sources(arguments: Sequence[str], list_file: Path | None) -> list[str]:
+def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> list[str]:
     """Find image files and shards, in the order given.
 
     Args:
-        arguments: Image files, shards, folders that are searched recursively for images, patterns such as
-            ``shards/{000..031}.tar`` or ``photos/**/*.jpg``, whose matches come sorted, and ``.txt`` lists, whose paths
-            begin at the list's folder; any but the list may be a URL.
-        list_file: A file with the path of one image or shard on each line, which begins where the command runs. That
-            they exist is seen when they are read.
+        arguments: Image files, shards, folders (searched recursively), patterns such as ``shards/{000..031}.tar`` or
+            ``photos/**/*.jpg``, whose matches are sorted, and ``.txt`` lists, whose paths are relative to the list's
+            folder; all but lists may be URLs.
+        list_file: A file with one path of an image or shard on each line, relative to the working directory. Whether
+            they exist shows when they are read.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
@@ -57,19 +53,15 @@ def find_sources(arguments: Sequence[str], list_file: Path | None) -> list[str]:
     if list_file is not None:
         sources += read_list(list_file)
     if not sources:
-        raise DataError("there are no images to classify: give image files, folders, shards or a --list that has some")
+        raise DataError("there are no images to classify: give image files, folders, shards or a --list of them")
     return sources
 
 
 def part_of(sources: Sequence[str], part: str | None) -> list[str]:
-    """Give one part of the sources: consecutive ones, so that all parts one after another are all sources in order.
-
-    Args:
-        sources: All sources.
-        part: ``I/N``, with I from 1 to N; None for all.
+    """Return part ``I/N`` of the sources; the N parts in order are all sources in order.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: ``part`` is not I/N with I from 1 to N.
     """
     if part is None:
         return list(sources)
@@ -84,7 +76,7 @@ def part_of(sources: Sequence[str], part: str | None) -> list[str]:
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
-    """Give all images one after another, those in shards in the order in which they stand there."""
+    """Yield all images, those in shards in the order of the shard."""
     for source in sources:
         if is_shard(source):
             yield from _read_shard(source)
@@ -92,13 +84,8 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
             yield Item(source)
 
 
-def count_items(sources: Sequence[str]) -> int | None:
-    """How many images there are; None where shards would have to be read to know."""
-    return None if any(map(is_shard, sources)) else len(sources)
-
-
 def _read_shard(path: str) -> Iterator[Item]:
-    """Read a tar archive from beginning to end; a damaged one ends with an item that says so."""
+    """Yield the images of a tar archive; of a damaged one, last an item with the error."""
     try:
         with open_file(path) as file, open_tar(file, "r:*") as shard:
             for member in images_of(shard):
@@ -121,8 +108,5 @@ def _read_member(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> 
 
 
 def printable(name: str) -> str:
-    """Give a path as text on one line, which any table can hold and any terminal can show.
-
-    Bytes that are no UTF-8 become backslash, x and two digits, and control characters what Python writes for them.
-    """
+    """Return a path as text on one line; control characters, and bytes that are not UTF-8, are escaped as in Python."""
     return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))

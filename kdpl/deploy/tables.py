@@ -1,26 +1,35 @@
-"""Tables of answers: CSV, JSON lines and Parquet, with one row for each image and the same columns."""
+"""Tables of predictions as CSV, JSON lines or Parquet, and the journal that an interrupted command resumes from."""
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
-from kdpl.deploy.journal import Row
+from filelock import FileLock, Timeout
+
 from kdpl.errors import ConfigError
+from kdpl.runtime.faults import mark
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
+
+Row = dict[str, str | float | None]
+"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``."""
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
-_ROW_GROUP = 65_536  # rows of a Parquet file that are in memory at once
+_ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
+
+
+def columns(top_k: int) -> list[str]:
+    """Return the columns of a table with ``top_k`` classes per image."""
+    ranks = [""] + [f"_{i}" for i in range(2, top_k + 1)]
+    return ["path", *(name + rank for rank in ranks for name in ("class", "probability")), "error"]
 
 
 def require_format(path: Path) -> None:
-    """Refuse a table that cannot be written, before any work is done.
-
-    Raises:
-        ConfigError: Its ending is not known, or the package for it is not installed.
-    """
+    """Raise a ConfigError if a table's ending is unknown, or the package for it is not installed."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"--out {path} has an unknown ending, expected one of {', '.join(FORMATS)}: give another")
     if path.suffix == ".parquet":
@@ -28,13 +37,7 @@ def require_format(path: Path) -> None:
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
-    """Write rows to a file in the format that its ending names.
-
-    Args:
-        path: The file.
-        rows: Its rows.
-        names: Its columns.
-    """
+    """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
         _write_parquet(path, iter(rows), names)
         return
@@ -46,17 +49,16 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
-    """Write a header and rows; what is None is left empty.
+    """Write a header and rows; None becomes an empty cell.
 
-    Paths and class names stand as they are, those that a spreadsheet would take for a formula too: a mark before them
-    would be another name to every other program. docs/deployment.md says so.
+    Paths and class names are written unchanged, even those that a spreadsheet takes for formulas: a mark before them
+    would make other names of them. docs/deployment.md says so.
     """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow(
-            f"{value:.6f}" if isinstance(value, float) else value for value in (row[name] for name in names)
-        )
+        values = (row[name] for name in names)
+        writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
 def _pyarrow() -> Any:  # noqa: ANN401
@@ -69,8 +71,98 @@ def _pyarrow() -> Any:  # noqa: ANN401
 
 def _write_parquet(path: Path, rows: Iterator[Row], names: Sequence[str]) -> None:
     arrow = _pyarrow()
-    kinds = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
-    schema = arrow.schema(list(kinds.items()))
+    types = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
+    schema = arrow.schema(list(types.items()))
     with arrow.parquet.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
             writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+
+class Journal:
+    """Rows of an unfinished table, one JSON line each in ``OUT.partial``.
+
+    Only one process at a time can enter it. A line that was incomplete when its process was killed is removed.
+
+    Args:
+        out: The table to be made.
+        job: JSON values that determine its rows; stored as ``OUT.job.json``, and compared with those of the table.
+
+    Attributes:
+        path: ``OUT.partial``.
+        done: Number of rows in it.
+        finished: True if the table exists already.
+    """
+
+    def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
+        self.out = out
+        self.path = out.with_name(f"{out.name}.partial")
+        self.done, self.finished = 0, False
+        self._job = job
+        self._note = out.with_name(f"{out.name}.job.json")
+        self._lock = FileLock(out.with_name(f".{out.name}.lock"))
+
+    def __enter__(self) -> Self:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(f"another process is writing {self.out}: wait for it, or give another --out") from None
+        try:
+            self.finished = self.out.exists()
+            if self.finished or (self.path.exists() and self.path.stat().st_size > 0):
+                self._require_same_job()
+            else:
+                with atomic_path(self._note) as temporary:
+                    temporary.write_text(json.dumps(self._job, indent=2) + "\n", encoding="utf-8")
+            if not self.finished:
+                self.path.touch()
+                self.done = cut_to_whole_lines(self.path)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self.finished:
+            mark(error, f"the predictions so far are kept in {self.path}")
+        self._close()
+
+    def write(self, rows: list[Row]) -> None:
+        """Add rows, which a kill from here on does not lose."""
+        append(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def rows(self) -> Iterator[Row]:
+        """Read all rows in order."""
+        with self.path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Write the table with the given columns and remove the journal."""
+        with atomic_path(self.out) as temporary:
+            write_table(temporary, self.rows(), names)
+        self.finished = True
+
+    def _require_same_job(self) -> None:
+        there = self.out if self.finished else self.path
+        try:
+            noted = json.loads(self._note.read_text(encoding="utf-8"))
+            different = [key for key in self._job if noted.get(key) != self._job[key]]
+        except (OSError, ValueError, AttributeError):
+            raise ConfigError(
+                f"{there} exists, and {self._note.name} does not say what it is of: remove it, or give another --out"
+            ) from None
+        if different:
+            raise ConfigError(
+                f"{self.out} has predictions that differ in {' and '.join(different)} from those wanted: "
+                f"give another --out, or remove {self._note.name} and what it belongs to"
+            )
+
+    def _close(self) -> None:
+        if self.finished:
+            # nobody writes a finished table, so the lock is not needed any more
+            for path in (self.path, Path(self._lock.lock_file)):
+                path.unlink(missing_ok=True)
+        self._lock.release()

@@ -1,4 +1,1 @@
-"""report.html: what was trained, on what, and how well, in one file for people who did not train it."""
-
-FILE = "report.html"
-"""Name of the file in a run's folder."""
+"""report.html: one page that shows what was trained, on what data and how well, to people who did not train it."""

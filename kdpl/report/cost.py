@@ -1,15 +1,20 @@
-"""What encoding an image costs: parameters, floating-point operations, and images a second on this machine."""
+"""Cost of encoding an image: parameters, floating-point operations, and images per second on this machine."""
 
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.errors import ArtifactError, KdplError
+from kdpl.report.run_folder import Run, Stage
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -18,13 +23,12 @@ _BATCH_SIZES = {"cpu": 8, "cuda": 64}
 _SECONDS, _MIN_BATCHES, _PATIENCE = 2.0, 3, 20.0
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """An image encoder to be measured.
+class Encoder(NamedTuple):
+    """An image encoder to measure.
 
     Attributes:
         encode: From images uint8 [B, 3, S, S] to features.
-        modules: What holds its parameters; a parameter that is in two of them counts once.
+        modules: Modules that hold its parameters; a parameter in two of them counts once.
         image_size: Edge S in pixels.
     """
 
@@ -34,19 +38,18 @@ class Encoder:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has."""
+        """Number of parameters."""
         return sum({id(p): p.numel() for module in self.modules for p in module.parameters()}.values())
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What an image encoder costs.
+class Cost(NamedTuple):
+    """Cost of an image encoder.
 
     Attributes:
-        parameters: Numbers in it, prompts and projector included.
-        flops: Floating-point operations for one image; a multiplication and its addition are two.
-        images_per_s: Of the fastest of some batches, which other programs disturbed least.
-        batch_size: Images a batch.
+        parameters: Number of parameters, prompts and projector included.
+        flops: Floating-point operations per image; a multiplication and its addition are two.
+        images_per_s: Of the fastest batch, which other programs disturbed least.
+        batch_size: Images per batch.
         image_size: Edge of the images in pixels.
     """
 
@@ -57,13 +60,64 @@ class Cost:
     image_size: int
 
 
+def costs(run: Run) -> dict[str, Any]:
+    """Measure the image encoders of teacher and student, and the files that they leave."""
+    where = device()
+    encoders, gaps = {}, {}
+    for name, load in (("teacher", _teacher_encoder), ("student", _student_encoder)):
+        try:
+            encoders[name] = load(run)
+        except (KdplError, OSError) as error:
+            gaps[name] = str(error)
+    measured = measure(encoders, where)
+    both = (measured["teacher"], measured["student"]) if not gaps else None
+    return {
+        "device": device_name(where),
+        "costs": measured,
+        "gaps": gaps,
+        "faster": both[1].images_per_s / both[0].images_per_s if both else None,
+        "smaller": both[0].parameters / both[1].parameters if both else None,
+        "files": _files(run),
+    }
+
+
+def _teacher_encoder(run: Run) -> Encoder:
+    if run.teacher is None:
+        raise ArtifactError("there is no teacher: run stage 1 to its end")
+    vectors = ClassVectors.load(run.teacher.folder / CLASS_VECTORS_FILE)
+    teacher = FrozenTeacher(run.teacher.folder, vectors)
+    teacher.load()
+    teacher.to(device())
+    return Encoder(teacher.features, [teacher], vectors.preprocessing.image_size)
+
+
+def _student_encoder(run: Run) -> Encoder:
+    encoder = run.classifier.encoder.to(device())
+    # a frozen tower is not among the encoder's own parameters
+    return Encoder(encoder, [encoder, encoder.tower.module], run.classifier.preprocessing.image_size)
+
+
+def _files(run: Run) -> dict[str, int]:
+    wanted: Mapping[str, tuple[Stage | None, str]] = {
+        "the classifier, which is all that ships": (run.student, CLASSIFIER_FOLDER),
+        "the teacher's prompts": (run.teacher, PROMPTS_FILE),
+        "the class vectors": (run.teacher, CLASS_VECTORS_FILE),
+    }
+    paths = {title: stage.folder / name for title, (stage, name) in wanted.items() if stage is not None}
+    return {
+        title: sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        for title, path in paths.items()
+        if path.exists()
+    }
+
+
 def device() -> torch.device:
-    """Where there is the most to be had: the first GPU, or the CPU."""
+    """Return the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(where: torch.device) -> str:
-    """Name a device, for people."""
+    """Return the name of a device for people."""
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     threads = torch.get_num_threads()
@@ -78,13 +132,9 @@ def _cpu_name() -> str:
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, Cost]:
-    """Count and time encoders, in float32 and on images that are in memory already.
+    """Count and time encoders on a device, in float32 and on images in memory.
 
-    They take turns, so that whatever else the machine does slows them all alike.
-
-    Args:
-        encoders: The encoders by name, on the device.
-        where: The device.
+    They take turns, so that other programs slow all of them alike.
     """
     if not encoders:
         return {}
@@ -97,7 +147,7 @@ def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, C
     for name, encoder in encoders.items():
         _seconds(encoder.encode, images[name])  # warms up
     start = time.perf_counter()
-    while (spent := time.perf_counter() - start) < _SECONDS or (len(min(times.values(), key=len)) < _MIN_BATCHES):
+    while (spent := time.perf_counter() - start) < _SECONDS or len(min(times.values(), key=len)) < _MIN_BATCHES:
         for name, encoder in encoders.items():
             times[name].append(_seconds(encoder.encode, images[name]))
         if spent > _PATIENCE:
@@ -125,9 +175,9 @@ def _seconds(encode: Encode, images: Tensor) -> float:
 
 @torch.no_grad()
 def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count the floating-point operations of encoding images: matrix products and convolutions."""
+    """Count the floating-point operations of matrix products and convolutions."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    # fused attention is one operation, which the counter does not know on every device
+    # the counter does not know fused attention on every device
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

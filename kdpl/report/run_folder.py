@@ -1,7 +1,7 @@
-"""What a run left in its folder, as the report reads it."""
+"""A run's folder as the report reads it."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +15,31 @@ from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.section import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.report.trust import require_known_classes
+from kdpl.metrics import test_key
 from kdpl.runtime.configs import read_config
-from kdpl.runtime.loggers import METRICS_FILE, read_metrics
-from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, read_answers, read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE
+from kdpl.runtime.loggers import read_metrics
+from kdpl.runtime.predictions import ImagePrediction, Pair, read_predictions, read_results
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CLASSIFIER_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+)
+
+_NAMING = ("class_path", "augmentation")  # settings that may name a class to import
 
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's folder: a fit and its test, or a test of a CLIP as it came.
+    """Folder of one stage: a fit and its test, or the test of an original CLIP.
 
     Attributes:
-        folder: Where; it need not exist.
-        trusted: Whether its config may name classes of anybody's.
+        folder: The folder; it need not exist.
+        trusted: Allow its config to name classes other than kdpl's.
     """
 
     folder: Path
@@ -38,82 +47,79 @@ class Stage:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The complete config of its fit.
+        """Complete config of the fit.
 
         Raises:
-            ConfigError: It is missing, not YAML, or names a class that is none of kdpl's.
+            ConfigError: It is missing, not YAML, not that of a fit, or names a class that is not kdpl's.
         """
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
+        sections = [config.get(name) for name in ("model", "data")]
         if not self.trusted:
-            require_known_classes(config, file)
-        whole = all(isinstance(self.section(config, name), dict) for name in ("model", "data"))
-        if not whole or not isinstance(config.get("seed_everything"), int):
+            # importing a class runs its module
+            for name in _named_classes(sections):
+                if not name.startswith("kdpl."):
+                    raise ConfigError(
+                        f"config {file} names the class {name[:100]}, which is not one of kdpl's and would be run: "
+                        "if the run is your own, give --trust"
+                    )
+        complete = all(isinstance(each, dict) and isinstance(each.get("init_args"), dict) for each in sections)
+        if not complete or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(f"config {file} is not that of a fit, with seed_everything, model and data: restore it")
         return config
 
-    @staticmethod
-    def section(config: dict[str, Any], name: str) -> Any:  # noqa: ANN401
-        """The settings of the model or the data."""
-        section = config.get(name)
-        return section.get("init_args") if isinstance(section, dict) else None
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """The settings of its model."""
-        settings: dict[str, Any] = self.section(self.config, "model")
-        return settings
-
-    @property
-    def data_settings(self) -> dict[str, Any]:
-        """The settings of its data."""
-        settings: dict[str, Any] = self.section(self.config, "data")
+    def settings(self, section: str) -> dict[str, Any]:
+        """Return the settings of ``model`` or ``data``."""
+        settings: dict[str, Any] = self.config[section]["init_args"]
         return settings
 
     @cached_property
-    def answers(self) -> list[Answer]:
-        """What it answered on the test images.
+    def predictions(self) -> list[ImagePrediction]:
+        """Predictions for the test images.
 
         Raises:
             ArtifactError: It was not tested, or the file is damaged.
         """
-        answers = _read(self.folder / PREDICTIONS_FILE, lambda: read_answers(self.folder))
-        if not answers:
-            raise ArtifactError(
-                f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}"
-            )
-        return answers
+        predictions = _read(self.folder / PREDICTIONS_FILE, lambda: read_predictions(self.folder))
+        return predictions if predictions else self._not_tested()
 
     @cached_property
     def results(self) -> dict[str, float]:
-        """Its test accuracies.
+        """Test accuracies.
 
         Raises:
             ArtifactError: It was not tested, or the file is damaged.
         """
         results = _read(self.folder / RESULTS_FILE, lambda: read_results(self.folder))
-        if "test/acc" not in results:
-            raise ArtifactError(
-                f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}"
-            )
-        return results
+        return results if test_key("acc") in results else self._not_tested()
+
+    def _not_tested(self) -> Any:  # noqa: ANN401 - it never returns
+        raise ArtifactError(f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}")
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Whether each answer is right, [N]."""
-        return np.array([a.label == a.prediction for a in self.answers])
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """True for each test image classified correctly, [N]."""
+        return np.array([p.correct for p in self.predictions])
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Its metrics over the steps.
+        """Metrics over the steps.
 
         Raises:
             ArtifactError: There are none, or the file is damaged.
         """
         file = self.folder / METRICS_FILE
         if not file.is_file():
-            raise ArtifactError(f"{file} does not exist: only a fit with the CSV logger leaves it")
+            raise ArtifactError(f"{file} does not exist: only a fit with the CSV logger writes it")
         return _read(file, lambda: read_metrics(file))
+
+
+def _named_classes(tree: Any) -> Iterator[str]:  # noqa: ANN401
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        if key in _NAMING and isinstance(value, str) and "." in value:
+            yield value
+        yield from _named_classes(value)
 
 
 def _read(file: Path, read: Callable[[], Read]) -> Read:
@@ -125,41 +131,39 @@ def _read(file: Path, read: Callable[[], Read]) -> Read:
 
 @dataclass(frozen=True)
 class Run:
-    """The stages of a run, as far as they are there.
+    """Stages of a run, those that there are.
 
     Attributes:
-        folder: What the report is of.
+        folder: The run's folder.
         teacher: Stage 1.
         student: Stage 2.
-        teacher_clip: The test of the teacher's CLIP as it came.
-        student_clip: The test of the student's CLIP as it came.
+        teacher_clip: Test of the teacher's original CLIP.
+        student_clip: Test of the student's original CLIP.
     """
 
     folder: Path
     teacher: Stage | None
     student: Stage | None
-    teacher_clip: Stage | None
-    student_clip: Stage | None
+    teacher_clip: Stage | None = None
+    student_clip: Stage | None = None
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages in the folder of ``run``, or in that of a single stage and its teacher's.
+        """Find the stages in the folder of ``run``, or of a single stage, whose config names its teacher's folder.
 
         Args:
             folder: The folder.
-            trusted: Whether the configs in it may name classes of anybody's.
+            trusted: Allow its configs to name classes other than kdpl's.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: It is neither, or a config is damaged.
         """
         if not folder.is_dir():
             raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
-            teacher = stage.model.get("teacher")
-            if teacher is None:
-                return cls(folder, stage, None, None, None)
-            return cls(folder, Stage(Path(teacher), trusted), stage, None, None)
+            teacher = stage.settings("model").get("teacher")
+            return cls(folder, stage, None) if teacher is None else cls(folder, Stage(Path(teacher), trusted), stage)
         stages = {name: Stage(folder / name, trusted) for name in ("teacher", "student")}
         found = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
         if not found:
@@ -168,19 +172,19 @@ class Run:
                 f"{CONFIG_FILE}: give the --out of run or of fit"
             )
         for stage in found.values():
-            _ = stage.config  # a damaged one is better said than left out
+            _ = stage.config  # a damaged one is an error, not a gap
         clips = {name: Stage(folder / "zero_shot" / name, trusted) for name in found}
         return cls(folder, found.get("teacher"), found.get("student"), clips.get("teacher"), clips.get("student"))
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Teacher and student, as far as their configs can be read."""
+        """Teacher and student, those whose configs exist."""
         named = {"teacher": self.teacher, "student": self.student}
         return {n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()}
 
     @property
     def main(self) -> Stage:
-        """The student's stage, or the teacher's where there is no student."""
+        """The student's stage, or the teacher's without a student."""
         stage = self.student or self.teacher
         if stage is None:
             raise ConfigError(f"{self.folder} has no stage: give the --out of run or of fit")
@@ -199,14 +203,22 @@ class Run:
 
     @cached_property
     def vectors(self) -> ClassVectors:
-        """The class vectors: the classifier's, or the teacher's where there is no student."""
+        """The classifier's class vectors, or the teacher's without a student."""
         if self.student is not None:
             return self.classifier.vectors
         return ClassVectors.load(self.main.folder / CLASS_VECTORS_FILE)
 
     @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """All class names by label; in alphabetical order, and only those in the predictions, without class vectors."""
+        try:
+            return self.vectors.class_names
+        except ArtifactError:
+            return tuple(sorted({name for p in self.main.predictions for name in (p.label, p.prediction)}))
+
+    @cached_property
     def data(self) -> DomainDataModule:
-        """The data that the main stage was tested on.
+        """Data that the main stage was tested on.
 
         Raises:
             ConfigError: The data section does not parse, or is of another kind.
@@ -221,24 +233,24 @@ class Run:
         return data
 
     def require_tested_images(self) -> DomainDataModule:
-        """Give the data, whose test images must be those that were tested."""
-        data, answers = self.data, self.main.answers
-        there = [(r.source, data.class_names[r.label]) for r in data.test_records]
-        if there != [(a.source, a.label) for a in answers]:
+        """Return the data; raises a DataError if its test images are not those that were tested."""
+        data = self.data
+        present = [(r.source, data.class_names[r.label]) for r in data.test_records]
+        if present != [(p.source, p.label) for p in self.main.predictions]:
             raise DataError(f"{data.splits.origin} has other test images than were tested: restore it, or test again")
         return data
 
     @cached_property
-    def answers_side_by_side(self) -> list[tuple[Answer, Answer]]:
-        """Teacher's and student's answers on the same test images.
+    def pairs(self) -> list[Pair]:
+        """Predictions of teacher and student for the same test images.
 
         Raises:
             ArtifactError: One of them was not tested, or on other images.
         """
         if self.teacher is None or self.student is None:
-            raise ArtifactError(f"{self.folder} has one stage alone: a comparison needs teacher and student")
-        pairs = list(zip(self.teacher.answers, self.student.answers, strict=False))
+            raise ArtifactError(f"{self.folder} has only one stage: a comparison needs teacher and student")
+        pairs = list(zip(self.teacher.predictions, self.student.predictions, strict=False))
         same = all((t.index, t.source, t.label) == (s.index, s.source, s.label) for t, s in pairs)
-        if not same or len(self.teacher.answers) != len(self.student.answers):
+        if not same or len(self.teacher.predictions) != len(self.student.predictions):
             raise ArtifactError("teacher and student were tested on other images: test them on the same ones")
         return pairs

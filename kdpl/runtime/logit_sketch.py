@@ -1,4 +1,4 @@
-"""What a test leaves of its logits: small, and enough to work out each answer's confidence at any temperature."""
+"""A small summary of a test's logits, enough to compute each prediction's confidence at any temperature."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,15 @@ _REMEDY = "run the test again"
 
 @dataclass(frozen=True)
 class LogitSketch:
-    """Each image's logits in falling order, less the first of them: 64 numbers for any number of classes.
+    """Each image's logits in falling order, minus the first: at most 64 numbers for any number of classes.
 
-    Up to 64 classes have their logits as they are, in float16. Of more, the 32 highest are kept, and the rest in 32
-    groups of neighbours by their means. 50,000 images of 1,000 classes take 6.4 MB, where their logits would take 200,
-    and their confidences are right to 0.001 on average. Which class a logit is of is not kept.
+    Up to 64 classes keep their logits, in float16. Of more, the 32 highest are kept and the others become the means of
+    32 groups of neighbours. 50,000 images of 1,000 classes take 6.4 MB instead of 200, and confidences are right to
+    0.001 on average. Which class a logit belongs to is not kept.
 
     Attributes:
         values: float16 [N, K], K at most 64, in the order of the test images; the first column is 0.
-        counts: int64 [K]; how many classes each column stands for.
+        counts: int64 [K], number of classes that each column stands for.
     """
 
     values: Tensor
@@ -39,7 +39,7 @@ class LogitSketch:
 
     @classmethod
     def of(cls, logits: Tensor) -> "LogitSketch":
-        """Make the sketch of logits [N, C]."""
+        """Summarise logits [N, C]."""
         falling = logits.float().sort(dim=1, descending=True).values
         falling = falling - falling[:, :1]
         if falling.shape[1] <= _EXACT + _GROUPS:
@@ -50,7 +50,7 @@ class LogitSketch:
         return cls(torch.cat([falling[:, :_EXACT], *means], dim=1).half(), torch.tensor(counts))
 
     def confidences(self, temperature: float = 1.0) -> npt.NDArray[np.float64]:
-        """Give the softmax of each image's answer over all classes, of logits divided by a temperature; [N]."""
+        """Softmax of each image's predicted class over all classes, with logits divided by a temperature; [N]."""
         shares = self.counts * (self.values.double() / temperature).exp()
         confidences: npt.NDArray[np.float64] = (1 / shares.sum(dim=1)).numpy()
         return confidences
@@ -69,8 +69,8 @@ class LogitSketch:
         tensors, _ = read_tensors(folder / FILE, KIND, VERSION, _REMEDY)
         values, counts = tensors.get("values"), tensors.get("counts")
         if values is None or counts is None or values.ndim != 2 or counts.shape != values.shape[1:]:
-            raise ArtifactError(f"{folder / FILE} lacks its logits or how many classes they are of: {_REMEDY}")
-        kinds = values.dtype == torch.float16 and counts.dtype == torch.int64
-        if not kinds or not values.isfinite().all() or (counts < 1).any() or (counts > 2**31).any():
-            raise ArtifactError(f"{folder / FILE} holds numbers that no test leaves: {_REMEDY}")
+            raise ArtifactError(f"{folder / FILE} is damaged (it lacks logits, or their counts): {_REMEDY}")
+        dtypes = values.dtype == torch.float16 and counts.dtype == torch.int64
+        if not dtypes or not values.isfinite().all() or (counts < 1).any() or (counts > 2**31).any():
+            raise ArtifactError(f"{folder / FILE} is damaged (its numbers are invalid): {_REMEDY}")
         return cls(values, counts)

@@ -1,29 +1,31 @@
-"""What a run answered on the test images: a CSV file and the accuracies beside it."""
+"""The predictions and accuracies that a test leaves in a run's folder, and where two models' predictions differ."""
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
-PREDICTIONS_FILE = "test_predictions.csv"
-RESULTS_FILE = "test.json"
-_NO_UTF8 = "surrogateescape"  # how Python has a path that is no UTF-8; it is written as the bytes that it is
+_ERRORS = "surrogateescape"  # keeps the bytes of a path that is not UTF-8
 _COLUMNS = ("index", "source", "label", "prediction", "probability")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One test image and what was said of it.
+class ImagePrediction:
+    """One test image and the class predicted for it.
 
     Attributes:
         index: Position in the test split.
         source: File or name of the image.
-        label: The class it is of.
-        prediction: The class that was answered, of all classes.
-        probability: Softmax of the answer over all classes.
+        label: The true class.
+        prediction: The predicted class, out of all classes.
+        probability: Softmax of the predicted class over all classes.
     """
 
     index: int
@@ -32,49 +34,78 @@ class Answer:
     prediction: str
     probability: float
 
+    @property
+    def correct(self) -> bool:
+        """True if the prediction is the label."""
+        return self.prediction == self.label
 
-def write_answers(folder: Path, answers: Iterable[Answer]) -> None:
-    """Write the answers into a run's folder, in the order of the test split."""
-    rows = sorted(answers, key=lambda a: a.index)
+
+Pair = tuple[ImagePrediction, ImagePrediction]
+"""Predictions of teacher and student for one image."""
+
+
+def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
+    """Write predictions into a run's folder, in the order of the test split."""
+    rows = sorted(predictions, key=lambda p: p.index)
     with (
         atomic_path(folder / PREDICTIONS_FILE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=_NO_UTF8) as file,
+        temporary.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file,
     ):
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
-        writer.writerows([a.index, a.source, a.label, a.prediction, f"{a.probability:.6f}"] for a in rows)
+        writer.writerows([p.index, p.source, p.label, p.prediction, f"{p.probability:.6f}"] for p in rows)
 
 
-def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
-    """Write the accuracies of so many images, which stand for a finished test: after all else that a test leaves."""
-    with atomic_path(folder / RESULTS_FILE) as temporary:
-        temporary.write_text(json.dumps({"images": images, **metrics}, indent=2), encoding="utf-8")
-
-
-def read_answers(folder: Path) -> list[Answer]:
-    """Read a run's answers; none if it was not tested yet."""
+def read_predictions(folder: Path) -> list[ImagePrediction]:
+    """Read a run's predictions; empty if it was not tested yet."""
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8", errors=_NO_UTF8) as lines:
+    with file.open(newline="", encoding="utf-8", errors=_ERRORS) as lines:
         rows = list(csv.DictReader(lines))
-    # raises where one is no UTF-8: paths alone may be anything
+    # only paths may hold bytes that are not UTF-8: this raises where a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
     return [
-        Answer(int(row["index"]), row["source"], row["label"], row["prediction"], float(row["probability"]))
+        ImagePrediction(int(row["index"]), row["source"], row["label"], row["prediction"], float(row["probability"]))
         for row in rows
     ]
 
 
+def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
+    """Write the number of test images and the accuracies; the file marks a finished test, so write it last."""
+    with atomic_path(folder / RESULTS_FILE) as temporary:
+        temporary.write_text(json.dumps({"images": images, **metrics}, indent=2), encoding="utf-8")
+
+
 def read_results(folder: Path) -> dict[str, float]:
-    """Read a run's test accuracies, fractions by metric name; empty if it was not tested yet."""
+    """Read a run's test accuracies, fractions by metric name; empty if it was not tested yet.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}
     try:
         results: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError("lists within lists without end") from error
+        raise ValueError("its lists are nested too deeply") from error
     if not isinstance(results, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return results
+
+
+def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Sort the pairs whose predictions differ: only the teacher is correct, only the student is, neither is."""
+    only_teacher, only_student, neither = found = ([], [], [])  # type: tuple[list[Pair], list[Pair], list[Pair]]
+    for teacher, student in pairs:
+        if teacher.prediction != student.prediction:
+            kind = only_teacher if teacher.correct else only_student if student.correct else neither
+            kind.append((teacher, student))
+    return found
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Choose at most ``count`` items, evenly spread."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

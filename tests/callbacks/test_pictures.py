@@ -1,9 +1,14 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
+from runs import configs, fit_teacher, image_folder
+from runs import test as run_test
 
+from kdpl.__main__ import main
 from kdpl.callbacks.pictures import choose_for_sheet, draw_confusion, draw_curves, draw_sheet
-from kdpl.runtime.predictions import Answer
+from kdpl.runtime.predictions import ImagePrediction
 
 CURVES = {
     "epoch": [(9, 0.0), (19, 1.0), (29, 2.0)],
@@ -12,15 +17,20 @@ CURVES = {
 }
 
 
-def answers_of(labels, predictions, names):
+def predictions_of(labels, predictions, names):
     return [
-        Answer(i, f"{i}.png", names[y], names[p], 0.5 + 0.1 * (i % 5))
+        ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5 + 0.1 * (i % 5))
         for i, (y, p) in enumerate(zip(labels, predictions, strict=True))
     ]
 
 
+def pairs_of(teacher, student, names=("a", "b")):
+    labels = [0] * len(teacher)
+    return list(zip(predictions_of(labels, teacher, names), predictions_of(labels, student, names), strict=True))
+
+
 def pixels(path, at_least=(300, 250)):
-    """A picture's pixels, of a PNG of sensible size that is not of one colour."""
+    """Pixels of a PNG of sensible size that is not of one colour."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.width >= at_least[0]
@@ -31,111 +41,110 @@ def pixels(path, at_least=(300, 250)):
     return array
 
 
-def same(a, b):
-    return a.shape == b.shape and bool((a == b).all())
-
-
 def noise(n, size=32):
     draw = np.random.default_rng(0)
     return [Image.fromarray(draw.integers(0, 255, (size, size, 3), dtype=np.uint8)) for _ in range(n)]
 
 
-def test_curves_show_their_values(tmp_path):
-    draw_curves(CURVES, tmp_path / "a.png")
-    draw_curves({**CURVES, "train/loss": [(9, 0.5), (19, 1.0), (29, 2.0)]}, tmp_path / "loss.png")
-    draw_curves({**CURVES, "val/acc": [(9, 0.9), (29, 0.3)]}, tmp_path / "acc.png")
-    draw_curves(CURVES, tmp_path / "again.png")
-    first = pixels(tmp_path / "a.png", (900, 350))
-    assert same(first, pixels(tmp_path / "again.png"))
-    assert not same(first, pixels(tmp_path / "loss.png"))
-    assert not same(first, pixels(tmp_path / "acc.png"))
+def all_differ(pictures):
+    return not any(a.shape == b.shape and (a == b).all() for i, a in enumerate(pictures) for b in pictures[:i])
 
 
-@pytest.mark.parametrize("curves", [{}, {"epoch": [(9, 0.0)], "train/loss": [(9, 1.0)]}], ids=["none", "no validation"])
-def test_curves_that_were_not_measured_are_left_out(tmp_path, curves):
-    draw_curves(curves, tmp_path / "a.png")
-    pixels(tmp_path / "a.png")
+def test_curves_show_their_values_and_leave_out_what_was_not_measured(tmp_path):
+    shown = [
+        CURVES,
+        {**CURVES, "train/loss": [(9, 0.5), (19, 1.0), (29, 2.0)]},
+        {**CURVES, "val/acc": [(9, 0.9), (29, 0.3)]},
+        {**CURVES, "val/base_acc": [(9, 0.5), (29, 0.7)], "val/novel_acc": [(9, 0.2), (29, 0.3)]},
+        {"epoch": [(9, 0.0)], "train/loss": [(9, 1.0)]},
+        {},
+    ]
+    for i, curves in enumerate(shown):
+        draw_curves(curves, tmp_path / f"{i}.png")
+    assert all_differ([pixels(tmp_path / f"{i}.png", (900, 350)) for i in range(len(shown))])
 
 
-def test_curves_of_base_and_novel_classes_are_drawn_each(tmp_path):
-    both = {**CURVES, "val/base_acc": [(9, 0.5), (29, 0.7)], "val/novel_acc": [(9, 0.2), (29, 0.3)]}
-    draw_curves(CURVES, tmp_path / "a.png")
-    draw_curves(both, tmp_path / "b.png")
-    assert not same(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+def test_a_confusion_matrix_depends_on_the_predictions(tmp_path):
+    names, labels = ["a", "b", "never seen"], [0, 0, 1, 1]
+    for name, predictions in (("right", labels), ("wrong", [0, 0, 1, 2])):
+        draw_confusion(predictions_of(labels, predictions, names), names, tmp_path / f"{name}.png")
+    assert all_differ([pixels(tmp_path / "right.png"), pixels(tmp_path / "wrong.png")])
 
 
-def test_confusion_depends_on_the_answers(tmp_path):
-    names = ["a", "b", "c"]
-    labels = [0, 0, 1, 1, 2, 2]
-    draw_confusion(answers_of(labels, labels, names), names, tmp_path / "right.png")
-    draw_confusion(answers_of(labels, [0, 0, 1, 1, 2, 0], names), names, tmp_path / "wrong.png")
-    assert not same(pixels(tmp_path / "right.png"), pixels(tmp_path / "wrong.png"))
-
-
-@pytest.mark.parametrize("count", [1, 16, 17, 60])
-def test_confusion_of_any_number_of_classes(tmp_path, count):
-    names = [f"class {i}" for i in range(count)]
-    labels = list(range(count)) * 2
-    draw_confusion(answers_of(labels, labels[::-1], names), names, tmp_path / "c.png")
+@pytest.mark.parametrize("count", [1, 17, 60])
+def test_a_confusion_matrix_of_any_number_of_classes(tmp_path, count):
+    names, labels = [f"class {i}" for i in range(count)], [*range(count)] * 2
+    draw_confusion(predictions_of(labels, labels[::-1], names), names, tmp_path / "c.png")
     pixels(tmp_path / "c.png")
 
 
-def test_confusion_takes_classes_without_test_images(tmp_path):
-    names = ["$a$", "b", "never seen"]
-    draw_confusion(answers_of([0, 1], [0, 2], names), names, tmp_path / "c.png")
-    pixels(tmp_path / "c.png")
-
-
-# matplotlib reads what stands between dollar signs as mathematics
-@pytest.mark.parametrize("name", ["$x_{$", r"$\frac$", r"\$ { 100 % _#&^~", "very " * 20])
-def test_names_are_shown_as_they_are_whatever_is_in_them(tmp_path, name):
-    names = [name, "other"]
-    answers = answers_of([0, 1, 0], [0, 0, 1], names)
-    draw_confusion(answers, names, tmp_path / "c.png")
-    draw_sheet(noise(3), answers, answers, tmp_path / "s.png")
+# matplotlib reads text between dollar signs as mathematics
+@pytest.mark.parametrize("name", ["$x_{$", r"\$ { 100 % _#&^~", "very " * 20])
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    names = (name, "other")
+    draw_confusion(predictions_of([0, 1], [0, 0], names), names, tmp_path / "c.png")
+    draw_sheet(noise(2), pairs_of([0, 1], [0, 0], names), tmp_path / "s.png", "some")
     pixels(tmp_path / "c.png")
     pixels(tmp_path / "s.png")
 
 
-def test_the_sheet_shows_images_and_both_answers(tmp_path):
-    names = ["a", "b"]
-    right, wrong = answers_of([0] * 9, [0] * 9, names), answers_of([0] * 9, [1] * 9, names)
-    draw_sheet(noise(9), right, right, tmp_path / "a.png")
-    draw_sheet(noise(9), right, wrong, tmp_path / "teacher.png")
-    draw_sheet(noise(9), wrong, right, tmp_path / "student.png")
-    draw_sheet(noise(9)[::-1], right, right, tmp_path / "images.png")
-    sheets = [pixels(tmp_path / f"{name}.png") for name in ("a", "teacher", "student", "images")]
-    assert not any(same(x, y) for i, x in enumerate(sheets) for y in sheets[:i])
+def test_a_sheet_shows_images_and_both_predictions(tmp_path):
+    sheets = [
+        (noise(9), pairs_of([0] * 9, [0] * 9)),
+        (noise(9), pairs_of([0] * 9, [1] * 9)),
+        (noise(9), pairs_of([1] * 9, [0] * 9)),
+        (noise(9)[::-1], pairs_of([0] * 9, [0] * 9)),
+        ([image.resize((20 + 40 * i, 30)) for i, image in enumerate(noise(9))], pairs_of([0] * 9, [0] * 9)),
+        (noise(1), pairs_of([0], [1])),
+    ]
+    for i, (images, pairs) in enumerate(sheets):
+        draw_sheet(images, pairs, tmp_path / f"{i}.png", "some")
+    assert all_differ([pixels(tmp_path / f"{i}.png", (150, 150)) for i in range(len(sheets))])
 
 
-@pytest.mark.parametrize("count", [1, 9])
-def test_a_sheet_of_any_number_of_images_of_any_size(tmp_path, count):
-    names = ["a", "b"]
-    answers = answers_of([0] * count, [1] * count, names)
-    images = [image.resize((20 + 40 * i, 30)) for i, image in enumerate(noise(count))]
-    draw_sheet(images, answers, answers, tmp_path / "s.png")
-    pixels(tmp_path / "s.png", (150, 150))
-
-
-def test_half_of_the_sheet_are_mistakes_and_the_rest_is_spread_evenly():
-    names = ["a", "b"]
-    student = answers_of([0] * 100, [1 if i < 30 else 0 for i in range(100)], names)
-    teacher = answers_of([0] * 100, [1 if i >= 90 else 0 for i in range(100)], names)
-    chosen = choose_for_sheet(student, teacher, count=20)
+def test_half_of_the_sheet_are_mistakes_of_either_and_the_rest_is_spread_evenly():
+    pairs = pairs_of([int(i >= 90) for i in range(100)], [int(i < 30) for i in range(100)])
+    chosen = choose_for_sheet(pairs, count=20)
     mistakes = [i for i in chosen if i < 30 or i >= 90]
     others = [i for i in chosen if i not in mistakes]
     assert chosen == sorted(set(chosen))
     assert len(mistakes) == len(others) == 10
-    assert any(i >= 90 for i in mistakes), "the teacher's mistakes are mistakes too"
+    assert any(i >= 90 for i in mistakes)
     assert others == list(range(30, 90, 6))
 
 
-@pytest.mark.parametrize(("images", "wrong"), [(0, 0), (5, 0), (5, 5), (100, 1), (100, 100)])
-def test_a_sheet_is_never_larger_than_asked_nor_than_what_there_is(images, wrong):
-    names = ["a", "b"]
-    student = answers_of([0] * images, [1] * wrong + [0] * (images - wrong), names)
-    chosen = choose_for_sheet(student, student, count=20)
-    assert len(chosen) <= min(20, images)
-    assert len(set(chosen)) == len(chosen)
-    if images <= 20 and wrong == 0:
-        assert chosen == list(range(images))
+@pytest.mark.parametrize(("images", "wrong", "shown"), [(0, 0, 0), (5, 0, 5), (5, 5, 5), (99, 1, 20), (99, 99, 10)])
+def test_a_sheet_is_never_larger_than_asked_nor_than_there_are_images(images, wrong, shown):
+    chosen = choose_for_sheet(pairs_of([0] * images, [1] * wrong + [0] * (images - wrong)), count=20)
+    assert len(chosen) == len(set(chosen)) == shown
+
+
+def test_a_fit_and_a_test_leave_pictures(teacher_run, student_run):
+    names = {run: sorted(p.name for p in (run / "figures").iterdir()) for run in (teacher_run, student_run)}
+    assert names[teacher_run] == ["confusion.png", "learning_curves.png"]
+    assert names[student_run] == ["confusion.png", "disagreements.png", "learning_curves.png", "test_images.png"]
+    for path in student_run.glob("figures/*"):
+        pixels(path)
+
+
+def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kdpl.callbacks.pictures.can_draw", lambda: False)
+    image_folder(tmp_path / "data", classes=("$x_{$ & co", "other"))
+    data = [*configs("data/folder.yaml"), f"--data.init_args.root={tmp_path / 'data'}", "--data.init_args.shots=4"]
+    out = tmp_path / "out"
+    assert fit_teacher(out, *data, "--data.init_args.num_workers=0", "--trainer.max_epochs=1") == 0
+    assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
+    assert not (out / "figures").exists()
+    monkeypatch.undo()
+    assert run_test(out) == 0
+    assert sorted(p.name for p in (out / "figures").iterdir()) == ["confusion.png"]
+    assert f"picture: {out}/figures/confusion.png" in capsys.readouterr().err
+
+
+def test_a_student_whose_teacher_is_gone_has_no_sheet(tmp_path, student_run):
+    copy = tmp_path / "student"
+    shutil.copytree(student_run, copy)
+    shutil.rmtree(copy / "figures")
+    gone = [f"--out={copy}", f"--model.init_args.teacher={tmp_path / 'gone'}"]
+    assert main(["test", f"--config={student_run}/config.yaml", *gone]) == 0
+    assert sorted(p.name for p in (copy / "figures").iterdir()) == ["confusion.png"]

@@ -14,7 +14,7 @@ from test_classifier import make_classifier
 
 import kdpl.deploy.hub
 from kdpl import Classifier
-from kdpl.deploy.model_card import model_card
+from kdpl.deploy.hub import model_card
 from kdpl.errors import ArtifactError
 
 
@@ -25,7 +25,7 @@ def classifier(clip_of):
 
 @pytest.fixture
 def run(tmp_path):
-    """A student's run: its settings and accuracies."""
+    """Config and accuracies of a student's run."""
     folder = tmp_path / "run"
     folder.mkdir()
     data = {"dataset": "dtd", "protocol": "base_to_novel", "shots": 16, "root": "/secret/place"}
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub that is a folder."""
+    """A folder in place of the hub."""
     root = tmp_path / "hub"
 
     class Api:
@@ -68,7 +68,7 @@ def hub(tmp_path, monkeypatch):
     return root
 
 
-def test_what_is_pushed_is_had_again(classifier, run, hub, images):
+def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, images):
     url = classifier.push_to_hub("me/digits", run=run, private=True, token="secret")  # noqa: S106
     assert url == "https://huggingface.co/me/digits/commit/1"
     pushed = hub / "me" / "digits"
@@ -83,71 +83,60 @@ def test_what_is_pushed_is_had_again(classifier, run, hub, images):
 
 
 def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier, run, tmp_path):
-    classifier.save_pretrained(tmp_path / "saved", run=run)
+    clip = replace(classifier.clip, pretrained="/somebody/weights.pt")
+    Classifier(classifier.encoder, classifier.vectors, 17.0, clip).save_pretrained(tmp_path / "saved", run=run)
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".md", ".safetensors"}
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("kdpl", "image-classification")
     for words in (
-        "# Image classifier of 5 classes",
-        "`sea_horse`, `crab`",
-        "first 3 are base classes",
-        "dataset `dtd`, protocol `base_to_novel`, seed 3",
-        "tuned on: 16 images of each class of the first half",
+        "# Image classifier of 5 classes\n\n## Classes\n\n`sea_horse`, `crab`",
+        "\n\nThe first 3 are base classes",
+        "\n\n- dataset `dtd`, protocol `base_to_novel`, seed 3\n- labels for tuning the teacher: 16 images per class",
         "On 11 test images",
-        "| all classes | 50.0% |",
-        "| base classes, among themselves | 62.5% |",
-        "| harmonic mean of base and novel | 35.7% |",
-        "CLIP `test-student`, weights `noise`, images of 32 pixels",
+        "|---|--:|\n| all classes | 50.0% |\n| base classes | 62.5% |\n",
+        "\n| harmonic mean | 35.7% |\n\n##",
+        "- image encoder: CLIP `test-student`, weights `weights.pt`, images of 32 pixels\n- class vectors",
         "CLIP `test-teacher-quickgelu`",
-        "licence of those who published them",
+        "licence of their publishers",
     ):
         assert words in card.text, words
     assert "/secret" not in card.content
+    assert "/somebody" not in card.content
     assert torch.equal(Classifier.load(tmp_path / "saved").vectors.vectors, classifier.vectors.vectors)
 
 
-def test_the_card_does_not_say_where_a_weights_file_lay(classifier, tmp_path):
-    clip = replace(classifier.clip, pretrained="/somebody/weights.pt")
-    card = model_card(Classifier(classifier.encoder, classifier.vectors, 17.0, clip), None)
-    assert "weights `weights.pt`" in card.text
-    assert "/somebody" not in card.content
-
-
-def test_what_is_not_known_is_said_to_be_so(classifier, run, tmp_path):
-    classifier.save_pretrained(tmp_path / "a")
-    assert "Not recorded." in (tmp_path / "a" / "README.md").read_text()
+def test_the_card_says_what_was_not_recorded(classifier, run):
+    assert "Not recorded." in model_card(classifier, None).text
     (run / "test.json").unlink()
-    classifier.save_pretrained(str(tmp_path / "b"), run=str(run))
-    text = (tmp_path / "b" / "README.md").read_text()
+    text = model_card(classifier, run).text
     assert "Not measured." in text
     assert "dataset `dtd`" in text
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.yaml", "data: 3"), ("config.yaml", ": ["), ("test.json", "{")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.yaml", "data: 3"), ("config.yaml", ": ["), ("test.json", "{"), ("test.json", "{}")]
+)
 def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
-    (run / name).write_text(content)
+    (run / name).write_text(content if name == "config.yaml" else content.replace("{}", '{"images": []}'))
     with pytest.raises(ArtifactError, match=str(run)) as error:
         classifier.save_pretrained(tmp_path / "saved", run=run)
     assert world.one_sentence(error)
 
 
-def test_a_run_of_a_real_student_gives_a_card(student_run, tmp_path):
-    classifier = Classifier.load(student_run / "classifier")
-    classifier.save_pretrained(tmp_path / "saved", run=student_run)
-    text = (tmp_path / "saved" / "README.md").read_text()
+def test_a_real_run_has_a_card(student_run):
+    text = model_card(Classifier.load(student_run / "classifier"), Path(student_run)).text
     assert "dataset `digits`, protocol `all`, seed 1" in text
     assert "On 899 test images" in text
 
 
-def test_what_the_hub_does_not_have_is_one_sentence(hub):
-    with pytest.raises(ArtifactError, match="me/gone cannot be had from the hub") as error:
-        Classifier.from_pretrained("me/gone")
-    assert world.one_sentence(error)
-    with pytest.raises(ArtifactError, match="cannot be had from the hub") as error:
-        Classifier.from_pretrained("no such folder/a/b")
+@pytest.mark.parametrize("name", ["me/gone", "no such folder/a/b"])
+def test_a_classifier_that_is_not_on_the_hub_is_one_sentence(name, hub):
+    with pytest.raises(ArtifactError, match=f"{name} cannot be downloaded from the hub") as error:
+        Classifier.from_pretrained(name)
     assert world.one_sentence(error)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(classifier, hub, monkeypatch):
+def test_an_unreachable_hub_is_one_sentence(classifier, hub, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route to host")
 
@@ -155,8 +144,3 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(classifier, hub, monkeypat
     with pytest.raises(ArtifactError, match=r"me/digits \(no route to host\): check") as error:
         classifier.push_to_hub("me/digits")
     assert world.one_sentence(error)
-
-
-def test_nothing_pickled_is_written(classifier, tmp_path):
-    classifier.save_pretrained(tmp_path / "saved")
-    assert {path.suffix for path in Path(tmp_path / "saved").iterdir()} == {".json", ".md", ".safetensors"}

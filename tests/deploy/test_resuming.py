@@ -11,10 +11,15 @@ from runs import rows_of
 
 from kdpl.__main__ import main
 
+SLOWLY = (
+    "import sys, time; from kdpl.deploy.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
+    "Item.open = lambda item: (time.sleep(0.05), plain(item))[1]; sys.exit(main(sys.argv[1:]))"
+)
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Sixty pictures, each of another colour, one of them damaged."""
+    """Sixty pictures of different colours, one of them damaged."""
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(60):
         Image.new("RGB", (12, 10), (4 * i, 255 - 4 * i, 9 * i % 256)).save(folder / f"{i:02}.png")
@@ -26,32 +31,26 @@ def predict(classifier, pictures, out, *more):
     return main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
 
 
-def killed_once_it_has(lines, command, partial):
+def kill_after(lines, command, partial):
     """Start the command and kill it at a random time after it has written so many lines."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if partial.exists() and partial.read_bytes().count(b"\n") >= lines:
-            time.sleep(random.uniform(0, 0.2))  # noqa: S311
-            break
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= lines):
         time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.2))  # noqa: S311
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
-def test_a_killed_command_goes_on_and_each_image_is_there_once_in_order(classifier, pictures, tmp_path, capsys):
-    out, partial = tmp_path / "answers.csv", tmp_path / "answers.csv.partial"
-    slow = (
-        "import sys, time; from kdpl.deploy import sources; from kdpl.__main__ import main; plain = sources.Item.open; "
-        "sources.Item.open = lambda item: (time.sleep(0.05), plain(item))[1]; sys.exit(main(sys.argv[1:]))"
-    )
+@pytest.mark.slow
+def test_a_killed_command_resumes_with_each_image_once_in_order(classifier, pictures, tmp_path, capsys):
+    out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
     options = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=2", "--workers=1"]
     for lines in (4, 20):
-        killed_once_it_has(lines, [sys.executable, "-c", slow, *options], partial)
+        kill_after(lines, [sys.executable, "-c", SLOWLY, *options], partial)
         assert not out.exists()
         assert lines <= partial.read_bytes().count(b"\n") < 60
     assert main(options) == 0
-    assert "going on after " in capsys.readouterr().err
+    assert "resuming after " in capsys.readouterr().err
     assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
     resumed, at_once = rows_of(out), rows_of(tmp_path / "at_once.csv")
     for name in ("path", "class", "error"):
@@ -61,8 +60,8 @@ def test_a_killed_command_goes_on_and_each_image_is_there_once_in_order(classifi
     assert not partial.exists()
 
 
-def test_a_finished_table_says_so_and_stays(classifier, pictures, tmp_path, capsys):
-    out = tmp_path / "answers.jsonl"
+def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures, tmp_path, capsys):
+    out = tmp_path / "table.jsonl"
     assert predict(classifier, pictures, out) == 0
     before, changed = out.read_bytes(), out.stat().st_mtime_ns
     capsys.readouterr()
@@ -77,7 +76,7 @@ def test_a_finished_table_says_so_and_stays(classifier, pictures, tmp_path, caps
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_parts_one_after_another_are_the_whole(ending, classifier, pictures, tmp_path):
+def test_the_parts_in_order_are_the_complete_table(ending, classifier, pictures, tmp_path):
     assert predict(classifier, pictures, tmp_path / f"all.{ending}") == 0
     parts = [tmp_path / f"{i}.{ending}" for i in (1, 2, 3, 4)]
     for i, part in enumerate(parts, start=1):
@@ -85,5 +84,5 @@ def test_parts_one_after_another_are_the_whole(ending, classifier, pictures, tmp
     header = ending == "csv"
     lines = [part.read_text().splitlines()[header:] for part in parts]
     assert [len(each) for each in lines] == [15] * 4
-    whole = (tmp_path / f"all.{ending}").read_text().splitlines()[header:]
-    assert [line.split(",")[:2] for part in lines for line in part] == [line.split(",")[:2] for line in whole]
+    complete = (tmp_path / f"all.{ending}").read_text().splitlines()[header:]
+    assert [line.split(",")[:2] for part in lines for line in part] == [line.split(",")[:2] for line in complete]

@@ -7,8 +7,7 @@ import pytest
 import world
 
 from kdpl.deploy import tables
-from kdpl.deploy.journal import columns
-from kdpl.deploy.tables import require_format, write_table
+from kdpl.deploy.tables import Journal, columns, require_format, write_table
 from kdpl.errors import ConfigError
 
 ROWS = [
@@ -16,47 +15,113 @@ ROWS = [
     {"path": "é.png", "class": None, "probability": None, "error": "cannot be read"},
     {"path": "-x.png", "class": "cat", "probability": 0.123457, "error": None},
 ]
+JOB = {"classifier": "c", "images": "i", "top_k": 1}
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-def test_rows_are_read_back_as_they_were(ending, tmp_path, monkeypatch):
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "new" / "table.csv"
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_classes_after_the_first_are_numbered():
+    assert columns(1) == ["path", "class", "probability", "error"]
+    assert columns(2) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+
+
+@pytest.mark.parametrize("rows", [ROWS, []], ids=["rows", "none"])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_rows_are_read_as_they_were_written(ending, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_ROW_GROUP", 2)
     path = tmp_path / f"t{ending}"
-    write_table(path, iter(ROWS), columns(1))
+    write_table(path, iter(rows), columns(1))
     if ending == ".parquet":
         table = pyarrow.parquet.read_table(path)
         assert table.column_names == columns(1)
-        assert table.to_pylist() == ROWS
+        assert table.to_pylist() == rows
+    elif ending == ".jsonl":
+        assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows
     else:
-        assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == ROWS
+        with path.open(newline="", encoding="utf-8") as file:
+            read = list(csv.DictReader(file))
+        assert [row["path"] for row in read] == [row["path"] for row in rows]
+        assert [row["class"] for row in read] == [row["class"] or "" for row in rows]
+        assert [row["probability"] for row in read] == ["1.000000", "", "0.123457"][: len(rows)]
 
 
-def test_csv_is_quoted_where_it_must_be_and_changes_no_name(tmp_path):
-    write_table(tmp_path / "t.csv", ROWS, columns(1))
-    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
-    assert [row["path"] for row in read] == [row["path"] for row in ROWS]
-    assert [row["class"] for row in read] == ["=1+1", "", "cat"]
-    assert [row["probability"] for row in read] == ["1.000000", "", "0.123457"]
-
-
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_no_rows_are_a_table_too(ending, tmp_path):
-    write_table(tmp_path / f"t{ending}", [], columns(1))
-    assert (tmp_path / f"t{ending}").exists()
-
-
-@pytest.mark.parametrize("name", ["t.xlsx", "t", "t.CSV.gz"])
-def test_an_unknown_ending_is_named(name, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown ending, expected one of \.csv, \.jsonl, \.parquet") as error:
-        require_format(tmp_path / name)
-    assert world.one_sentence(error)
-
-
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_an_unknown_ending_and_a_missing_package_are_named(tmp_path, monkeypatch):
+    for name in ("t.xlsx", "t", "t.CSV.gz"):
+        with pytest.raises(ConfigError, match=r"unknown ending, expected one of \.csv, \.jsonl, \.parquet") as error:
+            require_format(tmp_path / name)
+        assert world.one_sentence(error)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     require_format(tmp_path / "t.csv")
-    with pytest.raises(ConfigError, match=r"pip install 'kdpl\[parquet\]'") as error:
+    with pytest.raises(ConfigError, match=r"pip install 'kdpl\[parquet\]'"):
         require_format(tmp_path / "t.parquet")
+
+
+def test_a_journal_keeps_rows_and_becomes_the_table(out):
+    with Journal(out, JOB) as journal:
+        assert (journal.done, journal.finished) == (0, False)
+        journal.write(ROWS[:2])
+    with Journal(out, JOB) as journal:
+        assert journal.done == 2
+        journal.write(ROWS[2:])
+        assert list(journal.rows()) == ROWS
+        journal.finish(columns(1))
+    assert json.loads((out.parent / "table.csv.job.json").read_text()) == JOB
+    with Journal(out, JOB) as journal:
+        assert journal.finished
+    assert names_in(out.parent) == ["table.csv", "table.csv.job.json"]
+
+
+@pytest.mark.parametrize("cut", range(0, 180, 30))
+def test_an_incomplete_line_is_written_again(cut, out):
+    with Journal(out, JOB) as journal:
+        journal.write(ROWS[:2])
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content[:cut])
+    with Journal(out, JOB) as journal:
+        assert journal.done == content[:cut].count(b"\n")
+        journal.write(ROWS[journal.done :])
+        assert list(journal.rows()) == ROWS
+
+
+def test_one_process_at_a_time_writes(out):
+    with Journal(out, JOB) as journal:
+        with pytest.raises(ConfigError, match="another process is writing") as error, Journal(out, JOB):
+            pass
+        assert world.one_sentence(error)
+        journal.write(ROWS[:1])
+    with Journal(out, JOB) as journal:
+        assert journal.done == 1
+
+
+@pytest.mark.parametrize("field", JOB)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_table_of_another_job_is_not_resumed(field, finished, out):
+    with Journal(out, JOB) as journal:
+        journal.write(ROWS)
+        if finished:
+            journal.finish(columns(1))
+    before = names_in(out.parent)
+    with pytest.raises(ConfigError, match=f"differ in {field} from") as error, Journal(out, {**JOB, field: 9}):
+        pass
     assert world.one_sentence(error)
+    assert names_in(out.parent) == before
+
+
+@pytest.mark.parametrize("note", [None, "", "[]", "{}"])
+def test_a_table_of_an_unknown_job_is_left_alone(note, out):
+    out.parent.mkdir()
+    out.write_text("precious")
+    if note is not None:
+        (out.parent / "table.csv.job.json").write_text(note)
+    with pytest.raises(ConfigError, match=r"does not say what it is of|differ in") as error, Journal(out, JOB):
+        pass
+    assert world.one_sentence(error)
+    assert out.read_text() == "precious"

@@ -7,7 +7,7 @@ import pytest
 import world
 from runs import rows_of
 
-from kdpl.callbacks.answers import TestAnswers
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.runtime.predictions import read_results
 
 STEPS = 20
@@ -91,7 +91,7 @@ def test_each_test_image_is_counted_once_with_the_same_answer(tmp_path):
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
-        settings = {"callbacks": [TestAnswers()], "use_distributed_sampler": False, **several}
+        settings = {"callbacks": [SaveTestResults()], "use_distributed_sampler": False, **several}
         world.quiet_trainer(folder, **settings).test(fits.teacher(), datamodule=fits.digits(8), verbose=False)
         answers[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
     assert [int(row["index"]) for row in answers[1]] == list(range(899))

@@ -103,7 +103,7 @@ def test_predictions_that_do_not_fit_go_on_and_each_image_is_there_once(
     assert content.endswith(b"}\n"), "whole lines alone"
     disk.free()
     assert predict(out) == 0
-    assert f"going on after {content.count(b'}')} images" in capsys.readouterr().err
+    assert f"resuming after {content.count(b'}')} images" in capsys.readouterr().err
     assert not partial.exists()
     assert predict(tmp_path / out.name) == 0
     assert out.read_bytes() == (tmp_path / out.name).read_bytes()
@@ -112,24 +112,24 @@ def test_predictions_that_do_not_fit_go_on_and_each_image_is_there_once(
 def test_a_table_of_predictions_that_does_not_fit_is_made_from_the_answers_later(
     disk, classifier, pictures, tmp_path, capsys, monkeypatch
 ):
-    import kdpl.deploy.classifying as classifying
+    from kdpl.deploy import tables
 
     out = disk.folder / "answers.csv"
     args = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=8", "--workers=1"]
-    original = classifying.write_table
+    original = tables.write_table
 
     def full(*more):
         disk.fill(leave=8_192)
         original(*more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classifying, "write_table", full)
+        patch.setattr(tables, "write_table", full)
         assert main(args) == 1
     says_full(capsys, out)
-    assert disk.names() == ["answers.csv.job.json", "answers.csv.partial"]
+    assert disk.names() == [".answers.csv.lock", "answers.csv.job.json", "answers.csv.partial"]
     disk.free()
     assert main(args) == 0
-    assert "going on after 96 images" in capsys.readouterr().err
+    assert "resuming after 96 images" in capsys.readouterr().err
     assert len(rows_of(out)) == 96
 
 

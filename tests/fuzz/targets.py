@@ -34,7 +34,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Stage
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
-from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, Answer, write_answers, write_results
+from kdpl.runtime.predictions import PREDICTIONS_FILE, RESULTS_FILE, ImagePrediction, write_predictions, write_results
 
 _TABLE = (
     "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\nd.png,dog,val\ne.png,,\nhttps://h/f.png,dog,\n"
@@ -114,12 +114,12 @@ def _cache(folder: Path) -> dict[str, Target]:
 
 def _results(folder: Path) -> dict[str, Target]:
     LogitSketch.of(torch.randn(6, 5)).save(folder)
-    answers = [Answer(i, f"{i}.png", "cat", "dog", 0.5) for i in range(5)]
-    write_answers(folder, answers)
-    write_results(folder, len(answers), {"test/acc": 0.5, "test/base_acc": 0.25})
+    predictions = [ImagePrediction(i, f"{i}.png", "cat", "dog", 0.5) for i in range(5)]
+    write_predictions(folder, predictions)
+    write_results(folder, len(predictions), {"test/acc": 0.5, "test/base_acc": 0.25})
     return {
         "sketch of logits": Target(SKETCH_FILE, lambda file: LogitSketch.load(file.parent).confidences()),
-        "test's answers": Target(PREDICTIONS_FILE, lambda file: Stage(file.parent).answers),
+        "test's predictions": Target(PREDICTIONS_FILE, lambda file: Stage(file.parent).predictions),
         "test's accuracies": Target(RESULTS_FILE, lambda file: Stage(file.parent).results),
     }
 

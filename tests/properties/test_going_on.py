@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import text
 
-from kdpl.deploy.journal import Journal
 from kdpl.deploy.sources import part_of, printable
+from kdpl.deploy.tables import Journal
 from kdpl.runtime.files import atomic_path
 
 JOB = {"classifier": "c", "images": "i", "top_k": 1}

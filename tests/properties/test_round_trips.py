@@ -13,10 +13,9 @@ from texts import class_names, text
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import read_table
 from kdpl.data.storage import is_url
-from kdpl.deploy.journal import columns
 from kdpl.deploy.sources import printable
-from kdpl.deploy.tables import FORMATS, write_table
-from kdpl.runtime.predictions import Answer, read_answers, read_results, write_answers, write_results
+from kdpl.deploy.tables import FORMATS, columns, write_table
+from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results, write_predictions, write_results
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +86,10 @@ accuracies = st.dictionaries(st.sampled_from(["test/acc", "test/base_acc", "test
 
 @given(answers, accuracies, st.randoms(use_true_random=False))
 def test_answers_of_a_test_come_back_in_order_to_the_millionth(folder, rows, metrics, shuffle):
-    expected = [Answer(i, *row) for i, row in enumerate(rows)]
-    write_answers(folder, shuffle.sample(expected, len(expected)))
+    expected = [ImagePrediction(i, *row) for i, row in enumerate(rows)]
+    write_predictions(folder, shuffle.sample(expected, len(expected)))
     write_results(folder, len(expected), metrics)
-    assert read_answers(folder) == expected
+    assert read_predictions(folder) == expected
     assert read_results(folder) == {"images": len(rows), **metrics}
 
 

@@ -10,11 +10,11 @@ from report_pages import HOSTILE, make, put_together, rename_classes
 
 import kdpl.data.readers.digits
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)]
 
 
 def browse(page, folder, *options, width=1200, dark=False):
-    """Open a page in a browser of its own; gives what that prints."""
+    """Open a page in a browser and return what it prints."""
     command = [
         CHROMIUM,
         "--headless",
@@ -34,7 +34,7 @@ def browse(page, folder, *options, width=1200, dark=False):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, teacher_run, student_run):
-    """A report by name: one as it is, and one whose class names are hostile."""
+    """An unchanged report, and one with hostile class names."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.report.cost._SECONDS", 0)
@@ -49,7 +49,7 @@ def reports(tmp_path_factory, teacher_run, student_run):
 
 
 def with_script(report, script, tmp_path):
-    """A copy of a report that may run further scripts, and runs one once it is loaded."""
+    """Copy a report without its policy, and with a script."""
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8"))
     page = tmp_path / "with_script.html"
     page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -57,7 +57,7 @@ def with_script(report, script, tmp_path):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_is_drawn_in_the_colour_scheme_of_the_reader(dark, reports, tmp_path):
+def test_it_follows_the_colour_scheme_of_the_reader(dark, reports, tmp_path):
     picture = tmp_path / "page.png"
     browse(reports["plain"], tmp_path, f"--screenshot={picture}", dark=dark)
     with Image.open(picture) as image:
@@ -68,7 +68,7 @@ def test_it_is_drawn_in_the_colour_scheme_of_the_reader(dark, reports, tmp_path)
     assert max(corners[0]) < 50 if dark else min(corners[0]) > 240
     colours = pixels.getcolors(maxcolors=1200 * 1600)
     background = max(colours)[0] / (1200 * 1600)
-    # mostly background, and much on it: text, tiles, a chart in the colours of teacher and student
+    # mostly background; text, tiles, and a chart in the colours of teacher and student
     assert 0.5 < background < 0.97
     expected = {(0x86, 0xB4, 0xFF), (0xFF, 0xAD, 0x6B)} if dark else {(0x24, 0x59, 0xB8), (0xB0, 0x4A, 0x06)}
     assert expected <= {colour for _, colour in colours}
@@ -76,7 +76,7 @@ def test_it_is_drawn_in_the_colour_scheme_of_the_reader(dark, reports, tmp_path)
 
 @pytest.mark.parametrize("width", [1200, 520])
 @pytest.mark.parametrize("name", ["plain", "hostile"])
-def test_nothing_sticks_out_at_the_side(name, width, reports, tmp_path):
+def test_nothing_overflows_the_width(name, width, reports, tmp_path):
     script = """
       const root = document.documentElement;
       root.dataset.width = root.clientWidth;

@@ -26,18 +26,13 @@ def test_operations_are_those_counted_by_hand(images, clip_of):
     assert count_flops(tower, pixels) == images * by_hand(CONFIGS["test-student"], tokens=5)
 
 
-def test_counting_leaves_the_fast_path_as_it_was(clip_of):
-    before = torch.backends.mha.get_fastpath_enabled()
-    count_flops(clip_of("test-student").image_tower, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    assert torch.backends.mha.get_fastpath_enabled() == before
-
-
 def test_a_parameter_in_two_modules_counts_once():
     inner = nn.Linear(3, 4)
     assert Encoder(inner, [nn.Sequential(inner, nn.ReLU()), inner], 8).parameters == 16
 
 
-def test_encoders_take_turns_and_the_slower_one_is_slower():
+def test_encoders_take_turns(monkeypatch):
+    monkeypatch.setattr("kdpl.report.cost._SECONDS", 0)
     calls = []
 
     class Work(nn.Module):
@@ -53,17 +48,13 @@ def test_encoders_take_turns_and_the_slower_one_is_slower():
                 x = x @ x / 100
             return x
 
-    costs = measure({n: Encoder(Work(n, t), [], 8) for n, t in (("a", 400), ("b", 4))}, torch.device("cpu"))
-    assert costs["b"].images_per_s > 5 * costs["a"].images_per_s
-    assert costs["a"].flops == 400 * 2 * 100**3
+    costs = measure({n: Encoder(Work(n, t), [], 8) for n, t in (("a", 40), ("b", 4))}, torch.device("cpu"))
+    assert costs["a"].flops == 40 * 2 * 100**3
     assert (costs["a"].batch_size, costs["a"].image_size) == (8, 8)
-    # first a batch of each to warm up, last the count
+    # first a batch of each to warm up, last the count of operations
     assert calls[2:8] == ["a", "b"] * 3
 
 
-def test_without_encoders_there_is_nothing_to_measure():
-    assert measure({}, torch.device("cpu")) == {}
-
-
 def test_the_device_is_named_with_its_threads():
+    assert measure({}, torch.device("cpu")) == {}
     assert f"{torch.get_num_threads()} thread" in device_name(torch.device("cpu"))

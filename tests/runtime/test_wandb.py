@@ -16,7 +16,7 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.runtime.loggers import METRICS_FILE
-from kdpl.runtime.predictions import read_answers, read_results
+from kdpl.runtime.predictions import read_predictions, read_results
 from kdpl.runtime.wandb_logger import RunWandbLogger, point_loggers
 
 LOGGER = configs("logger/wandb.yaml")
@@ -136,8 +136,8 @@ def test_images_on_which_teacher_and_student_disagree_are_shown_with_both_answer
     run = tracked / "runs/student"
     rows = history(found_in(run))
     (captions,) = [row["disagreements/captions"] for row in rows if "disagreements/captions" in row]
-    teacher = {a.index: a for a in read_answers(tracked / "runs/teacher")}
-    different = [(teacher[a.index], a) for a in read_answers(run) if teacher[a.index].prediction != a.prediction]
+    teacher = {a.index: a for a in read_predictions(tracked / "runs/teacher")}
+    different = [(teacher[a.index], a) for a in read_predictions(run) if teacher[a.index].prediction != a.prediction]
     assert 0 < len(captions) <= min(30, len(different))
     expected = {
         f"{t.label}: T {t.prediction} {100 * t.probability:.0f} %, S {s.prediction} {100 * s.probability:.0f} %"

@@ -1,1 +1,1 @@
-"""A page in the browser that classifies the images dropped on it."""
+"""A page in the browser that classifies images dropped on it."""

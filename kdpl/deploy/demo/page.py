@@ -1,66 +1,129 @@
-"""The page, in gradio: its parts, what happens on each event, and the server."""
+"""The demo's page in gradio, its texts as HTML, and its server."""
 
+import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdpl.deploy.demo import texts
-from kdpl.deploy.demo.address import ANYWHERE, show_page
-from kdpl.deploy.demo.visit import Demo, Visit
-from kdpl.errors import KdplError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kdpl.deploy.demo.visit import Demo, Result, Visit
+from kdpl.errors import ConfigError, KdplError, reason
+from kdpl.runtime.class_names import shorten
 
 if TYPE_CHECKING:
     import gradio
 
 MAX_UPLOAD = "20mb"
 
-# how often uploaded files are looked at, and how old they become, seconds
+_TEMPLATES = Path(__file__).parent / "templates"
+_SHOWN_CLASSES, _NOTE_LENGTH = 12, 400
+# seconds between looks at uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
 _WAITING = 32
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_EMPTY = "The answers will be here."
+_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_EMPTY = "Predictions appear here."
+
+
+def head(demo: Demo) -> str:
+    """Return the heading: the classifier and its classes. Names are escaped here and below."""
+    classifier = demo.classifier
+    return _render(
+        "head",
+        names=[shorten(name) for name in classifier.class_names],
+        shown=_SHOWN_CLASSES,
+        teacher=classifier.vectors.clip.model,
+        student=classifier.clip.model,
+    )
+
+
+def bars(visit: Visit, result: Result) -> str:
+    """Return the predictions as bars."""
+    rows = [
+        {
+            "name": shorten(each.class_name),
+            "added": each.class_name in visit.added,
+            "percent": "< 0.1 %" if each.probability < 0.0005 else f"{100 * each.probability:.1f} %",
+            "width": f"{100 * each.probability:.2f}",
+        }
+        for each in result.predictions
+    ]
+    return _render(
+        "predictions", rows=rows, network=_milliseconds(result.seconds), reading=_milliseconds(visit.seconds)
+    )
+
+
+def note(text: str, is_error: bool = False) -> str:
+    """Return a sentence."""
+    return _render("note", text=shorten(text, _NOTE_LENGTH), is_error=is_error)
+
+
+def _render(name: str, **values: Any) -> str:  # noqa: ANN401
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(f"{name}.html.jinja").render(values)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"
+
+
+def _predictions(demo: Demo, visit: Visit) -> str:
+    result = demo.predict(visit)
+    return bars(visit, result) if result is not None else note(_EMPTY)
+
+
+def _error(error: KdplError) -> str:
+    sentence = str(error).rstrip(".")
+    return note(f"{sentence[0].upper()}{sentence[1:]}.", is_error=True)
 
 
 def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
-    """Lay the page out.
-
-    Args:
-        demo: What it shows.
-        examples: Image files to pick from.
-    """
+    """Lay out the page, with image files to choose from as examples."""
     import gradio as gr
+
+    def on_image(file: dict[str, Any] | None, visit: Visit) -> tuple[Visit, str]:
+        cleared = Visit(added=visit.added)
+        if file is None:
+            return cleared, note(_EMPTY)
+        try:
+            visit = demo.look(visit, file["path"], file.get("orig_name") or Path(file["path"]).name)
+        except KdplError as error:
+            return cleared, _error(error)
+        return visit, _predictions(demo, visit)
 
     with gr.Blocks(title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)) as page:
         visit = gr.State(Visit())
-        gr.HTML(texts.head(demo))
+        gr.HTML(head(demo))
         with gr.Row(equal_height=False):
             with gr.Column():
                 image = gr.Image(
                     label="Image", sources=["upload", "clipboard"], type="filepath", height=320, elem_id="image"
                 )
             with gr.Column():
-                answers = gr.HTML(texts.note(_EMPTY), elem_id="answers")
+                shown = gr.HTML(note(_EMPTY), elem_id="predictions")
         if examples:
-            gr.Examples([[path] for path in examples], [image], label="Or pick an example", examples_per_page=12)
-        image.change(_on_image(demo), [image, visit], [visit, answers], preprocess=False, **_PRIVATE)
+            gr.Examples([[path] for path in examples], [image], label="Or choose an example", examples_per_page=12)
+        image.change(on_image, [image, visit], [visit, shown], preprocess=False, **_EVENT)
         if demo.encoder is not None:
-            _build_classes(demo, visit, answers)
+            _build_classes(demo, visit, shown)
     page.queue(max_size=_WAITING, api_open=False)
     built: gr.Blocks = page
     return built
 
 
-def _build_classes(demo: Demo, visit: "gradio.State", answers: "gradio.HTML") -> None:
+def _build_classes(demo: Demo, visit: "gradio.State", shown: "gradio.HTML") -> None:
     """Lay out the field for further class names."""
     import gradio as gr
 
     name = gr.Textbox(
-        label="A class more",
-        info="Type its name, as you would write it in a sentence. It is there for you alone, until you leave the page.",
+        label="Add a class",
+        info="Type its name as in a sentence. Only you see it, until you leave the page.",
         placeholder="for example: hermit crab",
         max_lines=1,
         submit_btn="Add",
@@ -69,7 +132,7 @@ def _build_classes(demo: Demo, visit: "gradio.State", answers: "gradio.HTML") ->
     message = gr.HTML(visible=False, elem_id="message")
     added = gr.CheckboxGroup([], label="Your classes: untick one to remove it", visible=False, elem_id="added")
 
-    def shown(visit: Visit) -> Any:  # noqa: ANN401
+    def boxes(visit: Visit) -> Any:  # noqa: ANN401
         names = list(visit.added)
         return gr.update(choices=names, value=names, visible=bool(names))
 
@@ -77,56 +140,28 @@ def _build_classes(demo: Demo, visit: "gradio.State", answers: "gradio.HTML") ->
         try:
             visit = demo.add(visit, typed or "")
         except KdplError as error:
-            return (
-                visit,
-                gr.skip(),
-                gr.skip(),
-                gr.skip(),
-                gr.update(value=texts.note(_sentence(error), True), visible=True),
-            )
-        return visit, _answers(demo, visit), "", shown(visit), gr.update(value="", visible=False)
+            return visit, gr.skip(), gr.skip(), gr.skip(), gr.update(value=_error(error), visible=True)
+        return visit, _predictions(demo, visit), "", boxes(visit), gr.update(value="", visible=False)
 
     def on_change(names: list[str], visit: Visit) -> tuple[Any, ...]:
         visit = demo.keep(visit, names)
-        return visit, _answers(demo, visit), shown(visit), gr.update(value="", visible=False)
+        return visit, _predictions(demo, visit), boxes(visit), gr.update(value="", visible=False)
 
-    outputs = [visit, answers, name, added, message]
-    name.submit(on_add, [name, visit], outputs, **_PRIVATE)
-    added.input(on_change, [added, visit], [visit, answers, added, message], **_PRIVATE)
-
-
-def _on_image(demo: Demo) -> Callable[[dict[str, Any] | None, Visit], tuple[Visit, str]]:
-    def on_image(file: dict[str, Any] | None, visit: Visit) -> tuple[Visit, str]:
-        if file is None:
-            visit = demo.clear(visit)
-            return visit, _answers(demo, visit)
-        try:
-            visit = demo.look(visit, file["path"], file.get("orig_name") or Path(file["path"]).name)
-        except KdplError as error:
-            return demo.clear(visit), texts.note(_sentence(error), fault=True)
-        return visit, _answers(demo, visit)
-
-    return on_image
+    name.submit(on_add, [name, visit], [visit, shown, name, added, message], **_EVENT)
+    added.input(on_change, [added, visit], [visit, shown, added, message], **_EVENT)
 
 
-def _answers(demo: Demo, visit: Visit) -> str:
-    given = demo.answer(visit)
-    return texts.answers(visit, given) if given is not None else texts.note(_EMPTY)
-
-
-def _sentence(error: KdplError) -> str:
-    sentence = str(error).rstrip(".")
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def serve(page: "gradio.Blocks", host: str, port: int, show: bool) -> None:
-    """Serve the page until Ctrl-C, or until the process is asked to end.
+def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
         page: The page.
         host: Address to listen on.
-        port: A port of it that is free.
-        show: Open it in the browser.
+        port: Its port; None: the first free one from 7860 on; 0: any free one.
+        show: Open it in the browser, if there is a screen.
+
+    Raises:
+        ConfigError: Host or port are not available.
     """
     import gradio as gr
 
@@ -134,7 +169,7 @@ def serve(page: "gradio.Blocks", host: str, port: int, show: bool) -> None:
     try:
         page.launch(
             server_name=host,
-            server_port=port,
+            server_port=_any_port(host) if port == 0 else port,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -146,20 +181,30 @@ def serve(page: "gradio.Blocks", host: str, port: int, show: bool) -> None:
             mcp_server=False,
             pwa=False,
             theme=gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate"),
-            css_paths=texts.STYLE,
+            css_paths=_TEMPLATES / "style.css",
         )
-        url = f"http://{'127.0.0.1' if host == ANYWHERE else host}:{port}"
+        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{page.server_port}"  # noqa: S104
         print(f"demo: {url} (Ctrl-C ends it)", flush=True)
         if host != "127.0.0.1":
-            print("whoever can reach this machine over the network can use the page too", file=sys.stderr)
-        if show:
-            show_page(url)
+            print("everybody who can reach this machine over the network can use the page", file=sys.stderr)
+        # without a screen, Python would start a browser in the terminal
+        if show and (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+            webbrowser.open(url)
         while True:
             time.sleep(3600)
+    except OSError as error:
+        raise ConfigError(
+            f"the demo cannot listen on {host} ({reason(error)}): give another --host or --port, or --port 0 for any"
+        ) from error
     except KeyboardInterrupt:
         print("demo ended")
     finally:
         if page.is_running:
-            # a page that is still open in a browser listens for events, and would be waited for
+            # an open page in a browser listens for events, and would be waited for
             page.server.config.timeout_graceful_shutdown = 1
         page.close(verbose=False)
+
+
+def _any_port(host: str) -> int:
+    with socket.create_server((host, 0)) as free:
+        return int(free.getsockname()[1])

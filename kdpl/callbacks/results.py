@@ -1,4 +1,4 @@
-"""Collects what a test answered, over all processes, into the run's folder."""
+"""Saving a test's predictions, logits and accuracies, gathered over all processes."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kdpl.runtime.logit_sketch import LogitSketch
-from kdpl.runtime.predictions import Answer, write_answers, write_results
+from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
 
 
-class TestAnswers(Callback):
-    """Writes each test image's answer, a sketch of its logits and the accuracies after a test, from one process.
+class SaveTestResults(Callback):
+    """Writes each test image's prediction, a sketch of its logits, and the accuracies into the run's folder.
 
-    The accuracies stand for a finished test, and so come last of all, after what other callbacks make of the answers.
+    The accuracies mark a finished test, and so are written last, after all other callbacks used the predictions.
     """
-
-    __test__ = False  # the name is not that of a test
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float]] = []
@@ -25,7 +23,7 @@ class TestAnswers(Callback):
         self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Forget an earlier test."""
         del trainer, pl_module
         self._rows, self._sketches, self._metrics = [], [], None
 
@@ -38,7 +36,7 @@ class TestAnswers(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep index, label, answer and its probability of each image, and the sketch of its logits."""
+        """Keep index, label, prediction, its probability and the sketch of the logits of each image."""
         del trainer, pl_module, batch, batch_idx, dataloader_idx
         top = outputs["logits"].softmax(dim=1).max(dim=1)
         columns = (outputs["indices"], outputs["labels"], top.indices, top.values)
@@ -46,7 +44,7 @@ class TestAnswers(Callback):
         self._sketches.append(LogitSketch.of(outputs["logits"].cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather, and write the answers."""
+        """Gather and write the predictions."""
         del pl_module
         rows = _gather(self._rows, trainer.world_size)
         values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
@@ -54,18 +52,18 @@ class TestAnswers(Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.test_records
-            answers = [Answer(i, records[i].source, names[y], names[p], q) for i, y, p, q in rows]
+            predictions = [ImagePrediction(i, records[i].source, names[y], names[p], q) for i, y, p, q in rows]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
             if values:
                 order = torch.tensor([row[0] for row in rows]).argsort()
                 LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
             if getattr(data, "held_out", False):
                 metrics["held_out"] = True
-            write_answers(folder, answers)
+            write_predictions(folder, predictions)
             self._rows, self._metrics = rows, metrics
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the accuracies; not reached where another callback failed."""
+        """Write the accuracies; not reached if another callback failed."""
         del pl_module, stage
         if self._metrics is not None:
             write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)

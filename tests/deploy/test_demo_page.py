@@ -1,4 +1,4 @@
-"""The page as a command serves it, in a real browser without a network."""
+"""The page as the command serves it, in a real browser without a network."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from runs import start_process
 
 from kdpl.data.readers.digits import open_digit
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)]
 
 FILE, ADDED = "#image input[type=file]", "(document.querySelector('#added') || {innerText: ''}).innerText"
 
@@ -26,7 +26,7 @@ def page(tmp_path_factory, classifier, teacher_run):
     for i in range(6):
         open_digit(f"digits/{i}").save(examples / f"{i}.png")
     args = ["demo", str(classifier), f"--teacher={teacher_run}", f"--examples={examples}", "--no-browser", "--port=0"]
-    args.append("--top-k=12")  # all classes, so that those that are added are seen wherever they stand
+    args.append("--top-k=12")  # all classes, so that added ones are shown
     process = start_process(args, stdout=subprocess.PIPE)
     try:
         line = process.stdout.readline()
@@ -42,19 +42,19 @@ def page(tmp_path_factory, classifier, teacher_run):
         process.communicate()
 
 
-def test_an_image_is_answered_and_a_class_more_is_among_the_answers(page, tmp_path):
+def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page, tmp_path):
     url, _, tab, folder = page
     tab.upload(FILE, folder / "examples" / "5.png")
-    assert "%" in tab.wait("(document.querySelector('.answers') || {}).innerText")
+    assert "%" in tab.wait("(document.querySelector('.predictions') || {}).innerText")
     for name in ("letter B", "<b>five</b>"):
         tab.write("#name input", name)
         tab.click("#name button")
         tab.wait(f"{ADDED}.includes({name!r})")
-    tab.wait("document.querySelector('.answers').innerText.includes('added')")
+    tab.wait("document.querySelector('.predictions').innerText.includes('added')")
     tab.write("#name input", "x" * 10_000)
     tab.click("#name button")
     tab.wait("document.querySelector('.note.fault')?.innerText.includes('10,000 characters')")
-    assert tab.run("document.querySelectorAll('#answers b, #added b').length") == 0
+    assert tab.run("document.querySelectorAll('#predictions b, #added b').length") == 0
     for dark in (False, True):
         tab.look(dark=dark)
         tab.screenshot(tmp_path / "page.png")
@@ -71,26 +71,27 @@ def test_an_image_is_answered_and_a_class_more_is_among_the_answers(page, tmp_pa
     assert tab.complaints == []
 
 
-def test_a_file_that_is_no_image_is_a_sentence_in_the_page(page, tmp_path):
+def test_a_file_that_is_not_an_image_is_a_sentence_in_the_page(page, tmp_path):
     tab = page[2]
     tab.open(page[0])
     tab.wait(f"!!document.querySelector('{FILE}')")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     tab.upload(FILE, tmp_path / "broken.png")
-    tab.wait("document.querySelector('#answers').innerText.includes('The file broken.png cannot be read')")
-    # what another visit added is not in this one
+    tab.wait("document.querySelector('#predictions').innerText.includes('The file broken.png cannot be read')")
+    # classes of another visit are not shown in this one
     assert "five</b>" not in tab.text("#added")
 
 
-def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(page):
+def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(page, classifier):
     url, process, _, _ = page
     port = int(url.rpartition(":")[2])
-    other = start_process(["demo", "/nowhere", "--no-browser", f"--port={port}"])
-    _, err = other.communicate(timeout=60)
-    assert err == f"error: port {port} of 127.0.0.1 is in use: give another --port, or 0 for any\n"
+    other = start_process(["demo", str(classifier), "--no-browser", f"--port={port}"])
+    _, err = other.communicate(timeout=120)
+    assert err.startswith("error: the demo cannot listen on 127.0.0.1 (")
+    assert err.endswith("give another --host or --port, or --port 0 for any\n")
     assert other.returncode == 1
     (uploads,) = [path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "demo ended\n", "")
     assert not uploads.exists()

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kdpl.deploy.ahead import Guesses, guess
 from kdpl.errors import DataError
+from kdpl.runtime.ahead import TopK, classify_ahead
 
 
 def prepare(item):
@@ -20,28 +20,28 @@ def network(images):
 
 
 def expected(item):
-    return Guesses([item, item + 1], pytest.approx([item / 100, item / 200]))
+    return TopK([item, item + 1], pytest.approx([item / 100, item / 200]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("count", [0, 1, 4, 23])
-def test_every_item_comes_once_in_order_with_its_own_guesses(batch_size, workers, count):
-    answers = list(guess(iter(range(count)), prepare, network, batch_size, workers))
-    assert [item for item, _ in answers] == list(range(count))
-    assert all(guesses == expected(item) for item, guesses in answers)
+def test_every_item_comes_once_in_order_with_its_own_classes(batch_size, workers, count):
+    found = list(classify_ahead(iter(range(count)), prepare, network, batch_size, workers))
+    assert [item for item, _ in found] == list(range(count))
+    assert all(classes == expected(item) for item, classes in found)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_an_item_that_fails_comes_with_its_error_and_the_others_keep_their_guesses(batch_size):
+def test_an_item_that_fails_comes_with_its_error_and_the_others_keep_their_classes(batch_size):
     items = [3, -1, 5, -2, -3, -4, 7]
-    answers = list(guess(items, prepare, network, batch_size, 2))
-    assert [item for item, _ in answers] == items
-    for item, guesses in answers:
+    found = list(classify_ahead(items, prepare, network, batch_size, 2))
+    assert [item for item, _ in found] == items
+    for item, classes in found:
         if item < 0:
-            assert str(guesses).startswith(f"{item} is negative")
+            assert str(classes).startswith(f"{item} is negative")
         else:
-            assert guesses == expected(item)
+            assert classes == expected(item)
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_bad_image():
@@ -49,7 +49,7 @@ def test_an_error_of_the_program_is_not_taken_for_a_bad_image():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(guess([1, 2, 3], broken, network, 1, 2))
+        list(classify_ahead([1, 2, 3], broken, network, 1, 2))
 
 
 def test_items_are_read_no_further_ahead_than_the_threads_need():
@@ -60,10 +60,10 @@ def test_items_are_read_no_further_ahead_than_the_threads_need():
             read.append(i)
             yield i
 
-    answers = guess(items(), prepare, network, 4, 2)
-    next(answers)
+    found = classify_ahead(items(), prepare, network, 4, 2)
+    next(found)
     assert len(read) <= (2 + 3) * 4
-    answers.close()
+    found.close()
     assert len(read) <= (2 + 3) * 4
 
 
@@ -78,7 +78,7 @@ def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert len(list(guess(range(8), prepare, meeting, 2, 2))) == 8
+        assert len(list(classify_ahead(range(8), prepare, meeting, 2, 2))) == 8
         assert threads == {1}
         assert torch.get_num_threads() == 3
         with ThreadPoolExecutor(1) as other:
@@ -94,5 +94,5 @@ def test_one_batch_alone_is_left_to_the_threads_of_torch():
         seen.append(threading.current_thread())
         return network(images)
 
-    list(guess(range(4), prepare, spy, 4, 2))
+    list(classify_ahead(range(4), prepare, spy, 4, 2))
     assert seen == [threading.current_thread()]

@@ -1,4 +1,4 @@
-"""One classifier in all its forms gives the same answers, on every test image of the quickstart."""
+"""A classifier makes the same predictions in all its forms, on every test image of the quickstart."""
 
 import onnxruntime
 import pytest
@@ -13,7 +13,7 @@ from kdpl.data.readers.digits import open_digit
 
 @pytest.fixture(scope="module")
 def tested(student_run):
-    """What the student's LightningModule answered on each test image."""
+    """Predictions of the student's LightningModule for each test image."""
     rows = rows_of(student_run / "test_predictions.csv")
     assert len(rows) == 899
     return rows
@@ -30,25 +30,24 @@ def pictures(tested, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_classifier(classifier, pictures):
-    """The test images, uint8 [899, 3, 32, 32], and the classifier's logits of them [899, 10]."""
+    """The test images, uint8 [899, 3, 32, 32], and the classifier's logits [899, 10]."""
     loaded = Classifier.load(classifier)
     images = torch.stack([loaded.prepare(open_image(str(path))) for path in sorted(pictures.iterdir())])
     with torch.inference_mode():
         return images, loaded(images)
 
 
-def test_predict_and_the_classifier_answer_as_the_student_did_in_its_test(
+def test_predict_and_the_classifier_predict_as_the_student_in_its_test(
     classifier, tested, pictures, of_classifier, tmp_path
 ):
-    assert main(["predict", str(classifier), str(pictures), f"--out={tmp_path / 'answers.csv'}"]) == 0
+    assert main(["predict", str(classifier), str(pictures), f"--out={tmp_path / 'table.csv'}"]) == 0
     expected = [row["prediction"] for row in tested]
     names = Classifier.load(classifier).class_names
-    assert [row["class"] for row in rows_of(tmp_path / "answers.csv")] == expected
+    assert [row["class"] for row in rows_of(tmp_path / "table.csv")] == expected
     assert [names[label] for label in of_classifier[1].argmax(dim=1)] == expected
-    confident = of_classifier[1].softmax(dim=1).amax(dim=1)
-    torch.testing.assert_close(
-        confident, torch.tensor([float(row["probability"]) for row in tested]), atol=2e-6, rtol=0
-    )
+    confidences = of_classifier[1].softmax(dim=1).amax(dim=1)
+    saved = torch.tensor([float(row["probability"]) for row in tested])
+    torch.testing.assert_close(confidences, saved, atol=2e-6, rtol=0)
 
 
 def run_onnx(path, images):
@@ -60,7 +59,7 @@ def run_program(path, images):
 
 
 @pytest.mark.parametrize(("kind", "name", "run"), [("onnx", "c.onnx", run_onnx), ("torch", "c.pt2", run_program)])
-def test_exported_files_give_the_classifiers_logits(kind, name, run, classifier, of_classifier, tmp_path):
+def test_exported_files_have_the_classifiers_logits(kind, name, run, classifier, of_classifier, tmp_path):
     path = tmp_path / name
     assert main(["export", str(classifier), f"--format={kind}", f"--out={path}"]) == 0
     images, expected = of_classifier

@@ -9,9 +9,7 @@ import world
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.clip.loading import ClipConfig, load_image_clip
-from kdpl.deploy.export.check import compare
-from kdpl.deploy.export.graph import METADATA_FILE, metadata, write_onnx, write_program
-from kdpl.deploy.export.quantize import write_int8_onnx
+from kdpl.deploy.export import METADATA_FILE, compare, metadata, write_int8_onnx, write_onnx, write_program
 from kdpl.prompts.student_encoder import StudentEncoder
 
 KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None)}
@@ -42,76 +40,78 @@ def student():
     return make_classifier("test-student")
 
 
-@pytest.mark.parametrize("input_type", ["uint8", "float"])
-def test_a_program_answers_as_the_classifier_for_every_architecture_and_batch_size(input_type, classifier, tmp_path):
-    path, images = tmp_path / "c.pt2", images_for(classifier, 5)
-    write_program(classifier, input_type, path)
+def same_for_any_batch(classifier, path, input_type):
+    images = images_for(classifier, 5)
     for batch in (images[:1], images):
         difference = compare(classifier, path, batch, input_type)
-        assert difference.same == difference.images == len(batch)
-        assert difference.logits < 1e-5
-    extra = {METADATA_FILE: ""}
-    torch.export.load(path, extra_files=extra)
-    assert json.loads(extra[METADATA_FILE]) == metadata(classifier, input_type)
-
-
-def test_onnx_answers_as_the_classifier_for_every_architecture_and_batch_size(classifier, tmp_path):
-    path, images = tmp_path / "c.onnx", images_for(classifier, 5)
-    write_onnx(classifier, "uint8", path)
-    for batch in (images[:1], images):
-        difference = compare(classifier, path, batch, "uint8")
         assert difference.same == difference.images == len(batch)
         assert difference.logits < 1e-4
 
 
-def test_onnx_of_floats_has_all_inside_that_a_program_needs_to_know(student, tmp_path):
+@pytest.mark.slow
+def test_a_program_is_the_classifier_for_every_architecture_and_batch_size(classifier, tmp_path):
+    path = tmp_path / "c.pt2"
+    write_program(classifier, "float", path)
+    same_for_any_batch(classifier, path, "float")
+    extra = {METADATA_FILE: ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra[METADATA_FILE]) == metadata(classifier, "float")
+
+
+@pytest.mark.slow
+def test_onnx_is_the_classifier_for_every_architecture_and_batch_size(classifier, tmp_path):
+    write_onnx(classifier, "uint8", tmp_path / "c.onnx")
+    same_for_any_batch(classifier, tmp_path / "c.onnx", "uint8")
+
+
+def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_path):
     path, images = tmp_path / "c.onnx", images_for(student, 3)
     write_onnx(student, "float", path)
     session = onnxruntime.InferenceSession(path)
     (inputs,) = session.get_inputs()
     assert (inputs.name, inputs.type, inputs.shape) == ("images", "tensor(float)", ["batch", 3, 32, 32])
-    assert [(each.name, each.shape) for each in session.get_outputs()] == [
-        ("logits", ["batch", 5]),
-        ("probabilities", ["batch", 5]),
-    ]
-    answers = session.run(None, {"images": (images / 255).numpy()})
-    logits, probabilities = (torch.from_numpy(each) for each in answers)
+    assert {each.name: each.shape for each in session.get_outputs()} == {
+        "logits": ["batch", 5],
+        "probabilities": ["batch", 5],
+    }
+    logits, probabilities = (torch.from_numpy(x) for x in session.run(None, {"images": (images / 255).numpy()}))
     assert torch.allclose(logits, student(images), atol=1e-4)
     assert torch.allclose(probabilities, student(images).softmax(dim=1), atol=1e-5)
-    said = session.get_modelmeta().custom_metadata_map
-    assert json.loads(said["class_names"]) == list(world.NAMES)
-    assert (said["image_size"], said["logit_scale"], said["kdpl_version"]) == ("32", "17.0", __version__)
-    assert "short" in said["resize"]
-    assert "float32 in 0..1" in said["input"]
+    found = session.get_modelmeta().custom_metadata_map
+    assert json.loads(found["class_names"]) == list(world.NAMES)
+    assert (found["image_size"], found["logit_scale"], found["kdpl_version"]) == ("32", "17.0", __version__)
+    assert "short" in found["resize"]
+    assert "float32 in 0..1" in found["input"]
     assert "/kdpl/" not in onnx.load(path).SerializeToString().decode("latin-1")
 
 
-def test_8_bits_are_in_the_file_and_the_product_with_the_class_vectors_is_not_of_them(student, tmp_path):
+@pytest.mark.slow
+def test_8_bits_are_used_except_for_the_product_with_the_class_vectors(student, tmp_path):
     images = images_for(student, 40)
     write_int8_onnx(student, "uint8", tmp_path / "q.onnx", images)
     difference = compare(student, tmp_path / "q.onnx", images, "uint8")
-    assert difference.agreement >= 0.8  # the weights are random, and so the guesses are close
+    assert difference.agreement >= 0.8  # the weights are random, so the classes are close
     assert 1e-4 < difference.logits < 3
     model = onnx.load(tmp_path / "q.onnx")
     weights = {each.name: each.data_type for each in model.graph.initializer}
-    quantized = [name for name, kind in weights.items() if kind == onnx.TensorProto.INT8]
-    assert len(quantized) >= 10
+    assert list(weights.values()).count(onnx.TensorProto.INT8) >= 10
     last = next(node for node in model.graph.node if "logits" in node.output)
     assert weights[last.input[1]] == onnx.TensorProto.FLOAT
-    scales = {each.name: each for each in model.graph.initializer if each.name.endswith("_scale")}
-    assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales.values()), "no weight is scaled by channel"
-    said = {each.key: each.value for each in model.metadata_props}
-    assert said == metadata(student, "uint8")
+    scales = [each for each in model.graph.initializer if each.name.endswith("_scale")]
+    assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales), "no weight is scaled by channel"
+    assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
 
 
-def test_a_file_that_answers_otherwise_is_seen(student, tmp_path):
+@pytest.mark.parametrize("damage", ["other", "nan"])
+def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_path):
     images = images_for(student, 30)
     write_program(student, "uint8", tmp_path / "c.pt2")
     other = make_classifier("test-student")
     with torch.no_grad():
-        other.head.class_vectors[0] *= -1
+        other.head.class_vectors[0] *= -1 if damage == "other" else float("nan")
     difference = compare(other, tmp_path / "c.pt2", images, "uint8")
-    expected, got = other(images), student(images)
+    expected, found = other(images), student(images)
     assert difference.images == 30
-    assert difference.same == int((expected.argmax(1) == got.argmax(1)).sum()) < 30
-    assert difference.logits == pytest.approx((expected - got).abs().max().item(), rel=1e-3)
+    assert difference.same == int((expected.argmax(1) == found.argmax(1)).sum())
+    assert difference.same < 30 or damage == "nan"
+    assert difference.logits == pytest.approx((expected - found).abs().max().item(), rel=1e-3, nan_ok=True)

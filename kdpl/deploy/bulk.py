@@ -1,0 +1,143 @@
+"""Prediction in bulk: images in, a table of predictions out."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier
+from kdpl.data.parallel import cores
+from kdpl.data.storage import is_shard, stamp
+from kdpl.deploy.sources import Item, printable, read_items
+from kdpl.deploy.tables import Journal, Row, columns, write_csv
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.faults import reader_is_gone
+
+
+def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
+    """Load a classifier, with class vectors of further classes from a file, onto ``cpu``, ``cuda`` or ``auto``.
+
+    Raises:
+        ConfigError: There is no GPU.
+        ArtifactError: Classifier or class vectors are missing, damaged or do not fit.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
+    classifier = Classifier.load(folder)
+    if add_classes is not None:
+        classifier = classifier.add_classes(ClassVectors.load(Path(add_classes)))
+    return classifier.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+
+
+class BulkPrediction:
+    """Classification of many images into a table, one row for each image in the order given.
+
+    An unreadable image gets a row with the reason, and is counted on standard error.
+
+    Args:
+        classifier: The classifier.
+        sources: Image files and shards.
+        top_k: Classes per image, at most all of them.
+        batch_size: Images per batch.
+        workers: Threads; None: one for each processor core.
+    """
+
+    def __init__(
+        self, classifier: Classifier, sources: Sequence[str], top_k: int, batch_size: int, workers: int | None
+    ) -> None:
+        self.classifier, self.sources = classifier, sources
+        self.top_k = min(top_k, len(classifier.class_names))
+        self.batch_size, self.workers = batch_size, workers or cores()
+        self.columns = columns(self.top_k)
+
+    def print(self) -> None:
+        """Write CSV to standard output; ends early if its reader is gone."""
+        try:
+            # rows on the terminal show the progress themselves
+            write_csv(sys.stdout, self._rows(0, show_bar=not sys.stdout.isatty()), self.columns)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not reader_is_gone():
+                raise
+
+    def write(self, out: Path, files: Sequence[Path]) -> None:
+        """Write a table, resuming one that was interrupted.
+
+        Args:
+            out: The table.
+            files: Files that determine the predictions beside the images.
+
+        Raises:
+            ConfigError: Another process writes the table, or it is of another classifier, other images or settings.
+        """
+        with Journal(out, self._job(files)) as journal:
+            if journal.finished:
+                print(f"{out} is finished: remove it to classify these images again", file=sys.stderr)
+                return
+            if journal.done:
+                print(f"resuming after {journal.done} images", file=sys.stderr)
+            rows = self._rows(journal.done)
+            while group := list(islice(rows, self.batch_size)):
+                journal.write(group)
+            journal.finish(self.columns)
+
+    def _job(self, files: Sequence[Path]) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=16)
+        for path in files:
+            with path.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "blake2b").digest())
+        # a shard that was written again may have other images at other positions
+        names = [f"{printable(s)} {stamp(s)}" if is_shard(s) else printable(s) for s in self.sources]
+        images = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
+        return {"classifier": digest.hexdigest(), "images": images.hexdigest(), "top_k": self.top_k}
+
+    def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
+        items = islice(read_items(self.sources), skip, None)
+        # how many images a shard has shows only when it is read
+        total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
+        with _progress(total, show_bar) as show:
+            for item, guesses in self.classifier.answers(
+                items, Item.open, top_k=self.top_k, batch_size=self.batch_size, workers=self.workers
+            ):
+                row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
+                if isinstance(guesses, DataError):
+                    row["error"] = str(guesses)
+                else:
+                    values = [value for guess in guesses for value in (guess.class_name, round(guess.probability, 6))]
+                    row.update(zip(self.columns[1:-1], values, strict=True))
+                show(row)
+                yield row
+
+
+@contextmanager
+def _progress(total: int | None, show_bar: bool) -> Iterator[Callable[[Row], None]]:
+    """Count rows on standard error: in a bar on a terminal, and in one line at the end."""
+    console = Console(stderr=True)
+    start = time.perf_counter()
+    count = unreadable = 0
+
+    def rate() -> str:
+        return f"{count / max(time.perf_counter() - start, 1e-9):.0f} images/s"
+
+    def show(row: Row) -> None:
+        nonlocal count, unreadable
+        count, unreadable = count + 1, unreadable + (row["error"] is not None)
+        bar.update(task, advance=1, rate=rate())
+
+    shown = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(
+        "classifying", *shown, console=console, transient=True, disable=not (show_bar and console.is_terminal)
+    ) as bar:
+        task = bar.add_task("", total=total, rate="")
+        yield show
+    errors = f", {unreadable} of them unreadable" if unreadable else ""
+    print(f"{count} images{errors}, {rate()}", file=sys.stderr)

@@ -1,0 +1,197 @@
+"""Accuracies of teacher, student and their original CLIPs, accuracies by class, and confusions."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import isnan
+from typing import Any, NamedTuple
+
+from kdpl.errors import ArtifactError, KdplError
+from kdpl.metrics import ACCURACY_TITLES, test_key
+from kdpl.report.charts import interval_chart
+from kdpl.report.run_folder import Run, Stage
+from kdpl.report.statistics import Interval, bootstrap_difference, bootstrap_harmonic_mean, wilson
+from kdpl.runtime.predictions import ImagePrediction
+
+MATRIX_CLASSES = 20
+"""Largest number of classes with a confusion matrix, which could not be read beyond."""
+
+_TITLES = {
+    "teacher_clip": "teacher's original CLIP (zero-shot)",
+    "teacher": "tuned teacher",
+    "student_clip": "student's original CLIP (zero-shot)",
+    "student": "distilled student",
+}
+
+
+class Accuracy(NamedTuple):
+    """A fraction of images classified correctly, or a difference of two, with its 95 % confidence interval."""
+
+    value: float
+    interval: Interval
+
+
+class ModelRow(NamedTuple):
+    """The accuracies of one model that were measured, by key of ``ACCURACY_TITLES``."""
+
+    key: str
+    title: str
+    values: dict[str, Accuracy]
+
+
+def accuracies(run: Run) -> dict[str, Any]:
+    """Collect the accuracies of all models that were tested.
+
+    Raises:
+        ArtifactError: None was tested.
+    """
+    rows, gaps, images = [], [], 0
+    for key, title in _TITLES.items():
+        stage: Stage | None = getattr(run, key)
+        if stage is None:
+            gaps.append(f"{title}: not part of {run.folder}")
+            continue
+        try:
+            rows.append(ModelRow(key, title, _values(stage, _base_names(run))))
+            images = len(stage.predictions)
+        except KdplError as error:
+            gaps.append(f"{title}: {error}")
+    if not rows:
+        raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
+    return {
+        "columns": {k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)},
+        "rows": rows,
+        "images": images,
+        "gaps": gaps,
+        "chart": interval_chart([(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in rows]),
+        "difference": _difference(run),
+    }
+
+
+def _base_names(run: Run) -> frozenset[str]:
+    try:
+        return frozenset(run.vectors.class_names[: run.vectors.num_base or 0])
+    except KdplError:
+        return frozenset()  # without intervals, base and novel accuracies are left out
+
+
+def _values(stage: Stage, base_names: frozenset[str]) -> dict[str, Accuracy]:
+    results, total = stage.results, len(stage.predictions)
+    counts = {"acc": total}
+    if base_names:
+        base = sum(p.label in base_names for p in stage.predictions)
+        counts |= {"base_acc": base, "novel_acc": total - base}
+    values = {}
+    for key, images in counts.items():
+        share = results.get(test_key(key))
+        if share is not None and images and not isnan(share):
+            values[key] = Accuracy(share, wilson(round(share * images), images))
+    hm = results.get(test_key("hm"))
+    if hm is not None and "base_acc" in values and "novel_acc" in values:
+        base_part, novel_part = (
+            (round(values[key].value * counts[key]), counts[key]) for key in ("base_acc", "novel_acc")
+        )
+        values["hm"] = Accuracy(hm, bootstrap_harmonic_mean(base_part, novel_part))
+    return values
+
+
+def _difference(run: Run) -> Accuracy | None:
+    try:
+        pairs = run.pairs
+    except KdplError:
+        return None
+    if run.teacher is None or run.student is None or not pairs:
+        return None
+    teacher, student = run.teacher.correct, run.student.correct
+    return Accuracy(float(student.mean() - teacher.mean()), bootstrap_difference(teacher, student))
+
+
+class ClassRow(NamedTuple):
+    """Test images of one class.
+
+    Attributes:
+        number: Label of the class.
+        name: Its name.
+        images: Number of test images.
+        teacher: Share that the teacher classifies correctly; None if it was not tested.
+        student: The same of the student.
+    """
+
+    number: int
+    name: str
+    images: int
+    teacher: float | None
+    student: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """The student's share minus the teacher's."""
+        return None if self.teacher is None or self.student is None else self.student - self.teacher
+
+
+def classes(run: Run) -> dict[str, Any]:
+    """Collect accuracies by class; the gap says why the teacher's are missing."""
+    teacher: Sequence[ImagePrediction] | None = None
+    student: Sequence[ImagePrediction] | None = None
+    gap = None
+    if run.student is None:
+        teacher = run.main.predictions
+    else:
+        student = run.student.predictions
+        if run.teacher is not None:
+            try:
+                teacher = [pair[0] for pair in run.pairs]
+            except KdplError as error:
+                gap = str(error)
+    return {"rows": class_rows(run.class_names, teacher, student), "gap": gap}
+
+
+def class_rows(
+    names: Sequence[str], teacher: Sequence[ImagePrediction] | None, student: Sequence[ImagePrediction] | None
+) -> list[ClassRow]:
+    """Count by class, the student's largest losses first; classes without test images are left out.
+
+    Args:
+        names: Class names by label.
+        teacher: The teacher's predictions, if it was tested.
+        student: The student's predictions for the same images.
+    """
+    images = Counter(p.label for p in student or teacher or ())
+    correct = [
+        None if predictions is None else Counter(p.label for p in predictions if p.correct)
+        for predictions in (teacher, student)
+    ]
+    rows = []
+    for number, name in enumerate(names):
+        if images[name]:
+            shares = (None if count is None else count[name] / images[name] for count in correct)
+            rows.append(ClassRow(number, name, images[name], *shares))
+    return sorted(rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None))
+
+
+def confusions(run: Run) -> dict[str, Any]:
+    """Collect the confusion matrix of a few classes, and the largest confusions of any number."""
+    names, predictions = run.class_names, run.main.predictions
+    readable = len(names) <= MATRIX_CLASSES
+    return {
+        "who": "student" if run.student is not None else "teacher",
+        "names": names,
+        "matrix": confusion_matrix(names, predictions) if readable else None,
+        # a longer list where there is no matrix
+        "largest": largest_confusions(predictions, 10 if readable else 40),
+        "wrong": sum(not p.correct for p in predictions),
+    }
+
+
+def confusion_matrix(names: Sequence[str], predictions: Sequence[ImagePrediction]) -> list[list[int]]:
+    """Count images by true class (rows) and predicted class (columns)."""
+    counts = Counter((p.label, p.prediction) for p in predictions)
+    return [[counts[label, prediction] for prediction in names] for label in names]
+
+
+def largest_confusions(predictions: Sequence[ImagePrediction], count: int) -> list[tuple[str, str, int, float]]:
+    """List at most ``count`` pairs of classes: true class, predicted class, images, share of the true class's."""
+    images = Counter(p.label for p in predictions)
+    wrong = Counter((p.label, p.prediction) for p in predictions if not p.correct)
+    # ties by name, so that the order is always the same
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return [(label, prediction, n, n / images[label]) for (label, prediction), n in ordered]

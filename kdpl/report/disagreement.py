@@ -1,0 +1,65 @@
+"""Test images on which teacher and student disagree, as thumbnails within the page."""
+
+import base64
+from io import BytesIO
+from typing import Any
+
+from PIL.Image import Image
+
+from kdpl.errors import ArtifactError, DataError
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import Pair, disagreements, spread
+
+MAX_IMAGES = 30
+_EDGE = 112
+
+
+def find_examples(run: Run) -> dict[str, Any]:
+    """Count disagreements and choose examples, evenly over who is correct and over the test images.
+
+    Raises:
+        ArtifactError: Teacher and student were not both tested on the same images.
+    """
+    kinds = disagreements(run.pairs)
+    chosen = [pair for kind in kinds for pair in spread(kind, MAX_IMAGES // len(kinds))]
+    shown, gap = _show(run, chosen)
+    only_teacher, only_student, neither = map(len, kinds)
+    return {
+        "disagreements": only_teacher + only_student + neither,
+        "images": len(run.pairs),
+        "only_teacher": only_teacher,
+        "only_student": only_student,
+        "neither": neither,
+        "shown": shown,
+        "gap": gap,
+    }
+
+
+def _show(run: Run, pairs: list[Pair]) -> tuple[list[dict[str, Any]], str | None]:
+    try:
+        data = run.require_tested_images()
+    except (ArtifactError, DataError) as error:
+        return [], str(error)
+    shown, gap = [], None
+    for teacher, student in pairs:
+        try:
+            image = data.test_item(student.index)[1]
+        except (DataError, OSError) as error:
+            gap = str(error)
+            continue
+        shown.append({"teacher": teacher, "student": student, **thumbnail(image)})
+    return shown, gap
+
+
+def thumbnail(image: Image) -> dict[str, Any]:
+    """Return a data URI of an image, PNG or JPEG, whichever is smaller, with width and height in pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((_EDGE, _EDGE))
+    encoded = []
+    for kind in ("jpeg", "png"):
+        buffer = BytesIO()
+        small.save(buffer, kind, quality=80, optimize=True)
+        encoded.append((kind, buffer.getvalue()))
+    kind, data = min(encoded, key=lambda pair: len(pair[1]))
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": small.width, "height": small.height}

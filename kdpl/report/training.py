@@ -1,0 +1,126 @@
+"""What was trained on what data, with which settings, and the learning curves."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer
+
+from kdpl.errors import KdplError
+from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
+from kdpl.report.charts import line_chart
+from kdpl.report.run_folder import Run, Stage
+
+# kdpl's command line has defaults of its own for these
+_LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
+
+
+def training(run: Run) -> dict[str, Any]:
+    """Collect data, CLIPs and the settings of each stage that differ from the defaults."""
+    stages = run.stages
+    data = run.main.settings("data")
+    try:
+        sizes, gap = _split_sizes(run), None
+    except (KdplError, OSError) as error:
+        sizes, gap = None, str(error)
+    student = stages["student"].settings("model") if "student" in stages else None
+    return {
+        "data": data,
+        "protocol": data.get("protocol", "all"),
+        "seeds": {name: stage.config["seed_everything"] for name, stage in stages.items()},
+        "clips": {name: stage.settings("model").get("clip") for name, stage in stages.items()},
+        "epochs": {name: (stage.config.get("trainer") or {}).get("max_epochs") for name, stage in stages.items()},
+        "settings": {name: differing_settings(stage.config) for name, stage in stages.items()},
+        "sizes": sizes,
+        "sizes_gap": gap,
+        "chosen_on_test": student is not None and student.get("choice") == "best_on_base_test",
+        "transductive": student is not None and data.get("protocol") == "base_to_novel",
+    }
+
+
+def _split_sizes(run: Run) -> dict[str, int]:
+    splits = run.data.splits
+    unlabeled = splits.unlabeled if splits.unlabeled is not None else splits.train
+    counts = {"classes": splits.class_names, "unlabelled": unlabeled, "validation": splits.val, "test": splits.test}
+    return {**{name: len(items) for name, items in counts.items()}, "held_out": splits.held_out}
+
+
+class Setting(NamedTuple):
+    """A setting as on the command line, its value, and its default; None if it must be given."""
+
+    name: str
+    value: str
+    default: str | None
+
+
+def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
+    """List the settings of model, data and trainer that differ from the defaults.
+
+    Args:
+        config: Complete config of a fit.
+    """
+    found = []
+    for section in ("model", "data"):
+        settings = config[section]
+        found += _compare(f"{section}.init_args", settings["init_args"], _defaults_of(str(settings.get("class_path"))))
+    return found + _compare("trainer", config.get("trainer") or {}, _defaults(Trainer))
+
+
+def _compare(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Setting]:
+    given, known = _flatten(values, prefix), _flatten(defaults, prefix)
+    return [
+        Setting(name, _text(value), _text(known[name]) if name in known else None)
+        for name, value in given.items()
+        if not name.startswith(_LEFT_OUT) and (value != known[name] if name in known else value is not None)
+    ]
+
+
+def _defaults_of(class_path: str) -> dict[str, Any]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return _defaults(getattr(import_module(module), name))
+    except (ImportError, AttributeError, ValueError):
+        return {}  # then all settings are listed
+
+
+def _defaults(kind: Any) -> dict[str, Any]:  # noqa: ANN401
+    parameters = inspect.signature(kind).parameters.values()
+    known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()}
+
+
+def _flatten(tree: Any, prefix: str) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {name: value for key, sub in tree.items() for name, value in _flatten(sub, f"{prefix}.{key}").items()}
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    return "none" if value is None else str(value)
+
+
+def learning_curves(run: Run) -> list[dict[str, Any]]:
+    """Lay out the charts of each stage; the gap says what was not measured."""
+    return [{"name": name, **_stage_curves(stage)} for name, stage in run.stages.items()]
+
+
+def _stage_curves(stage: Stage) -> dict[str, Any]:
+    try:
+        curves = stage.curves
+    except KdplError as error:
+        return {"charts": [], "gap": str(error)}
+    epoch_of = dict(curves.get("epoch", []))
+
+    def line(key: str, scale: float = 1) -> list[tuple[float, float]]:
+        # a test logs values too, at steps without an epoch
+        return [(epoch_of[step] + 1, scale * value) for step, value in curves.get(key, []) if step in epoch_of]
+
+    charts = [
+        line_chart("training loss", {"loss": line(TRAIN_LOSS)}),
+        line_chart("validation accuracy, %", {t: line(val_key(k), 100) for k, t in ACCURACY_TITLES.items()}),
+    ]
+    drawn = [chart for chart in charts if chart is not None]
+    missing = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
+    return {"charts": drawn, "gap": missing if len(drawn) < len(charts) else None}

@@ -1,0 +1,85 @@
+"""Many images through a network on all cores, by threads that each decode a batch and classify it.
+
+Threads instead of processes, because Pillow and torch release Python's lock while they compute: threads fill the cores
+as well, start at once, and share the network. Each batch is computed in one thread, because torch's own threads within
+an operation mostly wait for each other while others decode beside them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from kdpl.errors import DataError
+
+T = TypeVar("T")
+Network = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k] on any device."""
+
+
+class TopK(NamedTuple):
+    """The k most probable classes of one image, in falling order."""
+
+    labels: list[int]
+    probabilities: list[float]
+
+
+def classify_ahead(
+    items: Iterable[T], prepare: Callable[[T], Tensor], network: Network, batch_size: int, workers: int
+) -> Iterator[tuple[T, TopK | DataError]]:
+    """Prepare images and run a network over them.
+
+    Args:
+        items: Items to prepare; read lazily, by this thread, at most ``workers`` + 3 batches ahead.
+        prepare: Turns an item into an image, uint8 [3, S, S]; called in threads.
+        network: The network; called in threads, unless all items fit into one batch: then torch uses its own threads.
+        batch_size: Images per batch.
+        workers: Number of threads; meanwhile torch computes in one thread for each of them.
+
+    Yields:
+        Each item, in order, with its classes, or with the ``DataError`` that preparing it raised.
+    """
+
+    def attempt(item: T) -> Tensor | DataError:
+        try:
+            return prepare(item)
+        except DataError as error:
+            return error
+
+    def work(batch: list[T]) -> list[TopK | DataError]:
+        return _classify([attempt(item) for item in batch], network)
+
+    rest = iter(items)
+    first, second = (list(islice(rest, batch_size)) for _ in range(2))
+    torch_threads = torch.get_num_threads()
+    waiting: deque[tuple[list[T], Future[list[TopK | DataError]]]] = deque()
+    with ThreadPoolExecutor(workers, "classify", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            if not second:
+                yield from zip(first, _classify(list(pool.map(attempt, first)), network), strict=True)
+                return
+            batch = first
+            while batch:
+                waiting.append((batch, pool.submit(work, batch)))
+                batch, second = second, list(islice(rest, batch_size))
+                if len(waiting) > workers:
+                    done, future = waiting.popleft()
+                    yield from zip(done, future.result(), strict=True)
+            for done, future in waiting:
+                yield from zip(done, future.result(), strict=True)
+        finally:
+            # a caller that stops early does not wait for the other batches
+            for _, future in waiting:
+                future.cancel()
+            torch.set_num_threads(torch_threads)
+
+
+def _classify(images: list[Tensor | DataError], network: Network) -> list[TopK | DataError]:
+    readable = [image for image in images if isinstance(image, Tensor)]
+    probabilities, labels = (each.tolist() for each in network(torch.stack(readable))) if readable else ([], [])
+    rows = map(TopK, labels, probabilities)
+    return [image if isinstance(image, DataError) else next(rows) for image in images]

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+from world import quiet_trainer
+
+from kdpl.callbacks.results import SaveTestResults
+from kdpl.data.splits import Record
+from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.runtime.predictions import read_predictions, read_results
+
+LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]])
+LABELS = torch.tensor([0, 1, 1, 2, 1])
+NAMES = ("a, b", 'c "d"', "e")
+
+
+class Fixed(LightningModule):
+    """Predicts given logits, for images in another order than that of the test split."""
+
+    def test_step(self, batch, batch_idx):
+        del batch_idx
+        logits, labels, indices = batch
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        self.log("test/acc", accuracy, batch_size=len(labels))
+        self.log("other", accuracy, batch_size=len(labels))
+        return {"logits": logits, "labels": labels, "indices": indices}
+
+
+class Images(LightningDataModule):
+    class_names = NAMES
+    test_records = tuple(Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS))
+
+    def test_dataloader(self):
+        order = torch.tensor([3, 0, 4, 2, 1])
+        return DataLoader(TensorDataset(LOGITS[order], LABELS[order], order), batch_size=2)
+
+
+def run_test(folder, *callbacks):
+    quiet_trainer(folder, callbacks=list(callbacks)).test(Fixed(), datamodule=Images(), verbose=False)
+
+
+def test_predictions_logits_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path):
+    callback = SaveTestResults()
+    for _ in range(2):  # a second test starts anew
+        run_test(tmp_path, callback)
+    found = read_predictions(tmp_path)
+    assert [p.index for p in found] == [0, 1, 2, 3, 4]
+    assert [p.source for p in found] == [f"image {i}.png" for i in range(5)]
+    assert [p.label for p in found] == [NAMES[y] for y in LABELS]
+    assert [p.prediction for p in found] == [NAMES[i] for i in (0, 2, 1, 0, 1)]
+    expected = [float((row.double().exp() / row.double().exp().sum()).max()) for row in LOGITS]
+    assert [p.probability for p in found] == pytest.approx(expected, abs=1e-6)
+    assert read_results(tmp_path) == {"images": 5, "test/acc": pytest.approx(sum(p.correct for p in found) / 5)}
+    sorted_logits = LOGITS.sort(dim=1, descending=True).values - LOGITS.amax(dim=1, keepdim=True)
+    assert torch.equal(LogitSketch.load(tmp_path).values, sorted_logits.half())
+
+
+def test_accuracies_mark_a_finished_test_and_are_written_after_other_callbacks(tmp_path):
+    class Draws(Callback):
+        def on_test_end(self, *_):
+            assert len(read_predictions(tmp_path)) == 5
+            assert read_results(tmp_path) == {}
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run_test(tmp_path, SaveTestResults(), Draws())
+    assert read_results(tmp_path) == {}
+    run_test(tmp_path, SaveTestResults())
+    assert read_results(tmp_path)["images"] == 5
+
+
+def test_a_real_test_predicts_each_image_once_and_its_files_agree(student_run):
+    found = read_predictions(student_run)
+    assert [p.index for p in found] == list(range(899))
+    assert read_results(student_run)["test/acc"] == pytest.approx(sum(p.correct for p in found) / 899, rel=1e-6)
+    confidences = [p.probability for p in found]
+    assert LogitSketch.load(student_run).confidences().tolist() == pytest.approx(confidences, abs=2e-3)

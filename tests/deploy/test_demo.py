@@ -1,0 +1,138 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from report_pages import HOSTILE
+from runs import image_folder, noise
+
+from kdpl.class_vectors import ClassVectors, NameEncoder
+from kdpl.classifier import Classifier
+from kdpl.deploy.bulk import load_classifier
+from kdpl.deploy.demo.page import bars, head, note
+from kdpl.deploy.demo.visit import MAX_ADDED, Demo, Result, Visit, find_examples
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+
+
+@pytest.fixture(scope="module")
+def encoder(teacher_run):
+    return NameEncoder.load(teacher_run)
+
+
+@pytest.fixture(scope="module")
+def demo(classifier, encoder):
+    return Demo(Classifier.load(classifier), encoder, 3)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    noise(50, 40).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_predictions_are_those_of_predict(demo, photo):
+    visit = demo.look(Visit(), str(photo), "photo.png")
+    assert (visit.image.shape, visit.image.dtype) == ((3, 32, 32), torch.uint8)
+    result = demo.predict(visit)
+    assert result.predictions == demo.classifier.predict([photo], top_k=3)[0]
+    assert result.seconds > 0
+    assert visit.seconds > 0
+    assert demo.predict(Visit()) is None
+
+
+def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encoder, photo):
+    before = demo.look(Visit(), str(photo), "photo.png")
+    after = demo.add(demo.add(before, "  letter \n B "), "eel")
+    known = demo.classifier.add_classes(encoder.encode(["letter B", "eel"]))
+    every = Demo(demo.classifier, encoder, 99)
+    expected = dict(known.predict([photo], top_k=99)[0])
+    assert dict(every.predict(after).predictions) == pytest.approx(expected, rel=1e-4)
+    assert len(every.predict(before).predictions) == 10
+    kept = demo.keep(after, ["eel"])
+    assert list(kept.added) == ["eel"]
+    assert {"letter B", "eel"} - {each.class_name for each in every.predict(kept).predictions} == {"letter B"}
+    assert every.predict(demo.keep(kept, [])).predictions == every.predict(before).predictions
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (" \n\t", "empty"),
+        ("five", "'five' exists already"),
+        (" eel ", "'eel' exists already"),
+        ("x" * 10_000, "10,000 characters, expected at most 200"),
+        ("word " * 35, "all 32 tokens"),
+    ],
+)
+def test_an_invalid_name_is_a_sentence(typed, words, demo):
+    visit = demo.add(Visit(), "eel")
+    with pytest.raises(KdplError, match=words) as raised:
+        demo.add(visit, typed)
+    assert len(str(raised.value)) < 300
+
+
+def test_there_is_a_largest_number_of_classes_and_none_without_a_teacher(demo, encoder):
+    full = Visit(added={f"class {i}": encoder.encode(["x"]) for i in range(MAX_ADDED)})
+    with pytest.raises(ConfigError, match=f"there are {MAX_ADDED} further classes"):
+        demo.add(full, "eel")
+    with pytest.raises(ConfigError, match="--teacher RUN"):
+        Demo(demo.classifier, None, 3).add(Visit(), "eel")
+
+
+def test_classes_of_a_file_are_added_and_another_teacher_is_refused(classifier, encoder, tmp_path):
+    encoder.encode(["eel"]).save(tmp_path / "more.safetensors")
+    assert load_classifier(classifier, tmp_path / "more.safetensors").class_names[-1] == "eel"
+    other = tmp_path / "classifier"
+    shutil.copytree(classifier, other)
+    config = json.loads((other / "classifier.json").read_text())
+    config["class_vectors"]["teacher"] = "0" * 32
+    (other / "classifier.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="another tuned teacher"):
+        Demo(Classifier.load(other), encoder, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", "cut"], ids=repr)
+def test_a_file_that_is_not_an_image_is_named_as_its_owner_does(content, demo, photo):
+    photo.write_bytes(photo.read_bytes()[:2000] if content == "cut" else content)
+    with pytest.raises(DataError, match=r"the file holiday\.png cannot be read") as raised:
+        demo.look(Visit(), str(photo), "holiday.png")
+    assert str(photo) not in str(raised.value)
+
+
+def test_examples_are_spread_evenly_and_missing_ones_are_named(tmp_path):
+    folder = image_folder(tmp_path / "images", classes=("a", "b", "c"))
+    found = find_examples([str(folder), str(folder / "test/a/0.png")])
+    assert len(found) == len(set(found)) == 12
+    assert {name for name in "abc" if any(f"/{name}/" in path for path in found)} == {"a", "b", "c"}
+    assert find_examples([]) == []
+    (tmp_path / "empty").mkdir()
+    for argument, words in (("a.png", "does not exist"), ("empty", "has no images")):
+        with pytest.raises(DataError, match=words):
+            find_examples([str(tmp_path / argument)])
+
+
+def test_names_are_escaped(demo, encoder, photo):
+    plain = demo.classifier
+    vectors = replace(plain.vectors, class_names=HOSTILE)
+    hostile = Demo(Classifier(plain.encoder, vectors, plain.logit_scale, plain.clip), encoder, 20)
+    visit = hostile.add(hostile.look(Visit(), str(photo), "photo.png"), "<b>ten</b>")
+    html = head(hostile) + bars(visit, hostile.predict(visit)) + note("<i>wrong</i>", is_error=True)
+    for escaped in ("&lt;b&gt;ten&lt;/b&gt; <em>added</em>", "&lt;i&gt;wrong&lt;/i&gt;", "&lt;script&gt;"):
+        assert escaped in html
+    for harm in ("<script", "<img", "<b>", "<i>", "</style", "\u202e", "\x07", "long " * 13):
+        assert harm not in html
+
+
+@pytest.mark.parametrize(("probability", "shown"), [(1.0, "100.0 %"), (0.0005, "0.1 %"), (0.0004, "&lt; 0.1 %")])
+def test_a_small_probability_is_not_shown_as_zero(probability, shown, demo, photo):
+    visit = demo.look(Visit(), str(photo), "photo.png")
+    best = demo.predict(visit).predictions[0]._replace(probability=probability)
+    html = bars(visit, Result([best], 0.0123))
+    assert f'<span class="percent">{shown}</span>' in html
+    assert "Classified in 12.3 ms" in html
+
+
+def test_the_encoder_has_the_class_vectors_that_the_teacher_froze(teacher_run, encoder):
+    frozen = ClassVectors.load(teacher_run / "class_vectors.safetensors")
+    assert torch.equal(encoder.encode(frozen.class_names).vectors, frozen.vectors)
