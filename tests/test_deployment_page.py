@@ -42,6 +42,6 @@ def test_every_option_that_the_page_names_is_one(command, capsys):
         main([command, "--help"])
     known = capsys.readouterr().out
     lines = [line for line in PAGE.splitlines() if line.startswith(f"python -m kdpl {command} ")]
-    named = {option for line in lines for option in re.findall(r"--[a-z-]+", line)}
+    named = {option for line in lines for option in re.findall(r"--[a-z_-]+", line)}
     assert len(named) > 2
     assert {option for option in named if f"{option} " not in known} == set()
