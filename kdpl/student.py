@@ -147,8 +147,6 @@ class StudentDistillation(ClassifyingModule):
         self.teacher_folder = Path(teacher)
         self.shared_vectors = ClassVectors.of_teacher(teacher, class_vectors)
         self.vectors = self.shared_vectors if own is None else self._own_vectors(own)
-        # not a module of this one: the encoder carries or owns it
-        self._image_tower = [loaded.image_tower]
         out_dim = self.shared_vectors.vectors.shape[1] if own is None else None
         self.encoder = StudentEncoder(
             loaded.image_tower, vision_prompts.length, vision_prompts.depth, out_dim, fine_tune
@@ -209,7 +207,7 @@ class StudentDistillation(ClassifyingModule):
         prompts = self.encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
-            prompts.init_at_mean_tokens(promptable(self._image_tower[0]), images.to(self.device))
+            prompts.init_at_mean_tokens(promptable(self.encoder.tower.module), images.to(self.device))
 
     def teacher_features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] with the teacher; normalised features, float32 [B, D]."""

@@ -225,6 +225,16 @@ class PlainSGD:
                 tensor -= lr * self.velocity[i]
 
 
+def accuracies(logits, labels, num_base):
+    """Accuracy over all classes, of base images among base classes, of novel ones among novel ones, and their mean."""
+    base = labels < num_base
+    of_base = (logits[base][:, :num_base].argmax(dim=1) == labels[base]).double().mean().item()
+    of_novel = (logits[~base][:, num_base:].argmax(dim=1) + num_base == labels[~base]).double().mean().item()
+    of_all = (logits.argmax(dim=1) == labels).double().mean().item()
+    mean = 2 * of_base * of_novel / (of_base + of_novel)
+    return {"acc": of_all, "base_acc": of_base, "novel_acc": of_novel, "hm": mean}
+
+
 def learning_rate(epoch, epochs, lr):
     return 1e-5 if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 

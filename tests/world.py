@@ -1,10 +1,12 @@
 """A small world for tests: random CLIPs with sizes that cannot be mixed up, and a domain of a few images."""
 
+from contextlib import contextmanager
 from functools import cache
 
 import open_clip
+import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
@@ -235,6 +237,54 @@ def one_sentence(error):
     """Whether an error's message is one sentence on one line that says what to do."""
     text = str(error.value)
     return "\n" not in text and len(text) > 30 and ": " in text and "Traceback" not in text
+
+
+@contextmanager
+def refused(kind, match):
+    """Expect an error of this kind whose message is one sentence."""
+    with pytest.raises(kind, match=match) as error:
+        yield error
+    assert one_sentence(error), str(error.value)
+
+
+class Record(Callback):
+    """Keeps the loss of each step, the last gradients, and the module's state after the last step of each epoch.
+
+    Args:
+        start: Called with the module before the first step; ``started`` is what it returns.
+    """
+
+    def __init__(self, start=lambda module: None):
+        self.start, self.losses, self.epochs = start, [], []
+
+    def on_train_start(self, _, pl_module):
+        self.started = self.start(pl_module)
+
+    def on_after_backward(self, _, pl_module):
+        self.gradients = {k: p.grad.clone() for k, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.losses.append(outputs["loss"].item())
+        state = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+        self.epochs = [*self.epochs[: trainer.current_epoch], state]
+
+
+def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=lambda module: None, **options):
+    """Fit a module; returns its ``Record``, which also has what was logged."""
+    record = Record(start)
+    trainer = quiet_trainer(folder, epochs, callbacks=[record, *callbacks], **options)
+    trainer.fit(module, datamodule=domain or TinyDomain(num_base=3), ckpt_path=ckpt_path, weights_only=True)
+    record.logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    return record
+
+
+def assert_untouched(tower, model, part=""):
+    """Require a frozen tower to have the weights of its model, no gradients, and to be in evaluation mode."""
+    state = tower.state_dict()
+    assert state
+    assert all(torch.equal(v, weights(model)[f"{part}{k}"]) for k, v in state.items())
+    assert not [p for p in tower.parameters() if p.requires_grad or p.grad is not None]
+    assert not [m for m in tower.modules() if m.training]
 
 
 def assert_plain_values(value):
