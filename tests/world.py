@@ -109,12 +109,12 @@ def register():
 NAMES = ("sea_horse", "crab", "blue whale", "squid", "star_fish")
 
 
-def images_of(labels, seed):
-    """One image per label, uint8 [N, 3, 32, 32]: a pattern of the class and noise."""
+def images_of(labels, seed, size=32):
+    """One image per label, uint8 [N, 3, size, size]: a pattern of the class and noise."""
     draw = torch.Generator().manual_seed(seed)
-    patterns = torch.rand(len(NAMES), 3, 4, 4, generator=torch.Generator().manual_seed(7)).repeat_interleave(8, 2)
-    patterns = patterns.repeat_interleave(8, 3)
-    noise = torch.rand(len(labels), 3, 32, 32, generator=draw)
+    patterns = torch.rand(len(NAMES), 3, 4, 4, generator=torch.Generator().manual_seed(7))
+    patterns = patterns.repeat_interleave(size // 4, 2).repeat_interleave(size // 4, 3)
+    noise = torch.rand(len(labels), 3, size, size, generator=draw)
     return ((0.7 * patterns[labels % len(NAMES)] + 0.3 * noise) * 255).to(torch.uint8)
 
 
@@ -125,22 +125,24 @@ class TinyDomain(LightningDataModule):
         num_base: Number of base classes, or None.
         batch_size: Images a batch, of all splits.
         names: The names of the classes.
+        image_size: Edge of the images, a multiple of 4 pixels.
     """
 
-    def __init__(self, num_base=None, batch_size=4, names=NAMES):
+    def __init__(self, num_base=None, batch_size=4, names=NAMES, image_size=32):
         super().__init__()
         self.class_names = self.class_texts = names
         self.num_base = num_base
         self.tuning_class_names = names[:num_base]
         self.batch_size = batch_size
         self.labels = torch.arange(12) % len(self.tuning_class_names)
-        self.labeled = images_of(self.labels, seed=1)
-        self.unlabeled = images_of(torch.arange(12) % len(NAMES), seed=2)
+        self.labeled = images_of(self.labels, seed=1, size=image_size)
+        self.unlabeled = images_of(torch.arange(12) % len(NAMES), seed=2, size=image_size)
         self.test_labels = torch.arange(11) % len(names)
-        self.test_images = images_of(self.test_labels, seed=3)
+        self.test_images = images_of(self.test_labels, seed=3, size=image_size)
+        self.image_size = image_size
 
     def preview(self, n, image_size):
-        assert image_size == 32
+        assert image_size == self.image_size
         return self.unlabeled[:n]
 
     def _loader(self, *tensors):
@@ -254,11 +256,11 @@ class Record(Callback):
         start: Called with the module before the first step; ``started`` is what it returns.
     """
 
-    def __init__(self, start=lambda module: None):
+    def __init__(self, start=None):
         self.start, self.losses, self.epochs = start, [], []
 
     def on_train_start(self, _, pl_module):
-        self.started = self.start(pl_module)
+        self.started = self.start(pl_module) if self.start else None
 
     def on_after_backward(self, _, pl_module):
         self.gradients = {k: p.grad.clone() for k, p in pl_module.named_parameters() if p.grad is not None}
@@ -269,7 +271,7 @@ class Record(Callback):
         self.epochs = [*self.epochs[: trainer.current_epoch], state]
 
 
-def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=lambda module: None, **options):
+def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=None, **options):
     """Fit a module; returns its ``Record``, which also has what was logged."""
     record = Record(start)
     trainer = quiet_trainer(folder, epochs, callbacks=[record, *callbacks], **options)
