@@ -1,73 +1,54 @@
-"""``python -m kdpl data check``: is a dataset whole, and can every image of it be decoded?"""
+"""Checking a dataset: its classes and counts, and whether every image can be decoded."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from PIL.Image import Image
-
-from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.benchmark import BENCHMARKS
-from kdpl.data.readers.registry import read_dataset
-from kdpl.data.scan import fault_of
+from kdpl.data.readers.registry import build_reader
+from kdpl.data.scan import faults_of
 from kdpl.data.splits import Splits
 
 _FEW = 12  # class names that are shown in full
 
 
-def check(name: str, workers: int | None = None, **options: Any) -> bool:  # noqa: ANN401 - each of a type of its own
-    """Print what a dataset holds and every fault: classes without images, images that cannot be decoded.
+def check(name: str, workers: int | None = None, **options: str | list[str] | None) -> bool:
+    """Print the contents of a dataset and every fault: classes without images, images that cannot be decoded.
 
     Args:
         name: A dataset of the registry.
-        workers: Processes that decode; None: one for each processor core; 1: this process alone.
-        options: What the dataset takes (``root``, ``unlabeled``, ``class_names``).
+        workers: Processes that decode; see ``in_parallel``.
+        options: Its settings (``root``, ``unlabeled``, ``class_names``).
 
     Returns:
-        Whether it is whole: every split has the classes that the dataset is known to have, and every image decodes.
+        Whether every split has the classes that the dataset is known to have, and every image decodes.
 
     Raises:
-        DataError: If the dataset cannot be read at all.
+        KdplError: The dataset cannot be read at all.
     """
-    splits = read_dataset(name, **options)
-    benchmark = BENCHMARKS.get(name)
+    splits = build_reader(name, **options).read()
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
-    faults = list(_count_faults(splits, benchmark.num_classes if benchmark else None))
+    faults = list(_count_faults(splits, BENCHMARKS[name].num_classes if name in BENCHMARKS else None))
     for fault in faults:
         print(fault)
-    sources = splits.sources
     num_bad = 0
-    for fault in decode_all(sources, splits.open_image, workers):
+    for _, fault in faults_of(splits.sources, splits.open_image, "decoding", workers):
         print(fault, flush=True)
         num_bad += 1
-    print(f"{len(sources)} images decoded, {num_bad} of them bad")
+    print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
     return not faults and not num_bad
-
-
-def decode_all(sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> Iterator[str]:
-    """Decode every image once, under a progress bar on standard error, and say of each that fails what is wrong.
-
-    Args:
-        sources: What ``open_image`` takes.
-        open_image: A function at module level.
-        workers: Processes; None: one for each processor core; 1: this process alone.
-    """
-    look = partial(fault_of, open_image=open_image)
-    return filter(None, in_parallel(look, sources, "decoding", workers))
 
 
 def _count_faults(splits: Splits, num_classes: int | None) -> Iterator[str]:
     if num_classes is not None and len(splits.class_names) != num_classes:
-        yield f"wrong: {len(splits.class_names)} classes where the dataset has {num_classes}."
+        yield f"wrong: {len(splits.class_names)} classes, expected {num_classes}"
     for name, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         counts = Counter(record.label for record in records)
         print(f"{name + ':':<10}{len(records)} images of {len(counts)} classes")
         if num_classes is not None and records and len(counts) != num_classes:
             without = [repr(each) for label, each in enumerate(splits.class_names) if label not in counts]
             named = f"; without images: {_shown(without)}" if without else ""
-            yield f"wrong: {name} has images of {len(counts)} classes where the dataset has {num_classes}{named}."
+            yield f"wrong: {name} has images of {len(counts)} classes, expected {num_classes}{named}"
     if splits.unlabeled is not None:
         print(f"unlabeled: {len(splits.unlabeled)} images")
 

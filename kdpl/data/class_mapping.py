@@ -1,4 +1,4 @@
-"""What classes are called, and what the text tower reads for them: a file of one's own, and a text around the name.
+"""Names of classes, and texts that the text tower reads for them: a file of one's own, and a text around the name.
 
 The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a fish"}}``, or CSV
 with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``.
@@ -14,11 +14,11 @@ from kdpl.errors import ConfigError, DataError
 
 
 class ClassName(NamedTuple):
-    """What a class is called.
+    """The name of a class.
 
     Attributes:
-        name: What people see.
-        text: What the text tower reads in place of the name, after the context; None: the name.
+        name: Name that people see.
+        text: Text that the text tower reads instead of the name, after the context; None: the name.
     """
 
     name: str
@@ -36,10 +36,10 @@ def name_classes(
         class_text: Text around each class's name, or its text where the file has one, in the place of ``{}``.
 
     Returns:
-        The names, and what the text tower reads for each; None where these are the names.
+        The names, and the texts that the text tower reads; None where these are the names.
 
     Raises:
-        ConfigError: ``class_text`` has not one place for the name.
+        ConfigError: ``class_text`` does not have exactly one place for the name.
         DataError: The file does not fit.
     """
     if class_text is not None and class_text.count("{}") != 1:
@@ -62,7 +62,7 @@ def _without_stop(text: str) -> str:
 
 
 def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
-    """Read what classes are called.
+    """Read the names of classes.
 
     Args:
         path: A ``.json`` file that holds one object, or a ``.csv`` file of two columns, whose first line may be the
@@ -73,30 +73,33 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
         The names by folder or label, of exactly those.
 
     Raises:
-        DataError: If the file cannot be read, lacks a class, names one that the dataset has not, or gives two classes
-            the same name.
+        DataError: The file cannot be read, lacks a class, names one that the dataset does not have, or gives two
+            classes the same name.
     """
     mapping: dict[str, ClassName] = {}
     key_of: dict[str, str] = {}
     for key, named in _read_pairs(path):
-        if key in mapping:
-            raise DataError(f"class names file {path} has class {key!r} twice: keep one line for each class.")
-        if named.name in key_of:
-            raise DataError(
-                f"class names file {path} gives classes {key_of[named.name]!r} and {key!r} the same name "
-                f"{named.name!r}: every class needs a name of its own."
+        fault = None
+        if not named.name:
+            fault = f"gives class {key!r} an empty name: write its class name"
+        elif key in mapping:
+            fault = f"has class {key!r} twice: keep one line for each class"
+        elif named.name in key_of:
+            fault = (
+                f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}: give each class "
+                "a name of its own"
             )
+        if fault:
+            raise DataError(f"class names file {path} {fault}")
         mapping[key] = named
         key_of[named.name] = key
     expected = set(keys)
-    lacking = sorted(expected - mapping.keys())
-    if lacking:
-        more = f" and {len(lacking) - 1} more, such as {lacking[1]!r}" if len(lacking) > 1 else ""
-        raise DataError(f"class names file {path} lacks class {lacking[0]!r}{more}: name every class in it.")
+    for key in sorted(expected - mapping.keys()):
+        raise DataError(f"class names file {path} lacks class {key!r}: name every class in it")
     for key in sorted(mapping.keys() - expected):
         raise DataError(
-            f"class names file {path} names class {key!r}, which the dataset does not have: "
-            "remove it or mend its spelling."
+            f"class names file {path} names class {key!r}, which the dataset does not have: remove it or correct its "
+            "spelling"
         )
     return mapping
 
@@ -104,21 +107,17 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
 def _read_pairs(path: Path) -> list[tuple[str, ClassName]]:
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise DataError(f"class names file {path} must end in .json or .csv.")
+        raise DataError(f"class names file {path} is of an unknown kind: give a .json or .csv file")
     try:
-        pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
+        return readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise DataError(f"class names file {path} does not exist: check class_names.") from error
+        raise DataError(f"class names file {path} does not exist: check class_names") from error
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise DataError(f"class names file {path} cannot be read as {path.suffix[1:].upper()}: {error}.") from error
-    for key, named in pairs:
-        if not named.name:
-            raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name.")
-    return pairs
+        raise DataError(f"class names file {path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
 
 
 def _read_json(text: str) -> list[tuple[str, ClassName]]:
-    # as pairs, since a plain dict would silently keep the last of two equal keys
+    # as pairs, since a dict would silently keep the last of two equal keys
     pairs = json.loads(text, object_pairs_hook=list)
     if not text.lstrip().startswith("{"):
         raise ValueError("expected one object that maps each class to its name")

@@ -2,83 +2,92 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
-from kdpl.data.caching import CachingDataModule
-from kdpl.data.consumer import TrainSplit, consumer_of, refuse_second_sharding
-from kdpl.data.datasets import CachedImages, LabeledImages, RandomView, UnlabeledImages
-from kdpl.data.feature_cache import CachedImages as FeatureCachedImages
-from kdpl.data.labeled import Labeled
-from kdpl.data.loader import Batches, LazyLoader
+from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
+from kdpl.data.loader import LazyLoader
 from kdpl.data.parallel import cores
-from kdpl.data.readers.registry import check_dataset
+from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading, files_around
-from kdpl.data.sampler import TrainSampler, ViewSampler
+from kdpl.data.sampler import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import base_count
 from kdpl.data.scan import FILE
-from kdpl.data.splits import Record, Splits
-from kdpl.data.unlabeled import Unlabeled
+from kdpl.data.selection import Labeled, Unlabeled
+from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 
+TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
 
 
-class DomainDataModule(CachingDataModule):
-    """A domain's images, as both stages and the test take them.
+class DataConsumer(Protocol):
+    """The side of a LightningModule that the datamodule sees.
+
+    Attributes:
+        train_split: The split that it trains on.
+        image_size: Edge in pixels of the square images that it takes.
+    """
+
+    train_split: TrainSplit
+    image_size: int
+
+
+class DomainDataModule(LightningDataModule):
+    """A domain's images, for both stages and the test.
 
     Images are uint8 tensors [B, 3, S, S], un-normalised: every CLIP tower normalises with its own mean and standard
     deviation. Batches are
 
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
-    - training, ``unlabeled``: (images, indices), ALL training images, or those of the ``unlabeled`` folder, or a share
-      of them, and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, rows, features);
+    - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
+      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features);
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
 
     Args:
-        dataset: ``digits``, ``folder``, ``table``, or a dataset of the benchmark (``kdpl/data/benchmark.py``).
-        root: Folder of the dataset, where it has one; the table's file; the folder of all datasets for one of the
-            benchmark.
-        unlabeled: Where unlabelled images are (datasets ``folder`` and ``table``): folders, patterns, lists and shards,
-            see ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.
-        class_names: JSON or CSV file that gives class folders or labels names, and texts for the text tower (datasets
-            ``folder`` and ``table``); None: they are the names.
-        class_text: What the text tower reads for a class, with ``{}`` in the place of the name (likewise).
+        dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark (``kdpl/data/readers/benchmark.py``), or
+            a reader of one's own with its ``class_path`` and ``init_args``.
+        root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
+        unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
+            ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.
+        class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
+            (``folder`` and ``table``); None: they are the names.
+        class_text: Text that the text tower reads for a class, with ``{}`` in the place of the name (likewise).
         held_out: Share of each class's training images that become test images, where there are no others; None: none.
-        bad_images: What becomes of images that cannot be decoded: ``error`` names them before anything is trained,
+        bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
-        scan: Whether all images are looked at for that before a fit; None: those of ``folder`` and ``table``.
+        scan: Whether all images are decoded for that before a fit; None: those of one's own, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, a ``.csv``, or a run's ``checked_images.json``.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.
-        allow_fewer_shots: Take classes that have fewer than ``shots`` training images as they are.
+        allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or an object.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
         num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
-        teacher_cache: Folder with the teacher's features of views of the unlabelled images, for whoever distils; epoch
-            e then sees view e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each
-            image of each epoch.
-        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed in training and written into it.
+        teacher_cache: Folder with the teacher's features of views of the unlabelled images; epoch e then sees view
+            e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each image of each epoch.
+        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
 
     Raises:
-        ConfigError: If arguments are out of range or do not go together.
+        ConfigError: Arguments are out of range or do not go together.
     """
 
     def __init__(
         self,
-        dataset: str,
+        dataset: Reader | str,
         root: str | None = None,
         unlabeled: list[str] | str | None = None,
         class_names: str | None = None,
@@ -103,16 +112,15 @@ class DomainDataModule(CachingDataModule):
         super().__init__()
         # the run's folder is one for all nodes
         self.prepare_data_per_node = False
-        options = {"root": root, "unlabeled": unlabeled, "class_names": class_names, "class_text": class_text}
-        check_dataset(dataset, **options)
-        self._reading = Reading(dataset, options, bad_images, scan, skip_list, held_out)
+        reader = build_reader(dataset, root=root, unlabeled=unlabeled, class_names=class_names, class_text=class_text)
+        self._reading = Reading(reader, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
-            raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel.")
+            raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
         _require_at_least(1, shots=shots, val_shots=val_shots, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _require_at_least(0, num_workers=num_workers, seed=seed)
         if not 0 < unlabeled_share <= 1:
-            raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}.")
-        self.dataset = dataset
+            raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}")
+        self.dataset = dataset if isinstance(dataset, str) else f"{type(reader).__module__}.{type(reader).__qualname__}"
         self.protocol = protocol
         self.shots = shots
         self.val_shots = val_shots
@@ -125,20 +133,18 @@ class DomainDataModule(CachingDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
+        self._cache: FeatureCache | None = None
 
     @cached_property
     def splits(self) -> Splits:
         """The dataset before protocol and sampling, less images that are left out; read once, on first use.
 
         Raises:
-            DataError: If the dataset is missing or damaged, or has too few classes for the protocol.
+            DataError: The dataset is missing or damaged, or has too few classes for the protocol.
         """
         splits = self._reading.splits
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
-            raise DataError(
-                f"{splits.origin} has {len(splits.class_names)} class, but protocol base_to_novel needs two or more: "
-                "set protocol to all."
-            )
+            raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
         return splits
 
     @cached_property
@@ -157,7 +163,7 @@ class DomainDataModule(CachingDataModule):
 
     @property
     def class_texts(self) -> tuple[str, ...]:
-        """What the text tower reads for each class, by label; mostly its name."""
+        """The text that the text tower reads for each class, by label; mostly its name."""
         return self.splits.class_texts or self.class_names
 
     @property
@@ -177,7 +183,7 @@ class DomainDataModule(CachingDataModule):
 
     @property
     def test_records(self) -> tuple[Record, ...]:
-        """Source and label of the test images; a batch's indices index them."""
+        """Source and label of the test images, by the indices in batches."""
         return self.splits.test
 
     def test_item(self, index: int) -> tuple[str, Image, int]:
@@ -186,86 +192,121 @@ class DomainDataModule(CachingDataModule):
         return source, self.splits.open_image(source), label
 
     def preview(self, n: int, image_size: int) -> torch.Tensor:
-        """Unlabelled images under the evaluation transform, spread evenly over the list.
-
-        Args:
-            n: How many; where there are fewer, all are taken.
-            image_size: Edge S in pixels.
-
-        Returns:
-            uint8 tensor [n, 3, S, S].
-        """
+        """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
         return self._unlabeled.preview(n, image_size)
 
     def of_run(self, folder: Path) -> None:
-        """Take the images that the run in this folder took; to be said before anything is read."""
+        """Use the images that the run in this folder used; to be called before anything is read."""
         self._reading.files = files_around(folder)
 
     def prepare_data(self) -> None:
-        """Look at all images before they are trained on, unless that was done; on one process, the others wait."""
+        """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
         trainer = cast(Trainer, self.trainer)
         self._reading.files = self._files_of(trainer)
-        self._reading.prepare(trains=trainer.state.fn == "predict" or (trainer.state.fn == "fit" and self._trains))
+        self._reading.prepare(trains=trainer.state.fn == "fit" and (trainer.max_epochs != 0 or self.fill_teacher_cache))
 
     def _files_of(self, trainer: Trainer) -> tuple[Path, ...]:
-        """Where it is remembered which images can be used; a cache is filled without a run's folder."""
+        """Files that remember which images can be used; a cache may be filled without a run's folder."""
         own, *others = files_around(Path(trainer.default_root_dir))
         if self.teacher_cache is None:
             return (own, *others)
         cache = Path(f"{Path(self.teacher_cache).expanduser()}.{FILE}")
-        return (cache, own, *others) if trainer.state.fn == "predict" else (own, cache, *others)
+        return (cache, own, *others) if self.fill_teacher_cache and not trainer.max_epochs else (own, cache, *others)
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it.
 
         Raises:
-            ConfigError: If the trainer would shard the batches a second time.
-            DataError: If the dataset is missing or damaged, or lacks the images that the stage needs.
+            DataError: The dataset is missing or damaged, or lacks the images that the stage needs.
         """
         if self.trainer is not None:
             self._reading.files = self._files_of(self.trainer)
         _ = self.splits  # reads the dataset
         if self.trainer is None:
             return
-        refuse_second_sharding(self.trainer)
         if stage in ("fit", "test"):
             for line in self._reading.notes():
                 rank_zero_info(line)
         # here rather than with the first batch: nothing has been written yet
-        trains = stage == "fit" and self._trains
-        if trains:
+        if stage == "fit" and (self.trainer.max_epochs != 0 or self.fill_teacher_cache):
             self.splits.require_training_images()
-        if trains and getattr(self.trainer.lightning_module, "train_split", None) == "labeled":
-            self._labeled.training()
-        if trains and self._has_new_cache and not self.fill_teacher_cache:
-            _ = self.feature_cache
+            if _consumer_of(self.trainer).train_split == "labeled":
+                self._labeled.training()
+            elif not self.fill_teacher_cache:
+                self._open_cache()
         if stage == "test":
             self._labeled.evaluation("test")
         if stage == "validate":
             self._labeled.evaluation("val")
 
+    def cache_manifest(self, teacher: str, width: int, image_size: int, views: int | None = None) -> Manifest:
+        """Describe the teacher cache that a run needs.
+
+        Args:
+            teacher: Fingerprint of the teacher.
+            width: Width D of its features.
+            image_size: Edge of the student's images in pixels.
+            views: Views of each image; None: as many as the trainer has epochs.
+        """
+        epochs = self.trainer.max_epochs if self.trainer else None
+        return Manifest.of(
+            teacher=teacher,
+            width=width,
+            dataset=self.dataset,
+            sources=self._unlabeled.sources,
+            image_size=image_size,
+            augmentation=self.augmentation,
+            view_seed=self.seed,
+            views=views or max(epochs or 0, 0),
+        )
+
+    def unlabeled_images(self, image_size: int) -> UnlabeledImages:
+        """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
+        return self._unlabeled.images(self.augmentation, image_size, self.seed, every=True)
+
+    @property
+    def view_source(self) -> tuple[int, int | None]:
+        """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
+        cache = self._open_cache()
+        if cache is None:
+            return self.seed, None
+        views, epochs = cache.manifest.views, cast(Trainer, self.trainer).max_epochs
+        return cache.manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
+
+    def _open_cache(self) -> FeatureCache | None:
+        """Open the teacher cache of a fit on first use; None where there is none, or nothing is trained.
+
+        Raises:
+            ConfigError: The trainer's module does not say what its teacher is.
+            DataError: The cache is missing, damaged, incomplete or of something else.
+        """
+        if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
+            return None
+        if self._cache is None:
+            module: Any = self.trainer.lightning_module
+            if not hasattr(module, "teacher_fingerprint") or not hasattr(module, "teacher_width"):
+                raise ConfigError(
+                    f"{type(module).__name__} has no teacher_fingerprint and teacher_width, which identify a teacher "
+                    "cache: leave data.init_args.teacher_cache out"
+                )
+            needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
+            self._cache = FeatureCache.open(Path(self.teacher_cache).expanduser(), needed)
+        return self._cache
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        module = consumer_of(self.trainer)
+        module = _consumer_of(self.trainer)
         return self.train_dataloader_for(module.train_split, module.image_size, *self._processes())
-
-    def predict_dataloader(self) -> Batches:
-        """Views of unlabelled images as ``CachedView``: the (image index, view) pairs of the module's ``views``."""
-        module: Any = cast(Trainer, self.trainer).lightning_module
-        sampler = ViewSampler(module.views, *self._processes())
-        size = consumer_of(self.trainer).image_size
-        dataset = self._unlabeled.images(self.augmentation, size, self._cache, all_of_them=True)
-        return Batches(LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         if not self.splits.val:
             return []
-        return self.val_dataloader_for(consumer_of(self.trainer).image_size, *self._processes())
+        return self.val_dataloader_for(_consumer_of(self.trainer).image_size, *self._processes())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.test_dataloader_for(consumer_of(self.trainer).image_size, *self._processes())
+        return self.test_dataloader_for(_consumer_of(self.trainer).image_size, *self._processes())
 
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
@@ -279,54 +320,71 @@ class DomainDataModule(CachingDataModule):
             world_size: Number of processes.
 
         Returns:
-            A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` if
-            ``open_teacher_cache`` has opened one. The epoch is set on its ``sampler``.
+            A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` with a
+            trainer and a teacher cache. The epoch is set on its ``sampler``.
 
         Raises:
-            DataError: If the split has no images, or a class has fewer than ``shots``.
+            DataError: The split has no images, or a class has fewer than ``shots``.
         """
-        dataset: LabeledImages | UnlabeledImages | CachedImages | FeatureCachedImages
+        dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":
             view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
             dataset = LabeledImages(self._labeled.training(), view)
         else:
-            dataset = self._unlabeled.images(self.augmentation, image_size, self._cache)
-            cache = self.feature_cache if self._has_new_cache else None
-            if cache is not None:
-                view = RandomView(self.splits.open_image, self.augmentation, image_size, cache.manifest.view_seed)
-                sources, indices = self._unlabeled.sources, self._unlabeled.indices
-                dataset = FeatureCachedImages(UnlabeledImages([sources[i] for i in indices], view, indices), cache)
+            cache = self._open_cache()
+            seed = self.seed if cache is None else cache.manifest.view_seed
+            dataset = self._unlabeled.images(self.augmentation, image_size, seed)
+            dataset = dataset if cache is None else CachedImages(dataset, cache)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
-        if isinstance(dataset, CachedImages) and dataset.fill and sampler.num_used > len(dataset):
-            raise ConfigError(
-                f"{len(dataset)} unlabelled images do not fill one batch on each of {world_size} processes, which "
-                "cannot fill a teacher cache: fill it with python -m kdpl cache, or lower data.init_args.batch_size"
-            )
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        size, workers = self.eval_batch_size, self.num_workers
-        return self._labeled.evaluation_loader("val", image_size, size, workers, rank, world_size)
+        return self._evaluation_loader("val", image_size, rank, world_size)
 
     def test_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
         """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        size, workers = self.eval_batch_size, self.num_workers
-        return self._labeled.evaluation_loader("test", image_size, size, workers, rank, world_size)
+        return self._evaluation_loader("test", image_size, rank, world_size)
 
-    @property
-    def _trains(self) -> bool:
-        return cast(Trainer, self.trainer).max_epochs != 0
+    def _evaluation_loader(
+        self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
+    ) -> DataLoader[Any]:
+        records = self._labeled.evaluation(split)
+        if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
+            raise ConfigError(
+                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes: set "
+                f"trainer.devices to {len(records)} or fewer"
+            )
+        dataset = EvaluationImages(records, self.splits.open_image, image_size)
+        sampler = EvaluationSampler(len(records), rank, world_size)
+        return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
     def _batches_done(self) -> int:
-        """Batches of the current epoch that a run which is resumed has had already."""
+        """Batches of the current epoch that a resumed run was trained on already."""
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
+def _consumer_of(trainer: Trainer | None) -> DataConsumer:
+    """The module that a trainer runs; ConfigError if it does not say what it needs."""
+    module = trainer.lightning_module if trainer else None
+    for name in ("train_split", "image_size"):
+        if not hasattr(module, name):
+            raise ConfigError(
+                f"{type(module).__name__} has no {name}: give a LightningModule with train_split and image_size"
+            )
+    consumer = cast(DataConsumer, module)
+    if consumer.train_split not in get_args(TrainSplit):
+        raise ConfigError(
+            f"train_split of {type(module).__name__} is {consumer.train_split!r}, expected labeled or "
+            "unlabeled: correct it"
+        )
+    return consumer
+
+
 def _require_at_least(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
-            raise ConfigError(f"{name} must be at least {minimum}, not {value}.")
+            raise ConfigError(f"{name} must be at least {minimum}, not {value}")

@@ -1,4 +1,4 @@
-"""``python -m kdpl data download``: a dataset of the benchmark from the collection on the Hugging Face hub."""
+"""Downloading a dataset of the benchmark from the collection on the Hugging Face hub."""
 
 import re
 import shutil
@@ -8,9 +8,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.data.archive import SUFFIX, unpack
-from kdpl.data.inside import stays_inside
 from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark, Location
-from kdpl.data.readers.benchmark_reader import read_benchmark
+from kdpl.data.readers.layouts import BenchmarkSet
+from kdpl.data.storage import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
@@ -25,16 +25,13 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
      {images}/val/n01440764/…
 3. If you have CoOp's classnames.txt (lines "<wnid> <class name>"), put it at
      {index}
-   Without it the class names that open_clip knows are taken.
+   Without it the class names are those of open_clip.
 4. python -m kdpl data check imagenet --root {root}
 """
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset and put it into its place, whole or not at all.
-
-    Started again after a break it goes on: files that are complete are kept in ``root/.NAME.download`` until the
-    dataset is in its place. Started again after success it does nothing.
+    """Download a dataset, completely or not at all; files of an interrupted download are kept for the next one.
 
     Args:
         name: A key of ``BENCHMARKS``.
@@ -44,17 +41,17 @@ def download(name: str, root: Path) -> bool:
         Whether the dataset is there; False for ImageNet, for which instructions are printed.
 
     Raises:
-        ConfigError: If there is no such dataset.
-        DataError: If the hub cannot be reached, does not have the dataset, or has it in another form than expected.
+        ConfigError: There is no such dataset.
+        DataError: The hub cannot be reached, does not have the dataset, or has it in another form than expected.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"dataset {name!r} is none to download: choose one of {', '.join(BENCHMARKS)}.")
+        raise ConfigError(f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}")
     location = Location(BENCHMARKS[name], root)
     if location.benchmark.layout == "imagenet":
         print(_IMAGENET.format(images=location.images, index=location.index, root=root), end="")
         return False
     if location.folder.exists():
-        _require_whole(location)
+        _require_complete(location)
         print(f"{location.origin} is there already: nothing to do")
         return True
     store = root / f".{name}.download"
@@ -63,11 +60,11 @@ def download(name: str, root: Path) -> bool:
         staging.mkdir()
         _lay_out(location.benchmark, store, files, staging)
         try:
-            read_benchmark(name, str(staging.parent))
+            BenchmarkSet(name, str(staging.parent)).read()
         except DataError as error:
             raise DataError(
                 f"repository {REPOSITORY} holds {name} in an unknown form ({_plain(error, staging.parent)}): "
-                f"lay the files of {store} out by hand as {location.folder}."
+                f"arrange the files of {store} by hand as {location.folder}"
             ) from error
     shutil.rmtree(store)
     print(f"{location.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
@@ -75,14 +72,7 @@ def download(name: str, root: Path) -> bool:
 
 
 def place_of(file: str) -> tuple[str, PurePosixPath] | None:
-    """To which dataset a file of the repository belongs, by its name alone.
-
-    Args:
-        file: Path in the repository.
-
-    Returns:
-        The dataset and the file's path below the dataset's folder, or None.
-    """
+    """Dataset that a file of the repository belongs to by its name, and its path below the dataset's folder."""
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
@@ -94,7 +84,7 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
 
 
 def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
-    """Download what belongs to a dataset; give its files and their places below the dataset's folder."""
+    """Download the files of a dataset; returns them and their paths below the dataset's folder."""
     try:
         require_hub()
         kind, listed = _list()
@@ -107,12 +97,12 @@ def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
             raise
         raise DataError(
             f"dataset {benchmark.name} cannot be downloaded from {REPOSITORY} ({reason(error)}): check the network and "
-            "start again, what has been downloaded is kept."
+            "start again, what has been downloaded is kept"
         ) from error
     if not files:
         raise DataError(
             f"repository {REPOSITORY} has no file for {benchmark.name} among {', '.join(sorted(listed)[:20])}: "
-            f"get the dataset elsewhere and put it into a folder {benchmark.folder}/."
+            f"get the dataset elsewhere and put it into a folder {benchmark.folder}/"
         )
     return files
 
@@ -121,7 +111,7 @@ def _list() -> tuple[str, list[str]]:
     try:
         return "dataset", HfApi().list_repo_files(REPOSITORY, repo_type="dataset")
     except RepositoryNotFoundError:
-        # collections of data are often uploaded as what the hub calls a model
+        # collections of data are often uploaded as a model
         return "model", HfApi().list_repo_files(REPOSITORY, repo_type="model")
 
 
@@ -138,13 +128,13 @@ def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath],
             shutil.copyfile(store / file, staging / place)
 
 
-def _require_whole(location: Location) -> None:
+def _require_complete(location: Location) -> None:
     try:
-        read_benchmark(location.benchmark.name, str(location.root))
+        BenchmarkSet(location.benchmark.name, str(location.root)).read()
     except DataError as error:
         raise DataError(
-            f"folder {location.folder} is there but holds no whole {location.benchmark.name} "
-            f"({_plain(error, location.root)}): move or remove it, then start again."
+            f"folder {location.folder} is there but holds no complete {location.benchmark.name} "
+            f"({_plain(error, location.root)}): move or remove it, then start again"
         ) from error
 
 

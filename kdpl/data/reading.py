@@ -1,22 +1,18 @@
-"""A dataset as a run takes it: read once, less the images that cannot be used, with test images of some kind."""
+"""A dataset as a run takes it: read once, without the images that cannot be used, with test images of some kind."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from kdpl.data.readers.registry import DATASETS, read_dataset
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps, read_skip_list
-from kdpl.data.shards import indices_kept_in
-from kdpl.data.splits import Splits
+from kdpl.data.splits import Reader, Splits
 from kdpl.errors import ConfigError, DataError
 
 BadImages = Literal["error", "skip"]
-
-INDEX_FOLDER = "shard_index"
 
 
 @dataclass
@@ -24,17 +20,15 @@ class Reading:
     """How a dataset is read.
 
     Attributes:
-        dataset: Its name in the registry.
-        options: What it takes; None means not given.
-        bad_images: What becomes of images that cannot be decoded: ``error`` or ``skip``.
-        scan: Whether all images are looked at; None: those of one's own, not a benchmark's.
+        reader: Its reader.
+        bad_images: Treatment of images that cannot be decoded: ``error`` or ``skip``.
+        scan: Whether all images are decoded first; None: those of one's own, not a benchmark's.
         skip_list: File that names images to leave out.
-        held_out: Share of each class's training images that become test images where there are none; None: none do.
-        files: Where it is remembered which images can be used: this run's own file, then those of others.
+        held_out: Share of each class's training images that become test images where there are none; None: none.
+        files: Files that remember which images can be used: this run's own, then those of others.
     """
 
-    dataset: str
-    options: Mapping[str, Any]
+    reader: Reader
     bad_images: BadImages = "error"
     scan: bool | None = None
     skip_list: str | None = None
@@ -43,32 +37,27 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.bad_images not in get_args(BadImages):
-            raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose {' or '.join(get_args(BadImages))}.")
+            raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose {' or '.join(get_args(BadImages))}")
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(
-                f"held_out must be above 0 and below 1, not {self.held_out}: leave it out to hold none out."
+                f"held_out must be above 0 and below 1, not {self.held_out}: leave it out to hold none out"
             )
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset, before protocol and sampling; read on first use.
-
-        Raises:
-            ConfigError: Options do not go together.
-            DataError: The dataset is missing or damaged, or nothing of a class is left.
-        """
+        """The dataset, before protocol and sampling; read on first use."""
         return self._apart[0]
 
     @cached_property
     def _apart(self) -> tuple[Splits, int]:
-        """The dataset, and how many unlabelled images are none, since something is measured on them."""
+        """The dataset, and the number of unlabelled images that are left out as test or validation images."""
         splits = self._listed
         if self._scans and self.bad_images == "skip":
-            splits = leave_out(splits, [fault.source for fault in self._checked.faults])
+            splits = leave_out(splits, self._checked.skipped)
         return keep_apart(hold_out(splits, self.held_out) if self.held_out is not None else splits)
 
     def prepare(self, trains: bool) -> None:
-        """Look at all images, if that has to be and was not done before, and remember what was found.
+        """Decode all images, unless that was done or is not asked for, and remember the result.
 
         Args:
             trains: Whether images are to be trained on.
@@ -76,7 +65,6 @@ class Reading:
         Raises:
             DataError: Some cannot be used, and ``bad_images`` is ``error``.
         """
-        _ = self._listed  # of distant shards, what was found is kept for the others
         if not self._scans or (self.bad_images == "error" and not trains):
             return
         if self.bad_images == "error":
@@ -85,10 +73,10 @@ class Reading:
             self._checked.save(self.files[0])
 
     def notes(self) -> Iterator[str]:
-        """Say, in a line each, what is not as it lies on the disk."""
-        if self._scans and self.bad_images == "skip" and self._checked.faults:
+        """One line for each way in which the dataset differs from what lies on the disk."""
+        if self._scans and self.bad_images == "skip" and self._checked.skipped:
             where = f", listed in {self.files[0]}" if self.files else ""
-            yield f"left out {len(self._checked.faults)} of {self._checked.images} images, which cannot be used{where}"
+            yield f"left out {len(self._checked.skipped)} of {self._checked.images} images, which cannot be used{where}"
         if self.splits.held_out:
             yield (
                 f"{len(self.splits.test)} of the labelled images of {self.splits.origin}, which has no other test "
@@ -99,34 +87,32 @@ class Reading:
 
     @property
     def _scans(self) -> bool:
-        return DATASETS[self.dataset].own if self.scan is None else self.scan
+        return self.reader.own if self.scan is None else self.scan
 
     @cached_property
     def _listed(self) -> Splits:
-        with indices_kept_in([file.parent / INDEX_FOLDER for file in self.files]):
-            splits = read_dataset(self.dataset, **self.options)
+        splits = self.reader.read()
         if self.skip_list is None:
             return splits
         listed = read_skip_list(Path(self.skip_list).expanduser())
-        sources = splits.sources
-        there = [source for source in sources if source in listed]
-        if listed and not there:
+        named = listed.intersection(splits.sources)
+        if listed and not named:
             raise DataError(
                 f"skip list {self.skip_list} names no image of {splits.origin}: write paths as they are read there, "
-                f"such as {next(iter(sources), 'photos/1.jpg')}"
+                f"such as {next(iter(splits.sources), 'photos/1.jpg')}"
             )
-        return leave_out(splits, there)
+        return leave_out(splits, named)
 
     @cached_property
     def _checked(self) -> Checked:
-        """What a run remembers of these images, or what is found now."""
+        """The remembered result for these images, or a new one."""
         sources = self._listed.sources
         names, stamps = digest_names(sources), ""
         for file in self.files:
             checked = Checked.load(file)
             if checked is None or checked.names != names:
                 continue
-            # what a run leaves out is fixed when it begins, whatever becomes of the images later
+            # a run's own images are fixed when it begins, whatever becomes of them later
             if file == self.files[0]:
                 return checked
             stamps = stamps or digest_stamps(sources)
@@ -148,13 +134,11 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
         tuple(record for record in records if record.source not in gone)
         for records in (splits.train, splits.val, splits.test)
     )
-    there = {record.label for record in train}
-    for record in splits.train:
-        if record.label not in there:
-            raise DataError(
-                f"class {splits.class_names[record.label]!r} of {splits.origin} has no training image that can be "
-                "used: add some, or remove the class"
-            )
+    for label in sorted({record.label for record in splits.train} - {record.label for record in train}):
+        raise DataError(
+            f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used: add some, "
+            "or remove the class"
+        )
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = tuple(source for source in unlabeled if source not in gone)
@@ -164,7 +148,7 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
 
 
 def files_around(folder: Path) -> tuple[Path, ...]:
-    """Where runs remember which images can be used: this run, those beside it, and those beside the folder above."""
+    """Files that remember which images can be used: this run's, those beside it, and those beside the folder above."""
     folder = folder.absolute()
     around = chain(folder.parent.glob("*/"), folder.parent.parent.glob("*/"))
     return tuple(each / FILE for each in dict.fromkeys((folder, *around)))

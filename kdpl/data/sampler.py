@@ -1,15 +1,16 @@
-"""Which image comes when, and on which process."""
+"""The order of images, and their distribution over processes.
+
+The samplers are distributed ones, so that Lightning does not shard them once more.
+"""
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from kdpl.data.randomness import generator
 
 
-class TrainSampler(Sampler[tuple[int, int]]):
+class TrainSampler(DistributedSampler[tuple[int, int]]):
     """Shuffled training images for one process, as (index, epoch) pairs.
 
     The order of an epoch depends on the seed and the epoch alone. Global batch b is the b-th run of
@@ -27,14 +28,14 @@ class TrainSampler(Sampler[tuple[int, int]]):
         world_size: Number of processes.
 
     Attributes:
-        start: How many images of this process the next iteration leaves out, those that a cut epoch has had.
+        start: Images of this process that the next iteration leaves out, after an interrupted epoch.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.num_images = num_images
         self.seed = seed
         self.rank = rank
-        self.world_size = world_size
+        self.num_replicas = world_size
         self.epoch = 0
         self.start = 0
         global_batch = batch_size * world_size
@@ -43,49 +44,23 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.num_used = full or -(-num_images // world_size) * world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields; the trainer calls this."""
+        """Choose the epoch of the next iteration; the trainer calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return self.keys(self.epoch, self.start)
 
     def keys(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
-        """What this process gets in an epoch, without the first ``start`` images."""
+        """This process's (index, epoch) pairs of an epoch, without the first ``start``."""
         order = generator(self.seed, "order", epoch=epoch).permutation(self.num_images).tolist()
-        for position in range(self.rank + start * self.world_size, self.num_used, self.world_size):
+        for position in range(self.rank + start * self.num_replicas, self.num_used, self.num_replicas):
             yield order[position % self.num_images], epoch
 
     def __len__(self) -> int:
-        return self.num_used // self.world_size
+        return self.num_used // self.num_replicas
 
 
-class ViewSampler(Sampler[tuple[int, int]]):
-    """Views that a cache lacks, as (index, view) pairs: process r of W takes the r-th of W even parts.
-
-    A process that is left without one takes the first, as Lightning refuses to begin without any; it is of no use.
-
-    Views of one image follow each other, so that it is decoded once for all of them.
-
-    Args:
-        views: The pairs, int64 [R, 2].
-        rank: This process.
-        world_size: Number of processes.
-    """
-
-    def __init__(self, views: npt.NDArray[np.int64], rank: int = 0, world_size: int = 1) -> None:
-        order = np.lexsort((views[:, 1], views[:, 0]))
-        part = np.array_split(views[order], world_size)[rank]
-        self._views = part if len(part) else views[order][:1]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index, view in self._views:
-            yield int(index), int(view)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-
-class EvaluationSampler(Sampler[int]):
+class EvaluationSampler(DistributedSampler[int]):
     """Every image once, in order: process r of W takes images r, r + W, r + 2W, …, without padding.
 
     Args:
@@ -95,6 +70,7 @@ class EvaluationSampler(Sampler[int]):
     """
 
     def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.num_replicas = rank, world_size
         self._indices = range(rank, num_images, world_size)
 
     def __iter__(self) -> Iterator[int]:

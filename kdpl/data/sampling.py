@@ -1,4 +1,4 @@
-"""Which labelled images are used: the k-shot sample and the base and novel classes."""
+"""Sampling of images: the k-shot sample, base classes, shares, and images that are held out."""
 
 import math
 import random
@@ -31,7 +31,7 @@ def few_shot(
     Returns:
         The training and the validation sample, class after class.
     """
-    # the stream of a Random(seed) of one's own is that of random.seed(seed), and leaves the global one alone
+    # the same stream as that of random.seed(seed), without touching the global one
     stream = random.Random(seed)  # noqa: S311
     if val_shots is not None and shots is not None:
         val_shots = min(shots, val_shots)
@@ -52,8 +52,8 @@ def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
     """Draw a share of unlabelled images; a smaller share of a seed is within a larger one.
 
     Args:
-        num_images: How many there are.
-        share: How much of them, above 0 and at most 1; at least one image is drawn.
+        num_images: Number of images.
+        share: Share of them, above 0 and at most 1; at least one image is drawn.
         seed: Seed of the draw.
 
     Returns:
@@ -64,11 +64,11 @@ def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
 
 
 def held_out_of(count: int, share: float) -> tuple[int, ...]:
-    """Draw which of a class's images become test images; the same ones every time.
+    """Draw the images of a class of ``count`` that become test images, the same ones every time.
 
     Args:
-        count: How many it has.
-        share: How many of them are drawn, above 0 and below 1; at least one, and at least one stays.
+        count: Images of the class.
+        share: Share of them that is drawn, above 0 and below 1; at least one is, and at least one stays.
 
     Returns:
         Their positions, rising.
@@ -79,12 +79,7 @@ def held_out_of(count: int, share: float) -> tuple[int, ...]:
 
 
 def hold_out(splits: Splits, share: float) -> Splits:
-    """Set a share of each class's training images aside as test images, where a dataset has none.
-
-    Args:
-        splits: The dataset; one with test images is given back as it is.
-        share: As for ``held_out_of``.
-    """
+    """Set a share of each class's training images aside as test images if a dataset has none; see ``held_out_of``."""
     if splits.test or not splits.train:
         return splits
     by_label: defaultdict[int, list[Record]] = defaultdict(list)
@@ -100,11 +95,7 @@ def hold_out(splits: Splits, share: float) -> Splits:
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:
-    """Leave out those unlabelled images that are test or validation images, under whatever name.
-
-    Returns:
-        The dataset, and how many there were.
-    """
+    """Leave out unlabelled images that are test or validation images, under any name; returns their number as well."""
     measured = [record.source for record in (*splits.val, *splits.test)]
     if not splits.unlabeled or not measured:
         return splits, 0
@@ -115,17 +106,7 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int, note: str = "") -> None:
-    """Check that every class has the images that were asked for.
-
-    Args:
-        records: Labelled images.
-        class_names: The classes that must have images, by label from 0.
-        shots: Images that each must have.
-        note: What to say about those that a class has.
-
-    Raises:
-        DataError: If a class has fewer.
-    """
+    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError with a ``note`` on them."""
     found = [0] * len(class_names)
     for record in records:
         if record.label < len(found):
@@ -134,7 +115,7 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
         if count < shots:
             raise DataError(
                 f"class {name!r} has {count} training images{note} where shots asks for {shots}: "
-                "lower shots, or set allow_fewer_shots: true to take what there is."
+                "lower shots, or set allow_fewer_shots: true to take what there is"
             )
 
 

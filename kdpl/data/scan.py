@@ -1,20 +1,19 @@
-"""Looking at all images before anything is trained: which of them cannot be used, and what is remembered of that."""
+"""Decoding all images before anything is trained: which of them cannot be used, and a file that remembers it."""
 
 import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL.Image import Image
 
 from kdpl.data.parallel import in_parallel
-from kdpl.data.shards import ShardImage
+from kdpl.data.readers.shards import ShardImage
 from kdpl.data.storage import is_url, stamp
 from kdpl.errors import DataError
 from kdpl.runtime.files import atomic_path
@@ -27,90 +26,76 @@ _SHOWN = 10
 _STAMPS_AT_ONCE = 16  # mostly waits for a file server
 
 
-class Fault(NamedTuple):
-    """An image that cannot be used.
-
-    Attributes:
-        source: The image.
-        reason: Why, as half a sentence that names it.
-    """
-
-    source: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class Checked:
-    """What was found when all images of a dataset were looked at.
+    """The result of decoding all images of a dataset.
 
     Attributes:
         names: Digest of the list of images.
         stamps: Digest of their sizes and times.
-        images: How many there are.
-        faults: Those that cannot be used.
+        images: Number of images.
+        skipped: Those that cannot be used, each with the reason as half a sentence that names it.
     """
 
     names: str
     stamps: str
     images: int
-    faults: tuple[Fault, ...]
+    skipped: dict[str, str]
 
     @classmethod
     def look(cls, sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> "Checked":
-        """Decode every image, in parallel under a progress bar.
-
-        Args:
-            sources: The images.
-            open_image: Opens one; a function at module level.
-            workers: Processes; None: one for each processor core; 1: this process alone.
-        """
-        stamps = digest_stamps(sources)  # before: an image that is changed meanwhile is looked at again
-        looked = in_parallel(partial(fault_of, open_image=open_image), sources, "looking at all images", workers)
-        faults = (Fault(source, reason) for source, reason in zip(sources, looked, strict=True) if reason is not None)
-        return cls(digest_names(sources), stamps, len(sources), tuple(faults))
+        """Decode every image, in parallel under a progress bar; see ``in_parallel``."""
+        stamps = digest_stamps(sources)  # before: an image that is changed meanwhile is decoded again
+        # without what to do about it
+        skipped = {
+            source: fault.rpartition(": ")[0]
+            for source, fault in faults_of(sources, open_image, "looking at all images", workers)
+        }
+        return cls(digest_names(sources), stamps, len(sources), skipped)
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
-        """Read what was remembered; None where there is nothing that can be read."""
+        """Read a file; None where there is nothing that can be read."""
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
+            skipped = {str(source): str(reason) for source, reason in fields["skipped"].items()}
             if fields["version"] != _VERSION:
                 return None
-            faults = tuple(Fault(str(source), str(reason)) for source, reason in fields["skipped"].items())
-            return cls(str(fields["names"]), str(fields["stamps"]), int(fields["images"]), faults)
+            return cls(str(fields["names"]), str(fields["stamps"]), int(fields["images"]), skipped)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def save(self, file: Path) -> None:
         """Write it, atomically."""
-        fields = {"version": _VERSION, "images": self.images, "names": self.names, "stamps": self.stamps}
         with atomic_path(file) as temporary:
-            text = json.dumps({**fields, "skipped": dict(self.faults)}, indent=2, ensure_ascii=False)
+            text = json.dumps({"version": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def require_none(self) -> None:
-        """Refuse images that cannot be used.
-
-        Raises:
-            DataError: There are some; the first ones are named.
-        """
-        if not self.faults:
+        """Refuse images that cannot be used, by a DataError that names the first ones."""
+        if not self.skipped:
             return
-        named = "; ".join(fault.reason for fault in self.faults[:_SHOWN])
-        more = f"; and {len(self.faults) - _SHOWN} more" if len(self.faults) > _SHOWN else ""
+        named = "; ".join([*self.skipped.values()][:_SHOWN])
+        more = f"; and {len(self.skipped) - _SHOWN} more" if len(self.skipped) > _SHOWN else ""
         raise DataError(
-            f"{len(self.faults)} of {self.images} images cannot be used ({named}{more}): replace or remove them, or "
+            f"{len(self.skipped)} of {self.images} images cannot be used ({named}{more}): replace or remove them, or "
             "set data.init_args.bad_images to skip, which leaves them out"
         )
 
 
-def fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
-    """Decode an image; gives what is wrong with it, or None."""
+def faults_of(
+    sources: Sequence[str], open_image: Callable[[str], Image], title: str, workers: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Decode every image; yields those that fail, with the message."""
+    faults = in_parallel(partial(_fault_of, open_image=open_image), sources, title, workers)
+    return ((source, fault) for source, fault in zip(sources, faults, strict=True) if fault is not None)
+
+
+def _fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
     try:
         open_image(source)
     except DataError as error:
-        # less what to do about it
-        return str(error).rpartition(": ")[0]
+        return str(error)
     return None
 
 
@@ -131,11 +116,9 @@ def digest_stamps(sources: Sequence[str]) -> str:
             return f"{of_shard(source.shard)} {source.offset} {source.size}"
         return "" if is_url(source) else stamp(source)
 
-    digest = hashlib.blake2b(digest_size=16)
     with ThreadPoolExecutor(_STAMPS_AT_ONCE) as pool:
-        for source, status in zip(sources, pool.map(each, sources), strict=True):
-            digest.update(os.fsencode(source) + b"\0" + status.encode() + b"\0")
-    return digest.hexdigest()
+        pairs = zip(sources, pool.map(each, sources), strict=True)
+        return digest_names(part for pair in pairs for part in pair)
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
@@ -150,14 +133,12 @@ def read_skip_list(file: Path) -> frozenset[str]:
     """
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check skip_list")
-    if file.suffix == ".json":
-        checked = Checked.load(file)
-        if checked is None:
-            raise DataError(f"skip list {file} is not what a run wrote: give a {FILE}, .txt or .csv file")
-        return frozenset(fault.source for fault in checked.faults)
-    if file.suffix not in (".txt", ".csv"):
+    if file.suffix in (".txt", ".csv"):
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            if file.suffix == ".txt":
+                return frozenset(path for line in lines if (path := line.strip("\r\n")))
+            return frozenset(row[0] for row in csv.reader(lines) if row)
+    checked = Checked.load(file)
+    if checked is None:
         raise DataError(f"skip list {file} is of an unknown kind: give a {FILE}, .txt or .csv file")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        if file.suffix == ".txt":
-            return frozenset(path for line in lines if (path := line.strip("\r\n")))
-        return frozenset(row[0] for row in csv.reader(lines) if row)
+    return frozenset(checked.skipped)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from kdpl.data.decoding import open_image
-from kdpl.data.shards import ShardImage, index_shards
+from kdpl.data.readers.shards import ShardImage, index_shards
 from kdpl.data.storage import is_shard, is_url, places, read, read_list, resolve
 from kdpl.errors import DataError
 
@@ -17,21 +17,18 @@ def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
 
     Args:
         where: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
-            ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, which begins at the file's folder;
-            a ``.tar`` shard. Any but the list may be a URL that fsspec opens.
+            ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, relative to the file's folder; a
+            ``.tar`` shard. Any but the list may be a URL that fsspec opens.
 
     Returns:
-        Paths and URLs; of an image in a shard ``SHARD/member``. All are taken by ``open_source``.
+        Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
         DataError: Something is missing, damaged or cannot be reached, or there are no images.
     """
     files = find_files([where] if isinstance(where, str) else where)
-    shards = list(dict.fromkeys(file for file in files if is_shard(file)))
-    members: dict[str, list[str]] = {shard: [] for shard in shards}
-    for member in index_shards(shards) if shards else ():
-        members[member.shard].append(member)
+    members = index_shards(list(dict.fromkeys(file for file in files if is_shard(file))))
     found = [source for file in files for source in members.get(file, [file])]
     if not found:
         raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
@@ -42,12 +39,7 @@ def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def find_files(where: Sequence[str]) -> list[str]:
-    """Find the image files and shards of any number of places, see ``find_unlabeled``, in the order given.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: Something is missing or cannot be reached.
-    """
+    """Find the image files and shards of any number of places, in the order given; see ``find_unlabeled``."""
     files: list[str] = []
     for place in where:
         for file in resolve(place):
@@ -56,7 +48,7 @@ def find_files(where: Sequence[str]) -> list[str]:
 
 
 def open_source(source: str) -> Image.Image:
-    """Open an image by its path, its URL, or where it lies in a shard, as RGB.
+    """Open an image by its path, its URL, or its place in a shard, as RGB.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
@@ -66,13 +58,7 @@ def open_source(source: str) -> Image.Image:
 
 
 def content_of(source: str) -> bytes:
-    """Read the bytes of an image file.
-
-    Raises:
-        ConfigError: As above.
-        DataError: It cannot be reached.
-        OSError: The file cannot be read.
-    """
+    """Read the bytes of an image file; raises as ``open_source``, and OSError."""
     return source.read() if isinstance(source, ShardImage) else read(source)
 
 

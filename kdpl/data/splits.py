@@ -1,5 +1,6 @@
-"""What a dataset is, once it is read: names, lists of images, and how to open one."""
+"""A dataset as its reader returns it: names, lists of images, and how to open one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ class Record(NamedTuple):
     """One labelled image.
 
     Attributes:
-        source: What the dataset's ``open_image`` takes: mostly a path.
+        source: The image as the dataset's ``open_image`` takes it: mostly a path.
         label: Index into the dataset's class names.
     """
 
@@ -24,19 +25,19 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset as its reader found it, before any protocol or sampling.
+    """A dataset before any protocol or sampling.
 
     Attributes:
-        origin: Where it was read from, as an error message would name it.
+        origin: Its name and place for messages.
         class_names: All classes, by label.
         train: Labelled training images.
         val: Labelled validation images; empty where the dataset has no such split.
         test: Labelled test images; empty where the dataset has no such split.
-        unlabeled: Sources of images without labels; None where the training images, less their labels, serve.
+        unlabeled: Sources of images without labels; None: the training images, without their labels.
         open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
-        test_only: Whether the dataset is made of test images alone, so that nothing can be trained on it.
-        class_texts: What the text tower reads for each class, by label; None where that is its name.
-        held_out: Whether the test images are training images that were set aside, since the dataset came with none.
+        test_only: Whether there are only test images, so that nothing can be trained on it.
+        class_texts: Text that the text tower reads for each class, by label; None: its name.
+        held_out: Whether the test images are training images that were set aside, for lack of others.
     """
 
     origin: str
@@ -51,15 +52,11 @@ class Splits:
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse names that no table, page or artifact could hold, before anything is trained on them.
-
-        Raises:
-            DataError: There is one.
-        """
+        """Refuse class names that no table, page or artifact could hold, by a DataError."""
         for name in self.class_names:
             fault = fault_of_name(name)
             if fault:
-                raise DataError(f"{self.origin} has a class name that {fault}: rename the class.")
+                raise DataError(f"{self.origin} has a class name that {fault}: rename the class")
 
     @property
     def sources(self) -> list[str]:
@@ -68,10 +65,24 @@ class Splits:
         return list(dict.fromkeys([*labeled, *(self.unlabeled or ())]))
 
     def require_training_images(self) -> None:
-        """Refuse a dataset that is made of test images alone.
+        """Refuse a dataset that has only test images, by a DataError."""
+        if self.test_only:
+            raise DataError(f"{self.origin} is for tests alone: train on another dataset, then test on this one")
+
+
+class Reader(ABC):
+    """A source of a dataset. Its constructor's parameters are the settings of the data section that it takes.
+
+    Attributes:
+        own: Whether the images are somebody's own, which are all decoded before the first fit.
+    """
+
+    own: bool = True
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """Read the dataset.
 
         Raises:
-            DataError: It is one.
+            DataError: It is missing or damaged.
         """
-        if self.test_only:
-            raise DataError(f"{self.origin} is for tests alone: train on another dataset, then test on this one.")

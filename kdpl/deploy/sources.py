@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from kdpl.data.decoding import open_image
-from kdpl.data.shards import UNREADABLE, images_of, open_tar, require_size
+from kdpl.data.readers.shards import UNREADABLE, images_of, open_tar, require_size
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import is_shard, open_file, read_list
 from kdpl.errors import ConfigError, DataError, reason, visible

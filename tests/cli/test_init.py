@@ -96,9 +96,9 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, c
     assert "unlabelled: 1" in out
     assert "val: 6" in out
     assert {line.strip() for line in out.splitlines() if "not taken" in line} == {
-        f"not taken: 1 images in {root}, which is no folder of a class",
-        f"not taken: 1 images in {root}/train, which is no folder of a class",
-        f"not taken: 1 images in {root}/old/cat, which is no folder of a class",
+        f"not taken: 1 images in {root}, which is not a folder of a class",
+        f"not taken: 1 images in {root}/train, which is not a folder of a class",
+        f"not taken: 1 images in {root}/old/cat, which is not a folder of a class",
         "not taken: 2 .heic files, which cannot be read: convert them",
     }
 
@@ -107,7 +107,7 @@ def test_a_copy_under_another_class_is_named_as_a_contradiction(tmp_path, capsys
     root = plain_folders(tmp_path / "pets")
     shutil.copy(next((root / "cat").iterdir()), root / "dog" / "copy.png")
     assert init(root, tmp_path / "out") == 0
-    assert " of class cat, not dog: label it right" in capsys.readouterr().out
+    assert " of class cat, not dog: correct one of the labels" in capsys.readouterr().out
 
 
 def test_a_class_with_a_space_at_its_end_is_refused(tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_an_image_whose_path_is_no_utf8_is_named_and_left_out(tmp_path, capsys):
     picture(tmp_path / "more" / "\udcff.png", 3, 2, 1)
     assert init(root, tmp_path / "out", f"--unlabeled={tmp_path / 'more'}") == 0
     said = capsys.readouterr().out
-    assert [rf"{place}/\udcff.png has a path that is no UTF-8" in said for place in ("cat", "more")] == [True, True]
+    assert [rf"{place}/\udcff.png has a path that is not UTF-8" in said for place in ("cat", "more")] == [True, True]
     assert len(listed(tmp_path / "out")) == 15
     data = DomainDataModule(**settings(tmp_path / "out"))
     assert len(data.splits.sources) == 16

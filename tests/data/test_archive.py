@@ -73,9 +73,7 @@ def test_member_that_leaves_the_folder_is_refused_before_anything_is_written(tmp
         zipped(path, {"dtd/fine.jpg": b"1", name: b"2"})
     else:
         tarred(path, ("dtd/fine.jpg", tarfile.REGTYPE, b"1"), (name, tarfile.REGTYPE, b"2"))
-    with pytest.raises(
-        DataError, match=r"^archive .*bad\.\w+ has a member .* that leaves its folder: do not use it\.$"
-    ):
+    with pytest.raises(DataError, match=r"^archive .*bad\.\w+ has a member .* that leaves its folder: do not use it$"):
         unpack(path, tmp_path / "out", is_dtd)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
@@ -103,7 +101,7 @@ def test_link_in_a_zip_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"no archive", b""])
 def test_damaged_archive_is_named(tmp_path, content):
     (tmp_path / "bad.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"^archive .*bad\.zip is damaged \(.*\): remove it and download it again\.$"):
+    with pytest.raises(DataError, match=r"^archive .*bad\.zip is damaged \(.*\): remove it and download it again$"):
         unpack(tmp_path / "bad.zip", tmp_path / "out", is_dtd)
 
 

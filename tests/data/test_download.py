@@ -124,7 +124,7 @@ def test_second_start_goes_on_and_a_third_does_nothing(tmp_path, hub, capsys):
     assert fetch("dtd", tmp_path / "root") == 1
     assert capsys.readouterr().err == (
         f"error: dataset dtd cannot be downloaded from {REPOSITORY} (Connection reset by peer): check the network and "
-        "start again, what has been downloaded is kept.\n"
+        "start again, what has been downloaded is kept\n"
     )
     assert not (tmp_path / "root/dtd").exists()
     kept = tmp_path / "root/.dtd.download/dtd.zip"
@@ -155,8 +155,8 @@ def test_unknown_form_is_said_with_what_is_missing(tmp_path, hub, capsys):
     assert fetch("dtd", tmp_path / "root") == 1
     assert capsys.readouterr().err == (
         f"error: repository {REPOSITORY} holds dtd in an unknown form (dataset dtd needs the file "
-        "dtd/split_zhou_DescribableTextures.json, which does not exist): lay the files of "
-        f"{tmp_path / 'root/.dtd.download'} out by hand as {tmp_path / 'root/dtd'}.\n"
+        "dtd/split_zhou_DescribableTextures.json, which does not exist): arrange the files of "
+        f"{tmp_path / 'root/.dtd.download'} by hand as {tmp_path / 'root/dtd'}\n"
     )
     assert not (tmp_path / "root/dtd").exists()
 
@@ -172,7 +172,7 @@ def test_folder_that_is_there_but_not_whole_is_left_alone(tmp_path, hub, capsys)
     (folder / "split_zhou_DescribableTextures.json").unlink()
     before = files_of(folder)
     assert fetch("dtd", tmp_path / "root") == 1
-    assert f"folder {folder} is there but holds no whole dtd (" in capsys.readouterr().err
+    assert f"folder {folder} is there but holds no complete dtd (" in capsys.readouterr().err
     assert (files_of(folder), hub.asked) == (before, [])
 
 

@@ -92,6 +92,6 @@ def test_too_few_images_name_class_found_expected_and_what_to_do():
         require_shots(records("", [0, 0, 1, 0, 2]), ["cat", "dog"], 2)
     assert str(raised.value) == (
         "class 'dog' has 1 training images where shots asks for 2: "
-        "lower shots, or set allow_fewer_shots: true to take what there is."
+        "lower shots, or set allow_fewer_shots: true to take what there is"
     )
     require_shots(records("", [0, 0, 1, 0, 1]), ["cat", "dog"], 2)

@@ -60,7 +60,7 @@ def test_a_fit_that_skips_bad_images_is_that_without_them_bit_by_bit(pets, tmp_p
         clean, skipped = (load_file(tmp_path / each / "run" / name) for each in ("one", "other"))
         assert clean.keys() == skipped.keys()
         assert all(torch.equal(clean[key], skipped[key]) for key in clean)
-    assert [fault.source for fault in Checked.load(tmp_path / "other/run" / FILE).faults] == bad
+    assert list(Checked.load(tmp_path / "other/run" / FILE).skipped) == bad
     assert runs.test(tmp_path / "other/run") == 0
     rows = [runs.rows_of(tmp_path / each / "run/test_predictions.csv") for each in ("one", "other")]
     assert rows[0] == rows[1]
@@ -98,7 +98,7 @@ def test_a_list_of_images_to_leave_out_may_be_of_three_kinds(pets, tmp_path):
     dog = str(pets / "train/dog/5.png")
     (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
     (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
-    Checked("", "", 1, ((dog, "blurred"),)).save(tmp_path / "skip.json")
+    Checked("", "", 1, {dog: "blurred"}).save(tmp_path / "skip.json")
     for ending in ("txt", "csv", "json"):
         data = DomainDataModule("folder", root=str(pets), skip_list=str(tmp_path / f"skip.{ending}"))
         assert len(data.splits.train) == 11

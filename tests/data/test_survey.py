@@ -4,7 +4,7 @@ import pytest
 import world
 from PIL import Image
 
-from kdpl.data.survey import Found, find, find_further, find_in_table, leave_out_copies, look
+from kdpl.data.survey import Found, find, find_further, leave_out_copies, look
 from kdpl.errors import DataError
 
 
@@ -76,7 +76,7 @@ def test_a_table_gives_its_splits_and_what_further_places_have_of_it_comes_once(
     make(tmp_path, "a/1.png", "a/2.png", "a/3.png", "b/4.png")
     (tmp_path / "b/link.png").symlink_to(tmp_path / "a/2.png")
     (tmp_path / "t.csv").write_text("image,label,split\na/1.png,dog,\na/2.png,cat,test\na/3.png,,\n")
-    listed = find_in_table(tmp_path / "t.csv")
+    listed = find(tmp_path / "t.csv")
     assert placed(listed, tmp_path) == [
         ("a/1.png", "dog", "train"),
         ("a/2.png", "cat", "test"),

@@ -19,14 +19,13 @@ from kdpl.clip.torch_files import read_torch_file, read_torchscript
 from kdpl.data.archive import unpack
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.class_mapping import name_classes
+from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.decoding import open_image
-from kdpl.data.feature_manifest import FILE as MANIFEST_FILE
-from kdpl.data.feature_manifest import Manifest
+from kdpl.data.feature_cache import FeatureCache, Manifest, fill
 from kdpl.data.readers.benchmark import BENCHMARKS, Location
-from kdpl.data.readers.split_file import read_split_file
-from kdpl.data.readers.table import read_table
-from kdpl.data.shards import index_shards
-from kdpl.data.teacher_features import TeacherFeatures
+from kdpl.data.readers.layouts import read_split_file
+from kdpl.data.readers.shards import index_shards
+from kdpl.data.readers.table import Table
 from kdpl.deploy.sources import read_items
 from kdpl.errors import DataError
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -82,33 +81,28 @@ def _read_vectors(file: Path) -> None:
 
 
 def _cache(folder: Path) -> dict[str, Target]:
-    manifest = Manifest.of(
+    images = UnlabeledImages(["1", "2"], RandomView(lambda _: noise(9, 7), RandomResizedCrop(), 8, 1))
+    needed = Manifest.of(
         teacher="t" * 32,
         width=6,
         dataset="folder",
-        sources=["/a/1.png", "/a/2.png"],
-        image_size=32,
+        sources=images.sources,
+        image_size=8,
         augmentation=RandomResizedCrop(),
         view_seed=1,
         views=3,
     )
-    features = TeacherFeatures.create(folder, manifest)
-    rows = manifest.images * manifest.views
-    for row in range(rows):
-        features.write_parameters(row, tuple(0.1 * i for i in range(len(manifest.view_parameters))))
-    features.write_features(torch.arange(rows).numpy(), torch.randn(rows, 6).half().numpy())
+    fill(folder, needed, images, lambda batch: torch.randn(len(batch), 6), batch_size=4, num_workers=0)
 
     def read(_: Path) -> None:
-        there = TeacherFeatures.open(folder)
-        there.manifest.require(folder, manifest)
-        there.require_shards()
-        for row in range(there.manifest.images * there.manifest.views):
-            there.read(row)
+        cache = FeatureCache.open(folder, needed)
+        for index in range(2):
+            for view in range(cache.manifest.views):
+                cache.read(view, index)
 
-    shard = features.path(0).relative_to(folder.parent)
     return {
-        "cache's manifest": Target(f"{folder.name}/{MANIFEST_FILE}", read),
-        "cache's features": Target(str(shard), read),
+        "cache's manifest": Target(f"{folder.name}/manifest.json", read),
+        "cache's features": Target(f"{folder.name}/shard-00000.npy", read),
     }
 
 
@@ -138,7 +132,7 @@ def _names_and_lists(folder: Path) -> dict[str, Target]:
     return {
         "class names (JSON)": Target("names.json", lambda file: name_classes(_KEYS, str(file), None)),
         "class names (CSV)": Target("names.csv", lambda file: name_classes(_KEYS, str(file), None)),
-        "table": Target("table.csv", lambda file: read_table(str(file))),
+        "table": Target("table.csv", lambda file: Table(str(file)).read()),
         "split file": Target(str(location.index.relative_to(folder)), lambda _: read_split_file(location)),
     }
 

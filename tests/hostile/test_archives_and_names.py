@@ -14,8 +14,8 @@ from PIL import Image
 
 from kdpl.data.archive import unpack
 from kdpl.data.decoding import open_image
+from kdpl.data.readers.shards import Member
 from kdpl.data.splits import Splits
-from kdpl.data.tar_members import Member
 from kdpl.deploy.sources import printable, read_items
 from kdpl.deploy.tables import write_csv
 from kdpl.errors import DataError, visible
@@ -60,17 +60,10 @@ def test_an_archive_that_the_disk_has_no_room_for_is_refused_before_anything_is_
     refused(tar_with(tmp_path / "x.tar", member("a", 100), bytes(100)), tmp_path / "out", "has 10 free: make room")
 
 
-def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_is_written(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("a", b"1")
-        archive.writestr("a/b", b"2")
-    refused(tmp_path / "x.zip", tmp_path / "out", "'a' that is a file and a folder")
-
-
 def test_a_file_that_runs_as_another_user_comes_out_as_an_ordinary_one(tmp_path):
     archive = tar_with(tmp_path / "x.tar", member("a", 1, mode=0o6777), b"1")
     unpack(archive, tmp_path / "out", lambda _: False)
-    assert (tmp_path / "out" / "a").stat().st_mode & 0o7111 == 0
+    assert (tmp_path / "out" / "a").stat().st_mode & 0o7022 == 0
 
 
 def test_a_header_that_announces_a_name_of_a_gigabyte_is_refused(tmp_path):

@@ -13,8 +13,6 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.data.augmentation import RandomResizedCrop
-from kdpl.data.feature_manifest import Manifest
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import KIND as PROMPTS_KIND
@@ -140,19 +138,6 @@ def test_every_garbled_field_of_a_classifier_is_refused_with_its_own_remedy(clas
         refused(
             lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student's"
         )
-
-
-def test_every_garbled_field_of_a_caches_manifest_is_refused(tmp_path):
-    Manifest.of(
-        teacher="t", width=24, dataset="digits", sources=["/a/1.png", "/a/2.png"], image_size=32,
-        augmentation=RandomResizedCrop(), view_seed=1, views=3,
-    ).save(tmp_path)  # fmt: skip
-    path = tmp_path / "manifest.json"
-    fields = json.loads(path.read_text())
-    for field, _, text in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
-        if field != "teacher":
-            path.write_text(text)
-            refused(lambda: Manifest.load(tmp_path), tmp_path, "remove")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from texts import class_names, text
 
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.readers.table import read_table
+from kdpl.data.readers.table import Table
 from kdpl.data.storage import is_url
 from kdpl.deploy.sources import printable
 from kdpl.deploy.tables import FORMATS, columns, write_table
@@ -63,7 +63,7 @@ def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(f
     rows = [(image, label, split if label else "") for image, label, split in rows]
     rows = [(*first, "train"), *(row for row in rows if os.path.normpath(row[0]) != os.path.normpath(first[0]))]
     write_rows(folder / "table.csv", [("image", "label", "split"), *rows])
-    splits = read_table(str(folder / "table.csv"))
+    splits = Table(str(folder / "table.csv")).read()
     expected = {"train": [], "val": [], "test": [], "unlabeled": []}
     for image, label, split in rows:
         source = image if is_url(image) else os.path.normpath(image if image.startswith("/") else f"{folder}/{image}")

@@ -1,10 +1,9 @@
 from itertools import chain
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpl.data.sampler import EvaluationSampler, TrainSampler, ViewSampler
+from kdpl.data.sampler import EvaluationSampler, TrainSampler
 
 images = st.integers(1, 80)
 batches = st.integers(1, 9)
@@ -46,7 +45,7 @@ def test_what_processes_see_together_is_what_one_sees_alone(num_images, batch_si
 
 
 @given(images, batches, processes, seeds, epochs, st.data())
-def test_an_epoch_gone_on_with_is_the_rest_of_the_uncut_one(num_images, batch_size, world_size, seed, epoch, data):
+def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(num_images, batch_size, world_size, seed, epoch, data):
     for sampler in train_samplers(num_images, batch_size, world_size, seed, epoch):
         whole = list(sampler)
         sampler.start = data.draw(st.integers(0, len(whole)), "start")
@@ -59,13 +58,3 @@ def test_each_image_is_evaluated_once(num_images, world_size):
     assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
     assert all(list(sampler) == sorted(sampler) for sampler in samplers)
     assert sorted(chain(*samplers)) == list(range(num_images))
-
-
-@given(st.sets(st.tuples(st.integers(0, 20), st.integers(0, 4))), processes)
-def test_each_view_that_a_cache_lacks_is_computed_once(views, world_size):
-    lacking = np.array(sorted(views, key=hash), dtype=np.int64).reshape(-1, 2)
-    samplers = [ViewSampler(lacking, rank, world_size) for rank in range(world_size)]
-    assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
-    assert list(chain(*samplers[: len(views)])) == sorted(views)
-    # a process that is left without one computes the first as well, which is not written
-    assert all(list(sampler) == sorted(views)[:1] for sampler in samplers[len(views) :])

@@ -11,7 +11,6 @@ from runs import files_of
 
 import kdpl.data.readers.digits
 from kdpl.__main__ import main
-from kdpl.data.readers.registry import DATASETS
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_predictions, read_results
@@ -45,8 +44,8 @@ def page(html):
 
 def digits_with(monkeypatch, **changes):
     """Change the dataset digits."""
-    kind, splits = DATASETS["digits"], kdpl.data.readers.digits.read_digits()
-    monkeypatch.setitem(DATASETS, "digits", replace(kind, read=lambda: replace(splits, **changes)))
+    splits = replace(kdpl.data.readers.digits.read_digits(), **changes)
+    monkeypatch.setattr("kdpl.data.readers.digits.Digits.read", lambda _: splits)
 
 
 def gaps_of(page):
@@ -214,10 +213,10 @@ def test_without_a_validation_split_there_is_no_temperature(run, monkeypatch):
 
 
 def test_a_missing_dataset_leaves_the_accuracies(run, monkeypatch):
-    def read():
+    def read(_):
         raise DataError("dataset digits is gone: restore it")
 
-    monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], read=read))
+    monkeypatch.setattr("kdpl.data.readers.digits.Digits.read", read)
     page = Page(make(run))
     for section in ("training", "calibration", "disagreement"):
         assert "dataset digits is gone: restore it" in page.texts[section]

@@ -1,7 +1,7 @@
-"""The benchmark's datasets as facts: where each lies, in which of a handful of layouts, and how many classes it has.
+"""The benchmark's datasets as facts: folder, layout and number of classes of each. Imports nothing heavy.
 
 The layouts are those of CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022), which the field
-has kept since. Imports nothing heavy.
+has kept since.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Benchmark:
     """One dataset of the benchmark.
 
     Attributes:
-        name: What configs and commands call it.
+        name: Its name in configs and commands.
         folder: Its folder below the root of all datasets.
         images: Folder of the images below ``folder``.
         index: File below ``folder`` that lists images or class names.
-        layout: How it is read: a JSON file of three lists; FGVC Aircraft's own lists; ImageNet's folders ``train`` and
-            ``val``; test images in one folder a class, named by WordNet id or by label.
+        layout: A JSON file of three lists; FGVC Aircraft's own lists; ImageNet's folders ``train`` and ``val``; or test
+            images in one folder a class, named by WordNet id or by label.
         num_classes: Number of classes of the whole dataset.
     """
 
@@ -40,6 +40,7 @@ class Benchmark:
         return self.layout in ("class_folders", "numbered_folders")
 
 
+_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
 _ALL = (
     Benchmark("caltech101", "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json", "split_file", 100),
     Benchmark("oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json", "split_file", 37),
@@ -52,14 +53,7 @@ _ALL = (
     Benchmark("eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", "split_file", 10),
     Benchmark("ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "split_file", 101),
     Benchmark("imagenet", "imagenet", "images", "classnames.txt", "imagenet", 1000),
-    Benchmark(
-        "imagenetv2",
-        "imagenetv2",
-        "imagenetv2-matched-frequency-format-val",
-        "classnames.txt",
-        "numbered_folders",
-        1000,
-    ),
+    Benchmark("imagenetv2", "imagenetv2", _V2_IMAGES, "classnames.txt", "numbered_folders", 1000),
     Benchmark("imagenet_sketch", "imagenet-sketch", "images", "classnames.txt", "class_folders", 1000),
     Benchmark("imagenet_a", "imagenet-adversarial", "imagenet-a", "classnames.txt", "class_folders", 200),
     Benchmark("imagenet_r", "imagenet-rendition", "imagenet-r", "classnames.txt", "class_folders", 200),
@@ -73,7 +67,7 @@ class Location:
     """A dataset of the benchmark below somebody's root folder.
 
     Attributes:
-        benchmark: Which one.
+        benchmark: Facts of the dataset.
         root: The folder of all datasets.
     """
 
@@ -97,20 +91,16 @@ class Location:
 
     @property
     def origin(self) -> str:
-        """What an error message calls it."""
+        """Its name and place for messages."""
         return f"dataset {self.benchmark.name} in {self.folder}"
 
     def require_folder(self, path: Path) -> None:
-        """Raise a DataError that says how to get the data if this folder is missing."""
+        """Raise a DataError that names the command which gets the data if this folder is missing."""
         if not path.is_dir():
             raise self._missing("folder", path)
 
     def read_text(self, path: Path) -> str:
-        """Text of one of the dataset's files.
-
-        Raises:
-            DataError: If it is missing or is no text.
-        """
+        """Text of one of the dataset's files; DataError if it is missing or not text."""
         if not path.is_file():
             raise self._missing("file", path)
         try:
@@ -119,13 +109,13 @@ class Location:
             raise self.damaged(path, "is not UTF-8 text") from error
 
     def damaged(self, path: Path, fault: str) -> DataError:
-        """The error for a file or folder that is there but wrong; ``fault`` goes on after its name."""
-        return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()}).")
+        """The error for a file or folder that is there but wrong; ``fault`` continues after its name."""
+        return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})")
 
     def _missing(self, what: str, path: Path) -> DataError:
         return DataError(
             f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist: set root to the folder that "
-            f"holds {self.benchmark.folder}/, or get the data ({self._remedy()})."
+            f"holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
         )
 
     def _remedy(self) -> str:

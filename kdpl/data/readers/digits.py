@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from kdpl.data.splits import Record, Splits
+from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import DataError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -18,11 +18,21 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 _NUM_TRAIN, _NUM_VAL = 700, 198  # the first half of a fixed permutation; hyperparameters are chosen on val
 
 
+class Digits(Reader):
+    """The digits; there is nothing to set."""
+
+    own = False
+
+    def read(self) -> Splits:
+        """Read them; see ``read_digits``."""
+        return read_digits()
+
+
 def read_digits() -> Splits:
-    """Read the digits: 700 training, 198 validation and 899 test images.
+    """700 training, 198 validation and 899 test images.
 
     Raises:
-        DataError: If scikit-learn is not installed.
+        DataError: scikit-learn is not installed.
     """
     labels = _arrays()[1]
     order = np.random.RandomState(0).permutation(len(labels))
@@ -51,6 +61,6 @@ def _arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'.") from error
+        raise DataError("dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'") from error
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target

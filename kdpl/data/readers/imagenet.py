@@ -11,17 +11,17 @@ from pathlib import Path
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.benchmark import Location
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import EXTENSIONS
+from kdpl.data.storage import is_image
 
 
 def read_imagenet(location: Location) -> Splits:
-    """Read ``images/train/<wnid>/`` and ``images/val/<wnid>/``: a label is the rank of the folder's name.
+    """``images/train/<wnid>/`` and ``images/val/<wnid>/``: a label is the rank of the folder's name.
 
     ImageNet's validation images are the test split, since their true test labels are not public; there is no
     validation split.
 
     Raises:
-        DataError: If a folder is missing or empty, the two have other classes, or a folder has no class name.
+        DataError: A folder is missing or empty, the two have other classes, or a folder has no class name.
     """
     train, val = location.images / "train", location.images / "val"
     folders = _class_folders(location, train)
@@ -29,22 +29,16 @@ def read_imagenet(location: Location) -> Splits:
     if differing:
         raise location.damaged(location.images, f"has class {differing[0]} in only one of train and val")
     labels = {folder: label for label, folder in enumerate(folders)}
-    return Splits(
-        origin=location.origin,
-        class_names=_names_of(location, folders),
-        train=_records(location, train, labels),
-        val=(),
-        test=_records(location, val, labels),
-        unlabeled=None,
-        open_image=open_image,
-    )
+    names = _names_of(location, folders)
+    train_records, test_records = (_records(location, top, labels) for top in (train, val))
+    return Splits(location.origin, names, train_records, (), test_records, None, open_image)
 
 
 def read_class_folders(location: Location) -> Splits:
-    """Read test images in folders ``<wnid>/``: a label is the rank of the folder's name among those that there are.
+    """Test images in folders ``<wnid>/``: a label is the rank of the folder's name among those that there are.
 
     Raises:
-        DataError: If a folder is missing or empty, or has no class name.
+        DataError: A folder is missing or empty, or has no class name.
     """
     folders = _class_folders(location, location.images)
     labels = {folder: label for label, folder in enumerate(folders)}
@@ -52,10 +46,10 @@ def read_class_folders(location: Location) -> Splits:
 
 
 def read_numbered_folders(location: Location) -> Splits:
-    """Read test images in folders ``0/``, ``1/``, …: the folder's number is the label among all of ImageNet's classes.
+    """Test images in folders ``0/``, ``1/``, …: the folder's number is the label among all of ImageNet's classes.
 
     Raises:
-        DataError: If a folder is missing or empty, or is not the number of a class.
+        DataError: A folder is missing or empty, or is not the number of a class.
     """
     folders = _class_folders(location, location.images)
     names = _names_by_wnid(location)
@@ -67,21 +61,12 @@ def read_numbered_folders(location: Location) -> Splits:
 
 
 def _test_only(location: Location, class_names: tuple[str, ...], labels: dict[str, int]) -> Splits:
-    return Splits(
-        origin=location.origin,
-        class_names=class_names,
-        train=(),
-        val=(),
-        test=_records(location, location.images, labels),
-        unlabeled=None,
-        open_image=open_image,
-        test_only=True,
-    )
+    records = _records(location, location.images, labels)
+    return Splits(location.origin, class_names, (), (), records, None, open_image, test_only=True)
 
 
 def _class_folders(location: Location, top: Path) -> list[str]:
     location.require_folder(top)
-    # scandir knows what is a folder without asking the disk once more for each entry
     with os.scandir(top) as entries:
         folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     if not folders:
@@ -93,12 +78,7 @@ def _records(location: Location, top: Path, labels: dict[str, int]) -> tuple[Rec
     records = []
     for folder, label in labels.items():
         path = f"{top}{os.sep}{folder}"
-        with os.scandir(path) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122 - a Path for each of a million files takes longer than listing them
-            )
+        names = sorted(name for name in os.listdir(path) if is_image(name))  # noqa: PTH208 - a Path for each of a million files is slow
         if not names:
             raise location.damaged(Path(path), "has no images")
         records += [Record(f"{path}{os.sep}{name}", label) for name in names]
@@ -115,17 +95,15 @@ def _names_of(location: Location, folders: list[str]) -> tuple[str, ...]:
 
 def _names_by_wnid(location: Location) -> dict[str, str]:
     """Class names by WordNet id; several ids may share a name, as in ImageNet two of them do."""
-    if not location.index.exists():
-        # the names that open_clip knows; importing it costs seconds, which only those pay who lack the file
-        from kdpl.clip.loading import IMAGENET_CLASS_NAMES
-
-        wnids = files("kdpl.data.readers").joinpath("imagenet_wnids.txt").read_text(encoding="utf-8").split()
-        return dict(zip(wnids, IMAGENET_CLASS_NAMES, strict=True))
+    if location.index.exists():
+        text = location.read_text(location.index)
+    else:  # the names that open_clip uses
+        text = files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     names: dict[str, str] = {}
-    for number, line in enumerate(location.read_text(location.index).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(text.splitlines(), start=1):
         wnid, _, name = line.strip().partition(" ")
+        if not wnid:
+            continue
         if not name.strip():
             raise location.damaged(location.index, f"is not '<wnid> <class name>' in line {number}")
         if wnid in names:

@@ -51,5 +51,5 @@ def test_missing_scikit_learn_is_one_sentence(monkeypatch):
 
     digits._arrays.cache_clear()
     monkeypatch.setattr(builtins, "__import__", no_sklearn)
-    with pytest.raises(DataError, match=r"^dataset digits needs scikit-learn: pip install 'kdpl\[quickstart\]'\.$"):
+    with pytest.raises(DataError, match=r"^dataset digits needs scikit-learn: pip install 'kdpl\[quickstart\]'$"):
         digits.read_digits()

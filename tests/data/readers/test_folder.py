@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdpl.data.readers.folder import read_folder
+from kdpl.data.readers.folder import Folder
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
@@ -17,7 +17,7 @@ def make(root, *paths):
 
 def test_classes_are_the_sorted_union_of_all_splits(tmp_path):
     make(tmp_path, "train/dog/1.png", "train/cat/1.png", "train/cat/0.png", "val/dog/1.png", "test/ant_lion/1.png")
-    splits = read_folder(str(tmp_path))
+    splits = Folder(str(tmp_path)).read()
     assert splits.class_names == ("ant_lion", "cat", "dog")
     assert [(Path(r.source).relative_to(tmp_path).as_posix(), r.label) for r in splits.train] == [
         ("train/cat/0.png", 1),
@@ -47,27 +47,27 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 def test_hidden_folders_and_loose_files_are_no_classes(tmp_path):
     make(tmp_path, "train/cat/1.png", "train/.ipynb_checkpoints/1.png", "train/loose.png")
-    assert read_folder(str(tmp_path)).class_names == ("cat",)
+    assert Folder(str(tmp_path)).read().class_names == ("cat",)
 
 
 def test_mapping_names_the_classes_in_the_order_of_their_folders(tmp_path):
     make(tmp_path, "train/n2/1.png", "train/n1/1.png")
     (tmp_path / "names.csv").write_text("n1,zebra\nn2,aardvark\n")
-    splits = read_folder(str(tmp_path), class_names=str(tmp_path / "names.csv"))
+    splits = Folder(str(tmp_path), class_names=str(tmp_path / "names.csv")).read()
     assert splits.class_names == ("zebra", "aardvark")
     assert [Path(record.source).parent.name for record in splits.train] == ["n1", "n2"]
 
 
 def test_unlabelled_folder_is_taken_as_it_is(tmp_path):
     make(tmp_path, "train/cat/1.png", "pool/x/2.png", "pool/1.png")
-    splits = read_folder(str(tmp_path), unlabeled=str(tmp_path / "pool"))
+    splits = Folder(str(tmp_path), unlabeled=str(tmp_path / "pool")).read()
     assert splits.unlabeled == (str(tmp_path / "pool/1.png"), str(tmp_path / "pool/x/2.png"))
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     make(tmp_path, "data/train/cat/1.png")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_folder("~/data").train[0].source == str(tmp_path / "data/train/cat/1.png")
+    assert Folder("~/data").read().train[0].source == str(tmp_path / "data/train/cat/1.png")
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_faults_are_one_sentence_that_names_the_folder(tmp_path, files, folders,
         (tmp_path / folder).mkdir(parents=True)
     options = {"root": ".", **options}
     with pytest.raises(DataError, match=message + r"[^\n]*$"):
-        read_folder(**{name: os.path.normpath(tmp_path / value) for name, value in options.items()})
+        Folder(**{name: os.path.normpath(tmp_path / value) for name, value in options.items()}).read()

@@ -6,7 +6,7 @@ import pytest
 import world
 from PIL import Image
 
-from kdpl.data.readers.table import read_table
+from kdpl.data.readers.table import Table
 from kdpl.errors import ConfigError, DataError
 
 ROWS = [
@@ -42,7 +42,7 @@ EXPECTED = {
 
 
 def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabelled(tmp_path):
-    splits = read_table(write(tmp_path / "labels.csv"))
+    splits = Table(write(tmp_path / "labels.csv")).read()
     assert splits.class_names == ("cat", "sea dog")
     assert shown(splits, tmp_path) == EXPECTED
 
@@ -50,12 +50,12 @@ def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabel
 def test_a_parquet_file_is_read_likewise(tmp_path):
     columns = {name: [row[i] or None for row in ROWS] for i, name in enumerate(("image", "label", "split"))}
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
-    assert shown(read_table(str(tmp_path / "labels.parquet")), tmp_path) == EXPECTED
+    assert shown(Table(str(tmp_path / "labels.parquet")).read(), tmp_path) == EXPECTED
 
 
 def test_without_a_column_split_all_rows_are_for_training(tmp_path):
     table = write(tmp_path / "labels.csv", [("1.png", "cat"), ("2.png", "dog")], "image,label")
-    assert shown(read_table(table), tmp_path) == {
+    assert shown(Table(table).read(), tmp_path) == {
         "train": [("1.png", 0), ("2.png", 1)],
         "val": [],
         "test": [],
@@ -66,7 +66,7 @@ def test_without_a_column_split_all_rows_are_for_training(tmp_path):
 def test_further_unlabelled_images_come_from_a_folder(tmp_path):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (4, 4), "red").save(tmp_path / "more" / "x.png")
-    splits = read_table(write(tmp_path / "labels.csv"), str(tmp_path / "more"))
+    splits = Table(write(tmp_path / "labels.csv"), str(tmp_path / "more")).read()
     assert shown(splits, tmp_path)["unlabeled"] == ["b/3.png", "b/6.png", "more/x.png"]
     assert splits.open_image(splits.unlabeled[-1]).getpixel((0, 0)) == (255, 0, 0)
 
@@ -75,7 +75,7 @@ def test_absolute_paths_spaces_and_a_byte_order_mark_are_taken(tmp_path):
     elsewhere = str(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "t").mkdir()
     (tmp_path / "t/labels.csv").write_bytes(f"\ufeffimage, label\n{elsewhere}, cat\n".encode())
-    assert read_table(str(tmp_path / "t/labels.csv")).train == ((elsewhere, 0),)
+    assert Table(str(tmp_path / "t/labels.csv")).read().train == ((elsewhere, 0),)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_absolute_paths_spaces_and_a_byte_order_mark_are_taken(tmp_path):
 )
 def test_what_cannot_be_is_one_sentence(rows, header, match, tmp_path):
     with pytest.raises(DataError, match=match) as error:
-        read_table(write(tmp_path / "labels.csv", rows, header))
+        Table(write(tmp_path / "labels.csv", rows, header)).read()
     assert world.one_sentence(error)
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_table_is_named(name, content, match, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=match) as error:
-        read_table(str(tmp_path / name))
+        Table(str(tmp_path / name)).read()
     assert world.one_sentence(error)
 
 
@@ -118,4 +118,4 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "labels.parquet").touch()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(ConfigError, match=r"pip install 'kdpl\[parquet\]'"):
-        read_table(str(tmp_path / "labels.parquet"))
+        Table(str(tmp_path / "labels.parquet")).read()
