@@ -104,12 +104,7 @@ def _show(trainer: Trainer, path: Path) -> None:
 
 
 def draw_curves(curves: Curves, path: Path) -> None:
-    """Draw the training loss and the validation accuracies over the epochs.
-
-    Args:
-        curves: (step, value) pairs by metric name, as ``read_metrics`` returns them, including ``epoch``.
-        path: PNG file to write.
-    """
+    """Draw training loss and validation accuracies over the epochs; ``curves`` are those of ``read_metrics``."""
     from matplotlib.figure import Figure
 
     epoch_of = dict(curves.get("epoch", []))
@@ -138,13 +133,7 @@ def draw_curves(curves: Curves, path: Path) -> None:
 
 
 def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix, as shares of each class's images.
-
-    Args:
-        predictions: Predictions for the test images.
-        class_names: All class names, in order.
-        path: PNG file to write.
-    """
+    """Draw the confusion matrix of all classes, in order, as shares of each class's images."""
     from matplotlib.figure import Figure
 
     number = {name: i for i, name in enumerate(class_names)}
@@ -176,12 +165,8 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
 def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
     """Choose images to show: half of them mistakes of teacher or student, the others evenly spread over the rest.
 
-    Args:
-        pairs: Predictions of teacher and student.
-        count: Largest number of images.
-
     Returns:
-        Positions in ``pairs``, in order.
+        At most ``count`` positions in ``pairs``, in order.
     """
     wrong = [i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)]
     chosen = set(spread(wrong, count // 2))
@@ -190,14 +175,7 @@ def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
 
 
 def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], path: Path, title: str) -> None:
-    """Draw images with their true class and the predictions of teacher and student.
-
-    Args:
-        images: Images of any size.
-        pairs: Predictions of teacher and student for each image.
-        path: PNG file to write.
-        title: How these images were chosen.
-    """
+    """Draw images of any size with true class and predictions; the title says how they were chosen."""
     from matplotlib.figure import Figure
 
     columns = min(8, max(1, len(images)))
@@ -212,17 +190,9 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], path: Path, title
         axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
         axis.set_title(_short(pair[0].label), fontsize=8, pad=3, parse_math=False)
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
-            axis.text(
-                0.5,
-                -0.05 - 0.15 * line,
-                f"{letter} {_short(each.prediction)} {100 * each.probability:.0f} %",
-                transform=axis.transAxes,
-                ha="center",
-                va="top",
-                fontsize=7.5,
-                parse_math=False,
-                color=_CORRECT if each.correct else _WRONG,
-            )
+            text = f"{letter} {_short(each.prediction)} {100 * each.probability:.0f} %"
+            style = {"transform": axis.transAxes, "ha": "center", "va": "top", "fontsize": 7.5, "parse_math": False}
+            axis.text(0.5, -0.05 - 0.15 * line, text, color=_CORRECT if each.correct else _WRONG, **style)
     _save(figure, path)
 
 

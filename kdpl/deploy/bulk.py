@@ -24,12 +24,7 @@ from kdpl.runtime.faults import reader_is_gone
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
-    """Load a classifier, with class vectors of further classes from a file, onto ``cpu``, ``cuda`` or ``auto``.
-
-    Raises:
-        ConfigError: There is no GPU.
-        ArtifactError: Classifier or class vectors are missing, damaged or do not fit.
-    """
+    """Load a classifier, with class vectors of further classes from a file, onto ``cpu``, ``cuda`` or ``auto``."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
     classifier = Classifier.load(folder)
@@ -70,11 +65,7 @@ class BulkPrediction:
                 raise
 
     def write(self, out: Path, files: Sequence[Path]) -> None:
-        """Write a table, resuming one that was interrupted.
-
-        Args:
-            out: The table.
-            files: Files that determine the predictions beside the images.
+        """Write a table, resuming one that was interrupted; the files are those of the classifier.
 
         Raises:
             ConfigError: Another process writes the table, or it is of another classifier, other images or settings.

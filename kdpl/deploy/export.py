@@ -114,13 +114,8 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> Non
 def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, images: Tensor) -> None:
     """Write ONNX whose matrix products and convolutions compute in 8 bits, with weights scaled by channel.
 
-    The product with the class vectors stays in float32: the logit scale would multiply its rounding errors.
-
-    Args:
-        classifier: The classifier.
-        input_type: Input of the file.
-        path: The file.
-        images: Unlabelled images of the domain, uint8 [N, 3, S, S], that set the ranges of activations.
+    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. The product with the class
+    vectors stays in float32: the logit scale would multiply its rounding errors.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -176,13 +171,7 @@ def _quiet() -> Iterator[None]:
 
 
 class Difference(NamedTuple):
-    """Difference of an exported file and its classifier.
-
-    Attributes:
-        images: Number of images compared.
-        same: Number of them with the same predicted class.
-        logits: Largest absolute difference of a logit.
-    """
+    """Number of images compared, of those with the same class, and the largest absolute difference of a logit."""
 
     images: int
     same: int

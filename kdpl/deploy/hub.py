@@ -69,12 +69,7 @@ def from_pretrained(name: str, **options: Any) -> Classifier:  # noqa: ANN401
 
 
 def model_card(classifier: Classifier, run: Path | None) -> ModelCard:
-    """Write a classifier's model card.
-
-    Args:
-        classifier: The classifier.
-        run: Folder of the student's run, with data and protocol in its config and, if it was tested, accuracies. None:
-            the card says that they were not recorded.
+    """Write a classifier's model card, with data, protocol and accuracies from the folder of the student's run.
 
     Raises:
         ArtifactError: The run's config cannot be read, or its accuracies are damaged.

@@ -16,13 +16,7 @@ from kdpl.errors import ConfigError, DataError, reason, visible
 
 
 class Item(NamedTuple):
-    """An image that is not decoded yet.
-
-    Attributes:
-        name: Its path; of an image in a shard the shard's, a slash, and the member's.
-        content: Bytes of an image in a shard.
-        error: Why it cannot be read, if that is known already.
-    """
+    """An image that is not decoded yet; of one in a shard its bytes, or of an unreadable one the reason."""
 
     name: str
     content: bytes | None = None

@@ -125,7 +125,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self.finished:
+        if error is not None:
             mark(error, f"the predictions so far are kept in {self.path}")
         self._close()
 
@@ -146,18 +146,15 @@ class Journal:
         self.finished = True
 
     def _require_same_job(self) -> None:
-        there = self.out if self.finished else self.path
         try:
             noted = json.loads(self._note.read_text(encoding="utf-8"))
             different = [key for key in self._job if noted.get(key) != self._job[key]]
         except (OSError, ValueError, AttributeError):
-            raise ConfigError(
-                f"{there} exists, and {self._note.name} does not say what it is of: remove it, or give another --out"
-            ) from None
+            different = list(self._job)
         if different:
             raise ConfigError(
-                f"{self.out} has predictions that differ in {' and '.join(different)} from those wanted: "
-                f"give another --out, or remove {self._note.name} and what it belongs to"
+                f"{self.out if self.finished else self.path} may differ in {', '.join(different)} from what is wanted: "
+                f"remove it with {self._note.name}, or give another --out"
             )
 
     def _close(self) -> None:

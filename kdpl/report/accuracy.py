@@ -39,11 +39,7 @@ class ModelRow(NamedTuple):
 
 
 def accuracies(run: Run) -> dict[str, Any]:
-    """Collect the accuracies of all models that were tested.
-
-    Raises:
-        ArtifactError: None was tested.
-    """
+    """Collect the accuracies of all models that were tested; raises an ArtifactError if none was."""
     rows, gaps, images = [], [], 0
     for key, title in _TITLES.items():
         stage: Stage | None = getattr(run, key)
@@ -106,15 +102,7 @@ def _difference(run: Run) -> Accuracy | None:
 
 
 class ClassRow(NamedTuple):
-    """Test images of one class.
-
-    Attributes:
-        number: Label of the class.
-        name: Its name.
-        images: Number of test images.
-        teacher: Share that the teacher classifies correctly; None if it was not tested.
-        student: The same of the student.
-    """
+    """Label, name and number of test images of a class, and the shares that each model classifies correctly."""
 
     number: int
     name: str
@@ -148,13 +136,7 @@ def classes(run: Run) -> dict[str, Any]:
 def class_rows(
     names: Sequence[str], teacher: Sequence[ImagePrediction] | None, student: Sequence[ImagePrediction] | None
 ) -> list[ClassRow]:
-    """Count by class, the student's largest losses first; classes without test images are left out.
-
-    Args:
-        names: Class names by label.
-        teacher: The teacher's predictions, if it was tested.
-        student: The student's predictions for the same images.
-    """
+    """Count by class, the student's largest losses first; None stands for a model that was not tested."""
     images = Counter(p.label for p in student or teacher or ())
     correct = [
         None if predictions is None else Counter(p.label for p in predictions if p.correct)

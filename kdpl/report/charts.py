@@ -2,20 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from math import floor, log10
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Point = tuple[float, float]
 
 
 class Axis(NamedTuple):
-    """A linear axis from values to pixels.
-
-    Attributes:
-        low: Value at ``start``.
-        high: Value at ``end``.
-        start: Pixel.
-        end: Pixel.
-    """
+    """A linear axis from the values ``low`` to ``high`` to the pixels ``start`` to ``end``."""
 
     low: float
     high: float
@@ -33,32 +26,12 @@ class Axis(NamedTuple):
         rough = (self.high - self.low) / 6
         power = 10.0 ** floor(log10(rough))
         step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
-        first = -floor(-self.low / step + 1e-9)
-        last = floor(self.high / step + 1e-9)
+        first, last = -floor(-self.low / step + 1e-9), floor(self.high / step + 1e-9)
         digits = max(0, -floor(log10(step)))
         return [(self(i * step), f"{i * step:.{digits}f}") for i in range(first, last + 1)]
 
 
-class Line(NamedTuple):
-    """A line of a chart: its name, its points in pixels and its last value."""
-
-    name: str
-    points: list[Point]
-    last: float
-
-
-class LineChart(NamedTuple):
-    """A chart of lines over epochs; sizes are pixels."""
-
-    title: str
-    width: int
-    height: int
-    x: Axis
-    y: Axis
-    lines: list[Line]
-
-
-def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> LineChart | None:
+def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, Any] | None:
     """Lay out (epoch, value) pairs by name; empty lines are left out, and None is returned if all are empty."""
     drawn = {name: line for name, line in lines.items() if line}
     if not drawn:
@@ -69,37 +42,20 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> LineChart | 
     low, high = min(values), max(values)
     x = Axis(min(epochs), max(*epochs, min(epochs) + 1), 48, width - 10)
     y = Axis(low, high if high > low else low + 1, height - 34, 12)
-    placed = [Line(name, [(x(a), y(b)) for a, b in line], line[-1][1]) for name, line in drawn.items()]
-    return LineChart(title, width, height, x, y, placed)
+    placed = [
+        {"name": name, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]} for name, line in drawn.items()
+    ]
+    return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": placed}
 
 
-class Mark(NamedTuple):
-    """A value with its interval in a row of a chart, in pixels."""
-
-    name: str
-    y: float
-    value: float
-    low: float
-    high: float
-
-
-class IntervalChart(NamedTuple):
-    """A chart of accuracies in % with their intervals, one row each; sizes are pixels."""
-
-    width: int
-    height: int
-    x: Axis
-    marks: list[Mark]
-
-
-def interval_chart(rows: Sequence[tuple[str, float, float, float]]) -> IntervalChart:
-    """Lay out name, fraction, lower and upper bound of at least one accuracy."""
+def interval_chart(rows: Sequence[tuple[str, float, float, float]]) -> dict[str, Any]:
+    """Lay out name, fraction, lower and upper bound of at least one accuracy, one row each."""
     width, row_height = 640, 34
     low = max(0.0, 100 * min(r[2] for r in rows) - 3)
     high = min(100.0, 100 * max(r[3] for r in rows) + 3)
     x = Axis(low, high, 256, width - 14)
     marks = [
-        Mark(name, row_height * (i + 0.5) + 6, x(100 * v), x(100 * a), x(100 * b))
+        {"name": name, "y": row_height * (i + 0.5) + 6, "value": x(100 * v), "low": x(100 * a), "high": x(100 * b)}
         for i, (name, v, a, b) in enumerate(rows)
     ]
-    return IntervalChart(width, row_height * len(rows) + 44, x, marks)
+    return {"width": width, "height": row_height * len(rows) + 44, "x": x, "marks": marks}

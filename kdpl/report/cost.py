@@ -20,17 +20,11 @@ Encode = Callable[[Tensor], Tensor]
 
 # few enough for a large teacher on two cores, enough to keep a GPU busy
 _BATCH_SIZES = {"cpu": 8, "cuda": 64}
-_SECONDS, _MIN_BATCHES, _PATIENCE = 2.0, 3, 20.0
+_SECONDS, _MIN_ROUNDS = 2.0, 3
 
 
 class Encoder(NamedTuple):
-    """An image encoder to measure.
-
-    Attributes:
-        encode: From images uint8 [B, 3, S, S] to features.
-        modules: Modules that hold its parameters; a parameter in two of them counts once.
-        image_size: Edge S in pixels.
-    """
+    """An image encoder to measure: images uint8 [B, 3, S, S] to features, the modules of its parameters, and S."""
 
     encode: Encode
     modules: Sequence[nn.Module]
@@ -38,26 +32,8 @@ class Encoder(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Number of parameters."""
+        """Number of parameters; one in two modules counts once."""
         return sum({id(p): p.numel() for module in self.modules for p in module.parameters()}.values())
-
-
-class Cost(NamedTuple):
-    """Cost of an image encoder.
-
-    Attributes:
-        parameters: Number of parameters, prompts and projector included.
-        flops: Floating-point operations per image; a multiplication and its addition are two.
-        images_per_s: Of the fastest batch, which other programs disturbed least.
-        batch_size: Images per batch.
-        image_size: Edge of the images in pixels.
-    """
-
-    parameters: int
-    flops: int
-    images_per_s: float
-    batch_size: int
-    image_size: int
 
 
 def costs(run: Run) -> dict[str, Any]:
@@ -75,8 +51,8 @@ def costs(run: Run) -> dict[str, Any]:
         "device": device_name(where),
         "costs": measured,
         "gaps": gaps,
-        "faster": both[1].images_per_s / both[0].images_per_s if both else None,
-        "smaller": both[0].parameters / both[1].parameters if both else None,
+        "faster": both[1]["images_per_s"] / both[0]["images_per_s"] if both else None,
+        "smaller": both[0]["parameters"] / both[1]["parameters"] if both else None,
         "files": _files(run),
     }
 
@@ -131,35 +107,30 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, Cost]:
-    """Count and time encoders on a device, in float32 and on images in memory.
+def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
+    """Count parameters and operations of encoders, and time them in float32 on images in memory.
 
-    They take turns, so that other programs slow all of them alike.
+    They take turns, so that other programs slow all of them alike, and the fastest batch of each counts.
     """
-    if not encoders:
-        return {}
     batch_size = _BATCH_SIZES[where.type]
     images = {
         name: torch.randint(0, 256, (batch_size, 3, e.image_size, e.image_size), dtype=torch.uint8, device=where)
         for name, e in encoders.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in encoders}
-    for name, encoder in encoders.items():
-        _seconds(encoder.encode, images[name])  # warms up
-    start = time.perf_counter()
-    while (spent := time.perf_counter() - start) < _SECONDS or len(min(times.values(), key=len)) < _MIN_BATCHES:
+    fastest = dict.fromkeys(encoders, float("inf"))
+    rounds, start = 0, time.perf_counter()
+    while encoders and (rounds < _MIN_ROUNDS or time.perf_counter() - start < _SECONDS):
         for name, encoder in encoders.items():
-            times[name].append(_seconds(encoder.encode, images[name]))
-        if spent > _PATIENCE:
-            break
+            fastest[name] = min(fastest[name], _seconds(encoder.encode, images[name]))
+        rounds += 1
     return {
-        name: Cost(
-            encoder.parameters,
-            count_flops(encoder.encode, images[name][:1]),
-            batch_size / min(times[name]),
-            batch_size,
-            encoder.image_size,
-        )
+        name: {
+            "parameters": encoder.parameters,
+            "flops": count_flops(encoder.encode, images[name][:1]),
+            "images_per_s": batch_size / fastest[name],
+            "batch_size": batch_size,
+            "image_size": encoder.image_size,
+        }
         for name, encoder in encoders.items()
     }
 
@@ -175,7 +146,7 @@ def _seconds(encode: Encode, images: Tensor) -> float:
 
 @torch.no_grad()
 def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count the floating-point operations of matrix products and convolutions."""
+    """Count the operations of matrix products and convolutions; a multiplication and its addition are two."""
     fast = torch.backends.mha.get_fastpath_enabled()
     # the counter does not know fused attention on every device
     torch.backends.mha.set_fastpath_enabled(False)

@@ -35,11 +35,10 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Stage:
-    """Folder of one stage: a fit and its test, or the test of an original CLIP.
+    """Folder of one stage: a fit and its test, or the test of an original CLIP; it need not exist.
 
-    Attributes:
-        folder: The folder; it need not exist.
-        trusted: Allow its config to name classes other than kdpl's.
+    With ``trusted``, its config may name classes other than kdpl's. Each property raises a KdplError if what it reads
+    is missing or damaged.
     """
 
     folder: Path
@@ -47,11 +46,7 @@ class Stage:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Complete config of the fit.
-
-        Raises:
-            ConfigError: It is missing, not YAML, not that of a fit, or names a class that is not kdpl's.
-        """
+        """Complete config of the fit."""
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
         sections = [config.get(name) for name in ("model", "data")]
@@ -75,21 +70,13 @@ class Stage:
 
     @cached_property
     def predictions(self) -> list[ImagePrediction]:
-        """Predictions for the test images.
-
-        Raises:
-            ArtifactError: It was not tested, or the file is damaged.
-        """
+        """Predictions for the test images."""
         predictions = _read(self.folder / PREDICTIONS_FILE, lambda: read_predictions(self.folder))
         return predictions if predictions else self._not_tested()
 
     @cached_property
     def results(self) -> dict[str, float]:
-        """Test accuracies.
-
-        Raises:
-            ArtifactError: It was not tested, or the file is damaged.
-        """
+        """Test accuracies."""
         results = _read(self.folder / RESULTS_FILE, lambda: read_results(self.folder))
         return results if test_key("acc") in results else self._not_tested()
 
@@ -103,11 +90,7 @@ class Stage:
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Metrics over the steps.
-
-        Raises:
-            ArtifactError: There are none, or the file is damaged.
-        """
+        """Metrics over the steps."""
         file = self.folder / METRICS_FILE
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist: only a fit with the CSV logger writes it")
@@ -131,14 +114,9 @@ def _read(file: Path, read: Callable[[], Read]) -> Read:
 
 @dataclass(frozen=True)
 class Run:
-    """Stages of a run, those that there are.
+    """Stages of a run, None if missing: teacher, student, and the tests of their original CLIPs.
 
-    Attributes:
-        folder: The run's folder.
-        teacher: Stage 1.
-        student: Stage 2.
-        teacher_clip: Test of the teacher's original CLIP.
-        student_clip: Test of the student's original CLIP.
+    Each property raises a KdplError if what it reads is missing or damaged.
     """
 
     folder: Path
@@ -151,12 +129,8 @@ class Run:
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
         """Find the stages in the folder of ``run``, or of a single stage, whose config names its teacher's folder.
 
-        Args:
-            folder: The folder.
-            trusted: Allow its configs to name classes other than kdpl's.
-
         Raises:
-            ConfigError: It is neither, or a config is damaged.
+            ConfigError: It is neither, or a config is damaged, or names a class other than kdpl's without ``trusted``.
         """
         if not folder.is_dir():
             raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
@@ -192,11 +166,7 @@ class Run:
 
     @cached_property
     def classifier(self) -> Classifier:
-        """The student's classifier.
-
-        Raises:
-            ArtifactError: There is none.
-        """
+        """The student's classifier."""
         if self.student is None:
             raise ArtifactError("there is no student: run stage 2 to its end")
         return Classifier.load(self.student.folder / CLASSIFIER_FOLDER)
@@ -218,12 +188,7 @@ class Run:
 
     @cached_property
     def data(self) -> DomainDataModule:
-        """Data that the main stage was tested on.
-
-        Raises:
-            ConfigError: The data section does not parse, or is of another kind.
-            DataError: The dataset is missing, damaged or another one.
-        """
+        """Data that the main stage was tested on."""
         stage = self.main
         data = build_data([stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"])
         if not isinstance(data, DomainDataModule):
@@ -242,11 +207,7 @@ class Run:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Predictions of teacher and student for the same test images.
-
-        Raises:
-            ArtifactError: One of them was not tested, or on other images.
-        """
+        """Predictions of teacher and student for the same test images."""
         if self.teacher is None or self.student is None:
             raise ArtifactError(f"{self.folder} has only one stage: a comparison needs teacher and student")
         pairs = list(zip(self.teacher.predictions, self.student.predictions, strict=False))

@@ -31,9 +31,7 @@ def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> In
     Resampling n images of which r are correct gives Binomial(n, r/n) correct ones. Drawing that number takes no longer
     for 50,000 images than for 50, which ``scipy.stats.bootstrap`` on single images does.
 
-    Args:
-        base: Number of images of base classes classified correctly, and of all of them.
-        novel: The same of novel classes.
+    Base and novel are each the number of images classified correctly, and of all images.
     """
     draw = np.random.default_rng(_SEED)
     b, n = (draw.binomial(images, correct / images, _DRAWS) / images for correct, images in (base, novel))
@@ -44,9 +42,7 @@ def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> In
 def bootstrap_difference(first: Bools, second: Bools) -> Interval:
     """Bootstrap interval, at 95 %, of the second accuracy minus the first, resampling images with both predictions.
 
-    Args:
-        first: True where the first model is correct, [N].
-        second: The same of the second model, on the same images, [N].
+    Both arrays are [N], True where the model classifies the image correctly.
     """
     images = len(first)
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
@@ -61,15 +57,7 @@ def _percentiles(values: Floats) -> Interval:
 
 
 class Bin(NamedTuple):
-    """Predictions of similar confidence.
-
-    Attributes:
-        low: Lower bound of the confidences, excluded.
-        high: Upper bound, included.
-        images: Number of predictions.
-        accuracy: Share of them that is correct; 0 in an empty bin.
-        confidence: Their mean confidence; 0 in an empty bin.
-    """
+    """Predictions with ``low`` < confidence <= ``high``; an empty bin has accuracy and mean confidence 0."""
 
     low: float
     high: float
@@ -81,9 +69,7 @@ class Bin(NamedTuple):
 def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
     """Sort predictions into 15 bins of equal width by confidence (Guo et al., arXiv 1706.04599, section 2).
 
-    Args:
-        confidences: Softmax of each prediction, in (0, 1], [N].
-        correct: True where it is correct, [N].
+    Confidences are in (0, 1]; both arrays are [N].
     """
     edges = np.linspace(0, 1, NUM_BINS + 1)
     # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a confidence of 1

@@ -18,15 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """One test image and the class predicted for it.
-
-    Attributes:
-        index: Position in the test split.
-        source: File or name of the image.
-        label: The true class.
-        prediction: The predicted class, out of all classes.
-        probability: Softmax of the predicted class over all classes.
-    """
+    """The class predicted for an image of the test split, out of all classes, with its softmax probability."""
 
     index: int
     source: str

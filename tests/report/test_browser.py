@@ -38,7 +38,7 @@ def reports(tmp_path_factory, teacher_run, student_run):
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.report.cost._SECONDS", 0)
-        patch.setattr("kdpl.report.cost._MIN_BATCHES", 1)
+        patch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
         for name in ("plain", "hostile"):
             folder = put_together(tmp_path_factory.mktemp("browser") / name, teacher_run, student_run)
             if name == "hostile":

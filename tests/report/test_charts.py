@@ -20,19 +20,19 @@ def test_ticks_are_round_and_within_the_axis(low, high, texts):
 
 def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_right():
     chart = line_chart("loss", {"loss": [(1, 4.0), (2, 3.0), (3, 1.0)], "none": []})
-    assert [line.name for line in chart.lines] == ["loss"]
-    assert chart.lines[0].points == [(48, 12), (219, pytest.approx(12 + 174 / 3)), (390, 186)]
-    assert chart.lines[0].last == 1.0
+    assert [line["name"] for line in chart["lines"]] == ["loss"]
+    assert chart["lines"][0]["points"] == [(48, 12), (219, pytest.approx(12 + 174 / 3)), (390, 186)]
+    assert chart["lines"][0]["last"] == 1.0
 
 
 @pytest.mark.parametrize("line", [[(1, 0.5)], [(1, 0.5), (2, 0.5)], []])
 def test_a_single_value_and_a_flat_line_are_drawn_and_no_values_are_not(line):
     chart = line_chart("accuracy", {"all": line})
-    assert [len(each.points) for each in chart.lines] == [len(line)] if line else chart is None
+    assert [len(each["points"]) for each in chart["lines"]] == [len(line)] if line else chart is None
 
 
 def test_an_interval_includes_its_value_and_the_chart_all_intervals():
     chart = interval_chart([("a", 0.7, 0.6, 0.8), ("b", 0.99, 0.97, 1.0)])
-    for mark in chart.marks:
-        assert chart.x.start <= mark.low < mark.value < mark.high <= chart.x.end
-    assert chart.marks[0].y < chart.marks[1].y < chart.height
+    for mark in chart["marks"]:
+        assert chart["x"].start <= mark["low"] < mark["value"] < mark["high"] <= chart["x"].end
+    assert chart["marks"][0]["y"] < chart["marks"][1]["y"] < chart["height"]

@@ -22,7 +22,7 @@ SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "dis
 def _quick(monkeypatch):
     """Time one batch of each encoder."""
     monkeypatch.setattr("kdpl.report.cost._SECONDS", 0)
-    monkeypatch.setattr("kdpl.report.cost._MIN_BATCHES", 1)
+    monkeypatch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The demo's page in gradio, its texts as HTML, and its server."""
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -152,20 +151,15 @@ def _build_classes(demo: Demo, visit: "gradio.State", shown: "gradio.HTML") -> N
 
 
 def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
+    """Serve the page until Ctrl-C, and open it in the browser if there is a screen.
 
-    Args:
-        page: The page.
-        host: Address to listen on.
-        port: Its port; None: the first free one from 7860 on; 0: any free one.
-        show: Open it in the browser, if there is a screen.
+    Port None is the first free one from 7860 on, 0 any free one.
 
     Raises:
         ConfigError: Host or port are not available.
     """
     import gradio as gr
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         page.launch(
             server_name=host,

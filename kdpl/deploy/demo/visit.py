@@ -24,13 +24,7 @@ _EXAMPLES = 12
 
 @dataclass(frozen=True)
 class Visit:
-    """State of one visitor, which no other sees.
-
-    Attributes:
-        image: The image as the network takes it, uint8 [3, S, S]; None before the first.
-        seconds: Time that reading it took.
-        added: Class vectors of further classes, by name.
-    """
+    """State of one visitor: an image, uint8 [3, S, S], the seconds to read it, and added class vectors by name."""
 
     image: Tensor | None = None
     seconds: float = 0.0
@@ -46,15 +40,10 @@ class Result:
 
 
 class Demo:
-    """A classifier for visitors.
-
-    Args:
-        classifier: The classifier.
-        encoder: Encoder of its teacher, for further class names; None: none can be added.
-        top_k: Classes per image, at most all of them.
+    """A classifier for visitors, who can add classes if there is an encoder of its teacher.
 
     Raises:
-        ArtifactError: The encoder is not of the classifier's teacher.
+        ArtifactError: The encoder is of another teacher.
     """
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
@@ -68,16 +57,7 @@ class Demo:
         self.predict(Visit(torch.zeros(3, size, size, dtype=torch.uint8)))
 
     def look(self, visit: Visit, path: str, name: str) -> Visit:
-        """Read an image, which replaces the one before.
-
-        Args:
-            visit: The visit so far.
-            path: File of the image.
-            name: Its name for the visitor.
-
-        Raises:
-            DataError: It is not an image, or damaged.
-        """
+        """Read an image, which replaces the one before; raises a DataError with its ``name`` if it is unreadable."""
         start = time.perf_counter()
         try:
             image = self.classifier.prepare(open_image(path))
@@ -89,11 +69,7 @@ class Demo:
         return replace(visit, image=image, seconds=time.perf_counter() - start)
 
     def add(self, visit: Visit, typed: str) -> Visit:
-        """Add a class by its name.
-
-        Raises:
-            KdplError: The name is empty, known already or too long, or there are too many.
-        """
+        """Add a class by its name; raises a KdplError if it is empty, known or too long, or there are too many."""
         if self.encoder is None:
             raise ConfigError("classes cannot be added here: start the demo with --teacher RUN")
         name = " ".join(typed.split())
