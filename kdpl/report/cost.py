@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError, KdplError
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
@@ -60,6 +61,8 @@ def costs(run: Run) -> dict[str, Any]:
 def _teacher_encoder(run: Run) -> Encoder:
     if run.teacher is None:
         raise ArtifactError("there is no teacher: run stage 1 to its end")
+    prompts = run.teacher.folder / PROMPTS_FILE
+    run.teacher.require_trust(TunedPrompts.load(prompts).method, prompts)
     vectors = ClassVectors.load(run.teacher.folder / CLASS_VECTORS_FILE)
     teacher = FrozenTeacher(run.teacher.folder, vectors)
     teacher.load()

@@ -28,7 +28,7 @@ from kdpl.runtime.run_folder import (
     RESULTS_FILE,
 )
 
-_NAMING = ("class_path", "augmentation")  # settings that may name a class to import
+_NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
 
 Read = TypeVar("Read")
 
@@ -50,18 +50,20 @@ class Stage:
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
         sections = [config.get(name) for name in ("model", "data")]
-        if not self.trusted:
-            # importing a class runs its module
-            for name in _named_classes(sections):
-                if not name.startswith("kdpl."):
-                    raise ConfigError(
-                        f"config {file} names the class {name[:100]}, which is not one of kdpl's and would be run: "
-                        "if the run is your own, give --trust"
-                    )
+        for name in _named_classes(sections):
+            self.require_trust(name, file)
         complete = all(isinstance(each, dict) and isinstance(each.get("init_args"), dict) for each in sections)
         if not complete or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(f"config {file} is not that of a fit, with seed_everything, model and data: restore it")
         return config
+
+    def require_trust(self, name: str, file: Path) -> None:
+        """Raise a ConfigError if a file names a class other than kdpl's: importing it would run its module."""
+        if "." in name and not name.startswith("kdpl.") and not self.trusted:
+            raise ConfigError(
+                f"{file} names the class {name[:100]}, which is not one of kdpl's and would be run: if the run is your "
+                "own, give --trust"
+            )
 
     def settings(self, section: str) -> dict[str, Any]:
         """Return the settings of ``model`` or ``data``."""
@@ -100,7 +102,7 @@ class Stage:
 def _named_classes(tree: Any) -> Iterator[str]:  # noqa: ANN401
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
-        if key in _NAMING and isinstance(value, str) and "." in value:
+        if key in _NAMING and isinstance(value, str):
             yield value
         yield from _named_classes(value)
 

@@ -12,6 +12,7 @@ from runs import files_of
 import kdpl.data.readers.digits
 from kdpl.__main__ import main
 from kdpl.errors import DataError
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -190,6 +191,15 @@ def test_a_missing_part_is_a_sentence_in_its_section(missing, section, words, ru
     assert words in page.texts[section]
     assert tuple(page.texts)[1:] == SECTIONS
     assert 0 < len(gaps_of(page)) < 8
+
+
+def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prompts = TunedPrompts.load(run / "teacher/prompts.safetensors")
+    replace(prompts, method="stranger.Prompts").save(run / "teacher/prompts.safetensors")
+    assert "names the class stranger.Prompts" in Page(make(run)).texts["cost"]
+    assert not (tmp_path / "written").exists()
 
 
 def test_damaged_files_are_sentences_in_their_sections(run):
