@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
-FUZZ_SECONDS ?= 60
+FUZZ_INPUTS ?= 1000
 
 # The miniature CLIPs are too small for threads to pay: on cores that are busy otherwise, a second thread made the
 # quickstart several times slower.
@@ -47,8 +47,8 @@ check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzz
 soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
 
-fuzz: $(WITH_DEV) ## give garbled files to all that reads files of strangers, for a minute; FUZZ_SECONDS=600
-	@PYTHONPATH=tests $(VENV_PYTHON) -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+fuzz: $(WITH_DEV) ## read garbled files of every kind that strangers may give; FUZZ_INPUTS=100000 of each kind
+	@FUZZ_INPUTS=$(FUZZ_INPUTS) $(VENV_PYTHON) -m pytest -m slow tests/fuzz
 
 slurm: $(WITH_DEV) ## start fits by torchrun, and jobs in a Slurm of this machine's own: as root, with slurm-wlm and munge
 	@$(VENV_PYTHON) -m pytest tests/slurm/torchrun.py tests/slurm/jobs.py

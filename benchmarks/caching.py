@@ -12,7 +12,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.clip.frozen import Frozen
+from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, fill

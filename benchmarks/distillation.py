@@ -16,8 +16,7 @@ from benchmarks.published import PublishedStudent, PublishedTeacher, distillatio
 from benchmarks.sizes import CONTEXT, Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
-from kdpl.clip.identity import RANDOM
-from kdpl.clip.loading import ClipConfig
+from kdpl.clip import RANDOM, ClipConfig
 from kdpl.data.feature_cache import CachedView
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig

@@ -16,8 +16,7 @@ from benchmarks.distillation import begun_student
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl.clip.identity import RANDOM
-from kdpl.clip.loading import ClipConfig, ImageClip, load_image_clip
+from kdpl.clip import RANDOM, ClipConfig, ImageClip, load_image_clip
 from kdpl.deploy.export import INPUT, write_int8_onnx, write_onnx
 
 CLASSIFIER, ONNX, ONNX_INT8 = "Classifier", "ONNX, float32", "ONNX, 8 bits"

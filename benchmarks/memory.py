@@ -16,8 +16,7 @@ from benchmarks.sizes import CONTEXT
 from benchmarks.teacher import random_weights_are_meant
 from benchmarks.texts import Texts
 from kdpl import TeacherPromptTuning
-from kdpl.clip.identity import RANDOM
-from kdpl.clip.loading import ClipConfig
+from kdpl.clip import RANDOM, ClipConfig
 from kdpl.prompts import PromptConfig
 
 PUBLISHED_TEXTS, KDPL_TEXTS, STAGE_1 = "published-texts", "kdpl-texts", "stage-1"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import open_clip
 
-from kdpl.clip.loading import IMAGENET_CLASS_NAMES, register_model
+from kdpl.clip import register_model
+from kdpl.clip.loading import IMAGENET_CLASS_NAMES
 
 CONTEXT = "a photo of a"
 

@@ -9,12 +9,10 @@ import torch
 
 from benchmarks.sizes import CONTEXT, Sizes
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip.identity import RANDOM
-from kdpl.clip.loading import Clip, ClipConfig, load_clip
+from kdpl.clip import RANDOM, Clip, ClipConfig, load_clip
 from kdpl.prompts import IndependentPrompts, PromptConfig
-from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 
 class RandomTeacher:

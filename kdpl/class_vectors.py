@@ -10,16 +10,14 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpl.clip.head import CosineHead
-from kdpl.clip.identity import ClipIdentity, LogitScale, Preprocessing
-from kdpl.clip.image import ImageTower
+from kdpl.clip import ClipIdentity, CosineHead, ImageTower, Preprocessing
+from kdpl.clip.identity import LogitScale
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptMethod
-from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 KIND = "class vectors"
 VERSION = 1

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from kdpl.clip.loading import ImageClip
+from kdpl.clip import ImageClip
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip.head import CosineHead
-from kdpl.clip.identity import ClipIdentity, LogitScale, Preprocessing
+from kdpl.clip import ClipIdentity, CosineHead, Preprocessing
+from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import image_config
 from kdpl.data.decoding import open_image, to_rgb
 from kdpl.data.image import resize_and_crop, to_tensor

@@ -16,10 +16,7 @@ from kdpl.callbacks.handover import SaveClassifier
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
-from kdpl.clip.frozen import Frozen
-from kdpl.clip.head import CosineHead
-from kdpl.clip.image import promptable
-from kdpl.clip.loading import Clip, ClipConfig, load_clip, load_image_clip
+from kdpl.clip import Clip, ClipConfig, CosineHead, Frozen, load_clip, load_image_clip, promptable
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.losses import distillation_kl, feature_l1, feature_mse

@@ -16,10 +16,7 @@ from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, domain_of
-from kdpl.clip.frozen import Frozen
-from kdpl.clip.head import cosine_logits
-from kdpl.clip.loading import PROMPTSRC_TEMPLATES, ClipConfig, load_clip
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
+from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.metrics import TRAIN_LOSS

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.loading import ClipConfig, load_clip, load_image_clip, register_model
 from kdpl.prompts import PromptConfig
-from kdpl.prompts.tuned import FILE as PROMPTS_FILE
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 TAG = "noise"
 """The pretrained tag of every model here."""

@@ -59,8 +59,7 @@ def check_fits_and_weights(commands: list[list[str]]) -> None:
     Each cause is printed once. Called in a process of its own.
     """
     from kdpl.cli.fit import KdplCLI, run_command
-    from kdpl.clip.identity import ClipConfig
-    from kdpl.clip.loading import load_clip, load_image_clip
+    from kdpl.clip import ClipConfig, load_clip, load_image_clip
 
     faults: dict[str, None] = {}
     clips: dict[tuple[bool, ClipConfig], None] = {}

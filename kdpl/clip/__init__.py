@@ -1,5 +1,42 @@
-"""open_clip behind one door: models, weights, and the two towers taken apart.
+"""CLIP models: loading and weights, and the two towers taken apart; the only room that imports open_clip.
 
 The towers wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. Both are frozen, so that prompts
 can be put between their layers: no parameter of theirs takes a gradient, unless the whole tower is trained.
 """
+
+from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
+from kdpl.clip.loading import (
+    PROMPTSRC_TEMPLATES,
+    Clip,
+    ImageClip,
+    load_clip,
+    load_image_clip,
+    register_model,
+)
+from kdpl.clip.modules import CosineHead, Float32Module, Frozen, Trained, cosine_logits
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+
+__all__ = [
+    "CLASSES_AT_ONCE",
+    "PROMPTSRC_TEMPLATES",
+    "RANDOM",
+    "ArrangedTexts",
+    "Clip",
+    "ClipConfig",
+    "ClipIdentity",
+    "CosineHead",
+    "Float32Module",
+    "Frozen",
+    "ImageClip",
+    "ImageTower",
+    "Preprocessing",
+    "PromptableImageTower",
+    "TextTower",
+    "Trained",
+    "cosine_logits",
+    "load_clip",
+    "load_image_clip",
+    "promptable",
+    "register_model",
+]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip.block import run_block, run_first_token
-from kdpl.clip.frozen import FrozenTower
 from kdpl.clip.identity import Preprocessing
+from kdpl.clip.modules import FrozenTower
 from kdpl.errors import ConfigError
 
 

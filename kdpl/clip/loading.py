@@ -1,4 +1,4 @@
-"""open_clip behind one door: find a CLIP, check that kdpl can work with it, freeze it, take it apart.
+"""Finding a CLIP, loading its weights, and taking it apart into frozen towers.
 
 Models come from open_clip's own list, or from the registry here, which other packages extend
 through the entry point group ``kdpl.models``. Weights come from a pretrained tag or from a file.
@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from kdpl.clip.identity import RANDOM, ClipIdentity, Preprocessing
-from kdpl.clip.identity import ClipConfig as ClipConfig
-from kdpl.clip.image import ImageTower, PromptableImageTower
+from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, image_tower, require_image_tower, text_family
+from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import WeightsError
@@ -69,20 +68,20 @@ class Clip(ImageClip):
 
 
 class _Registered(NamedTuple):
-    config: Mapping[str, Any]
+    config: ModelConfig
     weights: Mapping[str, Callable[[], StateDict]]
 
 
 _REGISTRY: dict[str, _Registered] = {}
 
 
-def register_model(name: str, config: Mapping[str, Any], weights: Mapping[str, Callable[[], StateDict]]) -> None:
+def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]) -> None:
     """Make a CLIP known by name.
 
     Args:
         name: The name that configs use.
-        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where
-            true, ``quick_gelu``.
+        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true,
+            ``quick_gelu``.
         weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
     """
     _REGISTRY[name] = _Registered(config, weights)
@@ -106,16 +105,16 @@ def load_clip(config: ClipConfig) -> Clip:
     """
     registered = _registered(config.model)
     model_config = _config_of(config.model, registered)
-    _require_image_tower(config.model, model_config)
-    _require_text_tower(config.model, model_config)
+    require_image_tower(config.model, model_config)
+    text_family(config.model, model_config)  # before weights are fetched
     model = _build(model_config)
     image = _image_half(model, config, model_config, _load(model, config, model_config, registered, ("",)))
-    _refuse(config.model, {"the blocks of its text tower are not CLIP's": not _has_clip_blocks(model)}, "a teacher")
-    text_tower = TextTower(model)
+    family = text_family(config.model, model_config, model)
+    text_tower = family.tower(model)
     return Clip(
         **vars(image),
         text_tower=text_tower,
-        tokenize=open_clip.SimpleTokenizer(context_length=model.context_length),
+        tokenize=family.tokenizer(model),
         text_fingerprint=fingerprint(text_tower.state_dict().items()),
     )
 
@@ -132,19 +131,19 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     """
     registered = _registered(config.model)
     model_config = _config_of(config.model, registered)
-    _require_image_tower(config.model, model_config)
+    require_image_tower(config.model, model_config)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
     weights = _load(model, config, model_config, registered, ("visual.", "logit_scale"))
     return _image_half(model, config, model_config, weights)
 
 
-def build_image_tower(model_config: Mapping[str, Any], preprocessing: Preprocessing) -> ImageTower:
+def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build the image tower alone, with weights still to be loaded, from a model config in open_clip's form."""
-    return _image_tower(_build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing)
+    return image_tower(_build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing)
 
 
 def image_config(name: str) -> dict[str, Any]:
-    """Give the part of a model's config that its image tower is built from."""
+    """The part of a model's config that its image tower is built from."""
     config = _config_of(name, _registered(name))
     return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
 
@@ -169,7 +168,7 @@ def _config_of(name: str, registered: _Registered | None) -> dict[str, Any]:
     return config
 
 
-def _build(model_config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _build(model_config: ModelConfig) -> Any:  # noqa: ANN401
     # weights come from where the config says, not from timm's hub
     vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
     with torch.random.fork_rng(devices=[]):
@@ -185,7 +184,7 @@ def _build(model_config: Mapping[str, Any]) -> Any:  # noqa: ANN401
 def _load(
     model: Any,  # noqa: ANN401
     config: ClipConfig,
-    model_config: Mapping[str, Any],
+    model_config: ModelConfig,
     registered: _Registered | None,
     prefixes: tuple[str, ...],
 ) -> Weights | None:
@@ -205,14 +204,14 @@ def _load(
 def _image_half(
     model: Any,  # noqa: ANN401
     config: ClipConfig,
-    model_config: Mapping[str, Any],
+    model_config: ModelConfig,
     weights: Weights | None,
 ) -> ImageClip:
     normalisation = weights if weights is not None else Weights({}, RANDOM)
-    size = int(model_config["vision_cfg"].get("image_size", 224))
+    size = int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
     preprocessing = Preprocessing(size, tuple(normalisation.mean), tuple(normalisation.std))
     return ImageClip(
-        image_tower=_image_tower(model.visual, model_config, preprocessing),
+        image_tower=image_tower(model.visual, model_config, preprocessing),
         logit_scale=math.exp(model.logit_scale.item()),
         identity=ClipIdentity(
             model=config.model,
@@ -222,52 +221,3 @@ def _image_half(
         ),
         preprocessing=preprocessing,
     )
-
-
-def _image_tower(visual: Any, model_config: Mapping[str, Any], preprocessing: Preprocessing) -> ImageTower:  # noqa: ANN401
-    vision = model_config["vision_cfg"]
-    promptable = (
-        "timm_model_name" not in vision
-        and not isinstance(vision["layers"], list | tuple)
-        and not vision.get("attentional_pool")
-        and not vision.get("final_ln_after_pool")
-        and vision.get("pool_type", "tok") == "tok"
-        and _has_clip_blocks(visual)
-    )
-    kind = PromptableImageTower if promptable else ImageTower
-    return kind(visual, preprocessing, int(model_config["embed_dim"]))
-
-
-def _has_clip_blocks(tower: Any) -> bool:  # noqa: ANN401
-    return all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
-
-
-def _require_image_tower(name: str, config: Mapping[str, Any]) -> None:
-    reasons = {
-        "it is a CoCa": "multimodal_cfg" in config,
-        "its image tower is not square": isinstance(config["vision_cfg"].get("image_size", 224), list | tuple),
-    }
-    _refuse(name, reasons, "used")
-
-
-def _require_text_tower(name: str, config: Mapping[str, Any]) -> None:
-    text = config["text_cfg"]
-    reasons = {
-        "its text tower is a Hugging Face model": bool(text.get("hf_model_name")),
-        "its tokenizer is not CLIP's": bool(text.get("hf_tokenizer_name")),
-        "its text tower is a separate module": bool(config.get("custom_text")),
-        "its text tower has no causal mask": bool(text.get("no_causal_mask")),
-        "its text tower does not pool at the end of text": bool(text.get("embed_cls"))
-        or text.get("pool_type", "argmax") != "argmax",
-        "its text projection is not a matrix": text.get("proj_type", "linear") != "linear"
-        or bool(text.get("proj_bias")),
-    }
-    _refuse(name, reasons, "a teacher")
-
-
-def _refuse(name: str, reasons: Mapping[str, bool], use: str) -> None:
-    for why, applies in reasons.items():
-        if applies:
-            raise WeightsError(
-                f"{name} cannot be {use}, because {why}: use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
-            )

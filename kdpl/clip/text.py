@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.block import finish, in_projection, merge_heads, project_in, project_out, split_heads
-from kdpl.clip.frozen import FrozenTower
+from kdpl.clip.modules import FrozenTower
 
 # classes whose activations are kept at a time; more are recomputed part by part in the backward pass
 CLASSES_AT_ONCE = 128

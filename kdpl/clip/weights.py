@@ -13,15 +13,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdpl.clip.identity import ClipConfig
-from kdpl.clip.torch_files import is_torchscript, read_torchscript
+from kdpl.clip.torch_files import is_torchscript, read_openai_archive
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
 
 StateDict = dict[str, Tensor]
 
 _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
-# what stands among the tensors of OpenAI's archives
-_SIZES = {"input_resolution", "context_length", "vocab_size"}
 
 
 class Weights(NamedTuple):
@@ -161,7 +159,7 @@ def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Pat
 
 
 def _activation_in(path: Path) -> bool | None:
-    """Whether the file says that its weights want QuickGELU; None if it does not say."""
+    """If the file says that its weights want QuickGELU; None if it does not say."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -169,14 +167,14 @@ def _activation_in(path: Path) -> bool | None:
         except Exception as error:
             raise WeightsError(f"weights file {path} is damaged ({reason(error)}): fetch it again") from error
         return None if said is None else said == "true"
-    # the only TorchScript archives of CLIPs are OpenAI's
+    # the only TorchScript archives that are read are OpenAI's
     return True if is_torchscript(path) else None
 
 
 def _read_tensors(path: Path) -> StateDict:
     try:
         if path.suffix != ".safetensors" and is_torchscript(path):
-            return {k: v for k, v in read_torchscript(path).items() if k not in _SIZES}
+            return read_openai_archive(path)
         state = read_state_dict(str(path), weights_only=True)
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}
     except ArtifactError as error:

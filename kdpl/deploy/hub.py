@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from kdpl import __version__
 from kdpl.classifier import FILES, Classifier
-from kdpl.clip.identity import ClipIdentity
+from kdpl.clip import ClipIdentity
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.runtime.configs import read_config

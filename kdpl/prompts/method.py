@@ -4,17 +4,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdpl.clip.float32 import Float32Module
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
+from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError, reason
 from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
+from kdpl.runtime.artifacts import STRICT
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class PromptConfig:
         length: Prompt tokens per layer, n.
         depth: Layers with prompts of their own, J; 0 for none in this tower.
     """
+
+    __pydantic_config__: ClassVar = STRICT  # as part of an artifact
 
     length: int = 4
     depth: int = 9

@@ -8,12 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpl.clip.float32 import Float32Module
-from kdpl.clip.frozen import Frozen, Trained
+from kdpl.clip.families import MOST_LAYERS, require_modest
 from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import build_image_tower
-from kdpl.clip.settings import MOST_LAYERS, require_modest
+from kdpl.clip.modules import Float32Module, Frozen, Trained
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT

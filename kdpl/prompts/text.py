@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpl.clip.float32 import Float32Module
+from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError
 

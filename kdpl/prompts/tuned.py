@@ -11,14 +11,12 @@ from torch import Tensor
 
 from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
 from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
-from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
+from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason, visible
 from kdpl.prompts.method import PromptConfig, PromptMethod, method_name, prompt_method
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
 VERSION = 2
-FILE = "prompts.safetensors"
-"""Name of the file in a teacher's run folder."""
 
 _REMEDY = "run stage 1 to its end, or give the run folder of a teacher"
 
@@ -93,7 +91,7 @@ class TunedPrompts(PromptSettings):
     def teacher(self) -> str:
         """Fingerprint of the tuned teacher: its prompts and how they are used, and the weights of both towers."""
         # without prompts to tell them apart, the words alone make two teachers of one CLIP
-        words = f"method {self.method} context {self.context!r} text tower {self.text_fingerprint}"
+        words = f"{self.method} {self.vision} {self.text} {self.context!r} {self.text_fingerprint}"
         return fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16] + self.clip.fingerprint[:16]
 
     def save(self, path: Path) -> None:
@@ -113,7 +111,9 @@ class TunedPrompts(PromptSettings):
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise ArtifactError(f"{path} holds a tensor '{name[:60]}' that is not finite float32: {_REMEDY}")
+                raise ArtifactError(
+                    f"{path} holds a tensor '{visible(name[:60])}' that is not finite float32: {_REMEDY}"
+                )
         prompts = cls(tensors=tensors, **vars(settings))
         if prompts.teacher != teacher:
             raise ArtifactError(f"{path} holds other prompts than its fingerprint says: {_REMEDY}")

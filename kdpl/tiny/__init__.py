@@ -14,7 +14,7 @@ def register() -> None:
 
     Found through the entry point group ``kdpl.models``. No weight is read before a model is asked for.
     """
-    from kdpl.clip.loading import register_model
+    from kdpl.clip import register_model
 
     for name, config in CONFIGS.items():
         register_model(name, config, {TAG: partial(load_weights, name)})

@@ -56,7 +56,7 @@ class CaptionBank:
 
 def wide_templates() -> tuple[str, ...]:
     """The 60 templates that PromptSRC averages (its section 3.1), with "{}" for the name."""
-    from kdpl.clip.loading import PROMPTSRC_TEMPLATES
+    from kdpl.clip import PROMPTSRC_TEMPLATES
 
     return tuple(template("{}") for template in PROMPTSRC_TEMPLATES)
 

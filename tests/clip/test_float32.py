@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpl.clip.float32 import Float32Module
+from kdpl.clip.modules import Float32Module
 
 
 class Holder(Float32Module):

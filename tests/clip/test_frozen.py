@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from kdpl.clip.frozen import Frozen, Trained
+from kdpl.clip.modules import Frozen, Trained
 
 
 class TestFrozen:

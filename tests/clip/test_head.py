@@ -1,7 +1,7 @@
 import torch
 from plain import normalized, relative_error
 
-from kdpl.clip.head import CosineHead, cosine_logits
+from kdpl.clip.modules import CosineHead, cosine_logits
 
 VECTORS = normalized(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)))
 FEATURES = normalized(torch.randn(3, 24, generator=torch.Generator().manual_seed(1)))

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.metadata
 import pickle
 from pathlib import Path
@@ -12,17 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kdpl.clip.loading
-from kdpl.clip.identity import Preprocessing
-from kdpl.clip.image import PromptableImageTower
-from kdpl.clip.loading import (
-    ClipConfig,
-    build_image_tower,
-    fingerprint,
-    image_config,
-    load_clip,
-    load_image_clip,
-    register_model,
-)
+from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip, register_model
+from kdpl.clip.families import require_image_tower, text_family
+from kdpl.clip.loading import build_image_tower, fingerprint, image_config
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
 
@@ -147,7 +140,7 @@ class TestNames:
 
     def test_towers_of_openais_kind_alone_can_be_prompted(self, monkeypatch):
         monkeypatch.setattr("kdpl.clip.loading._build", lambda _: SimpleNamespace(visual=nn.Identity()))
-        monkeypatch.setattr("kdpl.clip.loading._has_clip_blocks", lambda _: True)
+        monkeypatch.setattr("kdpl.clip.families._has_clip_blocks", lambda _: True)
         kinds = {}
         for name in open_clip.list_models():
             config = open_clip.get_model_config(name)
@@ -243,8 +236,8 @@ class TestTags:
         for model, name in open_clip.list_pretrained():
             config = open_clip.get_model_config(model)
             try:
-                kdpl.clip.loading._require_image_tower(model, config)
-                kdpl.clip.loading._require_text_tower(model, config)
+                require_image_tower(model, config)
+                text_family(model, config)
             except WeightsError:
                 continue
             wants = bool(open_clip.get_pretrained_cfg(model, name).get("quick_gelu", False))
@@ -348,8 +341,11 @@ class TestFiles:
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
-    def test_an_archive_of_openais_kind_is_loaded_and_known_to_want_quickgelu(self, half, tmp_path):
+    def test_an_archive_that_openai_published_is_loaded_and_known_to_want_quickgelu(self, half, tmp_path, monkeypatch):
         write_archive(tmp_path / "ViT.pt", half)
+        refused(ClipConfig(QUICK, str(tmp_path / "ViT.pt")), r"whose code would run, and not one of OpenAI's: save its")
+        digest = hashlib.sha256((tmp_path / "ViT.pt").read_bytes()).hexdigest()
+        monkeypatch.setattr("kdpl.clip.torch_files.openai_digests", lambda: {digest})
         clip = load_clip(ClipConfig(QUICK, str(tmp_path / "ViT.pt")))
         if half:
             assert torch.equal(clip.image_tower.visual.proj, world.weights(QUICK)["visual.proj"].half().float())

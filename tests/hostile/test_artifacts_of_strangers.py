@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 
 import pytest
 import torch
@@ -13,11 +12,12 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.prompts.tuned import KIND as PROMPTS_KIND
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.logit_sketch import KIND as SKETCH_KIND
 from kdpl.runtime.logit_sketch import LogitSketch
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -28,29 +28,28 @@ VALUES = {
     "not a number": "NaN",
     "true": "true",
     "a text": '"text"',
-    "10 MB of text": json.dumps("x" * 10_000_000),
+    "1 MB of text": json.dumps("x" * 1_000_000),
     "a list": "[1]",
     "an object": '{"a": 1}',
     "10,000 levels": DEEP,
 }
-FITTING = {
-    ("num_base", "null"), ("context", "null"), ("context", "a text"), ("teacher", "a text"),
-    ("clip.model", "a text"), ("clip.pretrained", "a text"), ("clip.fingerprint", "a text"),
-    ("clip.quick_gelu", "true"),
-    ("projector", "true"), ("dataset", "a text"), ("sources", "a text"), ("augmentation", "an object"),
-    ("made_with", "an object"), ("class_vectors.num_base", "null"), ("class_vectors.context", "null"),
-    ("class_vectors.context", "a text"), ("class_vectors.teacher", "a text"), ("class_vectors.clip.model", "a text"),
-    ("class_vectors.clip.pretrained", "a text"), ("class_vectors.clip.fingerprint", "a text"),
-    ("class_vectors.clip.quick_gelu", "true"),
-}  # fmt: skip
-"""Fields and values that are of the right kind; what is said with them no reader can know to be wrong."""
+TEXTS = ("model", "pretrained", "fingerprint", "context", "teacher", "text_fingerprint", "method")
+
+
+def fits(path, title):
+    """If a value is of the right kind for a field, so that no reader can know it to be wrong."""
+    name = path.rpartition(".")[2]
+    return (
+        (title == "a text" and name in TEXTS)
+        or (title == "null" and name in ("num_base", "context", "class_texts"))
+        or (title == "true" and name in ("quick_gelu", "projector"))
+        or (title == "left out" and path in ("class_texts", "class_vectors.class_texts", "text.length"))
+    )
 
 
 def refused(call, path, remedy):
-    begin = time.process_time()
     with pytest.raises(KdplError) as error:
         call()
-    assert time.process_time() - begin < 5
     assert world.one_sentence(error)
     text = str(error.value)
     assert str(path) in text
@@ -61,8 +60,7 @@ def refused(call, path, remedy):
 def paths_of(fields, prefix=""):
     for name, value in fields.items():
         yield prefix + name
-        # what an augmentation's settings are is its own business
-        if isinstance(value, dict) and name not in ("augmentation", "made_with", "image_config"):
+        if isinstance(value, dict) and name != "image_config":
             yield from paths_of(value, f"{prefix}{name}.")
 
 
@@ -80,12 +78,18 @@ def with_value(fields, path, value):
     return json.dumps(copy).replace('"@here@"', value)
 
 
-def garblings(fields):
+def invalid(fields):
+    """The fields as JSON with one of them left out or invalid, in every way."""
     for path in paths_of(fields):
-        yield path, "left out", None
-        for title, value in VALUES.items():
-            if (path, title) not in FITTING:
-                yield path, title, value
+        for title, value in {"left out": None, **VALUES}.items():
+            if not fits(path, title):
+                yield with_value(fields, path, value)
+
+
+def header_of(path):
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["kdpl"])
 
 
 def write_header(path, tensors, header):
@@ -110,33 +114,29 @@ def classifier_folder(tmp_path, vectors, clip_of):
     return tmp_path / "c"
 
 
-def test_every_garbled_field_of_class_vectors_is_refused_with_their_remedy(vectors, tmp_path):
+def test_every_invalid_field_of_class_vectors_is_refused_with_their_remedy(vectors, tmp_path):
     path = tmp_path / "v.safetensors"
-    fields = {"kind": VECTORS_KIND, "version": 1, **vectors.fields()}
-    for _, _, header in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
+    vectors.save(path)
+    for header in invalid(header_of(path)):
         write_header(path, {"class_vectors": vectors.vectors}, header)
         refused(lambda: ClassVectors.load(path), path, ": ")
 
 
-def test_every_garbled_field_of_prompts_is_refused_with_their_remedy(prompts, tmp_path):
+def test_every_invalid_field_of_prompts_is_refused_with_their_remedy(prompts, tmp_path):
     path = tmp_path / "prompts.safetensors"
     prompts.save(path)
-    _, fields = read_tensors(path, PROMPTS_KIND, 1, "")
-    for field, title, value in garblings(fields):
-        # the fingerprint is of the prompts: with other words it is another one
-        if field == "logit_scale" and title == "true":
-            continue
-        write_header(path, dict(prompts.tensors), with_value(fields, field, value))
+    for header in invalid({**header_of(path), "teacher": prompts.teacher}):
+        # a text that fits makes another fingerprint, as the words of the context and the method do
+        write_header(path, dict(prompts.tensors), header)
         refused(lambda: TunedPrompts.load(path), path, ": ")
 
 
-def test_every_garbled_field_of_a_classifier_is_refused_with_its_own_remedy(classifier_folder):
+def test_every_invalid_field_of_a_classifier_is_refused_with_its_own_remedy(classifier_folder):
     path = classifier_folder / "classifier.json"
-    fields = json.loads(path.read_text())
-    for _, _, text in ((p, t, with_value(fields, p, v)) for p, t, v in garblings(fields)):
+    for text in invalid(json.loads(path.read_text())):
         path.write_text(text)
         refused(
-            lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student's"
+            lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student"
         )
 
 
@@ -151,7 +151,6 @@ def test_every_garbled_field_of_a_classifier_is_refused_with_its_own_remedy(clas
         ["a", "b", "c", "d", "two\nlines"],
         ["a", "b", "c", "d", "\x1b[31mred"],
         ["a", "b", "c", "d", "\u202egpj.exe"],
-        ["a", "b", "c", "d", "\ud800"],
         ["a", "b", "c", "d", "x" * 10_000],
         [],
     ],
@@ -159,8 +158,7 @@ def test_every_garbled_field_of_a_classifier_is_refused_with_its_own_remedy(clas
 )
 def test_class_names_that_cannot_be_shown_or_counted_are_refused(names, vectors, tmp_path):
     path = tmp_path / "v.safetensors"
-    fields = {"kind": VECTORS_KIND, "version": 1, **vectors.fields(), "class_names": names}
-    write_header(path, {"class_vectors": vectors.vectors}, json.dumps(fields))
+    write_tensors(path, VECTORS_KIND, 1, {"class_vectors": vectors.vectors}, {**vectors.fields(), "class_names": names})
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
 
@@ -170,12 +168,10 @@ def test_two_classes_may_share_a_name_as_in_imagenet_two_do(vectors):
     assert read.class_names == names
 
 
-@pytest.mark.parametrize("value", ["1e9", "-3", "0", "NaN", "Infinity", '"30"', "true"])
-def test_a_logit_scale_that_no_clip_has_is_refused(value, vectors, tmp_path):
-    path = tmp_path / "v.safetensors"
-    header = with_value({"kind": VECTORS_KIND, "version": 1, **vectors.fields()}, "logit_scale", value)
-    write_header(path, {"class_vectors": vectors.vectors}, header)
-    refused(lambda: ClassVectors.load(path), path, "garbles the field 'logit_scale'")
+@pytest.mark.parametrize("value", [1e9, -3, 0, float("inf"), "30"])
+def test_a_logit_scale_that_no_clip_has_is_refused(value, vectors):
+    fields = {**vectors.fields(), "logit_scale": value}
+    refused(lambda: ClassVectors.from_fields(vectors.vectors, fields, "here"), "here", "invalid field 'logit_scale'")
 
 
 @pytest.mark.parametrize(
@@ -276,19 +272,24 @@ def test_weights_that_are_not_finite_or_belong_nowhere_are_refused(classifier_fo
     refused(lambda: Classifier.load(classifier_folder), classifier_folder, "'more' is unknown")
 
 
-def test_prompts_of_another_name_or_size_or_not_finite_are_refused(tmp_path):
-    path = tmp_path / "prompts.safetensors"
-    for tensors in (
-        {"vision_prompts.tokens": torch.randn(3, 48)},
-        {"vision_prompts.tokens": torch.full((2, 3, 48), float("nan"))},
-        {"vision_prompts.tokens": torch.ones(2, 3, 48, dtype=torch.int64)},
-        {"vision_prompts.tokens": torch.ones(0, 3, 48)},
-        {"text_prompts.context": torch.ones(4, 40)},
-        {"text_prompts.context": torch.ones(4, 40), "text_prompts.deep": torch.ones(1, 5, 40)},
-        {"something": torch.ones(1)},
-    ):
-        world.tuned_prompts(tensors).save(path)
-        refused(lambda: TunedPrompts.load(path), path, "run stage 1 to its end")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_prompts_that_are_not_finite_floats_are_refused(bad, tmp_path):
+    tokens = torch.ones(2, 3, 48, dtype=torch.int64) if bad is None else torch.full((2, 3, 48), bad)
+    world.tuned_prompts({"vision_prompts.tokens": tokens}).save(tmp_path / "prompts.safetensors")
+    refused(lambda: TunedPrompts.load(tmp_path / "prompts.safetensors"), tmp_path, "run stage 1 to its end")
+
+
+def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompts, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, SKETCH_KIND, "\n", {"values": torch.zeros(1, 1)}, {})
+    path.rename(tmp_path / "test_logits.safetensors")
+    refused(lambda: LogitSketch.load(tmp_path), tmp_path, r"has format version \n, this kdpl reads version")
+    prompts.save(path)
+    header = {"kind": "tuned prompts", **header_of(path)}
+    write_header(path, {"\n": torch.full((2,), float("nan"))}, json.dumps(header))
+    refused(lambda: TunedPrompts.load(path), path, r"holds a tensor '\n' that is not finite")
+    (tmp_path / "names.json").write_text(f'{{"a": {"[" * 10_000}')
+    refused(lambda: read_class_mapping(tmp_path / "names.json", ["a"]), tmp_path, "cannot be read as JSON")
 
 
 def test_a_sketch_of_logits_that_no_test_leaves_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from kdpl.data.class_mapping import name_classes
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import is_url, places
-from kdpl.errors import ConfigError, DataError, reason
+from kdpl.errors import ConfigError, DataError, reason, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -114,7 +114,7 @@ def _rows(table: Path) -> list[tuple[str, str, str]]:
     for name in ("image", "label"):
         if name not in frame.columns:
             raise DataError(
-                f"table {table} has no column {name!r} but {', '.join(frame.columns) or 'none'}: its first row must "
+                f"table {table} has no column {name!r} but {', '.join(map(visible, frame.columns)) or 'none'}: its first row must "
                 "be image,label or image,label,split"
             )
     images, labels = ([_text(value) for value in frame[name]] for name in ("image", "label"))

@@ -14,8 +14,8 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.cli import run as pipeline
-from kdpl.clip.head import cosine_logits
 from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.clip.modules import cosine_logits
 from kdpl.data import DomainDataModule
 from kdpl.data.readers.digits import CLASS_NAMES
 from kdpl.prompts.tuned import TunedPrompts
