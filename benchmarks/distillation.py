@@ -82,7 +82,7 @@ class Distillation:
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
         self.batch = (self.images, indices)
-        features = self.student.teacher_features(self.images).half()
+        features = self.student.load_teacher().features(self.images).half()
         self.cached_batch = CachedView(self.images, indices, features)
         self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
 

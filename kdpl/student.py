@@ -141,6 +141,7 @@ class StudentDistillation(ClassifyingModule):
         self.temperature = temperature
         self.choice = choice
         self.optim = optim
+        self._views_before: Sequence[Any] | None = None
         self.teacher_folder = Path(teacher)
         self.shared_vectors = ClassVectors.of_teacher(teacher, class_vectors)
         self.vectors = self.shared_vectors if own is None else self._own_vectors(own)
@@ -186,30 +187,38 @@ class StudentDistillation(ClassifyingModule):
         domain = domain_of(self)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
         if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
-            self._load_teacher()
+            self.load_teacher()
 
-    def _load_teacher(self) -> None:
+    def load_teacher(self) -> FrozenTeacher:
+        """Load the teacher's image tower and prompts, unless that was done; returns the teacher."""
         teacher = self.teacher.module
         if teacher.tower is None:
             teacher.load()
             if self.compiles and teacher.tower is not None:
                 teacher.tower.compile_parts()
+        return teacher
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
         """SGD or AdamW over prompts and projector, one schedule step per epoch."""
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """Move the prompts to the mean tokens if asked to, in a run that does not resume from a checkpoint."""
+        """Move the prompts to the mean tokens if asked to, in a run that does not resume from a checkpoint.
+
+        Raises:
+            ConfigError: A resumed run would see other views than before.
+        """
+        # not when the checkpoint is read: callbacks may fill a cache until here
+        before, now = self._views_before, getattr(domain_of(self), "view_source", None)
+        if before is not None and now is not None and tuple(before) != now:
+            raise ConfigError(
+                f"the run began with other views of its images ({_words(*before)}) than the settings give now "
+                f"({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
+            )
         prompts = self.encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
             prompts.init_at_mean_tokens(promptable(self.encoder.tower.module), images.to(self.device))
-
-    def teacher_features(self, images: Tensor) -> Tensor:
-        """Encode images uint8 [B, 3, S, S] with the teacher; normalised features, float32 [B, D]."""
-        self._load_teacher()
-        return self.teacher.module.features(images)
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
@@ -241,11 +250,10 @@ class StudentDistillation(ClassifyingModule):
         checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another stage, teacher or series of views.
+        """Refuse a checkpoint of another stage or teacher.
 
         Raises:
             ArtifactError: It is not one of a student of this teacher.
-            ConfigError: A fit would see other views than before.
         """
         if _TEACHER_KEY not in checkpoint:
             raise ArtifactError(
@@ -257,12 +265,7 @@ class StudentDistillation(ClassifyingModule):
                 "the checkpoint was distilled from another teacher than the settings name: use the teacher of its run, "
                 "or start in a new folder"
             )
-        before, now = checkpoint.get(_VIEWS_KEY), getattr(domain_of(self), "view_source", None)
-        if self.trainer.state.fn == "fit" and before is not None and now is not None and tuple(before) != now:
-            raise ConfigError(
-                f"the run began with other views of its images ({_words(*before)}) than the settings give now "
-                f"({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
-            )
+        self._views_before = checkpoint.get(_VIEWS_KEY)
 
     def classifier(self) -> Classifier:
         """Return what ships: the encoder and the class vectors."""

@@ -1,4 +1,4 @@
-"""A fit that goes on, on as many devices as there are now, takes as many images a step as before."""
+"""A resumed fit takes as many images a step as before, on any number of devices."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from kdpl.errors import ConfigError
 
 
 class SameSteps(Callback):
-    """Keeps in the checkpoint how many images all processes took together in a step, and refuses to go on with others.
+    """Keeps in the checkpoint how many images all processes together take in a step, and refuses to resume with others.
 
-    With others, learning rate and schedule would no longer be those that were chosen, and an epoch that was cut would
-    see some images twice, or some not at all.
+    Learning rate and schedule were chosen for those, and an interrupted epoch would see some images twice or not at
+    all.
     """
 
     def __init__(self) -> None:
@@ -19,21 +19,21 @@ class SameSteps(Callback):
         self._processes = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Count, for a fit."""
+        """Note the images of a step, for a fit."""
         del pl_module
         batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         if stage == "fit" and isinstance(batch_size, int):
             self._batch_size, self._processes = batch_size, trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
+        """Return the images of a step."""
         return {"images_per_step": self._batch_size * self._processes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with what a checkpoint has kept.
+        """Compare with the images of a step in a checkpoint.
 
         Raises:
-            ConfigError: The fit would go on with other steps.
+            ConfigError: They differ.
         """
         before, now = state_dict["images_per_step"], self._batch_size * self._processes
         if 0 in (before, now) or before == now:
@@ -45,4 +45,4 @@ class SameSteps(Callback):
             else f"set data.init_args.batch_size to {each}"
         )
         several = f" ({self._batch_size} on each of {self._processes} processes)" if self._processes > 1 else ""
-        raise ConfigError(f"the run has taken {before} images a step, and would go on with {now}{several}: {remedy}")
+        raise ConfigError(f"the run took {before} images a step, and would take {now}{several} now: {remedy}")

@@ -1,10 +1,10 @@
 """The teacher's features of the unlabelled images, computed before a student's training starts."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,24 +54,29 @@ class FillTeacherCache(Callback):
 
             done = fill(folder, needed, views=self.views, on_progress=show, **work)
         trainer.strategy.barrier("kdpl cache")
-        cache = FeatureCache.open(folder, needed)
-        manifest = cache.manifest
+        filled = FeatureCache.open(folder, needed)
+        manifest = filled.manifest
         inform(
             f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of each"
             f"{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
         )
         if self.entries:
             exact = str(trainer.precision).startswith("32")
-            verify(cache, entries=self.entries, tolerance=_TOLERANCE if exact else _TOLERANCE_16_BIT, **work)
+            verify(filled, entries=self.entries, tolerance=_TOLERANCE if exact else _TOLERANCE_16_BIT, **work)
             trainer.strategy.barrier("kdpl cache")
             inform(f"{self.entries} entries computed again: all equal to those in the cache")
 
 
 def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
-    @torch.no_grad()
+    @cache
+    def load() -> Any:  # noqa: ANN401
+        # outside the precision's context, in which weights would be rounded as they are read
+        return trainer.precision_plugin.convert_module(student.load_teacher())
+
     def encode(images: Tensor) -> Tensor:
+        teacher = load()
         with trainer.precision_plugin.forward_context():
-            features: Tensor = student.teacher_features(images.to(student.device))
+            features: Tensor = teacher.features(images.to(student.device))
         return features
 
     return encode
