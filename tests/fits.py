@@ -20,10 +20,9 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 class WithoutBatchNorm(StudentDistillation):
     """A student whose projector is linear, ReLU, linear."""
 
-    def setup(self, stage):
-        super().setup(stage)
-        if self.encoder is not None and self.encoder.projector is not None:
-            self.encoder.projector.layers[1] = nn.Identity()
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.encoder.projector.layers[1] = nn.Identity()
 
 
 def teacher():
@@ -32,10 +31,10 @@ def teacher():
     return TeacherPromptTuning(ClipConfig("test-teacher", world.TAG), vision_prompts=prompts, text_prompts=prompts)
 
 
-def student(folder, kind=WithoutBatchNorm, **options):
+def student(folder, kind=WithoutBatchNorm, model="test-student", **options):
     torch.manual_seed(0)
     settings = {"vision_prompts": PromptConfig(2, 3), "kd_weight": 20, **options}
-    return kind(ClipConfig("test-student", world.TAG), str(folder), **settings)
+    return kind(ClipConfig(model, world.TAG), str(folder), **settings)
 
 
 def digits(batch_size, **options):

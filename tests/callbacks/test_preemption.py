@@ -1,140 +1,137 @@
 import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
-from kdpl.callbacks.requeue import may_requeue
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from runs import curves_of, fit_student, fit_teacher
 from runs import test as run_test
-from slurm_job import forget, pretend, send
+from slurm_job import pretend
 
+from kdpl.callbacks.preemption import WhereItStopped
 from kdpl.callbacks.throughput import Throughput
-from kdpl.runtime.slurm import REQUEUED
+from kdpl.runtime import faults, slurm
+from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 
 # three steps an epoch, each of two batches
 STEPS = ["--trainer.limit_train_batches=6", "--trainer.accumulate_grad_batches=2"]
 WEIGHTS = "classifier/model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _no_notice_stays():
-    yield
-    forget()
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, teacher_run):
-    out = tmp_path_factory.mktemp("whole") / "student"
+def uninterrupted(tmp_path_factory, teacher_run):
+    out = tmp_path_factory.mktemp("uninterrupted") / "student"
     assert fit_student(out, teacher_run, *STEPS) == 0
     return out
 
 
-def send_at(monkeypatch, epoch, batch):
-    """Have the notice come while a batch is under way."""
-    original = Throughput.on_train_batch_start
+def notice_at(monkeypatch, epoch, batch):
+    """Let the notice arrive while a batch is processed."""
+    original, arrived = Throughput.on_train_batch_start, []
 
     def start(self, trainer, module, images, index):
         if (trainer.current_epoch, index) == (epoch, batch):
-            send()
+            arrived.append(True)
         return original(self, trainer, module, images, index)
 
     monkeypatch.setattr(Throughput, "on_train_batch_start", start)
+    monkeypatch.setattr(slurm, "signalled", lambda: bool(arrived))
 
 
 @pytest.mark.parametrize(
     ("epoch", "batch", "saved"),
-    # a notice in the first half of a step, in an epoch's last step, and in the last epoch
+    # in the first half of a step, in the last step of an epoch, and in the last epoch
     [(0, 2, (0, 2)), (0, 5, (0, 3)), (1, 1, (1, 4))],
 )
-def test_a_job_that_is_told_ends_the_step_saves_and_goes_on_as_if_uncut(
-    epoch, batch, saved, tmp_path, monkeypatch, capsys, teacher_run, whole
+def test_after_the_notice_a_job_ends_the_step_saves_and_resumes_as_if_uninterrupted(
+    epoch, batch, saved, tmp_path, monkeypatch, capsys, teacher_run, uninterrupted
 ):
     out = tmp_path / "out"
     asked = pretend(monkeypatch, tmp_path)
     with monkeypatch.context() as patch:
-        send_at(patch, epoch, batch)
-        assert fit_student(out, teacher_run, *STEPS) == REQUEUED
+        notice_at(patch, epoch, batch)
+        assert fit_student(out, teacher_run, *STEPS) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
-    last = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    last = torch.load(out / LAST, weights_only=True)
     assert (last["epoch"], last["global_step"]) == saved
     assert not list(out.rglob("hpc_ckpt*"))
-    assert not (out / ".lock").exists()
-    assert f"job 17 goes back into the queue, to go on with {out}" in capsys.readouterr().err
-    forget()
+    said = capsys.readouterr()
+    assert f"job 17 is requeued, to resume {out}" in said.out
+    assert "job 17 is in the queue again" in said.err
     assert fit_student(out, teacher_run, *STEPS) == 0
-    assert "going on from" in capsys.readouterr().err
-    assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    assert curves_of(out) == curves_of(whole)
+    assert f"resuming from {out / LAST}" in capsys.readouterr().err
+    assert (out / WEIGHTS).read_bytes() == (uninterrupted / WEIGHTS).read_bytes()
+    assert curves_of(out)["val/acc"] == curves_of(uninterrupted)["val/acc"]
 
 
-def test_a_notice_in_the_last_step_ends_the_fit_and_not_the_job(tmp_path, monkeypatch, teacher_run):
+def test_after_a_notice_in_the_last_step_the_fit_finishes(tmp_path, monkeypatch, teacher_run):
     asked = pretend(monkeypatch, tmp_path)
-    send_at(monkeypatch, 1, 5)
+    notice_at(monkeypatch, 1, 5)
     assert fit_student(tmp_path / "out", teacher_run, *STEPS) == 0
     assert not asked.exists()
     assert (tmp_path / "out" / WEIGHTS).exists()
 
 
-def test_an_element_of_an_array_is_requeued_by_its_own_name(tmp_path, monkeypatch, teacher_run):
+def test_an_element_of_an_array_is_requeued_by_its_own_name(tmp_path, monkeypatch):
     asked = pretend(monkeypatch, tmp_path)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    send_at(monkeypatch, 0, 0)
-    assert fit_teacher(tmp_path / "out") == REQUEUED
+    notice_at(monkeypatch, 0, 0)
+    assert fit_teacher(tmp_path / "out") == slurm.REQUEUED
     assert asked.read_text() == "requeue 12_3\n"
 
 
-def test_where_slurm_refuses_one_line_says_so_and_the_checkpoint_stays(tmp_path, monkeypatch, capsys, teacher_run):
+@pytest.mark.parametrize("refusal", ["Requested operation is presently disabled for job 17", None])
+def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(refusal, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    pretend(monkeypatch, tmp_path, refusal="Requested operation is presently disabled for job 17")
-    send_at(monkeypatch, 0, 1)
-    assert fit_student(out, teacher_run, *STEPS) == 1
+    pretend(monkeypatch, tmp_path, refusal)
+    if refusal is None:
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    notice_at(monkeypatch, 0, 0)
+    assert fit_teacher(out) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line == (
-        "error: job 17 could not be put back into the queue (Requested operation is presently disabled for job 17); "
-        f"{out}/checkpoints/last.ckpt is kept: submit it again to go on with {out}"
+    reason = re.escape(refusal) if refusal else ".*scontrol.*"
+    expected = (
+        rf"error: job 17 could not be requeued \({reason}\); {out / LAST} is kept: submit it again to resume {out}"
     )
-    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+    assert re.fullmatch(expected, line), line
+    assert torch.load(out / LAST, weights_only=True)["global_step"] == 1
 
 
-def test_without_scontrol_one_line_says_so(tmp_path, monkeypatch, capsys, teacher_run):
-    pretend(monkeypatch, tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    send_at(monkeypatch, 0, 1)
-    assert fit_student(tmp_path / "out", teacher_run, *STEPS) == 1
-    assert re.search(r"^error: job 17 could not be put back .*scontrol.*submit it again", capsys.readouterr().err, re.M)
-
-
-def test_a_test_begins_anew_in_the_next_life_of_the_job(tmp_path, monkeypatch, capsys, student_run):
+def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch, student_run):
     asked = pretend(monkeypatch, tmp_path)
-    out = tmp_path / "out"
-    original = Throughput.on_test_start
-    monkeypatch.setattr(Throughput, "on_test_start", lambda *args: (send(), original(*args)))
-    checkpoint = f"--ckpt_path={student_run / 'checkpoints/last.ckpt'}"
-    assert run_test(student_run, f"--out={out}", checkpoint) == REQUEUED
+    monkeypatch.setattr(slurm, "signalled", lambda: True)
+    assert run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}") == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
-    assert not (out / "test.json").exists()
+    assert not (tmp_path / "out" / RESULTS_FILE).exists()
 
 
-def test_outside_of_slurm_the_notice_is_any_programs_signal(tmp_path, monkeypatch):
+def test_outside_of_slurm_the_notice_is_any_programs_signal(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    seen = []
-    original = Throughput.on_fit_start
-    monkeypatch.setattr(
-        Throughput,
-        "on_fit_start",
-        lambda self, trainer, module: (
-            seen.append([type(each).__name__ for each in trainer.callbacks]),
-            original(self, trainer, module),
-        ),
-    )
-    assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1") == 0
-    assert "RunCheckpoint" in seen[0]
-    assert "Requeue" not in seen[0]
+    monkeypatch.setattr(signal, "sigpending", lambda: {slurm.SIGNAL})
+    assert not slurm.signalled()
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert slurm.signalled()
 
 
-def test_lightnings_own_switch_counts(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert may_requeue(SLURMEnvironment())
-    assert not may_requeue(SLURMEnvironment(auto_requeue=False))
-    assert may_requeue(LightningEnvironment())
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_error_says_after_how_many_steps_it_occurred_and_which_checkpoint_is_kept(checkpoint, tmp_path):
+    kept = "there is no checkpoint yet"
+    if checkpoint:
+        (tmp_path / LAST).parent.mkdir()
+        (tmp_path / LAST).touch()
+        kept = f"{tmp_path / LAST} is kept"
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), default_root_dir=str(tmp_path), global_step=7)
+    error = KeyboardInterrupt()
+    WhereItStopped().on_exception(trainer, None, error)
+    assert faults.sentence(error) == f"interrupted: rerun the same command to resume (after 7 steps; {kept})"
+
+
+def test_sigterm_interrupts_a_training(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        WhereItStopped().on_train_start(None, None)
+        with pytest.raises(faults.Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,7 @@ def test_of_base_and_novel_accuracies_the_harmonic_mean_is_shown():
     assert shown(BASE_TO_NOVEL) == {"HM": 0.64}
 
 
-@pytest.mark.parametrize(("columns", "width"), [("60", 6), ("80", 8), ("100", 28), ("300", 40)])
+@pytest.mark.parametrize(("columns", "width"), [("80", 6), ("100", 22), ("300", 40)])
 def test_the_bar_leaves_room_for_the_rest_of_the_line(columns, width, monkeypatch):
     monkeypatch.setattr("kdpl.callbacks.progress.get_console", lambda: SimpleNamespace(width=int(columns)))
     bars = [c for c in ProgressBar().configure_columns(None) if isinstance(c, BarColumn)]

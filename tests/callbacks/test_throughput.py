@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdpl.callbacks import Throughput
+from kdpl.callbacks.throughput import Throughput
 
 
 class Recorder:
