@@ -1,12 +1,12 @@
-# Every target sets up what it needs in $(VENV); nothing has to be installed or activated first.
+# Every target installs what it needs into $(VENV); there is nothing to install or activate first.
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
 FUZZ_INPUTS ?= 1000
 
-# The miniature CLIPs are too small for threads to pay: on cores that are busy otherwise, a second thread made the
-# quickstart several times slower.
+# The miniature CLIPs are too small to benefit from threads: on busy cores, a second thread makes the quickstart several
+# times slower.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
@@ -14,7 +14,7 @@ RUN := -m kdpl run --config configs/data/digits.yaml --config configs/trainer/cp
 	--teacher configs/teacher/quickstart.yaml --student configs/student/quickstart.yaml --out runs/quickstart
 
 VENV_PYTHON := $(VENV)/bin/python
-# without the notice of what its authors make next
+# without the notice about MkDocs 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs
 WITH_QUICKSTART := $(VENV)/.installed-quickstart
 WITH_DEV := $(VENV)/.installed-dev
@@ -23,79 +23,79 @@ WITH_DEV := $(VENV)/.installed-dev
 .DELETE_ON_ERROR:
 .PHONY: help quickstart table bench test check-slow soak fuzz slurm screenshots lint typecheck format docs docs-serve clean
 
-help: ## say what there is
+help: ## list the targets
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwritten digits, into runs/quickstart
 	@$(VENV_PYTHON) $(RUN)
 
-table: $(WITH_QUICKSTART) ## make the README's table of accuracies again, over three seeds
+table: $(WITH_QUICKSTART) ## reproduce the README's table of accuracies, over three seeds
 	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table
 	@$(VENV_PYTHON) -m kdpl table runs/table
 
-# sets its threads itself, whatever OMP_NUM_THREADS says: all cores, for both sides of a comparison
-bench: $(WITH_DEV) ## measure speed and memory beside the published procedure, into runs/bench.json
+# uses all cores for both sides of a comparison, regardless of OMP_NUM_THREADS
+bench: $(WITH_DEV) ## compare speed and memory with the published procedure, into runs/bench.json
 	@$(VENV_PYTHON) -m benchmarks.run --out runs/bench.json
 
-test: $(WITH_DEV) ## run the tests, or some: make test TESTS=tests/test_losses.py
+test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
 
-soak: $(WITH_DEV) ## run the quickstart 20 times, cut at random: the end must be the same; SOAK="--runs 5 --epochs 3"
+soak: $(WITH_DEV) ## run the quickstart 20 times with random interruptions and compare the results; SOAK="--runs 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
 
-fuzz: $(WITH_DEV) ## read garbled files of every kind that strangers may give; FUZZ_INPUTS=100000 of each kind
+fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 sets the number of inputs of each kind
 	@FUZZ_INPUTS=$(FUZZ_INPUTS) $(VENV_PYTHON) -m pytest -m slow tests/fuzz
 
-slurm: $(WITH_DEV) ## start fits by torchrun, and jobs in a Slurm of this machine's own: as root, with slurm-wlm and munge
+slurm: $(WITH_DEV) ## test torchrun, and jobs in a local Slurm; needs root, slurm-wlm and munge
 	@$(VENV_PYTHON) -m pytest tests/slurm/torchrun.py tests/slurm/jobs.py
 
-screenshots: quickstart $(WITH_DEV) ## take the pictures of report and demo in docs/images again, in chromium
+screenshots: quickstart $(WITH_DEV) ## retake the screenshots of report and demo in docs/images, with chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
 
-lint: $(WITH_DEV) ## look for mistakes and unformatted files
+lint: $(WITH_DEV) ## check code style and formatting
 	@$(VENV_PYTHON) -m ruff check
 	@$(VENV_PYTHON) -m ruff format --check
 
 typecheck: $(WITH_DEV) ## check the types of kdpl/
 	@$(VENV_PYTHON) -m mypy
 
-format: $(WITH_DEV) ## format all files and mend what can be mended
+format: $(WITH_DEV) ## format all files and fix what ruff can fix
 	@$(VENV_PYTHON) -m ruff check --fix --exit-zero --quiet
 	@$(VENV_PYTHON) -m ruff format
 
-docs: $(WITH_DEV) ## build the documentation into site/; any broken link is an error
+docs: $(WITH_DEV) ## build the documentation into site/; a broken link is an error
 	@$(MKDOCS) build --strict --quiet
 	@echo "site/index.html"
 
-docs-serve: $(WITH_DEV) ## show the documentation on http://127.0.0.1:8000 while you write it
+docs-serve: $(WITH_DEV) ## serve a live preview of the documentation on http://127.0.0.1:8000
 	@$(MKDOCS) serve
 
-clean: ## remove caches and builds; runs and environment stay
+clean: ## remove caches and builds, but not runs and the environment
 	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache
 	@find kdpl tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps, not the interpreter, are what make compares: a symlink's time is its target's.
+# make compares stamp files, because the interpreter is a symlink and has its target's time.
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { \
-		echo "There is no $(PYTHON): install Python 3.11 or newer, or name one with PYTHON=…" >&2; exit 1; }
+		echo "$(PYTHON) does not exist: install Python 3.11 or newer, or set another with PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		version=$$($(PYTHON) -c 'import sys; print("%d.%d" % tuple(sys.version_info[:2]))'); \
-		echo "kdpl needs Python 3.11 or newer and $(PYTHON) is $$version: name another with PYTHON=…" >&2; exit 1; }
-	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+		echo "kdpl needs Python 3.11 or newer, but $(PYTHON) is $$version: set another with PYTHON=…" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(WITH_QUICKSTART): pyproject.toml | $(VENV)/.created
-	@echo "Installing kdpl and what the quickstart needs into $(VENV): some minutes, as PyTorch is large"
+	@echo "Installing kdpl and the dependencies of the quickstart into $(VENV); this takes a few minutes"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
 	@touch $@
 
-# dev contains quickstart
+# dev includes quickstart
 $(WITH_DEV): pyproject.toml | $(VENV)/.created
-	@echo "Installing kdpl and what its development needs into $(VENV): some minutes, as PyTorch is large"
+	@echo "Installing kdpl and the dependencies for development into $(VENV); this takes a few minutes"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(WITH_QUICKSTART) $@

@@ -126,7 +126,7 @@ def test_an_old_python_is_refused_in_one_sentence_and_no_environment_is_left(tmp
     old.chmod(0o755)
     refused = make("test", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
     assert refused.returncode != 0
-    sentence = f"kdpl needs Python 3.11 or newer and {old} is 3.10: name another with PYTHON=…"
+    sentence = f"kdpl needs Python 3.11 or newer, but {old} is 3.10: set another with PYTHON=…"
     assert refused.stderr.splitlines()[0] == sentence
     assert refused.stdout == ""
     assert not (tmp_path / "venv").exists()
@@ -135,7 +135,7 @@ def test_an_old_python_is_refused_in_one_sentence_and_no_environment_is_left(tmp
 def test_a_missing_python_is_named(tmp_path):
     refused = make("quickstart", "PYTHON=no-such-python", f"VENV={tmp_path / 'venv'}")
     assert refused.returncode != 0
-    assert refused.stderr.splitlines()[0].startswith("There is no no-such-python: ")
+    assert refused.stderr.splitlines()[0].startswith("no-such-python does not exist: ")
 
 
 def test_environment_is_made_once_and_again_when_the_requirements_change(tmp_path):

@@ -1,8 +1,7 @@
-"""Links between the site and the rest of the repository, written as they work on GitHub.
+"""Links from the site to the rest of the repository, written as they work on GitHub.
 
-Pages in docs/ may link to any file of the repository, and some files of its root are pages of the site as well. A file
-that is linked to and is no page is copied into the site beside the pages, so that no link leads to a version other than
-the one that the page is about.
+Pages in docs/ may link to any file of the repository, and some files of its root are also pages of the site. Other linked
+files are copied into the site, so links lead to the version that the page describes.
 """
 
 import posixpath
@@ -21,14 +20,14 @@ PAGES = {
     "README.md": "tour.md",
     "SECURITY.md": "security.md",
 }
-"""Files of the root, and what they are called in the site."""
+"""Files of the root that are pages, and their names in the site."""
 
-# [text](target#anchor) and nothing that has a scheme, is within the page, or begins at a server's root
+# the target of [text](target#anchor), except one with a scheme, within the page, or at the server's root
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the root, and whatever a page links to outside docs/."""
+    """Add the pages of the root, and linked files outside docs/."""
     for source, name in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     for page in files.documentation_pages():
@@ -40,26 +39,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that are right in the repository into links that are right in the site."""
+    """Turn links that work in the repository into links that work in the site."""
     del config
 
-    def in_the_site(match: re.Match[str]) -> str:
+    def to_site(match: re.Match[str]) -> str:
         name = _name(_source(page.file, match[1]))
         if name is None or files.get_file_from_path(name) is None:
-            return match[0]  # mkdocs says what is wrong with it
+            return match[0]  # mkdocs reports it
         return posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
-    return LINK.sub(in_the_site, markdown)
+    return LINK.sub(to_site, markdown)
 
 
 def _source(file: File, target: str) -> str:
-    """Path in the repository of what a page's link leads to."""
+    """Return the path in the repository of a link's target."""
     page = next((source for source, name in PAGES.items() if name == file.src_uri), f"docs/{file.src_uri}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
 
 
 def _name(path: str) -> str | None:
-    """Path in the site of a file of the repository; None for one outside it."""
+    """Return the path in the site of a file of the repository; None for one outside the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return None if path.startswith("..") else PAGES.get(path, f"repository/{path}")
