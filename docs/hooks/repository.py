@@ -1,7 +1,7 @@
 """Links from the site to the rest of the repository, written as they work on GitHub.
 
-Pages in docs/ may link to any file of the repository, and some files of its root are also pages of the site. Other linked
-files are copied into the site, so links lead to the version that the page describes.
+Pages in docs/ may link to any file of the repository, and some files of its root are also pages of the site. Other
+linked files are copied into the site, so links lead to the version that the page describes.
 """
 
 import posixpath
