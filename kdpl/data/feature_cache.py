@@ -12,7 +12,7 @@ import os
 import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -36,6 +36,7 @@ _MOST_SHARDS = 256  # each is an open file in each worker process
 _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
+_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "image_size", "augmentation")
 _REPR = reprlib.Repr()
 _REPR.maxdict = _REPR.maxlist = _REPR.maxstring = 100
 
@@ -76,81 +77,65 @@ class Manifest(BaseModel):
     made_with: dict[str, str]
 
     @classmethod
-    def of(
-        cls,
-        *,
-        teacher: str,
-        width: int,
-        dataset: str,
-        sources: Sequence[str],
-        image_size: int,
-        augmentation: Augmentation,
-        view_seed: int,
-        views: int,
-    ) -> "Manifest":
-        """Describe the features of all views of a list of images, made with the installed libraries."""
-        settings = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
+    def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":  # noqa: ANN401
+        """Describe the features of views of a list of images, made with the installed libraries.
+
+        Args:
+            sources: The images.
+            augmentation: Family of views.
+            views: Views of each image, or 0.
+            settings: ``teacher``, ``width``, ``dataset``, ``image_size`` and ``view_seed``.
+        """
         kind = type(augmentation)
+        described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
         return cls(
-            teacher=teacher,
-            width=width,
-            dataset=dataset,
             images=len(sources),
             sources=_digest(sources),
-            image_size=image_size,
-            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **settings},
-            view_seed=view_seed,
+            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **described},
             views=views,
             images_per_shard=max(-(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1),
             made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
+            **settings,
         )
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path, needed: "Manifest", views: int | None = None) -> "Manifest":
         """Read the manifest of a cache.
 
+        Args:
+            folder: The cache's folder.
+            needed: The manifest that a run would write; number and seed of the views may differ.
+            views: Views of each image that the cache must have; None: any number.
+
         Raises:
-            DataError: The folder holds no cache, one of another version, or a damaged manifest.
+            DataError: The folder holds no cache, or one of another version, damaged or of something else; the first
+                difference is named.
         """
         file = folder / MANIFEST
         if not file.is_file():
             raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
+        damaged = f"remove the folder {folder} and fill the cache again"
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             found = fields["version"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise DataError(f"{file} is damaged: remove the folder {folder} and fill the cache again") from error
-        if found != cls.VERSION:
-            raise DataError(
-                f"the teacher cache {folder} has format version {str(found)[:20]}, expected {cls.VERSION}: "
-                f"{_OTHER_FOLDER}"
-            )
-        try:
-            return cls.model_validate(fields)
+            if found != cls.VERSION:
+                said = f"has format version {str(found)[:20]}, expected {cls.VERSION}"
+                raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
+            manifest = cls.model_validate(fields)
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise DataError(
-                f"{file} is damaged (its field {field} is missing or invalid): remove the folder {folder} and fill the "
-                "cache again"
-            ) from error
-
-    def require(self, folder: Path, needed: "Manifest") -> None:
-        """Refuse features of something else; number and seed of the views may differ.
-
-        Args:
-            folder: The cache's folder, for the message.
-            needed: The manifest that a run would write.
-
-        Raises:
-            DataError: Something differs; the first difference is named.
-        """
-        for name in ("teacher", "width", "dataset", "images", "sources", "image_size", "augmentation"):
-            theirs, ours = getattr(self, name), getattr(needed, name)
-            if theirs != ours:
-                raise DataError(
-                    f"the teacher cache {folder} is of something else ({name} is {_REPR.repr(theirs)} there and "
-                    f"{_REPR.repr(ours)} here): {_OTHER_FOLDER}"
-                )
+            raise DataError(f"{file} is damaged (its field {field} is missing or invalid): {damaged}") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(f"{file} is damaged: {damaged}") from error
+        for name in _MUST_AGREE:
+            theirs, ours = _REPR.repr(getattr(manifest, name)), _REPR.repr(getattr(needed, name))
+            if getattr(manifest, name) != getattr(needed, name):
+                said = f"is of something else ({name} is {theirs} there and {ours} here)"
+                raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
+        if manifest.views == 0 or (views is not None and manifest.views != views):
+            said = f"has {manifest.views} views of each image, expected {views or 'some'}"
+            raise DataError(f"the teacher cache {folder} {said}: leave --views out, or {_OTHER_FOLDER}")
+        return manifest
 
     @property
     def num_shards(self) -> int:
@@ -181,25 +166,18 @@ class FeatureCache:
 
     @classmethod
     def open(cls, folder: Path, needed: Manifest, views: int | None = None) -> "FeatureCache":
-        """Open a cache.
-
-        Args:
-            folder: The cache's folder.
-            needed: The manifest that a run would write.
-            views: Views of each image that the cache must have; None: any number.
+        """Open a cache; see ``Manifest.load``.
 
         Raises:
             DataError: The cache does not exist, is of something else, damaged or incomplete.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        cache = cls(folder, _load_fitting(folder, needed, views))
-        missing = missing_shards(folder, cache.manifest)
+        cache = cls(folder, Manifest.load(folder, needed, views))
+        missing = len(_missing_shards(folder, cache.manifest))
         if missing:
-            raise DataError(
-                f"the teacher cache {folder} is incomplete, {len(missing)} of {cache.manifest.num_shards} shards are "
-                f"missing: {_FILL}"
-            )
+            said = f"is incomplete, {missing} of {cache.manifest.num_shards} shards are missing"
+            raise DataError(f"the teacher cache {folder} {said}: {_FILL}")
         for shard in range(cache.manifest.num_shards):
             cache._map(shard)
         return cache
@@ -221,19 +199,16 @@ class FeatureCache:
     def _map(self, shard: int) -> npt.NDArray[np.float16]:
         shape = (len(self.manifest.images_of(shard)), self.manifest.views, self.manifest.width)
         try:
-            features = np.load(_path(self.folder, shard), mmap_mode="r", allow_pickle=False)
+            features: npt.NDArray[np.float16] = np.load(_path(self.folder, shard), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise self._damaged(shard, "it is truncated, or not an array") from error
         if features.shape != shape or features.dtype != np.float16 or not features.flags.c_contiguous:
             raise self._damaged(shard, f"it is {features.dtype} {features.shape}, expected float16 {shape}")
-        return features  # type: ignore[no-any-return]
+        return features
 
     def _damaged(self, shard: int, why: str) -> DataError:
         path = _path(self.folder, shard)
-        return DataError(
-            f"{path} is damaged ({why}): remove {path.name} and fill the cache again with python -m kdpl cache and the "
-            "settings of the fit"
-        )
+        return DataError(f"{path} is damaged ({why}): remove {path.name} and {_FILL}")
 
 
 class CachedView(NamedTuple):
@@ -254,7 +229,7 @@ class CachedImages(Dataset[CachedView]):
     """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
 
     Args:
-        images: The images, with views of the cache's seed.
+        images: The images; the seed of their views is the cache's.
         cache: The features of all unlabelled images.
     """
 
@@ -263,9 +238,8 @@ class CachedImages(Dataset[CachedView]):
         self.cache = cache
 
     def __getitem__(self, key: tuple[int, int]) -> CachedView:
-        i, epoch = key
-        view = epoch % self.cache.manifest.views
-        pixels, index = self.images[i, view]
+        view = key[1] % self.cache.manifest.views
+        pixels, index = self.images[key[0], view]
         return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
 
     def source(self, i: int) -> str:
@@ -274,11 +248,6 @@ class CachedImages(Dataset[CachedView]):
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
-    """Numbers of the shards that a cache lacks."""
-    return [shard for shard in range(manifest.num_shards) if not _path(folder, shard).is_file()]
 
 
 def fill(
@@ -298,7 +267,7 @@ def fill(
 
     Args:
         folder: The cache's folder.
-        needed: What the cache must be of; number and seed of the views count only where it does not exist yet.
+        needed: The manifest of the cache; number and seed of the views count only where it does not exist yet.
         images: All unlabelled images.
         encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
         views: Views of each image that the cache must have; None: any number.
@@ -317,44 +286,27 @@ def fill(
             finite.
     """
     _make(folder, needed)
-    manifest = _load_fitting(folder, needed, views)
-    with _locked(folder) if rank == 0 else _unlocked():
-        shards = missing_shards(folder, manifest)[rank::world_size]
-        total, done = sum(len(manifest.images_of(shard)) for shard in shards) * manifest.views, 0
-        at_once = max(1, batch_size // manifest.views)
-        batches = [
-            list(indices[start : start + at_once])
-            for indices in map(manifest.images_of, shards)
-            for start in range(0, len(indices), at_once)
-        ]
-        loader: DataLoader[Tensor] = DataLoader(
-            _AllViews(images, manifest),
-            batch_sampler=batches,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
-        pixels: Iterator[Tensor] = iter(loader) if batches else iter(())
-        for shard in shards:
-            indices = manifest.images_of(shard)
-            features = np.empty((len(indices) * manifest.views, manifest.width), dtype=np.float16)
-            filled = 0
-            while filled < len(features):
-                for part in torch.split(next(pixels).flatten(0, 1), batch_size):
-                    encoded = encode(part)
-                    finite = encoded.isfinite().all(dim=1)
-                    if not finite.all():
-                        image, view = divmod(filled + int((~finite).nonzero()[0]), manifest.views)
-                        raise DataError(
-                            f"the teacher's features of view {view} of unlabelled image {indices[image]} are not "
-                            "finite: check its weights and prompts, or set trainer.precision to 32-true"
-                        )
-                    features[filled : filled + len(part)] = encoded.half().cpu().numpy()
-                    filled += len(part)
-                    done += len(part)
-                    on_progress(done, total)
-            _write(_path(folder, shard), features.reshape(len(indices), manifest.views, manifest.width))
-    return done
+    manifest = Manifest.load(folder, needed, views)
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0) if rank == 0 else nullcontext():
+            shards = _missing_shards(folder, manifest)[rank::world_size]
+            done, total = 0, sum(len(manifest.images_of(shard)) for shard in shards) * manifest.views
+            pixels = _load_views(images, manifest, shards, batch_size, num_workers)
+            for shard in shards:
+                indices = manifest.images_of(shard)
+                features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
+                flat, filled = features.reshape(-1, manifest.width), 0
+                while filled < len(flat):
+                    for part in torch.split(next(pixels).flatten(0, 1), batch_size):
+                        encoded = encode(part)
+                        _require_finite(encoded, indices, filled, manifest.views)
+                        flat[filled : filled + len(part)] = encoded.half().cpu().numpy()
+                        filled, done = filled + len(part), done + len(part)
+                        on_progress(done, total)
+                _write(_path(folder, shard), features)
+            return done
+    except Timeout as error:
+        raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
 
 
 def verify(
@@ -369,12 +321,12 @@ def verify(
     rank: int = 0,
     world_size: int = 1,
 ) -> int:
-    """Compute random entries of a cache again and compare them.
+    """Compute random entries of a cache again and compare them; arguments as for ``fill``.
 
     Args:
         cache: The cache.
         images: All unlabelled images.
-        encode: As for ``fill``.
+        encode: Teacher.
         entries: How many, over all processes.
         tolerance: Largest relative distance of a feature from the one that is stored.
         batch_size: Views that are encoded at a time.
@@ -395,11 +347,7 @@ def verify(
     different: list[tuple[int, int, float]] = []
     cached = CachedImages(_with_seed(images, manifest.view_seed), cache)
     loader: DataLoader[CachedView] = DataLoader(
-        cached,
-        batch_size,
-        sampler=keys,
-        num_workers=num_workers,
-        generator=torch.Generator(),
+        cached, batch_size, sampler=keys, num_workers=num_workers, generator=torch.Generator()
     )
     for number, batch in enumerate(loader):
         features = encode(batch.image).float().cpu()
@@ -430,6 +378,36 @@ class _AllViews(Dataset[Tensor]):
         return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
 
 
+def _load_views(
+    images: UnlabeledImages, manifest: Manifest, shards: Sequence[int], batch_size: int, num_workers: int
+) -> Iterator[Tensor]:
+    """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
+    at_once = max(1, batch_size // manifest.views)
+    batches = [
+        list(indices[start : start + at_once])
+        for indices in map(manifest.images_of, shards)
+        for start in range(0, len(indices), at_once)
+    ]
+    loader: DataLoader[Tensor] = DataLoader(
+        _AllViews(images, manifest),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    return iter(loader) if batches else iter(())
+
+
+def _require_finite(features: Tensor, indices: range, filled: int, views: int) -> None:
+    finite = features.isfinite().all(dim=1)
+    if not finite.all():
+        image, view = divmod(filled + int((~finite).nonzero()[0]), views)
+        raise DataError(
+            f"the teacher's features of view {view} of unlabelled image {indices[image]} are not finite: check its "
+            "weights and prompts, or set trainer.precision to 32-true"
+        )
+
+
 def _with_seed(images: UnlabeledImages, seed: int) -> UnlabeledImages:
     view = images.view
     return UnlabeledImages(images.sources, RandomView(view.open_image, view.augmentation, view.image_size, seed))
@@ -444,40 +422,15 @@ def _make(folder: Path, needed: Manifest) -> None:
             "python -m kdpl cache and --views"
         )
     # another process of the same command may be ahead
-    own = (MANIFEST, "shard-")
-    if folder.exists() and (
-        not folder.is_dir() or any(not path.name.startswith((".", *own)) for path in folder.iterdir())
-    ):
+    own = (".", MANIFEST, "shard-")
+    if folder.exists() and not (folder.is_dir() and all(path.name.startswith(own) for path in folder.iterdir())):
         raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(needed.model_dump(), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def _load_fitting(folder: Path, needed: Manifest, views: int | None) -> Manifest:
-    manifest = Manifest.load(folder)
-    manifest.require(folder, needed)
-    if manifest.views == 0 or (views is not None and manifest.views != views):
-        raise DataError(
-            f"the teacher cache {folder} has {manifest.views} views of each image, expected {views or 'some'}: leave "
-            "--views out, or choose another folder as data.init_args.teacher_cache"
-        )
-    return manifest
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise DataError(
-            f"the teacher cache {folder} is being filled by another command: wait until it ends, or end it"
-        ) from error
-
-
-@contextmanager
-def _unlocked() -> Iterator[None]:
-    yield
+def _missing_shards(folder: Path, manifest: Manifest) -> list[int]:
+    return [shard for shard in range(manifest.num_shards) if not _path(folder, shard).is_file()]
 
 
 def _path(folder: Path, shard: int) -> Path:
