@@ -1,8 +1,4 @@
-"""Random views of training images.
-
-An augmentation draws a few numbers and applies them, in two steps: the numbers say exactly which view it is, so a
-view can be stored and made again without its random generator.
-"""
+"""Random views of training images: an augmentation draws a few numbers, which define a view, and applies them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,45 +15,19 @@ Parameters = tuple[float, ...]
 
 
 class Augmentation(ABC):
-    """A family of random views of an image. Its attributes are its settings.
-
-    Attributes:
-        parameter_names: What the numbers that define a view are called, in their order.
-    """
-
-    parameter_names: tuple[str, ...]
+    """A family of random views of an image. Its attributes are its settings."""
 
     @abstractmethod
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Draw the numbers that define one view.
-
-        Args:
-            rng: Where the randomness comes from.
-            width: Width of the image in pixels.
-            height: Height of the image in pixels.
-
-        Returns:
-            Plain numbers, one for each of ``parameter_names``.
-        """
+        """Draw the numbers that define one view of an image of ``width`` x ``height`` pixels."""
 
     @abstractmethod
     def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
-        """Make the view that the parameters define.
-
-        Args:
-            image: An RGB image of the width and height that the parameters were drawn for.
-            parameters: What :meth:`parameters` returned.
-            size: Edge of the result in pixels.
-
-        Returns:
-            An RGB image of ``size`` x ``size`` pixels.
-        """
+        """Make the view of an RGB image that its parameters define, ``size`` x ``size`` pixels."""
 
 
 class NoAugmentation(Augmentation):
     """The evaluation transform: every view of an image is the same."""
-
-    parameter_names = ()
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
         """Nothing to draw."""
@@ -77,20 +47,18 @@ class RandomResizedCrop(Augmentation):
         flip: Probability of a horizontal flip.
 
     Raises:
-        ConfigError: If a range is empty or not positive, or ``flip`` is no probability.
+        ConfigError: A range is empty or not positive, or ``flip`` is not a probability.
     """
-
-    parameter_names = ("top", "left", "height", "width", "flipped")
 
     def __init__(
         self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}.")
+            raise ConfigError(f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}")
         if not 0 < ratio[0] <= ratio[1]:
-            raise ConfigError(f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}.")
+            raise ConfigError(f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}")
         if not 0 <= flip <= 1:
-            raise ConfigError(f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}.")
+            raise ConfigError(f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}")
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
@@ -141,18 +109,14 @@ class LightAffine(Augmentation):
         translate: Largest shift along each axis, as a share of the view's edge.
 
     Raises:
-        ConfigError: If ``degrees`` or ``translate`` is negative, or ``scale`` is empty or not positive.
+        ConfigError: ``degrees`` or ``translate`` is negative, or ``scale`` is empty or not positive.
     """
-
-    parameter_names = ("angle", "scale", "right", "down")
 
     def __init__(self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05) -> None:
         if degrees < 0 or translate < 0:
-            raise ConfigError(
-                f"degrees and translate of LightAffine must be at least 0, not {degrees} and {translate}."
-            )
+            raise ConfigError(f"degrees and translate of LightAffine must be at least 0, not {degrees} and {translate}")
         if not 0 < scale[0] <= scale[1]:
-            raise ConfigError(f"scale of LightAffine must be two rising positive numbers, not {scale}.")
+            raise ConfigError(f"scale of LightAffine must be two rising positive numbers, not {scale}")
         self.degrees = degrees
         self.scale = scale
         self.translate = translate
@@ -189,13 +153,9 @@ AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
 
 
 def build_augmentation(augmentation: str | Augmentation) -> Augmentation:
-    """An augmentation by its name, or as it is.
-
-    Raises:
-        ConfigError: If no augmentation has that name.
-    """
+    """Build an augmentation by its name, or return it as it is; ConfigError if the name is unknown."""
     if isinstance(augmentation, Augmentation):
         return augmentation
     if augmentation not in AUGMENTATIONS:
-        raise ConfigError(f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
+        raise ConfigError(f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
     return AUGMENTATIONS[augmentation]()

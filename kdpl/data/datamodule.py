@@ -29,12 +29,7 @@ _WORKERS = 4
 
 
 class DataConsumer(Protocol):
-    """The side of a LightningModule that the datamodule sees.
-
-    Attributes:
-        train_split: The split that it trains on.
-        image_size: Edge in pixels of the square images that it takes.
-    """
+    """The side of a LightningModule that the datamodule sees."""
 
     train_split: TrainSplit
     image_size: int
@@ -137,11 +132,7 @@ class DomainDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset before protocol and sampling, less images that are left out; read once, on first use.
-
-        Raises:
-            DataError: The dataset is missing or damaged, or has too few classes for the protocol.
-        """
+        """The dataset before protocol and sampling, less images that are left out; read once, on first use."""
         splits = self._reading.splits
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
             raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
@@ -214,11 +205,7 @@ class DomainDataModule(LightningDataModule):
         return (cache, own, *others) if self.fill_teacher_cache and not trainer.max_epochs else (own, cache, *others)
 
     def setup(self, stage: str = "fit") -> None:
-        """Read the dataset, and check it as far as the stage needs it.
-
-        Raises:
-            DataError: The dataset is missing or damaged, or lacks the images that the stage needs.
-        """
+        """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""
         if self.trainer is not None:
             self._reading.files = self._files_of(self.trainer)
         _ = self.splits  # reads the dataset
@@ -240,14 +227,7 @@ class DomainDataModule(LightningDataModule):
             self._labeled.evaluation("val")
 
     def cache_manifest(self, teacher: str, width: int, image_size: int, views: int | None = None) -> Manifest:
-        """Describe the teacher cache that a run needs.
-
-        Args:
-            teacher: Fingerprint of the teacher.
-            width: Width D of its features.
-            image_size: Edge of the student's images in pixels.
-            views: Views of each image; None: as many as the trainer has epochs.
-        """
+        """Describe the teacher cache that a run needs; views: None stands for the trainer's number of epochs."""
         epochs = self.trainer.max_epochs if self.trainer else None
         return Manifest.of(
             teacher=teacher,
@@ -274,12 +254,7 @@ class DomainDataModule(LightningDataModule):
         return cache.manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
 
     def _open_cache(self) -> FeatureCache | None:
-        """Open the teacher cache of a fit on first use; None where there is none, or nothing is trained.
-
-        Raises:
-            ConfigError: The trainer's module does not say what its teacher is.
-            DataError: The cache is missing, damaged, incomplete or of something else.
-        """
+        """Open the teacher cache of a fit on first use; None where there is none, or nothing is trained."""
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return None
         if self._cache is None:
@@ -323,8 +298,6 @@ class DomainDataModule(LightningDataModule):
             A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` with a
             trainer and a teacher cache. The epoch is set on its ``sampler``.
 
-        Raises:
-            DataError: The split has no images, or a class has fewer than ``shots``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":

@@ -1,4 +1,4 @@
-"""Opening image files. Needs Pillow alone, so that a worker process that only looks at images starts at once."""
+"""Opening image files."""
 
 from importlib.util import find_spec
 from io import BytesIO
@@ -16,41 +16,29 @@ _FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 def open_image(path: str, content: bytes | None = None) -> Image.Image:
     """Open and decode an image file as RGB.
 
-    Of an animation the first frame is taken; transparency is dropped and the colour below it stays; 16-bit grey values
-    lose their lower byte. Orientation tags are not followed, as the field does not.
+    The first frame of an animation is used; transparency is dropped and the colour below it stays; 16-bit grey values
+    lose their lower byte. Orientation tags are not followed, as in the field.
 
     Args:
-        path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its name ends
-            with.
-        content: The file's bytes, where they were read already, from within an archive for example.
-
-    Returns:
-        The decoded RGB image; the file is closed again.
+        path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its ending.
+        content: The file's bytes, if they were read already.
 
     Raises:
-        DataError: If the file is missing, truncated, not an image, or so large that Pillow takes it for an attack
-            (about 179 million pixels).
+        DataError: The file is missing, truncated, not an image, or has more than about 179 million pixels.
     """
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
             return to_rgb(image)
     except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it.") from error
-    except UnidentifiedImageError as error:  # Pillow's own sentence names the file again, or an address in memory
-        raise DataError(
-            f"image {path} cannot be read (no format that Pillow knows): replace or remove the file."
-        ) from error
-    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file.") from error
+        raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it") from error
+    except Exception as error:  # Pillow's decoders raise any error on damaged bytes
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no format that Pillow knows" if unknown else str(error).rstrip(".") or type(error).__name__
+        raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB, as ``open_image`` does.
-
-    Raises:
-        OSError: It is decoded only now, and damaged.
-    """
+    """Turn an image of any mode into RGB, as ``open_image`` does; OSError if it is damaged."""
     if image.mode.startswith("I"):
         # Pillow would cut 16-bit grey values off at 255, which leaves most images white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

@@ -8,15 +8,7 @@ _LONGEST = 100  # times its short edge
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The evaluation transform: short edge to ``size`` (bicubic, antialiased), then the centre square.
-
-    Args:
-        image: An RGB image of any size.
-        size: Edge of the result in pixels.
-
-    Returns:
-        An RGB image of ``size`` x ``size`` pixels.
-    """
+    """The evaluation transform of an RGB image: short edge to ``size`` (bicubic, antialiased), then the centre crop."""
     image = _without_ends(image)
     resized = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cropped: Image.Image = functional.center_crop(resized, [size, size])

@@ -17,14 +17,7 @@ def generator(
 ) -> np.random.Generator:
     """The random stream that belongs to a seed, a purpose, an epoch and an image.
 
-    Args:
-        seed: Seed of the run, at least 0.
-        purpose: What is drawn; each purpose has streams of its own.
-        epoch: Epoch, counted from 0.
-        index: Index of the image within its split.
-
-    Returns:
-        A generator at the start of that stream. Streams do not overlap: each has 2^64 blocks of its own.
+    Streams do not overlap: each has 2^64 blocks of its own.
     """
     key = np.array([seed, _PURPOSES[purpose]], dtype=np.uint64)
     counter = np.array([0, index, epoch, 0], dtype=np.uint64)

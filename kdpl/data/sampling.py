@@ -24,12 +24,9 @@ def few_shot(
     Args:
         train: The whole training list.
         val: The whole validation list.
-        shots: Training images a class; None takes the list as it is.
-        val_shots: Validation images a class, never more than ``shots``; None takes the list as it is.
+        shots: Training images a class; None: the list as it is.
+        val_shots: Validation images a class, never more than ``shots``; None: the list as it is.
         seed: Seed of the stream.
-
-    Returns:
-        The training and the validation sample, class after class.
     """
     # the same stream as that of random.seed(seed), without touching the global one
     stream = random.Random(seed)  # noqa: S311

@@ -17,16 +17,7 @@ from kdpl.errors import DataError
 
 @dataclass(frozen=True)
 class Labeled:
-    """The labelled images of a dataset, less what protocol and sampling leave out.
-
-    Attributes:
-        splits: The dataset.
-        tuning_class_names: Names of the classes that the teacher is tuned on, those of the first labels.
-        shots: Training images a class; None: all.
-        val_shots: Validation images a class, at most ``shots`` of them; None: all.
-        allow_fewer_shots: Whether a class may have fewer than ``shots``.
-        seed: Seed of the sample.
-    """
+    """The labelled images of a dataset, less what protocol and sampling leave out; see ``DomainDataModule``."""
 
     splits: Splits
     tuning_class_names: tuple[str, ...]
@@ -63,13 +54,7 @@ class Labeled:
 
 @dataclass(frozen=True)
 class Unlabeled:
-    """The unlabelled images of a dataset, less what a run leaves out.
-
-    Attributes:
-        splits: The dataset.
-        share: Share of the images that is used, above 0 and at most 1.
-        seed: Seed of that share.
-    """
+    """The unlabelled images of a dataset, and the ``share`` of them that is distilled on, drawn with a seed."""
 
     splits: Splits
     share: float

@@ -81,8 +81,4 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self) -> Splits:
-        """Read the dataset.
-
-        Raises:
-            DataError: It is missing or damaged.
-        """
+        """Read the dataset; DataError if it is missing or damaged."""

@@ -1,6 +1,7 @@
 import io
 import tarfile
 import zipfile
+from contextlib import suppress
 
 import pytest
 
@@ -65,48 +66,47 @@ def test_other_folders_stay_and_what_a_mac_adds_goes(tmp_path):
     assert contents(tmp_path / "b") == {"images/1.jpg": b"1"}
 
 
-@pytest.mark.parametrize("name", ["/etc/x", "../x", "dtd/../../x", "C:/x", "..\\x"])
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "dtd/../../x", "..\\x"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_member_that_leaves_the_folder_is_refused_before_anything_is_written(tmp_path, name, kind):
-    path = tmp_path / f"bad.{kind}"
+def test_nothing_is_written_outside_of_the_folder(tmp_path, name, kind):
+    path, out = tmp_path / f"bad.{kind}", tmp_path / "in" / "out"
     if kind == "zip":
         zipped(path, {"dtd/fine.jpg": b"1", name: b"2"})
+        unpack(path, out, is_dtd)
     else:
         tarred(path, ("dtd/fine.jpg", tarfile.REGTYPE, b"1"), (name, tarfile.REGTYPE, b"2"))
-    with pytest.raises(DataError, match=r"^archive .*bad\.\w+ has a member .* that leaves its folder: do not use it$"):
-        unpack(path, tmp_path / "out", is_dtd)
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+        with suppress(DataError):
+            unpack(path, out, is_dtd)
+    assert {each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("*")} == {path.name, "in"}
+    assert [each.name for each in (tmp_path / "in").iterdir()] == ["out"]
+    assert not [each for each in out.rglob("*") if each.is_symlink()]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+def test_devices_and_links_that_lead_outside_are_refused(tmp_path, kind):
     path = tarred(tmp_path / "bad.tar", ("dtd/fine.jpg", tarfile.REGTYPE, b"1"), ("dtd/l", kind, "/etc/passwd"))
-    with pytest.raises(DataError, match="has a member 'dtd/l' that is neither file nor folder"):
+    with pytest.raises(DataError, match="is damaged or unsafe"):
         unpack(path, tmp_path / "out", is_dtd)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
-def test_link_in_a_zip_is_refused(tmp_path):
-    link = zipfile.ZipInfo("dtd/l")
+def test_a_link_in_a_zip_becomes_a_file(tmp_path):
+    link = zipfile.ZipInfo("l")
     link.create_system = 3
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
-        archive.writestr("dtd/fine.jpg", b"1")
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match="has a member 'dtd/l' that is neither file nor folder"):
-        unpack(tmp_path / "bad.zip", tmp_path / "out", is_dtd)
-    assert not (tmp_path / "out").exists()
+    unpack(tmp_path / "bad.zip", tmp_path / "out", is_dtd)
+    assert contents(tmp_path / "out") == {"l": b"/etc/passwd"}
+    assert not (tmp_path / "out/l").is_symlink()
 
 
-@pytest.mark.parametrize("content", [b"no archive", b""])
-def test_damaged_archive_is_named(tmp_path, content):
-    (tmp_path / "bad.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"^archive .*bad\.zip is damaged \(.*\): remove it and download it again$"):
-        unpack(tmp_path / "bad.zip", tmp_path / "out", is_dtd)
-
-
-def test_damaged_contents_are_named(tmp_path):
-    path = zipped(tmp_path / "bad.zip", {"dtd/1.jpg": b"0123456789" * 10})
-    path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456788", 1))
-    with pytest.raises(DataError, match=r"bad\.zip is damaged"):
+@pytest.mark.parametrize("content", [b"no archive", b"", None])
+def test_a_damaged_archive_is_named(tmp_path, content):
+    path = tmp_path / "bad.zip"
+    if content is None:
+        zipped(path, {"dtd/1.jpg": b"0123456789" * 10})
+        content = path.read_bytes().replace(b"0123456789", b"0123456788", 1)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^archive .*bad\.zip is damaged or unsafe \(.*\): remove it and download it"):
         unpack(path, tmp_path / "out", is_dtd)

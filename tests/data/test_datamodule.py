@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from own_reader import Stripes
 from PIL import Image
 
 from kdpl.data import DomainDataModule
@@ -312,9 +313,7 @@ def test_module_must_say_what_it_wants(folder):
     del probe.image_size
     with pytest.raises(ConfigError, match=r"^Probe has no image_size: [^\n]*$"):
         trainer(folder).fit(probe, datamodule=in_folder(folder))
-    with pytest.raises(
-        ConfigError, match=r"^train_split of Probe is 'test', expected labeled or unl"
-    ):
+    with pytest.raises(ConfigError, match=r"^train_split of Probe is 'test', expected labeled or unl"):
         trainer(folder).fit(Probe("test"), datamodule=in_folder(folder))
 
 
@@ -432,6 +431,16 @@ def test_config_may_set_an_augmentation_up():
     )
     assert built.augmentation.scale == (0.5, 2.0)
     assert built.shots is None
+
+
+def test_config_may_name_a_reader_of_ones_own_by_its_class_path():
+    arguments = ["--data=kdpl.data.DomainDataModule", "--data.dataset=own_reader.Stripes"]
+    built = from_config(*arguments, "--data.dataset.shades=20")
+    assert built.dataset == "own_reader.Stripes"
+    assert built.class_names == ("red", "blue")
+    assert len(built.train_dataloader_for("labeled", 8).dataset) == 32
+    with pytest.raises(ConfigError, match="dataset is a Stripes with init_args of its own: remove root"):
+        DomainDataModule(Stripes(), root="x")
 
 
 def from_config(*arguments):

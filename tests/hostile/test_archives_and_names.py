@@ -43,11 +43,6 @@ def refused(archive, folder, words):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2J.jpg", "a\u202egpj.exe", "a\x07"])
-def test_a_member_whose_name_cannot_be_shown_is_refused_before_anything_is_written(name, tmp_path):
-    refused(tar_with(tmp_path / "x.tar", member(name)), tmp_path / "out", "characters in its name that cannot be shown")
-
-
 def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("kdpl.data.archive._ANY_UNPACKED", 2**20)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -71,7 +66,7 @@ def test_a_header_that_announces_a_name_of_a_gigabyte_is_refused(tmp_path):
     (tmp_path / "x.tar").write_bytes(header + bytes(10_240))
     with pytest.raises(tarfile.ReadError, match="it has 1073741824 bytes"):
         Member.frombuf(header[:512], "utf-8", "strict")
-    refused(tmp_path / "x.tar", tmp_path / "out", "is damaged")
+    refused(tmp_path / "x.tar", tmp_path / "out", "is damaged or unsafe")
     (item,) = read_items([str(tmp_path / "x.tar")])
     assert "is damaged" in item.error
 

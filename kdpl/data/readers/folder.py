@@ -1,6 +1,7 @@
 """A dataset of one's own: ``root/train/<class>/…``, optional ``root/val`` and ``root/test``, unlabelled images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.data.class_mapping import name_classes
@@ -10,37 +11,30 @@ from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
 
+@dataclass
 class Folder(Reader):
     """A folder with a folder for each class.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
     their paths. Hidden files and folders are skipped.
 
-    Args:
+    Attributes:
         root: Folder that holds ``train`` and, if there are any, ``val`` and ``test``.
         unlabeled: Places of unlabelled images, see ``find_unlabeled``; None: the training images.
         class_names: File that maps folder to class name and text; None: the folders' names.
         class_text: Text around each class's name or text, with ``{}`` in its place.
     """
 
-    def __init__(
-        self,
-        root: str,
-        unlabeled: str | Sequence[str] | None = None,
-        class_names: str | None = None,
-        class_text: str | None = None,
-    ) -> None:
-        self.root = root
-        self.unlabeled = unlabeled
-        self.class_names = class_names
-        self.class_text = class_text
+    root: str
+    unlabeled: str | Sequence[str] | None = None
+    class_names: str | None = None
+    class_text: str | None = None
 
     def read(self) -> Splits:
         """Read the dataset; sources are paths that begin with ``root`` or ``unlabeled`` as given.
 
         Raises:
-            ConfigError: ``class_text`` has no place for the name, or a URL is of a kind that cannot be opened.
-            DataError: A folder is missing or holds no images, or the class names file does not fit.
+            KdplError: A folder is missing or holds no images, or class names or places of images do not fit.
         """
         top = Path(self.root).expanduser()
         if not top.is_dir():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ HELD_OUT = "held_out"
 _SPLITS = ("train", "val", "test", HELD_OUT)
 
 
+@dataclass
 class Table(Reader):
     """A CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
 
@@ -27,7 +29,7 @@ class Table(Reader):
     for lack of others, as ``init`` does. The classes are the sorted labels. Relative paths begin at the table's
     folder; URLs are taken as they are.
 
-    Args:
+    Attributes:
         root: The table, a ``.csv`` or ``.parquet`` file.
         unlabeled: Places of further unlabelled images, see ``find_unlabeled``. With neither these nor rows without a
             label, the training images.
@@ -35,25 +37,16 @@ class Table(Reader):
         class_text: Text around each class's name or text, with ``{}`` in its place.
     """
 
-    def __init__(
-        self,
-        root: str,
-        unlabeled: str | Sequence[str] | None = None,
-        class_names: str | None = None,
-        class_text: str | None = None,
-    ) -> None:
-        self.root = root
-        self.unlabeled = unlabeled
-        self.class_names = class_names
-        self.class_text = class_text
+    root: str
+    unlabeled: str | Sequence[str] | None = None
+    class_names: str | None = None
+    class_text: str | None = None
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows.
 
         Raises:
-            DataError: The table is missing or says something impossible.
-            ConfigError: It is a Parquet file and pyarrow is not installed, ``class_text`` has no place for the name,
-                or a URL is of a kind that cannot be opened.
+            KdplError: The table is missing or invalid, or class names or places of images do not fit.
         """
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
@@ -90,17 +83,9 @@ class Table(Reader):
             listed, further = frozenset(places(split_of)), find_unlabeled(self.unlabeled)
             without_label += [source for source, at in zip(further, places(further), strict=True) if at not in listed]
         names, texts = name_classes(keys, self.class_names, self.class_text)
-        return Splits(
-            f"table {table}",
-            names,
-            train,
-            val,
-            test or held_out,
-            tuple(without_label) or None,
-            open_source,
-            class_texts=texts,
-            held_out=bool(held_out),
-        )
+        unlabeled, has_held_out = tuple(without_label) or None, bool(held_out)
+        parts = (train, val, test or held_out, unlabeled, open_source)
+        return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=has_held_out)
 
 
 def _rows(table: Path) -> list[tuple[str, str, str]]:
