@@ -99,8 +99,8 @@ def _rows(table: Path) -> list[tuple[str, str, str]]:
     for name in ("image", "label"):
         if name not in frame.columns:
             raise DataError(
-                f"table {table} has no column {name!r} but {', '.join(map(visible, frame.columns)) or 'none'}: its first row must "
-                "be image,label or image,label,split"
+                f"table {table} has no column {name!r} but {', '.join(map(visible, frame.columns)) or 'none'}: its "
+                "first row must be image,label or image,label,split"
             )
     images, labels = ([_text(value) for value in frame[name]] for name in ("image", "label"))
     splits = (
