@@ -31,13 +31,13 @@ class VectorSettings:
 
     Attributes:
         class_names: The C names, by label.
-        num_base: How many of them, the first ones, are base classes; None where there is no such split.
+        num_base: Number of base classes, which come first; None where there is no such split.
         clip: The teacher's CLIP.
         logit_scale: The teacher's factor on cosine similarities, exponentiated.
-        context: The words that the prompts were started from; None if from noise.
+        context: The words that the text prompts were started from; None if from noise.
         preprocessing: What the teacher expects of images.
         teacher: Fingerprint of the tuned teacher.
-        class_texts: What the text tower read for each class, by label; None where that was its name.
+        class_texts: What the text tower read for each class; None where that was its name.
     """
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
@@ -97,11 +97,11 @@ class ClassVectors(VectorSettings):
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Put vectors and metadata together again.
+        """Put vectors [C, D] and the result of ``fields`` together again.
 
         Args:
-            vectors: Float32 [C, D].
-            fields: The result of ``fields``.
+            vectors: The vectors.
+            fields: The metadata.
             source: Where they come from, for messages.
             remedy: What to do when they are damaged, for messages.
 
@@ -127,11 +127,7 @@ class ClassVectors(VectorSettings):
 
     @classmethod
     def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
-        """Read the class vectors in a teacher's run folder, or another file of them.
-
-        Raises:
-            ArtifactError: As for ``load``.
-        """
+        """Read the class vectors in a teacher's run folder, or another file of them; errors as of ``load``."""
         return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
@@ -148,15 +144,7 @@ class ClassVectors(VectorSettings):
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
 
     def require_names(self, class_names: Sequence[str], source: str) -> None:
-        """Refuse vectors that are not for these classes in this order.
-
-        Args:
-            class_names: The names that the data has.
-            source: Where the vectors come from, for the message.
-
-        Raises:
-            ArtifactError: The names differ; the first difference is named.
-        """
+        """Raise an ArtifactError if the vectors are not for these classes in this order; ``source`` is named in it."""
         names = tuple(class_names)
         if names == self.class_names:
             return
@@ -188,11 +176,7 @@ class NameEncoder:
 
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
-        """Load the teacher of a run's folder.
-
-        Raises:
-            KdplError: The folder has no prompts, or they are damaged or do not fit their CLIP.
-        """
+        """Load the teacher of a run's folder; a KdplError if there is none, or it does not fit its CLIP."""
         return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
 
     def encode(
@@ -202,7 +186,7 @@ class NameEncoder:
 
         Args:
             names: The names, in the order of their labels.
-            num_base: How many of them, the first ones, are base classes; None where there is no such split.
+            num_base: Number of base classes, which come first; None where there is no such split.
             texts: What the text tower reads for each; None: the names.
 
         Raises:

@@ -55,12 +55,7 @@ class _Settings(EncoderSettings):
 
 
 class Prediction(NamedTuple):
-    """One guess.
-
-    Attributes:
-        class_name: The class.
-        probability: Softmax over all classes.
-    """
+    """A class, and its probability by softmax over all classes."""
 
     class_name: str
     probability: float
@@ -96,21 +91,15 @@ class Classifier(nn.Module):
         return self.encoder.tower.module.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits [B, C] for images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
+        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
         logits: Tensor = self.head(self.encoder(images), self.logit_scale)
         return logits
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
-        """Give a classifier that knows further classes; the encoder is shared, this one stays as it is.
-
-        No image of theirs was seen, not even without a label: they are novel classes, and base classes stay the first
-        ones.
-
-        Args:
-            vectors: Class vectors of the further classes, from the teacher that this classifier was distilled from.
+        """Return a classifier with further, novel classes behind its own; the encoder is shared.
 
         Raises:
-            ArtifactError: They come from another teacher, or have a class that is already here.
+            ArtifactError: The class vectors come from another teacher, or have a class that is already here.
         """
         self.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
@@ -126,11 +115,7 @@ class Classifier(nn.Module):
         return Classifier(self.encoder, extended, self.logit_scale, self.clip)
 
     def require_teacher(self, made: ClassVectors | TunedPrompts) -> None:
-        """Refuse what another teacher made than the one that this classifier was distilled from.
-
-        Raises:
-            ArtifactError: It was another, or classes cannot be added to this classifier.
-        """
+        """Raise an ArtifactError unless ``made`` is by the teacher whose class vectors this classifier has."""
         if made.teacher != self.vectors.teacher:
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than those of the classifier: "
@@ -153,12 +138,12 @@ class Classifier(nn.Module):
 
         Args:
             images: Paths, PIL images, or uint8 tensors [3, H, W], of any size and in any mix.
-            top_k: How many guesses for each image, at most the number of classes.
-            batch_size: How many images at once; does not change the result beyond rounding.
-            workers: How many threads decode, ahead of the network; None: one for each processor core.
+            top_k: Predictions for each image, at most the number of classes.
+            batch_size: Images at once; does not change the result beyond rounding.
+            workers: Threads that decode; None: one for each processor core.
 
         Returns:
-            For each image, in order, its guesses, most probable first.
+            For each image, in order, its predictions, most probable first.
 
         Raises:
             ConfigError: ``images`` is one image, or a number is below 1.
@@ -184,17 +169,10 @@ class Classifier(nn.Module):
         batch_size: int = 64,
         workers: int | None = None,
     ) -> Iterator[tuple[T, list[Prediction] | DataError]]:
-        """Classify images as they come, as ``predict`` does, whatever stands for them.
-
-        Args:
-            items: What stands for the images; read lazily.
-            open_item: Gives an item's image, of any size and mode; called in threads.
-            top_k: As in ``predict``.
-            batch_size: As in ``predict``.
-            workers: As in ``predict``.
+        """Classify items in order, read lazily and opened in threads; otherwise as ``predict``.
 
         Yields:
-            Each item, in order, with its guesses, or with the ``DataError`` that opening it raised.
+            Each item with its predictions, or with the ``DataError`` that opening it raised.
         """
         top_k = min(top_k, len(self.class_names))
 
@@ -221,18 +199,17 @@ class Classifier(nn.Module):
         return to_tensor(resize_and_crop(to_rgb(image), self.preprocessing.image_size))
 
     def save(self, folder: str | Path) -> None:
-        """Write the classifier as a folder of safetensors and JSON, whole or not at all.
-
-        A classifier that is there already is replaced.
+        """Write the classifier as a folder of safetensors and JSON, atomically; another classifier there is replaced.
 
         Raises:
             ArtifactError: The folder holds something else.
         """
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        if there - {*FILES, *HUB_FILES}:
+        others = there - {*FILES, *HUB_FILES}
+        if others:
             raise ArtifactError(
-                f"{folder} holds other things than a classifier ({visible(min(there - {*FILES, *HUB_FILES}))}), which "
-                "would be lost: give a new folder, or an empty one"
+                f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
+                "new folder, or an empty one"
             )
         prompts = self.encoder.prompts
         settings = _Settings(
@@ -264,13 +241,13 @@ class Classifier(nn.Module):
         """Upload the classifier and its model card to the Hugging Face hub.
 
         Args:
-            repo_id: ``owner/name``; made if it does not exist.
+            repo_id: ``owner/name``; created if it does not exist.
             run: Folder of the student's run, for the card: data, protocol and, where it was tested, accuracies.
-            private: Whether a repository that is made is private; None: as its owner has it.
+            private: If a repository that is created is private; None: the owner's default.
             token: The hub's token; None: the one that ``hf auth login`` stored.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
             ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
@@ -289,10 +266,10 @@ class Classifier(nn.Module):
             name: ``owner/name`` on the hub, or a folder.
             revision: A commit, branch or tag on the hub.
             token: As in ``push_to_hub``.
-            cache_dir: Where downloads are kept; None: the hub's own folder.
+            cache_dir: Folder for downloads; None: the hub's own.
 
         Raises:
-            ArtifactError: It cannot be had, or is damaged.
+            ArtifactError: It cannot be fetched, or is damaged.
         """
         if Path(name).is_dir():
             return cls.load(name)
@@ -308,31 +285,26 @@ class Classifier(nn.Module):
             ArtifactError: The folder is missing, damaged or of an unknown version.
         """
         folder = Path(folder)
+        source = f"the classifier {folder}"
         if not folder.is_dir():
-            raise ArtifactError(f"the classifier {folder} does not exist: {_REMEDY}")
+            raise ArtifactError(f"{source} does not exist: {_REMEDY}")
         for name in FILES:
             if not (folder / name).is_file():
                 below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
                 near = next((f"{each}, perhaps" for each in below if each.is_dir()), _REMEDY)
                 raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {near}")
-        source = f"the classifier {folder}"
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
+            kind, version, own = config["kind"], config["version"], tensors.pop("class_vectors")
         except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {_REMEDY}") from error
-        if not isinstance(config, dict) or "kind" not in config or "version" not in config:
-            raise ArtifactError(f"{source} is damaged ({_CONFIG} does not name its kind and version): {_REMEDY}")
-        kind, version = config["kind"], config["version"]
         if kind != KIND or type(version) is not int or version != VERSION:
             raise ArtifactError(
                 f"{folder} holds {describe(kind)!r} version {describe(version)}, expected {KIND!r} version {VERSION}: "
                 f"{_REMEDY}"
             )
         settings = parse_metadata(_Settings, config, source, _REMEDY)
-        own = tensors.pop("class_vectors", None)
-        if own is None:
-            raise ArtifactError(f"{source} is damaged (it has no class vectors): {_REMEDY}")
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, _REMEDY)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, _REMEDY)
         return cls(encoder, vectors, settings.logit_scale, settings.clip)

@@ -39,8 +39,7 @@ class TextFamily:
     """A kind of text tower that a teacher can be tuned with.
 
     Attributes:
-        misfit: Why a model config, or the model that was built from it if there is one yet, is not of this kind; None
-            if it is.
+        misfit: Why a model config, or the model if it is built already, is not of this kind; None if it is.
         tower: Wraps the text half of the model.
         tokenizer: The model's tokenizer, texts to token ids [N, context_length].
     """
@@ -81,11 +80,6 @@ def _not_clips_text(config: ModelConfig, model: Any) -> str | None:  # noqa: ANN
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _clips_tokenizer(model: Any) -> Callable[[list[str]], Tensor]:  # noqa: ANN401
-    tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=model.context_length)
-    return tokenizer
-
-
 IMAGE_FAMILIES = {
     "class token": ImageFamily(_pools_by_class_token, PromptableImageTower),
     # a ResNet, a timm model or another transformer: encodes images, and has no tokens that prompts could stand beside
@@ -93,7 +87,11 @@ IMAGE_FAMILIES = {
 }
 """Kinds of image towers by name; the first one that fits is taken."""
 
-TEXT_FAMILIES = {"CLIP": TextFamily(_not_clips_text, TextTower, _clips_tokenizer)}
+TEXT_FAMILIES = {
+    "CLIP": TextFamily(
+        _not_clips_text, TextTower, lambda model: open_clip.SimpleTokenizer(context_length=model.context_length)
+    )
+}
 """Kinds of text towers by name; the first one that fits is taken."""
 
 
@@ -104,12 +102,7 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
 
 
 def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:  # noqa: ANN401
-    """Find the family of a model's text tower.
-
-    Args:
-        name: Name of the model, for the message.
-        config: Its config.
-        model: The model; None before it is built.
+    """Find the family of a model's text tower, by its config and, once it is built, by its modules.
 
     Raises:
         WeightsError: It is of none.
@@ -124,15 +117,11 @@ def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily
 
 
 def require_image_tower(name: str, config: ModelConfig) -> None:
-    """Refuse a model whose image tower cannot be used at all.
-
-    Raises:
-        WeightsError: It is a CoCa, or takes images that are not square.
-    """
-    if "multimodal_cfg" in config:
-        raise WeightsError(f"{name} cannot be used, because it is a CoCa: {_USE}")
-    if isinstance(config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE), list | tuple):
-        raise WeightsError(f"{name} cannot be used, because its image tower is not square: {_USE}")
+    """Raise a WeightsError for a CoCa, and for images that are not square."""
+    square = not isinstance(config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE), list | tuple)
+    if "multimodal_cfg" in config or not square:
+        why = "its image tower is not square" if "multimodal_cfg" not in config else "it is a CoCa"
+        raise WeightsError(f"{name} cannot be used, because {why}: {_USE}")
 
 
 _USE = "use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
@@ -146,14 +135,11 @@ _LARGEST = 1_000_000  # of any size; the memory for tensors of it is checked by 
 
 
 def require_modest(config: ModelConfig, image_size: int) -> None:
-    """Refuse settings from an artifact that would build endlessly, or lead timm to the network or into a folder.
+    """Raise a ValueError for settings of an artifact that would build endlessly, or that timm would fetch or look up.
 
     Args:
         config: The image part of a model config, as a classifier holds it.
         image_size: Edge in pixels of the images that it is said to take.
-
-    Raises:
-        ValueError: They do; the message names the setting.
     """
     vision = config.get("vision_cfg")
     if not isinstance(vision, dict) or config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:

@@ -87,54 +87,35 @@ def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callabl
     _REGISTRY[name] = _Registered(config, weights)
 
 
-def _registered(name: str) -> _Registered | None:
-    for entry in entry_points(group="kdpl.models"):
-        entry.load()()
-    return _REGISTRY.get(name)
-
-
 def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
-
-    Args:
-        config: Which model and which weights.
 
     Raises:
         WeightsError: The model or its weights cannot be had, its text tower is of a kind that cannot be prompted, or
             the weights were trained with another activation than the model has.
     """
-    registered = _registered(config.model)
-    model_config = _config_of(config.model, registered)
-    require_image_tower(config.model, model_config)
-    text_family(config.model, model_config)  # before weights are fetched
+    model_config = _config_of(config.model)
+    text_family(config.model, model_config)  # before anything is built or fetched
     model = _build(model_config)
-    image = _image_half(model, config, model_config, _load(model, config, model_config, registered, ("",)))
+    image = _image_half(model, config, model_config, ("",))
     family = text_family(config.model, model_config, model)
     text_tower = family.tower(model)
+    text_fingerprint = fingerprint(text_tower.state_dict().items())
     return Clip(
-        **vars(image),
-        text_tower=text_tower,
-        tokenize=family.tokenizer(model),
-        text_fingerprint=fingerprint(text_tower.state_dict().items()),
+        **vars(image), text_tower=text_tower, tokenize=family.tokenizer(model), text_fingerprint=text_fingerprint
     )
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load the image half of a CLIP, as ``load_clip`` does; its text tower may be of any kind.
 
-    Args:
-        config: Which model and which weights.
-
     Raises:
         WeightsError: The model or its weights cannot be had, or the weights were trained with another activation than
             the model has.
     """
-    registered = _registered(config.model)
-    model_config = _config_of(config.model, registered)
-    require_image_tower(config.model, model_config)
+    model_config = _config_of(config.model)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
-    weights = _load(model, config, model_config, registered, ("visual.", "logit_scale"))
-    return _image_half(model, config, model_config, weights)
+    return _image_half(model, config, model_config, ("visual.", "logit_scale"))
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
@@ -144,12 +125,12 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
 
 def image_config(name: str) -> dict[str, Any]:
     """The part of a model's config that its image tower is built from."""
-    config = _config_of(name, _registered(name))
+    config = _config_of(name)
     return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest names, shapes and values of tensors; 32 hexadecimal digits."""
+    """Digest of names, shapes and values of tensors; 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
@@ -157,14 +138,15 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _config_of(name: str, registered: _Registered | None) -> dict[str, Any]:
-    if registered is not None:
-        return dict(registered.config)
+def _config_of(name: str) -> ModelConfig:
+    for entry in entry_points(group="kdpl.models"):
+        entry.load()()
     known = [*_REGISTRY, *open_clip.list_models()]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or known[:3]
         raise WeightsError(f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}")
-    config: dict[str, Any] = open_clip.get_model_config(name)
+    config: ModelConfig = _REGISTRY[name].config if name in _REGISTRY else open_clip.get_model_config(name)
+    require_image_tower(name, config)
     return config
 
 
@@ -181,43 +163,25 @@ def _build(model_config: ModelConfig) -> Any:  # noqa: ANN401
         )
 
 
-def _load(
-    model: Any,  # noqa: ANN401
-    config: ClipConfig,
-    model_config: ModelConfig,
-    registered: _Registered | None,
-    prefixes: tuple[str, ...],
-) -> Weights | None:
-    """Load those weights whose names begin with ``prefixes``; None where they stay random."""
+def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:  # noqa: ANN401
+    """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
+    quick_gelu = bool(model_config.get("quick_gelu", False))
+    registered = _REGISTRY.get(config.model)
     if config.pretrained == RANDOM:
         warnings.warn(f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3)
-        return None
-    if registered and config.pretrained in registered.weights:
-        weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
+        weights = Weights({}, RANDOM)
     else:
-        quick_gelu = bool(model_config.get("quick_gelu", False))
-        weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
-    load_weights(model, weights, config.model, prefixes)
-    return weights
-
-
-def _image_half(
-    model: Any,  # noqa: ANN401
-    config: ClipConfig,
-    model_config: ModelConfig,
-    weights: Weights | None,
-) -> ImageClip:
-    normalisation = weights if weights is not None else Weights({}, RANDOM)
+        if registered and config.pretrained in registered.weights:
+            weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
+        else:
+            weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
+        load_weights(model, weights, config.model, parts)
     size = int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
-    preprocessing = Preprocessing(size, tuple(normalisation.mean), tuple(normalisation.std))
+    preprocessing = Preprocessing(size, tuple(weights.mean), tuple(weights.std))
+    visual_fingerprint = fingerprint(model.visual.state_dict().items())
     return ImageClip(
         image_tower=image_tower(model.visual, model_config, preprocessing),
         logit_scale=math.exp(model.logit_scale.item()),
-        identity=ClipIdentity(
-            model=config.model,
-            pretrained=config.pretrained,
-            quick_gelu=bool(model_config.get("quick_gelu", False)),
-            fingerprint=fingerprint(model.visual.state_dict().items()),
-        ),
+        identity=ClipIdentity(config.model, config.pretrained, quick_gelu, visual_fingerprint),
         preprocessing=preprocessing,
     )

@@ -43,10 +43,7 @@ _STAND_INS = {"collections.defaultdict": _empty_dict}
 
 
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
-    """Read a file that ``torch.save`` has written.
-
-    Args:
-        path: The file, a zip archive, as ``torch.save`` writes them since version 1.6.
+    """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
 
     Returns:
         What was saved: tensors, numbers, strings and plain containers, and a meaningless object for anything else.
@@ -80,16 +77,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_openai_archive(path: Path) -> dict[str, Tensor]:
-    """Load OpenAI's weights from a TorchScript archive, whose code would run: only from a file that OpenAI published.
-
-    Args:
-        path: The archive; its SHA-256 must be one of those in open_clip's table of pretrained weights.
-
-    Returns:
-        The state dict.
+    """Load the state dict of a TorchScript archive, whose code runs: only of a file that OpenAI published.
 
     Raises:
-        ArtifactError: It is another file.
+        ArtifactError: Its SHA-256 is not one of those in open_clip's table of pretrained weights.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

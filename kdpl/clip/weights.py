@@ -23,14 +23,7 @@ _SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 
 
 class Weights(NamedTuple):
-    """Weights as they were read.
-
-    Attributes:
-        state: The whole state dict.
-        source: Where it came from, for messages.
-        mean: Per-channel mean of the images that they were trained on.
-        std: Per-channel standard deviation.
-    """
+    """Weights, where they came from, and mean and standard deviation of the images that they were trained on."""
 
     state: StateDict
     source: str
@@ -43,7 +36,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
 
     Args:
         config: Which model and which weights.
-        quick_gelu: Whether the model has QuickGELU.
+        quick_gelu: If the model has QuickGELU.
         registered_tags: The tags of a model of the registry, for the message; None for one of open_clip.
 
     Raises:
@@ -62,13 +55,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
 
 
 def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
-    """Load weights, or the part of them that a part of the CLIP needs.
-
-    Args:
-        model: An ``open_clip.CLIP``.
-        weights: What was read.
-        name: What the model is called, for the message.
-        prefixes: Beginnings of the names that are loaded; the others stay as they are.
+    """Load the weights whose names begin with one of ``prefixes`` into an ``open_clip.CLIP``.
 
     Raises:
         WeightsError: Names or shapes are not the model's; the first difference is named.
@@ -79,19 +66,16 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
     # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
-    missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
-    unknown = sorted(state.keys() - own.keys() - {"attn_mask"})
-    wrong = [k for k in sorted(own.keys() & state.keys()) if own[k].shape != state[k].shape]
-    if missing or unknown or wrong:
-        first = (
-            f"{missing[0]} is missing"
-            if missing
-            else f"{unknown[0]} is unknown"
-            if unknown
-            else f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
-        )
+    problems = [f"{k} is missing" for k in sorted(own.keys() - state.keys()) if not k.endswith("num_batches_tracked")]
+    problems += [f"{k} is unknown" for k in sorted(state.keys() - own.keys() - {"attn_mask"})]
+    problems += [
+        f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+    if problems:
         raise WeightsError(
-            f"{weights.source} does not hold the weights of {name} ({first}): use the model it was made for"
+            f"{weights.source} does not hold the weights of {name} ({problems[0]}): use the model it was made for"
         )
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
 

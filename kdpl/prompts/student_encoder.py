@@ -75,14 +75,9 @@ class StudentEncoder(nn.Module):
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncoderSettings:
-    """What an encoder is built from, as the folder of a classifier holds it.
+    """Settings that an encoder is built from, as a classifier's folder holds them.
 
-    Attributes:
-        image_config: The image part of the CLIP's model config in open_clip's form.
-        preprocessing: What it expects of images.
-        prompt_length: Visual prompt tokens per layer.
-        prompt_depth: Layers with prompts; 0 for none.
-        projector: If it has a projector.
+    ``image_config`` is the image part of the CLIP's model config in open_clip's form.
     """
 
     image_config: dict[str, Any]
