@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pkgutil import resolve_name
 
 from kdpl import __version__
+from kdpl.cli import COMMANDS, STAGES
 from kdpl.runtime import faults, slurm
 
 USAGE = """\
@@ -37,24 +38,6 @@ python -m kdpl COMMAND --help tells more.
 """
 
 _PIPE_CLOSED = 141  # as a shell reports SIGPIPE
-STAGES = ("fit", "validate", "test")
-
-COMMANDS = {
-    "init": "kdpl.cli.init:init",
-    "run": "kdpl.cli.run:run",
-    **dict.fromkeys(STAGES, "kdpl.cli.fit:run_command"),
-    "predict": "kdpl.cli.predict:predict",
-    "demo": "kdpl.cli.demo:demo",
-    "cache": "kdpl.cli.cache:cache",
-    "export": "kdpl.cli.export:export",
-    "class-vectors": "kdpl.cli.class_vectors:class_vectors",
-    "benchmark": "kdpl.cli.benchmark:benchmark",
-    "table": "kdpl.cli.table:table",
-    "report": "kdpl.cli.report:report",
-    "data": "kdpl.cli.data:data",
-    "import": "kdpl.cli.import_:import_",
-    "completion": "kdpl.cli.completion:completion",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

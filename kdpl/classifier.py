@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import pydantic.dataclasses
 import torch
@@ -32,6 +32,11 @@ KIND: Final = "kdpl classifier"
 VERSION: Final = 1
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from kdpl.runtime.hub import HubFolder
 
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
 FILES = (_CONFIG, _WEIGHTS)
@@ -231,9 +236,35 @@ class Classifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
         """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
-        from kdpl.deploy.hub import save_pretrained
+        from kdpl.runtime.hub import save_pretrained
 
-        save_pretrained(self, Path(folder), Path(run) if run is not None else None)
+        save_pretrained(Path(folder), self._on_hub(run))
+
+    def model_card(self, run: str | Path | None = None) -> "ModelCard":
+        """Return the model card; with the folder of the student's run also data, protocol and accuracies.
+
+        Raises:
+            ArtifactError: ``run`` is not a student's run, or its accuracies are damaged.
+        """
+        # the hub's client takes a second to import
+        from kdpl.runtime.hub import model_card
+
+        # only the name of a weights file: its folder is private
+        clips = {"student": self.clip, "teacher": self.vectors.clip}
+        named = {who: {"model": clip.model, "weights": Path(clip.pretrained).name} for who, clip in clips.items()}
+        return model_card(
+            Path(run) if run is not None else None,
+            names=self.class_names,
+            num_base=self.vectors.num_base,
+            context=self.vectors.context,
+            image_size=self.preprocessing.image_size,
+            **named,
+        )
+
+    def _on_hub(self, run: str | Path | None) -> "HubFolder":
+        from kdpl.runtime.hub import HubFolder
+
+        return HubFolder(self.save, self.model_card(run))
 
     def push_to_hub(
         self, repo_id: str, run: str | Path | None = None, private: bool | None = None, token: str | None = None
@@ -252,9 +283,9 @@ class Classifier(nn.Module):
         Raises:
             ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
         """
-        from kdpl.deploy.hub import push_to_hub
+        from kdpl.runtime.hub import push_to_hub
 
-        return push_to_hub(self, repo_id, Path(run) if run is not None else None, private=private, token=token)
+        return push_to_hub(repo_id, self._on_hub(run), private=private, token=token)
 
     @classmethod
     def from_pretrained(
@@ -273,9 +304,9 @@ class Classifier(nn.Module):
         """
         if Path(name).is_dir():
             return cls.load(name)
-        from kdpl.deploy.hub import from_pretrained
+        from kdpl.runtime.hub import download
 
-        return from_pretrained(str(name), revision=revision, token=token, cache_dir=cache_dir)
+        return cls.load(download(str(name), FILES, revision=revision, token=token, cache_dir=cache_dir))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":

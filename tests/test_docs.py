@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 import kdpl
-from kdpl.__main__ import COMMANDS, STAGES, main
+from kdpl.__main__ import main
+from kdpl.cli import COMMANDS, STAGES
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 

@@ -23,7 +23,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
 
     from jsonargparse import ArgumentParser
 
-    from kdpl.__main__ import COMMANDS, STAGES
+    from kdpl.cli import COMMANDS, STAGES
     from kdpl.cli.arguments import build_parser
     from kdpl.errors import ConfigError
 

@@ -1,15 +1,13 @@
 """A classifier and its model card on the Hugging Face hub: safetensors, JSON and Markdown, nothing unpickled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from kdpl import __version__
-from kdpl.classifier import FILES, Classifier
-from kdpl.clip import ClipIdentity
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.runtime.configs import read_config
@@ -22,32 +20,35 @@ _CONFIG = {"library_name": "kdpl"}
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
-class _OnHub(ModelHubMixin):
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+class HubFolder(ModelHubMixin):
+    """A folder of files with a model card, as the hub's client uploads it.
+
+    Args:
+        save: Writes the files into a folder.
+        card: Their model card.
+    """
+
+    def __init__(self, save: Callable[[Path], None], card: ModelCard) -> None:
+        self._save = save
+        self._card = card
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.classifier.save(save_directory)
+        self._save(save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ANN401, ARG002
-        return model_card(self.classifier, kwargs["run"])
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Classifier:  # type: ignore[override]  # noqa: ANN401
-        return Classifier.load(snapshot_download(model_id, allow_patterns=list(FILES), **options))
+        """Return the model card."""
+        return self._card
 
 
-def save_pretrained(classifier: Classifier, folder: Path, run: Path | None) -> None:
-    """Write the classifier's files, ``config.json`` and the model card ``README.md`` into a folder."""
-    _OnHub(classifier).save_pretrained(folder, config=_CONFIG, model_card_kwargs={"run": run})
+def save_pretrained(folder: Path, files: HubFolder) -> None:
+    """Write the files, ``config.json`` and the model card ``README.md`` into a folder."""
+    files.save_pretrained(folder, config=_CONFIG)
 
 
-def push_to_hub(classifier: Classifier, repo_id: str, run: Path | None, **options: Any) -> str:  # noqa: ANN401
-    """Upload a classifier; see ``Classifier.push_to_hub``."""
+def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:  # noqa: ANN401
+    """Upload the files and their model card; see ``Classifier.push_to_hub``."""
     try:
-        url: str = _OnHub(classifier).push_to_hub(
-            repo_id, config=_CONFIG, model_card_kwargs={"run": run}, commit_message="Upload classifier", **options
-        )
+        url: str = files.push_to_hub(repo_id, config=_CONFIG, commit_message="Upload classifier", **options)
     except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
         raise ArtifactError(
             f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
@@ -55,21 +56,26 @@ def push_to_hub(classifier: Classifier, repo_id: str, run: Path | None, **option
     return url
 
 
-def from_pretrained(name: str, **options: Any) -> Classifier:  # noqa: ANN401
-    """Download a classifier; see ``Classifier.from_pretrained``."""
+def download(name: str, files: Sequence[str], **options: Any) -> Path:  # noqa: ANN401
+    """Download some files of a repository; returns their folder. See ``Classifier.from_pretrained``."""
     try:
         with hub_or_cache():
-            classifier: Any = _OnHub.from_pretrained(name, **options)
+            return Path(snapshot_download(name, allow_patterns=list(files), **options))
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtifactError(
             f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check name, token and "
             "network, or give a folder"
         ) from error
-    return cast(Classifier, classifier)
 
 
-def model_card(classifier: Classifier, run: Path | None) -> ModelCard:
-    """Write a classifier's model card, with data, protocol and accuracies from the folder of the student's run.
+def model_card(run: Path | None, **facts: Any) -> ModelCard:  # noqa: ANN401
+    """Write a classifier's model card.
+
+    Args:
+        facts: What the template says of the classifier: ``names`` of its classes, ``num_base``, ``context``,
+            ``image_size``, and ``student`` and ``teacher`` with the names of ``model`` and ``weights``.
+        run: Folder of the student's run, with data and protocol in its config and, if it was tested, accuracies. None:
+            the card says that they were not recorded.
 
     Raises:
         ArtifactError: The run's config cannot be read, or its accuracies are damaged.
@@ -82,23 +88,13 @@ def model_card(classifier: Classifier, run: Path | None) -> ModelCard:
             tags=["clip", "knowledge-distillation", "prompt-learning", "promptkd"],
         ),
         template_path=str(_TEMPLATE),
-        names=classifier.class_names,
-        num_base=classifier.vectors.num_base,
         data=data,
         seed=seed,
         accuracy=_accuracy(run) if run is not None else None,
-        student=_names(classifier.clip),
-        teacher=_names(classifier.vectors.clip),
-        context=classifier.vectors.context,
-        image_size=classifier.preprocessing.image_size,
         version=__version__,
+        **facts,
     )
     return card
-
-
-def _names(clip: ClipIdentity) -> dict[str, str]:
-    # only the name of a weights file: its folder is private
-    return {"model": clip.model, "weights": Path(clip.pretrained).name}
 
 
 def _data(run: Path) -> tuple[Mapping[str, Any], int]:

@@ -1,7 +1,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -10,11 +9,11 @@ import world
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from test_classifier import make_classifier
 
-import kdpl.deploy.hub
+import kdpl.runtime.hub
 from kdpl import Classifier
-from kdpl.deploy.hub import model_card
 from kdpl.errors import ArtifactError
 
 
@@ -53,18 +52,15 @@ def hub(tmp_path, monkeypatch):
             shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
             return f"https://huggingface.co/{repo_id}/commit/1"
 
-    def get(repo_id, filename, **_):
-        if not (root / repo_id / filename).is_file():
-            raise LocalEntryNotFoundError(f"{repo_id} is not there.")
-        return str(root / repo_id / filename)
-
     def snapshot(repo_id, allow_patterns, **options):
         assert set(allow_patterns) == {"classifier.json", "model.safetensors"}
+        validate_repo_id(repo_id)
+        if not (root / repo_id).is_dir():
+            raise LocalEntryNotFoundError(f"{repo_id} is not there.")
         return str(root / repo_id)
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", get)
-    monkeypatch.setattr(kdpl.deploy.hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(kdpl.runtime.hub, "snapshot_download", snapshot)
     return root
 
 
@@ -106,9 +102,9 @@ def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier
 
 
 def test_the_card_says_what_was_not_recorded(classifier, run):
-    assert "Not recorded." in model_card(classifier, None).text
+    assert "Not recorded." in classifier.model_card().text
     (run / "test.json").unlink()
-    text = model_card(classifier, run).text
+    text = classifier.model_card(run).text
     assert "Not measured." in text
     assert "dataset `dtd`" in text
 
@@ -124,7 +120,7 @@ def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
 
 
 def test_a_real_run_has_a_card(student_run):
-    text = model_card(Classifier.load(student_run / "classifier"), Path(student_run)).text
+    text = Classifier.load(student_run / "classifier").model_card(student_run).text
     assert "dataset `digits`, protocol `all`, seed 1" in text
     assert "On 899 test images" in text
 
