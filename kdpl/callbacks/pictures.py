@@ -3,7 +3,8 @@
 matplotlib is in the extra ``quickstart``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ class DrawPictures(Callback):
         del pl_module
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
-            path = _figure(trainer, "learning_curves")
-            draw_curves(read_metrics(metrics), path)
-            _show(trainer, path)
+            _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics)))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""
@@ -48,9 +47,7 @@ class DrawPictures(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         predictions = read_predictions(Path(trainer.default_root_dir))
-        path = _figure(trainer, "confusion")
-        draw_confusion(predictions, data.class_names, path)
-        _show(trainer, path)
+        _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
         teacher_folder: Path | None = getattr(pl_module, "teacher_folder", None)
         teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
         if [p.source for p in teacher] == [p.source for p in predictions]:
@@ -75,9 +72,7 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
 
     def draw(name: str, chosen: list[Pair], title: str) -> list[Image]:
         images = [data.test_item(student.index)[1] for _, student in chosen]
-        path = _figure(trainer, name)
-        draw_sheet(images, chosen, path, title)
-        _show(trainer, path)
+        _show(trainer, name, partial(draw_sheet, images, chosen, title))
         return images
 
     draw("test_images", [pairs[i] for i in choose_for_sheet(pairs)], "mistakes are over-represented")
@@ -94,12 +89,10 @@ def _caption(teacher: ImagePrediction, student: ImagePrediction) -> str:
     return f"{teacher.label}: {', '.join(each)}"
 
 
-def _figure(trainer: Trainer, name: str) -> Path:
-    return Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
-
-
-def _show(trainer: Trainer, path: Path) -> None:
-    log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{path.stem}", path)
+def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
+    path = Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+    draw(path)
+    log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{name}", path)
     inform(f"picture: {path}")
 
 
@@ -174,7 +167,7 @@ def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
     return sorted(chosen | set(spread(rest, count - len(chosen))))
 
 
-def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], path: Path, title: str) -> None:
+def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path: Path) -> None:
     """Draw images of any size with true class and predictions; the title says how they were chosen."""
     from matplotlib.figure import Figure
 

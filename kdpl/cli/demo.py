@@ -33,12 +33,6 @@ def demo(
         port: port to listen on, the first free one from 7860 on if not given; 0 is any
         no_browser: print the address without opening a browser
 
-    Returns:
-        0, after Ctrl-C.
-
-    Raises:
-        KdplError: The classifier, teacher or an example is missing or damaged, they do not fit, gradio is not
-            installed, or the address is not available.
     """
     # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:

@@ -41,11 +41,6 @@ def export(
         tolerance: largest difference of a logit in 32 bits
         agreement: smallest share of equal predictions in 8 bits
 
-    Returns:
-        0.
-
-    Raises:
-        KdplError: A setting does not fit, a package or image is missing, or the file differs too much.
     """
     path = output_file("--out", out)
 

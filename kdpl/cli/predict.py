@@ -38,11 +38,6 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
 
-    Returns:
-        0, even if images are unreadable.
-
-    Raises:
-        KdplError: The classifier is missing or damaged, an argument does not exist, or settings do not fit.
     """
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
     from kdpl.deploy.sources import find_sources, part_of

@@ -15,11 +15,6 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
         out: file to write, instead of report.html in RUN
         trust: the run is your own: import whatever classes its configs name
 
-    Returns:
-        0.
-
-    Raises:
-        ConfigError: The folder is not that of a run or a stage, or its config names classes that are not kdpl's.
     """
     folder = Path(run)
     path = output_file("--out", out) if out is not None else folder / REPORT_FILE

@@ -192,7 +192,7 @@ class Difference(NamedTuple):
 @torch.inference_mode()
 def compare(classifier: Classifier, path: Path, images: Tensor, input_type: InputType) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
-    run = _program(path) if path.suffix == ".pt2" else _session(path)
+    run = _load(path)
     same, largest = 0, torch.zeros(())
     for batch in torch.split(images, _CHECKED_AT_ONCE):
         expected, found = classifier(batch), run(as_input(batch, input_type))
@@ -201,12 +201,10 @@ def compare(classifier: Classifier, path: Path, images: Tensor, input_type: Inpu
     return Difference(len(images), same, float(largest))
 
 
-def _program(path: Path) -> Callable[[Tensor], Tensor]:
-    module = torch.export.load(path).module()
-    return lambda images: module(images)[0]
-
-
-def _session(path: Path) -> Callable[[Tensor], Tensor]:
+def _load(path: Path) -> Callable[[Tensor], Tensor]:
+    if path.suffix == ".pt2":
+        module = torch.export.load(path).module()
+        return lambda images: module(images)[0]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

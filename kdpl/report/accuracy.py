@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
@@ -72,21 +74,14 @@ def _base_names(run: Run) -> frozenset[str]:
 
 def _values(stage: Stage, base_names: frozenset[str]) -> dict[str, Accuracy]:
     results, total = stage.results, len(stage.predictions)
-    counts = {"acc": total}
-    if base_names:
-        base = sum(p.label in base_names for p in stage.predictions)
-        counts |= {"base_acc": base, "novel_acc": total - base}
-    values = {}
-    for key, images in counts.items():
-        share = results.get(test_key(key))
-        if share is not None and images and not isnan(share):
-            values[key] = Accuracy(share, wilson(round(share * images), images))
-    hm = results.get(test_key("hm"))
-    if hm is not None and "base_acc" in values and "novel_acc" in values:
-        base_part, novel_part = (
-            (round(values[key].value * counts[key]), counts[key]) for key in ("base_acc", "novel_acc")
-        )
-        values["hm"] = Accuracy(hm, bootstrap_harmonic_mean(base_part, novel_part))
+    base = sum(p.label in base_names for p in stage.predictions)
+    images = {"acc": total, "base_acc": base, "novel_acc": total - base if base_names else 0}
+    shares = {key: results.get(test_key(key), float("nan")) for key in ACCURACY_TITLES}
+    correct = {key: round(shares[key] * n) for key, n in images.items() if n and not isnan(shares[key])}
+    values = {key: Accuracy(shares[key], wilson(n, images[key])) for key, n in correct.items()}
+    if len(values) == len(images) and not isnan(shares["hm"]):
+        base_part, novel_part = ((correct[key], images[key]) for key in ("base_acc", "novel_acc"))
+        values["hm"] = Accuracy(shares["hm"], bootstrap_harmonic_mean(base_part, novel_part))
     return values
 
 
@@ -95,9 +90,7 @@ def _difference(run: Run) -> Accuracy | None:
         pairs = run.pairs
     except KdplError:
         return None
-    if run.teacher is None or run.student is None or not pairs:
-        return None
-    teacher, student = run.teacher.correct, run.student.correct
+    teacher, student = (np.array([p.correct for p in side]) for side in zip(*pairs, strict=True))
     return Accuracy(float(student.mean() - teacher.mean()), bootstrap_difference(teacher, student))
 
 
@@ -118,19 +111,14 @@ class ClassRow(NamedTuple):
 
 def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; the gap says why the teacher's are missing."""
-    teacher: Sequence[ImagePrediction] | None = None
-    student: Sequence[ImagePrediction] | None = None
-    gap = None
+    own = run.main.predictions
     if run.student is None:
-        teacher = run.main.predictions
-    else:
-        student = run.student.predictions
-        if run.teacher is not None:
-            try:
-                teacher = [pair[0] for pair in run.pairs]
-            except KdplError as error:
-                gap = str(error)
-    return {"rows": class_rows(run.class_names, teacher, student), "gap": gap}
+        return {"rows": class_rows(run.class_names, own, None), "gap": None}
+    try:
+        teacher, gap = [pair[0] for pair in run.pairs], None
+    except KdplError as error:
+        teacher, gap = None, str(error)
+    return {"rows": class_rows(run.class_names, teacher, own), "gap": gap}
 
 
 def class_rows(

@@ -29,16 +29,13 @@ class Diagram(NamedTuple):
 
 
 def calibrate(run: Run) -> dict[str, Any]:
-    """Measure the student's calibration on the test images, before and after a temperature from the validation split.
-
-    Raises:
-        ArtifactError: There is no student, or it was not tested.
-    """
+    """Measure the student's calibration on the test images, before and after a fitted temperature."""
     stage = run.student
     if stage is None:
         raise ArtifactError("there is no student: calibration is that of a classifier")
     confidences = np.array([p.probability for p in stage.predictions])
-    found: dict[str, Any] = {"before": _diagram("as it is", confidences, stage.correct), "after": None, "gap": None}
+    correct = np.array([p.correct for p in stage.predictions])
+    found: dict[str, Any] = {"before": _diagram("as it is", confidences, correct), "after": None, "gap": None}
     try:
         sketch = LogitSketch.load(stage.folder)
         logits, labels = validation_logits(run)
@@ -48,7 +45,7 @@ def calibrate(run: Run) -> dict[str, Any]:
     if temperature in TEMPERATURES:
         gap = f"on {images} validation images no temperature from {TEMPERATURES[0]} to {TEMPERATURES[1]} is best"
         return {**found, "gap": gap}
-    after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), stage.correct)
+    after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), correct)
     return {**found, "after": after, "temperature": temperature, "images": images}
 
 
@@ -59,14 +56,7 @@ def _diagram(title: str, confidences: Floats, correct: Bools) -> Diagram:
 
 @torch.inference_mode()
 def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Classify validation images with the student's classifier.
-
-    Returns:
-        Logits [N, C] and labels [N].
-
-    Raises:
-        KdplError: There is no classifier or validation split, or the dataset is missing or another one.
-    """
+    """Classify validation images with the student's classifier; returns logits [N, C] and labels [N]."""
     data, where = run.data, device()
     classifier = run.classifier.to(where)
     classifier.vectors.require_names(data.class_names, "the classifier")

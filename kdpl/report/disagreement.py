@@ -52,14 +52,10 @@ def _show(run: Run, pairs: list[Pair]) -> tuple[list[dict[str, Any]], str | None
 
 
 def thumbnail(image: Image) -> dict[str, Any]:
-    """Return a data URI of an image, PNG or JPEG, whichever is smaller, with width and height in pixels."""
+    """Return a data URI of an image, with width and height in pixels."""
     small = image.convert("RGB")
     small.thumbnail((_EDGE, _EDGE))
-    encoded = []
-    for kind in ("jpeg", "png"):
-        buffer = BytesIO()
-        small.save(buffer, kind, quality=80, optimize=True)
-        encoded.append((kind, buffer.getvalue()))
-    kind, data = min(encoded, key=lambda pair: len(pair[1]))
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    buffer = BytesIO()
+    small.save(buffer, "webp", quality=80)
+    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"uri": uri, "width": small.width, "height": small.height}

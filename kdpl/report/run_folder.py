@@ -7,9 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
@@ -84,11 +81,6 @@ class Stage:
 
     def _not_tested(self) -> Any:  # noqa: ANN401 - it never returns
         raise ArtifactError(f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}")
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """True for each test image classified correctly, [N]."""
-        return np.array([p.correct for p in self.predictions])
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:

@@ -83,7 +83,7 @@ def test_a_confusion_matrix_of_any_number_of_classes(tmp_path, count):
 def test_names_are_drawn_as_they_are(tmp_path, name):
     names = (name, "other")
     draw_confusion(predictions_of([0, 1], [0, 0], names), names, tmp_path / "c.png")
-    draw_sheet(noise(2), pairs_of([0, 1], [0, 0], names), tmp_path / "s.png", "some")
+    draw_sheet(noise(2), pairs_of([0, 1], [0, 0], names), "some", tmp_path / "s.png")
     pixels(tmp_path / "c.png")
     pixels(tmp_path / "s.png")
 
@@ -98,7 +98,7 @@ def test_a_sheet_shows_images_and_both_predictions(tmp_path):
         (noise(1), pairs_of([0], [1])),
     ]
     for i, (images, pairs) in enumerate(sheets):
-        draw_sheet(images, pairs, tmp_path / f"{i}.png", "some")
+        draw_sheet(images, pairs, "some", tmp_path / f"{i}.png")
     assert all_differ([pixels(tmp_path / f"{i}.png", (150, 150)) for i in range(len(sheets))])
 
 

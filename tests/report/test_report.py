@@ -89,7 +89,7 @@ def test_disagreements_are_counted_and_shown(page, teacher_run, student_run):
     assert f"On {len(differing)} of 899 test images" in page.texts["disagreement"]
     images = page.of("img")
     assert 10 <= len(images) <= 30
-    assert all(re.match(r"data:image/(png|jpeg);base64,", image["src"]) for image in images)
+    assert all(re.match(r"data:image/webp;base64,", image["src"]) for image in images)
     shown = {re.match(r"test image (\d+), of class (\w+)", image["alt"]).groups() for image in images}
     assert shown <= {(str(s.index), s.label) for s in differing}
 
