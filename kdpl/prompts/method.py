@@ -1,9 +1,7 @@
 """The ways of prompting a frozen CLIP: their interface, and the registry of their names."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import ClassVar
 
 import torch
@@ -14,9 +12,9 @@ from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
-from kdpl.errors import ConfigError, reason
 from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.registry import find_class
 
 
 @dataclass(frozen=True)
@@ -138,20 +136,7 @@ def prompt_method(name: str) -> type[PromptMethod]:
     Raises:
         ConfigError: There is no such class, or it is not a ``PromptMethod``.
     """
-    module, _, attribute = METHODS.get(name, name).rpartition(".")
-    top = module.partition(".")[0]
-    # an artifact of somebody else may name the class: nothing is imported that is known not to hold one
-    try:
-        found = None if top in sys.stdlib_module_names or "__main__" in module else import_module(module)
-        method = getattr(found, attribute, None)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"the prompt method {name!r} cannot be imported ({reason(error)}): {_REMEDY}") from error
-    if not isinstance(method, type) or not issubclass(method, PromptMethod):
-        raise ConfigError(f"there is no prompt method {name!r}: {_REMEDY}")
-    return method
-
-
-_REMEDY = f"use {', '.join(METHODS)}, or the dotted path of a subclass of kdpl.prompts.PromptMethod"
+    return find_class(name, METHODS, PromptMethod, "prompt method")
 
 
 def method_name(method: type[PromptMethod]) -> str:

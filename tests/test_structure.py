@@ -1,0 +1,89 @@
+"""The rooms of the package: imports go down, never in a circle, and only clip/ knows open_clip."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "kdpl"
+
+# from the bottom to the top, as in CONTRIBUTING.md; what is in one line may not import each other
+LAYERS = [
+    ["errors"],
+    ["losses", "metrics", "optim"],
+    ["runtime"],
+    ["clip"],
+    ["prompts"],
+    ["class_vectors"],
+    ["data"],
+    ["classifier"],
+    ["callbacks", "classification"],
+    ["teacher"],
+    ["student"],
+    ["deploy", "tiny"],
+    ["report"],
+    ["benchmark"],
+    ["cli"],
+    ["__main__"],
+]
+LAYER_OF = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(module):
+    """The modules of kdpl that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name for name in inside if name in MODULES]
+            yield from found
+            if len(found) < len(inside):
+                yield node.module
+
+
+# the package's own face loads its names when they are asked for
+IMPORTS = {module: {*imports_of(module)} - {module, "kdpl"} for module in MODULES if module != "kdpl"}
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+def test_every_room_has_its_layer_and_the_top_is_short():
+    assert {room_of(module) for module in IMPORTS} == LAYER_OF.keys()
+    tracked = {path.name for path in ROOT.iterdir() if path.name != "__pycache__"}
+    assert len(tracked) <= 22
+
+
+def test_no_import_goes_up_or_to_a_neighbour():
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in IMPORTS.items()
+        for other in others
+        if room_of(other) != room_of(module) and LAYER_OF[room_of(other)] >= LAYER_OF[room_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    TopologicalSorter(IMPORTS).prepare()
+
+
+def test_only_the_clip_room_imports_open_clip():
+    users = {
+        room_of(module)
+        for module, path in MODULES.items()
+        if module != "kdpl"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith(("import open_clip", "from open_clip"))
+    }
+    # the miniature CLIPs are pretrained with open_clip's own model
+    assert users <= {"clip", "tiny"}
