@@ -1,13 +1,9 @@
-import os
-
 import pytest
 from benchmark_tree import image, make_tree
 from runs import image_folder
 
 from kdpl.__main__ import main
-from kdpl.data.decoding import open_image
 from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark
-from kdpl.data.scan import faults_of
 
 
 @pytest.fixture
@@ -113,17 +109,6 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
     assert lines[6].startswith(f"image {tmp_path / 'pool/b.jpg'} cannot be read")
     assert lines[7] == "18 images decoded, 1 of them bad"
     assert checked(capsys, "folder", tmp_path / "own")[0] == 0
-
-
-def test_several_processes_find_the_same_in_the_same_order(tmp_path):
-    paths = [str(tmp_path / f"{i}.jpg") for i in range(200)]
-    for i, path in enumerate(paths):
-        image(path, i)
-    for i in (150, 3, 70):
-        os.truncate(paths[i], 200)
-    alone, helped = (list(faults_of(paths, open_image, "decoding", workers)) for workers in (1, 2))
-    assert alone == helped
-    assert [source for source, _ in alone] == [paths[3], paths[70], paths[150]]
 
 
 @pytest.mark.parametrize(

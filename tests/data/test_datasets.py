@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from kdpl.data.augmentation import LightAffine
-from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
-from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.data.datasets import LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.image import to_tensor
 from kdpl.data.randomness import generator
 from kdpl.data.splits import Record
 
@@ -68,14 +68,6 @@ def test_no_label_can_be_reached_from_the_unlabelled_split():
     assert not any(isinstance(value, Record) for value in unlabeled)
     # the search would find them
     assert any(isinstance(value, Record) for value in reachable(LabeledImages(RECORDS, view())).values())
-
-
-def test_evaluation_item_is_image_label_and_index():
-    dataset = EvaluationImages(RECORDS, open_grey, 16)
-    image, label, index = dataset[3]
-    assert torch.equal(image, to_tensor(resize_and_crop(open_grey("40"), 16)))
-    assert (label, index) == (RECORDS[3].label, 3)
-    assert len(dataset) == len(RECORDS)
 
 
 @pytest.mark.parametrize("build", [LabeledImages, UnlabeledImages])

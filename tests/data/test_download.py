@@ -104,12 +104,6 @@ def test_images_and_split_file_may_come_apart(tmp_path, hub):
     assert files_of(tmp_path / "root/sun397") == files_of(made)
 
 
-def test_plain_files_are_taken_as_they_lie(tmp_path, hub):
-    made = make_tree("dtd", hub.folder)
-    assert fetch("dtd", tmp_path / "root") == 0
-    assert files_of(tmp_path / "root/dtd") == files_of(made)
-
-
 def test_collection_may_be_what_the_hub_calls_a_model(tmp_path, hub):
     hub.kind = "model"
     pack(hub, "dtd", "dtd.zip", "dtd")
@@ -159,12 +153,6 @@ def test_unknown_form_is_said_with_what_is_missing(tmp_path, hub, capsys):
         f"{tmp_path / 'root/.dtd.download'} by hand as {tmp_path / 'root/dtd'}\n"
     )
     assert not (tmp_path / "root/dtd").exists()
-
-
-def test_repository_without_the_dataset_is_said(tmp_path, hub, capsys):
-    pack(hub, "dtd", "dtd.zip")
-    assert fetch("eurosat", tmp_path / "root") == 1
-    assert "has no file for eurosat among dtd.zip: " in capsys.readouterr().err
 
 
 def test_folder_that_is_there_but_not_whole_is_left_alone(tmp_path, hub, capsys):

@@ -241,10 +241,6 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     assert same_images(fit(folder).seen, every)
 
 
-def test_a_fit_of_no_epochs_needs_no_cache(folder):
-    assert fit(folder, epochs=0).view_source == (1, None)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import base_count, few_shot, require_shots
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
 
@@ -49,13 +49,6 @@ def test_sample_of_seed_1_by_hand():
     assert sample == [Record("1", 1), Record("0", 1), Record("7", 0), Record("5", 0)]
 
 
-def test_sampling_leaves_the_global_stream_alone():
-    random.seed(5)
-    before = random.getstate()
-    few_shot(TRAIN, VAL, 2, 4, 1)
-    assert random.getstate() == before
-
-
 def test_class_with_fewer_images_is_taken_whole_and_draws_nothing():
     train = records("a", [0, 0, 1, 1, 1, 1, 1])
     without = few_shot([record for record in train if record.label == 1], [], 3, 4, 1)[0]
@@ -81,10 +74,6 @@ def test_no_shots_takes_the_list_as_it_is():
 @pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (10, 5), (37, 19), (47, 24), (101, 51), (1000, 500)])
 def test_base_is_the_first_half_rounded_up(num_classes, expected):
     assert base_count(num_classes) == expected
-
-
-def test_with_labels_keeps_the_order():
-    assert [record.source for record in with_labels(records("", [2, 0, 1, 0, 2]), range(2))] == ["1", "2", "3"]
 
 
 def test_too_few_images_name_class_found_expected_and_what_to_do():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from kdpl.__main__ import main
 from kdpl.data import DomainDataModule
-from kdpl.data.scan import FILE, Checked, read_skip_list
+from kdpl.data.scan import FILE, Checked
 from kdpl.data.sources import open_source
 from kdpl.errors import ConfigError, DataError
 
@@ -88,12 +88,6 @@ def test_what_is_remembered_of_other_runs_holds_until_an_image_changes(pets, tmp
         assert len(again.splits.train) == left
 
 
-def test_damaged_memory_counts_as_none(tmp_path):
-    (tmp_path / FILE).write_text('{"version": 1, "images"')
-    assert Checked.load(tmp_path / FILE) is None
-    assert Checked.load(tmp_path / "gone") is None
-
-
 def test_a_list_of_images_to_leave_out_may_be_of_three_kinds(pets, tmp_path):
     dog = str(pets / "train/dog/5.png")
     (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
@@ -141,19 +135,7 @@ def test_held_out_images_are_those_of_no_other_split_and_the_same_for_every_seed
     assert len(splits().train) == 12
 
 
-def test_too_few_images_name_those_that_were_held_out(pets, tmp_path, capsys):
-    assert fit(pets, tmp_path / "run", "--data.init_args.shots=6") == 1
-    assert "others having been held out for the test" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("options", [{"held_out": 0}, {"held_out": 1.0}, {"bad_images": "ignore"}])
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         DomainDataModule("folder", root="x", **options)
-
-
-def test_a_run_says_skipped_lists_that_can_be_given_again(pets, tmp_path):
-    bad = spoil(pets)
-    checked = Checked.look(DomainDataModule("folder", root=str(pets)).splits.sources, open_source)
-    checked.save(tmp_path / FILE)
-    assert read_skip_list(tmp_path / FILE) == frozenset(bad)

@@ -1,9 +1,8 @@
 import json
 
 import pytest
-from benchmark_tree import SPLIT, SPLIT_FILES, TRAINABLE, VARIANTS, image, make_tree, write
+from benchmark_tree import SPLIT, TRAINABLE, VARIANTS, image, make_tree, write
 
-from kdpl.__main__ import main
 from kdpl.data import DomainDataModule
 from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.data.readers.registry import READERS, build_reader
@@ -139,18 +138,6 @@ def test_variants_rank_their_own_folders(tmp_path, name, images):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "names"),
-    [
-        ("imagenet", ("tench", "crane bird", "construction crane")),
-        ("imagenet_r", ("goldfish", "great white shark")),
-    ],
-)
-def test_without_class_names_file_those_of_open_clip_serve(tmp_path, name, names):
-    (make_tree(name, tmp_path) / "classnames.txt").unlink()
-    assert read(name, tmp_path)[0] == names
-
-
 def test_without_class_names_file_imagenetv2_has_the_thousand_names_of_open_clip(tmp_path):
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
@@ -167,12 +154,6 @@ def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
     lines = files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     wnids = [line.split()[0] for line in lines]
     assert wnids == [info.index_to_label_name(label) for label in range(1000)] == sorted(wnids)
-
-
-def test_home_is_expanded(tmp_path, monkeypatch):
-    make_tree("dtd", tmp_path / "data")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert build_reader("dtd", root="~/data").read().train[0].source == str(tmp_path / "data/dtd/images/b/2.jpg")
 
 
 # --- faults ---
@@ -251,12 +232,6 @@ def test_damaged_split_file_is_refused_by_name(tmp_path, content, fault):
     assert message.endswith(f": replace it (python -m kdpl data download dtd --root {tmp_path})")
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    (make_tree("dtd", tmp_path) / "split_zhou_DescribableTextures.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(DataError, match="of dataset dtd is not UTF-8 text: "):
-        build_reader("dtd", root=str(tmp_path)).read()
-
-
 @pytest.mark.parametrize(
     ("name", "file", "content", "fault"),
     [
@@ -312,25 +287,6 @@ def test_test_only_set_is_tested_on_and_says_that_it_cannot_be_trained_on(tmp_pa
         assert str(raised.value) == (
             f"dataset {name} in {folder} is for tests alone: train on another dataset, then test on this one"
         )
-
-
-def test_fit_on_a_test_only_set_is_one_line_and_leaves_nothing(tmp_path, capsys):
-    from runs import SHORT, TEACHER, configs
-
-    make_tree("imagenet_r", tmp_path)
-    data = ["--data=kdpl.DomainDataModule", "--data.dataset=imagenet_r", f"--data.root={tmp_path}"]
-    assert main(["fit", *data, *configs("trainer/cpu.yaml"), *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: dataset imagenet_r in ")
-    assert "is for tests alone" in error
-    assert not list((tmp_path / "out").rglob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", SPLIT_FILES)
-def test_base_classes_are_the_lower_half_of_the_labels(tmp_path, name):
-    make_tree(name, tmp_path)
-    data = DomainDataModule(name, root=str(tmp_path), protocol="base_to_novel", shots=1, num_workers=0)
-    assert data.tuning_class_names == ("Zebra_crossing", "sea or lake")
 
 
 def test_images_are_looked_for_when_they_are_needed(tmp_path):

@@ -1,5 +1,4 @@
 import builtins
-import pickle
 
 import numpy as np
 import pytest
@@ -35,10 +34,6 @@ def test_image_is_the_enlarged_scan_in_a_black_frame():
     # averaging 3 x 3 pixels undoes the enlargement, up to bicubic overshoot
     small = image[4:28, 4:28, 0].reshape(8, 3, 8, 3).mean((1, 3)) * 16 / 255
     assert np.corrcoef(small.ravel(), load_digits().images[123].ravel())[0, 1] > 0.98
-
-
-def test_dataset_travels_to_worker_processes():
-    assert pickle.loads(pickle.dumps(digits.read_digits())) == digits.read_digits()  # noqa: S301
 
 
 def test_missing_scikit_learn_is_one_sentence(monkeypatch):

@@ -58,12 +58,6 @@ def test_mapping_names_the_classes_in_the_order_of_their_folders(tmp_path):
     assert [Path(record.source).parent.name for record in splits.train] == ["n1", "n2"]
 
 
-def test_unlabelled_folder_is_taken_as_it_is(tmp_path):
-    make(tmp_path, "train/cat/1.png", "pool/x/2.png", "pool/1.png")
-    splits = Folder(str(tmp_path), unlabeled=str(tmp_path / "pool")).read()
-    assert splits.unlabeled == (str(tmp_path / "pool/1.png"), str(tmp_path / "pool/x/2.png"))
-
-
 def test_home_is_expanded(tmp_path, monkeypatch):
     make(tmp_path, "data/train/cat/1.png")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -53,16 +53,6 @@ def test_a_parquet_file_is_read_likewise(tmp_path):
     assert shown(Table(str(tmp_path / "labels.parquet")).read(), tmp_path) == EXPECTED
 
 
-def test_without_a_column_split_all_rows_are_for_training(tmp_path):
-    table = write(tmp_path / "labels.csv", [("1.png", "cat"), ("2.png", "dog")], "image,label")
-    assert shown(Table(table).read(), tmp_path) == {
-        "train": [("1.png", 0), ("2.png", 1)],
-        "val": [],
-        "test": [],
-        "unlabeled": None,
-    }
-
-
 def test_further_unlabelled_images_come_from_a_folder(tmp_path):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (4, 4), "red").save(tmp_path / "more" / "x.png")

@@ -52,12 +52,3 @@ def test_bad_images_among_others_are_rows_with_their_error_and_change_no_other_r
     assert [row["path"] for row in rows if row["error"]] == bad
     assert all(row["path"] in row["error"] and not row["class"] for row in rows if row["error"])
     assert [line for line, row in zip(mixed[1:], rows, strict=True) if not row["error"]] == clean[1:]
-
-
-def test_odd_images_are_trained_on(tmp_path):
-    zoo.write(tmp_path / "pets/train/cat", zoo.GOOD)
-    zoo.write(tmp_path / "pets/train/dog", zoo.GOOD)
-    data = runs.configs("data/folder.yaml", "trainer/cpu.yaml", "teacher/quickstart.yaml")
-    own = [f"--data.init_args.root={tmp_path}/pets", "--data.init_args.num_workers=0", "--data.init_args.shots=null"]
-    every = [*runs.SHORT, "--trainer.limit_train_batches=1.0", "--trainer.max_epochs=1"]
-    assert main(["fit", *data, *own, *every, f"--out={tmp_path}/run"]) == 0
