@@ -40,6 +40,7 @@ def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, setti
             data.fill_teacher_cache = True
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
             trainer.max_epochs = 0
+            self.save_config_callback = None
             self._given = self.config.clone()
 
         def execute(self) -> None:
