@@ -1,18 +1,17 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from runs import DATA, STUDENT, TEACHER, files_of, fit_student
+from runs import DATA, STUDENT, TEACHER, curves_of, files_of, fit_student, start_process, wait_for
 
 from kdpl.__main__ import main
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data import DomainDataModule
-from kdpl.data.teacher_features import TeacherFeatures
+from kdpl.data import feature_cache as module
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
+
+SHARDS = 11  # of 64 images each, if a shard holds 128 features of two views
 
 
 def settings(teacher, cache, *more):
@@ -25,6 +24,13 @@ def fill(teacher, cache, *more):
     return main(["cache", *settings(teacher, cache, *more)])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEATURES_PER_SHARD", 128)
+        yield
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory, teacher_run):
     """A cache of two views of all digits; no test changes it."""
@@ -33,173 +39,143 @@ def filled(tmp_path_factory, teacher_run):
     return cache
 
 
-def one_line(capsys, *words):
-    err = capsys.readouterr().err
-    assert err.startswith("error: "), err
-    assert err.count("\n") == 1, err
-    for word in words:
-        assert word in err, err
-
-
-def everything(cache):
-    features = TeacherFeatures.open(cache)
-    return [features.read(row) for row in range(features.manifest.images * features.manifest.views)]
+def features_in(cache):
+    """All features of a cache, [700, V, D]."""
+    return np.concatenate([np.load(file) for file in sorted(cache.glob("*.npy"))]).astype(np.float32)
 
 
 def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, teacher_run):
-    features = TeacherFeatures.open(filled)
-    assert (features.manifest.images, features.manifest.views) == (700, 2), "as many views as epochs"
-    data = DomainDataModule("digits", augmentation="light_affine", num_workers=0, batch_size=700)
-    loader = data.train_dataloader_for("unlabeled", 32)
-    from kdpl.class_vectors import ClassVectors, load_teacher
-
-    vectors = teacher_run / "class_vectors.safetensors"
-    teacher = load_teacher(teacher_run, ClassVectors.load(vectors), vectors).eval()
+    stored = features_in(filled)
+    assert stored.shape == (700, 2, 128), "as many views as epochs"
+    teacher = FrozenTeacher(teacher_run, ClassVectors.load(teacher_run / CLASS_VECTORS_FILE))
+    teacher.load()
+    data = DomainDataModule("digits", augmentation="light_affine", num_workers=0)
+    images = data.unlabeled_images(32)
     for view in range(2):
-        loader.sampler.set_epoch(view)
-        images, indices = next(iter(loader))
-        stored = torch.stack([torch.from_numpy(features.read(view * 700 + int(i)).feature) for i in indices])
-        assert torch.allclose(stored.float(), teacher.features(images), rtol=1e-3, atol=1e-4)
+        batch = torch.stack([images[index, view][0] for index in range(40)])
+        assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
+    manifest = json.loads((filled / "manifest.json").read_text())
+    assert (manifest["dataset"], manifest["image_size"], manifest["view_seed"]) == ("digits", 32, 1)
 
 
-def test_a_second_start_says_complete_and_touches_nothing(filled, teacher_run, capsys):
+def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, capsys):
     before = files_of(filled)
     assert fill(teacher_run, filled) == 0
     assert "complete, 700 images, 2 views of each: nothing to do" in capsys.readouterr().err
-    assert fill(teacher_run, filled, "--trainer.max_epochs=1") == 0, "its own number of views counts"
+    assert fill(teacher_run, filled, "--trainer.max_epochs=1", "--views=2") == 0
     assert files_of(filled) == before
 
 
 def test_nothing_else_is_written(tmp_path, teacher_run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fill(teacher_run, "cache", "--views=1", "--out=out", "--data.init_args.unlabeled_share=0.1") == 0
+    assert fill(teacher_run, "cache", "--views=1", "--out=out") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"manifest.json", "shard-00000.bin", ".lock"}
+    names = {path.suffix for path in (tmp_path / "cache").iterdir()}
+    assert names <= {".json", ".npy", ""}
 
 
-def test_a_share_is_filled_and_then_the_rest(tmp_path, teacher_run, filled, capsys):
+def test_a_missing_shard_is_filled_again_by_the_next_start(tmp_path, teacher_run, filled, capsys):
     cache = tmp_path / "cache"
-    assert fill(teacher_run, cache, "--data.init_args.unlabeled_share=0.25") == 0
-    assert "350 features computed" in capsys.readouterr().err
-    assert fill(teacher_run, cache, "--data.init_args.num_workers=2") == 0
-    assert "1050 features computed" in capsys.readouterr().err
-    require_same(cache, filled)
-
-
-def require_same(cache, other):
-    """The same views bit for bit, the same features but for the order of sums in a batch of another size."""
-    for ours, theirs in zip(everything(cache), everything(other), strict=True):
-        assert ours.parameters == theirs.parameters
-        assert np.allclose(ours.feature, theirs.feature, rtol=0, atol=3e-4)
+    cache.mkdir()
+    for file in filled.iterdir():
+        if file.name != "shard-00003.npy":
+            (cache / file.name).hardlink_to(file)
+    assert fit_student(tmp_path / "out", teacher_run, f"--data.init_args.teacher_cache={cache}") == 1
+    assert f"{cache} is incomplete, 1 of {SHARDS} shards are missing: fill it with" in capsys.readouterr().err
+    assert fill(teacher_run, cache) == 0
+    assert "2 views of each, 128 features computed" in capsys.readouterr().err
+    assert np.array_equal(features_in(cache), features_in(filled))
 
 
 def test_other_views_than_it_has_are_refused(filled, teacher_run, capsys):
     assert fill(teacher_run, filled, "--views=3") == 1
-    one_line(capsys, str(filled), "has 2 views of each image, 3 are asked for", "--views")
+    assert f"error: the teacher cache {filled} has 2 views of each image, expected 3: " in capsys.readouterr().err
 
 
-def test_all_views_are_filled_however_few_epochs_there_are(tmp_path, teacher_run, capsys):
-    assert fill(teacher_run, tmp_path / "cache", "--views=3", "--data.init_args.unlabeled_share=0.1") == 0
-    assert "complete, 700 images, 3 views of each, 210 features computed" in capsys.readouterr().err
-
-
-def test_the_progress_bar_shows_images_a_second(tmp_path, teacher_run, capsys):
-    assert fill(teacher_run, tmp_path / "cache", "--views=1", "--trainer.enable_progress_bar=true") == 0
-    err = capsys.readouterr().err
-    assert "700/700" in err
-    assert "images/s" in err
-
-
-def test_verify_finds_an_entry_of_another_image(tmp_path, teacher_run, capsys):
-    cache, share = tmp_path / "cache", "--data.init_args.unlabeled_share=0.05"
-    assert fill(teacher_run, cache, "--views=2", share, "--verify=70") == 0
-    assert "70 entries computed again: all as they are in the cache" in capsys.readouterr().err
-    features = TeacherFeatures.open(cache)
-    first, second = [row for row in range(1400) if features.read(row) is not None][:2]
-    features.write_features(np.array([first]), features.read(second).feature[None])
-    assert fill(teacher_run, cache, share, "--verify=70") == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: 1 of 70 entries of the teacher cache {cache} differ"), error
-    assert f"view 0 of image {first}, by " in error
-
-
-def test_verify_takes_as_many_as_asked_for_and_says_so(filled, teacher_run, capsys):
+def test_verify_finds_entries_of_another_image(tmp_path, teacher_run, filled, capsys):
     assert fill(teacher_run, filled, "--verify=9") == 0
-    assert "9 entries computed again" in capsys.readouterr().err
+    assert "9 entries computed again: all equal to those in the cache" in capsys.readouterr().err
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for file in filled.iterdir():
+        (cache / file.name).write_bytes(file.read_bytes())
+    features = np.load(cache / "shard-00000.npy")
+    features[0, 0] = features[1, 0]
+    module._write(cache / "shard-00000.npy", features)
+    assert fill(teacher_run, cache, "--verify=1400") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: 1 of 1400 entries of the teacher cache {cache} differ"), error
+    assert "view 0 of image 0, by " in error
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path, teacher_run, capsys, monkeypatch):
+    original, calls = FrozenTeacher.features, []
+
+    def poison(self, images):
+        calls.append(len(images))
+        features = original(self, images)
+        features[3] = torch.nan if len(calls) == 2 else features[3]
+        return features
+
+    monkeypatch.setattr(FrozenTeacher, "features", poison)
+    assert fill(teacher_run, tmp_path / "cache", "--data.init_args.eval_batch_size=64") == 1
+    message = "error: the teacher's features of view 1 of unlabelled image 33 are not finite: "
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 WRONG = {
-    "no settings": ([], ["cache needs the settings that fit would be given"]),
-    "no folder": ([*DATA, *STUDENT, "--model.init_args.teacher=t"], ["--data.init_args.teacher_cache FOLDER"]),
-    "a teacher's settings": ([*DATA, *TEACHER], ["expected those of a student"]),
-    "no teacher": (
-        [*DATA, *STUDENT, "--model.init_args.teacher=t", "--data.init_args.teacher_cache=c"],
-        ["t/class_vectors.safetensors does not exist"],
-    ),
-    "no views": (["--views=0", *DATA], ["0 is below 1"]),
-    "a misspelt option": ([*DATA, *STUDENT, "--verfy=3"], ["--verfy"]),
+    "no settings": ([], "cache needs the settings of a student's fit"),
+    "no folder": ([*DATA, *STUDENT, "--model.init_args.teacher=t"], "give --data.init_args.teacher_cache FOLDER"),
+    "a teacher's settings": ([*DATA, *TEACHER], "expected those of a student"),
+    "no teacher": (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
+    "no views": (["--views=0", *DATA], "views"),
+    "a misspelt option": ([*DATA, *STUDENT, "--verfy=3"], "--verfy"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_it_cannot_work_with_is_one_line_and_nothing_is_written(case, tmp_path, capsys, monkeypatch):
+def test_wrong_settings_are_one_line_and_nothing_is_written(case, tmp_path, capsys, monkeypatch):
     args, words = WRONG[case]
     monkeypatch.chdir(tmp_path)
     assert main(["cache", *args]) == 1
-    one_line(capsys, *words)
+    err = capsys.readouterr().err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    assert words in err
     assert not list(tmp_path.iterdir())
 
 
-def start(*args):
-    command = [sys.executable, "-m", "kdpl", "cache", *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def test_a_killed_start_is_gone_on_with_by_two_processes(tmp_path, teacher_run, filled):
-    cache = tmp_path / "cache"
-    slow = ["--data.init_args.eval_batch_size=2"]
-    killed = start(*settings(teacher_run, cache, *slow))
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and killed.poll() is None and present(cache) < 40:
-        time.sleep(0.01)
-    if killed.poll() is None:
-        assert fill(teacher_run, cache) == 1, "one fills at a time"
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    there = present(cache)
-    assert 40 <= there < 1400
-    done = start(*settings(teacher_run, cache, "--trainer.devices=2", "--trainer.strategy=ddp", "--verify=20"))
-    output = done.communicate(timeout=120)[0]
-    assert done.returncode == 0, output
-    assert output.count(f"complete, 700 images, 2 views of each, {1400 - there} features computed") == 1, output
-    require_same(cache, filled)
-
-
-def present(cache):
-    if not (cache / "manifest.json").exists():
-        return 0
-    return 1400 - len(TeacherFeatures.open(cache).missing(np.arange(1400)))
-
-
-def test_one_cache_serves_other_students(filled, teacher_run, tmp_path, monkeypatch):
-    """Another seed, λ, τ, loss and student; none of them loads the teacher."""
+def test_one_cache_serves_other_students_and_none_loads_the_teacher(
+    filled, teacher_run, student_run, tmp_path, monkeypatch
+):
     monkeypatch.setattr("kdpl.prompts.tuned.TunedPrompts.load_image_clip", None)
     cache = f"--data.init_args.teacher_cache={filled}"
-    for number, change in enumerate(
-        [
-            ["--seed_everything=3"],
-            ["--model.init_args.kd_weight=10", "--model.init_args.temperature=2"],
-            ["--model.init_args.distill=l1"],
-            ["--model.init_args.clip.model=tiny-resnet", "--model.init_args.vision_prompts.depth=0"],
-        ]
-    ):
-        change = [*change, "--model.init_args.prompt_init=normal"]
-        assert fit_student(tmp_path / str(number), teacher_run, cache, *change) == 0
+    assert fit_student(tmp_path / "same", teacher_run, cache) == 0
+    # but for the rounding of the features to float16
+    losses, expected = ([v for _, v in curves_of(run)["train/loss"]] for run in (tmp_path / "same", student_run))
+    assert losses == pytest.approx(expected, rel=5e-3)
+    assert torch.load(tmp_path / "same" / LAST, weights_only=True)["kdpl_views"] == (1, None)
+    changes = [
+        ["--seed_everything=3"],
+        ["--model.init_args.distill=l1", "--model.init_args.kd_weight=10"],
+        ["--model.init_args.clip.model=tiny-resnet", "--model.init_args.vision_prompts.depth=0"],
+    ]
+    for number, change in enumerate(changes):
+        more = ["--trainer.max_epochs=1", "--model.init_args.prompt_init=normal"]
+        assert fit_student(tmp_path / str(number), teacher_run, cache, *more, *change) == 0
 
 
-def test_the_manifest_says_what_the_features_are_of(filled):
-    fields = json.loads((filled / "manifest.json").read_text())
-    assert fields["dataset"] == "digits"
-    assert fields["augmentation"]["class"] == "kdpl.data.augmentation.LightAffine"
-    assert (fields["width"], fields["image_size"], fields["view_seed"]) == (128, 32, 1)
+@pytest.mark.slow
+def test_a_killed_start_is_resumed_by_two_processes(tmp_path, teacher_run, filled):
+    cache = tmp_path / "cache"
+    args = ["cache", *settings(teacher_run, cache, "--views=12", "--data.init_args.num_workers=0")]
+    killed = start_process(args)
+    wait_for(lambda: list(cache.glob("*.npy")) or killed.poll() is not None)
+    killed.kill()
+    killed.communicate()
+    done = start_process([*args, "--trainer.devices=2", "--trainer.strategy=ddp"])
+    err = done.communicate()[1]
+    assert done.returncode == 0, err
+    assert err.count("complete, 700 images, 12 views of each") == 1, err
+    assert np.allclose(features_in(cache)[:, :2], features_in(filled), rtol=0, atol=3e-4)
