@@ -30,13 +30,14 @@ class Tab:
         self._number = 0
         self.requested = []
         self.complaints = []
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = None
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "DOM", "Network", "Runtime", "Log"):
-            self._call(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
-    def _call(self, method, **params):
+    def call(self, method, **params):
+        """Call a method of the developer tools."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if getattr(self, "_session", None):
@@ -69,18 +70,18 @@ class Tab:
 
     def look(self, width=1200, height=900, dark=False):
         """Set the size of the window and the colour scheme that its owner likes."""
-        self._call(
+        self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, url):
-        self._call("Page.navigate", url=url)
+        self.call("Page.navigate", url=url)
 
     def run(self, script):
         """The value of a script."""
-        done = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
@@ -103,18 +104,18 @@ class Tab:
     def write(self, selector, text):
         """Put text into a field, in the place of what is in it."""
         self.run(f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))")
-        self._call("Input.insertText", text=text)
+        self.call("Input.insertText", text=text)
 
     def upload(self, selector, path):
         """Choose a file in a file field."""
         self.wait(f"!!document.querySelector({json.dumps(selector)})")
-        root = self._call("DOM.getDocument")["root"]["nodeId"]
-        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def screenshot(self, path):
         """Take a picture of the window."""
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager
