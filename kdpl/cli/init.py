@@ -92,10 +92,7 @@ def _copy(image: Found, kept: Found) -> str:
 
 def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
     if len(labels) == 1:
-        raise DataError(
-            f"{path} has one class, {visible(min(labels))!r}, and nothing to tell it from: give the folder that holds "
-            "those of all classes"
-        )
+        raise DataError(f"{path} has one class, {visible(min(labels))!r}, expected several: give the folder above")
     trained = _counts(images)
     for label in sorted(labels):
         fault = fault_of_name(label)
@@ -104,9 +101,7 @@ def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
         if label not in trained:
-            raise DataError(
-                f"class {label!r} in {path} has no readable training image of its own: add some, or remove the class"
-            )
+            raise DataError(f"class {label!r} in {path} has no readable training image: add some, or remove the class")
 
 
 def _counts(images: list[Found]) -> Counter[str]:

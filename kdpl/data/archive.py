@@ -45,9 +45,8 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
     except Exception as error:  # each format raises its own on damaged bytes
         if isinstance(error, KdplError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise DataError(
-            f"archive {archive} is damaged or unsafe ({reason(error).rstrip(':')}): remove it and download it again"
-        ) from error
+        why = reason(error).rstrip(":")
+        raise DataError(f"archive {archive} is damaged or unsafe ({why}): remove it and download it again") from error
 
 
 def _size_of_zip(archive: Path) -> int:
@@ -63,9 +62,7 @@ def _size_of_tar(archive: Path) -> int:
 def _require_room(archive: Path, folder: Path, size: int) -> None:
     packed = archive.stat().st_size
     if size > max(_ANY_UNPACKED, _MOST_UNPACKED * packed):
-        raise DataError(
-            f"archive {archive} has {packed} bytes and says that {size} are in it, as no dataset does: do not use it"
-        )
+        raise DataError(f"archive {archive} of {packed} bytes unpacks to {size}, as no dataset does: do not use it")
     existing = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     free = shutil.disk_usage(existing).free
     if size > free:

@@ -43,10 +43,7 @@ def name_classes(
         DataError: The file does not fit.
     """
     if class_text is not None and class_text.count("{}") != 1:
-        raise ConfigError(
-            f"class_text is {class_text!r}, expected a text with one {{}} in the place of the class name: give for "
-            "example '{}, a type of pet'"
-        )
+        raise ConfigError(f"class_text is {class_text!r}, expected a text with one {{}}: give '{{}}, a type of pet'")
     given = read_class_mapping(Path(class_names).expanduser(), keys) if class_names else {}
     named = [given.get(key, ClassName(key)) for key in keys]
     names = tuple(each.name for each in named)
@@ -85,10 +82,7 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
         elif key in mapping:
             fault = f"has class {key!r} twice: keep one line for each class"
         elif named.name in key_of:
-            fault = (
-                f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}: give each class "
-                "a name of its own"
-            )
+            fault = f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}: rename one"
         if fault:
             raise DataError(f"class names file {path} {fault}")
         mapping[key] = named
@@ -97,10 +91,7 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
     for key in sorted(expected - mapping.keys()):
         raise DataError(f"class names file {path} lacks class {key!r}: name every class in it")
     for key in sorted(mapping.keys() - expected):
-        raise DataError(
-            f"class names file {path} names class {key!r}, which the dataset does not have: remove it or correct its "
-            "spelling"
-        )
+        raise DataError(f"class names file {path} names class {key!r}, which the dataset does not have: correct it")
     return mapping
 
 

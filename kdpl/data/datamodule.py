@@ -260,10 +260,8 @@ class DomainDataModule(LightningDataModule):
         if self._cache is None:
             module: Any = self.trainer.lightning_module
             if not hasattr(module, "teacher_fingerprint") or not hasattr(module, "teacher_width"):
-                raise ConfigError(
-                    f"{type(module).__name__} has no teacher_fingerprint and teacher_width, which identify a teacher "
-                    "cache: leave data.init_args.teacher_cache out"
-                )
+                name = type(module).__name__
+                raise ConfigError(f"{name} has no teacher_fingerprint: leave data.init_args.teacher_cache out")
             needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
             self._cache = FeatureCache.open(Path(self.teacher_cache).expanduser(), needed)
         return self._cache
@@ -324,10 +322,8 @@ class DomainDataModule(LightningDataModule):
     ) -> DataLoader[Any]:
         records = self._labeled.evaluation(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
-            raise ConfigError(
-                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes: set "
-                f"trainer.devices to {len(records)} or fewer"
-            )
+            said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
+            raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
         dataset = EvaluationImages(records, self.splits.open_image, image_size)
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
@@ -343,18 +339,10 @@ class DomainDataModule(LightningDataModule):
 def _consumer_of(trainer: Trainer | None) -> DataConsumer:
     """The module that a trainer runs; ConfigError if it does not say what it needs."""
     module = trainer.lightning_module if trainer else None
-    for name in ("train_split", "image_size"):
-        if not hasattr(module, name):
-            raise ConfigError(
-                f"{type(module).__name__} has no {name}: give a LightningModule with train_split and image_size"
-            )
-    consumer = cast(DataConsumer, module)
-    if consumer.train_split not in get_args(TrainSplit):
-        raise ConfigError(
-            f"train_split of {type(module).__name__} is {consumer.train_split!r}, expected labeled or "
-            "unlabeled: correct it"
-        )
-    return consumer
+    if getattr(module, "train_split", None) not in get_args(TrainSplit) or not hasattr(module, "image_size"):
+        expected = f"a train_split of {' or '.join(get_args(TrainSplit))} and an image_size"
+        raise ConfigError(f"{type(module).__name__} says too little for its data: give it {expected}")
+    return cast(DataConsumer, module)
 
 
 def _require_at_least(minimum: int, **values: int | None) -> None:

@@ -62,10 +62,8 @@ def download(name: str, root: Path) -> bool:
         try:
             BenchmarkSet(name, str(staging.parent)).read()
         except DataError as error:
-            raise DataError(
-                f"repository {REPOSITORY} holds {name} in an unknown form ({_plain(error, staging.parent)}): "
-                f"arrange the files of {store} by hand as {location.folder}"
-            ) from error
+            said = f"repository {REPOSITORY} holds {name} in an unknown form ({_plain(error, staging.parent)})"
+            raise DataError(f"{said}: arrange the files of {store} by hand as {location.folder}") from error
     shutil.rmtree(store)
     print(f"{location.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
     return True
@@ -95,15 +93,10 @@ def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
     except Exception as error:  # the hub's client raises its own errors, its transport's and the system's
         if isinstance(error, OSError) and error.filename is not None:  # the disk's, which names the file
             raise
-        raise DataError(
-            f"dataset {benchmark.name} cannot be downloaded from {REPOSITORY} ({reason(error)}): check the network and "
-            "start again, what has been downloaded is kept"
-        ) from error
+        said = f"dataset {benchmark.name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
+        raise DataError(f"{said}: check the network and start again, what has been downloaded is kept") from error
     if not files:
-        raise DataError(
-            f"repository {REPOSITORY} has no file for {benchmark.name} among {', '.join(sorted(listed)[:20])}: "
-            f"get the dataset elsewhere and put it into a folder {benchmark.folder}/"
-        )
+        raise DataError(f"repository {REPOSITORY} has no file for {benchmark.name}: get the dataset elsewhere")
     return files
 
 
@@ -132,10 +125,8 @@ def _require_complete(location: Location) -> None:
     try:
         BenchmarkSet(location.benchmark.name, str(location.root)).read()
     except DataError as error:
-        raise DataError(
-            f"folder {location.folder} is there but holds no complete {location.benchmark.name} "
-            f"({_plain(error, location.root)}): move or remove it, then start again"
-        ) from error
+        said = f"folder {location.folder} exists but is incomplete ({_plain(error, location.root)})"
+        raise DataError(f"{said}: move or remove it, then start again") from error
 
 
 def _dataset_called(part: str) -> str | None:

@@ -335,10 +335,7 @@ def verify(
         world_size: Number of processes.
 
     Returns:
-        How many were compared here.
-
-    Raises:
-        DataError: Some differ; an example is named.
+        How many were compared here; DataError if some differ.
     """
     manifest = cache.manifest
     total = manifest.images * manifest.views
@@ -357,10 +354,10 @@ def verify(
                 different.append((*key, distance))
     if different:
         index, view, distance = different[0]
+        said = f"differ from what the teacher computes now (such as view {view} of image {index}, by {distance:.1%})"
         raise DataError(
-            f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} differ from what the teacher "
-            f"computes now (such as view {view} of image {index}, by {distance:.1%}): restore the images and libraries "
-            "that it was made with, or remove the folder and fill it again"
+            f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} {said}: restore the images "
+            "and libraries that it was made with, or remove the folder and fill it again"
         )
     return len(keys)
 
@@ -417,10 +414,7 @@ def _make(folder: Path, needed: Manifest) -> None:
     if (folder / MANIFEST).is_file():
         return
     if not needed.views:
-        raise ConfigError(
-            f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs, or fill it with "
-            "python -m kdpl cache and --views"
-        )
+        raise ConfigError(f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs")
     # another process of the same command may be ahead
     own = (".", MANIFEST, "shard-")
     if folder.exists() and not (folder.is_dir() and all(path.name.startswith(own) for path in folder.iterdir())):

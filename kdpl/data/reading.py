@@ -39,9 +39,7 @@ class Reading:
         if self.bad_images not in get_args(BadImages):
             raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose {' or '.join(get_args(BadImages))}")
         if self.held_out is not None and not 0 < self.held_out < 1:
-            raise ConfigError(
-                f"held_out must be above 0 and below 1, not {self.held_out}: leave it out to hold none out"
-            )
+            raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none")
 
     @cached_property
     def splits(self) -> Splits:
@@ -97,10 +95,8 @@ class Reading:
         listed = read_skip_list(Path(self.skip_list).expanduser())
         named = listed.intersection(splits.sources)
         if listed and not named:
-            raise DataError(
-                f"skip list {self.skip_list} names no image of {splits.origin}: write paths as they are read there, "
-                f"such as {next(iter(splits.sources), 'photos/1.jpg')}"
-            )
+            example = next(iter(splits.sources), "photos/1.jpg")
+            raise DataError(f"skip list {self.skip_list} names no image of {splits.origin}: write paths as {example}")
         return leave_out(splits, named)
 
     @cached_property
@@ -135,10 +131,8 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
         for records in (splits.train, splits.val, splits.test)
     )
     for label in sorted({record.label for record in splits.train} - {record.label for record in train}):
-        raise DataError(
-            f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used: add some, "
-            "or remove the class"
-        )
+        said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used"
+        raise DataError(f"{said}: add some, or remove the class")
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = tuple(source for source in unlabeled if source not in gone)

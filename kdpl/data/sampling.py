@@ -110,10 +110,8 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
             found[record.label] += 1
     for name, count in zip(class_names, found, strict=True):
         if count < shots:
-            raise DataError(
-                f"class {name!r} has {count} training images{note} where shots asks for {shots}: "
-                "lower shots, or set allow_fewer_shots: true to take what there is"
-            )
+            said = f"class {name!r} has {count} training images{note} where shots asks for {shots}"
+            raise DataError(f"{said}: lower shots, or set allow_fewer_shots: true to take what there is")
 
 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:

@@ -77,10 +77,8 @@ class Checked:
             return
         named = "; ".join([*self.skipped.values()][:_SHOWN])
         more = f"; and {len(self.skipped) - _SHOWN} more" if len(self.skipped) > _SHOWN else ""
-        raise DataError(
-            f"{len(self.skipped)} of {self.images} images cannot be used ({named}{more}): replace or remove them, or "
-            "set data.init_args.bad_images to skip, which leaves them out"
-        )
+        said = f"{len(self.skipped)} of {self.images} images cannot be used ({named}{more})"
+        raise DataError(f"{said}: replace or remove them, or set data.init_args.bad_images to skip")
 
 
 def faults_of(

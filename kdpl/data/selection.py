@@ -44,9 +44,7 @@ class Labeled:
         records = self.splits.val if split == "val" else self.splits.test
         if not records:
             remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
-            raise DataError(
-                f"{self.splits.origin} has no {split} split: add one{remedy}, or do not ask for its accuracy"
-            )
+            raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
         if split == "test":
             return records
         return few_shot(self.splits.train, records, self.shots, self.val_shots, self.seed)[1]

@@ -199,9 +199,7 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     try:
         files, name = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{url} cannot be opened ({reason(error)}): give a path, or a URL of a kind whose package is installed"
-        ) from error
+        raise ConfigError(f"{url} cannot be opened ({reason(error)}): install what it needs, or give a path") from error
     try:
         return question(files, name)
     except KdplError:
@@ -209,9 +207,8 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: check the address") from error
     except Exception as error:  # each store raises its own
-        raise DataError(
-            f"{url} cannot be reached ({type(error).__name__}: {reason(error)}): check address, network and credentials"
-        ) from error
+        said = f"{url} cannot be reached ({type(error).__name__}: {reason(error)})"
+        raise DataError(f"{said}: check address, network and credentials") from error
 
 
 def _plain(path: str) -> str:

@@ -65,19 +65,14 @@ def find(path: Path) -> list[Found]:
     beside = dict.fromkeys([folder, *(top for split, top in parts if split == "train")])
     found += [Found(path, "", "train") for top in beside for name in _UNLABELED for path in _images(top / name)]
     if not any(image.label and image.split == "train" for image in found):
-        raise DataError(
-            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/ or "
-            f"{folder}/train/<class>/"
-        )
+        raise DataError(f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/")
     return found
 
 
 def _find_in_table(table: Path) -> list[Found]:
     splits = Table(str(table)).read()
     if not splits.train:
-        raise DataError(
-            f"table {table} has no labelled training image: fill in the column label for a few images a class"
-        )
+        raise DataError(f"table {table} has no labelled training image: label a few images of each class")
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
     found = [Found(source, splits.class_names[label], split) for split, rows in parts.items() for source, label in rows]

@@ -160,7 +160,7 @@ def test_folder_that_is_there_but_not_whole_is_left_alone(tmp_path, hub, capsys)
     (folder / "split_zhou_DescribableTextures.json").unlink()
     before = files_of(folder)
     assert fetch("dtd", tmp_path / "root") == 1
-    assert f"folder {folder} is there but holds no complete dtd (" in capsys.readouterr().err
+    assert f"folder {folder} exists but is incomplete (" in capsys.readouterr().err
     assert (files_of(folder), hub.asked) == (before, [])
 
 

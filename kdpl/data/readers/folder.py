@@ -40,9 +40,7 @@ class Folder(Reader):
         if not top.is_dir():
             raise DataError(f"dataset folder {top} does not exist: set root to the folder that holds train/<class>/")
         if not (top / "train").is_dir():
-            raise DataError(
-                f"dataset folder {top} has no folder train: put the labelled images into {top}/train/<class>/"
-            )
+            raise DataError(f"dataset folder {top} has no folder train: put images into {top}/train/<class>/")
         images = {split: _images_by_class(top / split) for split in ("train", "val", "test")}
         folders = sorted(set().union(*images.values()))
         names, texts = name_classes(folders, self.class_names, self.class_text)

@@ -122,9 +122,7 @@ def _read_aircraft_list(location: Location, split: str, label_of: dict[str, int]
         if not image:
             continue
         if name.strip() not in label_of:
-            raise location.damaged(
-                path, f"names {name.strip()!r} in line {number}, which is not a class of {location.benchmark.index}"
-            )
+            raise location.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
         if not stays_inside(image):
             raise location.damaged(path, f"has an image in line {number} that does not stay in the image folder")
         records.append(Record(f"{location.images}{os.sep}{image}.jpg", label_of[name.strip()]))

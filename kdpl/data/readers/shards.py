@@ -170,10 +170,7 @@ def _look_through(shard: str) -> list[ShardImage]:
     try:
         with open_file(shard) as file:
             if shard.lower().endswith(COMPRESSED_ENDINGS) or file.read(5).startswith(_MAGIC):
-                raise DataError(
-                    f"shard {shard} is compressed, so that single images cannot be read from it: unpack it to a plain "
-                    ".tar, whose images are compressed already"
-                )
+                raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
             file.seek(0)
             with open_tar(file, "r:") as opened:
                 for member in images_of(opened):
@@ -181,9 +178,7 @@ def _look_through(shard: str) -> list[ShardImage]:
     except FileNotFoundError as error:
         raise DataError(f"shard {shard} does not exist: restore it, or leave it out of unlabeled") from error
     except UNREADABLE as error:
-        raise DataError(
-            f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out of unlabeled"
-        ) from error
+        raise DataError(f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out") from error
     if not members:
         raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
     return list(members.values())
