@@ -132,11 +132,7 @@ class ClassVectors(VectorSettings):
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassVectors":
-        """Read the file.
-
-        Raises:
-            ArtifactError: It is missing, damaged, of another version or does not hold class vectors.
-        """
+        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
         path = Path(path)
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         if "class_vectors" not in tensors:
@@ -160,14 +156,7 @@ class ClassVectors(VectorSettings):
 
 
 class NameEncoder:
-    """A tuned teacher's text half: class names in, class vectors out.
-
-    Args:
-        prompts: The teacher's prompts.
-
-    Raises:
-        KdplError: Their CLIP cannot be loaded, or has other weights than it was tuned on.
-    """
+    """A tuned teacher's text half: class names in, class vectors out; a KdplError if its CLIP cannot be loaded."""
 
     def __init__(self, prompts: TunedPrompts) -> None:
         self.prompts = prompts
@@ -218,7 +207,7 @@ class FrozenTeacher(nn.Module):
 
         Raises:
             ArtifactError: Prompts and class vectors are missing or not of one teacher.
-            WeightsError: The teacher's CLIP cannot be had, or is another one than it was tuned on.
+            WeightsError: The teacher's CLIP cannot be loaded, or has other weights than it was tuned on.
         """
         if self.tower is not None:
             return

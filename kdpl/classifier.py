@@ -1,4 +1,4 @@
-"""Classifier: what is deployed. The student's encoder and class vectors, without teacher, text tower or Lightning."""
+"""Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
 FILES = (_CONFIG, _WEIGHTS)
-"""What the folder holds."""
+"""The files of a classifier's folder."""
 
 HUB_FILES = ("README.md", "config.json")
-"""What ``save_pretrained`` writes beside them."""
+"""Further files that ``save_pretrained`` writes."""
 
 _REMEDY = "give the classifier folder of a student's run"
 
@@ -92,7 +92,7 @@ class Classifier(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the classifier expects of images; ``predict`` takes care of it."""
+        """The images that ``forward`` expects; ``predict`` takes any."""
         return self.encoder.tower.module.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:

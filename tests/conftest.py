@@ -9,7 +9,7 @@ import torch
 import world
 from plain import PlainClip
 
-from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.clip import ClipConfig, load_clip
 
 # the models are too small for threads to pay, and several test processes share the machine
 torch.set_num_threads(1)

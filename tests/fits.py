@@ -8,7 +8,7 @@ import world
 from lightning.pytorch import Callback
 from torch import nn
 
-from kdpl.clip.loading import ClipConfig
+from kdpl.clip import ClipConfig
 from kdpl.data import DomainDataModule
 from kdpl.prompts import PromptConfig
 from kdpl.student import StudentDistillation

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
-from kdpl.clip.loading import ClipConfig
+from kdpl.clip import ClipConfig
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -137,6 +137,7 @@ def test_an_image_of_16_bits_has_one_answer_by_its_path_and_as_it_is(classifier,
         classifier.predict([Image.open(path)])
 
 
+@pytest.mark.slow
 def test_it_loads_alone_without_lightning_registry_and_network(classifier, folder, images, tmp_path):
     moved = tmp_path / "elsewhere" / "c"
     shutil.copytree(folder, moved)
@@ -298,20 +299,10 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
-    def test_a_folder_without_one_of_its_files(self, name, folder):
-        (folder / name).unlink()
-        self.refused(folder, f"is not a classifier, because it has no {name}")
-
-    @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
     @pytest.mark.parametrize("length", [0, 10, -20])
     def test_a_file_that_was_cut_off(self, name, length, folder):
         (folder / name).write_bytes((folder / name).read_bytes()[:length])
         self.refused(folder, r"is damaged \(.+\): give the classifier folder")
-
-    @pytest.mark.parametrize("text", ["[]", "{}", "3", '"text"', '{"kind": "kdpl classifier"}'])
-    def test_json_of_something_else(self, text, folder):
-        (folder / "classifier.json").write_text(text)
-        self.refused(folder, "is damaged")
 
     @pytest.mark.parametrize("fields", [{"kind": "pear"}, {"version": 2}, {"version": "1"}])
     def test_another_kind_or_version(self, fields, folder):
@@ -319,39 +310,14 @@ class TestRefusals:
         self.refused(folder, "holds .*version.*expected 'kdpl classifier' version 1")
 
     @pytest.mark.parametrize(
-        "field",
-        ["clip", "image_config", "preprocessing", "prompt_length", "prompt_depth", "logit_scale", "class_vectors"],
-    )
-    def test_a_field_that_is_missing(self, field, folder):
-        path = folder / "classifier.json"
-        config = json.loads(path.read_text())
-        del config[field]
-        path.write_text(json.dumps(config))
-        self.refused(folder, f"has an invalid field '{field}' .*: give the classifier folder of a student's run")
-
-    @pytest.mark.parametrize(
         "fields",
         [
             {"prompt_depth": 2},
             {"prompt_length": 3},
             {"prompt_depth": 9},
-            {"prompt_depth": "three"},
-            {"logit_scale": None},
-            {"preprocessing": {"image_size": 32}},
             {"image_config": {"embed_dim": 20}},
-            {
-                "image_config": {
-                    "embed_dim": 24,
-                    "vision_cfg": {"layers": 1, "width": 32, "patch_size": 16, "image_size": 32},
-                }
-            },
             {"image_config": {"embed_dim": 20, "vision_cfg": {"layers": 4, "nonsense": 32}}},
-            {"image_config": {"embed_dim": 20, "vision_cfg": 3}},
-            {"image_config": None},
             {"image_config": {"embed_dim": 20, "vision_cfg": {"pool_type": "none of these"}}},
-            {"clip": {"model": "x"}},
-            {"clip": None},
-            {"class_vectors": {}},
         ],
         ids=str,
     )

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip.loading import ClipConfig, load_clip, load_image_clip, register_model
+from kdpl.clip import ClipConfig, load_clip, load_image_clip, register_model
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE

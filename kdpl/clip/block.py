@@ -17,7 +17,7 @@ def run_block(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
-    """Run a block on tokens [B, L, W] and give the first one alone, [B, 1, W]."""
+    """Run a block on tokens [B, L, W] and return the first one alone, [B, 1, W]."""
     normed = block.ln_1(tokens)
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias

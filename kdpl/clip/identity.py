@@ -1,4 +1,4 @@
-"""What a CLIP is and what it expects of images, as plain values that configs name and artifacts keep."""
+"""A CLIP's name, source and preprocessing, as plain values that configs and artifacts hold."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -35,12 +35,12 @@ class ClipConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ClipIdentity:
-    """What a CLIP is and where its weights came from.
+    """A CLIP and the source of its weights.
 
     Attributes:
         model: Name of the model.
         pretrained: Tag or file of the weights.
-        quick_gelu: Whether its activations are QuickGELU.
+        quick_gelu: If its activations are QuickGELU.
         fingerprint: Digest of the image tower's weights.
     """
 
@@ -55,7 +55,7 @@ _Positive = Annotated[float, Field(gt=0)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """What a CLIP expects of an image.
+    """The images that a CLIP expects.
 
     Attributes:
         image_size: Side of the square input, pixels.

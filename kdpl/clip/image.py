@@ -119,11 +119,7 @@ def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 def promptable(tower: ImageTower) -> PromptableImageTower:
-    """Give the tower as one that can be prompted.
-
-    Raises:
-        ConfigError: It is a ResNet, a timm model or a transformer of another kind.
-    """
+    """Narrow a tower to one that takes prompts; a ConfigError for a ResNet, a timm model or another transformer."""
     if not isinstance(tower, PromptableImageTower):
         raise ConfigError(
             f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "

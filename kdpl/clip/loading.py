@@ -91,7 +91,7 @@ def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
 
     Raises:
-        WeightsError: The model or its weights cannot be had, its text tower is of a kind that cannot be prompted, or
+        WeightsError: The model or its weights cannot be loaded, its text tower is of a kind that cannot be prompted, or
             the weights were trained with another activation than the model has.
     """
     model_config = _config_of(config.model)
@@ -110,8 +110,8 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load the image half of a CLIP, as ``load_clip`` does; its text tower may be of any kind.
 
     Raises:
-        WeightsError: The model or its weights cannot be had, or the weights were trained with another activation than
-            the model has.
+        WeightsError: The model or its weights cannot be loaded, or the weights were trained with another activation
+            than the model has.
     """
     model_config = _config_of(config.model)
     model = _build({**model_config, "text_cfg": _NO_TEXT})

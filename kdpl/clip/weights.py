@@ -40,7 +40,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
         registered_tags: The tags of a model of the registry, for the message; None for one of open_clip.
 
     Raises:
-        WeightsError: The weights cannot be had, or were trained with another activation than the model has.
+        WeightsError: The weights cannot be loaded, or were trained with another activation than the model has.
         ConfigError: The config says another activation than the file.
     """
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)

@@ -63,20 +63,13 @@ class PromptMethod(Float32Module):
         return normalized(tower(images))
 
     def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenize) -> ArrangedTexts:
-        """Tokenise C class names for ``encode_texts``.
-
-        Raises:
-            ConfigError: A name is too long for the tower's context.
-        """
+        """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit into the tower."""
         return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, names), tower)
 
     def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
         """Encode arranged class names; normalised features, float32 [C, embed_dim].
 
-        Args:
-            tower: The frozen text tower.
-            texts: The result of ``arrange``.
-            classes_at_once: Classes whose activations are kept at a time where there is a gradient.
+        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
         """
         del classes_at_once
         return normalized(tower(texts))

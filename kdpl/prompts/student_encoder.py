@@ -21,8 +21,7 @@ from kdpl.runtime.artifacts import STRICT
 class Projector(Float32Module):
     """Maps the student's embedding to the teacher's: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
 
-    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 whatever the
-    precision setting.
+    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 always.
 
     Args:
         in_dim: The student's embed_dim d.

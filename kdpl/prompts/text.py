@@ -21,23 +21,13 @@ Tokenize = Callable[[list[str]], Tensor]
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
-    """Write ``"{context} {name}."`` for each class; underscores in names become spaces.
-
-    Args:
-        context: The words before the name; None stands for ``length`` words to be learnt from noise.
-        length: How many words stand for them.
-        class_names: The C names.
-    """
+    """``"{context} {name}."`` for each name, underscores as spaces; ``length`` words stand for a missing context."""
     words = context if context is not None else " ".join(["X"] * length)
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
 def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
-    """Tokenise C prompts for a tower, on its device, and refuse one that would be cut off.
-
-    Raises:
-        ConfigError: A text does not fit into the tower's context.
-    """
+    """Tokenise C prompts for a tower, on its device; a ConfigError for one that does not fit into its context."""
     ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
         if row[-1] != 0:  # no padding left: the tokenizer may have cut the end off
@@ -97,11 +87,11 @@ class TextPrompts(Float32Module):
             self.deep.requires_grad_(False)
 
     def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode prompts with the learnt context in the place of their words.
+        """Encode C arranged ``prompt_texts`` with the prompts in place of their context.
 
         Args:
             tower: The frozen text tower.
-            texts: The tokens of C ``prompt_texts``.
+            texts: The texts.
             classes_at_once: Classes whose activations are kept at a time where there is a gradient.
 
         Returns:

@@ -32,7 +32,7 @@ PromptSize = Annotated[PromptConfig, AfterValidator(_modest)]
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings:
-    """What belongs to a teacher's prompts beside their tensors.
+    """A teacher's prompts, but for their tensors.
 
     Attributes:
         method: Name or class path of the prompt method.
@@ -101,11 +101,7 @@ class TunedPrompts(PromptSettings):
 
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
-        """Read the file.
-
-        Raises:
-            ArtifactError: It is missing, damaged, of another version, or its prompts are not those of its fingerprint.
-        """
+        """Read the file; an ArtifactError if it is missing, damaged, of another version or was changed."""
         tensors, values = read_tensors(path, KIND, VERSION, _REMEDY)
         teacher = values.pop("teacher", None)
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
@@ -120,29 +116,17 @@ class TunedPrompts(PromptSettings):
         return prompts
 
     def load_clip(self) -> Clip:
-        """Load the CLIP that they were tuned on.
-
-        Raises:
-            WeightsError: It cannot be had, or its weights are not those that it had then.
-        """
-        clip = load_clip(self._clip_config)
+        """Load the CLIP that they were tuned on; a WeightsError if that fails, or it has other weights by now."""
+        clip = load_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
         self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
         self._require_weights(clip.text_fingerprint, self.text_fingerprint)
         return clip
 
     def load_image_clip(self) -> ImageClip:
-        """Load the image half of the CLIP that they were tuned on.
-
-        Raises:
-            WeightsError: It cannot be had, or its weights are not those that it had then.
-        """
-        clip = load_image_clip(self._clip_config)
+        """Load the image half of that CLIP, as ``load_clip`` does."""
+        clip = load_image_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
         self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
         return clip
-
-    @property
-    def _clip_config(self) -> ClipConfig:
-        return ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu)
 
     def _require_weights(self, found: str, expected: str) -> None:
         if found != expected:

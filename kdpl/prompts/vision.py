@@ -36,27 +36,15 @@ class VisionPrompts(Float32Module):
         self.tokens = nn.Parameter(torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD)
 
     def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images through the tower with these prompts in it.
-
-        Args:
-            tower: The frozen image tower.
-            images: [B, 3, S, S], uint8 or float in [0, 1].
-
-        Returns:
-            Image features [B, embed_dim], not normalised.
-        """
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised."""
         return encode_with_tokens(promptable(tower), images, self.tokens)
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
         """Move each layer's prompts to the mean patch token that enters that layer.
 
-        A deviation from the published initialisation, which starts every prompt near the origin, far from
-        where tokens are: the drawn noise is kept and the mean over ``images`` of the unprompted patch tokens is added.
-
-        Args:
-            tower: The frozen image tower.
-            images: [N, 3, S, S] of the domain, uint8 or float in [0, 1].
+        A deviation from the published initialisation, which starts every prompt near the origin, far from where tokens
+        are: the drawn noise is kept, and the mean over ``images`` [N, 3, S, S] of the unprompted patch tokens is added.
         """
         tower = promptable(tower)
         sums = torch.zeros_like(self.tokens[:, 0])
@@ -70,11 +58,7 @@ class VisionPrompts(Float32Module):
 
 
 def require_size(length: int, depth: int, tower: PromptableImageTower) -> None:
-    """Refuse prompts that do not fit into a tower.
-
-    Raises:
-        ConfigError: ``length`` is below 1, or ``depth`` not from 1 to the tower's layers.
-    """
+    """Raise a ConfigError for a length below 1, and for a depth that is not from 1 to the tower's layers."""
     layers = len(tower.blocks)
     if length < 1 or not 1 <= depth <= layers:
         raise ConfigError(
@@ -84,7 +68,7 @@ def require_size(length: int, depth: int, tower: PromptableImageTower) -> None:
 
 
 def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tensor) -> Tensor:
-    """Encode images through a tower with prompts in its first layers; see ``VisionPrompts`` for how they enter.
+    """Encode images with prompts in a tower's first layers, which enter as those of ``VisionPrompts`` do.
 
     Args:
         tower: The image tower.

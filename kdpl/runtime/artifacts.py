@@ -35,15 +35,7 @@ Text = Annotated[str, Field(max_length=10_000), AfterValidator(_shown)]
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
-    """Write tensors and JSON fields as one safetensors file, atomically.
-
-    Args:
-        path: The file.
-        kind: The kind of artifact; a reader asks for it.
-        version: Version of the format.
-        tensors: The tensors, by name.
-        fields: Further metadata, as JSON values.
-    """
+    """Write tensors and JSON fields as one safetensors file of a kind and format version, atomically."""
     header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
     with atomic_path(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={_KEY: header})
@@ -84,13 +76,7 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
 
 
 def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
-    """Validate JSON fields as a pydantic dataclass.
-
-    Args:
-        kind: The dataclass.
-        fields: The fields; a tuple may stand for a JSON list.
-        source: Where they come from, for the message.
-        remedy: What to do when they are invalid, for the message.
+    """Validate JSON fields, in which a tuple may stand for a list, as a pydantic dataclass.
 
     Raises:
         ArtifactError: A field is missing, unknown or invalid; the first one is named.

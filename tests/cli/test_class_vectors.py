@@ -48,6 +48,7 @@ class TestTheNamesOfTheTeachersOwnRun:
         assert encode(teacher_run, out, *files) == 0
         assert same(ClassVectors.load(out), frozen_in(teacher_run))
 
+    @pytest.mark.slow
     def test_in_a_run_of_base_and_novel_classes(self, tmp_path, out):
         data = ["data/digits.yaml", "data/base_to_novel.yaml"]
         assert fit_teacher(tmp_path / "run", *configs(data[1]), *AVERAGING) == 0
@@ -57,11 +58,6 @@ class TestTheNamesOfTheTeachersOwnRun:
         assert same(ClassVectors.load(out), expected)
         assert encode(tmp_path / "run", out, *configs(data[0]), "--data.init_args.protocol", "base_to_novel") == 0
         assert same(ClassVectors.load(out), expected)
-
-    def test_without_learnt_text_prompts(self, tmp_path, out):
-        assert fit_teacher(tmp_path / "run", "--model.init_args.text_prompts.depth=0") == 0
-        assert encode(tmp_path / "run", out, *configs("data/digits.yaml")) == 0
-        assert same(ClassVectors.load(out), frozen_in(tmp_path / "run"))
 
 
 def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path, out, plain_of):
@@ -141,12 +137,6 @@ class TestRefusals:
     def test_a_folder_without_prompts(self, out, tmp_path, capsys):
         args = [f"--teacher={tmp_path}", f"--out={out}", "--classes", "one"]
         refused(capsys, args, str(tmp_path / "prompts.safetensors"), "does not exist", "run folder of a teacher")
-
-    def test_a_folder_to_write_to(self, teacher_run, tmp_path, capsys):
-        (tmp_path / "precious.txt").touch()
-        args = [f"--teacher={teacher_run}", f"--out={tmp_path}", "--classes", "one"]
-        refused(capsys, args, f"--out {tmp_path} is a folder", "name of a file")
-        assert (tmp_path / "precious.txt").exists()
 
     @pytest.mark.parametrize(
         ("settings", "words"),

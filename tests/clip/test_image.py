@@ -6,7 +6,7 @@ import world
 from plain import relative_error
 from torch import nn
 
-from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.clip import ClipConfig, load_clip
 from kdpl.prompts import VisionPrompts
 
 
@@ -69,6 +69,7 @@ def test_gradients_are_computed_once_for_each_image(clip_of, images):
     assert relative_error(one.grad, two.grad) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
     tower, compiled = (load_clip(ClipConfig("test-teacher", world.TAG)).image_tower for _ in range(2))

@@ -168,12 +168,6 @@ def test_two_classes_may_share_a_name_as_in_imagenet_two_do(vectors):
     assert read.class_names == names
 
 
-@pytest.mark.parametrize("value", [1e9, -3, 0, float("inf"), "30"])
-def test_a_logit_scale_that_no_clip_has_is_refused(value, vectors):
-    fields = {**vectors.fields(), "logit_scale": value}
-    refused(lambda: ClassVectors.from_fields(vectors.vectors, fields, "here"), "here", "invalid field 'logit_scale'")
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -270,13 +264,6 @@ def test_weights_that_are_not_finite_or_belong_nowhere_are_refused(classifier_fo
     refused(lambda: Classifier.load(classifier_folder), classifier_folder, "not finite")
     save_file({**tensors, "more": torch.ones(1)}, path)
     refused(lambda: Classifier.load(classifier_folder), classifier_folder, "'more' is unknown")
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
-def test_prompts_that_are_not_finite_floats_are_refused(bad, tmp_path):
-    tokens = torch.ones(2, 3, 48, dtype=torch.int64) if bad is None else torch.full((2, 3, 48), bad)
-    world.tuned_prompts({"vision_prompts.tokens": tokens}).save(tmp_path / "prompts.safetensors")
-    refused(lambda: TunedPrompts.load(tmp_path / "prompts.safetensors"), tmp_path, "run stage 1 to its end")
 
 
 def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompts, tmp_path):

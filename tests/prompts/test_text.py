@@ -4,7 +4,7 @@ import world
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import normalized, prompt_text, relative_error, token_ids
 
-from kdpl.clip.loading import PROMPTSRC_TEMPLATES
+from kdpl.clip import PROMPTSRC_TEMPLATES
 from kdpl.clip.text import ArrangedTexts
 from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts

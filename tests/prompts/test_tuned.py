@@ -6,8 +6,7 @@ import world
 from plain import normalized, prompt_text, relative_error
 
 import kdpl.clip.loading
-from kdpl.class_vectors import ClassVectors
-from kdpl.clip.identity import ClipIdentity, Preprocessing
+from kdpl.clip import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import KIND, VERSION, TunedPrompts
@@ -115,11 +114,6 @@ def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, c
     assert world.one_sentence(error)
 
 
-def test_the_clip_that_they_were_tuned_on_is_loaded(clip_of):
-    clip = clip_of("test-teacher")
-    assert world.tuned_prompts({}, "test-teacher").load_clip().identity == clip.identity
-
-
 @pytest.mark.parametrize("name", ["visual.ln_post.bias", "ln_final.bias"])
 def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     prompts, changed = world.tuned_prompts({}, "test-teacher"), dict(world.weights("test-teacher"))
@@ -130,14 +124,6 @@ def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     with pytest.raises(WeightsError, match=match) as error:
         prompts.load_clip()
     assert world.one_sentence(error)
-
-
-def test_class_vectors_of_the_prompts_say_the_same_of_their_teacher():
-    prompts = tuned()
-    vectors = ClassVectors.of(prompts, torch.eye(2), ["cat", "dog"], 1)
-    for field in ("clip", "logit_scale", "context", "preprocessing", "teacher"):
-        assert getattr(vectors, field) == getattr(prompts, field), field
-    assert (vectors.class_names, vectors.num_base) == (("cat", "dog"), 1)
 
 
 def test_a_file_whose_prompts_were_changed_is_refused(tmp_path):
