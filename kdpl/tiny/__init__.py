@@ -1,7 +1,7 @@
-"""Miniature CLIPs, a teacher and two students, that make the whole pipeline runnable on a laptop without a download.
+"""Miniature CLIPs, a teacher and two students, for running the whole pipeline on a laptop without downloads.
 
-They have seen printed glyphs (digits and letters in the fonts that matplotlib ships) with captions, and nothing
-handwritten. ``python -m kdpl.tiny.pretrain`` makes their weights.
+They were pretrained on captioned printed glyphs (digits and letters in matplotlib's fonts), never on handwriting.
+``python -m kdpl.tiny.pretrain`` creates their weights.
 """
 
 from functools import partial
@@ -10,11 +10,11 @@ from kdpl.tiny.models import CONFIGS, TAG, load_weights
 
 
 def register() -> None:
-    """Make ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet`` known, each with the tag ``glyphs``.
+    """Register ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet``, each with the tag ``glyphs``.
 
-    Found through the entry point group ``kdpl.models``. No weight is read before a model is asked for.
+    Called through the entry point group ``kdpl.models``. Weights are read when a model is loaded.
     """
-    from kdpl.clip import register_model
+    from kdpl.clip.loading import register_model
 
     for name, config in CONFIGS.items():
         register_model(name, config, {TAG: partial(load_weights, name)})

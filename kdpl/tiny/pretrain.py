@@ -1,11 +1,10 @@
 """Pretrain a miniature CLIP on printed glyphs and captions: ``python -m kdpl.tiny.pretrain teacher``.
 
-Not one handwritten digit is looked at in here: from printed glyphs to handwriting is the gap that the quickstart
-closes. The weights in the package (4,000 steps, seed 1) took 18 minutes of one core of a busy
-2-core machine for the teacher and 7 for each of the students.
+No handwritten digit is used: the step from printed glyphs to handwriting is what the quickstart learns. Training the
+weights in the package (4,000 steps, seed 1) took 18 minutes on one busy core for the teacher and 7 for each student.
 
-Trained together from the start, two towers this small stay at chance. What works is: let the text tower first learn
-that the captions of one thing agree, then train the image tower against it while it stands still, then both.
+Two towers this small stay at chance when they are trained together from the start. So the text tower first learns that
+captions of one class agree. Then the image tower is trained against the frozen text tower, and finally both.
 """
 
 import argparse
@@ -14,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -30,18 +29,18 @@ from kdpl.tiny.models import compact_config, save_compact, weights_path
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one pretraining.
+    """Settings of a pretraining.
 
     Attributes:
-        learning_rate: peak learning rate of the image tower.
-        text_learning_rate: peak learning rate of the text tower once it is free.
-        steps: contrastive steps.
-        batch_size: images a step.
-        warmup_steps: steps of linear warm-up, before a cosine to 0.
-        weight_decay: on the image tower's matrices.
-        agreement_steps: steps in which the text tower learns alone.
-        locked_share: share of the steps in which the text tower stands still.
-        initial_logit_scale: CLIP's temperature at the start, as exp(logit_scale).
+        learning_rate: Peak learning rate of the image tower.
+        text_learning_rate: Peak learning rate of the text tower in contrastive training.
+        steps: Contrastive steps.
+        batch_size: Images per step.
+        warmup_steps: Steps of linear warm-up, followed by a cosine to 0.
+        weight_decay: Weight decay of the image tower's matrices.
+        agreement_steps: Steps in which only the text tower is trained.
+        locked_share: Share of the contrastive steps in which the text tower is frozen.
+        initial_logit_scale: Initial factor on cosine similarities, exp(logit_scale).
     """
 
     learning_rate: float
@@ -65,9 +64,8 @@ MAX_LOGIT_SCALE = 100.0
 AGREEMENT_LEARNING_RATE = 1e-3
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one contrastive step gave: its number from 1, its loss, and the share of images told right."""
+class Step(NamedTuple):
+    """Number, from 1, loss and accuracy of a contrastive step."""
 
     number: int
     loss: float
@@ -75,18 +73,14 @@ class Step:
 
 
 def build_model(name: str, vocab_size: int, seed: int) -> open_clip.CLIP:
-    """A freshly initialised miniature CLIP for a vocabulary of ``vocab_size`` tokens; the global RNG stays as it is."""
+    """Initialise a miniature CLIP with a vocabulary of ``vocab_size`` tokens, without affecting the global RNG."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return open_clip.CLIP(**compact_config(name, vocab_size))
 
 
 def learn_agreement(model: open_clip.CLIP, captions: CaptionBank, steps: int, generator: Generator) -> list[float]:
-    """Train the text tower alone: of all classes' captions, two of one class are the most alike.
-
-    Returns:
-        The loss of every step.
-    """
+    """Train only the text tower, so that two captions of one class are the most similar ones; returns all losses."""
     optimizer = AdamW(_text_parameters(model), lr=AGREEMENT_LEARNING_RATE, weight_decay=0.0)
     classes = torch.arange(len(CLASSES))
     losses = []
@@ -105,15 +99,14 @@ def learn_agreement(model: open_clip.CLIP, captions: CaptionBank, steps: int, ge
 
 
 def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Image-to-text and text-to-image InfoNCE where several images of a batch may belong to one text.
+    """Compute InfoNCE in both directions, where several images of a batch may belong to one text.
 
     Args:
-        logits: images against the captions of all classes, [B, C].
-        classes: the class of each image, int64 [B].
+        logits: Images against the captions of all classes, [B, C].
+        classes: Class of each image, int64 [B].
 
     Returns:
-        The mean of the two directions. A text's target is spread evenly over its images; texts without an image in
-        the batch are left out of the second direction.
+        The mean of both directions. A text's target is uniform over its images; texts without an image are left out.
     """
     belongs = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
     present = belongs.any(dim=0)
@@ -124,7 +117,7 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
 def train_contrastively(
     model: open_clip.CLIP, captions: CaptionBank, glyphs: GlyphBank, recipe: Recipe, generator: Generator
 ) -> Iterator[Step]:
-    """Train the image tower against the captions, and in the last part of the steps the text tower with it."""
+    """Train the image tower against the captions, and the text tower as well once its locked share is over."""
     mean, std = (
         torch.tensor(values).view(1, 3, 1, 1)
         for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -140,7 +133,7 @@ def train_contrastively(
         classes = torch.randint(0, len(CLASSES), (recipe.batch_size,), generator=generator)
         images = (augment(glyphs.sample(classes, generator), generator) - mean) / std
         places = captions.sample(generator)
-        # bfloat16 is for the towers' arithmetic; the weights and the loss stay float32.
+        # weights and loss stay float32
         with torch.autocast("cpu", torch.bfloat16):
             image_features = model.encode_image(images)
             if step < recipe.locked_share * recipe.steps:
@@ -160,27 +153,23 @@ def train_contrastively(
 
 
 def pretrain(
-    name: str,
-    recipe: Recipe,
-    seed: int,
-    on_step: Callable[[Step], None] = lambda _: None,
+    name: str, recipe: Recipe, seed: int, on_step: Callable[[Step], None] = lambda _: None
 ) -> tuple[open_clip.CLIP, CaptionBank]:
-    """Pretrain the model ``name`` from nothing.
+    """Pretrain the model ``name`` from scratch.
 
     Args:
-        name: a key of `RECIPES`.
-        recipe: the settings.
-        seed: of the initial weights and of everything drawn. On one thread the same seed gives the same weights.
-        on_step: called after each contrastive step.
+        name: A key of ``RECIPES``.
+        recipe: The settings.
+        seed: Seed of initialisation and sampling. On one thread, the same seed gives the same weights.
+        on_step: Called after each contrastive step.
 
     Returns:
-        The model, in evaluation mode, for the vocabulary of its captions; and the captions.
+        The model, in evaluation mode, with the vocabulary of its captions; and the captions.
 
     Raises:
         KdplError: matplotlib is not installed.
     """
-    glyphs = render_bank()
-    captions = caption_bank()
+    glyphs, captions = render_bank(), caption_bank()
     generator = Generator().manual_seed(seed)
     model = build_model(name, len(captions.token_ids), seed)
     learn_agreement(model, captions, recipe.agreement_steps, generator)
@@ -190,60 +179,53 @@ def pretrain(
 
 
 def _text_parameters(model: open_clip.CLIP) -> list[nn.Parameter]:
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if not name.startswith("visual.") and name != "logit_scale"
-    ]
+    parameters = model.named_parameters()
+    return [p for name, p in parameters if not name.startswith("visual.") and name != "logit_scale"]
 
 
 def _contrastive_optimizer(model: open_clip.CLIP, recipe: Recipe) -> AdamW:
-    matrices = [parameter for parameter in model.visual.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.visual.parameters() if parameter.ndim < 2]
+    matrices = [p for p in model.visual.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.visual.parameters() if p.ndim < 2]
     image, text = recipe.learning_rate, recipe.text_learning_rate
-    return AdamW(
-        [
-            {"params": matrices, "lr": image, "weight_decay": recipe.weight_decay},
-            {"params": [*vectors, model.logit_scale], "lr": image, "weight_decay": 0.0},
-            {"params": _text_parameters(model), "lr": text, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-    )
+    groups = [
+        {"params": matrices, "lr": image, "weight_decay": recipe.weight_decay},
+        {"params": [*vectors, model.logit_scale], "lr": image, "weight_decay": 0.0},
+        {"params": _text_parameters(model), "lr": text, "weight_decay": 0.0},
+    ]
+    return AdamW(groups, betas=(0.9, 0.98))
 
 
 def _set_learning_rate(optimizer: Optimizer, share: float) -> None:
-    """Put every group at ``share`` of its peak learning rate."""
+    """Set every group to ``share`` of its peak learning rate."""
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", group["lr"])
         group["lr"] = share * group["peak_lr"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Pretrain one model and write its weights; returns the exit code."""
+    """Pretrain a model and write its weights; returns the exit code."""
     parser = argparse.ArgumentParser("python -m kdpl.tiny.pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("role", choices=["teacher", "student", "resnet"], help="which of the miniature CLIPs")
+    parser.add_argument("role", choices=["teacher", "student", "resnet"], help="the miniature CLIP to train")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="contrastive steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="weights file to write (default: the one in the package)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights and data (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file to write (default: the one in the package)")
     options = parser.parse_args(arguments)
     if options.steps < 1:
-        parser.error(f"--steps is {options.steps}, expected at least 1")
+        parser.error(f"--steps is {options.steps}, expected 1 or more")
     name = f"tiny-{options.role}"
     out = options.out or weights_path(name)
-    # Sums split over threads round differently: one thread, so that a seed means the same on every number of cores.
+    # results depend on the number of threads, and must not depend on the number of cores
     torch.set_num_threads(1)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    recipe = replace(RECIPES[name], steps=options.steps)
+
+    def show(step: Step) -> None:
+        if step.number % 250 == 0:
+            print(
+                f"step {step.number} of {options.steps}: loss {step.loss:.3f}, accuracy {step.accuracy:.0%}", flush=True
+            )
+
     try:
-        with Progress(*columns) as progress:
-            task = progress.add_task(name, total=options.steps)
-
-            def show(step: Step) -> None:
-                progress.advance(task)
-                if step.number % 250 == 0:
-                    progress.console.print(f"step {step.number}: loss {step.loss:.3f}, accuracy {step.accuracy:.0%}")
-
-            recipe = replace(RECIPES[name], steps=options.steps)
-            model, captions = pretrain(name, recipe, options.seed, show)
+        model, captions = pretrain(name, recipe, options.seed, show)
         save_compact(out, model.state_dict(), captions.token_ids, name=name, steps=options.steps, seed=options.seed)
     except KdplError as error:
         print(f"error: {error}", file=sys.stderr)

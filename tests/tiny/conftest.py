@@ -15,7 +15,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_clips():
-    """Both miniature CLIPs as plain open_clip models, by name."""
+    """All miniature CLIPs as plain open_clip models, by name."""
     models = {}
     for name, config in CONFIGS.items():
         models[name] = open_clip.CLIP(**config).eval().requires_grad_(False)

@@ -1,12 +1,20 @@
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
+from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.errors import WeightsError
+from kdpl.tiny import register
 from kdpl.tiny.glyphs import DIGIT_NAMES
 from kdpl.tiny.models import (
     CONFIGS,
@@ -16,31 +24,33 @@ from kdpl.tiny.models import (
     compact_config,
     expand_embedding,
     load_weights,
-    read_metadata,
     save_compact,
     weights_path,
 )
 
-NAMES = tuple(CONFIGS)
+MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
 tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+each_model = pytest.mark.parametrize("name", CONFIGS)
+
+
+def metadata_of(path):
+    with safe_open(path, framework="pt") as file:
+        return {key: json.loads(value) for key, value in file.metadata().items()}
 
 
 def train_digits():
-    """The half of the handwritten digits that no test split shares, as 32-pixel images."""
+    """The half of the handwritten digits that no test split shares, as normalised 32-pixel images."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=24, mode="bicubic", align_corners=False).clamp(0, 1)
     images = F.pad(images, [4] * 4).repeat(1, 3, 1, 1)
-    mean, std = (
-        torch.tensor(x).view(1, 3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    )
     train = np.random.RandomState(0).permutation(len(images))[:898]
-    return (images[train] - mean) / std, torch.tensor(digits.target)[train]
+    return (images[train] - MEAN) / STD, torch.tensor(digits.target)[train]
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """A file of random weights for a vocabulary of five tokens, and what went into it."""
+    """A file of random weights for a vocabulary of five tokens, and its content."""
     state_dict = open_clip.CLIP(**compact_config("tiny-student", 5)).state_dict()
     token_ids = torch.tensor([3, 17, 400, 49_406, 49_407])
     path = tmp_path / "folder" / "student.safetensors"
@@ -48,20 +58,16 @@ def saved(tmp_path):
     return path, state_dict, token_ids
 
 
-def test_all_files_of_weights_together_are_at_most_4_5_megabytes():
-    assert sum(weights_path(name).stat().st_size for name in NAMES) <= 4_500_000
+def test_all_weights_together_have_at_most_4_5_megabytes():
+    assert sum(weights_path(name).stat().st_size for name in CONFIGS) <= 4_500_000
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_file_says_which_model_it_is_and_how_it_was_trained(name):
-    metadata = read_metadata(weights_path(name))
+@each_model
+def test_weights_are_complete_finite_and_float32_and_name_their_training(name, tiny_clips):
+    metadata = metadata_of(weights_path(name))
     assert (metadata["model"], metadata["tag"], metadata["quick_gelu"]) == (name, TAG, False)
     assert metadata["steps"] >= 1000
     assert isinstance(metadata["seed"], int)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loaded_state_dict_is_complete_finite_and_float32(name, tiny_clips):
     state_dict = load_weights(name)
     assert state_dict.keys() == tiny_clips[name].state_dict().keys()
     for key, value in state_dict.items():
@@ -69,18 +75,17 @@ def test_the_loaded_state_dict_is_complete_finite_and_float32(name, tiny_clips):
         assert value.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_table_of_embeddings_holds_the_stored_rows_at_their_ids(name):
+@each_model
+def test_the_embedding_table_holds_the_stored_rows_at_their_ids(name):
     stored = load_file(weights_path(name))
     table = load_weights(name)["token_embedding.weight"]
     assert table.shape == (VOCAB_SIZE, CONFIGS[name]["text_cfg"]["width"])
-    for token_id, row in zip(stored["token_ids"].tolist(), stored["token_embedding.weight"], strict=True):
-        assert torch.equal(table[token_id], row.float())
+    assert torch.equal(table[stored["token_ids"].long()], stored["token_embedding.weight"].float())
     known = tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES]).unique().tolist()
     assert set(known) <= set(stored["token_ids"].tolist())
 
 
-def test_unseen_rows_lie_around_the_trained_ones_and_differ_from_each_other():
+def test_unseen_embeddings_differ_and_have_the_mean_and_spread_of_the_trained_ones():
     rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) + 3
     token_ids = torch.arange(100, 130)
     table = expand_embedding(rows, token_ids, vocab_size=20_000)
@@ -91,64 +96,76 @@ def test_unseen_rows_lie_around_the_trained_ones_and_differ_from_each_other():
     assert torch.equal(table, expand_embedding(rows, token_ids, vocab_size=20_000))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_any_typed_name_has_finite_features_of_its_own(name, tiny_clips):
+@each_model
+def test_any_class_name_has_finite_features_different_from_others(name, tiny_clips):
     names = ["cat", "dog", "Übergrößenträger", "猫", "forklift truck", "7", "a_b", "!?", "word " * 60]
-    features = tiny_clips[name].encode_text(tokenize([f"a photo of a {one}." for one in names]), normalize=True)
+    features = tiny_clips[name].encode_text(tokenize([f"a photo of a {each}." for each in names]), normalize=True)
     assert features.isfinite().all()
-    similarity = features @ features.T - torch.eye(len(names))
-    assert similarity.max() < 0.9999
+    assert (features @ features.T - torch.eye(len(names))).max() < 0.9999
 
 
 @pytest.mark.parametrize(
     ("name", "lowest", "highest"),
     [("tiny-teacher", 0.70, 0.85), ("tiny-student", 0.60, 0.72), ("tiny-resnet", 0.60, 0.72)],
 )
-def test_zero_shot_accuracy_on_handwriting_leaves_something_to_learn(name, lowest, highest, tiny_clips):
+def test_zero_shot_accuracy_on_handwriting_leaves_room_to_learn(name, lowest, highest, tiny_clips):
     images, labels = train_digits()
-    class_vectors = tiny_clips[name].encode_text(
-        tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES]), normalize=True
-    )
-    features = tiny_clips[name].encode_image(images, normalize=True)
-    accuracy = ((features @ class_vectors.T).argmax(dim=1) == labels).float().mean().item()
-    assert lowest <= accuracy <= highest
+    texts = tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES])
+    class_vectors = tiny_clips[name].encode_text(texts, normalize=True)
+    logits = tiny_clips[name].encode_image(images, normalize=True) @ class_vectors.T
+    assert lowest <= (logits.argmax(dim=1) == labels).float().mean().item() <= highest
 
 
-def test_what_is_saved_is_loaded_to_half_precision(saved):
+def test_saved_weights_load_in_half_precision(saved):
     path, state_dict, token_ids = saved
     loaded = load_weights("tiny-student", path)
     assert torch.equal(loaded["token_embedding.weight"][token_ids], state_dict["token_embedding.weight"].half().float())
     assert torch.equal(loaded["logit_scale"], state_dict["logit_scale"])
     assert torch.equal(loaded["visual.proj"], state_dict["visual.proj"].half().float())
-    assert read_metadata(path)["steps"] == 7
-    assert read_metadata(path)["seed"] == 9
-
-
-def test_saving_leaves_nothing_beside_the_file(saved):
-    path, _, _ = saved
+    assert (metadata_of(path)["steps"], metadata_of(path)["seed"]) == (7, 9)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"gone\.safetensors.*pretrain"):
-        load_weights("tiny-student", tmp_path / "gone.safetensors")
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda path: path.unlink(), r"student\.safetensors.*pretrain"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"student\.safetensors"),
+        (lambda path: save_file({"weight": torch.zeros(2)}, path), r"student\.safetensors"),
+        (lambda _: None, r"'tiny-student'.*'tiny-teacher'"),
+    ],
+    ids=["missing", "truncated", "foreign", "another model"],
+)
+def test_unusable_weights_are_rejected(damage, match, saved):
+    damage(saved[0])
+    with pytest.raises(WeightsError, match=match):
+        load_weights("tiny-teacher", saved[0])
 
 
-def test_a_cut_off_file_is_named(saved):
-    path, _, _ = saved
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"student\.safetensors"):
-        load_weights("tiny-student", path)
+@pytest.mark.slow
+def test_registering_reads_no_weights_and_imports_no_images_or_plots():
+    program = """
+import sys, kdpl.clip.loading
+imported_before = set(sys.modules)
+import safetensors
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+from kdpl.tiny import register
+register()
+new = {name.split(".")[0] for name in set(sys.modules) - imported_before}
+assert not new & {"matplotlib", "sklearn", "PIL"}, new
+assert not {name for name in sys.modules if name.startswith("kdpl.tiny.")} - {"kdpl.tiny.models"}
+assert not [name for name in opened if "weights/" in name], opened
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert any(entry.load() is register for entry in entry_points(group="kdpl.models"))
 
 
-def test_weights_of_the_other_model_are_refused(saved):
-    path, _, _ = saved
-    with pytest.raises(WeightsError, match=r"'tiny-student'.*'tiny-teacher'"):
-        load_weights("tiny-teacher", path)
-
-
-def test_a_foreign_safetensors_file_is_refused(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(WeightsError, match=r"other\.safetensors"):
-        load_weights("tiny-student", path)
+@each_model
+def test_a_registered_model_equals_its_weights_file(name, tiny_clips):
+    clip, plain = load_clip(ClipConfig(name, "glyphs")), tiny_clips[name]
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert clip.logit_scale == pytest.approx(plain.logit_scale.exp().item())
+    assert clip.preprocessing.image_size == 32
+    assert clip.tokenize(["a photo of a seven.", "a llama"]).shape == (2, 32)
+    assert torch.allclose(clip.image_tower(images), plain.encode_image((images - MEAN) / STD), atol=1e-4)
