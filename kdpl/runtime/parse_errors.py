@@ -1,5 +1,6 @@
 """Settings that do not parse, reported in one sentence."""
 
+import itertools
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,27 +20,30 @@ def in_one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except (ArgumentError, ValueError) as error:
-        raise ConfigError(
-            f"{in_one_line(error)}: correct the config or the command line (--print_config shows all settings)"
-        ) from error
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
-        ) from error
+    except KdplError:
+        raise
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KdplError):
-            cause = cause.__cause__
-        if cause is None or cause is error:
-            raise
-        raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from error
+        if isinstance(error, ModuleNotFoundError):
+            raise ConfigError(
+                f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
+            ) from error
+        if isinstance(error, ArgumentError | ValueError):
+            raise ConfigError(
+                f"{in_one_line(error)}: correct the config or the command line (--print_config shows all settings)"
+            ) from error
+        raise
 
 
 def in_one_line(error: Exception) -> str:
-    """Return a parser's message in one line: of nested reports the innermost first one, and the settings it is within.
+    """Return a parser's message in one line: the innermost first report, the settings it is within, and the value.
 
-    Reports on settings within settings are nested by their indents, one for each type that a setting may have.
+    Reports on settings within settings are nested by their indents, under headings of a single word, with one report
+    for each type that a setting may have and the value at the end.
     """
     lines = [
         (len(line) - len(line.lstrip(" -")), line.strip(" -:.")) for line in str(error).splitlines() if line.strip()
@@ -48,9 +52,17 @@ def in_one_line(error: Exception) -> str:
         return type(error).__name__
     deepest = max(indent for indent, _ in lines)
     at = next(i for i, (indent, _) in enumerate(lines) if indent == deepest)
-    kept = [lines[at]]
-    for indent, text in reversed(lines[:at]):
-        # a single word is a heading
-        if indent < kept[0][0] and " " in text:
-            kept.insert(0, (indent, text))
-    return ": ".join(dict.fromkeys(text[:_LONGEST] for _, text in kept))
+    kept, level = [lines[at][1]], deepest
+    value = None
+    for i in range(at - 1, -1, -1):
+        indent, text = lines[i]
+        if indent >= level:
+            continue
+        if " " in text:
+            kept.insert(0, text)
+        elif level == deepest:
+            # the last line beside the heading; of outer settings it would be all of a section
+            block = itertools.takewhile(lambda line: line[0] >= indent, lines[at:])  # noqa: B023 - used at once
+            value = [text for own, text in block if own == indent][-1:]
+        level = indent
+    return ": ".join(text[:_LONGEST] for text in [*kept, *(value or [])])

@@ -1,0 +1,68 @@
+import pytest
+from jsonargparse import ArgumentParser
+
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.parse_errors import in_one_line, in_one_sentence
+
+NESTED = """\
+Parser key "data":
+  Does not validate against any of the Union subtypes
+  Subtypes: [Data, NoneType]
+  Errors:
+    - Problem with given class_path 'Data':
+        Parser key "shots":
+          Errors:
+            - Expected an int
+            - Expected a NoneType
+          Given value: many
+    - Expected a NoneType
+  Given value: {'init_args': {'shots': 'many'}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            NESTED,
+            'Parser key "data": Problem with given class_path \'Data\': Parser key "shots": Expected an int: '
+            "Given value: many",
+        ),
+        ("unrecognized arguments: --x=4", "unrecognized arguments: --x=4"),
+        ("\n", "ValueError"),
+        ("x" * 999, "x" * 200),
+    ],
+)
+def test_a_report_becomes_one_line(text, line):
+    assert in_one_line(ValueError(text)) == line
+
+
+def test_the_parsers_own_reports_name_setting_and_value():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--shots", type=int | None)
+    with pytest.raises(ConfigError, match=r"shots.*many") as error, in_one_sentence():
+        parser.parse_args(["--shots=many"])
+    assert "\n" not in str(error.value)
+
+
+def test_an_own_error_within_a_parsers_is_the_one_that_is_raised():
+    def build():
+        try:
+            raise ArtifactError("no such file: give another")
+        except ArtifactError as error:
+            raise ValueError("cannot be built") from error
+
+    with pytest.raises(ArtifactError, match="no such file"), in_one_sentence():
+        build()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (ModuleNotFoundError("No module named 'x'"), ConfigError, "No module named 'x'"),
+        (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
+    ],
+)
+def test_a_missing_package_is_named_and_a_bug_passes(error, expected, words):
+    with pytest.raises(expected, match=words), in_one_sentence():
+        raise error
