@@ -1,5 +1,7 @@
 """What happens when a training is interrupted: by Slurm's time limit, by SIGTERM, by Ctrl-C or an error."""
 
+import atexit
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from kdpl.runtime.faults import handle_sigterm, mark
 from kdpl.runtime.run_folder import LAST, PREVIOUS
 
 _STEPS_BETWEEN_TALKS = 10
+_GRACE_SECONDS = 5
 
 
 class Requeue(Checkpoint):
@@ -76,6 +79,9 @@ class WhereItStopped(Callback):
     collective operation.
     """
 
+    launched: list[list[subprocess.Popen[bytes]]] = []  # noqa: RUF012 - of all trainers of this process
+    """The processes that Lightning started for trainings of this one; it starts them once for several trainers."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, which it installs just before."""
         del trainer, pl_module
@@ -83,11 +89,35 @@ class WhereItStopped(Callback):
 
     on_test_start = on_validation_start = on_train_start
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the other processes."""
+        del pl_module, stage
+        self._note_processes(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Mark the error; whoever prints it prints the mark."""
+        """Mark the error, which whoever prints it prints, and let no other process outlive this one."""
         del pl_module
+        self._note_processes(trainer)
+        for processes in self.launched:
+            for process in processes:
+                atexit.register(_end, process)
+            # the launcher watches this list, and would kill this process before it has printed the error
+            processes.clear()
         if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
             return
         files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
         kept = next((f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet")
         mark(exception, f"after {trainer.global_step} steps; {kept}")
+
+    def _note_processes(self, trainer: Trainer) -> None:
+        processes = getattr(trainer.strategy.launcher, "procs", None)
+        if processes:
+            self.launched.append(processes)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a process end by itself, which may have an error of its own to print, or kill it."""
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()

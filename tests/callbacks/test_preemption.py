@@ -121,7 +121,8 @@ def test_an_error_says_after_how_many_steps_it_occurred_and_which_checkpoint_is_
         (tmp_path / LAST).parent.mkdir()
         (tmp_path / LAST).touch()
         kept = f"{tmp_path / LAST} is kept"
-    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), default_root_dir=str(tmp_path), global_step=7)
+    state, strategy = SimpleNamespace(fn="fit"), SimpleNamespace(launcher=None)
+    trainer = SimpleNamespace(state=state, strategy=strategy, default_root_dir=str(tmp_path), global_step=7)
     error = KeyboardInterrupt()
     WhereItStopped().on_exception(trainer, None, error)
     assert faults.sentence(error) == f"interrupted: rerun the same command to resume (after 7 steps; {kept})"
