@@ -41,6 +41,11 @@ class DrawPictures(Callback):
         if self._can_draw(trainer) and metrics.is_file():
             _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics)))
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw them after a resume from the last epoch's end, in which no training ends."""
+        if not _figure(trainer, "learning_curves").is_file():
+            self.on_train_end(trainer, pl_module)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""
         if not self._can_draw(trainer):
