@@ -1,149 +1,125 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import slurm_job
 import yaml
-from kdpl.runtime.processes import run_step
-from runs import DATA, SHORT, STUDENT, TEACHER, configs, files_of, rows_of, start_process
+from runs import DATA, SHORT, SPEED, STUDENT, TEACHER, configs, error_line, files_of, rows_of
 from runs import test as run_test
+from slurm_job import pretend
+from soak.comparison import differences
 
+import kdpl.cli.fit
 from kdpl.__main__ import main
 from kdpl.runtime import slurm
+from kdpl.runtime.lock import RunLock
 from kdpl.runtime.predictions import read_results
 
 RUN = [
     "run",
     *DATA,
-    *(f"--teacher={arg.removeprefix('--config=')}" for arg in TEACHER),
-    *(f"--student={arg.removeprefix('--config=')}" for arg in STUDENT),
+    *(arg.replace("--config", "--teacher") for arg in TEACHER),
+    *(arg.replace("--config", "--student") for arg in STUDENT),
     *SHORT,
 ]
+SHOTS = ["--data.init_args.shots=4"]
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """A finished run with seed 3 and 4 shots."""
+def finished(tmp_path_factory):
+    """The folder of a finished run with seed 3 and 4 shots; tests that change it make a copy."""
     out = tmp_path_factory.mktemp("run") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        # as many threads as the tests themselves have: the order of a sum is part of its result
-        patch.setenv("OMP_NUM_THREADS", "1")
-        assert main([*RUN, "--seed=3", "--data.init_args.shots=4", f"--out={out}"]) == 0
+    assert run_into(out) == 0
     return out
 
 
+def run_into(out, *more):
+    return main([*RUN, "--seed=3", *SHOTS, f"--out={out}", *more])
+
+
 def numbers(folder):
-    rows = rows_of(folder / "metrics.csv")
-    times = ("train/images_per_s", "train/data_wait")
-    return [{k: v for k, v in row.items() if k not in times} for row in rows]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows_of(folder / "metrics.csv")]
 
 
-def test_the_stages_by_hand_give_the_same_to_the_last_digit(whole_run, tmp_path):
-    shots = ["--seed_everything=3", "--data.init_args.shots=4"]
+def test_the_single_commands_give_the_same_bit_for_bit(finished, tmp_path):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    assert main(["fit", *DATA, *TEACHER, *SHORT, *shots, f"--out={teacher}"]) == 0
-    assert (
-        main(["fit", *DATA, *STUDENT, *SHORT, *shots, f"--model.init_args.teacher={teacher}", f"--out={student}"]) == 0
-    )
+    shared = [*SHORT, *SHOTS, "--seed_everything=3"]
+    assert main(["fit", *DATA, *TEACHER, *shared, f"--out={teacher}"]) == 0
+    of_the_teacher = f"--model.init_args.teacher={teacher}"
+    assert main(["fit", *DATA, *STUDENT, *shared, of_the_teacher, f"--out={student}"]) == 0
     for stage in (teacher, student):
         assert run_test(stage) == 0
-        theirs = whole_run / stage.name
-        assert (stage / "test.json").read_bytes() == (theirs / "test.json").read_bytes()
-        assert (stage / "test_predictions.csv").read_bytes() == (theirs / "test_predictions.csv").read_bytes()
+        theirs = finished / stage.name
+        for name in ("test.json", "test_predictions.csv"):
+            assert (stage / name).read_bytes() == (theirs / name).read_bytes()
         assert numbers(stage) == numbers(theirs)
     for name in ("teacher/class_vectors.safetensors", "teacher/prompts.safetensors"):
-        assert (tmp_path / name).read_bytes() == (whole_run / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     for name in ("model.safetensors", "classifier.json"):
-        assert (student / "classifier" / name).read_bytes() == (whole_run / "student/classifier" / name).read_bytes()
+        assert (student / "classifier" / name).read_bytes() == (finished / "student/classifier" / name).read_bytes()
 
 
-def test_options_and_seed_reach_both_stages(whole_run):
+def test_options_and_seed_reach_both_stages(finished):
     for stage in ("teacher", "student"):
-        config = yaml.safe_load((whole_run / stage / "config.yaml").read_text())
+        config = yaml.safe_load((finished / stage / "config.yaml").read_text())
         assert config["data"]["init_args"]["shots"] == 4
         assert config["seed_everything"] == 3
         assert config["trainer"]["max_epochs"] == 2
-    assert config["model"]["init_args"]["teacher"] == str(whole_run / "teacher")
+    assert config["model"]["init_args"]["teacher"] == str(finished / "teacher")
 
 
-def test_the_results_are_those_of_the_four_tests(whole_run):
-    results = json.loads((whole_run / "results.json").read_text())
+def test_the_results_are_those_of_the_four_tests(finished):
+    results = json.loads((finished / "results.json").read_text())
     folders = ["zero_shot/teacher", "teacher", "zero_shot/student", "student"]
-    assert list(results.values()) == [read_results(whole_run / folder) for folder in folders]
+    assert list(results.values()) == [read_results(finished / folder) for folder in folders]
     assert len({row["test/acc"] for row in results.values()}) >= 3
     assert {row["images"] for row in results.values()} == {899}
-
-
-def test_the_untuned_clips_are_those_of_the_stages(whole_run):
-    accuracies = [read_results(whole_run / "zero_shot" / stage)["test/acc"] for stage in ("teacher", "student")]
     # what an evaluation of the shipped weights gives, whatever was tuned
-    assert accuracies == pytest.approx([0.695, 0.667], abs=0.01)
+    zero_shot = [read_results(finished / "zero_shot" / stage)["test/acc"] for stage in ("teacher", "student")]
+    assert zero_shot == pytest.approx([0.695, 0.667], abs=0.01)
 
 
-def test_the_folder_holds_all_of_the_run_and_nothing_half_written(whole_run):
-    files = set(files_of(whole_run))
+def test_the_folder_holds_all_of_the_run_and_nothing_unfinished(finished):
+    files = set(files_of(finished))
     for stage in ("teacher", "student"):
         for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "test.json", "figures/confusion.png"):
             assert f"{stage}/{name}" in files
     assert {"student/figures/test_images.png", "report.html"} <= files
-    assert not [name for name in files if "/." in name or name.startswith(".")]
+    hidden = {Path(name).name for name in files if "/." in f"/{name}"}
+    assert hidden <= {".lock"}
 
 
-def test_a_second_start_takes_away_what_one_left_that_was_killed_at_its_very_end(whole_run, capsys):
-    before = files_of(whole_run)
-    for folder in (whole_run, whole_run / "teacher", whole_run / "student"):
-        (folder / ".lock").write_text("process 1 on gone")
-    (whole_run / "teacher/checkpoints/previous.ckpt").touch()
-    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", f"--out={whole_run}"]) == 0
-    assert files_of(whole_run) == before
-    (whole_run / "student/.lock").write_text("process 1 on gone")
-    assert main(["fit", f"--config={whole_run}/student/config.yaml"]) == 0
-    assert "is finished" in capsys.readouterr().err
-    assert files_of(whole_run) == before
-
-
-def test_a_second_start_says_so_and_touches_nothing(whole_run, capsys):
-    before = files_of(whole_run)
-    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", f"--out={whole_run}"]) == 0
+def test_a_second_start_says_so_and_touches_nothing(finished, capsys):
+    before = files_of(finished)
+    assert run_into(finished) == 0
     out, err = capsys.readouterr()
     assert "is finished: nothing to do" in "".join(out.splitlines())
     assert "student, distilled" in out
     assert err == ""
-    assert files_of(whole_run) == before
+    assert files_of(finished) == before
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "words"),
     [
-        ("--seed=4", "holds a run with other settings"),
+        ("--seed=4", "holds a run with other settings (data.init_args.seed is 3 there and 4 here)"),
         ("--data.init_args.shots=5", "data.init_args.shots is 4 there and 5 here"),
     ],
-    ids=["seed", "option"],
 )
-def test_a_folder_with_a_run_of_other_settings_is_refused_and_left_alone(
-    change, word, whole_run, capsys, in_this_process
-):
-    before = files_of(whole_run)
-    assert main([*RUN, change, f"--out={whole_run}"]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert word in err
-    assert files_of(whole_run) == before
+def test_other_settings_are_refused_by_name(change, words, finished, capsys):
+    before = files_of(finished)
+    assert run_into(finished, change) == 1
+    error_line(capsys, words)
+    assert files_of(finished) == before
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["run"], ["--teacher", "--student", "--out", "run --help"]),
+        (["run"], ["--out", "run --help"]),
         (["run", *DATA, "--student=s.yaml", "--out=out"], ["--teacher"]),
-        ([*RUN, "--out=out", "--seed=x"], ["--seed", "'x'"]),
+        ([*RUN, "--out=out", "--seed=x"], ["seed", "x"]),
         ([*RUN, "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*RUN, "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
     ],
@@ -153,147 +129,105 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path,
     monkeypatch.chdir(tmp_path)
     Path("broken.yaml").write_text("model: [")
     assert main(args) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
+    error_line(capsys, *words)
     assert [p.name for p in tmp_path.iterdir()] == ["broken.yaml"]
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     assert main([*RUN, f"--out={tmp_path}"]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: --out {tmp_path} holds something else than a run (thesis.tex): ")
-    assert err.count("\n") == 1
+    error_line(capsys, f"error: --out {tmp_path} holds something else than a run (thesis.tex): ")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_second_run_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys, in_this_process, monkeypatch):
-    def step(function, argument):
-        # in a process of its own, since a process does not lock itself out
-        code = (
-            f"from kdpl.runtime.run_lock import RunLock; from pathlib import Path; RunLock(Path({str(tmp_path)!r}), 0)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        refused.append("another process is running into" in done.stderr)
-        return 1
-
-    refused = []
-    monkeypatch.setattr("kdpl.cli.run.check_fits", lambda _: sys.exit(0))
-    monkeypatch.setattr("kdpl.cli.run._do", lambda *_: step(None, None))
-    assert main([*RUN, f"--out={tmp_path}"]) == 1
-    assert refused == [True]
-    assert not (tmp_path / ".lock").exists()
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Steps without processes of their own, which are slow to start and whose output cannot be read here."""
-
-    def call(function, argument):
-        with pytest.raises(SystemExit) as end:
-            function(argument)
-        return end.value.code
-
-    monkeypatch.setattr("kdpl.cli.run.in_own_process", call)
-    monkeypatch.setattr("sys.argv", ["kdpl"])
-
-
-def test_a_mistake_in_the_students_settings_is_found_before_the_teacher_is_tuned(tmp_path, capsys, in_this_process):
+def test_the_students_settings_are_checked_before_the_teacher_is_tuned(tmp_path, capsys):
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("model: {init_args: {kd_wieght: 1}}")
     assert main([*RUN, f"--student={wrong}", f"--out={tmp_path / 'out'}"]) == 1
-    err = capsys.readouterr().err
-    assert "'kd_weight'" in err
-    assert err.count("\n") == 1
+    error_line(capsys, "kd_wieght")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("code", [0, 128 + slurm.SIGNAL], ids=["between two steps", "of which a starting step died"])
-def test_a_notice_requeues_the_job_and_begins_no_step(code, tmp_path, monkeypatch, capsys):
-    asked = slurm_job.pretend(monkeypatch, tmp_path)
-    codes = iter([0, code])
-
-    def step(function, argument):
-        if code == 0 or function is run_step:
-            slurm_job.send()
-        return next(codes)
-
-    slurm.listen()
-    monkeypatch.setattr("kdpl.cli.run.in_own_process", step)
-    try:
-        assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
-    finally:
-        slurm_job.forget()
-    assert asked.read_text() == "requeue 17\n"
-    assert len(list(codes)) == (1 if code == 0 else 0)
-    assert "goes back into the queue, to go on with" in capsys.readouterr().err
+def test_a_second_run_into_a_folder_is_refused_while_the_first_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kdpl.runtime.lock._PATIENCE_SECONDS", 0)
+    first = RunLock(tmp_path)
+    assert main([*RUN, f"--out={tmp_path}"]) == 1
+    error_line(capsys, f"another process is running into {tmp_path}", "choose another --out")
+    first.release()
 
 
-def started(out, *more):
-    """A run in a process of its own that trains until it is stopped."""
-    return start_process([*RUN, *more, f"--out={out}"])
+@pytest.fixture
+def interrupted(finished, tmp_path, monkeypatch):
+    """Interrupts a run before a step; gives its folder, at the same path as that of the finished run."""
+
+    def run(step):
+        began = []
+        original = kdpl.cli.fit.run_command
+
+        def command(args, check_only=False, **more):
+            if not check_only:
+                began.append(args)
+                if len(began) == step:
+                    raise KeyboardInterrupt
+            return original(args, check_only, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("kdpl.cli.fit.run_command", command)
+            assert run_into(tmp_path / "out") == 130
+        return tmp_path / "out"
+
+    return run
 
 
-def wait_for(file, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not file.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, f"{file} did not come"
-        time.sleep(0.05)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(2, STEPS + 1))
+def test_a_run_interrupted_between_any_two_steps_is_resumed(step, interrupted, finished, capsys):
+    out = interrupted(step)
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert run_into(out) == 0
+    text = capsys.readouterr().out
+    assert [n for n in range(1, STEPS + 1) if f"{n}/{STEPS} " in text] == list(range(step, STEPS + 1))
+    # the configs name the folder, and so does a fingerprint of nothing else
+    assert set(differences(finished, out)) == {"teacher/config.yaml differs", "student/config.yaml differs"}
 
 
-def test_ctrl_c_ends_the_run_in_seconds_with_one_line_and_a_kill_leaves_what_a_next_start_goes_on_from(tmp_path):
+def test_a_run_interrupted_in_stage_2_is_resumed_there_and_may_have_other_devices_and_workers(
+    finished, tmp_path, capsys
+):
     out = tmp_path / "out"
-    forever = ["--trainer.max_epochs=3000"]
-    first = started(out, *forever)
-    wait_for(out / "teacher/checkpoints/last.ckpt", first)
-    # as a terminal does: to every process of the group
-    os.killpg(first.pid, signal.SIGINT)
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 130
-    assert err.startswith("interrupted: start the same command again to go on (after ")
-    assert "Traceback" not in err
-    assert len(err.splitlines()) == 1
-    checkpoint = out / "teacher/checkpoints/last.ckpt"
-    written = checkpoint.stat().st_mtime_ns
-
-    second = started(out, *forever)
-    end = time.monotonic() + 60
-    while checkpoint.stat().st_mtime_ns == written and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(second.pid, signal.SIGKILL)
-    _, err = second.communicate(timeout=60)
-    assert f"going on from {checkpoint}" in err
-    assert not (out / "teacher/class_vectors.safetensors").exists()
-    epochs = [int(row["epoch"]) for row in rows_of(out / "teacher/metrics.csv") if row["train/loss"]]
-    assert epochs == sorted(epochs)
-    assert epochs[0] == 0
-
-
-def test_a_run_killed_in_stage_2_goes_on_there_and_ends_as_an_uncut_one(whole_run, tmp_path, in_this_process, capsys):
-    out = tmp_path / "out"
-    # a kill leaves files that are whole or not there, so this is what one in stage 2 leaves
-    shutil.copytree(whole_run, out)
+    # files are complete or missing, so this is what an interruption in stage 2 leaves
+    shutil.copytree(finished, out)
     shutil.rmtree(out / "student" / "classifier")
     for name in ("student/test.json", "student/test_predictions.csv", "zero_shot/student/test.json", "results.json"):
         (out / name).unlink()
     for file in out.glob("*/config.yaml"):
-        file.write_text(file.read_text().replace(str(whole_run), str(out)))
+        file.write_text(file.read_text().replace(str(finished), str(out)))
     teacher = files_of(out / "teacher")
-    # what only says how it is computed may differ, as the devices of a job do that is submitted again
-    assert main([*RUN, "--seed=3", "--data.init_args.shots=4", "--data.init_args.num_workers=1", f"--out={out}"]) == 0
+    assert run_into(out, "--data.init_args.num_workers=1") == 0
     text, err = capsys.readouterr()
     assert [n for n in "123456" if f"{n}/6 " in text] == ["2", "4", "6"]
-    assert f"going on from {out}/student/checkpoints/last.ckpt" in err
-    assert files_of(out / "teacher") == teacher
+    assert f"resuming from {out}/student/checkpoints/last.ckpt" in err
+    assert {k: v for k, v in files_of(out / "teacher").items() if k != ".lock"} == {
+        k: v for k, v in teacher.items() if k != ".lock"
+    }
     for name in ("student/test.json", "student/classifier/model.safetensors", "results.json"):
-        assert (out / name).read_bytes() == (whole_run / name).read_bytes()
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_base_and_novel_classes_have_columns_of_their_own(tmp_path, capsys, monkeypatch, in_this_process):
+def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeypatch, capsys):
+    asked, begun = pretend(monkeypatch, tmp_path), []
+    monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
+    monkeypatch.setattr(
+        "kdpl.cli.fit.run_command", lambda args, check_only=False: None if check_only else begun.append(args)
+    )
+    assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
+    assert asked.read_text() == "requeue 17\n"
+    assert len(begun) == 1
+    assert "job 17 is in the queue again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_base_and_novel_classes_have_columns_of_their_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     overlay = configs("data/base_to_novel.yaml")
     assert main([*RUN, *overlay, "--trainer.max_epochs=1", f"--out={tmp_path / 'out'}"]) == 0

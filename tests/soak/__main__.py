@@ -1,176 +1,127 @@
-"""``make soak``: the quickstart many times, cut at random, on one or two processes, and always with the same end."""
+"""``make soak``: the quickstart, killed at random on one and on two processes, ends as one that was not interrupted."""
 
 import argparse
+import os
 import random
 import shutil
+import signal
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from runs import CONFIGS, configs, rows_of
-from soak.invariants import differences, grown, miscounted
-from soak.killing import Trial, run_with_cuts
+from runs import CONFIGS, configs, processes_of, start_process, wait_for
+from soak.comparison import differences
 
-from kdpl.data.readers.digits import open_digit, read_digits
-
-_DATA = configs("data/digits.yaml", "trainer/cpu.yaml")
-_ORDERS = [
-    *_DATA,
+RUN = [
+    "run",
+    *configs("data/digits.yaml", "trainer/cpu.yaml"),
     f"--teacher={CONFIGS / 'teacher/quickstart.yaml'}",
     f"--student={CONFIGS / 'student/quickstart.yaml'}",
+    "--trainer.enable_progress_bar=false",
 ]
-_ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
-_MOST_CUTS = 4
-_LONG_EPOCHS = 60
-_PREDICT_CUTS = 10
-_PREDICT_OVER = 40  # how often the images are classified where memory is watched
+ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
+MOST_KILLS = 4  # of one run
+SAFETY_SECONDS = 900
 
 
-@dataclass
-class Result:
-    """What came of one thing that was tried.
+def attempt(args, log, kill_after=None, alone=False):
+    """Start a command and kill it after some seconds.
 
-    Attributes:
-        name: What it was.
-        trial: How it went.
-        faults: What is wrong with its end.
+    Args:
+        args: Arguments of ``python -m kdpl``.
+        log: File that its messages are appended to.
+        kill_after: Seconds; None lets it end by itself.
+        alone: Kill only the process that was started, and not those that it started.
+
+    Returns:
+        Its exit code, once all of its processes have ended.
     """
-
-    name: str
-    trial: Trial
-    faults: list[str]
+    with log.open("a") as errors:
+        process = start_process(args, stderr=errors)
+        begin = time.monotonic()
+        while process.poll() is None:
+            if kill_after is not None and time.monotonic() - begin > kill_after:
+                (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
+        wait_for(lambda: not processes_of(process.pid), SAFETY_SECONDS)
+        return process.wait()
 
 
 class Soak:
-    """All that is tried.
+    """Runs into one folder, so that paths in configs and checkpoints are the same.
 
     Args:
         out: Folder for everything; what is in it is removed.
-        seed: Of the cuts.
-        epochs: Epochs of either stage; None: the quickstart's own.
+        draw: Source of the moments of the kills.
+        options: Settings of all runs.
     """
 
-    def __init__(self, out: Path, seed: int, epochs: int | None) -> None:
-        self.out = out
-        self.draw = random.Random(seed)  # noqa: S311
-        self.long_epochs = _LONG_EPOCHS if epochs is None else 10 * epochs
-        self.epochs = [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
+    def __init__(self, out, draw, options):
+        self.out, self.draw, self.options = out, draw, options
+        self.run, self.log = out / "run", out / "log.txt"
+        self.seconds = {}
         shutil.rmtree(out, ignore_errors=True)
-        self.images = out / "images"
-        self.images.mkdir(parents=True)
-        self.records = read_digits().test
-        for i, record in enumerate(self.records):
-            open_digit(record.source).save(self.images / f"{i:04}.png")
-        self.seconds: dict[int, float] = {}
+        out.mkdir(parents=True)
 
-    def reference(self, processes: int) -> Result:
-        """The quickstart on so many processes, never cut."""
-        trial = run_with_cuts(self._run(processes), 0, 0.0, self.draw)
-        if trial.faults:
-            raise SystemExit(f"the quickstart fails uncut on {processes}: {'; '.join(trial.faults)}")
-        self.seconds[processes] = trial.seconds
-        (self.out / "run").rename(self._reference(processes))
-        return Result(f"uncut, {processes} process{'es' * (processes > 1)}", trial, [])
+    def command(self, processes):
+        return [*RUN, *ON[processes], *self.options, f"--out={self.run}"]
 
-    def quickstart(self, number: int) -> Result:
-        """The quickstart on one or two processes, cut at random; its folder goes where nothing is wrong with it."""
-        processes = self.draw.choice(sorted(self.seconds))
-        cuts = self.draw.randint(1, _MOST_CUTS)
-        trial = run_with_cuts(self._run(processes), cuts, self.seconds[processes], self.draw)
-        run = self.out / "run"
-        faults = differences(self._reference(processes), run, len(self.records))
-        if faults or trial.faults:
-            run.rename(self.out / f"run-{number:02}")
-        else:
-            shutil.rmtree(run)
-        return Result(f"run {number}, {processes} process{'es' * (processes > 1)}", trial, faults)
+    def reference(self, processes):
+        """Run without interruption."""
+        begin = time.monotonic()
+        code = attempt(self.command(processes), self.log)
+        if code != 0:
+            raise SystemExit(f"the run fails without a kill, on {processes}: {self.log.read_text()[-2000:]}")
+        self.seconds[processes] = time.monotonic() - begin
+        self.run.rename(self.out / f"reference-{processes}")
 
-    def long_fit(self) -> Result:
-        """A fit of many epochs, whose memory must not grow."""
-        teacher = self._reference(1) / "teacher"
-        args = [
-            *["fit", *_DATA, *configs("student/quickstart.yaml"), f"--model.init_args.teacher={teacher}"],
-            *[f"--out={self.out / 'long'}", f"--trainer.max_epochs={self.long_epochs}"],
-        ]
-        trial = run_with_cuts(args, 0, 0.0, self.draw)
-        return Result("memory of a long fit", trial, grown(trial.memory))
-
-    def predict(self) -> list[Result]:
-        """Many images, classified at one go, in which memory must not grow, and over ten cuts."""
-        listed = [str(path) for path in sorted(self.images.iterdir())] * _PREDICT_OVER
-        (self.out / "list.txt").write_text("\n".join(listed))
-        args = ["predict", str(self._reference(1) / "student" / "classifier"), f"--list={self.out / 'list.txt'}"]
-        uncut, cut = self.out / "uncut.csv", self.out / "cut.csv"
-        whole = run_with_cuts([*args, f"--out={uncut}"], 0, 0.0, self.draw)
-        # each cut leaves most of the work to be done, so that there are all ten
-        trial = run_with_cuts([*args, f"--out={cut}"], _PREDICT_CUTS, whole.seconds / 3, self.draw)
-        faults = miscounted(cut, "path", listed)
-        if [row["class"] for row in rows_of(cut)] != [row["class"] for row in rows_of(uncut)]:
-            faults.append("other answers")
-        if len(trial.cuts) < _PREDICT_CUTS:
-            faults.append(f"it was cut {len(trial.cuts)} times in place of {_PREDICT_CUTS}")
-        return [
-            Result("memory of a long prediction", whole, grown(whole.memory)),
-            Result("prediction, cut", trial, faults),
-        ]
-
-    def _run(self, processes: int) -> list[str]:
-        # always under this name, which stands in configs and checkpoints
-        return ["run", *_ORDERS, f"--out={self.out / 'run'}", *self.epochs, *_ON[processes]]
-
-    def _reference(self, processes: int) -> Path:
-        return self.out / f"reference-{processes}"
+    def killed(self, processes, kills):
+        """Kill a run so often, and let it end; returns the moments of the kills, and what is wrong."""
+        moments, faults = [], []
+        while len(moments) < kills:
+            moment, alone = self.draw.uniform(1, 0.9 * self.seconds[processes]), self.draw.random() < 0.3
+            code = attempt(self.command(processes), self.log, moment, alone)
+            if code == 0:
+                break
+            moments.append(f"{moment:.1f} s{' (first process alone)' if alone else ''}")
+            if code != -signal.SIGKILL:
+                faults.append(f"ended with {code} before it was killed")
+                break
+        code = attempt(self.command(processes), self.log)
+        faults += [f"ended with {code}"] if code else differences(self.out / f"reference-{processes}", self.run)
+        if not faults:
+            shutil.rmtree(self.run)
+        return moments, faults
 
 
-def main() -> int:
-    """Try everything and print a report; 0 if nothing was wrong."""
+def main():
+    """Kill runs until there were enough kills; 0 if all of them ended as those that were not interrupted."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="how many runs are cut (default 20)")
-    parser.add_argument("--epochs", type=int, help="epochs of either stage; default: the quickstart's own")
-    parser.add_argument("--seed", type=int, help="of the cuts; default: another each time")
+    parser.add_argument("--kills", type=int, default=20, help="kills in total (default: 20)")
+    parser.add_argument("--epochs", type=int, help="epochs of either stage (default: those of the quickstart)")
+    parser.add_argument("--seed", type=int, help="seed of the kills (default: another one each time)")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-    console = Console()
-    console.print(f"seed of the cuts: {seed}")
-    soak = Soak(options.out.absolute(), seed, options.epochs)
-    results: list[Result] = []
-
-    def note(result: Result) -> None:
-        results.append(result)
-        faults = result.trial.faults + result.faults
-        said = "; ".join(faults) or "as it should be"
-        console.print(f"{result.name}: {said} ({result.trial.seconds:.0f} s)", soft_wrap=True)
-
-    for processes in _ON:
-        note(soak.reference(processes))
-    for number in range(1, options.runs + 1):
-        note(soak.quickstart(number))
-    note(soak.long_fit())
-    for result in soak.predict():
-        note(result)
-    console.print(_table(results))
-    good = sum(not (result.trial.faults or result.faults) for result in results)
-    cuts = sum(len(result.trial.cuts) for result in results)
-    console.print(f"{good} of {len(results)} as they should be, over {cuts} cuts, seed {seed}")
-    return 0 if good == len(results) else 1
-
-
-def _table(results: list[Result]) -> Table:
-    table = Table("what", "cuts", "seconds", "peak MB", "outcome")
-    for result in results:
-        trial = result.trial
-        faults = trial.faults + result.faults
-        table.add_row(
-            result.name,
-            ", ".join(trial.cuts) or "-",
-            f"{trial.seconds:.0f}",
-            f"{max(trial.memory, default=0):.0f}",
-            "\n".join(faults) or "same",
-        )
-    return table
+    epochs = [] if options.epochs is None else [f"--trainer.max_epochs={options.epochs}"]
+    soak = Soak(options.out.absolute(), random.Random(seed), epochs)  # noqa: S311
+    print(f"seed {seed}", flush=True)
+    for processes in ON:
+        soak.reference(processes)
+        print(f"reference on {processes}: {soak.seconds[processes]:.0f} s", flush=True)
+    kills = runs = 0
+    while kills < options.kills:
+        processes = 1 + runs % len(ON)
+        moments, faults = soak.killed(processes, min(soak.draw.randint(1, MOST_KILLS), options.kills - kills))
+        runs, kills = runs + 1, kills + len(moments)
+        said = "; ".join(faults) or "same as without"
+        print(f"run {runs}, processes {processes}, killed after {', '.join(moments) or '-'}: {said}", flush=True)
+        if faults:
+            print(f"its folder is {soak.run}, its messages are in {soak.log}")
+            return 1
+    print(f"{runs} runs with {kills} kills ended as those without, seed {seed}")
+    return 0
 
 
 if __name__ == "__main__":
