@@ -1,34 +1,15 @@
 """A campaign's tables as Markdown, CSV and LaTeX."""
 
-import csv
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from kdpl.benchmark.table import SELECTED_ON_TEST, TRANSDUCTIVE, Cell, Line, Table
+import pandas as pd
 
-Format = Literal["markdown", "csv", "latex"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-ENDINGS: dict[Format, str] = {"markdown": "md", "csv": "csv", "latex": "tex"}
+from kdpl.benchmark.table import Table
 
-_PUBLISHED = "in brackets the published figure, and how far the mean is above it"
-_CSV_COLUMNS = (
-    "protocol",
-    "setting",
-    "dataset",
-    "row",
-    "title",
-    "metric",
-    "mean",
-    "standard_deviation",
-    "seeds",
-    "seeds_expected",
-    "published",
-    "difference",
-    "transductive",
-    "selected_on_test",
-)
+_CSV_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean", "standard_deviation", "seeds"]
+_CSV_COLUMNS += ["seeds_expected", "published", "difference", "transductive", "selected_on_test"]
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -42,116 +23,96 @@ _LATEX = {
 }
 
 
-def render(tables: Sequence[Table], form: Format) -> str:
-    """Write tables in a format, ending with a line break."""
-    return {"markdown": markdown, "csv": to_csv, "latex": latex}[form](tables)
-
-
 def markdown(tables: Sequence[Table]) -> str:
     """Write one Markdown table for each table, with its title above it where there are several."""
     parts = []
     for table in tables:
         labels = 2 if table.grouped else 1
-        rows = [_markdown_row([*[""] * labels, *map(_markdown_text, table.columns)])]
-        rows.append("|" + "---|" * labels + "--:|" * len(table.columns))
-        for line in table.lines:
-            group = [_markdown_text(line.group)] if table.grouped else []
-            cells = [_markdown_text(_cell(cell, table)) for cell in line.cells]
-            rows.append(_markdown_row([*group, _title(line, _markdown_text, "**{}**".format), *cells]))
+        rows = [[""] * labels + [_markdown_text(title) for title in table.columns]]
+        rows += [cells for _, cells in _lines(table, _markdown_text, "**{}**")]
+        lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
+        lines.insert(1, "|" + "---|" * labels + "--:|" * len(table.columns))
         title = [f"### {_markdown_text(table.title)}", ""] if len(tables) > 1 else []
         notes = [part for note in _notes(table) for part in ("", _markdown_text(note))]
-        parts.append("\n".join([*title, *rows, *notes, ""]))
+        parts.append("\n".join([*title, *lines, *notes, ""]))
     return "\n".join(parts)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def to_csv(tables: Sequence[Table]) -> str:
     """Write one row for each cell of all tables, in %; what is missing is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    lines = [line for table in tables for line in table.lines]
-    for line, cell in [(each, cell) for each in lines for cell in each.cells]:
-        numbers = (cell.mean, cell.deviation if len(cell.values) > 1 else None)
-        writer.writerow(
-            [
-                *(cell.protocol, cell.setting, cell.dataset, cell.row, line.title.strip("*"), cell.metric),
-                *(_number(number) for number in numbers),
-                *(len(cell.values), cell.expected),
-                *(_number(number) for number in (cell.published, cell.difference)),
-                *(str(flag).lower() for flag in (line.transductive, line.selected_on_test)),
-            ]
-        )
-    return text.getvalue()
+    cells = pd.concat([table.cells for table in tables])
+    cells["title"] = cells["title"].str.strip("*")
+    for flag in ("transductive", "selected_on_test"):
+        cells[flag] = cells[flag].map({True: "true", False: "false"})
+    text: str = cells[_CSV_COLUMNS].to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    return text
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """Write one tabular for each table, with the rules of the package booktabs."""
+    """Write one tabular for each table, with the rules of the package booktabs; rules separate the datasets."""
     parts = ["% \\usepackage{booktabs}"]
     for table in tables:
         labels = 2 if table.grouped else 1
-        head = [*[""] * labels, *map(_latex_text, table.columns)]
-        lines = [
-            f"% {_latex_text(table.title)}",
-            rf"\begin{{tabular}}{{{'l' * labels}{'r' * len(table.columns)}}}",
-            r"\toprule",
-        ]
-        lines += [" & ".join(head) + r" \\", r"\midrule"]
-        before = table.lines[0].group if table.lines else ""
-        for line in table.lines:
-            if line.group != before:
-                lines.append(r"\midrule")
-            group = [_latex_text(line.group)] if table.grouped else []
-            cells = [_latex_text(_cell(cell, table)) for cell in line.cells]
-            lines.append(" & ".join([*group, _title(line, _latex_text, r"\textbf{{{}}}".format), *cells]) + r" \\")
-            before = line.group
-        lines += [r"\bottomrule", r"\end{tabular}", *(rf"\par {_latex_text(note)}" for note in _notes(table)), ""]
-        parts.append("\n".join(lines))
+        head = [""] * labels + [_latex_text(title) for title in table.columns]
+        lines, before = [" & ".join(head) + r" \\"], None
+        for group, cells in _lines(table, _latex_text, r"\textbf{{{}}}"):
+            lines += [r"\midrule"] if group != before else []
+            lines += [" & ".join(cells) + r" \\"]
+            before = group
+        begin = rf"\begin{{tabular}}{{{'l' * labels}{'r' * len(table.columns)}}}"
+        notes = [rf"\par {_latex_text(note)}" for note in _notes(table)]
+        lines = [f"% {_latex_text(table.title)}", begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", *notes]
+        parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
 
 
-def _cell(cell: Cell, table: Table) -> str:
+FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
+    "markdown": ("md", markdown),
+    "csv": ("csv", to_csv),
+    "latex": ("tex", latex),
+}
+"""Each format's file name ending, and what writes it."""
+
+
+def _lines(table: Table, escape: Callable[[str], str], bold: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the group of each line and its texts."""
+    for line in table.lines():
+        first = line.iloc[0]
+        plain = first["title"].strip("*")
+        title = bold.format(escape(plain)) if first["title"] == f"**{plain}**" else escape(first["title"])
+        marks = ("†" if first["transductive"] else "") + ("‡" if first["selected_on_test"] else "")
+        group = [escape(first["group"])] if table.grouped else []
+        # what is published has two decimals
+        digits = 2 if table.with_published else 1
+        cells = [escape(_cell(cell, digits)) for cell in line.itertuples()]
+        yield first["group"], [*group, f"{title} {escape(marks)}".strip(), *cells]
+
+
+def _cell(cell: Any, digits: int) -> str:  # noqa: ANN401 - a row of a DataFrame
     """Write mean ± standard deviation, published figure and difference, or what is missing."""
-    # what is published has two decimals
-    digits = 2 if table.with_published else 1
-    if cell.expected == 0:
+    if cell.seeds_expected == 0:
         return f"{cell.published:.{digits}f}"
-    seeds = f"{len(cell.values)} of {cell.expected} seed{'s' if cell.expected > 1 else ''}"
-    if cell.mean is None:
+    seeds = f"{cell.seeds} of {cell.seeds_expected} seed{'s' if cell.seeds_expected > 1 else ''}"
+    if cell.seeds == 0:
         text = f"missing ({seeds})"
     else:
-        # what has no seed, an untuned CLIP, has no spread
-        text = f"{cell.mean:.{digits}f}" + (f" ± {cell.deviation:.{digits}f}" if cell.deviation else "")
-        text += f" ({seeds})" if len(cell.values) < cell.expected else ""
-    if cell.published is None:
+        # what has no seed, as an untuned CLIP, has no deviation
+        spread = f" ± {cell.standard_deviation:.{digits}f}" if cell.standard_deviation > 0 else ""
+        text = f"{cell.mean:.{digits}f}{spread}" + (f" ({seeds})" if cell.seeds < cell.seeds_expected else "")
+    if pd.isna(cell.published):
         return text
-    difference = f", {cell.difference:+.{digits}f}".replace("-", "−") if cell.difference is not None else ""
+    difference = "" if pd.isna(cell.difference) else f", {cell.difference:+.{digits}f}".replace("-", "−")
     return f"{text} [{cell.published:.{digits}f}{difference}]"
 
 
-def _title(line: Line, escape: Callable[[str], str], bold: Callable[[str], str]) -> str:
-    plain = line.title.strip("*")
-    is_bold = line.title == f"**{plain}**"
-    text = bold(escape(plain)) if is_bold else escape(line.title)
-    marks = [mark for mark, set_ in (("†", line.transductive), ("‡", line.selected_on_test)) if set_]
-    return " ".join([text, escape("".join(marks))]) if marks else text
-
-
-def _notes(table: Table) -> Iterable[str]:
-    """Give what stands below a table."""
-    if any(line.transductive for line in table.lines):
-        yield f"† {TRANSDUCTIVE}"
-    if any(line.selected_on_test for line in table.lines):
-        yield f"‡ {SELECTED_ON_TEST}"
+def _notes(table: Table) -> Iterator[str]:
+    """Yield the notes below a table."""
+    if table.cells["transductive"].any():
+        yield "† transductive: unlabelled images of the novel classes were seen in distillation"
+    if table.cells["selected_on_test"].any():
+        yield "‡ the epoch was chosen by the accuracy on the base classes' test images"
     if table.with_published:
-        yield _PUBLISHED
-
-
-def _number(number: float | None) -> str:
-    return "" if number is None else f"{number:.4f}"
+        yield "in brackets the published figure, and how far the mean is above it"
 
 
 def _markdown_text(text: str) -> str:

@@ -1,12 +1,10 @@
-"""What a finished run of a campaign leaves for the table: one ``results.json`` with its coordinates."""
+"""The result of a campaign's run for the table: one ``results.json`` with its coordinates."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.errors import ArtifactError
 from kdpl.runtime.files import atomic_path
@@ -15,23 +13,24 @@ RUN_FILE = "results.json"
 _SECONDS_FILE = "seconds.json"
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run's accuracies and how they came about.
+class Result(BaseModel):
+    """A run's accuracies and where they belong.
 
     Attributes:
         protocol: The experiment.
-        setting: What tells runs of a protocol apart, such as ``shots_4``; may be empty.
+        setting: Distinguishes runs of a protocol, as ``shots_4`` does; may be empty.
         dataset: The dataset that was tested on.
         seed: The seed.
         row: The variant's name.
-        title: The variant, for people.
+        title: The variant's title.
         metrics: Accuracies as fractions, by metric name.
         images: Number of test images.
         transductive: Whether unlabelled images of novel classes were seen in training.
         selected_on_test: Whether the epoch was chosen by its accuracy on the base classes' test images.
-        seconds: Wall-clock seconds by what was done; a start that was killed is not counted.
+        seconds: Wall-clock seconds by kind of command; a start that was killed is not counted.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     protocol: str
     setting: str
@@ -39,49 +38,46 @@ class Result:
     seed: int
     row: str
     title: str
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     images: int
     transductive: bool
     selected_on_test: bool
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
 
     def save(self, folder: Path) -> None:
         """Write into a run's folder, atomically."""
-        with atomic_path(folder / RUN_FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        _write(folder / RUN_FILE, self.model_dump_json(indent=2))
 
 
 def read_all(out: Path) -> Iterator[Result]:
     """Read the results of all finished runs below a campaign's folder.
 
     Raises:
-        ArtifactError: A file is not one of a campaign's run.
+        ArtifactError: A file is not the result of a campaign's run.
     """
     for file in sorted(out.glob(f"*/**/{RUN_FILE}")):
         try:
-            yield Result(**json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"{file} is not the result of a campaign's run: remove it and start again") from error
-
-
-def selected_on_test(config: Path) -> bool:
-    """Whether a run's config asks for the epoch with the best accuracy on the base classes' test images."""
-    settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return bool(settings["model"]["init_args"].get("choice") == "best_on_base_test")
+            yield Result.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{file} is not the result of a campaign's run: remove it and start the benchmark again"
+            ) from error
 
 
 def add_seconds(folder: Path, kind: str, seconds: float) -> None:
-    """Count the seconds of a start of a task, in its folder."""
+    """Add the seconds of a start of a task to those recorded in its folder."""
     total = read_seconds(folder)
     total[kind] = round(total.get(kind, 0.0) + seconds, 1)
-    with atomic_path(folder / _SECONDS_FILE) as temporary:
-        temporary.write_text(json.dumps(total), encoding="utf-8")
+    _write(folder / _SECONDS_FILE, json.dumps(total))
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
-    """Read the seconds that were spent in a run's folder, by what was done."""
+    """Read the seconds that were spent in a run's folder, by kind of command."""
     file = folder / _SECONDS_FILE
-    if not file.is_file():
-        return {}
-    seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return seconds
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,28 +1,34 @@
-"""Runs what is missing of a campaign, task by task, beside other processes that do the same."""
+"""Runs the missing tasks of a campaign, one after another, beside other processes that do the same."""
 
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.display import Display, last_line
-from kdpl.benchmark.locks import lock
-from kdpl.benchmark.orders import save_orders
-from kdpl.benchmark.results import Result, add_seconds, read_seconds, selected_on_test
-from kdpl.benchmark.tasks import CONFIG, FITS, Task
+from kdpl.benchmark.display import Display
+from kdpl.benchmark.results import Result, add_seconds, read_seconds
+from kdpl.benchmark.tasks import FITS, Task
 from kdpl.runtime import slurm
-from kdpl.runtime.interrupt import INTERRUPTED, TERMINATED, Terminated
+from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.processes import in_own_process, run_step
-from kdpl.runtime.run_folder import handed_over
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
+
+Command = Callable[[Sequence[str], Path, Callable[[], None]], int]
+"""Runs a command of kdpl: takes its arguments, the log to append to and a function to call now and then; returns the
+exit code, or minus the number of the signal that ended it."""
 
 _WAIT_SECONDS = 0.5
+_INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 _NO_BAR = "--trainer.enable_progress_bar=false"
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """A task that was not done.
 
     Attributes:
@@ -34,30 +40,51 @@ class Failure:
     fault: str
 
 
-def run_tasks(campaign: Campaign, tasks: Sequence[Task], out: Path, display: Display) -> list[Failure]:
+def in_subprocess(args: Sequence[str], log: Path, tick: Callable[[], None]) -> int:
+    """Run ``python -m kdpl`` as a child process, which ends with this one; see ``Command``."""
+    with (
+        log.open("ab") as output,
+        subprocess.Popen([sys.executable, "-m", "kdpl", *args], stdout=output, stderr=output) as child,  # noqa: S603
+    ):
+        try:
+            while True:
+                try:
+                    return child.wait(_WAIT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    tick()
+                if slurm.signalled():
+                    # Slurm notifies the process of the batch script alone
+                    child.send_signal(slurm.SIGNAL)
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+
+
+def run_tasks(
+    campaign: Campaign, tasks: Sequence[Task], out: Path, display: Display, command: Command = in_subprocess
+) -> list[Failure]:
     """Run tasks until all are done or cannot be.
 
-    A task that another process works on is left to it; one that fails keeps back those alone that need it.
+    A task that another process works on is left to it; one that fails keeps back only those that need it.
 
     Args:
         campaign: The campaign.
-        tasks: What is to be done; in which order is up to what they need.
+        tasks: The tasks, in the order in which to run those whose needs are met.
         out: The campaign's folder.
         display: Shows the work.
+        command: Runs the command of a task.
 
     Returns:
-        What failed, and what could not be begun for it.
+        The tasks that failed, and those that could not be started for it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the task that was cut goes on at the next start.
+        KeyboardInterrupt: Ctrl-C; the interrupted task is resumed at the next start.
         Requeued: Slurm will start the same command again.
     """
     failures: dict[str, Failure] = {}
     known = {task.name for task in tasks}
-    while True:
-        missing = [task for task in tasks if not task.done() and task.name not in failures]
-        if not missing:
-            return list(failures.values())
+    while missing := [task for task in tasks if not task.done() and task.name not in failures]:
         if slurm.signalled():
             raise slurm.requeue(str(out))
         waiting = {task.name for task in missing}
@@ -68,23 +95,20 @@ def run_tasks(campaign: Campaign, tasks: Sequence[Task], out: Path, display: Dis
                 failures[task.name] = Failure(task, fault)
             elif not waiting.intersection(task.needs):
                 ready.append(task)
-        if ready and not _run_first_free(campaign, tasks, ready, out, display, failures):
+        if ready and not _run_first_free(campaign, tasks, ready, out, display, command, failures):
             display.wait(len(ready))
             time.sleep(_WAIT_SECONDS)
+    return list(failures.values())
 
 
 def _out_of_reach(task: Task, failures: Mapping[str, Failure], known: set[str], out: Path) -> str | None:
     for need in task.needs:
         if need in failures:
             return f"it needs {need}, which failed"
-        if need not in known and not _done_elsewhere(need, out):
+        folder = out / need.rpartition("/")[0]
+        if need not in known and not any((folder / name).exists() for name in (CLASS_VECTORS_FILE, CLASSIFIER_FOLDER)):
             return f"it needs {need}, which is not done: run that first"
     return None
-
-
-def _done_elsewhere(need: str, out: Path) -> bool:
-    """Whether a task that is not asked for here is done: only fits and class vectors are needed by others."""
-    return handed_over(out / need.rpartition("/")[0])
 
 
 def _run_first_free(
@@ -93,71 +117,95 @@ def _run_first_free(
     ready: Sequence[Task],
     out: Path,
     display: Display,
+    command: Command,
     failures: dict[str, Failure],
 ) -> bool:
-    """Run the first task that no other process works on; whether there was one."""
+    """Run the first task that no other process works on; returns whether there was one."""
     for task in ready:
-        with lock(out, task.name) as held:
-            if held is None:
-                continue
-            if task.done():
-                return True
-            display.begin(task)
-            start = time.monotonic()
-            fault = _run(campaign, task, held, display)
-            seconds = time.monotonic() - start
-            if fault is not None:
-                failures[task.name] = Failure(task, fault)
+        lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=0):
+                if task.done():
+                    return True
+                if task.kind in FITS and (task.folder / LOCK_FILE).exists():
+                    # where the process of a campaign was killed, its fit may still be running
+                    with FileLock(task.folder / LOCK_FILE, timeout=0):
+                        pass
+                display.begin(task)
+                start = time.monotonic()
+                fault = _run(campaign, task, display, command)
+        except Timeout:
+            continue
+        if fault is not None:
+            failures[task.name] = Failure(task, fault)
         metrics = read_results(task.folder) if task.kind == "test" and fault is None else {}
         done = sum(each.kind == "test" and each.done() for each in tasks)
-        display.end(task, done, seconds, fault, metrics)
+        display.end(task, done, time.monotonic() - start, fault, metrics)
         return True
     return False
 
 
-def _run(campaign: Campaign, task: Task, held: int, display: Display) -> str | None:
-    """Run a task in a process of its own; gives what went wrong."""
+def _run(campaign: Campaign, task: Task, display: Display, command: Command) -> str | None:
+    """Run a task; returns what went wrong."""
     task.folder.mkdir(parents=True, exist_ok=True)
     if task.kind in FITS:
-        save_orders(task)
-    command = [*task.command(), _NO_BAR] if task.kind in ("fit", "test") else task.command()
+        task.save_orders()
+    args = [*task.command(), *([_NO_BAR] if task.kind in ("fit", "test") else [])]
     logged = task.log.stat().st_size if task.log.is_file() else 0
     start = time.monotonic()
     try:
-        code = in_own_process(run_step, command, log=task.log, held=held, tick=display.tick)
+        code = command(args, task.log, display.tick)
     finally:
         add_seconds(task.folder, task.kind, time.monotonic() - start)
-    if code == INTERRUPTED:
+    if code in _INTERRUPTED:
         raise KeyboardInterrupt
-    if code == TERMINATED:
-        raise Terminated
     if code == slurm.REQUEUED:
-        raise slurm.Requeued(f"{task.name} goes on when the job is started again")
-    if code != 0:
-        return last_line(task.log, logged)
+        raise slurm.Requeued(f"{task.name} is resumed when the job is started again")
+    if code == -slurm.SIGNAL and slurm.signalled():
+        # the notice came before the command could handle it
+        raise slurm.requeue(task.name)
+    if code < 0:
+        return f"it was killed by signal {-code}: start the same command again to resume it"
+    if code > 0:
+        return last_error(task.log, logged)
     if task.kind == "test":
         result_of(campaign, task).save(task.folder)
     if not task.done():
-        return f"it ended without {task.result}: start the same command again to go on"
+        return f"it ended without {task.result}: start the same command again to resume it"
     return None
 
 
+def last_error(log: Path, begin: int = 0) -> str:
+    """Return the last error that a command printed, or else its last line.
+
+    Args:
+        log: Its output.
+        begin: Number of bytes that earlier starts had printed.
+    """
+    text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it printed nothing"])[-1]
+
+
 def result_of(campaign: Campaign, task: Task) -> Result:
-    """Read what the test of a run left."""
-    run, row = task.run, campaign.rows[task.run.row]
+    """Read the result that the test of a run left in its folder."""
+    run = task.run
     metrics = read_results(task.folder)
     images = int(metrics.pop("images"))
-    config = next(Path(arg.removeprefix("--config=")) for arg in task.args if arg.endswith(f"/{CONFIG}"))
+    # the run's own config comes first
+    model = read_config(config_files(task.args)[0])["model"]
     return Result(
         protocol=run.protocol,
         setting=run.setting,
         dataset=run.dataset,
         seed=run.seed,
         row=run.row,
-        title=row.title.strip("*"),
+        title=campaign.title(run.row).strip("*"),
         metrics=metrics,
         images=images,
-        transductive=run.protocol == "base_to_novel" and row.stage == "student",
-        selected_on_test=selected_on_test(config),
+        transductive=run.protocol == "base_to_novel" and campaign.rows[run.row].stage == "student",
+        selected_on_test=model["init_args"].get("choice") == "best_on_base_test",
         seconds=read_seconds(task.folder),
     )

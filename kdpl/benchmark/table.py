@@ -6,85 +6,33 @@ of those two averages, for each seed. The published average of PromptKD is made 
 to 86.96 and 80.73, whose harmonic mean is the published 83.73; the mean of its eleven harmonic means is 83.63.
 """
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from kdpl.benchmark.campaign import Campaign, Row, dataset_name
+import pandas as pd
+
+from kdpl.benchmark.campaign import Campaign, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
 from kdpl.benchmark.results import Result
+from kdpl.metrics import test_key
 
 AVERAGE = "average"
 
-_ACCURACY = {"test/acc": "accuracy"}
-_BASE_TO_NOVEL = dict(zip(METRICS, ("base", "novel", "HM"), strict=True))
+_ACCURACY = test_key("acc")
+_BASE, _NOVEL, _HM = METRICS
+_BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
     "few_shot": "Few-shot",
     "base_to_novel": "Base to novel",
     "cross_dataset": "Cross-dataset",
     "domain_generalization": "Domain generalisation",
 }
-TRANSDUCTIVE = "transductive: unlabelled images of the novel classes were seen in distillation"
-SELECTED_ON_TEST = "the epoch was chosen by the accuracy on the base classes' test images"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One place of a table, in %.
-
-    Attributes:
-        protocol: The experiment.
-        setting: What tells runs of a protocol apart; may be empty.
-        dataset: The dataset, or ``average``.
-        row: The variant's name.
-        metric: The metric's name.
-        values: One value for each seed that is there.
-        expected: Number of seeds of the campaign.
-        published: The published figure, where there is one.
-    """
-
-    protocol: str
-    setting: str
-    dataset: str
-    row: str
-    metric: str
-    values: tuple[float, ...]
-    expected: int
-    published: float | None = None
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the seeds that are there."""
-        return statistics.mean(self.values) if self.values else None
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation over seeds; 0 for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-    @property
-    def difference(self) -> float | None:
-        """How far the mean is above the published figure."""
-        return self.mean - self.published if self.mean is not None and self.published is not None else None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a table.
-
-    Attributes:
-        group: The dataset, in a table that has several datasets below each other; else empty.
-        title: The variant; ``**title**`` is bold.
-        cells: One cell for each column.
-        transductive: Whether unlabelled images of novel classes were seen in training.
-        selected_on_test: Whether the epoch was chosen on test images.
-    """
-
-    group: str
-    title: str
-    cells: tuple[Cell, ...]
-    transductive: bool = False
-    selected_on_test: bool = False
+_RUN = ["protocol", "setting", "row", "seed"]
+_CELL = ["protocol", "setting", "dataset", "row", "metric"]
+_FLAGS = ["transductive", "selected_on_test"]
 
 
 @dataclass(frozen=True)
@@ -92,191 +40,186 @@ class Table:
     """One table.
 
     Attributes:
-        title: What it is of.
+        title: Its title.
         columns: Titles of the columns with numbers.
-        lines: Its lines.
+        cells: One row for each cell, line by line, with the columns ``group`` (the dataset, where several stand below
+            each other, else empty), ``title`` (of the variant; ``**title**`` is bold), ``protocol``, ``setting``,
+            ``dataset`` (or ``average``), ``row``, ``metric``, ``mean`` and ``standard_deviation`` over the ``seeds``
+            that are there, out of ``seeds_expected``, ``published``, ``difference`` of the mean to it, ``transductive``
+            and ``selected_on_test``. Accuracies are in %; what is missing is NaN.
     """
 
     title: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    cells: pd.DataFrame
 
     @property
     def grouped(self) -> bool:
         """Whether several datasets stand below each other."""
-        return any(line.group for line in self.lines)
+        return bool(self.cells["group"].any())
 
     @property
     def with_published(self) -> bool:
         """Whether published figures stand beside the campaign's own."""
-        return any(cell.published is not None for line in self.lines for cell in line.cells)
+        return bool(self.cells["published"].notna().any())
+
+    def lines(self) -> Iterator[pd.DataFrame]:
+        """Yield the cells of each line."""
+        for start in range(0, len(self.cells), len(self.columns)):
+            yield self.cells.iloc[start : start + len(self.columns)]
+
+
+class _Column(NamedTuple):
+    title: str
+    protocol: str
+    setting: str
+    metric: str
+    dataset: str | None = None  # None: that of the line
 
 
 def harmonic_mean(base: float, novel: float) -> float:
-    """Give 2·b·n / (b + n), 0 where both are 0."""
+    """Return 2·b·n / (b + n), 0 where both are 0."""
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
 def tables(campaign: Campaign, results: Iterable[Result]) -> list[Table]:
-    """Make a campaign's tables of what is there.
+    """Make a campaign's tables from the results that are there.
 
     Args:
         campaign: The campaign, which says what is expected.
         results: Results of finished runs; those that the campaign does not have are left out.
     """
     maker = _Maker(campaign, results)
-    below_each_other = [p for p in campaign.protocols if p in ("few_shot", "base_to_novel")]
+    datasets = [dataset_name(each) for each in campaign.datasets]
+    by_dataset = [protocol for protocol in campaign.protocols if protocol in ("few_shot", "base_to_novel")]
     made = []
-    if below_each_other and len(campaign.datasets) == 1:
-        made.append(maker.of_one_dataset(below_each_other))
+    if by_dataset and len(datasets) == 1:
+        columns = [column for protocol in by_dataset for column in maker.columns(protocol, ", all classes")]
+        made.append(maker.table(datasets[0], columns, {"": datasets[0]}, datasets))
     else:
-        made += [maker.by_dataset(protocol) for protocol in below_each_other]
-    if "cross_dataset" in campaign.protocols:
-        targets = [dataset_name(each) for each in campaign.datasets]
-        made.append(maker.of_targets("cross_dataset", targets, targets))
-    if "domain_generalization" in campaign.protocols:
-        targets = [dataset_name(each) for each in campaign.variants]
-        columns = [dataset_name(campaign.source or ""), *targets]
-        made.append(maker.of_targets("domain_generalization", columns, targets))
+        for protocol in by_dataset:
+            groups = {name: name for name in (*datasets, AVERAGE)}
+            made.append(maker.table(_TITLES[protocol], maker.columns(protocol), groups, datasets))
+    variants = [dataset_name(each) for each in campaign.variants]
+    targets = {
+        "cross_dataset": (datasets, datasets),
+        "domain_generalization": ([dataset_name(campaign.source or ""), *variants], variants),
+    }
+    for name, (shown, averaged) in targets.items():
+        if name in campaign.protocols:
+            columns = [_Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)]
+            made.append(maker.table(_TITLES[name], columns, {"": ""}, averaged))
     return made
 
 
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
         self.campaign = campaign
-        self.results = {(r.protocol, r.setting, r.dataset, r.row, r.seed): r for r in results}
-        self.datasets = [dataset_name(each) for each in campaign.datasets]
+        found = [r for r in results if r.row in campaign.rows and r.seed in campaign.seeds]
+        self.values = pd.DataFrame(
+            [
+                (r.protocol, r.setting, r.dataset, r.row, r.seed, metric, 100 * value)
+                for r in found
+                for metric, value in r.metrics.items()
+            ],
+            columns=["protocol", "setting", "dataset", "row", "seed", "metric", "value"],
+        ).astype({"value": float})
+        flags = pd.DataFrame([r.model_dump() for r in found], columns=["protocol", "dataset", "row", *_FLAGS])
+        flags = pd.concat([flags, flags.assign(dataset=AVERAGE)])
+        self.flags = flags.groupby(["protocol", "dataset", "row"])[_FLAGS].any().reset_index()
 
-    def of_one_dataset(self, protocols: Sequence[str]) -> Table:
-        """All protocols of a single dataset side by side."""
-        dataset = self.datasets[0]
-        columns = [column for protocol in protocols for column in self._columns(protocol)]
-        titles = [
-            f"{_shots(setting)}, all classes" if protocol == "few_shot" else _BASE_TO_NOVEL[metric]
-            for protocol, setting, metric in columns
-        ]
-        lines = [
-            self._line("", row, [self._cell(protocol, setting, dataset, row, m) for protocol, setting, m in columns])
-            for row in self.campaign.rows.values()
-        ]
-        return Table(dataset, tuple(titles), tuple(lines))
-
-    def by_dataset(self, protocol: str) -> Table:
-        """One protocol, datasets below each other, and their average."""
-        columns = self._columns(protocol)
-        titles = [
-            _shots(setting) if protocol == "few_shot" else _BASE_TO_NOVEL[metric] for _, setting, metric in columns
-        ]
-        lines = [
-            self._line(dataset, row, [self._cell(protocol, setting, dataset, row, m) for _, setting, m in columns])
-            for dataset in self.datasets
-            for row in self.campaign.rows.values()
-        ]
-        lines += [
-            self._line(
-                AVERAGE, row, [self._average(protocol, setting, self.datasets, row, m) for _, setting, m in columns]
-            )
-            for row in self.campaign.rows.values()
-        ]
+    def columns(self, protocol: str, suffix: str = "") -> list[_Column]:
         if protocol == "base_to_novel":
-            lines += self._other_methods()
-        return Table(_TITLES[protocol], tuple(titles), tuple(lines))
-
-    def of_targets(self, protocol: str, datasets: Sequence[str], averaged: Sequence[str]) -> Table:
-        """One protocol, a column for each dataset, and the average over some of them."""
-        (metric,) = _ACCURACY
-        lines = [
-            self._line(
-                "",
-                row,
-                [
-                    *(self._cell(protocol, "", dataset, row, metric) for dataset in datasets),
-                    self._average(protocol, "", averaged, row, metric),
-                ],
-            )
-            for row in self.campaign.rows.values()
+            return [_Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
+        return [
+            _Column(f"{shots} shot{'s' if shots > 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
+            for shots in self.campaign.shots
         ]
-        return Table(_TITLES[protocol], (*datasets, AVERAGE), tuple(lines))
 
-    def _columns(self, protocol: str) -> list[tuple[str, str, str]]:
-        if protocol == "few_shot":
-            return [(protocol, f"shots_{shots}", metric) for shots in self.campaign.shots for metric in _ACCURACY]
-        return [(protocol, "", metric) for metric in _BASE_TO_NOVEL]
+    def table(self, title: str, columns: Sequence[_Column], groups: dict[str, str], averaged: Sequence[str]) -> Table:
+        """Make a table with a line for each group and row.
 
-    def _line(self, group: str, row: Row, cells: Sequence[Cell]) -> Line:
-        protocols = {cell.protocol for cell in cells}
-        found = [r for key, r in self.results.items() if key[0] in protocols and r.row == row.name]
-        if group not in ("", AVERAGE):
-            found = [r for r in found if r.dataset == group]
-        return Line(
-            group,
-            row.title,
-            tuple(cells),
-            any(r.transductive for r in found),
-            any(r.selected_on_test for r in found),
+        Args:
+            title: Its title.
+            columns: Its columns.
+            groups: The datasets of the lines by their groups.
+            averaged: The datasets that are averaged over.
+        """
+        cells = pd.DataFrame(
+            [
+                (i, group, self.campaign.title(row), c.protocol, c.setting, c.dataset or dataset, row, c.metric)
+                for i, (group, dataset, row) in enumerate(
+                    (group, dataset, row) for group, dataset in groups.items() for row in self.campaign.rows
+                )
+                for c in columns
+            ],
+            columns=["line", "group", "title", *_CELL],
+        )
+        values = pd.concat([self.values, self._averages(averaged)]).groupby(_CELL)["value"]
+        # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
+        over_seeds = values.agg(mean=statistics.mean, standard_deviation=_deviation, seeds="count")
+        cells = cells.merge(over_seeds.reset_index(), how="left", on=_CELL)
+        cells["seeds"] = cells["seeds"].fillna(0).astype(int)
+        cells["seeds_expected"] = len(self.campaign.seeds)
+        cells["published"] = [
+            self._published(cell.protocol, cell.dataset, cell.row, cell.metric, averaged) for cell in cells.itertuples()
+        ]
+        cells = cells.merge(self.flags, how="left", on=["protocol", "dataset", "row"])
+        for flag in _FLAGS:
+            cells[flag] = cells[flag].eq(True).groupby(cells["line"]).transform("any")
+        if AVERAGE in groups and columns[0].protocol == "base_to_novel":
+            cells = pd.concat([cells, self._other_methods(averaged)], ignore_index=True)
+        cells = cells.astype({"mean": float, "standard_deviation": float, "published": float})
+        cells["difference"] = cells["mean"] - cells["published"]
+        return Table(title, tuple(column.title for column in columns), cells.drop(columns="line"))
+
+    def _averages(self, datasets: Sequence[str]) -> pd.DataFrame:
+        """Return averages over datasets, of the runs that have them all, as values of the dataset ``average``."""
+        means = {metric: self._mean(metric, datasets) for metric in (_ACCURACY, _BASE, _NOVEL)}
+        both = means[_BASE].index.intersection(means[_NOVEL].index)
+        means[_HM] = means[_BASE][both].combine(means[_NOVEL][both], harmonic_mean)
+        long = [values.rename("value").reset_index().assign(metric=metric) for metric, values in means.items()]
+        return pd.concat(long).assign(dataset=AVERAGE)
+
+    def _mean(self, metric: str, datasets: Sequence[str]) -> pd.Series:
+        values = self.values[self.values["metric"] == metric]
+        wide = values.pivot(index=_RUN, columns="dataset", values="value").reindex(columns=datasets).dropna()
+        return pd.Series([statistics.mean(row) for row in wide.to_numpy()], index=wide.index, dtype=float)
+
+    def _published(self, protocol: str, dataset: str, row: str, metric: str, averaged: Sequence[str]) -> float | None:
+        method = self.campaign.rows[row].published
+        if protocol != "base_to_novel" or method is None:
+            return None
+        of_average = dataset == AVERAGE
+        figures = published_average(method, averaged) if of_average else METHODS[method].by_dataset.get(dataset, {})
+        return figures.get(metric)
+
+    def _other_methods(self, datasets: Sequence[str]) -> pd.DataFrame:
+        """Return the averages of other methods, if the campaign has the datasets that they are of."""
+        shown = {row.published for row in self.campaign.rows.values()}
+        methods = METHODS if set(datasets) == set(METHODS["promptkd"].by_dataset) else {}
+        return pd.DataFrame(
+            [
+                {"group": AVERAGE, "title": f"{method.title}, published", "protocol": "base_to_novel", "setting": ""}
+                | {"dataset": AVERAGE, "row": key, "metric": metric, "seeds": 0, "seeds_expected": 0}
+                | {"published": method.average[metric], "transductive": False, "selected_on_test": False}
+                for key, method in methods.items()
+                if key not in shown
+                for metric in _BASE_TO_NOVEL
+            ]
         )
 
-    def _value(self, protocol: str, setting: str, dataset: str, row: Row, metric: str, seed: int) -> float | None:
-        result = self.results.get((protocol, setting, dataset, row.name, seed))
-        return 100 * result.metrics[metric] if result is not None and metric in result.metrics else None
 
-    def _over_seeds(self, value: Callable[[int], float | None]) -> tuple[float, ...]:
-        return tuple(found for seed in self.campaign.seeds if (found := value(seed)) is not None)
-
-    def _cell(self, protocol: str, setting: str, dataset: str, row: Row, metric: str) -> Cell:
-        values = self._over_seeds(lambda seed: self._value(protocol, setting, dataset, row, metric, seed))
-        published = None
-        if protocol == "base_to_novel" and row.published is not None:
-            published = METHODS[row.published].by_dataset.get(dataset, {}).get(metric)
-        return Cell(protocol, setting, dataset, row.name, metric, values, len(self.campaign.seeds), published)
-
-    def _average(self, protocol: str, setting: str, datasets: Sequence[str], row: Row, metric: str) -> Cell:
-        """Give the average over datasets, of the seeds that have them all."""
-
-        def mean(of: str, seed: int) -> float | None:
-            values = [self._value(protocol, setting, dataset, row, of, seed) for dataset in datasets]
-            return statistics.mean(v for v in values if v is not None) if None not in values and values else None
-
-        def value(seed: int) -> float | None:
-            if metric != "test/hm":
-                return mean(metric, seed)
-            base, novel = (mean(of, seed) for of in METRICS[:2])
-            return harmonic_mean(base, novel) if base is not None and novel is not None else None
-
-        figures = published_average(row.published, datasets) if protocol == "base_to_novel" and row.published else {}
-        values = self._over_seeds(value)
-        expected = len(self.campaign.seeds)
-        return Cell(protocol, setting, AVERAGE, row.name, metric, values, expected, figures.get(metric))
-
-    def _other_methods(self) -> list[Line]:
-        """Give the averages of other methods, where the campaign has the datasets that they are of."""
-        if set(self.datasets) != set(METHODS["promptkd"].by_dataset):
-            return []
-        shown = {row.published for row in self.campaign.rows.values()}
-        return [
-            Line(
-                AVERAGE,
-                f"{method.title}, published",
-                tuple(
-                    Cell("base_to_novel", "", AVERAGE, key, metric, (), 0, method.average[metric])
-                    for metric in _BASE_TO_NOVEL
-                ),
-            )
-            for key, method in METHODS.items()
-            if key not in shown
-        ]
-
-
-def _shots(setting: str) -> str:
-    number = setting.removeprefix("shots_")
-    return f"{number} shot" if number == "1" else f"{number} shots"
+def _deviation(values: pd.Series) -> float:
+    """Sample standard deviation over seeds; NaN for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def published_average(method: str, datasets: Iterable[str]) -> Figures:
-    """Give a method's published average over some datasets; empty if one of them has no published figures."""
+    """Return a method's published average over some datasets; empty if one of them has no published figures."""
     figures = [METHODS[method].by_dataset.get(dataset) for dataset in datasets]
     known = [each for each in figures if each is not None]
     if not known or len(known) < len(figures):
         return {}
-    base, novel = (statistics.mean(each[metric] for each in known) for metric in METRICS[:2])
-    return dict(zip(METRICS, (base, novel, harmonic_mean(base, novel)), strict=True))
+    base, novel = (statistics.mean(each[metric] for each in known) for metric in (_BASE, _NOVEL))
+    return {_BASE: base, _NOVEL: novel, _HM: harmonic_mean(base, novel)}

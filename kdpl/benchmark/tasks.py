@@ -1,26 +1,27 @@
-"""Tasks of a campaign: each is one command of ``python -m kdpl``, with what it needs and what it leaves."""
+"""Tasks of a campaign: each is one command of ``python -m kdpl``, with its needs and its result."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kdpl.data.readers.benchmark import BENCHMARKS
-from kdpl.runtime.configs import config_files
+from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.files import atomic_path
 
 Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")
 
-# a name only, since this process imports neither torch nor Lightning
-CONFIG = "config.yaml"
+_ORDERS_FILE = "orders.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One variant, on one dataset under one protocol with one seed: a folder, and a value in the table.
+    """One variant on one dataset under one protocol with one seed: a folder, and a value in the table.
 
     Attributes:
         protocol: The experiment.
-        setting: What tells runs of a protocol apart: ``shots_4``; empty where nothing does.
+        setting: Distinguishes runs of a protocol, as ``shots_4`` does; may be empty.
         dataset: The dataset that it is tested on.
         seed: The seed.
         row: The variant's name.
@@ -40,13 +41,13 @@ class Task:
     """One command.
 
     Attributes:
-        run: What it belongs to.
-        kind: What it does.
+        run: The run that it belongs to.
+        kind: The kind of command.
         args: Arguments of ``python -m kdpl``.
         folder: The folder that it writes into.
-        result: What is there once it is done.
+        result: A file or folder that exists once it is done.
         needs: Names of the tasks that must be done before.
-        checkpoint: Checkpoint to be tested, if there is one by then: an untuned teacher has none.
+        checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """
 
     run: Run
@@ -59,26 +60,43 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name within the campaign: the run's folder and what is done there."""
+        """Name within the campaign: the run's folder and the kind of command."""
         return f"{self.run.name}/{self.kind}"
 
     @property
-    def datasets(self) -> tuple[str, ...]:
-        """Names of the datasets whose images or class names it takes."""
-        files = [Path(file) for file in config_files(self.args)]
-        return tuple(file.stem for file in files if file.stem in BENCHMARKS)
+    def datasets(self) -> list[str]:
+        """Names of the benchmark's datasets whose images or class names it takes."""
+        return [name for name in (Path(file).stem for file in config_files(self.args)) if name in BENCHMARKS]
 
     @property
     def log(self) -> Path:
-        """What the command prints."""
+        """File that the command's output is appended to."""
         return self.folder / f"{self.kind}.log"
 
     def done(self) -> bool:
-        """Whether its result is there."""
+        """Return whether its result is there."""
         return self.result.exists()
 
     def command(self) -> list[str]:
-        """Give the arguments, with the checkpoint if there is one."""
+        """Return the arguments, with the checkpoint if it exists."""
         if self.checkpoint is not None and self.checkpoint.is_file():
             return [*self.args, f"--ckpt_path={self.checkpoint}"]
         return list(self.args)
+
+    def fit_command(self) -> list[str]:
+        """Return the command of a fit; of an import, which takes the same settings, that of the fit it replaces."""
+        return ["fit", *self.args[3:]] if self.kind == "import" else list(self.args)
+
+    def save_orders(self) -> None:
+        """Record the command of a fit in its folder, with the contents of its config files."""
+        with atomic_path(self.folder / _ORDERS_FILE) as temporary:
+            temporary.write_text(self._orders(), encoding="utf-8")
+
+    def has_other_orders(self) -> bool:
+        """Return whether a fit was started by another command; whether its settings differ, ``fit`` can tell."""
+        file = self.folder / _ORDERS_FILE
+        return self.kind in FITS and file.is_file() and file.read_text(encoding="utf-8") != self._orders()
+
+    def _orders(self) -> str:
+        contents = {file: read_config(file) for file in config_files(self.args)}
+        return json.dumps({"args": list(self.args), "configs": contents}, indent=2, default=str)
