@@ -1,10 +1,15 @@
-"""Campaigns on miniature benchmarks with the miniature CLIPs, started as a person starts them."""
+"""Campaigns on miniature benchmarks with the miniature CLIPs."""
 
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import yaml
 from benchmark_tree import make_tree
 from runs import start_process
+
+from kdpl.__main__ import main
+from kdpl.benchmark.campaign import parse_campaign
 
 ROOT = Path(__file__).parents[1]
 ROWS = """
@@ -30,10 +35,15 @@ FEW = [
 
 
 def make_trees(root):
-    """Write miniatures of the datasets of these campaigns; gives ROOT."""
+    """Write miniatures of the datasets of these campaigns; returns ROOT."""
     for name in ("dtd", "oxford_pets", "imagenet", "imagenet_a"):
         make_tree(name, root)
     return root
+
+
+def campaign(text="", **changes):
+    """A campaign of the text of its file, with the rows above and changes."""
+    return parse_campaign({**yaml.safe_load(ROWS), **(yaml.safe_load(text) or {}), **changes}, Path("mine.yaml"))
 
 
 def written(folder, text, rows=ROWS):
@@ -43,6 +53,13 @@ def written(folder, text, rows=ROWS):
     return file
 
 
+def in_this_process(args, log, tick):
+    """Run a command of a campaign in the process of the test."""
+    tick()
+    with log.open("a") as output, redirect_stdout(output), redirect_stderr(output):
+        return main(list(args))
+
+
 def started(*args):
     """The command in a process of its own."""
-    return start_process(["benchmark", *args], stdout=subprocess.PIPE)
+    return start_process(["benchmark", *map(str, args)], stdout=subprocess.PIPE)

@@ -8,15 +8,17 @@ of the two accuracies beside it, which would be 83.08 and 85.83.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kdpl.metrics import test_key
+
 Figures = Mapping[str, float]
 """Accuracies in % by metric."""
 
-METRICS = ("test/base_acc", "test/novel_acc", "test/hm")
+METRICS = tuple(map(test_key, ("base_acc", "novel_acc", "hm")))
 
 
 @dataclass(frozen=True)
 class Method:
-    """What was published of a method.
+    """Published figures of a method.
 
     Attributes:
         title: The method.

@@ -105,17 +105,18 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
 
 def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     """Return why fits cannot be started: settings that do not parse or differ from a run's, missing weights."""
-    from kdpl.cli.fit import KdplCLI, run_command
-    from kdpl.clip.identity import ClipConfig
-    from kdpl.clip.loading import load_clip, load_image_clip
+    from kdpl.cli.fit import Command, KdplCLI, run_command
+    from kdpl.clip import ClipConfig, load_clip, load_image_clip
 
     faults: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
-    def check(args: Sequence[str], check_only: bool) -> None:
-        model = KdplCLI(args, check_only).config["fit"].model
+    def check(command: Command, args: Sequence[str], check_only: bool) -> KdplCLI:
+        cli = KdplCLI(command, args, check_only)
+        model = cli.config.model
         is_student = str(model.class_path).endswith("StudentDistillation")
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
+        return cli
 
     for command in commands:
         try:
@@ -133,12 +134,12 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
 def _run(campaign: "Campaign", tasks: "Sequence[Task]", out: Path) -> int:
     from rich.console import Console
 
+    from kdpl.benchmark import runner
     from kdpl.benchmark.display import Display
-    from kdpl.benchmark.runner import run_tasks
 
     tests = [task for task in tasks if task.kind == "test"]
     with Display(Console(), total=len(tests), done=sum(task.done() for task in tests)) as display:
-        failures = run_tasks(campaign, tasks, out, display)
+        failures = runner.run_tasks(campaign, tasks, out, display, runner.in_subprocess)
     for task, fault in failures:
         print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
     if not failures:

@@ -1,46 +1,76 @@
-"""``python -m kdpl import teacher|student FILE``: the authors' published checkpoints as run folders."""
+"""``python -m kdpl import``: the authors' published checkpoints as run folders."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from kdpl.cli.arguments import Parser
+_NAMES_SHOWN = 5
 
 
-def import_(argv: Sequence[str]) -> int:
-    """Turn a published checkpoint into what a finished ``fit`` would have left.
+def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[str]) -> int:
+    """Turn a checkpoint that PromptKD's authors published into a run's folder, as fit would have left it.
+
+    All other options are those of the fit: --config FILE, --out FOLDER; a student needs --model.init_args.teacher RUN
+    as well. Nothing is trained, whatever they say.
 
     Args:
-        argv: Arguments after ``import``.
+        kind: What the file holds: teacher or student.
+        file: The checkpoint.
+        settings: Options of the fit.
 
     Returns:
         0.
 
     Raises:
-        KdplError: The file is damaged, or does not fit the settings.
+        KdplError: The file is missing or damaged, or does not fit the settings.
     """
-    options = _parser().parse_args(argv)
-    from kdpl.benchmark.checkpoints.importing import import_published
+    from lightning.pytorch import Callback
 
-    import_published(options.kind, Path(options.file), options.settings)
-    return 0
+    from kdpl.benchmark.checkpoints.importing import TakeOver, compare_clips, record_of, require_own_folder
+    from kdpl.benchmark.checkpoints.names import read_published
+    from kdpl.cli.fit import KdplCLI, require_stage, run_command
+    from kdpl.errors import ArtifactError, ConfigError
+    from kdpl.runtime.messages import warn
+    from kdpl.student import StudentDistillation
+    from kdpl.teacher import TeacherPromptTuning
 
+    class Importing(KdplCLI):
+        """A fit of no epochs, into which the published tensors are put before it hands over what any fit does."""
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m kdpl import",
-        allow_abbrev=False,
-        description="Take a checkpoint that PromptKD's authors published over into a run's folder, as fit leaves it.",
-        epilog="Example: python -m kdpl import teacher FILE --config configs/teacher/promptsrc_vit_l14.yaml "
-        "--config configs/data/dtd.yaml --data.init_args.root ROOT --config configs/data/base_to_novel.yaml "
-        "--out runs/dtd/teacher. A student needs --model.init_args.teacher RUN as well.",
-    )
-    parser.add_argument("kind", choices=("teacher", "student"), help="what the file holds")
-    parser.add_argument("file", metavar="FILE", help="the checkpoint")
-    parser.add_argument(
-        "settings",
-        metavar="SETTINGS",
-        nargs=argparse.REMAINDER,
-        help="--out FOLDER, --config FILE and all else that fit takes; nothing is trained, whatever they say",
-    )
-    return parser
+        def before_instantiate_classes(self) -> None:
+            require_stage(self.config, TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
+            trainer, model = self.config.trainer, self.config.model.init_args
+            if model.get("method", "independent") != "independent":
+                raise ConfigError(
+                    f"the published teachers have independent prompts, model.init_args.method is {model.method!r}: set "
+                    "it to independent"
+                )
+            trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
+            trainer.fast_dev_run = False
+            # settings of what happens before, during and after epochs
+            if kind == "teacher":
+                model.averaging = None
+            else:
+                model.prompt_init, model.choice = "normal", "last"
+            super().before_instantiate_classes()
+            self.record = record_of(path)
+            require_own_folder(Path(self.config.out), path, self.record)
+            if not self.finished:
+                self.published = read_published(path, kind)
+
+        def own_callbacks(self) -> list[Callback]:
+            return [TakeOver(self.published, self.record)]
+
+        def fit(self) -> None:
+            # while the model is as it was loaded
+            unknown = sorted({*self.published.unknown, *compare_clips(self.published, self.model)})
+            if unknown:
+                few = ", ".join(unknown[:_NAMES_SHOWN]) + (", …" if len(unknown) > _NAMES_SHOWN else "")
+                warn(f"left out of {file}, because they have no place here: {len(unknown)} tensors ({few})")
+            super().fit()
+
+    path = Path(file)
+    if not path.is_file():
+        raise ArtifactError(f"checkpoint {file} does not exist: check the path")
+    if not settings:
+        raise ConfigError("import needs the settings of a fit: give --config FILE (--help tells more)")
+    return run_command(["fit", *settings], make=Importing)

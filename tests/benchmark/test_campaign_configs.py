@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from campaigns import ROOT
 
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.check import one_of_each_kind
@@ -10,7 +11,6 @@ from kdpl.benchmark.protocols import Place, plan
 from kdpl.cli.fit import KdplCLI, run_command
 from kdpl.data.readers.benchmark import BENCHMARKS
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/benchmark").glob("*.yaml"))
 
 # fits and tests, over 3 seeds and 2 rows
@@ -28,54 +28,48 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def tasks_of(file, *options):
-    return plan(read_campaign(file), Place(Path("out"), "data", options))
+def tasks_of(name):
+    return plan(read_campaign(ROOT / f"configs/benchmark/{name}.yaml"), Place(Path("out"), "data"))
 
 
 def settings_of(task):
     kept = []
-    run_command(task.args, check_only=True, make=lambda args, only: kept.append(KdplCLI(args, only).config["fit"]))
-    return kept[0]
+
+    def make(*args):
+        kept.append(KdplCLI(*args))
+        return kept[0]
+
+    run_command(task.args, check_only=True, make=make)
+    return kept[0].config
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_kind_of_fit_is_one_that_the_parser_takes(file):
-    kinds = one_of_each_kind(tasks_of(file))
-    assert kinds
-    for task in kinds:
-        settings = settings_of(task)
-        assert settings.seed_everything == task.run.seed
-        assert settings.data.init_args.dataset == (task.run.dataset)
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_campaign_asks_for_datasets_that_there_are(file):
+def test_every_campaign_has_known_datasets_and_settings_that_parse(file):
     campaign = read_campaign(file)
     names = {*campaign.datasets, *campaign.variants, *([campaign.source] if campaign.source else [])}
     assert names <= {*BENCHMARKS, "digits"}
+    for task in one_of_each_kind(tasks_of(file.stem)):
+        settings = settings_of(task)
+        assert settings.seed_everything == task.run.seed
+        assert settings.data.init_args.dataset == task.run.dataset
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_campaigns_of_the_paper_have_its_datasets_and_seeds(name):
-    tasks = tasks_of(ROOT / f"configs/benchmark/{name}.yaml")
-    fits, tests = (sum(task.kind == kind for task in tasks) for kind in ("fit", "test"))
-    assert (fits, tests) == SIZES[name]
-    assert len(tasks) - fits - tests == {"cross_dataset": 30, "domain_generalization": 12}.get(name, 0)
+    kinds = [task.kind for task in tasks_of(name)]
+    assert (kinds.count("fit"), kinds.count("test")) == SIZES[name]
+    assert kinds.count("class_vectors") == {"cross_dataset": 30, "domain_generalization": 12}.get(name, 0)
 
 
-def settings_by_dataset(name, row, **more):
-    tasks = tasks_of(ROOT / f"configs/benchmark/{name}.yaml")
-    found = {}
-    for task in tasks:
-        if task.kind == "fit" and task.run.row == row and task.run.seed == 1:
-            found.setdefault(task.run.dataset, task)
-    wanted = more.get("datasets", found)
-    return {dataset: settings_of(found[dataset]) for dataset in wanted}
+def settings_by_dataset(name, row, datasets=None):
+    fits = [task for task in tasks_of(name) if task.kind == "fit" and (task.run.row, task.run.seed) == (row, 1)]
+    found = {task.run.dataset: task for task in fits}
+    return {dataset: settings_of(found[dataset]) for dataset in datasets or found}
 
 
 def test_settings_that_differ_by_dataset_are_the_published_ones():
     some = ["dtd", "fgvc_aircraft", "oxford_flowers", "eurosat", "imagenet"]
-    students = settings_by_dataset("base_to_novel", "student", datasets=some)
+    students = settings_by_dataset("base_to_novel", "student", some)
     weights = {dataset: settings.model.init_args.kd_weight for dataset, settings in students.items()}
     assert weights == {"dtd": 200, "fgvc_aircraft": 200, "oxford_flowers": 200, "eurosat": 1000, "imagenet": 1000}
     assert {settings.trainer.max_epochs for settings in students.values()} == {20}
@@ -91,34 +85,22 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
     assert source.model.init_args.vision_prompts.depth == source.model.init_args.text_prompts.depth == 3
 
 
-def test_the_readmes_table_has_the_rows_that_it_always_had():
+def test_the_readmes_table_has_its_rows():
     campaign = read_campaign(ROOT / "configs/benchmark/quickstart.yaml")
+    teacher, student, untuned = (
+        f"configs/{name}.yaml" for name in ("teacher/quickstart", "student/quickstart", "teacher/zero_shot")
+    )
+    own = "--model.init_args.clip.model=tiny-student"
     assert {row.title: (row.configs, row.options, row.of) for row in campaign.rows.values()} == {
-        "teacher's CLIP, zero-shot": (
-            ("configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"),
-            (),
-            None,
-        ),
-        "student's CLIP, zero-shot": (
-            ("configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"),
-            ("--model.init_args.clip.model=tiny-student",),
-            None,
-        ),
-        "teacher, tuned": (("configs/teacher/quickstart.yaml",), (), None),
-        "**student, distilled**": (("configs/student/quickstart.yaml",), (), "teacher"),
-        "ablation: published start of the prompts": (
-            ("configs/student/quickstart.yaml",),
-            ("--model.init_args.prompt_init=normal",),
-            "teacher",
-        ),
-        "control: distilled from the untuned teacher": (
-            ("configs/student/quickstart.yaml",),
-            (),
-            "teacher_zero_shot",
-        ),
+        "teacher's CLIP, zero-shot": ((teacher, untuned), (), None),
+        "student's CLIP, zero-shot": ((teacher, untuned), (own,), None),
+        "teacher, tuned": ((teacher,), (), None),
+        "**student, distilled**": ((student,), (), "teacher"),
+        "ablation: published start of the prompts": ((student,), ("--model.init_args.prompt_init=normal",), "teacher"),
+        "control: distilled from the untuned teacher": ((student,), (), "teacher_zero_shot"),
         "control: the student's own few-shot tuning": (
-            ("configs/teacher/quickstart.yaml",),
-            ("--model.init_args.clip.model=tiny-student", "--model.init_args.vision_prompts.depth=2"),
+            (teacher,),
+            (own, "--model.init_args.vision_prompts.depth=2"),
             None,
         ),
     }

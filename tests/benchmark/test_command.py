@@ -1,19 +1,25 @@
-import os
+"""The commands benchmark and table, with the tasks in the process of the test."""
+
+import csv
 import shlex
 import subprocess
 
+import published_files as files
 import pytest
+import yaml
 from benchmark_tree import make_tree
-from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, make_trees, started, written
+from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, SOURCE, in_this_process, make_trees, written
+from runs import files_of, rows_of
 
 from kdpl.__main__ import main
+from kdpl.benchmark.published import METHODS
 from kdpl.benchmark.results import read_all
 
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("kdpl.benchmark.runner.in_subprocess", in_this_process)
 
 
 @pytest.fixture(scope="module")
@@ -21,130 +27,129 @@ def data(tmp_path_factory):
     return make_trees(tmp_path_factory.mktemp("data"))
 
 
+def benchmark(file, data, out, *more):
+    return main(["benchmark", str(file), f"--root={data}", f"--out={out}", *map(str, more)])
+
+
 def refused(capsys, *args):
+    capsys.readouterr()
     assert main(["benchmark", *map(str, args)]) == 1
-    err = capsys.readouterr().err
-    assert all(line.startswith("error: ") for line in err.splitlines())
-    return err.splitlines()
+    err = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("error: ") for line in err)
+    return err
 
 
-@pytest.fixture
-def checks_here(monkeypatch):
-    """Checks without processes of their own, whose output cannot be read here."""
-
-    def call(function, argument):
-        with pytest.raises(SystemExit) as end:
-            function(argument)
-        return end.value.code
-
-    monkeypatch.setattr("kdpl.cli.benchmark.in_own_process", call)
-
-
-@pytest.mark.parametrize("code", [1, 130, 143])
-def test_a_check_that_is_ended_from_outside_ends_the_command_likewise(code, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdpl.cli.benchmark.in_own_process", lambda *_: code)
-    file = written(tmp_path, BASE_TO_NOVEL)
-    assert main(["benchmark", str(file), f"--root={data}", f"--out={tmp_path / 'out'}"]) == code
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_and_weights_that_are_not_there_are_named_before_anything_is_begun(tmp_path, capsys, checks_here):
+def test_missing_data_and_weights_are_named_before_anything_is_started(tmp_path, capsys):
     rows = ROWS.replace("of: teacher,", "of: teacher, options: [--model.init_args.clip.pretrained=gone.pt],")
     file = written(tmp_path, BASE_TO_NOVEL, rows)
     faults = refused(capsys, file, f"--root={tmp_path / 'data'}", f"--out={tmp_path / 'out'}")
     assert len(faults) == 3
-    assert [any(word in fault for fault in faults) for word in ("dataset dtd", "dataset oxford_pets", "gone.pt")] == [
-        True,
-        True,
-        True,
-    ]
+    for fault, words in zip(faults, ("dataset dtd", "dataset oxford_pets", "gone.pt"), strict=True):
+        assert words in fault or words.removeprefix("dataset ") in fault
     faults = refused(capsys, file, f"--out={tmp_path / 'out'}", "--rows", "teacher")
-    assert [fault.partition(":")[2] for fault in faults] == [
-        f" dataset {name} needs the folder of all datasets: give it as --root" for name in ("dtd", "oxford_pets")
+    assert faults == [
+        f"error: dataset {name} needs the folder of all datasets: give it as --root" for name in ("dtd", "oxford_pets")
     ]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_published_file_that_is_not_there_is_named(data, tmp_path, capsys, checks_here):
+def test_a_published_file_that_does_not_exist_is_named(data, tmp_path, capsys):
     rows = ROWS.replace('title: "teacher, tuned",', 'import: "{dataset}_{seed}.pt",')
     faults = refused(capsys, written(tmp_path, BASE_TO_NOVEL, rows), f"--root={data}", f"--out={tmp_path / 'out'}")
     assert len(faults) == 4
     assert faults[0].startswith("error: row teacher imports dtd_1.pt, which does not exist: ")
 
 
-def test_a_setting_that_cannot_be_is_one_line_for_all_runs(data, tmp_path, capsys, checks_here):
-    file = written(tmp_path, BASE_TO_NOVEL)
-    faults = refused(capsys, file, f"--root={data}", f"--out={tmp_path / 'out'}", "--trainer.epochs=3")
-    assert len(faults) == 1
-    assert "trainer.epochs" in faults[0]
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ["--out"]),
-        (["--out=out", "--seeds", "5"], ["seed 5", "1, 2"]),
-        (["--out=out", "--datasets", "dtd", "pets"], ["pets"]),
-        (["--out=out", "--rows", "pupil"], ["pupil"]),
-        (["--out=out", "--only", "base_to_novel/dtd/seed_3"], ["seed_3", "base_to_novel/dtd/seed_1/teacher"]),
+        ([], ["out"]),
+        (["--seeds", "5"], ["seed 5", "1, 2"]),
+        (["--datasets", "dtd", "pets"], ["pets"]),
+        (["--rows", "pupil"], ["pupil"]),
+        (["--only", "base_to_novel/dtd/seed_3"], ["seed_3", "base_to_novel/dtd/seed_1/teacher"]),
+        (["--trainer.epochs=3"], ["trainer.epochs"]),
     ],
-    ids=["no folder", "seed", "dataset", "row", "task"],
+    ids=["no folder", "seed", "dataset", "row", "task", "setting of all runs"],
 )
-def test_a_wrong_start_is_one_line(args, words, tmp_path, capsys):
-    (fault,) = refused(capsys, written(tmp_path, BASE_TO_NOVEL), *args)
+def test_a_wrong_option_is_one_line(args, words, data, tmp_path, capsys):
+    out = [f"--out={tmp_path / 'out'}", f"--root={data}"] if args else []
+    (fault,) = refused(capsys, written(tmp_path, BASE_TO_NOVEL), *out, *args)
     for word in words:
         assert word in fault
 
 
 @pytest.fixture(scope="module")
-def one_run(data, tmp_path_factory):
-    """A campaign with one finished teacher, run as an element of an array job."""
-    folder = tmp_path_factory.mktemp("one")
-    file, out = written(folder, BASE_TO_NOVEL), folder / "out"
+def whole(data, tmp_path_factory):
+    """A finished campaign; no test changes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    file, out = written(folder, BASE_TO_NOVEL.replace("[1, 2]", "[1]").replace(", oxford_pets", "")), folder / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        process = started(file, f"--root={data}", f"--out={out}", *FEW, "--slurm", "--sbatch=--time=10")
-        text, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (0, "")
-        assert f"bash {out}/slurm/submit.sh" in text
-        assert not (out / "base_to_novel").exists()
-        patch.chdir(folder)
-        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "0", "OMP_NUM_THREADS": "1"}
-        subprocess.run(["bash", out / "slurm/level_0.sbatch"], check=True, env=environment, stdout=subprocess.DEVNULL)
+        patch.setattr("kdpl.benchmark.runner.in_subprocess", in_this_process)
+        assert benchmark(file, data, out, *FEW) == 0
     return file, out
 
 
-def test_an_array_element_does_its_own_run_alone(one_run):
-    _, out = one_run
-    assert [(r.dataset, r.seed, r.row) for r in read_all(out)] == [("dtd", 1, "teacher")]
-    assert "#SBATCH --time=10" in (out / "slurm/level_0.sbatch").read_text()
+def test_a_run_leaves_its_files_and_a_second_start_does_nothing(whole, data, capsys):
+    file, out = whole
+    before = files_of(out)
+    run = {name.rpartition("/")[2] for name in before if name.startswith("base_to_novel/dtd/seed_1/teacher/")}
+    assert run >= {"config.yaml", "fit.log", "orders.json", "results.json", "seconds.json", "test.json", "test.log"}
+    capsys.readouterr()
+    assert benchmark(file, data, out, *FEW) == 0
+    assert capsys.readouterr().out == f"all 2 runs are done: python -m kdpl table {out}\n"
+    assert {name: each[1] for name, each in files_of(out).items() if "table" not in name} == {
+        name: each[1] for name, each in before.items() if "table" not in name
+    }
 
 
-def test_a_finished_run_of_other_settings_is_refused_by_name(one_run, data, capsys, checks_here, tmp_path):
-    file, out = one_run
+def test_a_table_is_printed_and_written_in_all_formats(whole, tmp_path, capsys):
+    _, out = whole
+    capsys.readouterr()
+    assert main(["table", str(out), "--format=latex", f"--out={tmp_path / 'mine.tex'}"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "mine.tex").read_text() == (out / "table.tex").read_text()
+    (line,) = [line for line in (out / "table.md").read_text().splitlines() if "**student, distilled** †" in line]
+    for figure in METHODS["promptkd"].by_dataset["dtd"].values():
+        assert f"[{figure:.2f}, " in line
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 3
+    metrics = {r.row: r.metrics for r in read_all(out)}
+    for row in rows:
+        assert float(row["mean"]) == pytest.approx(100 * metrics[row["row"]][row["metric"]], abs=1e-4)
+
+
+def test_a_finished_run_of_other_settings_is_refused_by_name(whole, data, capsys):
+    file, out = whole
     other = [arg.replace("shots=1", "shots=2") for arg in FEW]
-    (fault,) = refused(capsys, file, f"--root={data}", f"--out={out}", *other)
-    assert f"{out}/base_to_novel/dtd/seed_1/teacher holds a run with other settings" in fault
-    assert "shots" in fault
-    # what says the same in other words is no reason
-    same = [*FEW, "--trainer.log_every_n_steps=7"]
-    args = [str(file), f"--root={data}", f"--out={out}", *same, "--only", "base_to_novel/dtd/seed_1/teacher"]
-    assert main(["benchmark", *args]) == 0
+    faults = refused(capsys, file, f"--root={data}", f"--out={out}", *other, "--rows", "teacher")
+    assert len(faults) == 1
+    assert f"{out}/base_to_novel/dtd/seed_1/teacher holds a run with other settings" in faults[0]
+    assert "shots" in faults[0]
+    # another command for the same settings is accepted
+    same = [*FEW, "--trainer.log_every_n_steps=7", "--only", "base_to_novel/dtd/seed_1/teacher"]
+    assert benchmark(file, data, out, *same) == 0
 
 
-def test_a_failed_run_is_reported_with_its_log_and_its_last_error(one_run, tmp_path):
-    file, _ = one_run
-    for name in ("dtd", "oxford_pets"):
-        make_tree(name, tmp_path)
-    (tmp_path / "dtd/images/a/1.jpg").write_bytes(b"no image")
-    (tmp_path / "dtd/images/a/2.jpg").write_bytes(b"no image")
-    process = started(
-        file, f"--root={tmp_path}", f"--out={tmp_path / 'out'}", *FEW, "--seeds", "1", "--datasets", "dtd"
-    )
-    text, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (1, "")
+def test_job_files_are_written_and_nothing_is_run(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert benchmark(written(tmp_path, BASE_TO_NOVEL), data, out, *FEW, "--slurm", "--sbatch=--time=10") == 0
+    assert f"bash {out}/slurm/submit.sh" in capsys.readouterr().out
+    assert not (out / "base_to_novel").exists()
+    script = (out / "slurm/level_0.sbatch").read_text()
+    assert "#SBATCH --time=10" in script
+    assert "--gres" not in script
+    assert shlex.join(FEW) in script
+
+
+def test_a_failed_run_is_reported_with_its_log_and_its_last_error(tmp_path, capsys):
+    make_tree("dtd", tmp_path)
+    for number in (1, 2):
+        (tmp_path / f"dtd/images/a/{number}.jpg").write_bytes(b"no image")
+    file = written(tmp_path, BASE_TO_NOVEL.replace(", oxford_pets", ""))
+    assert benchmark(file, tmp_path, tmp_path / "out", *FEW, "--seeds", "1") == 1
     log = tmp_path / "out/base_to_novel/dtd/seed_1/teacher/fit.log"
-    failed = [line for line in text.splitlines() if line.startswith("failed: ")]
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 4
     assert failed[0].startswith("failed: base_to_novel/dtd/seed_1/teacher/fit: ")
     assert failed[0].endswith(f"(log: {log})")
@@ -152,18 +157,59 @@ def test_a_failed_run_is_reported_with_its_log_and_its_last_error(one_run, tmp_p
     assert failed[1].endswith("it needs base_to_novel/dtd/seed_1/teacher/fit, which failed")
 
 
+@pytest.mark.slow
+def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_class_names(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert benchmark(written(tmp_path, SOURCE), data, out, *FEW) == 0, capsys.readouterr()
+    found = {(r.protocol, r.dataset, r.row): r for r in read_all(out)}
+    assert sorted(found) == [
+        (protocol, dataset, row)
+        for protocol, datasets in (("cross_dataset", ["dtd"]), ("domain_generalization", ["imagenet", "imagenet_a"]))
+        for dataset in datasets
+        for row in ("student", "teacher")
+    ]
+    assert not any(r.transductive for r in found.values())
+    labels = {"dtd": {"apple", "Zebra crossing", "sea or lake"}, "imagenet_a": {"goldfish", "great white shark"}}
+    for folder, dataset in (("cross_dataset/dtd", "dtd"), ("domain_generalization/imagenet_a", "imagenet_a")):
+        for row in ("teacher", "student"):
+            predictions = rows_of(out / folder / "seed_1" / row / "test_predictions.csv")
+            assert {each["label"].replace("_", " ") for each in predictions} == labels[dataset]
+            assert {each["prediction"].replace("_", " ") for each in predictions} <= labels[dataset]
+    config = yaml.safe_load((out / "cross_dataset/dtd/seed_1/student/config.yaml").read_text())
+    assert config["data"]["init_args"]["dataset"] == "dtd"
+    assert config["model"]["init_args"]["teacher"] == str(out / "source/imagenet/seed_1/teacher")
+    assert main(["table", str(out)]) == 0
+    assert "missing" not in (out / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_campaign_can_start_from_published_teachers(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "seed1").mkdir()
+    state = files.teacher_state(name="tiny-teacher")
+    for name in ("dtd", "other"):
+        files.write(tmp_path / f"seed1/{name}.pt", state)
+    depths = [
+        f"--model.init_args.vision_prompts.depth={files.VISION_DEPTH}",
+        f"--model.init_args.text_prompts.depth={files.TEXT_DEPTH}",
+    ]
+    own = f'import: "{tmp_path}/seed{{seed}}/{{dataset}}.pt", options: {depths}, title'
+    file = written(tmp_path, BASE_TO_NOVEL, ROWS.replace('title: "teacher, tuned"', f'{own}: "teacher, published"'))
+    command = [file, data, out, *FEW, "--seeds", "1", "--datasets", "dtd"]
+    assert benchmark(*command) == 0, capsys.readouterr()
+    seconds = {r.row: set(r.seconds) for r in read_all(out)}
+    assert seconds == {"teacher": {"import", "test"}, "student": {"fit", "test"}}
+    assert (out / "base_to_novel/dtd/seed_1/teacher/import.json").is_file()
+    file.write_text(file.read_text().replace("{dataset}.pt", "other.pt"))
+    capsys.readouterr()
+    assert benchmark(*command) == 1
+    (fault,) = capsys.readouterr().err.splitlines()
+    assert f"{out}/base_to_novel/dtd/seed_1/teacher was imported from another file" in fault
+
+
 def test_a_table_needs_the_folder_of_a_campaign(tmp_path, capsys):
     assert main(["table", str(tmp_path)]) == 1
     assert "not the folder of a campaign" in capsys.readouterr().err
-
-
-def test_a_table_is_printed_and_written_in_the_format_that_is_asked_for(one_run, tmp_path, capsys):
-    _, out = one_run
-    assert main(["table", str(out), "--format=latex", f"--out={tmp_path / 'mine.tex'}"]) == 0
-    text = capsys.readouterr().out
-    assert text == (tmp_path / "mine.tex").read_text() == (out / "table.tex").read_text()
-    assert "missing (0 of 2 seeds)" in text
-    assert "(1 of 2 seeds)" in text
 
 
 def test_make_table_runs_the_campaign_of_the_readme():

@@ -1,22 +1,20 @@
 import csv
 import io
 import statistics
-from pathlib import Path
 
+import campaigns
 import pytest
-import yaml
 
-from kdpl.benchmark.campaign import parse_campaign
-from kdpl.benchmark.formats import render
+from kdpl.benchmark.formats import latex, markdown, to_csv
 from kdpl.benchmark.published import METHODS
 from kdpl.benchmark.results import Result
 from kdpl.benchmark.table import harmonic_mean, published_average, tables
 
-ROOT = Path(__file__).parents[2]
 CAMPAIGN = """
 protocols: [base_to_novel]
 datasets: [dtd, oxford_pets]
 seeds: [1, 2]
+configs: []
 rows:
   teacher: {title: teacher, teacher: t.yaml}
   student: {title: "**student**", student: s.yaml, of: teacher, published: promptkd}
@@ -24,14 +22,15 @@ rows:
 
 
 def campaign(**changes):
-    return parse_campaign({**yaml.safe_load(CAMPAIGN), **changes}, "mine", "mine.yaml")
+    return campaigns.campaign(CAMPAIGN, **changes)
 
 
 def result(dataset, seed, row, protocol="base_to_novel", setting="", **changes):
     metrics = changes.pop("metrics", None) or {"test/acc": 0.5}
     student = row == "student" and protocol == "base_to_novel"
     fields = {"title": row, "images": 9, "transductive": student, "selected_on_test": False, "seconds": {}}
-    return Result(protocol, setting, dataset, seed, row, metrics=metrics, **{**fields, **changes})
+    place = {"protocol": protocol, "setting": setting, "dataset": dataset, "seed": seed, "row": row}
+    return Result(**place, metrics=metrics, **{**fields, **changes})
 
 
 def base_novel(base, novel):
@@ -46,26 +45,24 @@ RESULTS = [
 ]
 
 
-def cells(made, group, title):
-    (line,) = [line for line in made.lines if (line.group, line.title.strip("*")) == (group, title)]
-    return line.cells
+def numbers(made, group, row, column):
+    cells = made.cells
+    return cells[(cells["group"] == group) & (cells["row"] == row)][column].tolist()
 
 
 def text_of(made, group, title):
     start = f"| {group} | {title}" if group else f"| {title}"
-    (line,) = [line for line in render([made], "markdown").splitlines() if line.startswith(start)]
+    (line,) = [line for line in markdown([made]).splitlines() if line.startswith(start)]
     return [part.strip() for part in line.strip("|").split("|")]
 
 
-def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_what_was_published():
+def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_the_published_figure():
     (made,) = tables(campaign(), RESULTS)
-    base, novel, hm = cells(made, "dtd", "student")
-    assert base.values == pytest.approx((80, 90))
-    assert (base.mean, base.deviation) == pytest.approx((85, 50**0.5))
-    # 2·80·60/140 and 2·90·70/160, each seed by itself
-    assert hm.values == pytest.approx((68.5714286, 78.75))
-    assert (base.published, novel.published, hm.published) == (85.84, 71.37, 77.94)
-    assert base.difference == pytest.approx(-0.84)
+    # the third is 2·80·60/140 and 2·90·70/160, each seed by itself
+    assert numbers(made, "dtd", "student", "mean") == pytest.approx([85, 65, (68.5714286 + 78.75) / 2])
+    assert numbers(made, "dtd", "student", "standard_deviation")[:2] == pytest.approx([50**0.5] * 2)
+    assert numbers(made, "dtd", "student", "published") == [85.84, 71.37, 77.94]
+    assert numbers(made, "dtd", "student", "difference")[0] == pytest.approx(-0.84)
     assert text_of(made, "dtd", "**student**")[2:] == [
         "85.00 ± 7.07 [85.84, −0.84]",
         "65.00 ± 7.07 [71.37, −6.37]",
@@ -75,14 +72,14 @@ def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_what_was_publishe
 
 def test_the_average_takes_the_harmonic_mean_of_averages_for_each_seed():
     (made,) = tables(campaign(), RESULTS)
-    base, novel, hm = cells(made, "average", "student")
-    assert base.values == pytest.approx((85, 90))
-    assert novel.values == pytest.approx((55, 80))
-    # 2·85·55/140 and 2·90·80/170
-    assert hm.values == pytest.approx((66.7857143, 84.7058824))
+    # base 85 and 90, novel 55 and 80, and so 2·85·55/140 and 2·90·80/170
+    harmonic = (66.7857143, 84.7058824)
+    assert numbers(made, "average", "student", "mean") == pytest.approx([87.5, 67.5, statistics.mean(harmonic)])
+    deviations = [statistics.stdev(values) for values in ((85, 90), (55, 80), harmonic)]
+    assert numbers(made, "average", "student", "standard_deviation") == pytest.approx(deviations)
     # of the two datasets: (85.84 + 96.30) / 2 and (71.37 + 98.01) / 2
-    assert (base.published, novel.published) == pytest.approx((91.07, 84.69))
-    assert hm.published == pytest.approx(2 * 91.07 * 84.69 / (91.07 + 84.69))
+    expected = [91.07, 84.69, 2 * 91.07 * 84.69 / (91.07 + 84.69)]
+    assert numbers(made, "average", "student", "published") == pytest.approx(expected)
 
 
 def test_the_published_average_is_the_harmonic_mean_of_the_averages_and_not_the_mean_of_harmonic_means():
@@ -93,7 +90,7 @@ def test_the_published_average_is_the_harmonic_mean_of_the_averages_and_not_the_
     assert round(other, 2) == 83.63
 
 
-def test_published_figures_are_whole():
+def test_published_figures_are_complete():
     figures = METHODS["promptkd"].by_dataset
     assert len(figures) == 11
     printed_otherwise = {"stanford_cars": 83.08, "ucf101": 85.83}
@@ -103,12 +100,12 @@ def test_published_figures_are_whole():
     assert published_average("promptkd", ["dtd", "digits"]) == {}
 
 
-def test_what_is_missing_is_said_with_the_seeds_that_are_there():
+def test_missing_runs_are_named_by_the_number_of_seeds_that_are_there():
     (made,) = tables(campaign(seeds=[1, 2, 3]), RESULTS[:3])
     assert text_of(made, "dtd", "teacher")[2] == "missing (0 of 3 seeds)"
     assert text_of(made, "dtd", "**student**")[2] == "85.00 ± 7.07 (2 of 3 seeds) [85.84, −0.84]"
     assert text_of(made, "oxford\\_pets", "**student**")[2] == "90.00 (1 of 3 seeds) [96.30, −6.30]"
-    # the second seed has but one of the two datasets
+    # the second seed has only one of the two datasets
     assert text_of(made, "average", "**student**")[2] == "85.00 (1 of 3 seeds) [91.07, −6.07]"
     (empty,) = tables(campaign(seeds=[1]), [])
     assert text_of(empty, "dtd", "**student**")[2] == "missing (0 of 1 seed) [85.84]"
@@ -116,17 +113,16 @@ def test_what_is_missing_is_said_with_the_seeds_that_are_there():
 
 def test_results_that_the_campaign_does_not_have_are_left_out():
     others = [result("dtd", 7, "student", metrics=base_novel(0, 0)), result("dtd", 1, "pupil")]
-    assert tables(campaign(), [*RESULTS, *others]) == tables(campaign(), RESULTS)
+    assert to_csv(tables(campaign(), [*RESULTS, *others])) == to_csv(tables(campaign(), RESULTS))
 
 
 def test_other_methods_stand_below_the_average_of_the_eleven_datasets_alone():
     (made,) = tables(campaign(datasets=list(METHODS["promptkd"].by_dataset)), [])
     assert text_of(made, "average", "CoOp, published")[2:] == ["82.69", "63.22", "71.66"]
-    assert [line.title for line in made.lines][-5:] == [
-        f"{name}, published" for name in ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
-    ]
+    others = [f"{name}, published" for name in ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")]
+    assert made.cells["title"].tolist()[-15::3] == others
     (few,) = tables(campaign(), [])
-    assert "CoOp" not in render([few], "markdown")
+    assert "CoOp" not in markdown([few])
 
 
 def test_one_dataset_has_its_protocols_side_by_side():
@@ -135,7 +131,7 @@ def test_one_dataset_has_its_protocols_side_by_side():
         result("digits", 1, "teacher", "few_shot", "shots_16", metrics={"test/acc": 0.695}),
         result("digits", 1, "student", metrics=base_novel(0.5, 0.25)),
     ]
-    assert render(tables(one, found), "markdown") == (
+    assert markdown(tables(one, found)) == (
         "| | 16 shots, all classes | base | novel | HM |\n"
         "|---|--:|--:|--:|--:|\n"
         "| teacher | 69.5 | missing (0 of 1 seed) | missing (0 of 1 seed) | missing (0 of 1 seed) |\n"
@@ -175,22 +171,22 @@ def test_targets_are_columns_and_the_source_is_not_averaged():
     assert text_of(cross, "", "**student**")[1:] == ["20.0", "40.0", "30.0"]
     assert shift.columns == ("imagenet", "imagenet_a", "average")
     assert text_of(shift, "", "**student**")[1:] == ["70.0", "50.0", "50.0"]
-    text = render([cross, shift], "markdown")
+    text = markdown([cross, shift])
     assert "### Cross-dataset\n" in text
     assert "transductive" not in text
 
 
 def test_an_epoch_that_was_chosen_on_test_images_is_marked_and_explained():
     found = [result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True), *RESULTS]
-    text = render(tables(campaign(), found), "markdown")
+    text = markdown(tables(campaign(), found))
     assert "| dtd | teacher ‡ |" in text
     assert "| oxford\\_pets | teacher |" in text
     assert "| dtd | **student** † |" in text
     assert "‡ the epoch was chosen by the accuracy on the base classes' test images" in text
 
 
-def test_csv_has_one_row_for_each_cell_with_all_that_is_known():
-    rows = list(csv.DictReader(io.StringIO(render(tables(campaign(), RESULTS), "csv"))))
+def test_csv_has_one_row_for_each_cell():
+    rows = list(csv.DictReader(io.StringIO(to_csv(tables(campaign(), RESULTS)))))
     assert len(rows) == 3 * 2 * 3
     (row,) = [r for r in rows if (r["dataset"], r["row"], r["metric"]) == ("dtd", "student", "test/base_acc")]
     assert row == {
@@ -216,20 +212,20 @@ def test_csv_has_one_row_for_each_cell_with_all_that_is_known():
 HOSTILE = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
 
 
-def test_markdown_and_latex_escape_what_has_a_meaning_there():
+def test_markdown_and_latex_escape_their_own_signs():
     made = tables(campaign(rows=HOSTILE, seeds=[1]), [])
-    text = render(made, "markdown")
+    text = markdown(made)
     assert r"| 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` |" in text
     assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line}) == 1
-    latex = render(made, "latex")
+    tex = latex(made)
     assert (
         r"dtd & 50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d` & "
-    ) in latex
-    assert r"oxford\_pets & " in latex
+    ) in tex
+    assert r"oxford\_pets & " in tex
 
 
 def test_latex_is_a_tabular_with_rules_between_datasets():
-    text = render(tables(campaign(), RESULTS), "latex")
+    text = latex(tables(campaign(), RESULTS))
     lines = text.splitlines()
     assert r"\begin{tabular}{llrrr}" in lines
     assert r" &  & base & novel & HM \\" in lines

@@ -1,4 +1,4 @@
-"""What the authors' checkpoints call things, and what they are called here."""
+"""Reads the authors' checkpoints: their names of tensors, and the names of the same tensors here."""
 
 import re
 from collections.abc import Mapping
@@ -28,13 +28,14 @@ _CLIP_PREFIXES = {
 
 @dataclass(frozen=True)
 class Published:
-    """What a published checkpoint holds.
+    """The content of a published checkpoint.
 
     Attributes:
-        file: Where it was read.
-        kind: Whether of a teacher or a student.
-        epoch: The epoch after which it was saved, where it says so.
-        learned: What was trained and its statistics, under the names of kdpl's own modules; floats in float32.
+        file: The file.
+        kind: ``teacher`` or ``student``.
+        epoch: The epoch after which it was saved, if it says so.
+        learned: The trained tensors and batch norm's statistics under the names of kdpl's own modules; floats in
+            float32.
         clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower (``image`` or
             ``text``), the weight's name in it, and the weight.
         logit_scale: Logarithm of the factor on cosine similarities.
@@ -55,7 +56,7 @@ def read_published(file: Path, kind: Kind) -> Published:
 
     Args:
         file: The file.
-        kind: What it must be.
+        kind: The kind that it must be of.
 
     Raises:
         ArtifactError: It is missing, damaged, of the other kind, or lacks something.
@@ -103,7 +104,7 @@ def _sort(file: Path, kind: Kind, epoch: int | None, state: Mapping[str, object]
 
 
 class _Part:
-    """What of a state dict has not been taken yet."""
+    """The tensors of a state dict that have not been taken yet."""
 
     def __init__(self, file: Path, left: dict[str, object]) -> None:
         self.file = file
@@ -111,10 +112,10 @@ class _Part:
 
     def take(self, name: str) -> Tensor:
         if name not in self.left:
-            raise ArtifactError(f"{self.file} has no {name}: it is not whole, fetch it again")
+            raise ArtifactError(f"{self.file} has no {name}: it is incomplete, download it again")
         tensor = self.left.pop(name)
         if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"{self.file} has no tensor as its {name}: it is not whole, fetch it again")
+            raise ArtifactError(f"{self.file} has no tensor as its {name}: it is incomplete, download it again")
         return tensor
 
     def take_learned(self, name: str, shape: tuple[int | None, ...]) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import world
 
-from kdpl.benchmark.checkpoints.fit_check import require_same_clip, require_same_sizes
+from kdpl.benchmark.checkpoints.importing import require_same_clip, require_same_sizes
 from kdpl.benchmark.checkpoints.names import Published, read_published
 from kdpl.errors import ConfigError, WeightsError
 

@@ -1,0 +1,80 @@
+"""Campaigns in processes of their own, which are killed, interrupted and started twice."""
+
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+from campaigns import BASE_TO_NOVEL, FEW, ROOT, make_trees, started, written
+from runs import wait_for
+
+pytestmark = pytest.mark.slow
+
+DONE = ("results.json", "class_vectors.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def command(tmp_path):
+    data = make_trees(tmp_path / "data")
+    file = written(tmp_path, BASE_TO_NOVEL.replace(", oxford_pets", ""))
+    return file, f"--root={data}", f"--out={tmp_path / 'out'}", "--rows", "teacher", *FEW
+
+
+def done_in(out):
+    return {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name in DONE}
+
+
+def ends_well(process):
+    text, err = process.communicate(timeout=300)
+    assert process.returncode == 0, text + err
+    return text
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["with its child", "alone"])
+def test_a_killed_campaign_is_completed_by_the_same_command_and_nothing_is_done_twice(whole_group, command, tmp_path):
+    out = tmp_path / "out"
+    process = started(*command)
+    wait_for(lambda: process.poll() is not None or list(out.rglob("results.json")), 300)
+    time.sleep(random.uniform(0, 2))  # noqa: S311 - any moment will do
+    assert process.poll() is None, process.communicate()
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+    before = done_in(out)
+    first, _ = process.communicate()
+    second = ends_well(started(*command))
+    assert "all 2 runs are done: " in second
+    assert before.items() <= done_in(out).items()
+    finished = re.findall(r"^\[\d/2\] (\S+): ", first + second, re.MULTILINE)
+    assert len(finished) == len(set(finished))
+
+
+def test_two_processes_share_the_work(command, tmp_path):
+    texts = [ends_well(process) for process in [started(*command), started(*command)]]
+    finished = [name for text in texts for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)]
+    assert len(finished) == len(set(finished)) == 4
+    assert all("all 2 runs are done" in text for text in texts)
+    assert len(list((tmp_path / "out").rglob("results.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code", "said"),
+    [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_ends_a_campaign_and_its_child_with_one_line(number, group, code, said, command, tmp_path):
+    process = started(*command, "--trainer.max_epochs=3000")
+    checkpoint = tmp_path / "out/base_to_novel/dtd/seed_1/teacher/checkpoints/last.ckpt"
+    wait_for(lambda: process.poll() is not None or checkpoint.exists(), 300)
+    # a terminal interrupts every process of the group
+    (os.killpg if group else os.kill)(process.pid, number)
+    text, err = process.communicate(timeout=300)
+    assert (process.returncode, text) == (code, "")
+    assert err.splitlines() == [said]
+    log = (checkpoint.parents[1] / "fit.log").read_text()
+    assert "Traceback" not in log
