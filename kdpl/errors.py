@@ -1,24 +1,23 @@
-"""What can go wrong through no fault of the code: one family, one sentence each.
+"""Errors that a user can fix, each with a message of one sentence.
 
-A message names the thing, says what was expected and what to do. The command line prints it
-without a traceback; ``--debug`` shows the traceback.
+A message names the problem, the expected value and the fix. The command line prints it without a traceback; ``--debug``
+shows the traceback.
 """
 
 import re
 import unicodedata
 
-# marks that turn the direction of what follows them, so that a line reads otherwise than it is
+# bidirectional control characters, which change the displayed order of a line
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class KdplError(Exception):
-    """Base of every error that a user of kdpl can mend.
+    """Base class of all errors that a user of kdpl can fix.
 
-    A DataLoader builds a worker's error anew in the main process, with the worker's whole traceback as its message.
-    Here the message stays the sentence that was raised, and the traceback becomes a note, which Python prints below
-    a traceback and nowhere else.
+    A DataLoader re-raises a worker's error in the main process with the worker's traceback as its message. Here the
+    message remains the original sentence, and the traceback becomes a note, which Python prints only below a traceback.
 
-    A message may quote names and texts from files of anybody's: what would act on a terminal stands in it escaped.
+    A message may quote text from untrusted files: characters that affect a terminal are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -31,15 +30,15 @@ class KdplError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Give the first sentence of another library's error, to be quoted within a sentence of one's own."""
+    """Return the first sentence of another library's error, to be quoted in a message."""
     lines = str(error).strip().splitlines()
     return re.split(r"(?<=[.!?])\s", lines[0])[0].rstrip(".") if lines else type(error).__name__
 
 
 def visible(text: str) -> str:
-    """Give a text in which nothing acts on a terminal or breaks a line, which then stands there as Python writes it.
+    """Escape characters that affect a terminal or break a line, in Python's notation.
 
-    These are control characters, line separators, marks that turn the direction, and halves of characters.
+    These are control characters, line separators, bidirectional control characters and surrogates.
     """
     if text.isprintable():
         return text
@@ -55,7 +54,7 @@ def _shown(character: str) -> str:
 
 
 class ConfigError(KdplError):
-    """A setting that cannot be, or settings that do not go together."""
+    """An invalid setting, or incompatible settings."""
 
 
 class DataError(KdplError):
@@ -63,16 +62,16 @@ class DataError(KdplError):
 
 
 class WeightsError(KdplError):
-    """CLIP weights that are missing, of another kind than supported, or not those that were expected."""
+    """CLIP weights that are missing, unsupported, or different from the expected ones."""
 
 
 class TrainingError(KdplError):
-    """A training that came to nothing, such as one whose loss is no number any more."""
+    """A failed training, for example one with a NaN loss."""
 
 
 class ArtifactError(KdplError):
-    """Class vectors, a teacher or a classifier that is missing, damaged or does not fit."""
+    """Class vectors, a teacher, a classifier or a checkpoint that is missing, damaged or incompatible."""
 
 
 class PeerError(KdplError):
-    """Another process of a training on several that ended before its time."""
+    """Another process of a distributed training that ended early."""

@@ -1,4 +1,4 @@
-"""Accuracy over all classes and, where the protocol has them, over base and novel classes with their harmonic mean."""
+"""Names of metrics, and accuracy over all, base and novel classes."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ ACCURACY_TITLES = {
     "novel_acc": "novel classes",
     "hm": "harmonic mean",
 }
-"""The accuracies that ``DomainAccuracy`` computes, and their titles."""
+"""Accuracies that ``DomainAccuracy`` computes, and their titles."""
 
 ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "HM"}
-"""The same as short heads of columns."""
+"""The same with short titles, for columns."""
 
 TRAIN_LOSS = "train/loss"
 TRAIN_AGREEMENT = "train/agreement"
@@ -36,14 +36,14 @@ def test_key(accuracy: str) -> str:
 
 
 class DomainAccuracy(Metric):
-    """Top-1 accuracy as the protocols count it.
+    """Top-1 accuracy as defined by the protocols.
 
-    ``acc`` is over all classes. With ``num_base``, ``base_acc`` counts base images against the logits of base
-    classes alone, ``novel_acc`` novel images against those of novel classes alone, and ``hm`` is their harmonic
-    mean 2·b·n/(b + n). All are fractions; a split without images gives NaN.
+    ``acc`` is over all classes. With ``num_base``, ``base_acc`` classifies base images among base classes,
+    ``novel_acc`` novel images among novel classes, and ``hm`` is their harmonic mean 2·b·n/(b + n). All are fractions,
+    and NaN without images.
 
     Args:
-        num_base: How many of the classes, the first ones, are base classes; None where there is no such split.
+        num_base: Number of base classes, which come first; None without a base/novel split.
         **kwargs: Passed to ``torchmetrics.Metric``.
     """
 
@@ -63,7 +63,7 @@ class DomainAccuracy(Metric):
 
         Args:
             logits: [B, C].
-            labels: [B], indices into all C classes.
+            labels: Indices into all C classes, [B].
         """
         self._count(_ALL, logits, labels)
         if self.num_base is not None:
@@ -77,7 +77,7 @@ class DomainAccuracy(Metric):
             self.total[split] += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """Give ``acc`` and, with a base/novel split, ``base_acc``, ``novel_acc`` and ``hm``."""
+        """Return ``acc`` and, with a base/novel split, ``base_acc``, ``novel_acc`` and ``hm``."""
         accuracy = self.correct / self.total
         if self.num_base is None:
             return {"acc": accuracy[_ALL]}
@@ -86,5 +86,5 @@ class DomainAccuracy(Metric):
 
 
 def harmonic_mean(base: Tensor, novel: Tensor) -> Tensor:
-    """Harmonic mean 2·b·n/(b + n) of two accuracies; 0 where both are 0."""
+    """Compute the harmonic mean 2·b·n/(b + n) of two accuracies; 0 if both are 0."""
     return torch.where(base + novel == 0, torch.zeros_like(base), 2 * base * novel / (base + novel))

@@ -1,4 +1,4 @@
-"""The optimiser and the per-epoch learning-rate schedule of both stages (METHOD of PromptSRC and PromptKD)."""
+"""Optimiser and per-epoch learning-rate schedule of both stages, as published with PromptSRC and PromptKD."""
 
 import math
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from kdpl.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How prompts and projector are trained; the defaults are the published ones for a ViT-L/14 teacher.
+    """Optimiser settings; the defaults are the published ones for a ViT-L/14 teacher.
 
     Attributes:
         optimizer: ``sgd`` (the published choice) or ``adamw``.
         lr: Peak learning rate.
-        momentum: Of SGD.
-        weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty of SGD, or decoupled weight decay of AdamW.
         warmup_lr: Constant learning rate of the first epoch.
     """
 
@@ -33,7 +33,7 @@ class OptimConfig:
 
 
 def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
-    """Give the learning rate of an epoch: ``warmup_lr`` in epoch 0, then a cosine over all epochs that lags by one.
+    """Compute the learning rate of an epoch: ``warmup_lr`` in epoch 0, then a cosine that lags by one epoch.
 
     Args:
         epoch: The epoch, from 0.
@@ -42,7 +42,7 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
         warmup_lr: Learning rate of epoch 0.
 
     Returns:
-        lr/2 · (1 + cos(π(epoch − 1)/E)) for epoch >= 1.
+        lr/2 · (1 + cos(π(epoch − 1)/E)) if epoch ≥ 1.
     """
     return warmup_lr if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
@@ -53,12 +53,12 @@ def build_optimizer(
     """Build the optimiser over the trainable parameters, with the schedule stepped once per epoch.
 
     Args:
-        parameters: Those that do not require gradients are left out.
+        parameters: Parameters; those that do not require gradients are ignored.
         config: Optimiser and learning rates.
         epochs: Number of epochs of the schedule.
 
     Raises:
-        ConfigError: The number of epochs is not known, or a learning rate is not above 0.
+        ConfigError: The number of epochs is unknown, or a learning rate is out of range.
     """
     if epochs is None or epochs < 0:
         raise ConfigError("the learning-rate schedule needs the number of epochs: set trainer.max_epochs")

@@ -1,7 +1,7 @@
-"""A residual attention block of open_clip's, run on its weights in fewer passes over memory.
+"""Residual attention blocks of open_clip, run on their weights with less copying.
 
-``nn.MultiheadAttention`` copies its projections before it attends, and copies their gradients on the way back, which
-takes a quarter of a small tower's training step. The results are the same.
+``nn.MultiheadAttention`` copies its projections before attention and their gradients in the backward pass, which takes a
+quarter of a small tower's training step. The results are the same.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 
 def run_block(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
-    """Run a block on tokens [B, L, W], each of which attends to all."""
+    """Run a block on tokens [B, L, W] without a mask."""
     q, k, v = project_in(block, block.ln_1(tokens))
     return project_out(block, tokens, F.scaled_dot_product_attention(q, k, v))
 
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
-    """Run a block on tokens [B, L, W] and return the first one alone, [B, 1, W]."""
+    """Run a block on tokens [B, L, W] and return only the first token, [B, 1, W]."""
     normed = block.ln_1(tokens)
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -27,33 +27,33 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def project_in(block: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
-    """Queries, keys and values [B, heads, L, W / heads] of normed tokens [B, L, W]."""
+    """Project normalised tokens [B, L, W] to queries, keys and values [B, heads, L, W / heads]."""
     return split_heads(block, in_projection(block, normed))
 
 
 def project_out(block: Any, x: Tensor, attended: Tensor) -> Tensor:  # noqa: ANN401
-    """The block's output [B, L, W] from its input and what its heads attended to [B, heads, L, W / heads]."""
+    """Compute the output [B, L, W] from the block's input and the attention output [B, heads, L, W / heads]."""
     return finish(block, x, merge_heads(attended))
 
 
 def in_projection(block: Any, normed: Tensor) -> Tensor:  # noqa: ANN401
-    """Queries, keys and values of normed tokens [..., W] side by side, [..., 3 W]."""
+    """Project normalised tokens [..., W] to concatenated queries, keys and values [..., 3 W]."""
     return F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
 
 
 def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
-    """Queries, keys and values [B, heads, L, W / heads] from those side by side, [B, L, 3 W]."""
+    """Split concatenated queries, keys and values [B, L, 3 W] into three of [B, heads, L, W / heads]."""
     q, k, v = (_heads(t, block.attn.num_heads) for t in projected.chunk(3, dim=-1))
     return q, k, v
 
 
 def merge_heads(attended: Tensor) -> Tensor:
-    """What the heads attended to [B, heads, L, W / heads], side by side, [B, L, W]."""
+    """Concatenate the attention output of all heads, [B, heads, L, W / heads] to [B, L, W]."""
     return attended.transpose(1, 2).flatten(-2)
 
 
 def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:  # noqa: ANN401
-    """The block's output [..., W] from its input [..., W] and what its heads attended to [..., W]."""
+    """Compute the output [..., W] from the block's input and the concatenated attention output, both [..., W]."""
     x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
     output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return output

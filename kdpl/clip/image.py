@@ -1,4 +1,4 @@
-"""A CLIP's image tower: of any architecture to be encoded with, a vision transformer to be prompted as well."""
+"""Image towers of CLIPs: any architecture can encode images, and vision transformers also take prompts."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,11 +14,11 @@ from kdpl.errors import ConfigError
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture: images in, features out.
+    """An image tower of any architecture.
 
     Args:
-        visual: ``open_clip``'s module; a ResNet or a timm model as well as a transformer.
-        preprocessing: Mean and standard deviation with which images are normalised here, on the device.
+        visual: Module of open_clip: a transformer, a ResNet or a timm model.
+        preprocessing: Mean and standard deviation, with which images are normalised on the device.
         embed_dim: Width of the joint embedding.
     """
 
@@ -35,7 +35,7 @@ class ImageTower(FrozenTower):
         self.requires_grad_(False).train()
 
     def compile_parts(self) -> None:
-        """Compile the tower's arithmetic, in place: names of weights stay as they are."""
+        """Compile the tower in place; names of weights stay the same."""
         self.visual.compile()
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class PromptableImageTower(ImageTower):
         return int(self.visual.conv1.out_channels)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalise images and turn them into tokens with positions, before ``ln_pre``.
+        """Embed images as tokens with positional embeddings, before ``ln_pre``.
 
         Args:
             images: [B, 3, S, S], uint8 in 0..255 or float in [0, 1].
@@ -81,14 +81,14 @@ class PromptableImageTower(ImageTower):
         return tokens
 
     def compile_parts(self) -> None:
-        """Compile the blocks, in place: all have one graph, so that the first one's serves for them all."""
+        """Compile the blocks in place; they have the same graph, which is compiled once."""
         self._compiles = True
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
         """Run a block on tokens [B, L, W].
 
         Returns:
-            Its tokens [B, L, W]; of the last block the class token alone, [B, 1, W]: nothing else leaves the tower.
+            Tokens [B, L, W]; from the last block only the class token, [B, 1, W], because nothing else is used.
         """
         block = self.blocks[layer]
         if layer == len(self.blocks) - 1:
@@ -96,12 +96,12 @@ class PromptableImageTower(ImageTower):
         return _compiled()(block, tokens) if self._compiles else run_block(block, tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """Apply ``ln_pre``, which stands before the first block, to tokens [B, L, W]."""
+        """Apply ``ln_pre``, which precedes the first block, to tokens [B, L, W]."""
         normed: Tensor = self.visual.ln_pre(tokens)
         return normed
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Turn the last block's tokens [B, L, W] into image features [B, embed_dim], not normalised."""
+        """Project the last block's tokens [B, L, W] to image features [B, embed_dim], not normalised."""
         features: Tensor = self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
         return features
 

@@ -1,8 +1,8 @@
-"""A CLIP's text tower that computes each token once: what all texts share, and nothing behind their ends.
+"""CLIP's text tower, without repeated computation of shared tokens and without padding.
 
-The mask is causal. So the states of the words that all texts begin with, learnt prompts included, are the same for
-every text at every layer and are computed once; and no token after the end of a text can reach its feature. What is
-left is a handful of tokens for each class name in the place of 77, with the same features and the same gradients.
+The mask is causal. The states of the tokens that all texts begin with, including learnt prompts, are therefore the same
+for all texts at every layer and are computed once. Tokens after the end of a text cannot affect its feature. A few tokens
+per class name remain instead of 77, with the same features and gradients.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from kdpl.clip.block import finish, in_projection, merge_heads, project_in, project_out, split_heads
 from kdpl.clip.modules import FrozenTower
 
-# classes whose activations are kept at a time; more are recomputed part by part in the backward pass
+# class names whose activations are kept at a time; beyond them, activations are recomputed in the backward pass
 CLASSES_AT_ONCE = 128
 
 _KeysValues = tuple[Tensor, Tensor]
@@ -26,12 +26,12 @@ _KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ArrangedTexts:
-    """Token ids of N texts, split into what they share and what each has of its own.
+    """Token ids of N texts, split into a shared prefix and the rest of each text.
 
     Attributes:
-        prefix: The ids that all texts begin with, int64 [P], up to before the first end of text.
-        places: For each length of the rest the positions of its texts among the N, int64 [N_l].
-        rests: For each length L of the rest its ids, the end of text last, int64 [N_l, L].
+        prefix: Ids that all texts begin with, int64 [P], at most up to the first end of text.
+        places: For each length of the rest, the indices of its texts, int64 [N_l].
+        rests: For each length L of the rest, its ids up to the end of text, int64 [N_l, L].
     """
 
     prefix: Tensor
@@ -61,7 +61,7 @@ class TextTower(FrozenTower):
     """A CLIP text transformer with a causal mask that pools at the end-of-text token.
 
     Args:
-        clip: The ``open_clip.CLIP`` that holds the text tower's parts.
+        clip: The ``open_clip.CLIP`` with the text tower.
     """
 
     def __init__(self, clip: nn.Module) -> None:
@@ -97,14 +97,14 @@ class TextTower(FrozenTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode texts, with learnt prompts in the place of the words after the start if there are any.
+        """Encode texts, optionally with learnt prompts instead of the words after the start token.
 
         Args:
-            texts: The N texts; all must begin with the start and the words that ``context`` takes the place of.
-            context: Layer 0's prompts [n, W], at positions 1..n.
-            deep: The prompts of the next layers [J - 1, n, W], at the same positions.
-            classes_at_once: Texts whose activations are kept at a time where there is a gradient; the result does
-                not depend on it.
+            texts: The N texts, which begin with the start token and the words that ``context`` replaces.
+            context: Prompts of layer 0, [n, W], at positions 1..n.
+            deep: Prompts of the next layers, [J - 1, n, W], at the same positions.
+            classes_at_once: Texts whose activations are kept at a time for the backward pass; does not change the
+                result.
 
         Returns:
             Features [N, embed_dim], not normalised.
@@ -130,7 +130,7 @@ class TextTower(FrozenTower):
         return tokens + positions.to(tokens.dtype)
 
     def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
-        """Keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
+        """Compute keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
         layers: list[_KeysValues] = []
         last = len(self.blocks) - 1
         for layer, block in enumerate(self._blocks()):
@@ -139,14 +139,14 @@ class TextTower(FrozenTower):
                 x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
             q, k, v = project_in(block, block.ln_1(x))
             layers.append((k, v))
-            if layer < last:  # what follows the last keys and values reaches nobody
+            if layer < last:  # the last layer's output is not used
                 x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return layers
 
     def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
-        """Features of texts by their own ids, the end of text last, in groups of one length, each [B, L].
+        """Compute features from the rests of texts, in groups of the same length L, each [B, L].
 
-        Texts attend group by group, and go through all else as one long row of tokens [T, W].
+        Attention runs group by group, everything else on all tokens as one row [T, W].
         """
         before, sizes = shared[0][0].shape[2], [group.numel() for group in groups]
         masks = [_mask(group.shape[1], before, group.device) for group in groups]
@@ -159,7 +159,7 @@ class TextTower(FrozenTower):
             ):
                 q, *own = split_heads(block, part.view(*group.shape, -1))
                 k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], 2) for s, t in zip(keys_values, own, strict=True))
-                if layer == last:  # the end of text alone leaves the tower
+                if layer == last:  # only the end of text is used
                     q, mask = q[:, :, -1:], mask[-1:]
                 attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(0, 1))
             if layer == last:
@@ -174,13 +174,13 @@ class TextTower(FrozenTower):
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:
-    """What each of a text's own tokens sees: all shared ones, and its own up to itself; bool [L, P + L]."""
+    """Build the mask of a text's own tokens: all shared ones, and own ones up to itself; bool [L, P + L]."""
     own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return torch.cat([own.new_ones(length, before), own], dim=1)
 
 
 def _parts(groups: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Cut groups of texts, each [B, L], into parts of at most ``size`` texts, in order."""
+    """Split groups of texts, each [B, L], into parts of at most ``size`` texts, in order."""
     part: list[Tensor] = []
     room = size
     for group in groups:
