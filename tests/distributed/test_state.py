@@ -1,4 +1,4 @@
-"""What DistributedDataParallel sends and reduces: what is trained, and nothing of the frozen towers."""
+"""State that DistributedDataParallel sends and reduces: what is trained, and nothing of the frozen towers."""
 
 import fits
 import pytest
@@ -7,19 +7,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.student import StudentDistillation
 
+pytestmark = pytest.mark.slow
+
 
 class Sent(fits.Notes):
-    """Notes what the wrapper knows of the model at the end of a fit."""
+    """Notes the parameters and buffers of the wrapped model at the end of a fit."""
 
     def more(self, trainer):
         wrapper = trainer.strategy.model
         assert isinstance(wrapper, DistributedDataParallel)
-        trained = {name: p.numel() for name, p in trainer.lightning_module.named_parameters()}
-        reduced = wrapper._get_ddp_logging_data()["total_parameter_size_bytes"]
         return {
-            "trained": trained,
-            "reduced": int(reduced),
-            "parameters": sum(p.numel() for p in wrapper.parameters()),
+            "parameters": {name: p.requires_grad for name, p in wrapper.named_parameters()},
             "buffers": list(wrapper.named_module_buffers),
             "checkpoint": list(trainer.lightning_module.state_dict()),
         }
@@ -30,8 +28,7 @@ def test_no_frozen_tower_is_sent_reduced_or_saved(stage, tmp_path):
     world.write_teacher(tmp_path, class_names=fits.DIGITS, num_base=None)
     module = fits.teacher() if stage == "teacher" else fits.student(tmp_path, StudentDistillation)
     seen, _ = fits.fit(module, fits.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
-    assert all("prompts" in name or "projector" in name for name in seen["trained"])
-    assert seen["parameters"] == sum(seen["trained"].values())
-    assert seen["reduced"] == 4 * seen["parameters"]
+    assert all(seen["parameters"].values())
+    assert all("prompts" in name or "projector" in name for name in seen["parameters"])
     assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
     assert not any("tower" in name for name in seen["checkpoint"])

@@ -1,4 +1,3 @@
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,11 +25,11 @@ cuts = st.lists(st.tuples(st.integers(1, 3), st.floats(0, 1)), max_size=4)
 
 
 @given(names, cuts, st.integers(1, 3))
-def test_a_table_that_was_cut_at_any_byte_has_each_row_once_in_the_end(names, cuts, at_once):
+def test_a_table_that_is_truncated_at_any_byte_has_each_row_once_in_the_end(names, cuts, at_once):
     rows = [{"path": f"{i} {name}", "class": name, "probability": 0.5, "error": None} for i, name in enumerate(names)]
 
-    def go_on(out, most):
-        """As ``predict`` does: leave out what is done, write the rest in groups."""
+    def resume(out, most):
+        """As ``predict`` does: leave out the rows that are written, write the rest in groups."""
         with Journal(out, JOB) as journal:
             assert list(journal.rows()) == rows[: journal.done]
             for start in range(journal.done, len(rows), at_once)[:most]:
@@ -38,29 +37,28 @@ def test_a_table_that_was_cut_at_any_byte_has_each_row_once_in_the_end(names, cu
             return journal.path, list(journal.rows())
 
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answers.csv"
+        out = Path(folder) / "predictions.csv"
         for groups, share in cuts:
-            path, _ = go_on(out, groups)
+            path, _ = resume(out, groups)
             if path.exists():
                 content = path.read_bytes()
                 path.write_bytes(content[: round(share * len(content))])
-        _, there = go_on(out, None)
-        assert there == rows
+        assert resume(out, None)[1] == rows
 
 
 class Interrupted(BaseException):
-    """A process that is asked to end at that point."""
+    """The process is interrupted at that point."""
 
 
 def content_of(path):
-    """All that is at a path: bytes of a file, files of a folder by name, or None."""
+    """The content of a path: bytes of a file, files of a folder by name, or None."""
     if not path.is_dir():
         return path.read_bytes() if path.exists() else None
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def put(path, content):
-    """Write what ``content_of`` gives, in steps; yields after each."""
+    """Write what ``content_of`` returns, in steps; yields after each."""
     if isinstance(content, dict):
         path.mkdir()
         yield
@@ -83,49 +81,34 @@ changes = st.tuples(st.none() | files, files) | st.tuples(st.none() | folders, f
 errors = st.sampled_from([ValueError, OSError, Interrupted])
 
 
-@given(changes, st.integers(0, 8), errors)
-def test_an_exception_while_something_is_written_leaves_what_was_there(change, steps, error):
-    old, new = change
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "thing"
-        list(put(path, old))
-        expected = new
-        try:
-            with atomic_path(path) as temporary:
-                for step, _ in enumerate(put(temporary, new)):
-                    assert content_of(path) == old, "nothing is seen before it is whole"
-                    if step == steps:
-                        raise error
-        except error:
-            expected = old
-        assert content_of(path) == expected
-        assert [each.name for each in Path(name).iterdir()] == ["thing"] * (expected is not None)
-
-
 CALLS = ("replace", "rename", "chmod", "touch", "rglob", "is_dir")
 
 
-@pytest.mark.parametrize("call", CALLS)
-@given(change=changes, number=st.integers(1, 3), error=errors)
-def test_an_exception_in_the_last_steps_leaves_what_was_there(call, change, number, error):
-    old, new = change
-    plain, calls = getattr(Path, call), 0
+@pytest.mark.parametrize("call", [None, *CALLS])
+@given(change=changes, number=st.integers(0, 8), error=errors)
+def test_an_exception_leaves_what_was_there(call, change, number, error):
+    """Before the n-th step of writing, or in the n-th call of a method of Path as the new thing takes its place."""
+    (old, new), calls = change, 0
 
     def failing(self, *args, **options):
         nonlocal calls
         calls += 1
-        if calls == number:
+        if calls == 1 + number % 3:
             raise error
         return plain(self, *args, **options)
 
+    plain = getattr(Path, call) if call else None
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        path = Path(name) / "thing"
+        path, expected = Path(name) / "thing", new
         list(put(path, old))
-        expected = new
         try:
             with atomic_path(path) as temporary:
-                list(put(temporary, new))
-                patch.setattr(Path, call, failing)
+                for step, _ in enumerate(put(temporary, new)):
+                    assert content_of(path) == old, "nothing is seen before it is complete"
+                    if call is None and step == number:
+                        raise error
+                if call is not None:
+                    patch.setattr(Path, call, failing)
         except error:
             expected = old
         patch.undo()
@@ -141,4 +124,3 @@ def test_a_block_that_writes_nothing_leaves_what_was_there(old):
         with pytest.raises(FileNotFoundError), atomic_path(path):
             pass
         assert content_of(path) == old
-        shutil.rmtree(path)
