@@ -7,7 +7,11 @@ from kdpl.errors import ConfigError
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("imagenet9", {}, r"^dataset 'imagenet9' is unknown: choose one of caltech101, digits, dtd, .*, ucf101$"),
+        (
+            "imagenet9",
+            {},
+            r"^dataset 'imagenet9' is unknown: choose one of caltech101, digits, dtd, .*, ucf101, or give the class path of a Reader$",
+        ),
         ("folder", {"root": None}, r"^dataset 'folder' needs root: "),
         ("dtd", {"root": None}, r"^dataset 'dtd' needs root: set it to where the dataset lies$"),
         ("dtd", {"root": "data", "class_names": "a.json"}, r"^dataset 'dtd' takes no class_names: "),

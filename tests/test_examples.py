@@ -1,0 +1,75 @@
+"""The worked examples of CONTRIBUTING.md, as somebody would write them outside of the package."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+
+PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples(tmp_path_factory):
+    """The files of the page, in a folder from which they can be imported."""
+    folder = tmp_path_factory.mktemp("examples")
+    files = re.findall(r'```python title="(my_\w+\.py)"\n(.*?)```', PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    for name, code in files:
+        (folder / name).write_text(code)
+        assert len(code.splitlines()) <= 50
+    assert {name for name, _ in files} >= {"my_methods.py", "my_readers.py", "my_targets.py"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("adapter") / "teacher"
+    assert runs.fit_teacher(out, "--model.init_args.method=my_methods.Adapter") == 0
+    return out
+
+
+def test_a_teacher_method_is_fitted_handed_over_and_distilled(adapter_run, tmp_path):
+    prompts = TunedPrompts.load(adapter_run / PROMPTS_FILE)
+    method = prompts.restore(prompts.load_image_clip())
+    assert type(method).__name__ == "Adapter"
+    assert {"layers.0.weight", "layers.2.weight"} <= set(method.state_dict())
+    assert runs.fit_student(tmp_path / "student", adapter_run) == 0
+    assert runs.test(tmp_path / "student") == 0
+    assert 0 <= json.loads((tmp_path / "student" / "test.json").read_text())["test/acc"] <= 1
+
+
+def test_a_target_changes_what_is_distilled(student_run, teacher_run, tmp_path):
+    out = tmp_path / "student"
+    assert runs.fit_student(out, teacher_run, "--model.init_args.target=my_targets.Smoothed") == 0
+    assert runs.curves_of(out)["train/loss"] != runs.curves_of(student_run)["train/loss"]
+
+
+def test_a_dataset_is_read_by_a_class_path(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0)
+    for name in ("crab", "swan"):
+        for number in range(10):
+            Image.fromarray(noise.integers(0, 255, (40, 40, 3), np.uint8)).save(photos / f"{name}_{number:03}.jpg")
+    reader = [
+        "--data.init_args.dataset=my_readers.ByFileName",
+        "--data.init_args.shots=4",
+        "--data.init_args.batch_size=4",
+    ]
+    out = tmp_path / "teacher"
+    assert runs.fit_teacher(out, *reader, f"--data.init_args.dataset.init_args.root={photos}") == 0
+    assert ClassVectors.load(out / CLASS_VECTORS_FILE).class_names == ("crab", "swan")
+    assert runs.test(out) == 0
+    assert json.loads((out / "test.json").read_text())["images"] == 4
+    capsys.readouterr()
+    assert runs.fit_teacher(tmp_path / "other", *reader, f"--data.init_args.dataset.init_args.root={tmp_path}") == 1
+    assert "has no images <class>_<number>.jpg: set root" in capsys.readouterr().err
