@@ -1,7 +1,7 @@
 """Residual attention blocks of open_clip, run on their weights with less copying.
 
-``nn.MultiheadAttention`` copies its projections before attention and their gradients in the backward pass, which takes a
-quarter of a small tower's training step. The results are the same.
+``nn.MultiheadAttention`` copies its projections before attention and their gradients in the backward pass, which takes
+a quarter of a small tower's training step. The results are the same.
 """
 
 from typing import Any
