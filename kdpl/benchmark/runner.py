@@ -53,7 +53,7 @@ def in_subprocess(args: Sequence[str], log: Path, tick: Callable[[], None]) -> i
                 except subprocess.TimeoutExpired:
                     tick()
                 if slurm.signalled():
-                    # Slurm notifies the process of the batch script alone
+                    # Slurm notifies this process alone; the child inherits that the signal is held back
                     child.send_signal(slurm.SIGNAL)
         except BaseException:
             child.terminate()
@@ -162,9 +162,6 @@ def _run(campaign: Campaign, task: Task, display: Display, command: Command) -> 
         raise KeyboardInterrupt
     if code == slurm.REQUEUED:
         raise slurm.Requeued(f"{task.name} is resumed when the job is started again")
-    if code == -slurm.SIGNAL and slurm.signalled():
-        # the notice came before the command could handle it
-        raise slurm.requeue(task.name)
     if code < 0:
         return f"it was killed by signal {-code}: start the same command again to resume it"
     if code > 0:
