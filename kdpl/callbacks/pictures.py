@@ -94,8 +94,12 @@ def _caption(teacher: ImagePrediction, student: ImagePrediction) -> str:
     return f"{teacher.label}: {', '.join(each)}"
 
 
+def _figure(trainer: Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+
+
 def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
-    path = Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+    path = _figure(trainer, name)
     draw(path)
     log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{name}", path)
     inform(f"picture: {path}")
