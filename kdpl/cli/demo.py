@@ -32,7 +32,6 @@ def demo(
         host: address to listen on; 0.0.0.0 opens the page to the network
         port: port to listen on, the first free one from 7860 on if not given; 0 is any
         no_browser: print the address without opening a browser
-
     """
     # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:

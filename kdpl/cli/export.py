@@ -40,7 +40,6 @@ def export(
             noise
         tolerance: largest difference of a logit in 32 bits
         agreement: smallest share of equal predictions in 8 bits
-
     """
     path = output_file("--out", out)
 

@@ -37,7 +37,6 @@ def predict(
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-
     """
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
     from kdpl.deploy.sources import find_sources, part_of
@@ -48,10 +47,10 @@ def predict(
         require_format(table)
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
     loaded = load_classifier(classifier, add_classes, device)
-    job = BulkPrediction(loaded, sources, top_k, batch_size, workers)
+    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers)
     if table is None:
-        job.print()
+        bulk.print()
     else:
         files = sorted(file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors"))
-        job.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])])
+        bulk.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])])
     return 0

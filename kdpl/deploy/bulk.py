@@ -30,7 +30,8 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
     classifier = Classifier.load(folder)
     if add_classes is not None:
         classifier = classifier.add_classes(ClassVectors.load(Path(add_classes)))
-    return classifier.to("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return classifier.to(found if device == "auto" else device)
 
 
 class BulkPrediction:
@@ -93,17 +94,17 @@ class BulkPrediction:
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         items = islice(read_items(self.sources), skip, None)
-        # how many images a shard has shows only when it is read
+        # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
         with _progress(total, show_bar) as show:
-            for item, guesses in self.classifier.answers(
+            for item, predicted in self.classifier.answers(
                 items, Item.open, top_k=self.top_k, batch_size=self.batch_size, workers=self.workers
             ):
                 row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
-                if isinstance(guesses, DataError):
-                    row["error"] = str(guesses)
+                if isinstance(predicted, DataError):
+                    row["error"] = str(predicted)
                 else:
-                    values = [value for guess in guesses for value in (guess.class_name, round(guess.probability, 6))]
+                    values = [value for p in predicted for value in (p.class_name, round(p.probability, 6))]
                     row.update(zip(self.columns[1:-1], values, strict=True))
                 show(row)
                 yield row
