@@ -10,7 +10,7 @@ from kdpl.errors import ConfigError
         (
             "imagenet9",
             {},
-            r"^dataset 'imagenet9' is unknown: choose one of caltech101, digits, dtd, .*, ucf101, or give the class path of a Reader$",
+            r"^dataset 'imagenet9' is unknown: choose one of caltech101, digits, .*, or give a Reader's class path$",
         ),
         ("folder", {"root": None}, r"^dataset 'folder' needs root: "),
         ("dtd", {"root": None}, r"^dataset 'dtd' needs root: set it to where the dataset lies$"),
