@@ -1,1 +1,1 @@
-"""Speed and memory, each as a ratio against a plain implementation of the published procedure in the same run."""
+"""Speed and memory relative to a plain implementation of the published procedure, measured in the same run."""

@@ -1,4 +1,4 @@
-"""The cache of teacher features: filling it beside the teacher alone, and reading it beside nothing."""
+"""The teacher cache: filling it, relative to running only the teacher, and reading it."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ from kdpl.data.sampler import TrainSampler
 from kdpl.data.sources import open_source
 
 _CLASSES = ("crab", "squid")
-_SMALL_EDGE = 8  # of images that are not looked at
+_SMALL_EDGE = 8  # of images that are not used
 
 
 def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
@@ -40,7 +40,7 @@ def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
 
 
 class Filling:
-    """``kdpl cache`` on JPEG photographs of noise, and the teacher's image tower alone on as many views.
+    """``kdpl cache`` on JPEG files of noise, and only the teacher's image tower on the same number of views.
 
     Args:
         settings: Models, number of images, batch size, device and precision.
@@ -70,7 +70,7 @@ class Filling:
             return self.teacher.module.features(images.to(self.settings.torch_device))
 
     def fill(self) -> float:
-        """Fill a new cache, one view of each image: decode, crop, encode, write; the seconds from first to last."""
+        """Fill a new cache with one view of each image (decode, crop, encode, write); returns the seconds."""
         self._fills += 1
         start = time.perf_counter()
         done = fill(
@@ -86,20 +86,20 @@ class Filling:
         return time.perf_counter() - start
 
     def encode(self) -> None:
-        """Encode as many views, which lie ready in memory, with the teacher, as ``fill`` does."""
+        """Encode the same number of views from memory with the teacher."""
         for batch in torch.split(self.views, self.settings.batch_size):
             self._encode(batch).half().cpu()
 
 
 class _NoView(RandomView):
-    """A view that is not made, so that what is left to measure is the cache."""
+    """A view without pixels, to measure only the cache."""
 
     def make(self, image: Image.Image, parameters: tuple[float, ...]) -> Tensor:  # noqa: ARG002
         return torch.empty(0, dtype=torch.uint8)
 
 
 class Reading:
-    """Batches of a student's training from a full cache, but for the images: those are neither opened nor made.
+    """Batches of a student's training from a complete cache, without opening or augmenting images.
 
     Args:
         settings: Number of images and batch size.
@@ -128,6 +128,6 @@ class Reading:
             pass
 
     def bytes_per_view(self) -> float:
-        """Bytes of the cache on the disk, for each view."""
+        """Return the bytes on disk per view."""
         files = [path for path in self.cache.iterdir() if path.is_file()]
         return sum(512 * path.stat().st_blocks for path in files) / len(self.dataset)

@@ -1,4 +1,4 @@
-"""A distillation step of kdpl beside the published one: the same weights, images, class names and loss."""
+"""A distillation step of kdpl and the published one, with the same weights, images, class names and loss."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from kdpl.prompts.text import prompt_texts
 
 
 class _Domain(NamedTuple):
-    """As much of a datamodule as a setup looks at."""
+    """The part of a datamodule that a student's setup uses."""
 
     class_names: tuple[str, ...]
     num_base: int | None
@@ -46,12 +46,12 @@ class Distillation:
     Args:
         sizes: Models and prompts.
         classes: Number of class names.
-        batch_size: Images a step.
-        device: Where it runs.
-        autocast: The dtype that frozen arithmetic runs in under autocast; None for float32.
+        batch_size: Images per step.
+        device: The device.
+        autocast: Dtype of frozen arithmetic under autocast; None for float32.
 
     Attributes:
-        losses: For each side what computes its loss on one and the same batch.
+        losses: Function of each side that computes its loss, all on the same batch.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Distillation:
         )
         self.published_student = _as_published(self.student)
         size = clip.preprocessing.image_size
-        # not noise: all noise looks alike, and features that are nearly equal lose digits in the batch norm
+        # noise would give nearly equal features, which lose precision in the batch norm
         patterns = F.interpolate(torch.rand(batch_size, 3, 4, 4), size=(size, size))
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
@@ -87,7 +87,7 @@ class Distillation:
         self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
 
     def parameters(self, side: str) -> dict[str, nn.Parameter]:
-        """What a side trains, under names that the sides share."""
+        """Return the trained parameters of a side, with names common to all sides."""
         if side == PUBLISHED:
             module: nn.Module = self.published_student
             return dict(module.named_parameters())
@@ -97,7 +97,7 @@ class Distillation:
         return {"prompts": encoder.prompts.tokens, **projector}
 
     def step(self, side: str) -> Callable[[], None]:
-        """Give what runs one training step of a side: forward, backward and update."""
+        """Return a function that runs one training step of a side: forward, backward and update."""
         optim = OptimConfig()
         trained = self.parameters(side).values()
         optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
@@ -111,16 +111,16 @@ class Distillation:
         return step
 
     def gradients(self, side: str) -> dict[str, Tensor]:
-        """The loss of a side and its gradients, by name; nothing is updated.
+        """Compute the loss of a side and its gradients, by name, without an update.
 
-        Without the bias before the batch norm, whose gradient is zero but for rounding.
+        Excludes the bias before the batch norm, whose gradient is zero up to rounding.
         """
         parameters = {name: p for name, p in self.parameters(side).items() if name != "projector.0.bias"}
         loss = self.losses[side]()
         return {"loss": loss.detach(), **gradients(loss, parameters)}
 
     def flops(self, side: str) -> int:
-        """Count the floating-point operations of a step of a side."""
+        """Count the floating-point operations of a side's step."""
         return flops(lambda: self.gradients(side))
 
     def _kdpl(self) -> Tensor:
@@ -134,7 +134,7 @@ class Distillation:
     def _published(self) -> Tensor:
         with self._precision():
             student, teacher = self.student.encoder.tower.module, self.published_teacher
-            # as its data loader does, once for both towers
+            # once for both towers, as in its data loader
             pixels = student.pixels(self.images)
             teacher_logits, texts = teacher(pixels)
             logits = self.published_student(pixels, texts)
@@ -145,8 +145,8 @@ class Distillation:
 
 
 def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The gradients of a loss, by name; the parameters are left without any."""
-    # not torch.autograd.grad: PyTorch cannot count the operations of that
+    """Compute the gradients of a loss, by name, and remove them from the parameters."""
+    # PyTorch cannot count the operations of torch.autograd.grad
     loss.backward()
     taken = {name: cast(Tensor, p.grad) for name, p in parameters.items()}
     for p in parameters.values():
@@ -155,12 +155,12 @@ def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str,
 
 
 def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest deviation of a tensor, in units of the largest value expected in it."""
+    """Compute the largest deviation of a tensor, relative to its largest expected value."""
     return max(((actual[name] - tensor).abs().max() / tensor.abs().max()).item() for name, tensor in expected.items())
 
 
 def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) -> StudentDistillation:
-    """The LightningModule as a fit has it after its setup."""
+    """Build the LightningModule in its state after the setup of a fit."""
     with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
         teacher.write_run(Path(folder), names)
         prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
@@ -169,13 +169,13 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")
     student.trainer = None
-    # what the step logs is the trainer's business, and there is none
+    # there is no trainer to log to
     student.log = lambda *_, **__: None  # type: ignore[method-assign]
     return student.train()
 
 
 def _as_published(student: StudentDistillation) -> PublishedStudent:
-    """The published student at the same point, over the same frozen tower."""
+    """Build the published student in the same state, over the same frozen tower."""
     encoder = student.encoder
     assert encoder.prompts is not None  # noqa: S101
     tower, out_dim = encoder.tower.module, student.teacher_width

@@ -1,4 +1,4 @@
-"""Image files to class names: what kdpl ships, beside open_clip's own zero-shot classification of the same files."""
+"""From image files to class names: kdpl's classifiers, and zero-shot classification by open_clip."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,18 +26,18 @@ _CALIBRATION_IMAGES = 8
 
 
 class Inference:
-    """The first guess for each of some JPEG files, on all sides.
+    """Top-1 predictions for JPEG files, on all sides.
 
-    Text features are there beforehand on all of them. The weights are random, so the guesses say nothing; the times are
-    those of any weights.
+    Text features are computed beforehand. Weights are random, which makes the predictions meaningless but does not
+    affect the times.
 
     Args:
         settings: Models, number of classes, threads, device and batch size.
         folder: An empty folder to work in.
 
     Attributes:
-        sides: For each side what classifies all files and gives the class names.
-        towers: The image tower of each side of open_clip's.
+        sides: Function of each side that classifies all files and returns the class names.
+        towers: Image towers of open_clip's sides.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
@@ -85,7 +85,7 @@ class Inference:
         return [self.classifier.class_names[label] for label in labels]
 
     def _zero_shot(self, clip: ImageClip, names: Sequence[str]) -> Callable[[], list[str]]:
-        """The loop that open_clip's own documentation shows, over open_clip's own image tower and preprocessing."""
+        """Return the loop of open_clip's documentation, with its image tower and preprocessing."""
         device, preprocessing = self.settings.torch_device, clip.preprocessing
         size, mean, std = preprocessing.image_size, preprocessing.mean, preprocessing.std
         transform = cast(Callable[[Image.Image], Tensor], open_clip.image_transform(size, False, mean, std))

@@ -1,4 +1,4 @@
-"""How time, memory, arithmetic and the machine's speed are measured."""
+"""Measurement of time, memory, operations and the machine's speed."""
 
 import os
 import platform
@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time several things in turn, so that a machine that slows down slows all of them.
+    """Time several functions in turn, so that a slowdown of the machine affects all of them.
 
     Args:
-        sides: What is timed, by name.
-        rounds: How often each is run.
-        device: Where they run.
+        sides: The functions, by name.
+        rounds: Number of runs of each.
+        device: The device.
 
     Returns:
         The seconds of each round, by name.
@@ -39,15 +39,15 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: to
 
 
 def median(seconds: list[float]) -> float:
-    """The middle one."""
+    """Return the median."""
     return statistics.median(seconds)
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Count the floating-point operations of matrix products and convolutions, a multiplication and an addition as two.
+    """Count the floating-point operations of matrix products and convolutions; a multiply-add counts as two.
 
-    Nothing is computed; a gradient that is left behind is an empty shell. Attention is taken apart into plain
-    products: fused kernels are not all counted, and some compute products a second time.
+    Nothing is computed, and gradients that remain are fake tensors. Attention is split into plain products, because
+    some fused kernels are not counted and some recompute products.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -64,7 +64,7 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def matrix_product(edge: int, device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], int]:
-    """Give a product of two large square matrices, and its floating-point operations: the speed to measure against."""
+    """Return a product of two large square matrices and its number of operations, as a reference for the speed."""
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(edge, edge, generator=draw).to(device, dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -72,14 +72,14 @@ def matrix_product(edge: int, device: torch.device, dtype: torch.dtype) -> tuple
 
 
 def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, int]:
-    """Run something once and look at the most memory that it took; to be called once in a process of its own.
+    """Run a function once and measure its peak memory; call once per process.
 
     Args:
-        prepare: Builds what is needed and gives what is to be run.
-        device: Where it runs.
+        prepare: Prepares and returns the function.
+        device: The device.
 
     Returns:
-        ``before`` and ``peak``, in bytes: of the whole process (resident memory), or on a GPU of all tensors.
+        ``before`` and ``peak`` in bytes: resident memory of the process, or on a GPU memory of all tensors.
     """
     run = prepare()
     if device.type == "cuda":
@@ -87,7 +87,7 @@ def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.devic
         before = torch.cuda.memory_allocated(device)
         run()
         return {"before": before, "peak": torch.cuda.max_memory_allocated(device)}
-    with suppress(OSError):  # forget the peak of loading, where the kernel can
+    with suppress(OSError):  # reset the peak of loading, if the kernel supports it
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _status("VmRSS")
     run()
@@ -95,7 +95,7 @@ def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.devic
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe what the measurement runs on, and how busy it is."""
+    """Describe the machine and its load."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -115,7 +115,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _status(key: str) -> int:
-    # not resource.getrusage: a new process begins with the peak of the one that it was started from
+    # not resource.getrusage, in which a new process starts with its parent's peak
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

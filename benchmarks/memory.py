@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory``: the peak memory of one thing, in a process of its own."""
+"""``python -m benchmarks.memory``: peak memory of one case, in a separate process."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ PUBLISHED_TEXTS, KDPL_TEXTS, STAGE_1 = "published-texts", "kdpl-texts", "stage-1
 
 
 def peak_in_own_process(case: str, classes: int, settings: Settings) -> dict[str, int]:
-    """Measure a case in a new process; ``before`` and ``peak`` in bytes."""
+    """Measure a case in a new process; returns ``before`` and ``peak`` in bytes."""
     command = [sys.executable, "-m", "benchmarks.memory", case, str(classes), *settings.arguments()]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     measured: dict[str, int] = json.loads(finished.stdout.splitlines()[-1])
@@ -37,7 +37,7 @@ def _texts(side: str) -> Callable[[Settings, int], Callable[[], object]]:
 
 
 def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
-    """A step of stage 1, forward and backward."""
+    """Return a step of stage 1, forward and backward."""
     torch.manual_seed(0)
     sizes, device = settings.sizes, settings.torch_device
     prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
@@ -48,10 +48,10 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
     teacher.to(device)
     tower, names = teacher.text_tower.module, sizes.names(classes)
     teacher.tuning_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
-    # in the place of the 60 templates' features, which a fit computes once before its first step
+    # instead of the features of 60 templates, which a fit computes once before its first step
     width = tower.text_projection.shape[1]
     teacher.register_buffer("zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device))
-    # what the step logs is the trainer's business, and there is none
+    # there is no trainer to log to
     teacher.log = teacher.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     edge = teacher.image_size
     images = torch.randint(256, (settings.batch_size, 3, edge, edge), dtype=torch.uint8, device=device)
@@ -75,7 +75,7 @@ _CASES: dict[str, Callable[[Settings, int], Callable[[], object]]] = {
 def main() -> None:
     """Print the peak memory of a case as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description="Print the peak memory of one thing as JSON."
+        prog="python -m benchmarks.memory", description="Print the peak memory of one case as JSON."
     )
     parser.add_argument("case", choices=list(_CASES))
     parser.add_argument("classes", type=int)

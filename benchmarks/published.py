@@ -1,7 +1,7 @@
-"""The published training step, as its authors run it, over open_clip's own modules: the baseline of all ratios.
+"""The published training step over open_clip's modules: the baseline of all ratios.
 
-At every step the teacher's text tower reads all class names, 77 tokens each, and the teacher's image tower every
-image; all blocks run on all tokens. Weights are shared with the other side of a comparison, arithmetic is not.
+At every step the teacher's text tower encodes all class names, 77 tokens each, and its image tower every image. All
+blocks run on all tokens. Both sides of a comparison share weights, but no code.
 """
 
 from typing import Any
@@ -26,14 +26,14 @@ def image_features(visual: Any, pixels: Tensor, prompts: Tensor) -> Tensor:  # n
 
 
 def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tensor:  # noqa: ANN401
-    """Encode all tokens of C prompts.
+    """Encode C prompts, all tokens of them.
 
     Args:
-        text: What holds a CLIP's ``token_embedding``, ``positional_embedding``, ``transformer``, ``ln_final`` and
+        text: Object with a CLIP's ``token_embedding``, ``positional_embedding``, ``transformer``, ``ln_final`` and
             ``text_projection``.
         ids: Token ids [C, 77].
-        context: Layer 0's prompts [n, W], in the place of tokens 1..n.
-        deep: The prompts of the next layers [J - 1, n, W].
+        context: Prompts of layer 0, [n, W], which replace tokens 1..n.
+        deep: Prompts of the next layers, [J - 1, n, W].
 
     Returns:
         Features [C, D], not normalised.
@@ -53,16 +53,16 @@ def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tens
 
 
 class PublishedTeacher:
-    """The tuned teacher, which encodes images and class names anew whenever it is asked.
+    """The tuned teacher, which encodes images and class names at every call.
 
     Args:
-        visual: open_clip's image tower.
-        text: What holds the parts of the text tower.
-        logit_scale: The factor on cosine similarities.
-        ids: The class names' token ids [C, 77].
-        vision_prompts: [J, n, W].
-        context: [n, W].
-        deep: [J - 1, n, W].
+        visual: Image tower of open_clip.
+        text: Object with the parts of the text tower.
+        logit_scale: Factor on cosine similarities.
+        ids: Token ids of the class names, [C, 77].
+        vision_prompts: Visual prompts, [J, n, W].
+        context: Context, [n, W].
+        deep: Deep text prompts, [J - 1, n, W].
     """
 
     def __init__(
@@ -85,21 +85,21 @@ class PublishedTeacher:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the logits [B, C] of normalised images, and the normalised text features [C, D]."""
+        """Return the logits [B, C] of normalised images, and the normalised text features [C, D]."""
         images = F.normalize(image_features(self.visual, pixels, self.vision_prompts), dim=-1)
         texts = F.normalize(text_features(self.text, self.ids, self.context, self.deep), dim=-1)
         return self.logit_scale * images @ texts.T, texts
 
 
 class PublishedStudent(nn.Module):
-    """The student: visual prompts in a frozen image tower, and the projector behind it.
+    """The student: visual prompts in a frozen image tower, and a projector.
 
     Args:
-        visual: open_clip's image tower, which is carried along and not trained.
-        logit_scale: The factor on cosine similarities.
-        prompts: Where its visual prompts start, [J, n, W].
-        in_dim: Its embedding's width d.
-        out_dim: The teacher's D.
+        visual: Image tower of open_clip, not trained.
+        logit_scale: Factor on cosine similarities.
+        prompts: Initial visual prompts, [J, n, W].
+        in_dim: Width d of its embedding.
+        out_dim: Width D of the teacher's.
     """
 
     def __init__(self, visual: nn.Module, logit_scale: float, prompts: Tensor, in_dim: int, out_dim: int) -> None:
@@ -112,7 +112,7 @@ class PublishedStudent(nn.Module):
         ).to(prompts.device)
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
-        """Give the logits [B, C] of normalised images over text features [C, D]."""
+        """Return the logits [B, C] of normalised images over text features [C, D]."""
         features = self.projector(image_features(self.visual[0], pixels, self.prompts))
         return self.logit_scale * F.normalize(features, dim=-1) @ texts.T
 

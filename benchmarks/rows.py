@@ -1,4 +1,4 @@
-"""The comparisons: for each what is set beside what, and the bar that the result is meant to reach."""
+"""The comparisons, with their sides and targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_
 from benchmarks.settings import Settings
 from benchmarks.texts import Texts
 
-# rounds of what takes minutes
+# rounds of comparisons that take minutes
 _FEW_ROUNDS = 2
 
 Sides = Mapping[str, Callable[[], object]]
@@ -28,11 +28,11 @@ class Row:
     """A result.
 
     Attributes:
-        name: What was compared.
+        name: Title of the comparison.
         value: The result.
         unit: Its unit; ``x`` for a ratio.
-        at_least: The bar, where more is better.
-        at_most: The bar, where less is better.
+        at_least: The target, if higher is better.
+        at_most: The target, if lower is better.
         details: Times, operations and memory of the sides, as JSON values.
     """
 
@@ -45,10 +45,10 @@ class Row:
 
 
 class Bench:
-    """Runs the comparisons under some settings.
+    """Runs the comparisons.
 
     Args:
-        settings: How.
+        settings: Settings of all comparisons.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,14 +58,14 @@ class Bench:
 
     @cached_property
     def rate(self) -> float:
-        """The machine's speed: floating-point operations a second of a large matrix product."""
+        """Speed of the machine, floating-point operations per second in a large matrix product."""
         product, operations = self._product()
         product()
         seconds = alternate({"product": product}, 5, self.device)["product"]
         return operations / median(seconds)
 
     def distillation(self) -> list[Row]:
-        """A distillation step, all sides, over the common number of classes."""
+        """Compare distillation steps with few classes, on all sides."""
         step = self._few
         expected = step.gradients(PUBLISHED)
         differences = {side: largest_difference(step.gradients(side), expected) for side in (KDPL, CACHED)}
@@ -80,7 +80,7 @@ class Bench:
         ]
 
     def many_classes(self) -> list[Row]:
-        """A distillation step over many classes, which is where the text tower weighs most."""
+        """Compare distillation steps with many classes, where the text tower takes most of the time."""
         step = self._distillation(self.sizes.many)
         step.step(CACHED)()
         sides = (PUBLISHED, CACHED)
@@ -93,7 +93,7 @@ class Bench:
         return [self._ratio(name, times, PUBLISHED, CACHED, at_least=30)]
 
     def student(self) -> list[Row]:
-        """The student's step against the time that its arithmetic takes at the speed of a matrix product."""
+        """Compare the student's step with a matrix product of as many operations."""
         step = self._few
         operations = step.flops(CACHED)
         product, product_operations = self._product()
@@ -104,15 +104,15 @@ class Bench:
         limit = times["product"]["median_s"] * operations / product_operations
         return [
             Row(
-                "student's forward, backward and update / time of a matrix product of as many operations",
+                "student's step / a matrix product with as many operations",
                 times["student"]["median_s"] / limit,
-                at_most=self._bar(1.4),
+                at_most=self._target(1.4),
                 details=times,
             )
         ]
 
     def bf16(self) -> list[Row]:
-        """The student's step in float32 and under autocast to bfloat16."""
+        """Compare the student's step in float32 and under autocast to bfloat16."""
         step = self._few
         run = step.step(CACHED)
 
@@ -130,7 +130,7 @@ class Bench:
         return [self._ratio("student's step: float32 / bf16-mixed", times, "float32", "bf16-mixed")]
 
     def texts(self) -> list[Row]:
-        """Class names through the text tower with learnt prompts, forward and backward."""
+        """Compare the text tower on class names with learnt prompts, forward and backward."""
         texts = Texts(self.sizes, self.sizes.few, self.device, self.settings.autocast)
         difference = largest_difference(texts.forward_and_backward(KDPL), texts.forward_and_backward(PUBLISHED))
         sides = (PUBLISHED, KDPL)
@@ -142,7 +142,7 @@ class Bench:
         ]
 
     def cache(self) -> list[Row]:
-        """Filling and reading the cache of teacher features, and its size."""
+        """Measure filling and reading of the teacher cache, and its size."""
         with TemporaryDirectory() as folder:
             filling = Filling(self.settings, Path(folder))
             seconds: dict[str, list[float]] = {"fill": [], "teacher": []}
@@ -161,17 +161,17 @@ class Bench:
         filled = {side: times[side] for side in ("fill", "teacher")}
         return [
             Row(
-                f"cache, filling with {self.sizes.fill_images} views / the teacher alone on as many",
+                f"cache, filling with {self.sizes.fill_images} views / only the teacher",
                 median(seconds["fill"]) / median(seconds["teacher"]),
-                at_most=self._bar(1.1),
+                at_most=self._target(1.1),
                 details=filled,
             ),
-            Row("cache, reading", rate, "images/s", at_least=self._bar(2000), details={"read": times["read"]}),
-            Row("cache, on the disk for each view", size / 1000, "KB", at_most=self._bar(1.6)),
+            Row("cache, reading", rate, "images/s", at_least=self._target(2000), details={"read": times["read"]}),
+            Row("cache, on disk per view", size / 1000, "KB", at_most=self._target(1.6)),
         ]
 
     def inference(self) -> list[Row]:
-        """Image files to class names: what ships, beside open_clip with the teacher and with the same student tower."""
+        """Compare classifiers with zero-shot classification by the teacher's CLIP and the student's CLIP."""
         with TemporaryDirectory() as folder:
             inference = Inference(self.settings, Path(folder))
             for side in inference.sides.values():
@@ -192,7 +192,7 @@ class Bench:
         ]
 
     def memory(self) -> list[Row]:
-        """Peak memory of the text tower's forward and backward, each in a process of its own."""
+        """Compare peak memory of the text tower, forward and backward, each in a separate process."""
         few, many = self.sizes.few, self.sizes.many
         plain = peak_in_own_process(PUBLISHED_TEXTS, few, self.settings)
         shared = peak_in_own_process(KDPL_TEXTS, few, self.settings)
@@ -201,19 +201,19 @@ class Bench:
             Row(
                 f"peak memory, text features of {few} classes: kdpl / published",
                 shared["peak"] / plain["peak"],
-                at_most=self._bar(1 / 3),
+                at_most=self._target(1 / 3),
                 details={PUBLISHED: plain, KDPL: shared},
             ),
             Row(
                 f"peak memory, text features: {many} classes / {few} classes",
                 bounded["peak"] / shared["peak"],
-                at_most=self._bar(1.3),
+                at_most=self._target(1.3),
                 details={f"{few} classes": shared, f"{many} classes": bounded},
             ),
         ]
 
     def stage_1(self) -> list[Row]:
-        """Peak memory of a whole step of stage 1."""
+        """Measure peak memory of a whole step of stage 1."""
         measured = peak_in_own_process(STAGE_1, self.sizes.many, self.settings)
         name = f"peak memory, a step of stage 1, {self.sizes.many} classes, batch {self.settings.batch_size}"
         return [Row(name, measured["peak"] / 1e9, "GB", details=measured)]
@@ -229,7 +229,7 @@ class Bench:
         return matrix_product(self.sizes.product_edge, self.device, self.settings.autocast or torch.float32)
 
     def _times(self, sides: Sides, operations: Mapping[str, int], rounds: int | None = None) -> dict[str, Any]:
-        """Time sides in turn; seconds, operations and share of the machine's speed of each."""
+        """Time sides in turn; returns seconds, operations and share of the machine's speed of each."""
         seconds = alternate(sides, rounds or self.settings.repeats, self.device)
         times: dict[str, Any] = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
         for side, count in operations.items():
@@ -240,14 +240,14 @@ class Bench:
     def _ratio(self, name: str, times: dict[str, Any], above: str, below: str, at_least: float | None = None) -> Row:
         value = times[above]["median_s"] / times[below]["median_s"]
         details = {side: times[side] for side in (above, below)}
-        return Row(name, value, at_least=self._bar(at_least), details=details)
+        return Row(name, value, at_least=self._target(at_least), details=details)
 
-    def _bar(self, bar: float | None) -> float | None:
-        return None if self.settings.small else bar
+    def _target(self, target: float | None) -> float | None:
+        return None if self.settings.small else target
 
     def _tolerance(self, bar: float) -> float | None:
         # the sides round differently under autocast
-        return bar if self.settings.autocast is None else None
+        return target if self.settings.autocast is None else None
 
 
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -261,4 +261,4 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,
 }
-"""The comparisons that can be run alone, by name."""
+"""The comparisons that ``--only`` selects, by name."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run``: run the comparisons, print them and write them down."""
+"""``python -m benchmarks.run``: run the comparisons, and print and save the results."""
 
 import argparse
 import json
@@ -20,16 +20,16 @@ from kdpl.runtime.messages import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparisons that are asked for; 0, also where a bar is missed: the numbers are the result."""
+    """Run the selected comparisons; returns 0 even if targets are missed."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run", description="Run the comparisons, print them and write them down."
+        prog="python -m benchmarks.run", description="Run the comparisons, and print and save the results."
     )
     parser.add_argument("--only", action="append", choices=list(GROUPS), help="may be repeated; default: all")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for all that was measured")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for all measurements")
     add_options(parser)
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use: leave --device out")
+        parser.error("PyTorch finds no GPU: omit --device")
     settings = settings_of(options)
     settings.prepare()
     quiet_libraries()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         rows += group(bench)
         Console(stderr=True).print(f"{name}: {time.monotonic() - start:.0f} s")
-        # after each: all of them take a quarter of an hour
+        # save after each, because all of them take a quarter of an hour
         report = {
             "machine": began,
             "load_average_after": list(os.getloadavg()),
@@ -61,12 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _table(rows: Sequence[Row]) -> Table:
     table = Table()
     table.add_column("comparison")
-    for title in ("measured", "bar", "sides"):
+    for title in ("measured", "target", "sides"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        bar = "" if _met(row) is None else f"≥ {row.at_least:g}" if row.at_least is not None else f"≤ {row.at_most:.3g}"
+        target = (
+            "" if _met(row) is None else f"≥ {row.at_least:g}" if row.at_least is not None else f"≤ {row.at_most:.3g}"
+        )
         mark = {True: "green", False: "red", None: "default"}[_met(row)]
-        table.add_row(row.name, f"[{mark}]{_value(row)}[/]", bar, _sides(row))
+        table.add_row(row.name, f"[{mark}]{_value(row)}[/]", target, _sides(row))
     return table
 
 

@@ -1,4 +1,4 @@
-"""How a benchmark is run: shared by the command and the processes that it starts."""
+"""Settings of the benchmarks, shared by the command and the processes that it starts."""
 
 import argparse
 import os
@@ -13,14 +13,14 @@ _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is run.
+    """Settings of the benchmarks.
 
     Attributes:
-        small: Miniature models in place of the published sizes.
+        small: Use miniature models instead of the published sizes.
         device: ``cpu`` or ``cuda``.
-        precision: ``32-true`` or ``bf16-mixed``, as the trainer has it; of both sides.
-        batch_size: Images a step.
-        repeats: Rounds that medians are taken over.
+        precision: ``32-true`` or ``bf16-mixed``, as for the trainer; of both sides.
+        batch_size: Images per step.
+        repeats: Rounds for medians.
         threads: Threads of both sides.
     """
 
@@ -33,44 +33,44 @@ class Settings:
 
     @property
     def sizes(self) -> Sizes:
-        """Models and amounts."""
+        """Models and numbers of images and classes."""
         return SMALL if self.small else FULL
 
     @property
     def torch_device(self) -> torch.device:
-        """Where it runs."""
+        """The device."""
         return torch.device(self.device)
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """What frozen arithmetic runs in under autocast; None for float32."""
+        """Dtype of frozen arithmetic under autocast; None for float32."""
         return _AUTOCAST[self.precision]
 
     def prepare(self) -> None:
-        """Set up this process: threads, and the miniature models."""
-        # both sides alike, whatever OMP_NUM_THREADS says
+        """Set the number of threads of this process, and register the miniature models."""
+        # the same for both sides, regardless of OMP_NUM_THREADS
         torch.set_num_threads(self.threads)
         register_miniatures()
 
     def arguments(self) -> list[str]:
-        """The options that give these settings."""
+        """Return the options for these settings."""
         named = {name: value for name, value in vars(self).items() if name != "small"}
         options = [text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         return [*options, *(["--small"] if self.small else [])]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that settings are made of."""
-    parser.add_argument("--small", action="store_true", help="miniature models, to try the benchmarks out")
+    """Add the options of the settings."""
+    parser.add_argument("--small", action="store_true", help="use miniature models, to test the benchmarks")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=list(_AUTOCAST), default="32-true", help="of both sides")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="images a step (default 8)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="rounds that medians are taken over (default 3)")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="images per step (default 8)")
+    parser.add_argument("--repeats", type=_positive, default=3, help="rounds for medians (default 3)")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="threads of both sides")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Settings from parsed options."""
+    """Return the settings from parsed options."""
     return Settings(
         options.small, options.device, options.precision, options.batch_size, options.repeats, options.threads
     )
@@ -79,5 +79,5 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+        raise argparse.ArgumentTypeError(f"it is {number}, expected 1 or more")
     return number

@@ -1,4 +1,4 @@
-"""What is measured: the published sizes, and miniatures of the same shape for trying the benchmarks out."""
+"""Models of the benchmarks: the published sizes, and miniatures for tests."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ CONTEXT = "a photo of a"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The models and amounts of a comparison.
+    """Models, and numbers of images and classes.
 
     Attributes:
-        teacher: Name of the teacher's CLIP; its weights are random.
+        teacher: Name of the teacher's CLIP, with random weights.
         student: Name of the student's CLIP.
-        few: Classes of the common case.
-        many: Classes of the large case.
+        few: Number of classes in most comparisons.
+        many: Number of classes in the others.
         prompt_length: Prompt tokens per layer, in all towers.
-        prompt_depth: Layers with prompts of their own, in all towers.
-        product_edge: Edge n of the n x n matrices whose product is the machine's speed.
-        fill_images: Images that fill the cache, one view each.
-        read_images: Images of the cache that reading is measured on.
-        infer_images: Images that are classified.
+        prompt_depth: Layers with prompts, in all towers.
+        product_edge: Size n of the n × n matrices whose product measures the machine's speed.
+        fill_images: Images to fill the cache with, one view each.
+        read_images: Images in the cache to read.
+        infer_images: Images to classify.
     """
 
     teacher: str
@@ -39,7 +39,7 @@ class Sizes:
     infer_images: int
 
     def names(self, classes: int) -> tuple[str, ...]:
-        """The first so many of ImageNet's class names."""
+        """Return the first class names of ImageNet."""
         return IMAGENET_CLASS_NAMES[:classes]
 
 
@@ -48,13 +48,13 @@ SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 20
 
 
 def register_miniatures() -> None:
-    """Make the models of ``SMALL`` known."""
+    """Register the models of ``SMALL``."""
     for name, config in _MINIATURES.items():
         register_model(name, config, {})
 
 
 def text_half(name: str) -> str:
-    """Register a CLIP with the text tower of another and an image tower of next to nothing, and give its name."""
+    """Register a CLIP with the text tower of another and a tiny image tower; returns its name."""
     config = _MINIATURES.get(name) or open_clip.get_model_config(name)
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
     register_model(f"{name}-text", {**config, "vision_cfg": vision}, {})
@@ -67,7 +67,7 @@ def _miniature(width: int, layers: int, patch_size: int, text_width: int, embed_
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
 
 
-# no width of one stands in the other, so that none can be mixed up
+# all widths differ, so mixing them up is an error
 _MINIATURES = {
     "miniature-teacher": _miniature(width=48, layers=4, patch_size=8, text_width=40, embed_dim=24),
     "miniature-student": _miniature(width=32, layers=4, patch_size=16, text_width=56, embed_dim=20),

@@ -1,4 +1,4 @@
-"""A teacher with random weights and untuned prompts, and the run folder that stage 1 would leave of it."""
+"""A teacher with random weights and untuned prompts, and its run folder."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ class RandomTeacher:
     """A CLIP with prompts in both towers.
 
     Args:
-        sizes: Which CLIP, and how many prompts.
+        sizes: CLIP and number of prompts.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -29,7 +29,7 @@ class RandomTeacher:
         self.prompts = IndependentPrompts(size, size, CONTEXT, self.clip)
 
     def write_run(self, folder: Path, names: Sequence[str]) -> None:
-        """Write what stage 2 reads of a teacher, with class vectors of these names."""
+        """Write the files that stage 2 reads, with class vectors of these names."""
         clip = self.clip
         tuned = TunedPrompts.of(
             self.prompts, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing
@@ -40,14 +40,14 @@ class RandomTeacher:
 
 
 def load_random(name: str) -> Clip:
-    """Load a CLIP with random weights, the same at every call."""
+    """Load a CLIP with random weights."""
     with random_weights_are_meant():
         return load_clip(ClipConfig(name, RANDOM))
 
 
 @contextmanager
 def random_weights_are_meant() -> Iterator[None]:
-    """Leave out the warning of them."""
+    """Suppress the warning about random weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")
         yield

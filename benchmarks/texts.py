@@ -1,4 +1,4 @@
-"""Class names through the text tower with learnt prompts, forward and backward: the larger part of stage 1."""
+"""The text tower on class names with learnt prompts, forward and backward: the larger part of stage 1."""
 
 from collections.abc import Callable
 
@@ -20,8 +20,8 @@ class Texts:
     Args:
         sizes: The teacher and its prompts.
         classes: Number of class names.
-        device: Where it runs.
-        autocast: The dtype that frozen arithmetic runs in under autocast; None for float32.
+        device: The device.
+        autocast: Dtype of frozen arithmetic under autocast; None for float32.
     """
 
     def __init__(self, sizes: Sizes, classes: int, device: torch.device, autocast: torch.dtype | None = None) -> None:
@@ -39,14 +39,14 @@ class Texts:
         self.direction = torch.randn(classes, clip.image_tower.embed_dim).to(device)
 
     def forward_and_backward(self, side: str) -> dict[str, Tensor]:
-        """Encode the names, and give features and gradients of the prompts by name."""
+        """Encode the names; returns features, and gradients of the prompts by name."""
         parameters = dict(self.prompts.named_parameters())
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             features = self._features(side)
         return {"features": features.detach(), **gradients((features * self.direction).sum(), parameters)}
 
     def runner(self, side: str) -> Callable[[], object]:
-        """Give what encodes the names, forward and backward."""
+        """Return a function that encodes the names, forward and backward."""
         return lambda: self.forward_and_backward(side)
 
     def flops(self, side: str) -> int:
