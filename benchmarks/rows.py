@@ -245,7 +245,7 @@ class Bench:
     def _target(self, target: float | None) -> float | None:
         return None if self.settings.small else target
 
-    def _tolerance(self, bar: float) -> float | None:
+    def _tolerance(self, target: float) -> float | None:
         # the sides round differently under autocast
         return target if self.settings.autocast is None else None
 
