@@ -6,7 +6,7 @@ import time
 
 
 def records(file):
-    """The records of a W&B run file: a log of blocks of 32 KiB, in which a record may be cut into pieces."""
+    """The records of a W&B run file: a log of blocks of 32 KiB, over which a record may be split."""
     from wandb.proto import wandb_internal_pb2
 
     data = file.read_bytes()
@@ -19,11 +19,11 @@ def records(file):
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
         if at + 7 + length > len(data):
-            # it is just being written, or whoever wrote it was killed
+            # it is being written, or its writer was killed
             return
         pieces += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
+        if kind in (1, 4):  # a complete record, or the last piece of one
             record = wandb_internal_pb2.Record()
             record.ParseFromString(pieces)
             yield record
@@ -31,7 +31,7 @@ def records(file):
 
 
 def closed(file, seconds=60):
-    """The records of a run file once it is whole: the client writes it from a process of its own."""
+    """The records of a run file once it is complete: the client writes it from a process of its own."""
     end = time.monotonic() + seconds
     while True:
         found = list(records(file))
@@ -56,7 +56,7 @@ def of_kind(found, kind):
 
 
 def offline(monkeypatch, home):
-    """Let wandb work without a server, and keep what it keeps beside runs in this folder."""
+    """Let wandb work without a server, with its cache and configuration in this folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):

@@ -9,7 +9,7 @@ from kdpl.prompts.student_encoder import Projector, StudentEncoder
 FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 
 
-def lively_projector():
+def disturbed_projector():
     projector = Projector(20, 24)
     with torch.no_grad():
         for parameter in projector.layers[1].parameters():
@@ -18,7 +18,7 @@ def lively_projector():
 
 
 def test_projection_gradients_and_running_statistics_are_the_plain_ones():
-    projector = lively_projector()
+    projector = disturbed_projector()
     plain = PlainProjector(projector.state_dict())
     leaves = {k: v.requires_grad_() for k, v in plain.parameters.items() if "running" not in k}
     for step in range(3):
@@ -30,7 +30,7 @@ def test_projection_gradients_and_running_statistics_are_the_plain_ones():
     gradients = {k: p.grad for k, p in projector.named_parameters()}
     assert gradients.keys() == leaves.keys()
     for name, gradient in gradients.items():
-        if name != "layers.0.bias":  # batch norm takes it away again: its gradient is zero but for rounding
+        if name != "layers.0.bias":  # batch norm cancels it: its gradient is rounding alone
             assert relative_error(gradient, leaves[name].grad) < 1e-5, name
     for name in ("layers.1.running_mean", "layers.1.running_var"):
         assert relative_error(projector.state_dict()[name], plain.parameters[name]) < 1e-5
@@ -39,7 +39,7 @@ def test_projection_gradients_and_running_statistics_are_the_plain_ones():
 
 
 def test_the_published_form_with_1x1_convolutions_is_the_same_function():
-    projector = lively_projector()
+    projector = disturbed_projector()
     convolutions = nn.Sequential(nn.Conv2d(20, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 1))
     shapes = {k: v.shape for k, v in convolutions.state_dict().items()}
     state = {k.removeprefix("layers."): v for k, v in projector.state_dict().items()}
@@ -57,7 +57,7 @@ def test_the_projector_starts_as_torch_starts_linear_layers():
 
 
 def test_the_projector_computes_in_float32_under_autocast():
-    projector = lively_projector().eval()
+    projector = disturbed_projector().eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         projected = projector(FEATURES.bfloat16())
     assert projected.dtype == torch.float32
