@@ -99,14 +99,9 @@ class ClassVectors(VectorSettings):
     ) -> "ClassVectors":
         """Put vectors [C, D] and the result of ``fields`` together again.
 
-        Args:
-            vectors: The vectors.
-            fields: The metadata.
-            source: Where they come from, for messages.
-            remedy: What to do when they are damaged, for messages.
-
         Raises:
-            ArtifactError: A field is missing or invalid, or the vectors do not fit the names.
+            ArtifactError: A field is missing or invalid, or the vectors do not fit the names; the message begins with
+                ``source`` and ends with ``remedy``.
         """
         read = cls(vectors=vectors, **vars(parse_metadata(VectorSettings, fields, source, remedy)))
         count = len(read.class_names)

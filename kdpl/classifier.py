@@ -319,11 +319,11 @@ class Classifier(nn.Module):
         source = f"the classifier {folder}"
         if not folder.is_dir():
             raise ArtifactError(f"{source} does not exist: {_REMEDY}")
-        for name in FILES:
-            if not (folder / name).is_file():
-                below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
-                near = next((f"{each}, perhaps" for each in below if each.is_dir()), _REMEDY)
-                raise ArtifactError(f"{folder} is not a classifier, because it has no {name}: {near}")
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
+            near = next((f"give {each}" for each in below if each.is_dir()), _REMEDY)
+            raise ArtifactError(f"{folder} is not a classifier, because it has no {missing[0]}: {near}")
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)

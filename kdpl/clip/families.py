@@ -107,20 +107,18 @@ def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily
     Raises:
         WeightsError: It is of none.
     """
-    misfits = []
-    for family in TEXT_FAMILIES.values():
-        misfit = family.misfit(config, model)
-        if misfit is None:
-            return family
-        misfits.append(misfit)
-    raise WeightsError(f"{name} cannot be a teacher, because {misfits[0]}: {_USE}")
+    # from the last to the first, so that the first one that fits is kept
+    misfits = {family.misfit(config, model): family for family in reversed(TEXT_FAMILIES.values())}
+    if None not in misfits:
+        raise WeightsError(f"{name} cannot be a teacher, because {[*misfits][-1]}: {_USE}")
+    return misfits[None]
 
 
 def require_image_tower(name: str, config: ModelConfig) -> None:
     """Raise a WeightsError for a CoCa, and for images that are not square."""
-    square = not isinstance(config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE), list | tuple)
-    if "multimodal_cfg" in config or not square:
-        why = "its image tower is not square" if "multimodal_cfg" not in config else "it is a CoCa"
+    coca, size = "multimodal_cfg" in config, config["vision_cfg"].get("image_size")
+    if coca or isinstance(size, list | tuple):
+        why = "it is a CoCa" if coca else "its image tower is not square"
         raise WeightsError(f"{name} cannot be used, because {why}: {_USE}")
 
 

@@ -27,14 +27,10 @@ class Float32Module(nn.Module):
 
 
 class Frozen(nn.Module, Generic[ModuleT]):
-    """Carries a module along without making it part of the owner's state.
+    """Carries a module along, frozen and in evaluation mode, without making it part of the owner's state.
 
-    The module moves with its owner between devices and dtypes, but its weights are not in the
-    owner's ``state_dict()`` or ``parameters()``: checkpoints, optimisers and DistributedDataParallel
-    do not see them. It stays in evaluation mode.
-
-    Args:
-        module: The module to carry; its parameters stop requiring gradients.
+    The module moves with its owner between devices and dtypes, but its weights are not in the owner's ``state_dict()``
+    or ``parameters()``: checkpoints, optimisers and DistributedDataParallel do not see them.
     """
 
     module: ModuleT
@@ -51,12 +47,9 @@ class Frozen(nn.Module, Generic[ModuleT]):
 
 
 class Trained(Float32Module, Generic[ModuleT]):
-    """Owns a tower to be trained as a whole: in float32, and part of the owner's state.
+    """Owns a tower that is trained as a whole, in float32 and as part of the owner's state.
 
     Statistics of batch norms and dropout stay as in evaluation: a tower's ``train()`` does not flip it.
-
-    Args:
-        module: The tower; its parameters start requiring gradients.
     """
 
     module: ModuleT
@@ -76,11 +69,7 @@ class FrozenTower(nn.Module):
 
 
 class CosineHead(Float32Module):
-    """Frozen class vectors as a buffer; logits are scaled cosine similarities.
-
-    Args:
-        class_vectors: Normalised, float32 [C, D].
-    """
+    """Frozen class vectors, normalised float32 [C, D], as a buffer; logits are scaled cosine similarities."""
 
     class_vectors: Tensor
 

@@ -96,17 +96,11 @@ def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
 def read_encoder(
     settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
 ) -> StudentEncoder:
-    """Build an encoder with the tensors of a file.
-
-    Args:
-        settings: The settings beside them.
-        tensors: The result of ``encoder_tensors``.
-        width: Width of the class vectors.
-        source: Where they come from, for messages.
-        remedy: What to do when they are damaged, for messages.
+    """Build an encoder from its settings and ``encoder_tensors``, for class vectors of a width.
 
     Raises:
-        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder.
+        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder; the message begins
+            with ``source`` and ends with ``remedy``.
     """
 
     def build() -> StudentEncoder:
