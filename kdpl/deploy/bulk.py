@@ -35,16 +35,10 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
 
 
 class BulkPrediction:
-    """Classification of many images into a table, one row for each image in the order given.
+    """Classification of image files and shards into a table, one row for each image in the order given.
 
-    An unreadable image gets a row with the reason, and is counted on standard error.
-
-    Args:
-        classifier: The classifier.
-        sources: Image files and shards.
-        top_k: Classes per image, at most all of them.
-        batch_size: Images per batch.
-        workers: Threads; None: one for each processor core.
+    An unreadable image gets a row with the reason, and is counted on standard error. ``workers`` None is one thread for
+    each processor core.
     """
 
     def __init__(

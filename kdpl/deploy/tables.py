@@ -81,16 +81,9 @@ def _write_parquet(path: Path, rows: Iterator[Row], names: Sequence[str]) -> Non
 class Journal:
     """Rows of an unfinished table, one JSON line each in ``OUT.partial``.
 
-    Only one process at a time can enter it. A line that was incomplete when its process was killed is removed.
-
-    Args:
-        out: The table to be made.
-        job: JSON values that determine its rows; stored as ``OUT.job.json``, and compared with those of the table.
-
-    Attributes:
-        path: ``OUT.partial``.
-        done: Number of rows in it.
-        finished: True if the table exists already.
+    Only one process at a time can enter it. The JSON values of ``job`` determine the rows: they are stored as
+    ``OUT.job.json``, and compared on resume. ``done`` is the number of rows so far, of which an incomplete last one was
+    removed, and ``finished`` is True if the table exists already.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
