@@ -114,7 +114,7 @@ def test_bad_images_and_copies_are_named_and_left_out(tmp_path, capsys):
     assert len(names) == 20
 
 
-def test_an_image_whose_path_is_no_utf8_is_named_and_left_out(tmp_path, capsys):
+def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets")
     (root / "cat" / "0.png").rename(root / "cat" / "\udcff.png")
     picture(tmp_path / "more" / "good.png", 1, 2, 3)

@@ -9,7 +9,7 @@ from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark
 @pytest.fixture
 def small(monkeypatch):
     """Datasets of the benchmark that are known to have as many classes as their miniatures."""
-    for name, count in (("dtd", 3), ("imagenet", 3), ("imagenet_r", 2)):
+    for name, count in (("dtd", 3), ("imagenet", 3)):
         facts = BENCHMARKS[name]
         known = Benchmark(facts.name, facts.folder, facts.images, facts.index, facts.layout, count)
         monkeypatch.setitem(BENCHMARKS, name, known)
@@ -20,45 +20,20 @@ def checked(capsys, name, root, *more):
     return code, capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("name", "lines"),
-    [
-        (
-            "dtd",
-            [
-                "classes: Zebra_crossing, sea or lake, apple (3)",
-                "train:    6 images of 3 classes",
-                "val:      3 images of 3 classes",
-                "test:     3 images of 3 classes",
-                "12 images decoded, 0 of them bad",
-            ],
-        ),
-        (
-            "imagenet",
-            [
-                "classes: tench, crane, crane (3)",
-                "train:    6 images of 3 classes",
-                "val:      0 images of 0 classes",
-                "test:     3 images of 3 classes",
-                "9 images decoded, 0 of them bad",
-            ],
-        ),
-        (
-            "imagenet_r",
-            [
-                "classes: goldfish, great white shark (2)",
-                "train:    0 images of 0 classes",
-                "val:      0 images of 0 classes",
-                "test:     4 images of 2 classes",
-                "4 images decoded, 0 of them bad",
-            ],
-        ),
-    ],
-)
 @pytest.mark.usefixtures("small")
-def test_whole_dataset_is_counted_and_passes(tmp_path, capsys, name, lines):
-    folder = make_tree(name, tmp_path)
-    assert checked(capsys, name, tmp_path) == (0, [f"dataset {name} in {folder}", *lines])
+def test_an_intact_dataset_is_counted_and_passes(tmp_path, capsys):
+    folder = make_tree("imagenet", tmp_path)
+    assert checked(capsys, "imagenet", tmp_path) == (
+        0,
+        [
+            f"dataset imagenet in {folder}",
+            "classes: tench, crane, crane (3)",
+            "train:    6 images of 3 classes",
+            "val:      0 images of 0 classes",
+            "test:     3 images of 3 classes",
+            "9 images decoded, 0 of them bad",
+        ],
+    )
 
 
 @pytest.mark.usefixtures("small")
@@ -86,11 +61,6 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
         "wrong: test has images of 3 classes, expected 12; without images: "
         "'name 1', 'name 3', 'name 4', 'name 5', 'name 6', 'name 7', 'name 8', 'name 9', 'name 11' (9)"
     )
-    make_tree("eurosat", tmp_path)
-    code, lines = checked(capsys, "eurosat", tmp_path)
-    assert code == 1
-    assert "wrong: 3 classes, expected 10" in lines
-    assert "wrong: train has images of 3 classes, expected 10" in lines
 
 
 def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):

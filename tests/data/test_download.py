@@ -110,7 +110,7 @@ def test_collection_may_be_what_the_hub_calls_a_model(tmp_path, hub):
     assert fetch("dtd", tmp_path / "root") == 0
 
 
-def test_second_start_goes_on_and_a_third_does_nothing(tmp_path, hub, capsys):
+def test_an_interrupted_download_is_resumed_and_a_complete_one_does_nothing(tmp_path, hub, capsys):
     pack(hub, "dtd", "dtd.zip", "dtd", without=["split_zhou_DescribableTextures.json"])
     split_file = "split_zhou_DescribableTextures.json"
     shutil.copy(hub.folder.parent / "made/dtd" / split_file, hub.folder)
@@ -155,7 +155,7 @@ def test_unknown_form_is_said_with_what_is_missing(tmp_path, hub, capsys):
     assert not (tmp_path / "root/dtd").exists()
 
 
-def test_folder_that_is_there_but_not_whole_is_left_alone(tmp_path, hub, capsys):
+def test_an_incomplete_folder_is_left_alone(tmp_path, hub, capsys):
     folder = make_tree("dtd", tmp_path / "root")
     (folder / "split_zhou_DescribableTextures.json").unlink()
     before = files_of(folder)

@@ -84,7 +84,7 @@ def test_a_url_of_an_unknown_kind_is_refused():
     assert world.one_sentence(error)
 
 
-def test_what_would_leave_a_folder_or_is_no_file_is_no_image(tmp_path):
+def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
     with tarfile.open(tmp_path / "evil.tar", "w") as shard:
         add(shard, "../up.png", encoded(1))
         add(shard, "/etc/root.png", encoded(1))
@@ -128,7 +128,7 @@ def test_a_shard_that_cannot_be_trained_on_is_one_sentence(tmp_path, kind, messa
     assert world.one_sentence(error)
 
 
-def test_a_shard_that_was_cut_after_it_was_looked_through_names_the_image(places):
+def test_a_shard_truncated_after_indexing_names_the_image(places):
     source = find_unlabeled(str(places / "000.tar"))[1]
     (places / "000.tar").write_bytes((places / "000.tar").read_bytes()[:1600])
     with pytest.raises(DataError, match=r"000\.tar ends within .*0001\.png") as error:

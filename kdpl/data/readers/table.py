@@ -33,8 +33,8 @@ class Table(Reader):
         root: The table, a ``.csv`` or ``.parquet`` file.
         unlabeled: Places of further unlabelled images, see ``find_unlabeled``. With neither these nor rows without a
             label, the training images.
-        class_names: File that maps label to class name and text; None: the labels.
-        class_text: Text around each class's name or text, with ``{}`` in its place.
+        class_names: As for ``Folder``, from labels.
+        class_text: As for ``Folder``.
     """
 
     root: str

@@ -45,7 +45,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert found == ["data/a/2.png", "data/linked/1.png"]
 
 
-def test_hidden_folders_and_loose_files_are_no_classes(tmp_path):
+def test_hidden_folders_and_loose_files_are_not_classes(tmp_path):
     make(tmp_path, "train/cat/1.png", "train/.ipynb_checkpoints/1.png", "train/loose.png")
     assert Folder(str(tmp_path)).read().class_names == ("cat",)
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_is_one_sentence(rows, header, match, tmp_path):
         ("labels.csv", b"", "has no column 'image' but none"),
     ],
 )
-def test_a_file_that_is_no_table_is_named(name, content, match, tmp_path):
+def test_a_file_that_is_not_a_table_is_named(name, content, match, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=match) as error:
