@@ -53,9 +53,8 @@ def written(folder, text, rows=ROWS):
     return file
 
 
-def in_this_process(args, log, tick):
+def in_this_process(args, log):
     """Run a command of a campaign in the process of the test."""
-    tick()
     with log.open("a") as output, redirect_stdout(output), redirect_stderr(output):
         return main(list(args))
 

@@ -1,6 +1,5 @@
 """Progress of a campaign: a bar on a terminal, and everywhere one line for each finished task."""
 
-import csv
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -9,7 +8,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kdpl.benchmark.published import METRICS
 from kdpl.benchmark.tasks import Task
 from kdpl.metrics import test_key
-from kdpl.runtime.run_folder import METRICS_FILE
 
 _SHORT = {test_key("acc"): "acc", **dict(zip(METRICS, ("base", "novel", "HM"), strict=True))}
 
@@ -25,7 +23,6 @@ class Display:
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._total = total
-        self._task: Task | None = None
         self._waiting = False
         self._progress = Progress(
             BarColumn(),
@@ -47,13 +44,8 @@ class Display:
 
     def begin(self, task: Task) -> None:
         """Begin a task."""
-        self._task, self._waiting = task, False
-        self.tick()
-
-    def tick(self) -> None:
-        """Show the current task's progress; called about twice a second while it runs."""
-        if self._task is not None:
-            self._progress.update(self._bar, description=f"{self._task.name} {epoch_of(self._task)}")
+        self._waiting = False
+        self._progress.update(self._bar, description=task.name)
 
     def wait(self, others: int) -> None:
         """Wait for other processes, which work on ``others`` tasks."""
@@ -65,7 +57,6 @@ class Display:
 
     def end(self, task: Task, done: int, seconds: float, fault: str | None, metrics: Mapping[str, float]) -> None:
         """End a task; ``done`` is the number of finished runs, ``fault`` says what went wrong."""
-        self._task = None
         self._progress.update(self._bar, completed=done, description="")
         if fault is None:
             accuracies = [f"{short} {100 * metrics[key]:.2f}" for key, short in _SHORT.items() if key in metrics]
@@ -77,13 +68,3 @@ class Display:
 
     def _print(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def epoch_of(task: Task) -> str:
-    """Return the epoch that a fit is in; empty while that is not known."""
-    try:
-        with (task.folder / METRICS_FILE).open(newline="", encoding="utf-8") as lines:
-            epochs = [int(row["epoch"]) for row in csv.DictReader(lines) if row.get("epoch")]
-    except (OSError, ValueError):
-        return ""  # not written yet, or being written
-    return f"epoch {epochs[-1] + 1}" if epochs and task.kind == "fit" else ""

@@ -14,19 +14,13 @@ _SECONDS_FILE = "seconds.json"
 
 
 class Result(BaseModel):
-    """A run's accuracies and where they belong.
+    """A run's coordinates, as ``kdpl.benchmark.tasks.Run`` has them, and its accuracies.
 
     Attributes:
-        protocol: The experiment.
-        setting: Distinguishes runs of a protocol, as ``shots_4`` does; may be empty.
-        dataset: The dataset that was tested on.
-        seed: The seed.
-        row: The variant's name.
-        title: The variant's title.
         metrics: Accuracies as fractions, by metric name.
         images: Number of test images.
-        transductive: Whether unlabelled images of novel classes were seen in training.
-        selected_on_test: Whether the epoch was chosen by its accuracy on the base classes' test images.
+        transductive: Unlabelled images of novel classes were seen in training.
+        selected_on_test: The epoch was chosen by its accuracy on the base classes' test images.
         seconds: Wall-clock seconds by kind of command; a start that was killed is not counted.
     """
 

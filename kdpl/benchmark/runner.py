@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +21,9 @@ from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
 
-Command = Callable[[Sequence[str], Path, Callable[[], None]], int]
-"""Runs a command of kdpl: takes its arguments, the log to append to and a function to call now and then; returns the
-exit code, or minus the number of the signal that ended it."""
+Command = Callable[[Sequence[str], Path], int]
+"""Runs a command of kdpl, given its arguments and the log to append to; returns the exit code, or minus the number of
+the signal that ended it."""
 
 _WAIT_SECONDS = 0.5
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -29,32 +31,26 @@ _NO_BAR = "--trainer.enable_progress_bar=false"
 
 
 class Failure(NamedTuple):
-    """A task that was not done.
-
-    Attributes:
-        task: The task.
-        fault: What went wrong, in one sentence.
-    """
+    """A task that was not done, and what went wrong, in one sentence."""
 
     task: Task
     fault: str
 
 
-def in_subprocess(args: Sequence[str], log: Path, tick: Callable[[], None]) -> int:
+def in_subprocess(args: Sequence[str], log: Path) -> int:
     """Run ``python -m kdpl`` as a child process, which ends with this one; see ``Command``."""
     with (
         log.open("ab") as output,
         subprocess.Popen([sys.executable, "-m", "kdpl", *args], stdout=output, stderr=output) as child,  # noqa: S603
     ):
         try:
-            while True:
-                try:
-                    return child.wait(_WAIT_SECONDS)
-                except subprocess.TimeoutExpired:
-                    tick()
+            while child.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_WAIT_SECONDS)
                 if slurm.signalled():
                     # Slurm notifies this process alone; the child inherits that the signal is held back
                     child.send_signal(slurm.SIGNAL)
+            return child.returncode
         except BaseException:
             child.terminate()
             child.wait()
@@ -88,17 +84,48 @@ def run_tasks(
         if slurm.signalled():
             raise slurm.requeue(str(out))
         waiting = {task.name for task in missing}
-        ready = []
+        busy = 0
         for task in missing:
-            fault = _out_of_reach(task, failures, known, out)
-            if fault is not None:
+            if fault := _out_of_reach(task, failures, known, out):
                 failures[task.name] = Failure(task, fault)
             elif not waiting.intersection(task.needs):
-                ready.append(task)
-        if ready and not _run_first_free(campaign, tasks, ready, out, display, command, failures):
-            display.wait(len(ready))
-            time.sleep(_WAIT_SECONDS)
+                try:
+                    with _locked(out, task):
+                        if task.done():
+                            break
+                        display.begin(task)
+                        start = time.monotonic()
+                        fault = _run(campaign, task, command)
+                except Timeout:
+                    busy += 1
+                    continue
+                if fault is not None:
+                    failures[task.name] = Failure(task, fault)
+                metrics = read_results(task.folder) if task.kind == "test" and fault is None else {}
+                done = sum(each.kind == "test" and each.done() for each in tasks)
+                display.end(task, done, time.monotonic() - start, fault, metrics)
+                break
+        else:
+            if busy:
+                display.wait(busy)
+                time.sleep(_WAIT_SECONDS)
     return list(failures.values())
+
+
+@contextmanager
+def _locked(out: Path, task: Task) -> Iterator[None]:
+    """Lock a task against other processes of the campaign.
+
+    Raises:
+        Timeout: Another process works on it.
+    """
+    lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock, timeout=0):
+        if task.kind in FITS and (task.folder / LOCK_FILE).exists():
+            # the fit of a campaign whose own process was killed may still be running
+            FileLock(task.folder / LOCK_FILE, timeout=0).acquire().lock.release()
+        yield
 
 
 def _out_of_reach(task: Task, failures: Mapping[str, Failure], known: set[str], out: Path) -> str | None:
@@ -111,42 +138,7 @@ def _out_of_reach(task: Task, failures: Mapping[str, Failure], known: set[str], 
     return None
 
 
-def _run_first_free(
-    campaign: Campaign,
-    tasks: Sequence[Task],
-    ready: Sequence[Task],
-    out: Path,
-    display: Display,
-    command: Command,
-    failures: dict[str, Failure],
-) -> bool:
-    """Run the first task that no other process works on; returns whether there was one."""
-    for task in ready:
-        lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(lock, timeout=0):
-                if task.done():
-                    return True
-                if task.kind in FITS and (task.folder / LOCK_FILE).exists():
-                    # where the process of a campaign was killed, its fit may still be running
-                    with FileLock(task.folder / LOCK_FILE, timeout=0):
-                        pass
-                display.begin(task)
-                start = time.monotonic()
-                fault = _run(campaign, task, display, command)
-        except Timeout:
-            continue
-        if fault is not None:
-            failures[task.name] = Failure(task, fault)
-        metrics = read_results(task.folder) if task.kind == "test" and fault is None else {}
-        done = sum(each.kind == "test" and each.done() for each in tasks)
-        display.end(task, done, time.monotonic() - start, fault, metrics)
-        return True
-    return False
-
-
-def _run(campaign: Campaign, task: Task, display: Display, command: Command) -> str | None:
+def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     """Run a task; returns what went wrong."""
     task.folder.mkdir(parents=True, exist_ok=True)
     if task.kind in FITS:
@@ -155,7 +147,7 @@ def _run(campaign: Campaign, task: Task, display: Display, command: Command) -> 
     logged = task.log.stat().st_size if task.log.is_file() else 0
     start = time.monotonic()
     try:
-        code = command(args, task.log, display.tick)
+        code = command(args, task.log)
     finally:
         add_seconds(task.folder, task.kind, time.monotonic() - start)
     if code in _INTERRUPTED:
@@ -174,12 +166,7 @@ def _run(campaign: Campaign, task: Task, display: Display, command: Command) -> 
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """Return the last error that a command printed, or else its last line.
-
-    Args:
-        log: Its output.
-        begin: Number of bytes that earlier starts had printed.
-    """
+    """Return the last error that a command printed after the first ``begin`` bytes of its log, or its last line."""
     text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -193,12 +180,9 @@ def result_of(campaign: Campaign, task: Task) -> Result:
     images = int(metrics.pop("images"))
     # the run's own config comes first
     model = read_config(config_files(task.args)[0])["model"]
+    place = {key: value for key, value in asdict(run).items() if key != "name"}
     return Result(
-        protocol=run.protocol,
-        setting=run.setting,
-        dataset=run.dataset,
-        seed=run.seed,
-        row=run.row,
+        **place,
         title=campaign.title(run.row).strip("*"),
         metrics=metrics,
         images=images,

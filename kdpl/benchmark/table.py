@@ -55,12 +55,12 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether several datasets stand below each other."""
+        """True if several datasets stand below each other."""
         return bool(self.cells["group"].any())
 
     @property
     def with_published(self) -> bool:
-        """Whether published figures stand beside the campaign's own."""
+        """True if published figures stand beside the campaign's own."""
         return bool(self.cells["published"].notna().any())
 
     def lines(self) -> Iterator[pd.DataFrame]:

@@ -74,7 +74,7 @@ class Task:
         return self.folder / f"{self.kind}.log"
 
     def done(self) -> bool:
-        """Return whether its result is there."""
+        """Return True if its result is there."""
         return self.result.exists()
 
     def command(self) -> list[str]:
@@ -93,7 +93,7 @@ class Task:
             temporary.write_text(self._orders(), encoding="utf-8")
 
     def has_other_orders(self) -> bool:
-        """Return whether a fit was started by another command; whether its settings differ, ``fit`` can tell."""
+        """Return True if a fit was started by another command; ``fit`` can tell if its settings differ."""
         file = self.folder / _ORDERS_FILE
         return self.kind in FITS and file.is_file() and file.read_text(encoding="utf-8") != self._orders()
 

@@ -26,8 +26,6 @@ class Shown:
     def begin(self, task):
         pass
 
-    tick = begin
-
     def wait(self, _others):
         self.waits.pop(0)()
 
@@ -41,7 +39,7 @@ class Commands:
     def __init__(self, fail=(), code=1):
         self.ran, self.fail, self.code = [], fail, code
 
-    def __call__(self, args, log, _tick):
+    def __call__(self, args, log):
         folder = Path(next(arg for arg in args if arg.startswith("--out=")).removeprefix("--out="))
         name = f"{folder.parent.name}/{folder.name}/{args[0]}"
         self.ran.append(name)
@@ -165,7 +163,7 @@ def test_a_task_that_another_process_works_on_is_left_to_it_and_waited_for(lock,
     def other_process_finishes():
         folder = tmp_path / DTD_1 / "teacher"
         folder.mkdir(parents=True, exist_ok=True)
-        others(["fit", f"--out={folder}"], folder / "fit.log", None)
+        others(["fit", f"--out={folder}"], folder / "fit.log")
         held.release()
 
     commands = Commands()
