@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time several functions in turn, so that a slowdown of the machine affects all of them.
+    """Time several functions in turn; a slowdown of the machine then affects all of them.
 
     Args:
         sides: The functions, by name.

@@ -80,7 +80,7 @@ def caption_bank(plain_share: float = PLAIN_SHARE) -> CaptionBank:
     tokens, shares = [], []
     for templates, share in ((PLAIN_TEMPLATES, plain_share), (wide_templates(), 1 - plain_share)):
         if share > 0:
-            # classes with fewer nouns repeat captions, so that all have the same number
+            # classes with fewer nouns repeat captions: all need the same number
             count = len(templates) * most_nouns
             captions = [list(islice(cycle(captions_of(each, templates)), count)) for each in CLASSES]
             tokens.append(torch.stack([tokenizer(texts) for texts in captions]))

@@ -80,7 +80,7 @@ def build_model(name: str, vocab_size: int, seed: int) -> open_clip.CLIP:
 
 
 def learn_agreement(model: open_clip.CLIP, captions: CaptionBank, steps: int, generator: Generator) -> list[float]:
-    """Train only the text tower, so that two captions of one class are the most similar ones; returns all losses."""
+    """Train only the text tower, to make captions of the same class similar; returns the loss of each step."""
     optimizer = AdamW(_text_parameters(model), lr=AGREEMENT_LEARNING_RATE, weight_decay=0.0)
     classes = torch.arange(len(CLASSES))
     losses = []
