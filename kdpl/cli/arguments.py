@@ -96,24 +96,30 @@ def _description(text: Docstring) -> str:
 
 
 def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate a command's own arguments from those that it hands on."""
+    """Separate a command's own arguments from those that it hands on.
+
+    The positional ones come first: argparse does not take a list of them once options stand between.
+    """
+    hints = get_type_hints(command)
     names = {*inspect.signature(command).parameters, "help", "print_shtab"} - {_SETTINGS}
-    own: list[str] = []
+    positional: list[str] = []
+    options: list[str] = []
     others: list[str] = []
-    target = own
+    target, values = positional, 0.0
     for arg in argv:
         if arg.startswith("--") and len(arg) > 2:
             name, equals, value = arg[2:].partition("=")
-            is_own = name.replace("-", "_") in names
-            target = own if is_own else others
-            target.append(f"--{name.replace('-', '_')}{equals}{value}" if is_own else arg)
-            if equals and not is_own:
-                target = own
-        else:
+            key = name.replace("-", "_")
+            target = options if key in names else others
+            target.append(f"--{key}{equals}{value}" if key in names else arg)
+            several = key in names and get_origin(hints.get(key)) is list
+            values = 0 if equals or hints.get(key) is bool else float("inf") if several else 1
+        elif values:
             target.append(arg)
-            if target is others:
-                target = own
-    return own, others
+            values -= 1
+        else:
+            positional.append(arg)
+    return positional + options, others
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,106 @@
+from typing import Literal
+
+import pytest
+from jsonargparse.typing import PositiveInt
+
+from kdpl.cli.arguments import call, output_file, parse
+from kdpl.errors import ConfigError
+
+
+def one(
+    source: str,
+    images: list[str] = [],  # noqa: B006
+    *,
+    out: str | None = None,
+    top_k: PositiveInt = 1,
+    format: Literal["csv", "json"] = "csv",
+    tags: list[str] = [],  # noqa: B006
+    quick: bool = False,
+) -> int:
+    """Classify images.
+
+    They may be anything.
+
+    Args:
+        source: Where it is.
+        images: Files or folders.
+        out: File to write.
+        top_k: Number of classes.
+        format: Kind of file.
+        tags: Labels of the job.
+        quick: Skip the check.
+    """
+    return len(images)
+
+
+def other(*, teacher: list[str], out: str, settings: list[str]) -> int:
+    """Hand settings on.
+
+    Args:
+        teacher: Configs.
+        out: Folder.
+        settings: Options of fit.
+    """
+    return 7
+
+
+DEFAULTS = {"images": [], "out": None, "top_k": 1, "format": "csv", "tags": [], "quick": False}
+
+
+@pytest.mark.parametrize(
+    ("argv", "values"),
+    [
+        (["s"], {}),
+        (["s", "a", "b"], {"images": ["a", "b"]}),
+        (["s", "--out", "x", "--quick", "a"], {"out": "x", "quick": True, "images": ["a"]}),
+        (["--top-k=3", "s"], {"top_k": 3}),
+        (["s", "--top_k", "3", "--quick"], {"top_k": 3, "quick": True}),
+        (["s", "--tags", "a", "b", "--format=json", "--tags=c"], {"tags": ["a", "b", "c"], "format": "json"}),
+    ],
+)
+def test_arguments_are_those_of_the_signature(argv, values):
+    assert parse(one, argv, "kdpl one") == {"source": "s", **DEFAULTS, **values}
+    assert call(one, argv, "kdpl one") == len(values.get("images", []))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["source"]),
+        (["s", "--top_k=0"], ["top_k", "0"]),
+        (["s", "--format=xml"], ["format", "xml"]),
+        (["s", "--size=3"], ["has no option --size"]),
+        (["s", "--top=3"], ["has no option --top"]),
+    ],
+)
+def test_wrong_arguments_are_named_in_one_line(argv, words):
+    with pytest.raises(ConfigError) as error:
+        parse(one, argv, "kdpl one")
+    assert all(word in str(error.value) for word in [*words, "kdpl one --help"])
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_another_command_are_handed_on():
+    argv = ["--teacher=a", "--data.init_args.shots", "4", "--out", "o", "--trainer.max_epochs=3", "--teacher", "b", "c"]
+    assert parse(other, argv, "kdpl other") == {
+        "teacher": ["a", "b", "c"],
+        "out": "o",
+        "settings": ["--data.init_args.shots", "4", "--trainer.max_epochs=3"],
+    }
+    with pytest.raises(ConfigError, match="teacher"):
+        parse(other, ["--out=o"], "kdpl other")
+
+
+def test_help_is_that_of_the_docstring(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(one, ["--help"], "kdpl one")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for text in ("usage: kdpl one", "Classify images.", "They may be anything.", "--top_k", "Number of classes", "1"):
+        assert text in out
+
+
+def test_an_output_file_is_not_a_folder(tmp_path):
+    assert output_file("--out", str(tmp_path / "a.csv")) == tmp_path / "a.csv"
+    with pytest.raises(ConfigError, match=r"--out .* is a folder, expected the name of a file"):
+        output_file("--out", str(tmp_path))
