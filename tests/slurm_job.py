@@ -1,15 +1,11 @@
-"""A process that believes itself in a job of Slurm, whose ``scontrol`` writes down what it is asked."""
+"""A process that believes it is in a job of Slurm, whose ``scontrol`` writes down what it is asked."""
 
 import os
-import signal
 import sys
-import threading
-
-from kdpl.runtime.slurm import SIGNAL
 
 
 def pretend(monkeypatch, folder, refusal=None):
-    """Make this process believe it; gives the file that has what scontrol was asked."""
+    """Make this process believe it; returns the file that has what scontrol was asked."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -23,15 +19,3 @@ def pretend(monkeypatch, folder, refusal=None):
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     return asked
-
-
-def send():
-    """Send the notice to the main thread: those that pytest has begun before do not hold it back."""
-    signal.pthread_kill(threading.main_thread().ident, SIGNAL)
-
-
-def forget():
-    """Forget whatever notice has come, and hold back none."""
-    signal.signal(SIGNAL, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
-    signal.signal(SIGNAL, signal.SIG_DFL)

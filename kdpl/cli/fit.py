@@ -1,6 +1,5 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over the two modules and the one datamodule."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,6 +9,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -198,13 +198,20 @@ class KdplCLI(LightningCLI):
                 # after those that save
                 callbacks.append(Requeue())
         self.trainer_defaults["callbacks"] = callbacks
+        started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
         plugins = self.config_init.trainer.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
             slurm.require_srun()
-            if SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
-                plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
-        return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+            started_by = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
+            if started_by is None and SLURMEnvironment.detect():
+                started_by = SLURMEnvironment(auto_requeue=False)
+                plugins = [*plugins, started_by]
+        made = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        if started_by is not None:
+            # Lightning asks this later, and of a single device never
+            started_by.validate_settings(made.num_devices, made.num_nodes)
+        return made
 
     def own_callbacks(self) -> list[Callback]:
         """Return the callbacks that this kind of fit has beside those of all runs."""
@@ -219,7 +226,7 @@ class KdplCLI(LightningCLI):
             inform(f"{self.config.out} is finished: nothing to do; remove the folder to run it again")
             return
         if self.trainer.world_size == 1 and process_rank() > 0:
-            # started for a training on several processes, of which the first does this alone
+            # started by Lightning for another step of a run, on several processes; the first does this one alone
             return
         getattr(self, self.command)()
 

@@ -47,10 +47,15 @@ def require_srun() -> None:
     """Refuse a process that would wait forever for tasks that nobody starts.
 
     Raises:
-        ConfigError: The job has several tasks, and srun did not start this process.
+        ConfigError: The job has several tasks, and srun did not start this process, or it is not known how many of
+            them each node has.
     """
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
-    if tasks > 1 and "SLURM_STEP_ID" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if tasks == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(f"the Slurm job has {tasks} tasks: give --ntasks-per-node instead of --ntasks")
+    if "SLURM_STEP_ID" not in os.environ:
         raise ConfigError(
             f"the Slurm job has {tasks} tasks and this process is none of them: put srun before the command, which "
             "starts it once for each task"
