@@ -6,34 +6,33 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdpl.runtime.artifacts import write_tensors
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
 
 
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_name_appears_once_the_file_is_whole(tmp_path):
+def test_the_name_appears_once_the_file_is_complete(tmp_path):
     with atomic_path(tmp_path / "deep" / "a.txt") as temporary:
-        temporary.write_text("whole")
+        temporary.write_text("complete")
         assert not (tmp_path / "deep" / "a.txt").exists()
         assert temporary.parent.parent == tmp_path / "deep", "a rename across file systems is not atomic"
-    assert (tmp_path / "deep" / "a.txt").read_text() == "whole"
+    assert (tmp_path / "deep" / "a.txt").read_text() == "complete"
     assert names_in(tmp_path / "deep") == ["a.txt"]
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_has_its_name_is_on_the_disk_and_not_in_memory_alone(folder, tmp_path, monkeypatch):
+def test_what_has_its_name_is_on_the_disk(folder, tmp_path, monkeypatch):
     written = set()
     fsync = os.fsync
 
-    def look(descriptor):
+    def note(descriptor):
         assert not (tmp_path / "a").exists()
         written.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()).rpartition("/a")[2])
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", note)
     with atomic_path(tmp_path / "a") as temporary:
         if folder:
             (temporary / "deep").mkdir(parents=True)
@@ -80,10 +79,16 @@ def test_a_folder_replaces_a_folder_and_a_file_a_file(tmp_path):
 
 def test_others_may_read_what_was_written(tmp_path):
     tensors = {"numbers": torch.tensor([1.0, 2.0])}
-    write_tensors(tmp_path / "a.safetensors", "apples", 1, tensors, {})
     with atomic_path(tmp_path / "folder") as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / "a.safetensors")
     (tmp_path / "usual").touch()
-    names = ("a.safetensors", "folder/a.safetensors", "usual")
-    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names}) == 1
+    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("folder/a.safetensors", "usual")}) == 1
+
+
+def test_text_is_appended_and_an_unfinished_line_removed(tmp_path):
+    file = tmp_path / "lines"
+    append(file, "a\n")
+    append(file, "b\nc")
+    assert cut_to_whole_lines(file) == 2
+    assert file.read_text() == "a\nb\n"
