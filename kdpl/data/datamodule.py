@@ -259,7 +259,7 @@ class DomainDataModule(LightningDataModule):
             return None
         if self._cache is None:
             module: Any = self.trainer.lightning_module
-            if not hasattr(module, "teacher_fingerprint") or not hasattr(module, "teacher_width"):
+            if not hasattr(module, "teacher_fingerprint"):
                 name = type(module).__name__
                 raise ConfigError(f"{name} has no teacher_fingerprint: leave data.init_args.teacher_cache out")
             needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
@@ -295,7 +295,6 @@ class DomainDataModule(LightningDataModule):
         Returns:
             A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` with a
             trainer and a teacher cache. The epoch is set on its ``sampler``.
-
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":

@@ -51,7 +51,11 @@ def download(name: str, root: Path) -> bool:
         print(_IMAGENET.format(images=location.images, index=location.index, root=root), end="")
         return False
     if location.folder.exists():
-        _require_complete(location)
+        try:
+            BenchmarkSet(name, str(root)).read()
+        except DataError as error:
+            said = f"folder {location.folder} exists but is incomplete ({_plain(error, root)})"
+            raise DataError(f"{said}: move or remove it, then start again") from error
         print(f"{location.origin} is there already: nothing to do")
         return True
     store = root / f".{name}.download"
@@ -119,14 +123,6 @@ def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath],
         else:
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(store / file, staging / place)
-
-
-def _require_complete(location: Location) -> None:
-    try:
-        BenchmarkSet(location.benchmark.name, str(location.root)).read()
-    except DataError as error:
-        said = f"folder {location.folder} exists but is incomplete ({_plain(error, location.root)})"
-        raise DataError(f"{said}: move or remove it, then start again") from error
 
 
 def _dataset_called(part: str) -> str | None:
