@@ -104,5 +104,5 @@ class TestRefusals:
         refused(lambda: vectors.require_names(names, "here"), match)
 
 
-def test_the_same_names_are_no_problem(vectors):
+def test_the_same_names_are_accepted(vectors):
     vectors.require_names(list(world.NAMES), "here")

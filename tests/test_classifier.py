@@ -300,7 +300,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
     @pytest.mark.parametrize("length", [0, 10, -20])
-    def test_a_file_that_was_cut_off(self, name, length, folder):
+    def test_a_truncated_file(self, name, length, folder):
         (folder / name).write_bytes((folder / name).read_bytes()[:length])
         self.refused(folder, r"is damaged \(.+\): give the classifier folder")
 

@@ -367,7 +367,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("length", [0, 5, 1000, -1000])
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-    def test_a_file_that_was_cut_off_is_refused(self, suffix, length, tmp_path):
+    def test_a_truncated_file_is_refused(self, suffix, length, tmp_path):
         path = tmp_path / f"w{suffix}"
         save_file(world.weights(NAME), path) if suffix == ".safetensors" else torch.save(world.weights(NAME), path)
         path.write_bytes(path.read_bytes()[:length])

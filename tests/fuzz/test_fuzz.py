@@ -1,4 +1,4 @@
-"""Garbled files of every kind that kdpl reads from strangers: each is read, or refused in one sentence.
+"""Mutated files of every kind that kdpl reads from untrusted sources: each is read, or refused in one sentence.
 
 ``FUZZ_INPUTS`` says how many files of each kind are tried.
 """
@@ -74,12 +74,12 @@ def folder(tmp_path_factory, clip_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_a_garbled_file_is_read_or_refused_in_one_sentence(name, folder, tmp_path):
+def test_a_mutated_file_is_read_or_refused_in_one_sentence(name, folder, tmp_path):
     intact, draw = (folder / name).read_bytes(), random.Random(name)  # noqa: S311
     READERS[name](folder / name)
     refusals = 0
     for number in range(INPUTS):
-        content = garble(intact, name, draw)
+        content = mutate(intact, name, draw)
         (folder / name).write_bytes(content)
         try:
             READERS[name](folder / name)
@@ -93,7 +93,7 @@ def test_a_garbled_file_is_read_or_refused_in_one_sentence(name, folder, tmp_pat
     assert refusals > INPUTS / 20
 
 
-def garble(content, name, draw):
+def mutate(content, name, draw):
     """Change a file at some bytes, or its JSON at one place."""
     if draw.random() < 0.5 and name.endswith(".json"):
         return changed_json(content, draw)
@@ -103,13 +103,13 @@ def garble(content, name, draw):
         return len(header).to_bytes(8, "little") + header + content[end:]
     if draw.random() < 0.05:
         return content[: draw.randrange(len(content))]
-    garbled = bytearray(content)
+    mutated = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
-        at = draw.randrange(min(len(garbled), draw.choice((16, 600, len(garbled)))))
-        at = len(garbled) - 1 - at if draw.random() < 0.2 else at
+        at = draw.randrange(min(len(mutated), draw.choice((16, 600, len(mutated)))))
+        at = len(mutated) - 1 - at if draw.random() < 0.2 else at
         piece = draw.choice((*PIECES, bytes([draw.randrange(256)])))
-        garbled[at : at + draw.choice((0, 1, len(piece)))] = piece
-    return bytes(garbled)
+        mutated[at : at + draw.choice((0, 1, len(piece)))] = piece
+    return bytes(mutated)
 
 
 def changed_json(content, draw):

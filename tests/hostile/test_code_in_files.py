@@ -1,4 +1,4 @@
-"""Files that would run something if they were unpickled, and classes that configs of strangers name."""
+"""Files that would run code if they were unpickled, and classes named by untrusted configs."""
 
 import ast
 from pathlib import Path
@@ -85,7 +85,7 @@ def run_folder(folder, data="kdpl.DomainDataModule", model="kdpl.TeacherPromptTu
     ],
     ids=str,
 )
-def test_a_report_imports_no_class_that_a_strangers_run_names(changes, tmp_path, monkeypatch, capsys):
+def test_a_report_imports_no_class_that_an_untrusted_run_names(changes, tmp_path, monkeypatch, capsys):
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
     run = run_folder(tmp_path / "run", **changes)

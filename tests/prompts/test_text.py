@@ -144,7 +144,7 @@ def test_token_ids_are_start_words_name_full_stop_end(clip_of):
     assert ids[7:].tolist() == [token_ids(".")[1], 49407]
 
 
-def test_a_name_that_would_be_cut_off_is_refused(clip_of):
+def test_a_name_that_does_not_fit_is_refused(clip_of):
     clip = clip_of("test-teacher")
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 69]), clip.text_tower)
     assert len(texts.prefix) + texts.rests[0].shape[1] == 76

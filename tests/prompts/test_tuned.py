@@ -140,10 +140,6 @@ def test_a_file_whose_prompts_were_changed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        *(
-            (name, ..., name)
-            for name in ("method", "vision", "text", "context", "clip", "logit_scale", "preprocessing")
-        ),
         ("clip", 3, "clip"),
         ("clip", {"model": "x"}, "clip.pretrained"),
         ("vision", {"length": 10**9, "depth": 1}, "vision"),

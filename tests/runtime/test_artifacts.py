@@ -48,7 +48,7 @@ class TestRefusals:
         refused(tmp_path, "does not exist, where apples were expected")
 
     @pytest.mark.parametrize("length", [0, 4, 40, -1])
-    def test_a_file_that_was_cut_off(self, length, tmp_path):
+    def test_a_truncated_file(self, length, tmp_path):
         path = tmp_path / "a.safetensors"
         write(path)
         path.write_bytes(path.read_bytes()[:length])
