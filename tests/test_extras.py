@@ -19,6 +19,7 @@ EXTRAS = {
     "onnxscript": "export",
     "pyarrow": "parquet",
     "scikit-learn": "quickstart",
+    "shtab": "completion",
     "tensorboard": "tensorboard",
 }
 
@@ -74,12 +75,13 @@ def without(monkeypatch, *modules):
 
 def test_commands_name_the_extra_that_they_lack(fails, classifier, tmp_path, monkeypatch):
     image_folder(tmp_path / "pets")
-    without(monkeypatch, "pyarrow", "pyarrow.parquet", "onnxruntime", "gradio")
+    without(monkeypatch, "pyarrow", "pyarrow.parquet", "onnxruntime", "gradio", "shtab")
     sentence = fails("predict", classifier, tmp_path / "pets", f"--out={tmp_path / 'answers.parquet'}")
     assert "pip install 'kdpl[parquet]'" in sentence
     sentence = fails("export", classifier, "--format=onnx", f"--out={tmp_path / 'c.onnx'}")
     assert "pip install 'kdpl[export]'" in sentence
     assert "pip install 'kdpl[demo]'" in fails("demo", classifier, "--no-browser")
+    assert "pip install 'kdpl[completion]'" in fails("completion", "bash")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]
 
 
@@ -99,4 +101,6 @@ def test_a_tensorboard_logger_names_the_extra_that_it_lacks(tmp_path, monkeypatc
     for name in ("TENSORBOARD", "TENSORBOARDX"):
         monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard._{name}_AVAILABLE", False)
     assert fit_teacher(tmp_path / "run", *configs("logger/tensorboard.yaml")) == 1
-    assert "needs tensorboard: pip install 'kdpl[tensorboard]'" in capsys.readouterr().err
+    sentence = capsys.readouterr().err
+    assert "class_path 'lightning.pytorch.loggers.TensorBoardLogger'" in sentence
+    assert "Neither `tensorboard` nor `tensorboardX` is available. Try `pip install`" in sentence

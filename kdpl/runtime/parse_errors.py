@@ -1,6 +1,7 @@
 """Settings that do not parse, reported in one sentence."""
 
 import itertools
+import re
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,9 +46,9 @@ def in_one_line(error: Exception) -> str:
     Reports on settings within settings are nested by their indents, under headings of a single word, with one report
     for each type that a setting may have and the value at the end.
     """
-    lines = [
-        (len(line) - len(line.lstrip(" -")), line.strip(" -:.")) for line in str(error).splitlines() if line.strip()
-    ]
+    # the ways in which any class may be given are no report
+    told = re.sub(r"\n *Subclass types expect one of:(\n *- a .*)*", "", str(error))
+    lines = [(len(line) - len(line.lstrip(" -")), line.strip(" -:.")) for line in told.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     deepest = max(indent for indent, _ in lines)
