@@ -37,14 +37,10 @@ SHIFT = "{protocols: [domain_generalization], source: imagenet, variants: [image
 
 def test_base_to_novel_has_both_stages_for_each_seed():
     assert list(graph(plan(campaign(BASE_TO_NOVEL), Place(OUT)))) == [
-        "base_to_novel/dtd/seed_1/teacher/fit",
-        "base_to_novel/dtd/seed_1/teacher/test",
-        "base_to_novel/dtd/seed_1/student/fit",
-        "base_to_novel/dtd/seed_1/student/test",
-        "base_to_novel/dtd/seed_2/teacher/fit",
-        "base_to_novel/dtd/seed_2/teacher/test",
-        "base_to_novel/dtd/seed_2/student/fit",
-        "base_to_novel/dtd/seed_2/student/test",
+        f"base_to_novel/dtd/seed_{seed}/{row}/{kind}"
+        for seed in (1, 2)
+        for row in ("teacher", "student")
+        for kind in ("fit", "test")
     ]
     assert graph(plan(campaign(BASE_TO_NOVEL, seeds=[1]), Place(OUT))) == {
         "base_to_novel/dtd/seed_1/teacher/fit": set(),
@@ -65,32 +61,25 @@ def test_a_fit_is_the_command_that_a_person_would_type():
     ]
     whole = campaign(BASE_TO_NOVEL, both, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions)
     tasks = by_name(plan(whole, Place(OUT, "data", ("--trainer.max_epochs", "2"))))
+    shared = ["configs/data/dtd.yaml", "configs/data/base_to_novel.yaml", "configs/trainer/cpu.yaml"]
     teacher = tasks["base_to_novel/dtd/seed_2/teacher/fit"]
     assert teacher.args == (
         "fit",
-        "--config=configs/data/dtd.yaml",
-        "--config=configs/data/base_to_novel.yaml",
-        "--config=configs/trainer/cpu.yaml",
-        "--config=configs/teacher/quickstart.yaml",
+        *(f"--config={file}" for file in (*shared, "configs/teacher/quickstart.yaml")),
         "--data.init_args.root=data",
         "--model.init_args.optim.lr=1",
-        "--trainer.max_epochs",
-        "2",
+        *("--trainer.max_epochs", "2"),
         "--seed_everything=2",
         "--out=out/base_to_novel/dtd/seed_2/teacher",
     )
     assert teacher.result == OUT / "base_to_novel/dtd/seed_2/teacher/class_vectors.safetensors"
     student = tasks["base_to_novel/dtd/seed_2/student/fit"]
+    own = ["configs/student/quickstart.yaml", "configs/student/kd_weight_200.yaml"]
     assert student.args == (
         "fit",
-        "--config=configs/data/dtd.yaml",
-        "--config=configs/data/base_to_novel.yaml",
-        "--config=configs/trainer/cpu.yaml",
-        "--config=configs/student/quickstart.yaml",
-        "--config=configs/student/kd_weight_200.yaml",
+        *(f"--config={file}" for file in (*shared, *own)),
         "--data.init_args.root=data",
-        "--trainer.max_epochs",
-        "2",
+        *("--trainer.max_epochs", "2"),
         "--model.init_args.teacher=out/base_to_novel/dtd/seed_2/teacher",
         "--seed_everything=2",
         "--out=out/base_to_novel/dtd/seed_2/student",

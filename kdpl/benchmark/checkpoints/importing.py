@@ -32,11 +32,7 @@ _PROMPTS = {
 
 
 def compare_clips(published: Published, module: TeacherPromptTuning | StudentDistillation) -> set[str]:
-    """Compare CLIP's own weights in the file with those of the CLIP that the settings name.
-
-    Args:
-        published: The checkpoint.
-        module: The stage, with its CLIP as it was loaded.
+    """Compare CLIP's own weights in the file with those of a stage's CLIP, as it was loaded.
 
     Returns:
         Names in the file that the CLIP does not have.
@@ -53,7 +49,7 @@ def compare_clips(published: Published, module: TeacherPromptTuning | StudentDis
 
 
 def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float) -> set[str]:
-    """Compare weights as ``compare_clips`` does, with the towers' state dicts and the logarithm of the logit scale.
+    """Compare as ``compare_clips`` does, with the towers' state dicts and the logarithm of the logit scale.
 
     A weight in half precision may differ by one rounding step, since it was rounded once or twice on its way.
     """
@@ -97,11 +93,7 @@ def _rank(halves: Tensor) -> Tensor:
 
 
 def require_same_sizes(published: Published, own: Mapping[str, Tensor]) -> None:
-    """Compare what was trained with what the settings would train.
-
-    Args:
-        published: The checkpoint.
-        own: The module's parameters and buffers by name.
+    """Compare what was trained with the module's own parameters and buffers, by name.
 
     Raises:
         ConfigError: The settings ask for prompts of another size, or for none, or for another projector.
@@ -162,12 +154,7 @@ def _require_same_prompts(published: Published, title: str, setting: str, theirs
 
 
 class TakeOver(Callback):
-    """Puts the published tensors into the module and writes the checkpoint that a fit would have left.
-
-    Args:
-        published: The checkpoint.
-        record: What identifies the file, for ``import.json``.
-    """
+    """Puts the published tensors into the module, and writes the checkpoint of a fit and the record of the file."""
 
     def __init__(self, published: Published, record: Mapping[str, str]) -> None:
         self._published = published
