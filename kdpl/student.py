@@ -85,7 +85,7 @@ class StudentDistillation(ClassifyingModule):
             token that enters their layer, over unlabelled images, plus that noise.
         fine_tune: Train the whole image tower as well.
         text_features: ``teacher``: student and teacher share the teacher's class vectors, which the projector leads to;
-            ``student``: the student's own CLIP gives text features for its side, and there is no projector.
+            ``student``: the student uses text features of its own CLIP, and has no projector.
         target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.student.Target``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.

@@ -193,7 +193,7 @@ class TeacherPromptTuning(ClassifyingModule):
         return cosine_logits(features, self._class_vectors, self.logit_scale)
 
     def tuned_prompts(self) -> TunedPrompts:
-        """Give the prompts as stage 2 reads them."""
+        """Return the prompts as stage 2 reads them."""
         return TunedPrompts.of(self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing)
 
     def class_vectors(self) -> ClassVectors:

@@ -11,7 +11,7 @@ from kdpl.errors import ConfigError
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Give the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
+    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
 
     Args:
         epochs: Number of epochs E.
@@ -34,7 +34,7 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 class GaussianPromptAveraging(Callback):
-    """Adds the trained parameters to a running sum after each epoch; after the last epoch the sum replaces them.
+    """Adds the trained parameters to a running sum after each epoch; the sum replaces them after the last one.
 
     The sum is part of checkpoints, so a resumed run ends with the same prompts.
 
@@ -61,7 +61,7 @@ class GaussianPromptAveraging(Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add this epoch's prompts; after the last epoch put the average in their place."""
+        """Add this epoch's prompts; after the last epoch replace them with the average."""
         weights = self._weights(trainer)
         weight = weights[trainer.current_epoch]
         last = trainer.current_epoch == len(weights) - 1
@@ -74,9 +74,9 @@ class GaussianPromptAveraging(Callback):
                     parameter.copy_(self.sums[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the running sum."""
+        """Return the running sum."""
         return {"sums": self.sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the running sum of a checkpoint."""
+        """Restore the running sum of a checkpoint."""
         self.sums = state_dict["sums"]

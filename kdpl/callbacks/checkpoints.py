@@ -1,4 +1,4 @@
-"""A run's checkpoints: the last one, and until the run is finished the one before it."""
+"""Checkpoints of a run: the last one, and the one before it until the run is finished."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the folder, now that it is known."""
+        """Set the folder, which is known only now."""
         self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINTS_FOLDER)
         super().setup(trainer, pl_module, stage)
 
@@ -53,14 +53,14 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it: a kill or a full disk leaves the one before.
+    """Writes a checkpoint to a temporary name and renames it, so that a kill or a full disk leaves the one before.
 
-    Lightning's own way goes through the system's temporary folder, where a rename across disks is a copy. A
+    Lightning writes to the system's temporary folder first, and a rename across disks is a copy. A
     ``last.ckpt`` that exists becomes ``previous.ckpt``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write; called on one process."""
+        """Write a checkpoint; called on one process."""
         del storage_options
         path = Path(path)
         with atomic_path(path) as temporary:
@@ -70,7 +70,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def _keep(last: Path, previous: Path) -> None:
-    """Give a checkpoint a second name, so that there is a last one at any moment."""
+    """Link the last checkpoint to a second name, so that there is a last one at any moment."""
     previous.unlink(missing_ok=True)
     try:
         previous.hardlink_to(last)

@@ -14,13 +14,13 @@ from kdpl.runtime.messages import inform, warn
 
 
 class BestOnBaseTest(Callback):
-    """Replaces the last weights by those of the epoch that was best on the base classes' test images.
+    """Replaces the last weights with those of the epoch that was best on the base classes' test images.
 
-    The code published with PromptKD chooses its epoch so, and its reported accuracies are of that epoch. Test accuracy
-    that chose the model is no longer an estimate for new images: the log and the tables say so. Where the protocol has
-    no base classes, the accuracy over all classes takes their place. The earlier epoch wins a tie.
+    The code published with PromptKD chooses its epoch this way, and reports the accuracies of that epoch. A test
+    accuracy that chose the model is not an estimate for new images: the log and the tables say so. Without base classes
+    the accuracy over all classes is used. The earlier epoch wins a tie.
 
-    The best weights so far travel with the checkpoint, so that a resumed run chooses the same epoch.
+    The best weights so far are part of checkpoints, so that a resumed run chooses the same epoch.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class BestOnBaseTest(Callback):
         self._test_images: Iterable[Any] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a domain without test images, and say what this choice is."""
+        """Refuse a domain without test images, and warn that the test set is used."""
         del pl_module
         if stage != "fit":
             return
@@ -40,12 +40,12 @@ class BestOnBaseTest(Callback):
         warn("choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the loader once: its worker processes stay from epoch to epoch."""
+        """Build the loader once, so that its worker processes persist over epochs."""
         del pl_module
         self._test_images = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Test this epoch's weights; after the last epoch put the best ones in their place."""
+        """Test this epoch's weights; after the last epoch restore the best ones."""
         _share_buffers(pl_module)
         accuracy = _base_accuracy(trainer, pl_module, self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
@@ -60,17 +60,17 @@ class BestOnBaseTest(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best epoch so far."""
+        """Return the best epoch so far."""
         return {"accuracy": self.accuracy, "epoch": self.epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best epoch of a checkpoint."""
+        """Restore the best epoch of a checkpoint."""
         self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
 
 
 @torch.no_grad()
 def _share_buffers(module: LightningModule) -> None:
-    """Give all processes the first one's buffers, which the checkpoint holds: batch norms' statistics differ."""
+    """Broadcast the buffers of the first process, which the checkpoint holds: statistics of batch norms differ."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""A training whose loss or weights are no longer finite stops before they are saved."""
+"""Stopping a training whose loss or weights are not finite before they are saved."""
 
 from typing import Any, NamedTuple
 
@@ -22,14 +22,14 @@ class _Step(NamedTuple):
 class FiniteLoss(Callback):
     """Stops training once a term of the loss, or a trained parameter, is not finite.
 
-    The terms of each step stay on the device and are looked at together, every few steps, at the end of each epoch and
-    before each checkpoint: no step waits for the device, and the checkpoint that exists is always an earlier one.
+    The terms of each step stay on the device and are checked together: every few steps, at the end of each epoch and
+    before each checkpoint. No step waits for the device, and the existing checkpoint is always an earlier one.
 
-    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is no error unless all of the
-    last ``every_n_steps`` steps were skipped.
+    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is an error only if all of
+    the last ``every_n_steps`` steps were skipped.
 
     Args:
-        every_n_steps: Steps between two looks.
+        every_n_steps: Steps between two checks.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -49,7 +49,7 @@ class FiniteLoss(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Keep the terms of the loss, and look at them every few steps."""
+        """Keep the terms of the loss, and check them every few steps."""
         del batch
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
         self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batch_idx, terms))
@@ -57,16 +57,16 @@ class FiniteLoss(Callback):
             self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the epoch's weights are used."""
+        """Check before the epoch's weights are used."""
         self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before the checkpoint is written; called on all processes."""
+        """Check before the checkpoint is written; called on all processes."""
         del checkpoint
         self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop on all processes if one of them has a reason to.
+        """Stop on all processes if one of them found a value that is not finite.
 
         Raises:
             TrainingError: It names the step, the terms and the images.

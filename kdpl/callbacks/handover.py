@@ -18,7 +18,7 @@ from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifa
 
 
 class _Handover(Callback):
-    """Writes something once a fit has reached its planned end, not when it was interrupted."""
+    """Writes a result once a fit has reached its planned end, not when it was interrupted."""
 
     def __init__(self) -> None:
         self._written = False
@@ -28,7 +28,7 @@ class _Handover(Callback):
         self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write after a fit of no epochs, which has no training to end."""
+        """Write after a fit in which no training ends: one without epochs, or resumed after its last epoch."""
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What happens when a training is interrupted: by Slurm's time limit, by SIGTERM, by Ctrl-C or an error."""
+"""Interruptions of a training: Slurm's time limit, SIGTERM, Ctrl-C, errors."""
 
 import atexit
 import subprocess
@@ -48,7 +48,7 @@ class Requeue(Checkpoint):
             self._end_if_signalled(trainer, save=False)
 
     def on_test_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
-        """Leave a test, which starts over."""
+        """End a test, which starts over."""
         self._end_if_signalled(trainer, save=False)
 
     def _end_if_signalled(self, trainer: Trainer, save: bool) -> None:
@@ -73,7 +73,7 @@ class Requeue(Checkpoint):
 
 
 class WhereItStopped(Callback):
-    """Tells an error after how many steps it occurred and which checkpoint is kept, and lets SIGTERM interrupt.
+    """Notes in an error its step and the checkpoint that is kept, and lets SIGTERM interrupt a training.
 
     Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this one in another
     collective operation.

@@ -1,4 +1,4 @@
-"""The progress bar: where the training is, its loss, its accuracies, its speed and its wait for data, on one line."""
+"""The progress bar: progress, loss, accuracy, speed and wait for data on one line."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ _WIDTH_WITHOUT_BAR = 78
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar with short names, so that a line of 80 characters holds it all."""
+    """Rich's progress bar with short names of metrics."""
 
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975, 1.23e+03 images a second
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Give loss, accuracy (the harmonic mean where there is one), speed and wait for data by short names."""
+        """Return loss, accuracy (the harmonic mean if there is one), speed and wait for data by short names."""
         metrics = super().get_metrics(trainer, pl_module)
         short: dict[str, Any] = {label: metrics[name] for name, label in _NAMES.items() if name in metrics}
         if "HM" in short:
@@ -40,7 +40,7 @@ class ProgressBar(RichProgressBar):
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Fit the bar into the line: the time that remains, and no steps a second, as images a second say the same."""
+        """Return the columns without elapsed time and steps per second, and with a bar that fits into the line."""
         label, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = max(6, min(40, get_console().width - _WIDTH_WITHOUT_BAR))
         return [label, bar, batches, TimeRemainingColumn()]

@@ -1,4 +1,4 @@
-"""The complete config of a fit, kept in the run's folder."""
+"""The complete config of a fit in the run's folder."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class RunConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: data and model are checked first."""
+        """Do nothing yet: data and model are checked first."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config."""
@@ -37,7 +37,7 @@ class RunConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the config again if there is no checkpoint that a second start could resume."""
+        """Remove the config again unless there is a checkpoint to resume from."""
         del pl_module, exception
         folder = Path(trainer.default_root_dir)
         begun = any((folder / name).is_file() for name in (LAST, PREVIOUS))

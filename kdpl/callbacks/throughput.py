@@ -1,4 +1,4 @@
-"""How many images a second the training takes, and how much of the time it waits for them."""
+"""Speed of a training in images per second, and its wait for data."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ class Throughput(Callback):
     """Logs ``train/images_per_s`` over all processes and ``train/data_wait``, to the progress bar and the loggers.
 
     ``train/data_wait`` is the share of the time between the end of a step and the arrival of the next batch. Near 0
-    the device is busy; towards 1 it starves, and ``data.init_args.num_workers`` or a faster disk will help.
+    the device is busy; near 1 it waits, and more ``data.init_args.num_workers`` or a faster disk help.
 
     Args:
         warmup_steps: Steps of each epoch that are not counted; the first ones start workers and fill caches.
@@ -32,7 +32,7 @@ class Throughput(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Note how long the batch was waited for."""
+        """Add the time since the end of the step before."""
         del trainer, pl_module, batch
         if batch_idx > self.warmup_steps:
             self._waited += time.perf_counter() - self._end
@@ -45,7 +45,7 @@ class Throughput(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Count the batch and show the rate so far in this epoch."""
+        """Count the batch and log the rates of this epoch so far."""
         del outputs
         self._end = time.perf_counter()
         if batch_idx < self.warmup_steps:

@@ -1,4 +1,4 @@
-"""What a run may be gone on with: settings that say where and how it is computed or shown, and not what."""
+"""Settings that may change on resume: where and how a run is computed or shown."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ _MAY_CHANGE = (
     "checkpoint_every",
     "ckpt_path",
     "weights_only",
-    # the checkpoint knows the images of a step: on fewer devices each takes more of them
+    # SameSteps compares the images of a step: on fewer devices each takes more of them
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
-    # the checkpoint knows the views of its images: others are refused when it is read
+    # the student compares the views with those of its checkpoint
     "data.init_args.teacher_cache",
     "data.init_args.fill_teacher_cache",
     "model.init_args.classes_at_once",
@@ -34,11 +34,11 @@ _MAY_CHANGE = (
 
 
 def require_same_settings(config: Path, now: str) -> None:
-    """Refuse to go on with a run under settings that would make another one of it.
+    """Refuse to resume a run with settings that would change its result.
 
     Args:
-        config: The settings that the run was begun with, ``config.yaml`` in its folder.
-        now: Those of this start, as YAML.
+        config: ``config.yaml`` in its folder, the settings that it was started with.
+        now: The settings of this start, as YAML.
 
     Raises:
         ConfigError: They differ; the first difference is named.

@@ -1,4 +1,4 @@
-"""metrics.csv in the run's folder, and pictures for those loggers that can take them."""
+"""metrics.csv in the run's folder, and pictures for loggers that can show them."""
 
 import csv
 import io
@@ -13,15 +13,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
-
-METRICS_FILE = "metrics.csv"
+from kdpl.runtime.run_folder import METRICS_FILE
 
 
 class MetricsCSV(Logger):
-    """Appends metrics to ``metrics.csv``, also when a run goes on after it was cut or is tested later.
+    """Appends metrics to ``metrics.csv``, also when a run is resumed or tested later.
 
-    Lightning's own CSVLogger starts the file anew each time. Rows of one step belong together; of two rows with the
-    same column at the same step the later one counts.
+    Lightning's CSVLogger overwrites the file each time. Rows of one step belong together; of two values of one column
+    at one step the later one counts.
 
     Args:
         save_dir: Folder of the file; a relative one is inside the run's folder.
@@ -55,7 +54,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Nothing: the run's folder has the config as a file."""
+        """Do nothing: the run's folder has the config as a file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
@@ -110,7 +109,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
 
     Args:
         loggers: The trainer's loggers.
-        name: What it is called there, for example ``figures/confusion``.
+        name: Its name there, for example ``figures/confusion``.
         path: A PNG file.
     """
     for logger in loggers:
@@ -123,11 +122,11 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
 
 
 def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
-    """Show images one by one in W&B, which has a gallery for them; call on one process.
+    """Show images as a gallery in W&B; call on one process.
 
     Args:
         loggers: The trainer's loggers.
-        name: What they are called there.
+        name: Their name there.
         images: The images.
         captions: One each.
     """
