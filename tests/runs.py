@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from kdpl.__main__ import main
-from kdpl.runtime.loggers import METRICS_FILE, read_metrics
+from kdpl.runtime.loggers import read_metrics
+from kdpl.runtime.run_folder import METRICS_FILE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -56,7 +56,7 @@ def test_counts_of_two_processes_add_up():
     other = DomainAccuracy(num_base=3)
     other.update(LOGITS[3:], LABELS[3:])
     theirs = iter([other.correct, other.total])
-    gather = {"dist_sync_fn": lambda mine, group: [mine, next(theirs)], "distributed_available_fn": lambda: True}
+    gather = {"dist_sync_fn": lambda mine, **_: [mine, next(theirs)], "distributed_available_fn": lambda: True}
     metric = DomainAccuracy(num_base=3, **gather)
     metric.update(LOGITS[:3], LABELS[:3])
     assert as_floats(metric.compute()) == pytest.approx(BY_HAND)

@@ -70,11 +70,14 @@ def first_batch(student, start, folder, **options):
     )
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(1000.0, 1.0), (200.0, 3.0), (50.0, 0.5)])
-def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, tmp_path, plain_of):
-    written = world.write_teacher(tmp_path)
-    student = make_student(tmp_path, kd_weight=weight, temperature=temperature)
-    seen = first_batch(student, lambda s: PlainStudent(s, *written, plain_of), tmp_path)
+@pytest.mark.parametrize(
+    ("weight", "temperature", "teacher_depth", "depth"),
+    [(1000.0, 1.0, 2, 3), (200.0, 3.0, 3, 3), (50.0, 0.5, 0, 3), (1000.0, 1.0, 2, 0)],
+)
+def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, teacher_depth, depth, tmp_path, plain_of):
+    written = world.write_teacher(tmp_path, depth=teacher_depth)
+    settings = {"kd_weight": weight, "temperature": temperature, "vision_prompts": PromptConfig(2, depth)}
+    seen = first_batch(make_student(tmp_path, **settings), lambda s: PlainStudent(s, *written, plain_of), tmp_path)
     expected = seen.started
     loss = expected.loss(IMAGES, weight, temperature)
     assert seen.losses == [pytest.approx(loss.item(), rel=1e-5)]
@@ -84,22 +87,13 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, tmp_
 
     loss.backward()
     gradients = {k.removeprefix("encoder."): g for k, g in seen.gradients.items()}
-    assert gradients.keys() == {"prompts.tokens", *(f"projector.{name}" for name in expected.leaves)}
-    for layer in range(3):
+    prompts = {"prompts.tokens"} if depth else set()
+    assert gradients.keys() == prompts | {f"projector.{name}" for name in expected.leaves}
+    for layer in range(depth):
         assert relative_error(gradients["prompts.tokens"][layer], expected.prompts.grad[layer]) < 1e-5
     for name, leaf in expected.leaves.items():
         if name != "layers.0.bias":  # batch norm cancels it: its gradient is rounding alone
             assert relative_error(gradients[f"projector.{name}"], leaf.grad) < 1e-5, name
-
-
-@pytest.mark.parametrize("depth", [0, 3])
-def test_teachers_of_any_depth_and_students_without_prompts(depth, tmp_path, plain_of):
-    written = world.write_teacher(tmp_path, depth=depth)
-    student = make_student(tmp_path, vision_prompts=PromptConfig(depth=0))
-    seen = first_batch(student, lambda s: PlainStudent(s, *written, plain_of), tmp_path)
-    assert (written[1] is None) == (depth == 0)
-    assert seen.losses == [pytest.approx(seen.started.loss(IMAGES).item(), rel=1e-5)]
-    assert all(name.startswith("encoder.projector.") for name in seen.gradients)
 
 
 class Halved(Target):

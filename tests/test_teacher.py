@@ -246,11 +246,12 @@ def test_a_checkpoint_holds_the_prompts_alone_as_plain_values(run):
     world.assert_plain_values(checkpoint)
 
 
-def test_a_resumed_run_ends_with_the_same_prompts_and_class_vectors(run, tmp_path):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_resumed_run_ends_with_the_same_prompts_and_class_vectors(epoch, run, tmp_path):
     resumed = make_teacher(**run.method, **SETTINGS)
     for parameter in resumed.parameters():
         parameter.data += 1
-    world.fit(resumed, tmp_path, 3, ckpt_path=run.folder / "epoch=0.ckpt")
+    world.fit(resumed, tmp_path, 3, ckpt_path=run.folder / f"epoch={epoch}.ckpt")
     for name, parameter in run.teacher.named_parameters():
         assert torch.equal(resumed.state_dict()[name], parameter)
     for file in (PROMPTS_FILE, CLASS_VECTORS_FILE):

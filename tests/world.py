@@ -20,22 +20,12 @@ TAG = "noise"
 
 
 def _config(vision_width, vision_layers, patch_size, head_width, text_width, text_layers, text_heads, embed_dim):
+    vision = {"layers": vision_layers, "width": vision_width, "head_width": head_width, "patch_size": patch_size}
+    text = {"width": text_width, "heads": text_heads, "layers": text_layers}
     return {
         "embed_dim": embed_dim,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": vision_layers,
-            "width": vision_width,
-            "head_width": head_width,
-            "patch_size": patch_size,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": text_width,
-            "heads": text_heads,
-            "layers": text_layers,
-        },
+        "vision_cfg": {"image_size": 32, **vision},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, **text},
     }
 
 

@@ -3,7 +3,6 @@ import torch
 import world
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -130,28 +129,6 @@ def test_a_resumed_fit_hands_over_at_its_end_also_after_its_last_epoch(epochs, t
     assert number_in(tmp_path) == 4
 
 
-def break_writing(monkeypatch, module, which):
-    """Make the n-th call of a module's save_file write half a file and raise."""
-    calls = []
-
-    def half_written(tensors, path, metadata=None):
-        calls.append(path)
-        if len(calls) == which:
-            path.write_bytes(b"half")
-            raise OSError("no space left on device")
-        save_file(tensors, path, metadata=metadata)
-
-    monkeypatch.setattr(f"{module}.save_file", half_written)
-
-
-@pytest.mark.parametrize(("which", "left"), [(1, []), (2, ["prompts.safetensors"])])
-def test_nothing_half_written_stays_when_writing_fails(which, left, tmp_path, monkeypatch):
-    break_writing(monkeypatch, "kdpl.runtime.artifacts", which)
-    with pytest.raises(OSError, match="no space left"):
-        fit(tmp_path)
-    assert files(tmp_path) == left
-
-
 @pytest.fixture
 def student(clip_of):
     """Stands for a student."""
@@ -170,12 +147,3 @@ def test_a_student_leaves_the_class_vectors_from_the_start_and_a_classifier_in_t
     fit(tmp_path, 2, At(look), module=student, handover=SaveClassifier)
     assert files(tmp_path) == [FILES[0], "classifier"]
     assert Classifier.load(tmp_path / "classifier").class_names == world.NAMES
-
-
-def test_an_older_classifier_stays_intact_when_writing_fails(student, tmp_path, monkeypatch):
-    (tmp_path / "classifier").mkdir()
-    (tmp_path / "classifier" / "classifier.json").write_text("old")
-    break_writing(monkeypatch, "kdpl.classifier", 1)
-    with pytest.raises(OSError, match="no space left"):
-        fit(tmp_path, module=student, handover=SaveClassifier)
-    assert files(tmp_path / "classifier") == ["classifier.json"]

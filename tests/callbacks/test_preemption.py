@@ -1,10 +1,12 @@
 import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import curves_of, fit_student, fit_teacher
+import world
+from runs import curves_of, fit_student
 from runs import test as run_test
 from slurm_job import pretend
 
@@ -76,26 +78,19 @@ def test_an_element_of_an_array_is_requeued_by_its_own_name(tmp_path, monkeypatc
     asked = pretend(monkeypatch, tmp_path)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    notice_at(monkeypatch, 0, 0)
-    assert fit_teacher(tmp_path / "out") == slurm.REQUEUED
+    assert isinstance(slurm.requeue("runs/a"), slurm.Requeued)
     assert asked.read_text() == "requeue 12_3\n"
 
 
 @pytest.mark.parametrize("refusal", ["Requested operation is presently disabled for job 17", None])
-def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(refusal, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
+def test_if_slurm_refuses_one_sentence_says_so(refusal, tmp_path, monkeypatch):
     pretend(monkeypatch, tmp_path, refusal)
     if refusal is None:
         monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    notice_at(monkeypatch, 0, 0)
-    assert fit_teacher(out) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     reason = re.escape(refusal) if refusal else ".*scontrol.*"
-    expected = (
-        rf"error: job 17 could not be requeued \({reason}\); {out / LAST} is kept: submit it again to resume {out}"
-    )
-    assert re.fullmatch(expected, line), line
-    assert torch.load(out / LAST, weights_only=True)["global_step"] == 1
+    match = rf"job 17 could not be requeued \({reason}\); a.ckpt is kept: submit it again to resume runs/a"
+    with world.refused(slurm.RequeueError, match):
+        slurm.requeue("runs/a", Path("a.ckpt"))
 
 
 def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch, student_run):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from runs import DATA, STUDENT, TEACHER, curves_of, files_of, fit_student, start_process, wait_for
+from runs import DATA, STUDENT, TEACHER, curves_of, files_of, fit_student
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -164,18 +164,3 @@ def test_one_cache_serves_other_students_and_none_loads_the_teacher(
     for number, change in enumerate(changes):
         more = ["--trainer.max_epochs=1", "--model.init_args.prompt_init=normal"]
         assert fit_student(tmp_path / str(number), teacher_run, cache, *more, *change) == 0
-
-
-@pytest.mark.slow
-def test_a_killed_start_is_resumed_by_two_processes(tmp_path, teacher_run, filled):
-    cache = tmp_path / "cache"
-    args = ["cache", *settings(teacher_run, cache, "--views=12", "--data.init_args.num_workers=0")]
-    killed = start_process(args)
-    wait_for(lambda: list(cache.glob("*.npy")) or killed.poll() is not None)
-    killed.kill()
-    killed.communicate()
-    done = start_process([*args, "--trainer.devices=2", "--trainer.strategy=ddp"])
-    err = done.communicate()[1]
-    assert done.returncode == 0, err
-    assert err.count("complete, 700 images, 12 views of each") == 1, err
-    assert np.allclose(features_in(cache)[:, :2], features_in(filled), rtol=0, atol=3e-4)

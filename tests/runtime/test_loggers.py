@@ -5,8 +5,9 @@ import torch
 from runs import configs, files_of, fit_teacher, rows_of
 from runs import test as run_test
 
-from kdpl.runtime.loggers import METRICS_FILE, MetricsCSV, read_metrics
+from kdpl.runtime.loggers import MetricsCSV, read_metrics
 from kdpl.runtime.predictions import read_results
+from kdpl.runtime.run_folder import METRICS_FILE
 
 
 def test_rows_are_appended_and_new_metrics_get_columns(tmp_path):

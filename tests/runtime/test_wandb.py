@@ -8,15 +8,14 @@ import wandb
 import world
 import yaml
 from jsonargparse import Namespace
-from runs import DATA, SHORT, STUDENT, configs, fit_student, fit_teacher, rows_of, start_process, wait_for
+from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
-from wandb_files import closed, history, of_kind, offline, records
+from wandb_files import closed, history, of_kind, offline
 
-from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.runtime.predictions import read_predictions, read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST, METRICS_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, METRICS_FILE, PROMPTS_FILE
 from kdpl.runtime.wandb_logger import ID_FILE, RunWandbLogger, artifact_name, begin_logging, point_loggers
 
 LOGGER = configs("logger/wandb.yaml")
@@ -34,6 +33,10 @@ def tracked(tmp_path_factory):
         assert run_test(root / "runs/teacher") == 0
         assert fit_student(root / "runs/student", root / "runs/teacher", *LOGGER) == 0
         assert run_test(root / "runs/student") == 0
+    # nothing is written outside the runs' folders, and artifacts are read from there
+    assert list((root / "work").iterdir()) == []
+    assert {p.name for p in (root / "runs").iterdir()} == {"teacher", "student"}
+    assert not list((root / "home").rglob("*.safetensors"))
     return root
 
 
@@ -68,13 +71,6 @@ def test_fit_and_test_are_one_run_with_one_config_and_the_numbers_of_its_folder(
     assert steps == sorted(steps)
     (tested,) = [row["trainer/global_step"] for row in rows if "test/acc" in row]
     assert tested == max(row["trainer/global_step"] for row in rows if "train/loss" in row) > 0
-
-
-def test_nothing_is_written_outside_the_runs_folders(tracked):
-    assert list((tracked / "work").iterdir()) == []
-    assert {p.name for p in (tracked / "runs").iterdir()} == {"teacher", "student"}
-    # artifacts are read from the run's folder, not from copies in the home folder
-    assert not list((tracked / "home").rglob("*.safetensors"))
 
 
 def test_artifacts_say_what_was_made_with_what(tracked):
@@ -131,47 +127,6 @@ def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
     assert not list(tmp_path.rglob("*.wandb"))
     wandb.teardown()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "x_transaction_log_flush_interval" not in wandb.Settings.model_fields,
-    reason="before wandb 0.31 a short run's file is empty until the run ends",
-)
-def test_a_killed_fit_is_resumed_in_its_run_without_doubled_steps(tmp_path, monkeypatch, teacher_run):
-    offline(monkeypatch, tmp_path / "home")
-    out = tmp_path / "out"
-    fit = ["fit", *DATA, *STUDENT, *SHORT, *LOGGER, f"--model.init_args.teacher={teacher_run}", f"--out={out}"]
-    fit += ["--trainer.max_epochs=60", "--trainer.num_sanity_val_steps=0", "--checkpoint_every=4"]
-    # or the process would share the one in which this one's W&B runs
-    wandb.teardown()
-    process = start_process(fit)
-
-    def rows_before():
-        return [row for file in out.glob("wandb/offline-*/*.wandb") for row in history(records(file))]
-
-    def has_begun():
-        assert process.poll() is None, process.stderr.read()
-        return (out / LAST).is_file() and any("val/acc" in row for row in rows_before())
-
-    wait_for(has_begun, 120)
-    process.kill()
-    process.communicate()
-    assert not (out / CLASSIFIER_FOLDER).exists(), "it was to be killed before its end"
-    before = rows_before()
-    assert main(fit) == 0
-
-    first, second = sorted(out.glob("wandb/offline-*/*.wandb"))
-    found = [*records(first), *closed(second)]
-    assert {r.run_id for r in of_kind(found, "run")} == {(out / ID_FILE).read_text()}
-    rows = history(found)
-    assert rows[: len(before)] == before
-    for name in ("train/loss", "val/acc"):
-        steps = [row["trainer/global_step"] for row in rows if name in row]
-        expected = [3 * epoch + 2 for epoch in range(60)]
-        # what was logged in the last second before the kill may be missing
-        assert steps == [step for step in expected if step in steps], name
-        assert steps[:1] + steps[-4:] == expected[:1] + expected[-4:], name
 
 
 def test_a_fit_does_not_log_steps_again_and_a_test_is_logged_at_the_last(tmp_path, monkeypatch):
