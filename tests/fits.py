@@ -1,4 +1,4 @@
-"""Fits by one process and by several, and what each of them saw."""
+"""Fits by one process and by several, and notes of what each of them saw."""
 
 import hashlib
 import os
@@ -44,10 +44,10 @@ def digits(batch_size, **options):
 
 
 class Notes(Callback):
-    """Leaves what its process saw in a file, since nothing else comes back from a process that was forked.
+    """Writes notes of its process to a file, as nothing else comes back from a forked process.
 
     Of each step the loss, the learning rate, a digest of each view, and the running statistics of batch norms after it;
-    at the end what was logged, and those statistics.
+    at the end the metrics, and those statistics.
     """
 
     def __init__(self, folder):
@@ -76,13 +76,13 @@ def statistics(module):
     return {name: tensor.clone() for name, tensor in module.named_buffers() if "running" in name}
 
 
-def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, ckpt_path=None, **options):
-    """Fit with notes in a folder that is not there yet, perhaps from a checkpoint on; gives what each process saw."""
+def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):
+    """Fit with notes in a new folder; returns those of each process."""
     folder.mkdir()
-    # which commands leave behind, and with which Lightning would seed several processes anew, and one alone not
+    # commands leave it behind, and with it Lightning seeds several processes again, but not one alone
     os.environ.pop("PL_GLOBAL_SEED", None)
     several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
     settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
     trainer = world.quiet_trainer(folder, epochs, callbacks=[notes(folder)], **several, **settings)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, datamodule=data)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, WeightsError, reason
 
-SENTENCE = "image cat.png cannot be read (cut: short): replace or remove the file."
+SENTENCE = "image cat.png cannot be read (truncated: 3 bytes): replace or remove the file."
 
 
 class Failing(Dataset):
@@ -15,7 +15,7 @@ class Failing(Dataset):
 
     def __getitem__(self, index):
         try:
-            raise OSError("cut: short")
+            raise OSError("truncated: 3 bytes")
         except OSError as error:
             raise DataError(SENTENCE) from error
 
@@ -26,7 +26,7 @@ def test_error_in_a_worker_stays_one_sentence_and_notes_the_workers_traceback():
     assert str(raised.value) == SENTENCE
     printed = "".join(traceback.format_exception(raised.value))
     assert "in __getitem__" in printed
-    assert "OSError: cut: short" in printed
+    assert "OSError: truncated: 3 bytes" in printed
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, ArtifactError])

@@ -97,14 +97,14 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, teac
 
 
 class Halved(Target):
-    """A target of one's own."""
+    """A custom target."""
 
     def forward(self, features, indices):
         assert indices.tolist() == list(range(6))
         return super().forward(features, indices) / 2
 
 
-def test_the_target_may_be_a_class_of_ones_own(tmp_path, plain_of, monkeypatch):
+def test_a_custom_target_is_found_by_its_class_path(tmp_path, plain_of, monkeypatch):
     monkeypatch.setattr(world, "Halved", Halved, raising=False)
     written = world.write_teacher(tmp_path)
     student = make_student(tmp_path, target="world.Halved")

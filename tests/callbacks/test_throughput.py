@@ -44,7 +44,7 @@ def test_the_wait_is_the_share_of_the_time_between_the_end_of_a_step_and_the_nex
     assert module["data_wait"] == [0.0, 0.25, 0.5]
 
 
-def test_each_epoch_counts_anew(monkeypatch):
+def test_each_epoch_is_counted_by_itself(monkeypatch):
     times = [0.0, 1.0, 1.5, 2.0, 1000.0, 1002.0, 1002.5, 1004.0]
     module = train([6, 6, 6], times, monkeypatch, epochs=2)
     assert module["images_per_s"] == [6.0, 6.0, 3.0, 3.0]
