@@ -1,4 +1,4 @@
-"""Campaigns: many runs over datasets, seeds and variants by one command, and their tables.
+"""Campaigns over datasets, seeds and variants by one command, and their tables.
 
-The facts about the benchmark's datasets, where they lie and how they are read, are in ``kdpl/data/readers/benchmark.py``.
+The facts about the benchmark's datasets are in ``kdpl/data/readers/benchmark.py``.
 """
