@@ -44,14 +44,14 @@ test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_
 check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
 
-soak: $(WITH_DEV) ## run the quickstart 20 times with random interruptions and compare the results; SOAK="--runs 5 --epochs 3"
+soak: $(WITH_DEV) ## kill the quickstart 20 times at random: the results must be the same; SOAK="--kills 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
 
 fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 sets the number of inputs of each kind
 	@FUZZ_INPUTS=$(FUZZ_INPUTS) $(VENV_PYTHON) -m pytest -m slow tests/fuzz
 
-slurm: $(WITH_DEV) ## test torchrun, and jobs in a local Slurm; needs root, slurm-wlm and munge
-	@$(VENV_PYTHON) -m pytest tests/slurm/torchrun.py tests/slurm/jobs.py
+slurm: $(WITH_DEV) ## test jobs in a local Slurm; needs root, slurm-wlm and munge
+	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
 
 screenshots: quickstart $(WITH_DEV) ## retake the screenshots of report and demo in docs/images, with chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py

@@ -151,10 +151,12 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:  # noqa: ANN4
     from kdpl.cli.fit import run_command
     from kdpl.runtime import slurm
     from kdpl.runtime.configs import read_config
+    from kdpl.runtime.messages import process_rank
 
     if step.result.exists():
         return
-    if slurm.signalled():
+    # one process asks, as the others may have got the notice a moment later
+    if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
     console.rule(title, align="left")
     args = list(step.args)

@@ -103,7 +103,7 @@ def test_a_second_start_says_so_and_touches_nothing(finished, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("--seed=4", "holds a run with other settings (data.init_args.seed is 3 there and 4 here)"),
+        ("--seed=4", "holds a run with other settings (seed_everything is 3 there and 4 here)"),
         ("--data.init_args.shots=5", "data.init_args.shots is 4 there and 5 here"),
     ],
 )
@@ -117,8 +117,8 @@ def test_other_settings_are_refused_by_name(change, words, finished, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["run"], ["--out", "run --help"]),
-        (["run", *DATA, "--student=s.yaml", "--out=out"], ["--teacher"]),
+        (["run"], ["teacher, student, out", "run --help"]),
+        (["run", *DATA, "--student=s.yaml", "--out=out"], ["required: teacher"]),
         ([*RUN, "--out=out", "--seed=x"], ["seed", "x"]),
         ([*RUN, "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*RUN, "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),

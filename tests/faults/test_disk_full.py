@@ -2,8 +2,18 @@ import re
 
 import pytest
 import world
-from PIL import Image
-from runs import DATA, SHORT, STUDENT, files_of, fit_student, rows_of
+from runs import (
+    DATA,
+    SHORT,
+    STUDENT,
+    error_line,
+    files_of,
+    fit_student,
+    fit_teacher,
+    folder_fit,
+    image_folder,
+    rows_of,
+)
 
 from kdpl.__main__ import main
 from kdpl.callbacks.throughput import Throughput
@@ -11,14 +21,12 @@ from kdpl.classifier import Classifier
 from kdpl.runtime.loggers import MetricsCSV, read_metrics
 
 
-def says_full(capsys, file):
-    """Whether the last line on stderr says that there is no space for this file, and what to do."""
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {file}: No space left on device: free some space"), line
-    return line
+def full(capsys, file):
+    """The error of a full disk, which names this file."""
+    return error_line(capsys, f"error: {file}: No space left on device: free some space")
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_the_run_ends_as_an_uncut_one(
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_the_fit_is_resumed(
     disk, teacher_run, student_run, capsys, monkeypatch
 ):
     out = disk.folder / "student"
@@ -34,11 +42,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_the_run_ends_a
         patch.setattr(Throughput, "on_train_batch_end", fill)
         assert fit_student(out, teacher_run) == 1
     last = out / "checkpoints" / "last.ckpt"
-    assert re.search(rf" \(after 6 steps; {last} is kept\)$", says_full(capsys, last))
+    assert re.search(rf" \(after 6 steps; {last} is kept\)$", full(capsys, last))
     assert [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
     disk.free()
     assert fit_student(out, teacher_run) == 0
-    assert f"going on from {last}" in capsys.readouterr().err
     weights = "classifier/model.safetensors"
     assert (out / weights).read_bytes() == (student_run / weights).read_bytes()
 
@@ -50,8 +57,8 @@ def test_class_vectors_and_a_classifier_that_do_not_fit_leave_those_before(disk,
         ("classifier", Classifier.load(classifier).save, 200_000),
     ):
         out = disk.folder / name
-        for there in (False, True):
-            if there:
+        for existing in (False, True):
+            if existing:
                 write(out)
             before = files_of(out.parent)
             disk.fill(leave)
@@ -59,98 +66,18 @@ def test_class_vectors_and_a_classifier_that_do_not_fit_leave_those_before(disk,
                 write(out)
             disk.free()
             assert error.value.filename == str(out)
-            assert files_of(disk.folder) == before, "nothing half-written"
+            assert files_of(disk.folder) == before, "nothing unfinished"
 
 
-@pytest.mark.parametrize(
-    ("command", "name", "leave"),
-    [(["export", "--format=onnx"], "model.onnx", 200_000), (["report"], "report.html", 20_000)],
-    ids=["export", "report"],
-)
-def test_a_command_whose_file_does_not_fit_leaves_nothing_and_says_which(
-    command, name, leave, disk, student_run, capsys
-):
-    out = disk.folder / name
-    disk.fill(leave)
-    source = student_run / "classifier" if command[0] == "export" else student_run
-    assert main([command[0], str(source), *command[1:], f"--out={out}"]) == 1
-    says_full(capsys, out)
+def test_a_report_that_does_not_fit_leaves_nothing(disk, student_run, capsys):
+    out = disk.folder / "report.html"
+    disk.fill(20_000)
+    assert main(["report", str(student_run), f"--out={out}"]) == 1
+    full(capsys, out)
     assert disk.names() == []
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Pictures with names so long that a few answers fill a disk."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(96):
-        Image.new("RGB", (12, 10), (2 * i, 255 - 2 * i, 9 * i % 256)).save(folder / f"{i:02}{'x' * 200}.png")
-    return folder
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_predictions_that_do_not_fit_go_on_and_each_image_is_there_once(
-    ending, disk, classifier, pictures, tmp_path, capsys
-):
-    def predict(out):
-        return main(["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=8", "--workers=1"])
-
-    out, partial = disk.folder / f"answers.{ending}", disk.folder / f"answers.{ending}.partial"
-    disk.fill(leave=20_000)
-    assert predict(out) == 1
-    says_full(capsys, partial)
-    content = partial.read_bytes()
-    assert 8 <= content.count(b"\n") < 96
-    assert content.endswith(b"}\n"), "whole lines alone"
-    disk.free()
-    assert predict(out) == 0
-    assert f"resuming after {content.count(b'}')} images" in capsys.readouterr().err
-    assert not partial.exists()
-    assert predict(tmp_path / out.name) == 0
-    assert out.read_bytes() == (tmp_path / out.name).read_bytes()
-
-
-def test_a_table_of_predictions_that_does_not_fit_is_made_from_the_answers_later(
-    disk, classifier, pictures, tmp_path, capsys, monkeypatch
-):
-    from kdpl.deploy import tables
-
-    out = disk.folder / "answers.csv"
-    args = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=8", "--workers=1"]
-    original = tables.write_table
-
-    def full(*more):
-        disk.fill(leave=8_192)
-        original(*more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tables, "write_table", full)
-        assert main(args) == 1
-    says_full(capsys, out)
-    assert disk.names() == [".answers.csv.lock", "answers.csv.job.json", "answers.csv.partial"]
-    disk.free()
-    assert main(args) == 0
-    assert "resuming after 96 images" in capsys.readouterr().err
-    assert len(rows_of(out)) == 96
-
-
-def test_filling_a_teacher_cache_that_did_not_fit_is_resumed(disk, teacher_run, tmp_path, capsys):
-    def fill(folder):
-        settings = [*DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher_run}", "--out=unused"]
-        return main(["cache", *settings, f"--data.init_args.teacher_cache={folder}", "--data.init_args.num_workers=0"])
-
-    cache = disk.folder / "cache"
-    disk.fill(leave=120_000)
-    assert fill(cache) == 1
-    says_full(capsys, cache / "shard-00000.npy")
-    assert not list(cache.glob("*.npy"))
-    disk.free()
-    assert fill(cache) == 0
-    assert fill(tmp_path / "cache") == 0
-    (made,) = (tmp_path / "cache").glob("*.npy")
-    assert (cache / made.name).read_bytes() == made.read_bytes()
-
-
-def test_metrics_that_do_not_fit_leave_whole_rows(disk):
+def test_metrics_that_do_not_fit_leave_complete_rows(disk):
     logger = MetricsCSV(str(disk.folder))
     logger.log_metrics({"train/loss": 0.5}, step=0)
     disk.fill()
@@ -164,17 +91,68 @@ def test_metrics_that_do_not_fit_leave_whole_rows(disk):
     with pytest.raises(OSError, match="No space left") as error:
         log_on()
     assert error.value.filename == str(disk.folder / "metrics.csv")
-    rows = rows_of(disk.folder / "metrics.csv")
-    assert len(rows) == step
-    assert [int(row["step"]) for row in rows] == list(range(step))
+    assert [int(row["step"]) for row in rows_of(disk.folder / "metrics.csv")] == list(range(step))
     disk.free()
     logger.log_metrics({"train/loss": 7.0}, step=step)
     assert read_metrics(disk.folder / "metrics.csv")["train/loss"][-1] == (step, 7.0)
 
 
-def test_a_half_written_row_of_metrics_is_cut_off_by_the_next_start(tmp_path):
-    MetricsCSV(str(tmp_path)).log_metrics({"train/loss": 0.5}, step=0)
-    with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("1,0.2")
-    MetricsCSV(str(tmp_path)).log_metrics({"train/loss": 0.25}, step=1)
-    assert read_metrics(tmp_path / "metrics.csv") == {"train/loss": [(0, 0.5), (1, 0.25)]}
+def test_a_folder_without_permission_is_named(read_only, tmp_path, classifier, capsys):
+    folder = read_only(image_folder(tmp_path / "data"))
+    assert fit_teacher(folder / "out") == 1
+    error_line(capsys, str(folder / "out"), "Read-only file system: check path, permissions and disk")
+    # what is only read needs no permission
+    assert main(folder_fit(folder, tmp_path / "out")) == 0
+    assert main(["predict", str(classifier), str(folder), f"--out={folder}/predictions.csv"]) == 1
+    assert str(folder) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_path_that_cannot_be_created_is_named(tmp_path, capsys, classifier):
+    root, file = image_folder(tmp_path / "data"), tmp_path / "file"
+    file.write_text("mine")
+    for path in (file / "below", tmp_path / ("x" * 256)):
+        for command in (
+            folder_fit(root, path),
+            ["init", str(root), f"--out={path}"],
+            ["predict", str(classifier), str(root), f"--out={path}/answers.csv"],
+        ):
+            capsys.readouterr()
+            assert main(command) == 1
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith(f"error: {path}"), line
+            assert "Not a directory: check path" in line or "File name too long: check path" in line
+    assert sorted(tmp_path.iterdir()) == [root, file]
+
+
+def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(disk, classifier, tmp_path, capsys):
+    images = image_folder(tmp_path / f"{'x' * 200}", images=24)
+
+    def predict(out):
+        return main(["predict", str(classifier), str(images), f"--out={out}", "--batch-size=8", "--workers=1"])
+
+    out = disk.folder / "predictions.csv"
+    disk.fill(leave=20_000)
+    assert predict(out) == 1
+    full(capsys, f"{out}.partial")
+    disk.free()
+    assert predict(out) == 0
+    assert disk.names() == [out.name]
+    assert predict(tmp_path / out.name) == 0
+    assert out.read_bytes() == (tmp_path / out.name).read_bytes()
+
+
+def test_a_teacher_cache_that_does_not_fit_is_resumed(disk, teacher_run, tmp_path, capsys):
+    def fill(folder):
+        settings = [*DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher_run}", "--out=unused"]
+        return main(["cache", *settings, f"--data.init_args.teacher_cache={folder}", "--data.init_args.num_workers=0"])
+
+    cache = disk.folder / "cache"
+    disk.fill(leave=120_000)
+    assert fill(cache) == 1
+    full(capsys, cache / "shard-00000.npy")
+    assert not list(cache.glob("*.npy"))
+    disk.free()
+    assert fill(cache) == 0
+    assert fill(tmp_path / "cache") == 0
+    (made,) = (tmp_path / "cache").glob("*.npy")
+    assert (cache / made.name).read_bytes() == made.read_bytes()

@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, for as long as the tests need it."""
+"""A real Slurm of one node on this machine, while tests need it."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ SlurmctldPidFile={state}/slurmctld.pid
 SlurmdPidFile={state}/slurmd.pid
 GresTypes=gpu
 KillWait=5
-# jobs are looked at at once, and not once a minute
+# jobs are scheduled at once, and not once a minute
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus}
 PartitionName=main Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
@@ -45,7 +45,7 @@ _GRES = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero"))
 
 
 def missing():
-    """Say why there can be no Slurm here; empty where there can."""
+    """Return why there can be no Slurm here; empty if there can be one."""
     gone = [name for name in (*_DAEMONS, "sbatch", "setpriv") if shutil.which(name) is None]
     if gone:
         return f"there is no {', '.join(gone)}: apt-get install slurm-wlm munge"
@@ -53,12 +53,12 @@ def missing():
 
 
 class Cluster:
-    """The daemons, and what tests ask of them. All state is in one folder; nothing of the system's Slurm is touched."""
+    """The daemons, all of whose state is in one folder; nothing of the system's Slurm is touched."""
 
     cpus = 2
 
     def __init__(self):
-        # munge wants a path that others may go through, which pytest's folders are not
+        # munge needs a path that others may traverse, which pytest's folders are not
         self.state = Path(tempfile.mkdtemp(prefix="kdpl_slurm_", dir="/tmp"))
         self.state.chmod(0o755)
         self._daemons = []
@@ -121,12 +121,12 @@ class Cluster:
             time.sleep(0.3)
 
     def logs(self):
-        """What the daemons said last."""
+        """The last messages of the daemons."""
         files = [*self.state.glob("*.out"), self.state / "munge.log"]
         return "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in files if file.is_file())
 
     def submit(self, script, *args, options=(), cwd, env=None):
-        """Hand a job in; gives its number."""
+        """Submit a job; returns its number."""
         command = ["sbatch", "--parsable", *options, str(script), *map(str, args)]
         environment = {**self.env, **(env or {})}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
@@ -135,34 +135,34 @@ class Cluster:
 
     def run(self, *command, cwd, check=True):
         """Run a command of Slurm to its end."""
-        done = subprocess.run(command, capture_output=True, text=True, env=self.env, cwd=cwd, timeout=200, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.env, cwd=cwd, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done
 
     def signal(self, job, *options):
-        """Send the notice to a job as Slurm does when its time is nearly over."""
-        # of a job that has gone back into the queue by then, scancel believes that it was not told, and tries for long
+        """Send the notice to a job, as Slurm does before its time limit."""
+        # scancel retries for long if the job is requeued at once
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(["scancel", "--signal=USR1", *options, job], env=self.env, timeout=3, check=False)
 
     def fields(self, job):
-        """What the controller knows of a job, or of each element of an array."""
+        """Return the fields of a job, or of each element of an array."""
         text = self._ask("scontrol", "show", "job", job, "-o")
         return [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
 
     def hasten(self, job):
-        """Start what was requeued in seconds, and not after two minutes as Slurm would; gives what is known."""
+        """Start a requeued job in seconds, and not after two minutes as Slurm would; returns its fields."""
         known = self.fields(job)
         for each in known:
             life = (each["JobId"], each.get("Restarts"))
-            # once for each restart, or the start would be put off again and again; not at once, for its last life ends
+            # once for each restart, or it would be delayed again and again; not at once, as the job is still ending
             if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime" and life not in self._hastened:
                 self._hastened.add(life)
                 self._ask("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False)
         return known
 
-    def finish(self, job, seconds=500):
-        """Wait for a job's end, through requeues; gives what is known of it, or of each element of an array."""
+    def finish(self, job, seconds=1500):
+        """Wait for a job's end, through requeues; returns its fields, or those of each element of an array."""
         end = time.monotonic() + seconds
         while True:
             known = self.hasten(job)
@@ -172,7 +172,7 @@ class Cluster:
             time.sleep(0.5)
 
     def queued(self):
-        """The jobs that wait or run."""
+        """Return the jobs that are pending or running."""
         return self._ask("squeue", "-h", "-o", "%i").split()
 
     def clear(self):
@@ -198,7 +198,7 @@ class Cluster:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def _left(self):
-        """Processes of jobs that outlived the daemons: they know this cluster's configuration, as nothing else does."""
+        """Yield processes of jobs that outlived the daemons, known by this cluster's configuration."""
         mark = f"SLURM_CONF={self.state}/slurm.conf".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
