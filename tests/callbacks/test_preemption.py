@@ -1,12 +1,9 @@
-import re
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import world
-from runs import curves_of, fit_student
+from runs import curves_of, fit_student, fit_teacher
 from runs import test as run_test
 from slurm_job import pretend
 
@@ -74,23 +71,15 @@ def test_after_a_notice_in_the_last_step_the_fit_finishes(tmp_path, monkeypatch,
     assert (tmp_path / "out" / WEIGHTS).exists()
 
 
-def test_an_element_of_an_array_is_requeued_by_its_own_name(tmp_path, monkeypatch):
-    asked = pretend(monkeypatch, tmp_path)
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert isinstance(slurm.requeue("runs/a"), slurm.Requeued)
-    assert asked.read_text() == "requeue 12_3\n"
-
-
-@pytest.mark.parametrize("refusal", ["Requested operation is presently disabled for job 17", None])
-def test_if_slurm_refuses_one_sentence_says_so(refusal, tmp_path, monkeypatch):
-    pretend(monkeypatch, tmp_path, refusal)
-    if refusal is None:
-        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    reason = re.escape(refusal) if refusal else ".*scontrol.*"
-    match = rf"job 17 could not be requeued \({reason}\); a.ckpt is kept: submit it again to resume runs/a"
-    with world.refused(slurm.RequeueError, match):
-        slurm.requeue("runs/a", Path("a.ckpt"))
+def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    pretend(monkeypatch, tmp_path, refusal="Requeue is disabled")
+    notice_at(monkeypatch, 0, 0)
+    assert fit_teacher(out) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    kept = f"{out / LAST} is kept: submit it again to resume {out}"
+    assert line == f"error: job 17 could not be requeued (Requeue is disabled); {kept}"
+    assert torch.load(out / LAST, weights_only=True)["global_step"] == 1
 
 
 def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch, student_run):
@@ -99,14 +88,6 @@ def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch,
     assert run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}") == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
-
-
-def test_outside_of_slurm_the_notice_is_any_programs_signal(monkeypatch):
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(signal, "sigpending", lambda: {slurm.SIGNAL})
-    assert not slurm.signalled()
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert slurm.signalled()
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])

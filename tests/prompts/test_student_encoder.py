@@ -1,6 +1,5 @@
 import pytest
 import torch
-import world
 from plain import PlainProjector, normalized, relative_error
 from torch import nn
 
@@ -64,7 +63,7 @@ def test_the_projector_computes_in_float32_under_autocast():
     assert torch.equal(projected, projector(FEATURES.bfloat16().float()))
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3, 4])
+@pytest.mark.parametrize("depth", [0, 1, 4])
 def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, images):
     plain = plain_of("test-student")
     encoder = StudentEncoder(clip_of("test-student").image_tower, 2, depth, 24).eval()
@@ -80,14 +79,10 @@ def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, i
 
 def test_the_encoders_state_is_what_is_trained(clip_of):
     encoder = StudentEncoder(clip_of("test-student").image_tower, 2, 3, 24)
-    batch_norm = {
-        f"projector.layers.1.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    }
-    linear = {f"projector.layers.{i}.{k}" for i in (0, 3) for k in ("weight", "bias")}
-    assert set(encoder.state_dict()) == {"prompts.tokens", *batch_norm, *linear}
-    trained = {k for k, p in encoder.named_parameters() if p.requires_grad}
-    assert trained == {"prompts.tokens", "projector.layers.1.weight", "projector.layers.1.bias", *linear}
+    trained = {f"projector.layers.{i}.{k}" for i in (0, 1, 3) for k in ("weight", "bias")} | {"prompts.tokens"}
+    statistics = {f"projector.layers.1.{k}" for k in ("running_mean", "running_var", "num_batches_tracked")}
+    assert set(encoder.state_dict()) == trained | statistics
+    assert {k for k, p in encoder.named_parameters() if p.requires_grad} == trained
     encoder.train()
     assert encoder.projector.layers[1].training
     assert not [m for m in encoder.tower.module.modules() if m.training]
-    assert world.CONFIGS["test-student"]["embed_dim"] == encoder.projector.layers[0].in_features
