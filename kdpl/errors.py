@@ -71,7 +71,3 @@ class TrainingError(KdplError):
 
 class ArtifactError(KdplError):
     """Class vectors, a teacher, a classifier or a checkpoint that is missing, damaged or incompatible."""
-
-
-class PeerError(KdplError):
-    """Another process of a distributed training that ended early."""

@@ -1,11 +1,10 @@
 """Parsers of the commands, made from their signatures and docstrings; imports neither torch nor Lightning."""
 
-import argparse
 import inspect
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from docstring_parser import Docstring
 from docstring_parser import parse as parse_docstring
@@ -120,14 +119,6 @@ def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]
         else:
             positional.append(arg)
     return positional + options, others
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser for commands that parse by themselves."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a ConfigError."""
-        raise ConfigError(f"{message}: {self.prog} --help tells more")
 
 
 def output_file(option: str, value: str) -> Path:

@@ -32,7 +32,7 @@ from kdpl.runtime.lock import RunLock
 from kdpl.runtime.messages import inform, process_rank, quiet_libraries
 from kdpl.runtime.parse_errors import in_one_sentence
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, PREVIOUS, RUN_FILE, handed_over
-from kdpl.runtime.wandb_logger import begin_logging, finish_logging, point_loggers
+from kdpl.runtime.wandb_logger import finish_logging, point_loggers
 
 Command = Literal["fit", "validate", "test"]
 
@@ -254,7 +254,6 @@ class KdplCLI(LightningCLI):
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
 
     def _run(self, function: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401
-        begin_logging(self.trainer.loggers, Path(self._given.out), fitting=self.command == "fit")
         function(self.model, datamodule=self.datamodule, ckpt_path=self._ckpt_path, weights_only=True, **options)
         finish_logging(self.trainer.loggers)
 

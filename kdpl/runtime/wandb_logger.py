@@ -1,6 +1,5 @@
 """A run in Weights & Biases that cannot fail a training: offline where the server does not answer in time."""
 
-import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.files import atomic_path
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 ID_FILE = "wandb_id"
-STEPS_FILE = "wandb_steps.json"
 
 TEACHER, CLASS_VECTORS, CLASSIFIER = "teacher", "class-vectors", "classifier"
 """Types of the artifacts that stages hand over; each run names those that it used."""
@@ -39,11 +36,8 @@ _SHOWN = 16  # digits of a fingerprint
 class RunWandbLogger(WandbLogger):
     """Lightning's WandbLogger, for a run that matters more than its log.
 
-    Where W&B cannot be used, the run is logged offline, and one sentence says so. A fit that resumes from a checkpoint
-    does not log again what it logged before it was interrupted.
+    Where W&B cannot be used, the run is logged offline, and one sentence says so.
     """
-
-    steps: "_LoggedSteps | None" = None
 
     @property
     @rank_zero_experiment
@@ -72,43 +66,6 @@ class RunWandbLogger(WandbLogger):
             )
             run = self.experiment
         return run
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row, without those metrics that were logged before the run was interrupted."""
-        if self.steps is None or step is None:
-            super().log_metrics(metrics, step)
-            return
-        fresh, step = self.steps.new(metrics, step)
-        if fresh:
-            super().log_metrics(fresh, step)
-            self.steps.keep(fresh, step)
-
-
-class _LoggedSteps:
-    """The last step of each metric that was logged, kept in the run's folder: W&B keeps every row that it gets."""
-
-    def __init__(self, folder: Path, fitting: bool) -> None:
-        self._file = folder / STEPS_FILE
-        self._fitting = fitting
-        self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.is_file() else {}
-
-    def new(self, metrics: Mapping[str, Any], step: int) -> tuple[dict[str, Any], int]:
-        """Return the metrics of a row that are to be logged, and the step to log them at."""
-        if not self._fitting:
-            # a test is logged each time, at the step where the fit ended
-            return dict(metrics), max(step, *self._last.values(), 0)
-        fresh = {key: value for key, value in metrics.items() if key != "epoch" and step > self._last.get(key, -1)}
-        if fresh and "epoch" in metrics:
-            fresh["epoch"] = metrics["epoch"]
-        return fresh, step
-
-    def keep(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Note a logged row of a fit."""
-        if self._fitting:
-            self._last.update({key: step for key in metrics if key != "epoch"})
-            with atomic_path(self._file) as temporary:
-                temporary.write_text(json.dumps(self._last))
 
 
 def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN401
@@ -144,13 +101,6 @@ def _run_id(folder: Path, keep: bool) -> str:
         with atomic_path(file) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return new
-
-
-def begin_logging(loggers: Iterable[Logger], folder: Path, fitting: bool) -> None:
-    """Tell W&B loggers to which run's folder, and to a fit or a test, the following steps belong."""
-    for logger in loggers:
-        if isinstance(logger, RunWandbLogger):
-            logger.steps = _LoggedSteps(folder, fitting)
 
 
 def finish_logging(loggers: Iterable[Logger]) -> None:

@@ -16,7 +16,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.runtime.predictions import read_predictions, read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, METRICS_FILE, PROMPTS_FILE
-from kdpl.runtime.wandb_logger import ID_FILE, RunWandbLogger, artifact_name, begin_logging, point_loggers
+from kdpl.runtime.wandb_logger import ID_FILE, RunWandbLogger, artifact_name, point_loggers
 
 LOGGER = configs("logger/wandb.yaml")
 
@@ -66,11 +66,6 @@ def test_fit_and_test_are_one_run_with_one_config_and_the_numbers_of_its_folder(
     for name in ("train/loss", "val/acc", "test/acc"):
         assert [row[name] for row in rows if name in row] == logged(run, name) != [], name
     assert logged(run, "test/acc") == [read_results(run)["test/acc"]]
-    # the test is logged at the step where the fit ended
-    steps = [row["trainer/global_step"] for row in rows if "trainer/global_step" in row]
-    assert steps == sorted(steps)
-    (tested,) = [row["trainer/global_step"] for row in rows if "test/acc" in row]
-    assert tested == max(row["trainer/global_step"] for row in rows if "train/loss" in row) > 0
 
 
 def test_artifacts_say_what_was_made_with_what(tracked):
@@ -127,25 +122,6 @@ def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
     assert not list(tmp_path.rglob("*.wandb"))
     wandb.teardown()
-
-
-def test_a_fit_does_not_log_steps_again_and_a_test_is_logged_at_the_last(tmp_path, monkeypatch):
-    rows = []
-    monkeypatch.setattr(RunWandbLogger.__base__, "log_metrics", lambda _, metrics, step: rows.append((metrics, step)))
-
-    def log(fitting, *logged):
-        rows.clear()
-        logger = RunWandbLogger(save_dir=str(tmp_path))
-        begin_logging([logger], tmp_path, fitting)
-        for metrics, step in logged:
-            logger.log_metrics(metrics, step)
-        return list(rows)
-
-    loss, both = {"train/loss": 1.0, "epoch": 0}, {"train/loss": 1.0, "val/acc": 0.5, "epoch": 0}
-    assert log(True, (loss, 1), (loss, 2), (loss, 3)) == [(loss, 1), (loss, 2), (loss, 3)]
-    assert log(True, (loss, 3), (both, 3), (loss, 4)) == [({"val/acc": 0.5, "epoch": 0}, 3), (loss, 4)]
-    for _ in range(2):
-        assert log(False, ({"test/acc": 0.5}, 0)) == [({"test/acc": 0.5}, 4)]
 
 
 @pytest.fixture
