@@ -4,20 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import noise
 from torchvision.transforms import v2
 
-from kdpl.data.augmentation import (
-    LightAffine,
-    NoAugmentation,
-    RandomResizedCrop,
-    build_augmentation,
-)
+from kdpl.data.augmentation import LightAffine, NoAugmentation, RandomResizedCrop, build_augmentation
 from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError
-
-
-def noise(width, height):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def draws(augmentation, n, width, height):
@@ -32,15 +24,16 @@ def test_crops_have_the_published_scale_ratio_and_flip():
     assert share.max() < 1.001
     assert 0.745 < ratio.min() < 0.76
     assert 1.32 < ratio.max() < 1.34
-    assert (ratio < 1).mean() == pytest.approx(
-        0.5, abs=0.03
-    )  # uniform in the logarithm: portrait as often as landscape
+    # uniform in the logarithm: portrait as often as landscape
+    assert (ratio < 1).mean() == pytest.approx(0.5, abs=0.03)
     assert flipped.mean() == pytest.approx(0.5, abs=0.03)
-    # positions are uniform over what is left, both ends included
-    room = 1000 - height
-    assert (top[room > 100] / room[room > 100]).mean() == pytest.approx(0.5, abs=0.03)
-    room = 1000 - width
-    assert (left[room > 100] / room[room > 100]).mean() == pytest.approx(0.5, abs=0.03)
+    # positions are uniform over what is left
+    for start, room in ((top, 1000 - height), (left, 1000 - width)):
+        assert (start[room > 100] / room[room > 100]).mean() == pytest.approx(0.5, abs=0.03)
+    # both ends included
+    top, left, height, width, _ = draws(RandomResizedCrop(), 500, 4, 4).T
+    assert set(top[height == 3]) == {0, 1}
+    assert set(left[width == 2]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("width", "height"), [(400, 300), (120, 500)])
@@ -55,12 +48,6 @@ def test_crop_distribution_is_torchvisions(width, height):
         assert np.abs(difference).max() < 0.03 * max(width, height), quantile
 
 
-def test_first_and_last_crop_position_can_be_drawn():
-    top, left, height, width, _ = draws(RandomResizedCrop(), 500, 4, 4).T
-    assert set(top[height == 3]) == {0, 1}
-    assert set(left[width == 2]) == {0, 1, 2}
-
-
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [(10, 1000, (493, 0, 13, 10)), (1000, 10, (0, 493, 10, 13)), (1, 1000, (499, 0, 1, 1))],
@@ -72,10 +59,8 @@ def test_where_no_crop_fits_the_largest_centre_is_taken(width, height, expected)
 
 
 def test_applied_crop_is_torchvisions():
-    image = noise(50, 40)
-    plain = v2.functional.resized_crop(
-        image, 5, 7, 20, 30, [24, 24], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-    )
+    image, bicubic = noise(50, 40), v2.InterpolationMode.BICUBIC
+    plain = v2.functional.resized_crop(image, 5, 7, 20, 30, [24, 24], interpolation=bicubic, antialias=True)
     crop = RandomResizedCrop()
     assert crop.apply(image, (5, 7, 20, 30, 0), 24).tobytes() == plain.tobytes()
     flipped = to_tensor(crop.apply(image, (5, 7, 20, 30, 1), 24))
@@ -92,33 +77,26 @@ def test_light_affine_stays_within_its_bounds_and_reaches_them():
     assert parameters.mean(axis=0) == pytest.approx([0, 1, 0, 0], abs=0.2)
 
 
-def test_light_affine_without_motion_is_the_evaluation_transform():
-    image = noise(50, 40)
-    assert LightAffine().apply(image, (0, 1, 0, 0), 32).tobytes() == resize_and_crop(image, 32).tobytes()
-
-
-def test_light_affine_shifts_by_shares_of_the_edge_and_fills_with_black():
-    white = Image.new("RGB", (40, 40), (255, 255, 255))
-    view = to_tensor(LightAffine().apply(white, (0, 1, 0.25, 0), 40))
-    assert view[:, :, :10].eq(0).all()
-    assert view[:, :, 11:].eq(255).all()
-
-
-def test_light_affine_magnifies_and_turns_about_the_centre():
-    image = Image.new("RGB", (40, 40))
-    image.paste((255, 255, 255), (10, 10, 30, 30))
-    larger = to_tensor(LightAffine().apply(image, (0, 1.5, 0, 0), 40))[0]
+def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
+    still = LightAffine().apply(noise(50, 40), (0, 1, 0, 0), 32)
+    assert still.tobytes() == resize_and_crop(noise(50, 40), 32).tobytes()
+    # shifts are shares of the edge, and what comes in is black
+    shifted = to_tensor(LightAffine().apply(Image.new("RGB", (40, 40), "white"), (0, 1, 0.25, 0), 40))
+    assert shifted[:, :, :10].eq(0).all()
+    assert shifted[:, :, 11:].eq(255).all()
+    square = Image.new("RGB", (40, 40))
+    square.paste("white", (10, 10, 30, 30))
+    larger = to_tensor(LightAffine().apply(square, (0, 1.5, 0, 0), 40))[0]
     assert larger[20, 6:34].eq(255).all()
     assert larger[20, :4].eq(0).all()
-    turned = to_tensor(LightAffine().apply(image, (45, 1, 0, 0), 40))[0]
-    assert turned[20, 8] > 0  # a corner of the square points left now
+    turned = to_tensor(LightAffine().apply(square, (45, 1, 0, 0), 40))[0]
+    assert turned[20, 8] > 0, "a corner of the square points left now"
     assert turned[11, 11] == 0
 
 
 def test_names_build_what_they_say():
-    assert isinstance(build_augmentation("random_resized_crop"), RandomResizedCrop)
-    assert isinstance(build_augmentation("light_affine"), LightAffine)
-    assert isinstance(build_augmentation("none"), NoAugmentation)
+    kinds = {"random_resized_crop": RandomResizedCrop, "light_affine": LightAffine, "none": NoAugmentation}
+    assert {name: type(build_augmentation(name)) for name in kinds} == kinds
     own = LightAffine(degrees=1)
     assert build_augmentation(own) is own
 

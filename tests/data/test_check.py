@@ -1,18 +1,18 @@
+from dataclasses import replace
+
 import pytest
 from benchmark_tree import image, make_tree
 from runs import image_folder
 
 from kdpl.__main__ import main
-from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark
+from kdpl.data.readers.benchmark import BENCHMARKS
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Datasets of the benchmark that are known to have as many classes as their miniatures."""
-    for name, count in (("dtd", 3), ("imagenet", 3)):
-        facts = BENCHMARKS[name]
-        known = Benchmark(facts.name, facts.folder, facts.images, facts.index, facts.layout, count)
-        monkeypatch.setitem(BENCHMARKS, name, known)
+@pytest.fixture(autouse=True)
+def _known_classes(monkeypatch):
+    """Let datasets be known to have as many classes as their miniatures, one but for a part of them."""
+    for name, count in (("dtd", 3), ("imagenet", 3), ("imagenetv2", 12)):
+        monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], num_classes=count))
 
 
 def checked(capsys, name, root, *more):
@@ -20,10 +20,10 @@ def checked(capsys, name, root, *more):
     return code, capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.usefixtures("small")
 def test_an_intact_dataset_is_counted_and_passes(tmp_path, capsys):
     folder = make_tree("imagenet", tmp_path)
-    assert checked(capsys, "imagenet", tmp_path) == (
+    code, lines = checked(capsys, "imagenet", tmp_path)
+    assert (code, lines) == (
         0,
         [
             f"dataset imagenet in {folder}",
@@ -36,7 +36,6 @@ def test_an_intact_dataset_is_counted_and_passes(tmp_path, capsys):
     )
 
 
-@pytest.mark.usefixtures("small")
 def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsys):
     folder = make_tree("dtd", tmp_path)
     broken = folder / "images/c/7.jpg"
@@ -50,17 +49,12 @@ def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsy
     assert lines[7:] == ["12 images decoded, 2 of them bad"]
 
 
-def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsys, monkeypatch):
+def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsys):
     make_tree("imagenetv2", tmp_path)
-    facts = BENCHMARKS["imagenetv2"]
-    known = Benchmark(facts.name, facts.folder, facts.images, facts.index, facts.layout, 12)
-    monkeypatch.setitem(BENCHMARKS, "imagenetv2", known)
     code, lines = checked(capsys, "imagenetv2", tmp_path)
+    names = ", ".join(f"'name {number}'" for number in (1, 3, 4, 5, 6, 7, 8, 9, 11))
     assert code == 1
-    assert lines[5] == (
-        "wrong: test has images of 3 classes, expected 12; without images: "
-        "'name 1', 'name 3', 'name 4', 'name 5', 'name 6', 'name 7', 'name 8', 'name 9', 'name 11' (9)"
-    )
+    assert lines[5] == f"wrong: test has images of 3 classes, expected 12; without images: {names} (9)"
 
 
 def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
@@ -69,36 +63,26 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
     (tmp_path / "pool/b.jpg").write_bytes(b"no image")
     code, lines = checked(capsys, "folder", tmp_path / "own", f"--unlabeled={tmp_path / 'pool'}")
     assert code == 1
-    assert lines[1] == "classes: cat, dog (2)"
-    assert lines[2:6] == [
-        "train:    8 images of 2 classes",
-        "val:      0 images of 0 classes",
-        "test:     8 images of 2 classes",
-        "unlabeled: 2 images",
-    ]
+    assert (lines[1], lines[5]) == ("classes: cat, dog (2)", "unlabeled: 2 images")
     assert lines[6].startswith(f"image {tmp_path / 'pool/b.jpg'} cannot be read")
     assert lines[7] == "18 images decoded, 1 of them bad"
-    assert checked(capsys, "folder", tmp_path / "own")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["check", "dtd"], "error: dataset 'dtd' needs root: set it to where the dataset lies"),
-        (["check", "mnist"], "error: dataset 'mnist' is unknown: choose one of "),
-        (["check", "dtd", "--root=gone"], "error: dataset dtd needs the folder gone/dtd, which does not exist: "),
-        (["check", "dtd", "--root=gone", "--workers=0"], "error: "),
-        (["check"], "error: "),
-        ([], "error: "),
-        (["download", "dtd"], "error: download needs the folder of all datasets: give --root"),
-        (
-            ["download", "mnist", "--root=gone"],
-            "error: dataset 'mnist' cannot be downloaded: choose one of caltech101, ",
-        ),
+        ("check dtd", "dataset 'dtd' needs root: set it to where the dataset lies"),
+        ("check mnist", "dataset 'mnist' is unknown: choose one of "),
+        ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
+        ("check dtd --root=gone --workers=0", ""),
+        ("check", ""),
+        ("", ""),
+        ("download dtd", "download needs the folder of all datasets: give --root"),
+        ("download mnist --root=gone", "dataset 'mnist' cannot be downloaded: choose one of caltech101, "),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, message):
-    assert main(["data", *args]) == 1
+    assert main(["data", *args.split()]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(message)
+    assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1

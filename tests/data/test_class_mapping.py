@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from kdpl.data.class_mapping import ClassName, name_classes, read_class_mapping
@@ -16,64 +14,21 @@ def written(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("names.json", json.dumps({"n02": "great white shark", "n01": "tench"})),
-        ("names.csv", "n02,great white shark\nn01,tench\n"),
-        ("names.csv", "folder,name\nn01,tench\n\nn02, great white shark \n"),
-        ("names.CSV", '\ufefffolder,name\r\n"n01","tench"\r\nn02,great white shark\r\n'),
+        ("names.json", '{"n02": "crane, the bird", "n01": "tench"}'),
+        ("names.csv", 'n02,"crane, the bird"\nn01,tench\n'),
+        ("names.csv", 'folder,name\nn01, tench \n\nn02,"crane, the bird"\n'),
+        ("names.CSV", '\ufefffolder,name\r\n"n01","tench"\r\nn02,"crane, the bird"\r\n'),
     ],
 )
 def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
     path = written(tmp_path, name, content)
-    assert read_class_mapping(path, FOLDERS) == {"n01": ClassName("tench"), "n02": ClassName("great white shark")}
-
-
-def test_csv_name_may_hold_a_comma(tmp_path):
-    path = written(tmp_path, "names.csv", 'n01,"crane, the bird"\nn02,crane\n')
-    assert read_class_mapping(path, FOLDERS)["n01"].name == "crane, the bird"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", '{"n01": "tench"}', "lacks class 'n02': name every class in it"),
-        ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', r"names class 'n3', which the dataset does not have: .*"),
-        ("a.json", '{"n01": "a", "n02": "a"}', r"gives classes 'n01' and 'n02' the same name 'a': .*"),
-        ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', r"has class 'n01' twice: .*"),
-        ("a.json", '{"n01": "a", "n02": " "}', r"gives class 'n02' an empty name: .*"),
-        ("a.json", '{"n01": "a", "n02": 3}', r"cannot be read as JSON: expected one object .*"),
-        ("a.json", '{"n01": "a", "n02": {"x": "y"}}', r"cannot be read as JSON: expected one object .*"),
-        ("a.json", '["n01", "n02"]', r"cannot be read as JSON: expected one object .*"),
-        ("a.json", '{"n01": ', r"cannot be read as JSON: .*"),
-        ("a.csv", "n01,a\nn02\n", r"cannot be read as CSV: row 2 has 1 columns .*"),
-        (
-            "a.csv",
-            "n01,crane, the bird\nn02,b\n",
-            r"cannot be read as CSV: row 1 has 3 columns .*",
-        ),
-        ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", r"cannot be read as CSV: row 3 has 2 columns where class, .*"),
-        ("a.json", '{"n01": "a", "n02": ["name", "b"]}', r"cannot be read as JSON: expected one object .*"),
-        ("a.json", '{"n01": "a", "n02": {"name": "b", "txt": "c"}}', r"cannot be read as JSON: expected one object .*"),
-        ("a.txt", "n01 a", r"is of an unknown kind: give a \.json or \.csv file"),
-    ],
-)
-def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, message):
-    path = written(tmp_path, name, content)
-    with pytest.raises(DataError, match=rf"^class names file {path} {message}$"):
-        read_class_mapping(path, FOLDERS)
-
-
-def test_missing_file_and_wrong_encoding_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"^class names file .*gone\.csv does not exist: check class_names$"):
-        read_class_mapping(tmp_path / "gone.csv", FOLDERS)
-    (tmp_path / "bytes.csv").write_bytes(b"n01,\xff\xfe\n")
-    with pytest.raises(DataError, match=r"^class names file .*bytes\.csv cannot be read as CSV: .*utf-8"):
-        read_class_mapping(tmp_path / "bytes.csv", FOLDERS)
+    assert read_class_mapping(path, FOLDERS) == {"n01": ClassName("tench"), "n02": ClassName("crane, the bird")}
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("names.json", json.dumps({"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"})),
+        ("names.json", '{"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"}'),
         ("names.csv", 'label,name,text\nn02,shark,"shark, a large fish."\nn01,tench,\n'),
     ],
 )
@@ -84,12 +39,37 @@ def test_a_class_may_have_a_text_beside_its_name(tmp_path, name, content):
     assert around == (("tench", "shark"), ("tench, seen from a boat", "shark, a large fish, seen from a boat"))
 
 
-def test_a_text_around_all_names_needs_no_file():
+def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
     assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == ("n01, a type of pet", "n02, a type of pet")
     assert name_classes(FOLDERS, None, None) == (("n01", "n02"), None)
+    for text in ("a type of pet", "{} or {}", ""):
+        with pytest.raises(ConfigError, match=r"expected a text with one \{\}"):
+            name_classes(FOLDERS, None, text)
 
 
-@pytest.mark.parametrize("text", ["a type of pet", "{} or {}", ""])
-def test_a_text_without_one_place_for_the_name_is_refused(text):
-    with pytest.raises(ConfigError, match=r"expected a text with one \{\}"):
-        name_classes(FOLDERS, None, text)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"n01": "tench"}', "lacks class 'n02': name every class in it"),
+        ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', "names class 'n3', which the dataset does not have: .*"),
+        ("a.json", '{"n01": "a", "n02": "a"}', "gives classes 'n01' and 'n02' the same name 'a': .*"),
+        ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', "has class 'n01' twice: .*"),
+        ("a.json", '{"n01": "a", "n02": " "}', "gives class 'n02' an empty name: .*"),
+        ("a.json", '{"n01": "a", "n02": 3}', "cannot be read as JSON: expected one object .*"),
+        ("a.json", '{"n01": "a", "n02": {"name": "b", "txt": "c"}}', "cannot be read as JSON: expected one object .*"),
+        ("a.json", '["n01", "n02"]', "cannot be read as JSON: expected one object .*"),
+        ("a.json", '{"n01": ', "cannot be read as JSON: .*"),
+        ("a.csv", "n01,a\nn02\n", "cannot be read as CSV: row 2 has 1 columns .*"),
+        ("a.csv", "n01,crane, the bird\nn02,b\n", "cannot be read as CSV: row 1 has 3 columns .*"),
+        ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", "cannot be read as CSV: row 3 has 2 columns where class, .*"),
+        ("a.csv", b"n01,\xff\xfe\n", "cannot be read as CSV: .*utf-8.*"),
+        ("a.csv", None, "does not exist: check class_names"),
+        ("a.txt", "n01 a", r"is of an unknown kind: give a \.json or \.csv file"),
+    ],
+)
+def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=rf"^class names file {path} {message}$"):
+        read_class_mapping(path, FOLDERS)

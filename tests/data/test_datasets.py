@@ -20,30 +20,32 @@ def open_grey(source):
     return image
 
 
-def view(seed=1):
-    return RandomView(open_grey, LightAffine(), 16, seed)
+def labeled(seed=1, records=RECORDS):
+    return LabeledImages(records, RandomView(open_grey, LightAffine(), 16, seed))
+
+
+def unlabeled():
+    return UnlabeledImages([record.source for record in RECORDS], labeled().view)
 
 
 def test_view_is_drawn_from_seed_epoch_and_index():
-    dataset = LabeledImages(RECORDS, view(seed=7))
-    image, label = dataset[(4, 2)]
+    image, label = labeled(seed=7)[(4, 2)]
     parameters = LightAffine().parameters(generator(7, "augmentation", epoch=2, index=4), 20, 20)
     assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, 16)))
     assert label == RECORDS[4].label
-    assert image.dtype == torch.uint8
-    assert image.shape == (3, 16, 16)
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
 
 
 def test_views_differ_between_seeds_epochs_and_images_and_repeat_otherwise():
     same = [Record("200", 0)] * 3
-    images = [LabeledImages(same, view(seed))[(i, e)][0] for seed in (1, 2) for i in (0, 1) for e in (0, 1)]
+    images = [labeled(seed, same)[(i, e)][0] for seed in (1, 2) for i in (0, 1) for e in (0, 1)]
     assert len({image.numpy().tobytes() for image in images}) == len(images)
-    assert torch.equal(LabeledImages(same, view(1))[(0, 0)][0], images[0])
+    assert torch.equal(labeled(1, same)[(0, 0)][0], images[0])
 
 
 def test_unlabelled_item_is_image_and_index():
-    image, index = UnlabeledImages([record.source for record in RECORDS], view())[(4, 2)]
-    assert torch.equal(image, LabeledImages(RECORDS, view())[(4, 2)][0])
+    image, index = unlabeled()[(4, 2)]
+    assert torch.equal(image, labeled()[(4, 2)][0])
     assert index == 4
 
 
@@ -64,14 +66,11 @@ def reachable(value, seen=None):
 
 
 def test_no_label_can_be_reached_from_the_unlabelled_split():
-    unlabeled = reachable(UnlabeledImages([record.source for record in RECORDS], view())).values()
-    assert not any(isinstance(value, Record) for value in unlabeled)
+    assert not any(isinstance(value, Record) for value in reachable(unlabeled()).values())
     # the search would find them
-    assert any(isinstance(value, Record) for value in reachable(LabeledImages(RECORDS, view())).values())
+    assert any(isinstance(value, Record) for value in reachable(labeled()).values())
 
 
-@pytest.mark.parametrize("build", [LabeledImages, UnlabeledImages])
+@pytest.mark.parametrize("build", [labeled, unlabeled])
 def test_datasets_travel_to_worker_processes(build):
-    items = RECORDS if build is LabeledImages else [record.source for record in RECORDS]
-    dataset = build(items, view())
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[(1, 1)][0], dataset[(1, 1)][0])  # noqa: S301
+    assert torch.equal(pickle.loads(pickle.dumps(build()))[(1, 1)][0], build()[(1, 1)][0])  # noqa: S301

@@ -1,27 +1,27 @@
+import warnings
+
 import pytest
+import runs
 import torch
+import world
+import zoo
 from PIL import Image
-from runs import noise
 from torchvision.transforms import v2
 
+from kdpl.__main__ import main
 from kdpl.data.decoding import open_image
 from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.errors import DataError
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 90), (20, 20), (9, 14), (32, 32)])
-def test_evaluation_transform_is_torchvisions(width, height):
-    image = noise(width, height)
-    reference = v2.Compose(
-        [
-            v2.Resize(32, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(32),
-            v2.PILToTensor(),
-        ]
-    )
-    tensor = to_tensor(resize_and_crop(image, 32))
-    assert tensor.dtype == torch.uint8
-    assert tensor.shape == (3, 32, 32)
-    assert torch.equal(tensor, reference(image))
+def test_evaluation_transform_is_torchvisions(width, height, tmp_path):
+    runs.noise(width, height).save(tmp_path / "image.png")
+    bicubic = v2.InterpolationMode.BICUBIC
+    reference = v2.Compose([v2.Resize(32, bicubic, antialias=True), v2.CenterCrop(32), v2.PILToTensor()])
+    tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "image.png")), 32))
+    assert (tensor.dtype, tensor.shape) == (torch.uint8, (3, 32, 32))
+    assert torch.equal(tensor, reference(runs.noise(width, height)))
 
 
 def test_evaluation_transform_cuts_the_middle_of_the_long_edge():
@@ -31,8 +31,50 @@ def test_evaluation_transform_cuts_the_middle_of_the_long_edge():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (20_000, 3)])
-def test_odd_shapes_pass_the_evaluation_transform(tmp_path, size):
-    Image.new("RGB", size, "teal").save(tmp_path / "odd.png")
-    tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "odd.png")), 16))
+def test_odd_shapes_pass_the_evaluation_transform(size):
+    tensor = to_tensor(resize_and_crop(Image.new("RGB", size, "teal"), 16))
     assert tensor.shape == (3, 16, 16)
     assert tensor.float().mean(dim=(1, 2)).tolist() == [0, 128, 128]
+
+
+@pytest.mark.parametrize("kind", zoo.GOOD)
+def test_an_odd_image_opens_as_rgb_of_its_colours_without_a_warning(kind, tmp_path):
+    name, make, size, place, colour = zoo.GOOD[kind]
+    make(tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = open_image(str(tmp_path / name))
+    assert (image.mode, image.size) == ("RGB", size)
+    assert image.getpixel(place) == colour
+
+
+@pytest.mark.parametrize("kind", zoo.BAD)
+def test_a_bad_image_is_one_sentence_that_names_it_and_says_why(kind, tmp_path):
+    name, make, reason = zoo.BAD[kind]
+    make(tmp_path / name)
+    with world.refused(DataError, reason) as error:
+        open_image(str(tmp_path / name))
+    assert str(error.value).startswith(f"image {tmp_path / name} ")
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_bad_images_among_others_are_rows_with_their_error_and_change_no_other_row(
+    batch_size, classifier, tmp_path, capsys
+):
+    folder = tmp_path / "zoo"
+    good = zoo.write(folder, zoo.GOOD)
+
+    def predict(out):
+        assert main(["predict", str(classifier), str(folder), f"--out={out}", f"--batch-size={batch_size}"]) == 0
+        return out.read_text().splitlines()
+
+    clean = predict(tmp_path / "clean.csv")
+    capsys.readouterr()
+    bad = zoo.write(folder, zoo.BAD)
+    mixed = predict(tmp_path / "mixed.csv")
+    assert f"{len(good) + len(bad)} images, {len(bad)} of them unreadable" in capsys.readouterr().err
+    rows = runs.rows_of(tmp_path / "mixed.csv")
+    assert [row["path"] for row in rows] == sorted([*good, *bad])
+    assert [row["path"] for row in rows if row["error"]] == bad
+    assert all(row["path"] in row["error"] and not row["class"] for row in rows if row["error"])
+    assert [line for line, row in zip(mixed[1:], rows, strict=True) if not row["error"]] == clean[1:]

@@ -1,10 +1,55 @@
 import random
 
+import numpy as np
 import pytest
 
+from kdpl.data.randomness import generator
+from kdpl.data.sampler import TrainSampler
 from kdpl.data.sampling import base_count, few_shot, require_shots
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
+
+# streams of random numbers
+
+
+def test_stream_is_philox_at_its_documented_key_and_counter():
+    literal = np.random.Generator(np.random.Philox(key=7 + (0 << 64), counter=(5 << 64) + (3 << 128)))
+    assert generator(7, "augmentation", epoch=3, index=5).random(4).tolist() == literal.random(4).tolist()
+
+
+def test_every_key_has_its_own_stream_whatever_the_order_of_calls():
+    keys = [(s, p, e, i) for s in range(3) for p in ("augmentation", "order") for e in range(3) for i in range(3)]
+    forward, backward = (
+        {key: generator(*key[:2], epoch=key[2], index=key[3]).random() for key in order} for order in (keys, keys[::-1])
+    )
+    assert forward == backward
+    assert len(set(forward.values())) == len(keys)
+
+
+# the order of an epoch (see also properties/test_samplers.py)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "world_size", "expected"),
+    [(16, 8, 1, 16), (17, 8, 1, 16), (7, 8, 1, 7), (17, 4, 2, 8), (7, 4, 2, 4), (7, 8, 3, 3), (1, 8, 3, 1)],
+)
+def test_images_per_process_and_epoch(num_images, batch_size, world_size, expected):
+    assert {len(TrainSampler(num_images, batch_size, 1, rank, world_size)) for rank in range(world_size)} == {expected}
+
+
+def test_order_is_a_shuffle_drawn_from_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = TrainSampler(40, 8, seed)
+        sampler.set_epoch(epoch)
+        return [index for index, _ in sampler]
+
+    assert sorted(order(1, 0)) == list(range(40))
+    assert order(1, 3) == order(1, 3)
+    orders = [order(seed, epoch) for seed in (1, 2) for epoch in range(3)] + [list(range(40))]
+    assert len({tuple(o) for o in orders}) == len(orders)
+
+
+# few-shot samples
 
 
 def records(prefix, labels):
@@ -55,25 +100,27 @@ def test_class_with_fewer_images_is_taken_whole_and_draws_nothing():
     assert few_shot(train, [], 3, 4, 1)[0] == train[:2] + without
 
 
-def test_validation_is_capped_by_shots_and_by_val_shots():
-    def counts(shots, val_shots):
-        val = few_shot(TRAIN, VAL, shots, val_shots, 1)[1]
-        return [sum(record.label == label for record in val) for label in range(4)]
-
-    assert counts(2, 4) == [2, 2, 1, 2]
-    assert counts(8, 4) == [4, 4, 1, 4]
-    assert counts(8, 3) == [3, 3, 1, 3]
-    assert counts(None, 3) == [3, 3, 1, 3]
-    assert counts(8, None) == [5, 5, 1, 5]
+@pytest.mark.parametrize(
+    ("shots", "val_shots", "expected"),
+    [
+        (2, 4, [2, 2, 1, 2]),
+        (8, 4, [4, 4, 1, 4]),
+        (8, 3, [3, 3, 1, 3]),
+        (None, 3, [3, 3, 1, 3]),
+        (8, None, [5, 5, 1, 5]),
+    ],
+)
+def test_validation_is_capped_by_shots_and_by_val_shots(shots, val_shots, expected):
+    val = few_shot(TRAIN, VAL, shots, val_shots, 1)[1]
+    assert [sum(record.label == label for record in val) for label in range(4)] == expected
 
 
 def test_no_shots_takes_the_list_as_it_is():
     assert few_shot(TRAIN, VAL, None, None, 1) == (TRAIN, VAL)
 
 
-@pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (10, 5), (37, 19), (47, 24), (101, 51), (1000, 500)])
-def test_base_is_the_first_half_rounded_up(num_classes, expected):
-    assert base_count(num_classes) == expected
+def test_base_is_the_first_half_rounded_up():
+    assert [base_count(n) for n in (2, 10, 37, 47, 101, 1000)] == [1, 5, 19, 24, 51, 500]
 
 
 def test_too_few_images_name_class_found_expected_and_what_to_do():
