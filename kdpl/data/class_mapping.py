@@ -8,18 +8,13 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdpl.errors import ConfigError, DataError
 
 
 class ClassName(NamedTuple):
-    """The name of a class.
-
-    Attributes:
-        name: Name that people see.
-        text: Text that the text tower reads instead of the name, after the context; None: the name.
-    """
+    """The name of a class, and the text that the text tower reads instead of it; None: the name."""
 
     name: str
     text: str | None = None
@@ -59,73 +54,50 @@ def _without_stop(text: str) -> str:
 
 
 def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
-    """Read the names of classes.
-
-    Args:
-        path: A ``.json`` file that holds one object, or a ``.csv`` file of two columns, whose first line may be the
-            heading ``folder,name`` or ``label,name``; with the heading ``label,name,text`` of three.
-        keys: The class folders or labels that the dataset has.
-
-    Returns:
-        The names by folder or label, of exactly those.
+    """Read the names of classes from a ``.json`` or ``.csv`` file; ``keys`` are the dataset's class folders or labels.
 
     Raises:
         DataError: The file cannot be read, lacks a class, names one that the dataset does not have, or gives two
             classes the same name.
     """
-    mapping: dict[str, ClassName] = {}
-    key_of: dict[str, str] = {}
-    for key, named in _read_pairs(path):
-        fault = None
-        if not named.name:
-            fault = f"gives class {key!r} an empty name: write its class name"
-        elif key in mapping:
-            fault = f"has class {key!r} twice: keep one line for each class"
-        elif named.name in key_of:
-            fault = f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}: rename one"
-        if fault:
-            raise DataError(f"class names file {path} {fault}")
-        mapping[key] = named
-        key_of[named.name] = key
+    readers = {".json": _read_json, ".csv": _read_csv}
+    kind = path.suffix.lower()
+    if kind not in readers:
+        raise DataError(f"class names file {path} is of an unknown kind: give a .json or .csv file")
+    try:
+        mapping = readers[kind](path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"class names file {path} does not exist: check class_names") from error
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
     expected = set(keys)
     for key in sorted(expected - mapping.keys()):
         raise DataError(f"class names file {path} lacks class {key!r}: name every class in it")
     for key in sorted(mapping.keys() - expected):
         raise DataError(f"class names file {path} names class {key!r}, which the dataset does not have: correct it")
+    key_of: dict[str, str] = {}
+    for key, named in mapping.items():
+        if not named.name:
+            raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name")
+        if named.name in key_of:
+            said = f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}"
+            raise DataError(f"class names file {path} {said}: rename one")
+        key_of[named.name] = key
     return mapping
 
 
-def _read_pairs(path: Path) -> list[tuple[str, ClassName]]:
-    readers = {".json": _read_json, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"class names file {path} is of an unknown kind: give a .json or .csv file")
-    try:
-        return readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"class names file {path} does not exist: check class_names") from error
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise DataError(f"class names file {path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+def _read_json(text: str) -> dict[str, ClassName]:
+    content = json.loads(text, object_pairs_hook=_unique)
+    mapping = {}
+    for key, value in content.items() if isinstance(content, dict) else [("", None)]:
+        fields: dict[str, Any] = value if isinstance(value, dict) else {"name": value}
+        if not fields.keys() <= {"name", "text"} or not all(isinstance(each, str) for each in fields.values()):
+            raise ValueError("expected one object that maps each class to its name, or to its name and text")
+        mapping[key] = ClassName(fields.get("name", "").strip(), fields.get("text", "").strip() or None)
+    return mapping
 
 
-def _read_json(text: str) -> list[tuple[str, ClassName]]:
-    # as pairs, since a dict would silently keep the last of two equal keys
-    pairs = json.loads(text, object_pairs_hook=list)
-    if not text.lstrip().startswith("{"):
-        raise ValueError("expected one object that maps each class to its name")
-    return [(key, _of_json(value)) for key, value in pairs]
-
-
-def _of_json(value: object) -> ClassName:
-    fields = {"name": value}
-    if isinstance(value, list) and all(isinstance(each, tuple) for each in value):
-        fields = dict(value)
-    name, text = fields.get("name"), fields.get("text", "")
-    if not isinstance(name, str) or not isinstance(text, str) or not fields.keys() <= {"name", "text"}:
-        raise ValueError("expected one object that maps each class to its name, or to its name and text")
-    return ClassName(name.strip(), text.strip() or None)
-
-
-def _read_csv(text: str) -> list[tuple[str, ClassName]]:
+def _read_csv(text: str) -> dict[str, ClassName]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     heading = [cell.lower() for cell in rows[0]] if rows else []
     has_heading = heading[:1] in (["folder"], ["label"]) and heading[1:] in (["name"], ["name", "text"])
@@ -135,4 +107,15 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
         if len(row) != columns:
             expected = "class, name and text" if columns == 3 else "class and name"
             raise ValueError(f"row {number} has {len(row)} columns where {expected} are expected")
-    return [(row[0], ClassName(row[1], row[2] or None if columns == 3 else None)) for row in rows[has_heading:]]
+    return _unique(
+        [(key, ClassName(name, *(text or None for text in texts))) for key, name, *texts in rows[has_heading:]]
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs; ValueError where a key comes twice, of which a dict would silently keep the last."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has {next(key for key in keys if keys.count(key) > 1)!r} twice, keep one")
+    return mapping

@@ -31,11 +31,7 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset, completely or not at all; files of an interrupted download are kept for the next one.
-
-    Args:
-        name: A key of ``BENCHMARKS``.
-        root: The folder of all datasets.
+    """Download a dataset to below ``root``, completely or not at all; an interrupted download is resumed.
 
     Returns:
         Whether the dataset is there; False for ImageNet, for which instructions are printed.
@@ -77,11 +73,9 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
     """Dataset that a file of the repository belongs to by its name, and its path below the dataset's folder."""
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        name = _dataset_called(SUFFIX.sub("", part) if last else part)
-        name = name or next((b.name for b in BENCHMARKS.values() if last and part == b.index and "split" in part), None)
+        name = _dataset_called(SUFFIX.sub("", part))
         if name:
-            return name, PurePosixPath(part if last else PurePosixPath(*parts[number + 1 :]))
+            return name, PurePosixPath(*(parts[number + 1 :] or [part]))
     return None
 
 
@@ -89,7 +83,12 @@ def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
     """Download the files of a dataset; returns them and their paths below the dataset's folder."""
     try:
         require_hub()
-        kind, listed = _list()
+        kind = "dataset"
+        try:
+            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
+        except RepositoryNotFoundError:  # collections of data are often uploaded as a model
+            kind = "model"
+            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
         places = {file: place_of(file) for file in listed if stays_inside(file)}
         files = {file: place[1] for file, place in places.items() if place and place[0] == benchmark.name}
         for file in files:
@@ -102,14 +101,6 @@ def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
     if not files:
         raise DataError(f"repository {REPOSITORY} has no file for {benchmark.name}: get the dataset elsewhere")
     return files
-
-
-def _list() -> tuple[str, list[str]]:
-    try:
-        return "dataset", HfApi().list_repo_files(REPOSITORY, repo_type="dataset")
-    except RepositoryNotFoundError:
-        # collections of data are often uploaded as a model
-        return "model", HfApi().list_repo_files(REPOSITORY, repo_type="model")
 
 
 def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
@@ -126,11 +117,13 @@ def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath],
 
 
 def _dataset_called(part: str) -> str | None:
-    spelled = "-".join(re.findall("[a-z0-9]+", part.lower()))
-    called = {key.replace("_", "-"): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
-    called["food101"] = "food101"
+    def spelled(name: str) -> str:
+        return "-".join(re.findall("[a-z0-9]+", name.lower()))
+
+    called = {spelled(key): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
+    called |= {spelled(b.index): b.name for b in BENCHMARKS.values() if b.layout == "split_file"}
     # the longest, since imagenet begins many names
-    keys = [key for key in called if spelled == key or spelled.startswith(f"{key}-")]
+    keys = [key for key in called if f"{spelled(part)}-".startswith(f"{key}-")]
     return called[max(keys, key=len)] if keys else None
 
 

@@ -6,16 +6,15 @@ checksum. A shard takes its name once it is complete, so filling resumes at the 
 image is the one that the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,23 +36,16 @@ _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption 
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
 _MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "image_size", "augmentation")
-_REPR = reprlib.Repr()
-_REPR.maxdict = _REPR.maxlist = _REPR.maxstring = 100
 
 
 class Manifest(BaseModel):
     """The settings that the features of a cache depend on.
 
     Attributes:
-        version: Version of the format.
-        teacher: Fingerprint of the teacher.
-        width: Width D of its features.
-        dataset: Name of the dataset.
-        images: Number N of its unlabelled images.
-        sources: Digest of their list, independent of where the dataset lies.
+        teacher: Fingerprint of the teacher, whose features are ``width`` D wide.
+        sources: Digest of the list of the N ``images``, independent of where the dataset lies.
         image_size: Edge of a view in pixels.
         augmentation: Class and settings of the augmentation.
-        view_seed: Seed of the views.
         views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
         images_per_shard: Images whose views a shard holds.
         made_with: Versions of the libraries that made the views, for information.
@@ -61,9 +53,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    VERSION: ClassVar[int] = 2
-
-    version: int = VERSION
+    version: Literal[2] = 2
     teacher: str
     width: PositiveInt
     dataset: str
@@ -80,11 +70,7 @@ class Manifest(BaseModel):
     def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":  # noqa: ANN401
         """Describe the features of views of a list of images, made with the installed libraries.
 
-        Args:
-            sources: The images.
-            augmentation: Family of views.
-            views: Views of each image, or 0.
-            settings: ``teacher``, ``width``, ``dataset``, ``image_size`` and ``view_seed``.
+        ``settings`` are ``teacher``, ``width``, ``dataset``, ``image_size`` and ``view_seed``.
         """
         kind = type(augmentation)
         described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
@@ -114,23 +100,17 @@ class Manifest(BaseModel):
         file = folder / MANIFEST
         if not file.is_file():
             raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
-        damaged = f"remove the folder {folder} and fill the cache again"
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            found = fields["version"]
-            if found != cls.VERSION:
-                said = f"has format version {str(found)[:20]}, expected {cls.VERSION}"
-                raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
-            manifest = cls.model_validate(fields)
+            manifest = cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise DataError(f"{file} is damaged (its field {field} is missing or invalid): {damaged}") from error
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise DataError(f"{file} is damaged: {damaged}") from error
+            fault = error.errors()[0]
+            field = ".".join(map(str, fault["loc"])) or "the file"
+            said = f"is damaged or of another version ({field}: {fault['msg']:.200})"
+            raise DataError(f"{file} {said}: remove the folder {folder} and fill the cache again") from error
         for name in _MUST_AGREE:
-            theirs, ours = _REPR.repr(getattr(manifest, name)), _REPR.repr(getattr(needed, name))
-            if getattr(manifest, name) != getattr(needed, name):
-                said = f"is of something else ({name} is {theirs} there and {ours} here)"
+            theirs, ours = getattr(manifest, name), getattr(needed, name)
+            if theirs != ours:
+                said = f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
                 raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
         if manifest.views == 0 or (views is not None and manifest.views != views):
             said = f"has {manifest.views} views of each image, expected {views or 'some'}"
@@ -149,12 +129,7 @@ class Manifest(BaseModel):
 
 
 class FeatureCache:
-    """A complete cache. It travels to worker processes, which open its shards for themselves.
-
-    Args:
-        folder: The cache's folder.
-        manifest: Its manifest.
-    """
+    """A complete cache, whose shards each worker process opens for itself."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -166,49 +141,30 @@ class FeatureCache:
 
     @classmethod
     def open(cls, folder: Path, needed: Manifest, views: int | None = None) -> "FeatureCache":
-        """Open a cache; see ``Manifest.load``.
+        """Open a cache and compare the checksums of its shards, for which all of it is read once.
+
+        Arguments are those of ``Manifest.load``.
 
         Raises:
             DataError: The cache does not exist, is of something else, damaged or incomplete.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        cache = cls(folder, Manifest.load(folder, needed, views))
-        missing = len(_missing_shards(folder, cache.manifest))
+        manifest = Manifest.load(folder, needed, views)
+        missing = len(_missing_shards(folder, manifest))
         if missing:
-            said = f"is incomplete, {missing} of {cache.manifest.num_shards} shards are missing"
+            said = f"is incomplete, {missing} of {manifest.num_shards} shards are missing"
             raise DataError(f"the teacher cache {folder} {said}: {_FILL}")
-        for shard in range(cache.manifest.num_shards):
-            cache._map(shard)
-        return cache
+        for shard in range(manifest.num_shards):
+            _require_intact(_path(folder, shard), (len(manifest.images_of(shard)), manifest.views, manifest.width))
+        return cls(folder, manifest)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
-        """Read the normalised feature of a view of an image, float16 [D].
-
-        Raises:
-            DataError: The shard is damaged, which is found when it is first read in a process.
-        """
+        """Read the normalised feature of a view of an image, float16 [D]."""
         shard, local = divmod(index, self.manifest.images_per_shard)
         if shard not in self._shards:
-            features, expected = self._map(shard), _read_checksum(_path(self.folder, shard))
-            if zlib.crc32(features.data) != expected:
-                raise self._damaged(shard, "its checksum differs")
-            self._shards[shard] = features
+            self._shards[shard] = np.load(_path(self.folder, shard), mmap_mode="r")
         return np.array(self._shards[shard][local, view])
-
-    def _map(self, shard: int) -> npt.NDArray[np.float16]:
-        shape = (len(self.manifest.images_of(shard)), self.manifest.views, self.manifest.width)
-        try:
-            features: npt.NDArray[np.float16] = np.load(_path(self.folder, shard), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise self._damaged(shard, "it is truncated, or not an array") from error
-        if features.shape != shape or features.dtype != np.float16 or not features.flags.c_contiguous:
-            raise self._damaged(shard, f"it is {features.dtype} {features.shape}, expected float16 {shape}")
-        return features
-
-    def _damaged(self, shard: int, why: str) -> DataError:
-        path = _path(self.folder, shard)
-        return DataError(f"{path} is damaged ({why}): remove {path.name} and {_FILL}")
 
 
 class CachedView(NamedTuple):
@@ -282,13 +238,12 @@ def fill(
 
     Raises:
         ConfigError: The cache does not exist, and ``needed`` has no number of views.
-        DataError: The folder holds something else, another command fills the cache, or the teacher's features are not
-            finite.
+        DataError: The folder holds something else, another command fills the cache, or a feature is not finite.
     """
     _make(folder, needed)
     manifest = Manifest.load(folder, needed, views)
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0) if rank == 0 else nullcontext():
+        with FileLock(folder / ".lock").acquire(timeout=0) if rank == 0 else contextlib.nullcontext():
             shards = _missing_shards(folder, manifest)[rank::world_size]
             done, total = 0, sum(len(manifest.images_of(shard)) for shard in shards) * manifest.views
             pixels = _load_views(images, manifest, shards, batch_size, num_workers)
@@ -321,40 +276,27 @@ def verify(
     rank: int = 0,
     world_size: int = 1,
 ) -> int:
-    """Compute random entries of a cache again and compare them; arguments as for ``fill``.
+    """Compute random ``entries`` of a cache again, over all processes, and compare them; returns how many were here.
 
-    Args:
-        cache: The cache.
-        images: All unlabelled images.
-        encode: Teacher.
-        entries: How many, over all processes.
-        tolerance: Largest relative distance of a feature from the one that is stored.
-        batch_size: Views that are encoded at a time.
-        num_workers: Worker processes that decode.
-        rank: This process, which compares every ``world_size``-th of them.
-        world_size: Number of processes.
-
-    Returns:
-        How many were compared here; DataError if some differ.
+    ``tolerance`` is the largest relative distance of a feature from the stored one; DataError if one is further away.
+    Other arguments are those of ``fill``.
     """
     manifest = cache.manifest
     total = manifest.images * manifest.views
     chosen = np.sort(np.random.default_rng(0).choice(total, min(entries, total), replace=False))[rank::world_size]
     keys = [divmod(int(entry), manifest.views) for entry in chosen]
-    different: list[tuple[int, int, float]] = []
     cached = CachedImages(_with_seed(images, manifest.view_seed), cache)
     loader: DataLoader[CachedView] = DataLoader(
         cached, batch_size, sampler=keys, num_workers=num_workers, generator=torch.Generator()
     )
-    for number, batch in enumerate(loader):
+    distances: list[float] = []
+    for batch in loader:
         features = encode(batch.image).float().cpu()
-        distances = (features - batch.feature.float()).norm(dim=1) / features.norm(dim=1)
-        for key, distance in zip(keys[number * batch_size :], distances.tolist(), strict=False):
-            if not distance <= tolerance:
-                different.append((*key, distance))
+        distances += ((features - batch.feature.float()).norm(dim=1) / features.norm(dim=1)).tolist()
+    different = [(*key, far) for key, far in zip(keys, distances, strict=True) if not far <= tolerance]
     if different:
-        index, view, distance = different[0]
-        said = f"differ from what the teacher computes now (such as view {view} of image {index}, by {distance:.1%})"
+        index, view, far = different[0]
+        said = f"differ from what the teacher computes now (such as view {view} of image {index}, by {far:.1%})"
         raise DataError(
             f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} {said}: restore the images "
             "and libraries that it was made with, or remove the folder and fill it again"
@@ -392,7 +334,7 @@ def _load_views(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
-    return iter(loader) if batches else iter(())
+    yield from loader
 
 
 def _require_finite(features: Tensor, indices: range, filled: int, views: int) -> None:
@@ -439,11 +381,17 @@ def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
         np.save(file, features)
 
 
-def _read_checksum(path: Path) -> int | None:
-    try:
-        return int(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["crc32"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
+    fault = "it is truncated, or not an array, or has no checksum"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["crc32"]
+        fault = f"it is {features.dtype} {features.shape}, expected float16 {shape}"
+        if features.dtype == np.float16 and features.shape == shape:
+            fault = "its checksum differs"
+            if zlib.crc32(np.ascontiguousarray(features).data) == expected:
+                return
+    raise DataError(f"{path} is damaged ({fault}): remove {path.name} and {_FILL}")
 
 
 def _digest(sources: Sequence[str]) -> str:
