@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +96,6 @@ def wait_for(condition, seconds=300):
     while not condition():
         assert time.monotonic() < end, "a condition does not come true"
         time.sleep(0.05)
-
-
-@contextmanager
-def soon():
-    """Fail if what is done within waited for something: a busy machine, too, may stand still for many seconds."""
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < 50
 
 
 def error_line(capsys, *words):

@@ -1,4 +1,4 @@
-"""Reading config files: plain YAML mappings, refused by name where they are anything else."""
+"""Reading of config files: YAML mappings of plain values."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -14,13 +14,13 @@ _MOST_VALUES = 100_000
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """Give the files that a command's arguments name with ``--config``."""
+    """Return the files that a command's arguments name with ``--config``."""
     files = [after for arg, after in pairwise(args) if arg == "--config"]
     return files + [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
 
 
 def require_configs(files: Iterable[str]) -> None:
-    """Refuse config files that are missing or hold no settings, by name.
+    """Refuse config files that are missing or hold no settings.
 
     Raises:
         ConfigError: The first file that is not a YAML mapping.
@@ -30,10 +30,10 @@ def require_configs(files: Iterable[str]) -> None:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read a config file: plain values alone, no more of them than a person would read.
+    """Read a config file.
 
     Raises:
-        ConfigError: It is missing, no YAML mapping, or far larger than a config is.
+        ConfigError: It is missing, not a YAML mapping of plain values, or far larger than a config.
     """
     file = Path(name)
     if not file.is_file():
@@ -57,7 +57,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def _size(tree: object, known: dict[int, float]) -> float:
-    """Count values, those that an alias stands for each time anew; of a section that holds itself without end."""
+    """Count the values with all aliases written out; infinite for a section that holds itself."""
     if not isinstance(tree, dict | list):
         return 1
     if id(tree) not in known:

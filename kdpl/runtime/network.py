@@ -1,6 +1,6 @@
-"""Whether the Hugging Face hub can be reached, asked once and quickly.
+"""A quick check that the Hugging Face hub can be reached.
 
-The hub's client asks again and again for half a minute for each file, and says so in lines of its own.
+The hub's client retries for half a minute for each file, and prints lines of its own.
 """
 
 import time
@@ -24,7 +24,7 @@ def require_hub() -> None:
     """Ask the hub for any answer at all.
 
     Raises:
-        HubUnreachableError: There is none, nor a second later.
+        HubUnreachableError: It does not answer, nor a second later.
     """
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachableError("HF_HUB_OFFLINE is set")
@@ -40,7 +40,7 @@ def require_hub() -> None:
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the hub's client look into its cache alone where the hub cannot be reached.
+    """Let the hub's client use its cache alone if the hub cannot be reached.
 
     Raises:
         HubUnreachableError: The block failed and the hub cannot be reached, which is why.

@@ -10,6 +10,8 @@ from runs import rows_of
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.runtime.predictions import read_results
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 
@@ -25,7 +27,7 @@ MODULES = {"teacher": lambda _: fits.teacher(), "student": fits.student}
 
 @pytest.fixture(scope="module", params=MODULES)
 def fitted(request, tmp_path_factory, teacher_folder):
-    """A stage by one process with 24 images a step; gives it and how to do the same in another way."""
+    """A stage fitted by one process with 24 images a step, and a function that fits it in another way."""
     make, root = MODULES[request.param], tmp_path_factory.mktemp(request.param)
 
     def otherwise(name, batch_size, data=None, **options):
@@ -35,7 +37,7 @@ def fitted(request, tmp_path_factory, teacher_folder):
 
 
 def together(seen, per_step=1):
-    """The steps of all processes as those of one that has all their images."""
+    """Return the steps of all processes as those of one that has all their images."""
     parts = [step for steps in zip(*(process["steps"] for process in seen), strict=True) for step in steps]
     size = len(seen) * per_step
     groups = [parts[i : i + size] for i in range(0, len(parts), size)]
@@ -57,7 +59,7 @@ def require_same(seen, one, per_step=1):
     assert [step["lr"] for step in steps] == [step["lr"] for step in expected]
     losses = [step["loss"] for step in expected]
     assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
-    assert max(losses) > 1.001 * min(losses), "training that changes nothing proves nothing"
+    assert max(losses) > 1.001 * min(losses), "a loss that does not change proves nothing"
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -85,7 +87,7 @@ def test_worker_processes_draw_the_same_views(fitted):
     require_same(otherwise("workers", 24, data={"num_workers": 2}), one)
 
 
-def test_each_test_image_is_counted_once_with_the_same_answer(tmp_path):
+def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
     """899 images: no two and no three processes have equally many."""
     answers, results = {}, {}
     for processes in (1, 2, 3):
