@@ -10,7 +10,7 @@ import pydantic.dataclasses
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
@@ -231,7 +231,9 @@ class Classifier(nn.Module):
         tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / _WEIGHTS)
+            content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+            # not by save_file, whose error of a full disk has no number
+            (temporary / _WEIGHTS).write_bytes(content)
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:

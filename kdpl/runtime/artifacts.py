@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kdpl.errors import ArtifactError, reason, visible
@@ -38,7 +38,9 @@ def write_tensors(
     """Write tensors and JSON fields as one safetensors file of a kind and format version, atomically."""
     header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
     with atomic_path(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={_KEY: header})
+        content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={_KEY: header})
+        # not by save_file, whose error of a full disk has no number
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
