@@ -94,7 +94,7 @@ class Filling:
 class _NoView(RandomView):
     """A view without pixels, to measure only the cache."""
 
-    def make(self, image: Image.Image, parameters: tuple[float, ...]) -> Tensor:  # noqa: ARG002
+    def make(self, image: Image.Image, parameters: tuple[float, ...]) -> Tensor:
         return torch.empty(0, dtype=torch.uint8)
 
 

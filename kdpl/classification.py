@@ -103,7 +103,6 @@ class ClassifyingModule(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Make the metrics for the domain's base/novel split."""
-        del stage
         num_base = domain_of(self).num_base
         self.val_metrics = DomainAccuracy(num_base)
         self.test_metrics = DomainAccuracy(num_base)
@@ -126,12 +125,10 @@ class ClassifyingModule(LightningModule, ABC):
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the validation split."""
-        del batch_idx
         return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the test split."""
-        del batch_idx
         return self._evaluate(batch, self.test_metrics)
 
     def _evaluate(self, batch: EvalBatch, metrics: DomainAccuracy) -> EvalOutput:

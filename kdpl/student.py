@@ -62,7 +62,6 @@ class Target(nn.Module):
         Returns:
             Logits of the target distribution, such as log probabilities, [B, C].
         """
-        del indices
         return self.teacher.logits(features)
 
 
@@ -222,7 +221,6 @@ class StudentDistillation(ClassifyingModule):
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
-        del batch_idx
         images, teacher = batch[0], self.teacher.module
         teacher_features = batch.feature.float() if isinstance(batch, CachedView) else teacher.features(images)
         target_logits = self.target.module(teacher_features, batch[1])

@@ -146,7 +146,6 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss on labelled images uint8 [B, 3, S, S] and labels [B]."""
-        del batch_idx
         images, labels = batch
         tower, weights = self.image_tower.module, self.regularizers
         features = self.prompts.encode_images(tower, images)

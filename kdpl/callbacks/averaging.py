@@ -50,7 +50,6 @@ class GaussianPromptAveraging(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse weights that vanish before any time is spent."""
-        del pl_module
         if stage == "fit":
             self._weights(trainer)
 

@@ -46,7 +46,6 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the checkpoint before the last one once the run is finished."""
-        del pl_module
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and handed_over(folder):
             (folder / PREVIOUS).unlink(missing_ok=True)
@@ -61,7 +60,6 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
         """Write a checkpoint; called on one process."""
-        del storage_options
         path = Path(path)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)

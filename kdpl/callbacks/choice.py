@@ -31,7 +31,6 @@ class BestOnBaseTest(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a domain without test images, and warn that the test set is used."""
-        del pl_module
         if stage != "fit":
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -41,7 +40,6 @@ class BestOnBaseTest(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the loader once, so that its worker processes persist over epochs."""
-        del pl_module
         self._test_images = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,7 +38,6 @@ class FiniteLoss(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier training."""
-        del trainer, pl_module
         self._steps = []
 
     def on_train_batch_end(
@@ -50,7 +49,6 @@ class FiniteLoss(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the terms of the loss, and check them every few steps."""
-        del batch
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
         self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batch_idx, terms))
         if len(self._steps) >= self.every_n_steps:
@@ -62,7 +60,6 @@ class FiniteLoss(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check before the checkpoint is written; called on all processes."""
-        del checkpoint
         self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:

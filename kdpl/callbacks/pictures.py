@@ -36,7 +36,6 @@ class DrawPictures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the learning curves from metrics.csv."""
-        del pl_module
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
             _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics)))

@@ -29,7 +29,6 @@ class Requeue(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the first step."""
-        del pl_module
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
@@ -43,7 +42,6 @@ class Requeue(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End after an epoch, which was just saved, unless it was the last."""
-        del pl_module
         if trainer.current_epoch + 1 != trainer.max_epochs:
             self._end_if_signalled(trainer, save=False)
 
@@ -84,19 +82,16 @@ class WhereItStopped(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, which it installs just before."""
-        del trainer, pl_module
         handle_sigterm()
 
     on_test_start = on_validation_start = on_train_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the other processes."""
-        del pl_module, stage
         self._note_processes(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Mark the error, which whoever prints it prints, and let no other process outlive this one."""
-        del pl_module
         self._note_processes(trainer)
         for processes in self.launched:
             for process in processes:

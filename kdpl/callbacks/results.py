@@ -24,7 +24,6 @@ class SaveTestResults(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
-        del trainer, pl_module
         self._rows, self._sketches, self._metrics = [], [], None
 
     def on_test_batch_end(
@@ -37,7 +36,6 @@ class SaveTestResults(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep index, label, prediction, its probability and the sketch of the logits of each image."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
         top = outputs["logits"].softmax(dim=1).max(dim=1)
         columns = (outputs["indices"], outputs["labels"], top.indices, top.values)
         self._rows += zip(*(c.tolist() for c in columns), strict=True)
@@ -45,7 +43,6 @@ class SaveTestResults(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
-        del pl_module
         rows = _gather(self._rows, trainer.world_size)
         values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
@@ -64,7 +61,6 @@ class SaveTestResults(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the accuracies; not reached if another callback failed."""
-        del pl_module, stage
         if self._metrics is not None:
             write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)
             self._metrics = None

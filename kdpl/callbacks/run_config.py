@@ -38,7 +38,6 @@ class RunConfig(SaveConfigCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the config again unless there is a checkpoint to resume from."""
-        del pl_module, exception
         folder = Path(trainer.default_root_dir)
         begun = any((folder / name).is_file() for name in (LAST, PREVIOUS))
         if trainer.is_global_zero and self.already_saved and not begun:
@@ -46,7 +45,6 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file atomically; called on one process."""
-        del pl_module, stage
         text = self.parser.dump(self.config, skip_none=False)
         with atomic_path(Path(trainer.default_root_dir) / CONFIG_FILE) as temporary:
             temporary.write_text(text, encoding="utf-8")

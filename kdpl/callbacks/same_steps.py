@@ -20,7 +20,6 @@ class SameSteps(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the images of a step, for a fit."""
-        del pl_module
         batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         if stage == "fit" and isinstance(batch_size, int):
             self._batch_size, self._processes = batch_size, trainer.world_size

@@ -33,7 +33,6 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Add the time since the end of the step before."""
-        del trainer, pl_module, batch
         if batch_idx > self.warmup_steps:
             self._waited += time.perf_counter() - self._end
 
@@ -46,7 +45,6 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
-        del outputs
         self._end = time.perf_counter()
         if batch_idx < self.warmup_steps:
             self._start, self._waited, self._images = self._end, 0.0, 0

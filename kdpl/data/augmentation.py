@@ -29,11 +29,11 @@ class Augmentation(ABC):
 class NoAugmentation(Augmentation):
     """The evaluation transform: every view of an image is the same."""
 
-    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Nothing to draw."""
         return ()
 
-    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:  # noqa: ARG002
+    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
         """Resize the short edge and crop the centre."""
         return resize_and_crop(image, size)
 
@@ -121,7 +121,7 @@ class LightAffine(Augmentation):
         self.scale = scale
         self.translate = translate
 
-    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:  # noqa: ARG002
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (angle in degrees, magnification, shift right, shift down); shifts are shares of the view's edge."""
         return (
             rng.uniform(-self.degrees, self.degrees),

@@ -35,7 +35,7 @@ class HubFolder(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         self._save(save_directory)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ANN401, ARG002
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ANN401
         """Return the model card."""
         return self._card
 

@@ -52,7 +52,7 @@ class Probe(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen = {"train": [], "val": [], "test": []}
 
-    def setup(self, stage):  # noqa: ARG002
+    def setup(self, stage):
         self.names_at_setup = self.trainer.datamodule.class_names
 
     def training_step(self, batch):

@@ -68,7 +68,7 @@ class Distiller(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen = []
 
-    def setup(self, stage):  # noqa: ARG002
+    def setup(self, stage):
         self.view_source = self.trainer.datamodule.view_source
 
     def training_step(self, batch):
