@@ -1,32 +1,27 @@
-import builtins
+import sys
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from kdpl.data.readers import digits
 from kdpl.errors import DataError
 
 
 def test_split_is_a_fixed_permutation_in_700_198_and_899():
-    from sklearn.datasets import load_digits
-
     order = np.random.RandomState(0).permutation(1797)
-    target = load_digits().target
     splits = digits.read_digits()
     assert [len(splits.train), len(splits.val), len(splits.test)] == [700, 198, 899]
     everything = splits.train + splits.val + splits.test
     assert [record.source for record in everything] == [f"digits/{i:04d}" for i in order]
-    assert [record.label for record in everything] == target[order].tolist()
+    assert [record.label for record in everything] == load_digits().target[order].tolist()
     assert splits.class_names[3] == "three"
     assert splits.unlabeled is None
 
 
 def test_image_is_the_enlarged_scan_in_a_black_frame():
-    from sklearn.datasets import load_digits
-
     image = np.asarray(digits.open_digit("digits/0123"))
-    assert image.shape == (32, 32, 3)
-    assert image.dtype == np.uint8
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
     assert (image[..., 0] == image[..., 2]).all()
     frame = np.ones((32, 32), dtype=bool)
     frame[4:28, 4:28] = False
@@ -37,14 +32,7 @@ def test_image_is_the_enlarged_scan_in_a_black_frame():
 
 
 def test_missing_scikit_learn_is_one_sentence(monkeypatch):
-    plain_import = builtins.__import__
-
-    def no_sklearn(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return plain_import(name, *args, **kwargs)
-
     digits._arrays.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", no_sklearn)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"^dataset digits needs scikit-learn: pip install 'kdpl\[quickstart\]'$"):
         digits.read_digits()
