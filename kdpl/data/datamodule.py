@@ -1,5 +1,6 @@
 """The one datamodule that both stages share."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
@@ -13,14 +14,14 @@ from torch.utils.data import DataLoader
 from kdpl.data.augmentation import Augmentation, build_augmentation
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
+from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.loader import LazyLoader
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading, files_around
 from kdpl.data.sampler import EvaluationSampler, TrainSampler
-from kdpl.data.sampling import base_count
+from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.scan import FILE
-from kdpl.data.selection import Labeled, Unlabeled
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 
@@ -111,8 +112,15 @@ class DomainDataModule(LightningDataModule):
         self._reading = Reading(reader, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
-        _require_at_least(1, shots=shots, val_shots=val_shots, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _require_at_least(0, num_workers=num_workers, seed=seed)
+        positive = {
+            "shots": shots,
+            "val_shots": val_shots,
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+        }
+        for name, value in {**positive, "num_workers": num_workers, "seed": seed}.items():
+            if value is not None and value < (name in positive):
+                raise ConfigError(f"{name} must be at least {int(name in positive)}, not {value}")
         if not 0 < unlabeled_share <= 1:
             raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}")
         self.dataset = dataset if isinstance(dataset, str) else f"{type(reader).__module__}.{type(reader).__qualname__}"
@@ -137,15 +145,6 @@ class DomainDataModule(LightningDataModule):
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
             raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
         return splits
-
-    @cached_property
-    def _labeled(self) -> Labeled:
-        names, fewer = self.tuning_class_names, self.allow_fewer_shots
-        return Labeled(self.splits, names, self.shots, self.val_shots, fewer, self.seed)
-
-    @cached_property
-    def _unlabeled(self) -> Unlabeled:
-        return Unlabeled(self.splits, self.unlabeled_share, self.seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -184,7 +183,53 @@ class DomainDataModule(LightningDataModule):
 
     def preview(self, n: int, image_size: int) -> torch.Tensor:
         """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
-        return self._unlabeled.preview(n, image_size)
+        sources, indices, opened = self._unlabeled_sources, self._unlabeled_indices, self.splits.open_image
+        n = min(n, len(indices))
+        images = (opened(sources[indices[i * len(indices) // n]]) for i in range(n))
+        return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
+
+    @cached_property
+    def _sample(self) -> tuple[list[Record], list[Record]]:
+        """The k-shot samples of training and validation images, of all classes."""
+        return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
+
+    def _training_records(self) -> list[Record]:
+        """The k-shot sample of the classes that are tuned on; DataError if a class has too few images."""
+        self.splits.require_training_images()
+        # the sample comes before the base subset, so that base classes get the same images under either protocol
+        names = self.tuning_class_names
+        records = with_labels(self._sample[0], range(len(names)))
+        if self.shots is not None and not self.allow_fewer_shots:
+            note = ", others having been held out for the test," if self.splits.held_out else ""
+            require_shots(records, names, self.shots, note)
+        if not records:
+            raise DataError(f"{self.splits.origin} has no labelled training images: add some")
+        return records
+
+    def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
+        """The sample of validation images, or all test images, of all classes; DataError without such a split."""
+        records = self._sample[1] if split == "val" else self.splits.test
+        if not records:
+            remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
+            raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
+        return records
+
+    @cached_property
+    def _unlabeled_sources(self) -> tuple[str, ...]:
+        """All unlabelled images; DataError if there are none."""
+        self.splits.require_training_images()
+        sources = self.splits.unlabeled
+        if sources is None:
+            sources = tuple(record.source for record in self.splits.train)
+        if not sources:
+            raise DataError(f"{self.splits.origin} has no images to distil on: add some")
+        return sources
+
+    @cached_property
+    def _unlabeled_indices(self) -> Sequence[int]:
+        """Indices of the unlabelled images that are distilled on."""
+        count, share = len(self._unlabeled_sources), self.unlabeled_share
+        return share_of(count, share, self.seed) if share < 1 else range(count)
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -197,7 +242,7 @@ class DomainDataModule(LightningDataModule):
         self._reading.prepare(trains=trainer.state.fn == "fit" and (trainer.max_epochs != 0 or self.fill_teacher_cache))
 
     def _files_of(self, trainer: Trainer) -> tuple[Path, ...]:
-        """Files that remember which images can be used; a cache may be filled without a run's folder."""
+        # a cache may be filled without a run's folder
         own, *others = files_around(Path(trainer.default_root_dir))
         if self.teacher_cache is None:
             return (own, *others)
@@ -218,13 +263,11 @@ class DomainDataModule(LightningDataModule):
         if stage == "fit" and (self.trainer.max_epochs != 0 or self.fill_teacher_cache):
             self.splits.require_training_images()
             if _consumer_of(self.trainer).train_split == "labeled":
-                self._labeled.training()
+                self._training_records()
             elif not self.fill_teacher_cache:
                 self._open_cache()
-        if stage == "test":
-            self._labeled.evaluation("test")
-        if stage == "validate":
-            self._labeled.evaluation("val")
+        if stage in ("test", "validate"):
+            self._evaluation_records("test" if stage == "test" else "val")
 
     def cache_manifest(self, teacher: str, width: int, image_size: int, views: int | None = None) -> Manifest:
         """Describe the teacher cache that a run needs; views: None stands for the trainer's number of epochs."""
@@ -233,7 +276,7 @@ class DomainDataModule(LightningDataModule):
             teacher=teacher,
             width=width,
             dataset=self.dataset,
-            sources=self._unlabeled.sources,
+            sources=self._unlabeled_sources,
             image_size=image_size,
             augmentation=self.augmentation,
             view_seed=self.seed,
@@ -242,7 +285,10 @@ class DomainDataModule(LightningDataModule):
 
     def unlabeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return self._unlabeled.images(self.augmentation, image_size, self.seed, every=True)
+        return UnlabeledImages(self._unlabeled_sources, self._view(image_size, self.seed))
+
+    def _view(self, image_size: int, seed: int) -> RandomView:
+        return RandomView(self.splits.open_image, self.augmentation, image_size, seed)
 
     @property
     def view_source(self) -> tuple[int, int | None]:
@@ -284,26 +330,17 @@ class DomainDataModule(LightningDataModule):
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
-        """Training batches without a trainer.
+        """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
-        Args:
-            split: ``labeled`` or ``unlabeled``.
-            image_size: Edge S in pixels.
-            rank: This process.
-            world_size: Number of processes.
-
-        Returns:
-            A loader of (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices, or of ``CachedView`` with a
-            trainer and a teacher cache. The epoch is set on its ``sampler``.
+        With a trainer and a teacher cache, of ``CachedView``. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":
-            view = RandomView(self.splits.open_image, self.augmentation, image_size, self.seed)
-            dataset = LabeledImages(self._labeled.training(), view)
+            dataset = LabeledImages(self._training_records(), self._view(image_size, self.seed))
         else:
-            cache = self._open_cache()
-            seed = self.seed if cache is None else cache.manifest.view_seed
-            dataset = self._unlabeled.images(self.augmentation, image_size, seed)
+            cache, indices = self._open_cache(), self._unlabeled_indices
+            view = self._view(image_size, self.seed if cache is None else cache.manifest.view_seed)
+            dataset = UnlabeledImages([self._unlabeled_sources[i] for i in indices], view, indices)
             dataset = dataset if cache is None else CachedImages(dataset, cache)
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
@@ -319,7 +356,7 @@ class DomainDataModule(LightningDataModule):
     def _evaluation_loader(
         self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
     ) -> DataLoader[Any]:
-        records = self._labeled.evaluation(split)
+        records = self._evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
@@ -342,9 +379,3 @@ def _consumer_of(trainer: Trainer | None) -> DataConsumer:
         expected = f"a train_split of {' or '.join(get_args(TrainSplit))} and an image_size"
         raise ConfigError(f"{type(module).__name__} says too little for its data: give it {expected}")
     return cast(DataConsumer, module)
-
-
-def _require_at_least(minimum: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise ConfigError(f"{name} must be at least {minimum}, not {value}")
