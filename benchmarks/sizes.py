@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import open_clip
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from kdpl.clip import register_model
-from kdpl.clip.loading import IMAGENET_CLASS_NAMES
 
 CONTEXT = "a photo of a"
 
@@ -40,7 +40,7 @@ class Sizes:
 
     def names(self, classes: int) -> tuple[str, ...]:
         """Return the first class names of ImageNet."""
-        return IMAGENET_CLASS_NAMES[:classes]
+        return tuple(IMAGENET_CLASSNAMES[:classes])
 
 
 FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32)

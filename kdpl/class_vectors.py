@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
@@ -10,11 +10,10 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpl.clip import ClipIdentity, CosineHead, ImageTower, Preprocessing
-from kdpl.clip.identity import LogitScale
+from kdpl.clip import CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptMethod
-from kdpl.prompts.tuned import TunedPrompts
+from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -26,33 +25,25 @@ _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class VectorSettings:
+class VectorSettings(TeacherSettings):
     """The metadata of class vectors.
 
     Attributes:
         class_names: The C names, by label.
         num_base: Number of base classes, which come first; None where there is no such split.
-        clip: The teacher's CLIP.
-        logit_scale: The teacher's factor on cosine similarities, exponentiated.
-        context: The words that the text prompts were started from; None if from noise.
-        preprocessing: What the teacher expects of images.
         teacher: Fingerprint of the tuned teacher.
         class_texts: What the text tower read for each class; None where that was its name.
     """
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
-    clip: ClipIdentity
-    logit_scale: LogitScale
-    context: Text | None
-    preprocessing: Preprocessing
     teacher: Text
     class_texts: tuple[Text, ...] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
 class ClassVectors(VectorSettings):
-    """One vector per class, the tuned teacher's text features, and their metadata.
+    """One vector per class, the tuned teacher's text feature, and their metadata.
 
     Attributes:
         vectors: Float32 [C, D], L2-normalised.
@@ -77,32 +68,23 @@ class ClassVectors(VectorSettings):
         """Take the vectors [C, D] of names, or of texts in their place, that were encoded with a teacher's prompts."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
         return cls(
+            **{name: getattr(prompts, name) for name in TeacherSettings.__dataclass_fields__},
             vectors=vectors,
             class_names=names,
             num_base=num_base,
-            clip=prompts.clip,
-            logit_scale=prompts.logit_scale,
-            context=prompts.context,
-            preprocessing=prompts.preprocessing,
             teacher=prompts.teacher,
             class_texts=texts if texts != names else None,
         )
 
     def fields(self) -> dict[str, Any]:
         """The metadata as JSON values."""
-        fields: dict[str, Any] = TypeAdapter(VectorSettings).dump_python(self, mode="json")
-        return fields
+        return cast(dict[str, Any], TypeAdapter(VectorSettings).dump_python(self, mode="json"))
 
     @classmethod
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Put vectors [C, D] and the result of ``fields`` together again.
-
-        Raises:
-            ArtifactError: A field is missing or invalid, or the vectors do not fit the names; the message begins with
-                ``source`` and ends with ``remedy``.
-        """
+        """Put vectors [C, D] and the result of ``fields`` together again; an ArtifactError if they do not fit."""
         read = cls(vectors=vectors, **vars(parse_metadata(VectorSettings, fields, source, remedy)))
         count = len(read.class_names)
         if vectors.dtype != torch.float32 or vectors.ndim != 2 or {count, len(read.texts)} != {len(vectors)}:
@@ -136,14 +118,13 @@ class ClassVectors(VectorSettings):
 
     def require_names(self, class_names: Sequence[str], source: str) -> None:
         """Raise an ArtifactError if the vectors are not for these classes in this order; ``source`` is named in it."""
-        names = tuple(class_names)
-        if names == self.class_names:
+        own, names = self.class_names, tuple(class_names)
+        if names == own:
             return
-        if len(names) != len(self.class_names):
-            difference = f"it has {len(self.class_names)} classes, the data has {len(names)}"
-        else:
-            label = next(i for i, (a, b) in enumerate(zip(self.class_names, names, strict=True)) if a != b)
-            difference = f"class {label} is {self.class_names[label]!r} there and {names[label]!r} in the data"
+        difference = f"it has {len(own)} classes, the data has {len(names)}"
+        if len(names) == len(own):
+            label = next(i for i, name in enumerate(own) if name != names[i])
+            difference = f"class {label} is {own[label]!r} there and {names[label]!r} in the data"
         raise ArtifactError(
             f"the class vectors of {source} are for other class names ({difference}): "
             "freeze class vectors for this data by running stage 1 on it"
@@ -166,28 +147,14 @@ class NameEncoder:
     def encode(
         self, names: Sequence[str], num_base: int | None = None, texts: Sequence[str] | None = None
     ) -> ClassVectors:
-        """Encode names into class vectors.
-
-        Args:
-            names: The names, in the order of their labels.
-            num_base: Number of base classes, which come first; None where there is no such split.
-            texts: What the text tower reads for each; None: the names.
-
-        Raises:
-            ConfigError: A name is too long for the text tower.
-        """
+        """Encode names, by label, or the texts that stand for them; a ConfigError for one too long for the tower."""
         read = names if texts is None else texts
         vectors = self._method.encode_names(read, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 
 
 class FrozenTeacher(nn.Module):
-    """Images to features, and features to logits, as the tuned teacher computes them.
-
-    Args:
-        folder: The run folder of stage 1, which ``load`` reads the image tower's prompts from.
-        vectors: Its class vectors.
-    """
+    """Images to features and features to logits, as the tuned teacher of a run's folder computes them."""
 
     def __init__(self, folder: Path, vectors: ClassVectors) -> None:
         super().__init__()
@@ -220,10 +187,7 @@ class FrozenTeacher(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        Images of another size than the teacher's, as a student may take, are resized.
-
-        Raises:
-            ConfigError: The tower was not loaded.
+        Images of another size than the teacher's, as a student may take, are resized. A ConfigError before ``load``.
         """
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
@@ -235,5 +199,4 @@ class FrozenTeacher(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with the teacher's own scale."""
-        logits: Tensor = self.head(features, self.vectors.logit_scale)
-        return logits
+        return cast(Tensor, self.head(features, self.vectors.logit_scale))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import pydantic.dataclasses
 import torch
@@ -35,8 +35,6 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
-
-    from kdpl.runtime.hub import HubFolder
 
 _CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
 FILES = (_CONFIG, _WEIGHTS)
@@ -97,8 +95,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
-        logits: Tensor = self.head(self.encoder(images), self.logit_scale)
-        return logits
+        return cast(Tensor, self.head(self.encoder(images), self.logit_scale))
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with further, novel classes behind its own; the encoder is shared.
@@ -192,23 +189,18 @@ class Classifier(nn.Module):
             top = self(images.to(device, non_blocking=True)).softmax(dim=1).topk(top_k, dim=1)
             return top.values, top.indices
 
-        for item, guesses in classify_ahead(items, prepare, network, batch_size, workers or cores()):
-            if isinstance(guesses, DataError):
-                yield item, guesses
+        for item, top in classify_ahead(items, prepare, network, batch_size, workers or cores()):
+            if isinstance(top, DataError):
+                yield item, top
             else:
-                pairs = zip(guesses.labels, guesses.probabilities, strict=True)
-                yield item, [Prediction(self.class_names[label], p) for label, p in pairs]
+                yield item, [Prediction(self.class_names[i], p) for i, p in zip(*top, strict=True)]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(to_rgb(image), self.preprocessing.image_size))
 
     def save(self, folder: str | Path) -> None:
-        """Write the classifier as a folder of safetensors and JSON, atomically; another classifier there is replaced.
-
-        Raises:
-            ArtifactError: The folder holds something else.
-        """
+        """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
         others = there - {*FILES, *HUB_FILES}
         if others:
@@ -216,13 +208,13 @@ class Classifier(nn.Module):
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
                 "new folder, or an empty one"
             )
-        prompts = self.encoder.prompts
+        depth, length = self.encoder.prompts.tokens.shape[:2] if self.encoder.prompts is not None else (0, 0)
         settings = _Settings(
             clip=self.clip,
             image_config=image_config(self.clip.model),
             preprocessing=self.preprocessing,
-            prompt_length=prompts.tokens.shape[1] if prompts is not None else 0,
-            prompt_depth=prompts.tokens.shape[0] if prompts is not None else 0,
+            prompt_length=length,
+            prompt_depth=depth,
             projector=self.encoder.projector is not None,
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
@@ -238,16 +230,12 @@ class Classifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
         """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
-        from kdpl.runtime.hub import save_pretrained
+        from kdpl.runtime.hub import HubFolder
 
-        save_pretrained(Path(folder), self._on_hub(run))
+        HubFolder(self.save, self.model_card(run)).save_pretrained(Path(folder))
 
     def model_card(self, run: str | Path | None = None) -> "ModelCard":
-        """Return the model card; with the folder of the student's run also data, protocol and accuracies.
-
-        Raises:
-            ArtifactError: ``run`` is not a student's run, or its accuracies are damaged.
-        """
+        """Return the model card; with the folder of the student's run also data, protocol and accuracies."""
         # the hub's client takes a second to import
         from kdpl.runtime.hub import model_card
 
@@ -262,11 +250,6 @@ class Classifier(nn.Module):
             image_size=self.preprocessing.image_size,
             **named,
         )
-
-    def _on_hub(self, run: str | Path | None) -> "HubFolder":
-        from kdpl.runtime.hub import HubFolder
-
-        return HubFolder(self.save, self.model_card(run))
 
     def push_to_hub(
         self, repo_id: str, run: str | Path | None = None, private: bool | None = None, token: str | None = None
@@ -285,9 +268,9 @@ class Classifier(nn.Module):
         Raises:
             ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
         """
-        from kdpl.runtime.hub import push_to_hub
+        from kdpl.runtime.hub import HubFolder, push_to_hub
 
-        return push_to_hub(repo_id, self._on_hub(run), private=private, token=token)
+        return push_to_hub(repo_id, HubFolder(self.save, self.model_card(run)), private=private, token=token)
 
     @classmethod
     def from_pretrained(
@@ -312,11 +295,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
-        """Read a classifier's folder; needs no teacher, no Lightning and no network.
-
-        Raises:
-            ArtifactError: The folder is missing, damaged or of an unknown version.
-        """
+        """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
         folder = Path(folder)
         source = f"the classifier {folder}"
         if not folder.is_dir():
@@ -350,8 +329,8 @@ def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:
         return open_image(str(image))
     if not isinstance(image, Image.Image):
         raise ConfigError(
-            f"predict was given a {type(image).__name__}, expected paths, PIL images or tensors: make images of arrays "
-            "with PIL.Image.fromarray"
+            f"predict was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it with "
+            "PIL.Image.fromarray"
         )
     try:
         image.load()

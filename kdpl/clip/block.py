@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 def run_block(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
     """Run a block on tokens [B, L, W] without a mask."""
-    q, k, v = project_in(block, block.ln_1(tokens))
-    return project_out(block, tokens, F.scaled_dot_product_attention(q, k, v))
+    q, k, v = split_heads(block, in_projection(block, block.ln_1(tokens)))
+    return finish(block, tokens, merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
@@ -23,17 +23,7 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     q = _heads(F.linear(normed[:, :1], weight[:width], bias[:width]), attention.num_heads)
     k, v = (_heads(t, attention.num_heads) for t in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1))
-    return project_out(block, tokens[:, :1], F.scaled_dot_product_attention(q, k, v))
-
-
-def project_in(block: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
-    """Project normalised tokens [B, L, W] to queries, keys and values [B, heads, L, W / heads]."""
-    return split_heads(block, in_projection(block, normed))
-
-
-def project_out(block: Any, x: Tensor, attended: Tensor) -> Tensor:  # noqa: ANN401
-    """Compute the output [B, L, W] from the block's input and the attention output [B, heads, L, W / heads]."""
-    return finish(block, x, merge_heads(attended))
+    return finish(block, tokens[:, :1], merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
 def in_projection(block: Any, normed: Tensor) -> Tensor:  # noqa: ANN401
@@ -60,6 +50,5 @@ def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def _heads(projected: Tensor, num_heads: int) -> Tensor:
-    """Split [B, L, W] into [B, heads, L, W / heads]."""
     batch, length, width = projected.shape
     return projected.view(batch, length, num_heads, width // num_heads).transpose(1, 2)

@@ -1,8 +1,4 @@
-"""The kinds of towers that kdpl works with: how each is recognised, and which module wraps it.
-
-A new kind is one file with its tower and one entry here. Which model configs it fits is asked before any weight is
-read.
-"""
+"""The kinds of towers that kdpl works with; a new one is one file with its tower and one entry here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +12,8 @@ from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower, PromptableImageTower
 from kdpl.clip.text import TextTower
 from kdpl.errors import WeightsError
+
+_USE = "use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
 
 ModelConfig = Mapping[str, Any]
 """A model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``."""
@@ -89,7 +87,7 @@ IMAGE_FAMILIES = {
 
 TEXT_FAMILIES = {
     "CLIP": TextFamily(
-        _not_clips_text, TextTower, lambda model: open_clip.SimpleTokenizer(context_length=model.context_length)
+        _not_clips_text, TextTower, lambda clip: open_clip.SimpleTokenizer(context_length=clip.context_length)
     )
 }
 """Kinds of text towers by name; the first one that fits is taken."""
@@ -102,11 +100,7 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
 
 
 def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:  # noqa: ANN401
-    """Find the family of a model's text tower, by its config and, once it is built, by its modules.
-
-    Raises:
-        WeightsError: It is of none.
-    """
+    """Find the family of a model's text tower, by its config and, if it is built, its modules, or a WeightsError."""
     # from the last to the first, so that the first one that fits is kept
     misfits = {family.misfit(config, model): family for family in reversed(TEXT_FAMILIES.values())}
     if None not in misfits:
@@ -122,8 +116,6 @@ def require_image_tower(name: str, config: ModelConfig) -> None:
         raise WeightsError(f"{name} cannot be used, because {why}: {_USE}")
 
 
-_USE = "use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
-
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it
 
 MOST_LAYERS = 256
@@ -135,9 +127,7 @@ _LARGEST = 1_000_000  # of any size; the memory for tensors of it is checked by 
 def require_modest(config: ModelConfig, image_size: int) -> None:
     """Raise a ValueError for settings of an artifact that would build endlessly, or that timm would fetch or look up.
 
-    Args:
-        config: The image part of a model config, as a classifier holds it.
-        image_size: Edge in pixels of the images that it is said to take.
+    ``config`` is the image part of a model config, said to be for square images of ``image_size`` pixels.
     """
     vision = config.get("vision_cfg")
     if not isinstance(vision, dict) or config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from kdpl.runtime.artifacts import STRICT, Text
 
-_LARGEST_IMAGE = 8192  # pixels at each edge; the largest CLIP takes a tenth of it
-
 LogitScale = Annotated[float, Field(gt=0, le=10_000)]
 """A factor on cosine similarities; CLIPs are trained with up to 100."""
 
@@ -24,8 +22,8 @@ class ClipConfig:
     Attributes:
         model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``.
         pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin), or ``random``.
-        quick_gelu: Needed for a weights file that does not itself say with which activation it was
-            trained: true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
+        quick_gelu: The activation that a weights file was trained with, needed where the file does not say it: true for
+            QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
     """
 
     model: str
@@ -50,9 +48,6 @@ class ClipIdentity:
     fingerprint: Text
 
 
-_Positive = Annotated[float, Field(gt=0)]
-
-
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
     """The images that a CLIP expects.
@@ -63,6 +58,6 @@ class Preprocessing:
         std: Per-channel standard deviation of images in [0, 1].
     """
 
-    image_size: Annotated[int, Field(ge=1, le=_LARGEST_IMAGE)]
+    image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
     mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
-    std: Annotated[tuple[_Positive, ...], Field(min_length=3, max_length=3)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]

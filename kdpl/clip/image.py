@@ -14,12 +14,9 @@ from kdpl.errors import ConfigError
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture.
+    """An image tower of any architecture: open_clip's module, which normalises images on the device.
 
-    Args:
-        visual: Module of open_clip: a transformer, a ResNet or a timm model.
-        preprocessing: Mean and standard deviation, with which images are normalised on the device.
-        embed_dim: Width of the joint embedding.
+    ``embed_dim`` is the width of the joint embedding.
     """
 
     mean: Tensor
@@ -55,10 +52,9 @@ class PromptableImageTower(ImageTower):
     _compiles = False
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
-        blocks: nn.ModuleList = self.visual.transformer.resblocks
-        return blocks
+        return list(self.visual.transformer.resblocks)
 
     @property
     def width(self) -> int:
@@ -66,13 +62,9 @@ class PromptableImageTower(ImageTower):
         return int(self.visual.conv1.out_channels)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images as tokens with positional embeddings, before ``ln_pre``.
+        """Embed images [B, 3, S, S], uint8 or float in [0, 1], as class token and patch tokens [B, 1 + patches, W].
 
-        Args:
-            images: [B, 3, S, S], uint8 in 0..255 or float in [0, 1].
-
-        Returns:
-            Class token and patch tokens, [B, 1 + patches, W].
+        They have positional embeddings, and have not been through ``ln_pre``.
         """
         visual = self.visual
         patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
@@ -85,11 +77,7 @@ class PromptableImageTower(ImageTower):
         self._compiles = True
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
-        """Run a block on tokens [B, L, W].
-
-        Returns:
-            Tokens [B, L, W]; from the last block only the class token, [B, 1, W], because nothing else is used.
-        """
+        """Run a block on tokens [B, L, W]; the last one returns only the class token, [B, 1, W]."""
         block = self.blocks[layer]
         if layer == len(self.blocks) - 1:
             return run_first_token(block, tokens)

@@ -1,7 +1,6 @@
 """Finding a CLIP, loading its weights, and taking it apart into frozen towers.
 
-Models come from open_clip's own list, or from the registry here, which other packages extend
-through the entry point group ``kdpl.models``. Weights come from a pretrained tag or from a file.
+Models come from open_clip's list, or from the registry, which packages extend by the entry point group ``kdpl.models``.
 """
 
 import difflib
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, image_tower, require_image_tower, text_family
@@ -27,9 +26,6 @@ from kdpl.errors import WeightsError
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
-
-IMAGENET_CLASS_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
-"""The names that OpenAI gave ImageNet's 1,000 classes, by label; two names stand twice."""
 
 # the smallest text tower that open_clip builds, where the image tower alone is wanted
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
@@ -99,20 +95,13 @@ def load_clip(config: ClipConfig) -> Clip:
     model = _build(model_config)
     image = _image_half(model, config, model_config, ("",))
     family = text_family(config.model, model_config, model)
-    text_tower = family.tower(model)
-    text_fingerprint = fingerprint(text_tower.state_dict().items())
-    return Clip(
-        **vars(image), text_tower=text_tower, tokenize=family.tokenizer(model), text_fingerprint=text_fingerprint
-    )
+    tower = family.tower(model)
+    digest = fingerprint(tower.state_dict().items())
+    return Clip(**vars(image), text_tower=tower, tokenize=family.tokenizer(model), text_fingerprint=digest)
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load the image half of a CLIP, as ``load_clip`` does; its text tower may be of any kind.
-
-    Raises:
-        WeightsError: The model or its weights cannot be loaded, or the weights were trained with another activation
-            than the model has.
-    """
+    """Load the image half of a CLIP, as ``load_clip`` does and with its errors; the text tower may be of any kind."""
     model_config = _config_of(config.model)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
     return _image_half(model, config, model_config, ("visual.", "logit_scale"))
@@ -155,12 +144,8 @@ def _build(model_config: ModelConfig) -> Any:  # noqa: ANN401
     vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return open_clip.CLIP(
-            embed_dim=model_config["embed_dim"],
-            vision_cfg=vision,
-            text_cfg=model_config["text_cfg"],
-            quick_gelu=bool(model_config.get("quick_gelu", False)),
-        )
+        own = {name: model_config[name] for name in ("embed_dim", "text_cfg", "quick_gelu") if name in model_config}
+        return open_clip.CLIP(**own, vision_cfg=vision)
 
 
 def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:  # noqa: ANN401
@@ -169,19 +154,18 @@ def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts
     registered = _REGISTRY.get(config.model)
     if config.pretrained == RANDOM:
         warnings.warn(f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3)
-        weights = Weights({}, RANDOM)
+        weights = Weights(model.state_dict(), RANDOM)
+    elif registered and config.pretrained in registered.weights:
+        weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
     else:
-        if registered and config.pretrained in registered.weights:
-            weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
-        else:
-            weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
-        load_weights(model, weights, config.model, parts)
+        weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
+    load_weights(model, weights, config.model, parts)
     size = int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
     preprocessing = Preprocessing(size, tuple(weights.mean), tuple(weights.std))
-    visual_fingerprint = fingerprint(model.visual.state_dict().items())
+    digest = fingerprint(model.visual.state_dict().items())
     return ImageClip(
         image_tower=image_tower(model.visual, model_config, preprocessing),
         logit_scale=math.exp(model.logit_scale.item()),
-        identity=ClipIdentity(config.model, config.pretrained, quick_gelu, visual_fingerprint),
+        identity=ClipIdentity(config.model, config.pretrained, quick_gelu, digest),
         preprocessing=preprocessing,
     )

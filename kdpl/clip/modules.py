@@ -9,10 +9,9 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Float32Module(nn.Module):
-    """A module that moves between devices but refuses to leave float32.
+    """A module that moves between devices but refuses to leave float32, as under Lightning's ``bf16-true``.
 
-    ``module.to(torch.bfloat16)``, which is what Lightning's ``bf16-true`` does to a whole LightningModule,
-    leaves these parameters and buffers as they are: plain SGD on half-precision prompts collapses seeds.
+    Plain SGD on half-precision prompts collapses seeds.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: ANN401
@@ -29,8 +28,7 @@ class Float32Module(nn.Module):
 class Frozen(nn.Module, Generic[ModuleT]):
     """Carries a module along, frozen and in evaluation mode, without making it part of the owner's state.
 
-    The module moves with its owner between devices and dtypes, but its weights are not in the owner's ``state_dict()``
-    or ``parameters()``: checkpoints, optimisers and DistributedDataParallel do not see them.
+    The module moves with its owner, but checkpoints, optimisers and DistributedDataParallel do not see its weights.
     """
 
     module: ModuleT

@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.block import finish, in_projection, merge_heads, project_in, project_out, split_heads
+from kdpl.clip.block import finish, in_projection, merge_heads, split_heads
 from kdpl.clip.modules import FrozenTower
 
 # class names whose activations are kept at a time; beyond them, activations are recomputed in the backward pass
@@ -42,43 +42,30 @@ class ArrangedTexts:
     def of(cls, ids: Tensor) -> "ArrangedTexts":
         """Arrange token ids [N, context_length]; the end-of-text id is the highest of the vocabulary."""
         ends = ids.argmax(dim=-1)
-        differs = (ids != ids[:1]).any(dim=0).nonzero()
-        shared = int(ends.min())
-        if len(differs):
-            shared = min(shared, int(differs[0]))
+        differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
+        shared = min([int(ends.min()), *differs[:1].tolist()])
         lengths = sorted(set(ends.tolist()))
         places = tuple((ends == end).nonzero()[:, 0] for end in lengths)
         rests = tuple(ids[rows, shared : end + 1] for rows, end in zip(places, lengths, strict=True))
         return cls(ids[0, :shared], places, rests)
 
-    def to(self, device: torch.device) -> "ArrangedTexts":
-        """Move to a device."""
-        places, rests = (tuple(t.to(device) for t in tensors) for tensors in (self.places, self.rests))
-        return ArrangedTexts(self.prefix.to(device), places, rests)
-
 
 class TextTower(FrozenTower):
-    """A CLIP text transformer with a causal mask that pools at the end-of-text token.
+    """A CLIP text transformer, of an ``open_clip.CLIP``, with a causal mask that pools at the end-of-text token."""
 
-    Args:
-        clip: The ``open_clip.CLIP`` with the text tower.
-    """
-
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:  # noqa: ANN401
         super().__init__()
-        parts: Any = clip
-        self.transformer = parts.transformer
-        self.token_embedding = parts.token_embedding
-        self.positional_embedding = parts.positional_embedding
-        self.ln_final = parts.ln_final
-        self.text_projection = parts.text_projection
+        self.transformer = clip.transformer
+        self.token_embedding = clip.token_embedding
+        self.positional_embedding = clip.positional_embedding
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
         self.requires_grad_(False).train()
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
-        blocks: nn.ModuleList = self.transformer.resblocks
-        return blocks
+        return list(self.transformer.resblocks)
 
     @property
     def width(self) -> int:
@@ -103,8 +90,7 @@ class TextTower(FrozenTower):
             texts: The N texts, which begin with the start token and the words that ``context`` replaces.
             context: Prompts of layer 0, [n, W], at positions 1..n.
             deep: Prompts of the next layers, [J - 1, n, W], at the same positions.
-            classes_at_once: Texts whose activations are kept at a time for the backward pass; does not change the
-                result.
+            classes_at_once: Texts whose activations are kept at a time for the backward pass; the result is the same.
 
         Returns:
             Features [N, embed_dim], not normalised.
@@ -121,9 +107,6 @@ class TextTower(FrozenTower):
         order = torch.cat(texts.places)
         return torch.zeros_like(features).index_copy(0, order, features)
 
-    def _blocks(self) -> list[Any]:
-        return list(self.blocks)
-
     def _embed(self, ids: Tensor, start: int) -> Tensor:
         tokens: Tensor = self.token_embedding(ids)
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
@@ -132,15 +115,14 @@ class TextTower(FrozenTower):
     def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
         layers: list[_KeysValues] = []
-        last = len(self.blocks) - 1
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
                 prompts = deep[layer - 1].to(x.dtype)[None]
                 x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
-            q, k, v = project_in(block, block.ln_1(x))
+            q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
-            if layer < last:  # the last layer's output is not used
-                x = project_out(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            if layer < len(self.blocks) - 1:  # the last layer's output is not used
+                x = finish(block, x, merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
         return layers
 
     def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
@@ -152,29 +134,24 @@ class TextTower(FrozenTower):
         masks = [_mask(group.shape[1], before, group.device) for group in groups]
         x = torch.cat([self._embed(group, before).flatten(0, 1) for group in groups])
         last = len(self.blocks) - 1
-        for layer, (block, keys_values) in enumerate(zip(self._blocks(), shared, strict=True)):
-            attended = []
-            for group, mask, part in zip(
-                groups, masks, torch.split(in_projection(block, block.ln_1(x)), sizes), strict=True
-            ):
+        for layer, (block, keys_values) in enumerate(zip(self.blocks, shared, strict=True)):
+            attended, projected = [], torch.split(in_projection(block, block.ln_1(x)), sizes)
+            for group, mask, part in zip(groups, masks, projected, strict=True):
                 q, *own = split_heads(block, part.view(*group.shape, -1))
                 k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], 2) for s, t in zip(keys_values, own, strict=True))
                 if layer == last:  # only the end of text is used
                     q, mask = q[:, :, -1:], mask[-1:]
                 attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(0, 1))
             if layer == last:
-                ends = [
-                    part.view(*group.shape, -1)[:, -1]
-                    for group, part in zip(groups, torch.split(x, sizes), strict=True)
-                ]
-                x = torch.cat(ends)
+                parts = zip(groups, torch.split(x, sizes), strict=True)
+                x = torch.cat([part.view(*group.shape, -1)[:, -1] for group, part in parts])
             x = finish(block, x, torch.cat(attended))
         features: Tensor = self.ln_final(x) @ self.text_projection
         return features
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:
-    """Build the mask of a text's own tokens: all shared ones, and own ones up to itself; bool [L, P + L]."""
+    """What a text's own tokens attend to: all shared ones, and own ones up to themselves; bool [L, P + L]."""
     own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return torch.cat([own.new_ones(length, before), own], dim=1)
 

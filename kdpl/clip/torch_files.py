@@ -1,7 +1,6 @@
 """Torch files that hold more than tensors, read without running anything that they name.
 
-``torch.load(weights_only=True)`` builds tensors, numbers and plain containers. The classes and functions that a file
-names beside those are replaced by a stand-in that does nothing: no code of theirs runs, and none is imported.
+``torch.load(weights_only=True)`` builds plain values; other classes and functions become a stand-in that does nothing.
 """
 
 import hashlib
@@ -35,11 +34,7 @@ class _StandIn:
 
 
 def _empty_dict(*_: object) -> dict[Any, Any]:
-    return {}
-
-
-# torch sets items on exact dicts alone
-_STAND_INS = {"collections.defaultdict": _empty_dict}
+    return {}  # torch sets items on exact dicts alone
 
 
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
@@ -57,7 +52,7 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401
         raise ArtifactError(f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file")
     try:
         names = get_unsafe_globals_in_checkpoint(str(path))
-        with safe_globals([(_STAND_INS.get(name, _StandIn), name) for name in names]):
+        with safe_globals([(_empty_dict if n == "collections.defaultdict" else _StandIn, n) for n in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever zipfile, pickle and torch raise on damaged bytes
         # not torch's own words, which advise to load the file without this protection

@@ -32,12 +32,9 @@ class Weights(NamedTuple):
 
 
 def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str] | None) -> Weights:
-    """Read the weights that a config names.
+    """Read the weights that a config names, for a model with or without QuickGELU.
 
-    Args:
-        config: Which model and which weights.
-        quick_gelu: If the model has QuickGELU.
-        registered_tags: The tags of a model of the registry, for the message; None for one of open_clip.
+    A message about an unknown tag lists ``registered_tags``, or open_clip's own if that is None.
 
     Raises:
         WeightsError: The weights cannot be loaded, or were trained with another activation than the model has.
@@ -49,7 +46,14 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
         return Weights(_read_tensors(_checked_file(config, quick_gelu, tags)), config.pretrained)
     _require_activation(config, bool(tag.get("quick_gelu", False)), quick_gelu)
     _require_resize(config, tag)
-    path = _download(config, tag)
+    try:
+        with hub_or_cache() if tag.get("hf_hub") else nullcontext():
+            path = Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # whatever the hub client, a proxy or the disk raises
+        raise WeightsError(
+            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "
+            "there is a network and give the file's path as pretrained"
+        ) from error
     means = {key: tuple(tag[key]) for key in ("mean", "std") if key in tag}
     return Weights(_read_tensors(path), str(path), **means)
 
@@ -83,12 +87,10 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
 def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bool) -> None:
     if weights_quick == model_quick:
         return
-    plain = config.model.removesuffix("-quickgelu")
-    right = f"{plain}-quickgelu" if weights_quick else plain
     names = ("GELU", "QuickGELU")
     raise WeightsError(
         f"the weights {config.pretrained!r} were trained with {names[weights_quick]} but {config.model} has "
-        f"{names[model_quick]}: use model {right}"
+        f"{names[model_quick]}: use model {config.model.removesuffix('-quickgelu')}{'-quickgelu' * weights_quick}"
     )
 
 
@@ -107,19 +109,7 @@ def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
         )
 
 
-def _download(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
-    try:
-        with hub_or_cache() if tag.get("hf_hub") else nullcontext():
-            return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # whatever the hub client, a proxy or the disk raises
-        raise WeightsError(
-            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "
-            "there is a network and give the file's path as pretrained"
-        ) from error
-
-
 def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Path:
-    """The weights file that the config names, of a known kind and with the model's activation."""
     path = Path(config.pretrained)
     if not path.is_file():
         if path.suffix in _SUFFIXES:

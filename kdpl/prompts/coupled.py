@@ -1,6 +1,6 @@
 """Visual prompts that follow from the text prompts (MaPLe, arXiv 2210.03117, section 3.2.3)."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +61,6 @@ class CoupledPrompts(IndependentPrompts):
         return tensors if self.tokens is None else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
 
     @classmethod
-    def restore(
-        cls,
-        vision: PromptConfig,
-        text: PromptConfig,
-        context: str | None,
-        clip: ImageClip,
-        tensors: Mapping[str, Tensor],
-    ) -> PromptMethod:
+    def restore(cls, *saved: Any) -> PromptMethod:  # noqa: ANN401
         """Build the independent prompts that encode the same."""
-        return IndependentPrompts.restore(vision, text, context, clip, tensors)
+        return IndependentPrompts.restore(*saved)

@@ -42,8 +42,7 @@ class PromptMethod(Float32Module):
         vision: Size of the visual prompts.
         text: Size of the text prompts.
         context: Words before the class name; None for prompts that start from noise.
-        clip: The CLIP. In stage 1 it is a ``Clip``; stage 2 has its image half alone and encodes no names, so that
-            what belongs to the text tower is left out there.
+        clip: A ``Clip`` in stage 1; in stage 2 its image half alone, for which the text prompts are left out.
     """
 
     def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
@@ -87,12 +86,7 @@ class PromptMethod(Float32Module):
 
     @classmethod
     def restore(
-        cls,
-        vision: PromptConfig,
-        text: PromptConfig,
-        context: str | None,
-        clip: ImageClip,
-        tensors: Mapping[str, Tensor],
+        cls, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip, saved: Mapping[str, Tensor]
     ) -> "PromptMethod":
         """Build the method from what ``saved`` returned; with the image half of a CLIP, for images alone.
 
@@ -103,11 +97,11 @@ class PromptMethod(Float32Module):
         method = cls(vision, text, context, clip)
         own = method.state_dict()
         for name, tensor in own.items():
-            found = tensors.get(name)
+            found = saved.get(name)
             if found is None or found.shape != tensor.shape:
                 shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
                 raise ValueError(f"'{name}' is {shape}, expected shape {tuple(tensor.shape)}")
-        method.load_state_dict({name: tensors[name] for name in own})
+        method.load_state_dict({name: saved[name] for name in own})
         return method
 
 

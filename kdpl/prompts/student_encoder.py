@@ -74,12 +74,9 @@ class StudentEncoder(nn.Module):
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncoderSettings:
-    """Settings that an encoder is built from, as a classifier's folder holds them.
+    """Settings that an encoder is built from, as a classifier's folder holds them."""
 
-    ``image_config`` is the image part of the CLIP's model config in open_clip's form.
-    """
-
-    image_config: dict[str, Any]
+    image_config: dict[str, Any]  # the image part of a model config in open_clip's form
     preprocessing: Preprocessing
     prompt_length: Annotated[int, Field(ge=0, le=1000)]
     prompt_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)]
@@ -87,8 +84,7 @@ class EncoderSettings:
 
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
-    """The encoder's tensors under the names that they have in a classifier's file."""
-    # the tower is apart from the rest of the encoder, whether that carries it or owns it
+    """The encoder's tensors under the names that they have in a classifier's file, whether it owns its tower or not."""
     tensors = {f"tower.{k}": v for k, v in encoder.tower.module.visual.state_dict().items()}
     return tensors | {f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("tower.")}
 
@@ -99,8 +95,7 @@ def read_encoder(
     """Build an encoder from its settings and ``encoder_tensors``, for class vectors of a width.
 
     Raises:
-        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder; the message begins
-            with ``source`` and ends with ``remedy``.
+        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder.
     """
 
     def build() -> StudentEncoder:
@@ -114,8 +109,8 @@ def read_encoder(
         with torch.device("meta"):
             _require_tensors(encoder_tensors(build()), tensors)
         encoder = build()
-        encoder.tower.module.visual.load_state_dict(_part(tensors, "tower."))
-        encoder.load_state_dict(_part(tensors, "encoder."))
+        for module, prefix in ((encoder.tower.module.visual, "tower."), (encoder, "encoder.")):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     except Exception as error:  # whatever invalid settings make torch, open_clip or kdpl raise
         raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
     return encoder
@@ -130,7 +125,3 @@ def _require_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None
             raise ValueError(f"tensor '{name}' is of shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
         if not found.isfinite().all():
             raise ValueError(f"tensor '{name}' has numbers that are not finite")
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -35,7 +35,7 @@ def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower)
                 f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, "
                 "so that its end may be lost: shorten the class name"
             )
-    return ArrangedTexts.of(ids).to(tower.positional_embedding.device)
+    return ArrangedTexts.of(ids.to(tower.positional_embedding.device))
 
 
 class TextPrompts(Float32Module):
@@ -50,8 +50,6 @@ class TextPrompts(Float32Module):
         depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
         context: Words whose token embeddings start the context, at least ``length`` tokens: the first ``length`` are
             learnt, the others stay words. None draws N(0, 0.02²).
-        tower: The tower that they are for.
-        tokenize: Its tokenizer.
 
     Attributes:
         context: Layer 0's prompts, float32 [n, W].
@@ -89,10 +87,7 @@ class TextPrompts(Float32Module):
     def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
         """Encode C arranged ``prompt_texts`` with the prompts in place of their context.
 
-        Args:
-            tower: The frozen text tower.
-            texts: The texts.
-            classes_at_once: Classes whose activations are kept at a time where there is a gradient.
+        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
 
         Returns:
             Text features [C, embed_dim], not normalised.
@@ -106,13 +101,7 @@ def ensemble_features(
 ) -> Tensor:
     """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3).
 
-    The mean is taken before normalising, as the published code does.
-
-    Args:
-        tower: The frozen text tower.
-        tokenize: Its tokenizer.
-        class_names: The C names; underscores become spaces.
-        templates: Functions from a name to a text.
+    The mean is taken before normalising, as the published code does. Underscores of the C names become spaces.
 
     Returns:
         Normalised features, float32 [C, embed_dim].

@@ -31,37 +31,42 @@ PromptSize = Annotated[PromptConfig, AfterValidator(_modest)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class PromptSettings:
-    """A teacher's prompts, but for their tensors.
+class TeacherSettings:
+    """What prompts and class vectors say of their teacher.
+
+    Attributes:
+        clip: The CLIP that it was tuned on.
+        logit_scale: Its factor on cosine similarities, exponentiated.
+        context: The words before a class name that the text prompts were started from; None if from noise.
+        preprocessing: The images that it expects.
+    """
+
+    clip: ClipIdentity
+    logit_scale: LogitScale
+    context: Text | None
+    preprocessing: Preprocessing
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class PromptSettings(TeacherSettings):
+    """The metadata of tuned prompts.
 
     Attributes:
         method: Name or class path of the prompt method.
         vision: Size of the visual prompts.
         text: Size of the text prompts.
-        context: The words before a class name that the text prompts were started from; None if from noise.
-        clip: The CLIP that they were tuned on.
-        text_fingerprint: Digest of that CLIP's text tower.
-        logit_scale: The teacher's factor on cosine similarities, exponentiated.
-        preprocessing: What the teacher expects of images.
+        text_fingerprint: Digest of the CLIP's text tower.
     """
 
     method: Text
     vision: PromptSize
     text: PromptSize
-    context: Text | None
-    clip: ClipIdentity
     text_fingerprint: Text
-    logit_scale: LogitScale
-    preprocessing: Preprocessing
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
 class TunedPrompts(PromptSettings):
-    """A teacher's prompts, and the fingerprint that ties class vectors to them and to their CLIP.
-
-    Attributes:
-        tensors: What the prompt method saved, float32, by name.
-    """
+    """A teacher's prompts, what their method saved as float32 ``tensors``, and their metadata."""
 
     tensors: dict[str, Tensor]
 

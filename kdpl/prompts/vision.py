@@ -20,7 +20,6 @@ class VisionPrompts(Float32Module):
     Args:
         length: Prompt tokens per layer, n.
         depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
-        tower: The tower that they are for.
 
     Attributes:
         tokens: The prompts, float32 [J, n, W], drawn from N(0, 0.02²).
@@ -68,15 +67,9 @@ def require_size(length: int, depth: int, tower: PromptableImageTower) -> None:
 
 
 def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tensor) -> Tensor:
-    """Encode images with prompts in a tower's first layers, which enter as those of ``VisionPrompts`` do.
+    """Encode images with prompts ``tokens`` [J, n, W], which enter a tower's first J layers as in ``VisionPrompts``.
 
-    Args:
-        tower: The image tower.
-        images: [B, 3, S, S], uint8 or float in [0, 1].
-        tokens: The prompts, float32 [J, n, W].
-
-    Returns:
-        Image features [B, embed_dim], not normalised.
+    Images are [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised.
     """
     depth, length, _ = tokens.shape
     x = tower.embed(images)

@@ -15,18 +15,11 @@ from kdpl.runtime.network import HubUnreachableError, hub_or_cache
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CONFIG_FILE, RESULTS_FILE
 
-# the hub counts downloads by config.json, and takes the library's name from it
-_CONFIG = {"library_name": "kdpl"}
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
 class HubFolder(ModelHubMixin):
-    """A folder of files with a model card, as the hub's client uploads it.
-
-    Args:
-        save: Writes the files into a folder.
-        card: Their model card.
-    """
+    """A folder of files, which ``save`` writes, with a model card, as the hub's client uploads it."""
 
     def __init__(self, save: Callable[[Path], None], card: ModelCard) -> None:
         self._save = save
@@ -34,26 +27,22 @@ class HubFolder(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self._save(save_directory)
+        # the hub counts downloads by this file, and takes the library's name from it
+        (save_directory / "config.json").write_text('{"library_name": "kdpl"}')
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ANN401
         """Return the model card."""
         return self._card
 
 
-def save_pretrained(folder: Path, files: HubFolder) -> None:
-    """Write the files, ``config.json`` and the model card ``README.md`` into a folder."""
-    files.save_pretrained(folder, config=_CONFIG)
-
-
 def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:  # noqa: ANN401
     """Upload the files and their model card; see ``Classifier.push_to_hub``."""
     try:
-        url: str = files.push_to_hub(repo_id, config=_CONFIG, commit_message="Upload classifier", **options)
+        return str(files.push_to_hub(repo_id, commit_message="Upload classifier", **options))
     except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
         raise ArtifactError(
             f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
         ) from error
-    return url
 
 
 def download(name: str, files: Sequence[str], **options: Any) -> Path:  # noqa: ANN401
@@ -80,13 +69,10 @@ def model_card(run: Path | None, **facts: Any) -> ModelCard:  # noqa: ANN401
     Raises:
         ArtifactError: The run's config cannot be read, or its accuracies are damaged.
     """
+    tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     data, seed = _data(run) if run is not None else (None, None)
     card: ModelCard = ModelCard.from_template(
-        ModelCardData(
-            library_name="kdpl",
-            pipeline_tag="image-classification",
-            tags=["clip", "knowledge-distillation", "prompt-learning", "promptkd"],
-        ),
+        ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),
         template_path=str(_TEMPLATE),
         data=data,
         seed=seed,
