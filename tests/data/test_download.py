@@ -1,6 +1,6 @@
 import shutil
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 from benchmark_tree import make_tree
@@ -11,13 +11,15 @@ from kdpl.__main__ import main
 from kdpl.data.download import REPOSITORY, place_of
 from kdpl.data.readers.benchmark import BENCHMARKS
 
+DTD_SPLIT = "split_zhou_DescribableTextures.json"
+
 
 class Hub:
-    """A repository of local files in place of the hub; what it was asked for is in ``asked``."""
+    """A repository of local files; what it was asked for is in ``asked``."""
 
-    def __init__(self, folder, kind="dataset"):
-        self.folder = Path(folder)
-        self.kind = kind
+    def __init__(self, folder):
+        self.folder = folder
+        self.kind = "dataset"
         self.asked = []
         self.broken = None
 
@@ -26,12 +28,12 @@ class Hub:
         if repo_type != self.kind:
             # made without its initialiser, which wants the response of a server
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        return [str(path) for path in sorted(files_of(self.folder))]
 
     def hf_hub_download(self, repo_id, filename, repo_type, local_dir):
         assert (repo_id, repo_type) == (REPOSITORY, self.kind)
         self.asked.append(filename)
-        target = Path(local_dir) / filename
+        target = local_dir / filename
         if target.exists():  # as the real one, which compares with the server
             return str(target)
         if filename == self.broken:
@@ -51,13 +53,16 @@ def hub(tmp_path, monkeypatch):
     return fake
 
 
-def pack(hub, name, archive, inside=None, without=()):
-    """Put the miniature of a dataset into an archive of the hub, its folder called ``inside`` or left out."""
+def pack(hub, name, archive, inside="", apart=()):
+    """Put a miniature into an archive of the hub, in the folder ``inside``, and files ``apart`` from it."""
     folder = make_tree(name, hub.folder.parent / "made")
+    (hub.folder / archive).parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(hub.folder / archive, "w") as packed:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name not in without:
-                packed.write(path, Path(inside or "") / path.relative_to(folder))
+        for path in files_of(folder):
+            if str(path) in apart:
+                shutil.copy(folder / path, hub.folder)
+            else:
+                packed.write(folder / path, inside / path)
     return folder
 
 
@@ -74,18 +79,17 @@ def files_of(folder):
     [
         ("food101", "food101.zip", "food-101"),
         ("food101", "food-101.zip", "food101"),
-        ("caltech101", "data/caltech-101.zip", None),
+        ("caltech101", "data/caltech-101.zip", ""),
         ("sun397", "sun397.zip", "sun397"),
-        ("sun397", "sun397.zip", None),
+        ("sun397", "sun397.zip", ""),
         ("fgvc_aircraft", "fgvc_aircraft.zip", "fgvc_aircraft"),
         ("imagenetv2", "imagenetv2.zip", "imagenetv2"),
         ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
-        ("imagenet_r", "imagenet-rendition.zip", None),
+        ("imagenet_r", "imagenet-rendition.zip", ""),
         ("imagenet_sketch", "imagenet-sketch.zip", "imagenet-sketch"),
     ],
 )
 def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hub, name, archive, inside, capsys):
-    (hub.folder / "data").mkdir()
     made = pack(hub, name, archive, inside)
     (hub.folder / "README.md").touch()
     (hub.folder / "dtd.zip").touch()
@@ -97,67 +101,50 @@ def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hu
     assert capsys.readouterr().out.startswith(f"dataset {name} in {folder} is there: python -m kdpl data check {name} ")
 
 
-def test_images_and_split_file_may_come_apart(tmp_path, hub):
-    made = pack(hub, "sun397", "SUN397.zip", None, without=["split_zhou_SUN397.json"])
-    shutil.copy(made / "split_zhou_SUN397.json", hub.folder)
+def test_images_and_split_file_may_come_apart_in_what_the_hub_calls_a_model(tmp_path, hub):
+    hub.kind = "model"
+    made = pack(hub, "sun397", "SUN397.zip", apart=["split_zhou_SUN397.json"])
     assert fetch("sun397", tmp_path / "root") == 0
     assert files_of(tmp_path / "root/sun397") == files_of(made)
 
 
-def test_collection_may_be_what_the_hub_calls_a_model(tmp_path, hub):
-    hub.kind = "model"
-    pack(hub, "dtd", "dtd.zip", "dtd")
-    assert fetch("dtd", tmp_path / "root") == 0
-
-
 def test_an_interrupted_download_is_resumed_and_a_complete_one_does_nothing(tmp_path, hub, capsys):
-    pack(hub, "dtd", "dtd.zip", "dtd", without=["split_zhou_DescribableTextures.json"])
-    split_file = "split_zhou_DescribableTextures.json"
-    shutil.copy(hub.folder.parent / "made/dtd" / split_file, hub.folder)
-    hub.broken = split_file
+    made = pack(hub, "dtd", "dtd.zip", "dtd", apart=[DTD_SPLIT])
+    hub.broken = DTD_SPLIT
     assert fetch("dtd", tmp_path / "root") == 1
     assert capsys.readouterr().err == (
         f"error: dataset dtd cannot be downloaded from {REPOSITORY} (Connection reset by peer): check the network and "
         "start again, what has been downloaded is kept\n"
     )
     assert not (tmp_path / "root/dtd").exists()
-    kept = tmp_path / "root/.dtd.download/dtd.zip"
-    before = kept.stat().st_mtime_ns
     (hub.folder / "dtd.zip").write_bytes(b"not asked for again")
     hub.broken = None
-    assert before == kept.stat().st_mtime_ns
     assert fetch("dtd", tmp_path / "root") == 0
-    assert hub.asked == ["dtd.zip", split_file] * 2
+    assert files_of(tmp_path / "root/dtd") == files_of(made)
+    assert hub.asked == ["dtd.zip", DTD_SPLIT] * 2
     hub.asked.clear()
     assert fetch("dtd", tmp_path / "root") == 0
     assert hub.asked == []
     assert capsys.readouterr().out.splitlines()[-1].endswith("is there already: nothing to do")
 
 
-def test_hostile_or_damaged_archive_leaves_no_dataset(tmp_path, hub, capsys):
+def test_hostile_archive_of_an_unknown_form_leaves_no_dataset(tmp_path, hub, capsys):
     with zipfile.ZipFile(hub.folder / "dtd.zip", "w") as archive:
         archive.writestr("dtd/images/1.jpg", b"1")
         archive.writestr("../../outside", b"2")
     assert fetch("dtd", tmp_path / "root") == 1
-    assert "holds dtd in an unknown form" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"error: repository {REPOSITORY} holds dtd in an unknown form (dataset dtd needs the file dtd/{DTD_SPLIT}, "
+        f"which does not exist): arrange the files of {tmp_path / 'root/.dtd.download'} by hand as "
+        f"{tmp_path / 'root/dtd'}\n"
+    )
     assert not list(tmp_path.rglob("outside"))
     assert [each.name for each in (tmp_path / "root").iterdir()] == [".dtd.download"]
 
 
-def test_unknown_form_is_said_with_what_is_missing(tmp_path, hub, capsys):
-    pack(hub, "dtd", "dtd.zip", "dtd", without=["split_zhou_DescribableTextures.json"])
-    assert fetch("dtd", tmp_path / "root") == 1
-    assert capsys.readouterr().err == (
-        f"error: repository {REPOSITORY} holds dtd in an unknown form (dataset dtd needs the file "
-        "dtd/split_zhou_DescribableTextures.json, which does not exist): arrange the files of "
-        f"{tmp_path / 'root/.dtd.download'} by hand as {tmp_path / 'root/dtd'}\n"
-    )
-    assert not (tmp_path / "root/dtd").exists()
-
-
 def test_an_incomplete_folder_is_left_alone(tmp_path, hub, capsys):
     folder = make_tree("dtd", tmp_path / "root")
-    (folder / "split_zhou_DescribableTextures.json").unlink()
+    (folder / DTD_SPLIT).unlink()
     before = files_of(folder)
     assert fetch("dtd", tmp_path / "root") == 1
     assert f"folder {folder} exists but is incomplete (" in capsys.readouterr().err
@@ -174,19 +161,17 @@ def test_imagenet_gets_instructions(tmp_path, hub, capsys):
 
 
 @pytest.mark.parametrize(
-    ("file", "place"),
+    ("file", "dataset", "path"),
     [
-        ("caltech-101.zip", ("caltech101", "caltech-101.zip")),
-        ("Food101.tar.gz", ("food101", "Food101.tar.gz")),
-        ("data/oxford_pets/images/a.jpg", ("oxford_pets", "images/a.jpg")),
-        ("imagenetv2-matched-frequency.tar", ("imagenetv2", "imagenetv2-matched-frequency.tar")),
-        ("imagenet-a.zip", ("imagenet_a", "imagenet-a.zip")),
-        ("imagenet-annotations.zip", ("imagenet", "imagenet-annotations.zip")),
-        ("splits/split_zhou_EuroSAT.json", ("eurosat", "split_zhou_EuroSAT.json")),
-        ("README.md", None),
-        (".gitattributes", None),
-        ("classnames.txt", None),
+        ("caltech-101.zip", "caltech101", "caltech-101.zip"),
+        ("Food101.tar.gz", "food101", "Food101.tar.gz"),
+        ("data/oxford_pets/images/a.jpg", "oxford_pets", "images/a.jpg"),
+        ("imagenetv2-matched-frequency.tar", "imagenetv2", "imagenetv2-matched-frequency.tar"),
+        ("imagenet-a.zip", "imagenet_a", "imagenet-a.zip"),
+        ("imagenet-annotations.zip", "imagenet", "imagenet-annotations.zip"),
+        ("splits/split_zhou_EuroSAT.json", "eurosat", "split_zhou_EuroSAT.json"),
     ],
 )
-def test_files_of_the_repository_belong_by_name(file, place):
-    assert place_of(file) == (place and (place[0], PurePosixPath(place[1])))
+def test_files_of_the_repository_belong_by_name(file, dataset, path):
+    assert place_of(file) == (dataset, PurePosixPath(path))
+    assert [place_of(name) for name in ("README.md", ".gitattributes", "classnames.txt")] == [None] * 3
