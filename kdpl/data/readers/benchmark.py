@@ -64,19 +64,14 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _
 
 @dataclass(frozen=True)
 class Location:
-    """A dataset of the benchmark below somebody's root folder.
-
-    Attributes:
-        benchmark: Facts of the dataset.
-        root: The folder of all datasets.
-    """
+    """A dataset of the benchmark below somebody's ``root``, the folder of all datasets."""
 
     benchmark: Benchmark
     root: Path
 
     @property
     def folder(self) -> Path:
-        """The dataset's folder."""
+        """Folder of the dataset."""
         return self.root / self.benchmark.folder
 
     @property

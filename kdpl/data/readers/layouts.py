@@ -1,16 +1,20 @@
-"""Datasets of the benchmark: those that lists describe, and the reader of all."""
+"""Datasets of the benchmark: those that lists describe, ImageNet and its variants, and the reader of all.
+
+Within a class of ImageNet images come in the sorted order of their names. The field takes them in the order in which
+the file system lists them, which differs from disk to disk, so that no two machines share a k-shot sample of it.
+"""
 
 import json
 import os
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.benchmark import BENCHMARKS, Layout, Location
-from kdpl.data.readers.imagenet import read_class_folders, read_imagenet, read_numbered_folders
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import stays_inside
+from kdpl.data.storage import is_image, stays_inside
 
 
 class BenchmarkSet(Reader):
@@ -32,75 +36,38 @@ class BenchmarkSet(Reader):
         return _LAYOUTS[self.location.benchmark.layout](self.location)
 
 
-def read_split_file(location: Location) -> Splits:
+def _read_split_file(location: Location) -> Splits:
     """``{"train": [[path, label, class name], …], "val": […], "test": […]}``: labels, names and order are the file's.
 
     The images themselves are not looked for, which takes minutes on a network disk.
-
-    Raises:
-        DataError: The file or the image folder is missing, or the file is damaged: not JSON, without one of the lists,
-            with paths that leave the image folder, labels with gaps, or two names for a label.
     """
-    lists = _read_lists(location)
+    try:
+        content = json.loads(location.read_text(location.index))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise location.damaged(location.index, "is not JSON") from error
     location.require_folder(location.images)
     folder = os.path.normpath(location.images)
     names: dict[int, str] = {}
-    records: dict[str, tuple[Record, ...]] = {}
-    for split, entries in lists.items():
+    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for split in records:
+        entries = content.get(split) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise location.damaged(location.index, f"lacks the list {split}")
         for number, entry in enumerate(entries):
             fault = _fault(entry, names)
             if fault:
                 raise location.damaged(location.index, f"has an invalid entry {number} in {split} ({fault})")
-            names[entry[1]] = entry[2]
-        records[split] = tuple(Record(f"{folder}{os.sep}{path}", label) for path, label, _ in entries)
+            path, label, names[entry[1]] = entry
+            records[split].append(Record(f"{folder}{os.sep}{path}", label))
+        if not entries and split != "val":
+            raise location.damaged(location.index, f"has no images in {split}")
     gap = next((label for label in range(len(names)) if label not in names), None)
     if gap is not None:
         raise location.damaged(location.index, f"has label {max(names)} but no label {gap}, labels count from 0")
-    class_names = tuple(names[label] for label in range(len(names)))
-    return _splits(location, class_names, records)
+    return _splits(location, [names[label] for label in range(len(names))], **records)
 
 
-def read_aircraft(location: Location) -> Splits:
-    """``variants.txt``, one class name a line by label, and ``images_variant_{train,val,test}.txt``.
-
-    The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
-
-    Raises:
-        DataError: A file or the image folder is missing, or a line is not of that form or names no class.
-    """
-    names = [line.strip() for line in location.read_text(location.index).splitlines() if line.strip()]
-    label_of = {name: label for label, name in enumerate(names)}
-    if len(label_of) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise location.damaged(location.index, f"lists class {twice!r} twice")
-    location.require_folder(location.images)
-    records = {split: _read_aircraft_list(location, split, label_of) for split in ("train", "val", "test")}
-    return _splits(location, tuple(names), records)
-
-
-def _splits(location: Location, names: tuple[str, ...], records: dict[str, tuple[Record, ...]]) -> Splits:
-    train, val, test = (records[split] for split in ("train", "val", "test"))
-    return Splits(location.origin, names, train, val, test, None, open_image)
-
-
-def _read_lists(location: Location) -> dict[str, list[Any]]:
-    path = location.index
-    try:
-        content = json.loads(location.read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise location.damaged(path, "is not JSON") from error
-    lists = {}
-    for split in ("train", "val", "test"):
-        entries = content.get(split) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise location.damaged(path, f"lacks the list {split}")
-        if not entries and split != "val":
-            raise location.damaged(path, f"has no images in {split}")
-        lists[split] = entries
-    return lists
-
-
-def _fault(entry: object, names: dict[int, str]) -> str | None:
+def _fault(entry: Any, names: dict[int, str]) -> str | None:  # noqa: ANN401 - from JSON
     if not isinstance(entry, list) or len(entry) != 3:
         return f"{entry!r:.80} is not [path, label, class name]"
     path, label, name = entry
@@ -114,27 +81,124 @@ def _fault(entry: object, names: dict[int, str]) -> str | None:
     return None if known == name else f"label {label} is called {name!r} here and {known!r} before"
 
 
-def _read_aircraft_list(location: Location, split: str, label_of: dict[str, int]) -> tuple[Record, ...]:
-    path = location.folder / f"images_variant_{split}.txt"
+def _read_aircraft(location: Location) -> Splits:
+    """``variants.txt``, one class name a line by label, and ``images_variant_{train,val,test}.txt``.
+
+    The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
+    """
+    names = [line.strip() for line in location.read_text(location.index).splitlines() if line.strip()]
+    label_of: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if label_of.setdefault(name, label) != label:
+            raise location.damaged(location.index, f"lists class {name!r} twice")
+    location.require_folder(location.images)
+    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for split, listed in records.items():
+        path = location.folder / f"images_variant_{split}.txt"
+        for number, line in enumerate(location.read_text(path).splitlines(), start=1):
+            image, _, name = line.strip().partition(" ")
+            if not image:
+                continue
+            if name.strip() not in label_of:
+                raise location.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
+            if not stays_inside(image):
+                raise location.damaged(path, f"has an image in line {number} that does not stay in the image folder")
+            listed.append(Record(f"{location.images}{os.sep}{image}.jpg", label_of[name.strip()]))
+        if not listed and split != "val":
+            raise location.damaged(path, "lists no images")
+    return _splits(location, names, **records)
+
+
+def _read_imagenet(location: Location) -> Splits:
+    """``images/train/<wnid>/`` and ``images/val/<wnid>/``: a label is the rank of the folder's name.
+
+    ImageNet's validation images are the test split, since their true test labels are not public; there is no
+    validation split.
+    """
+    train, val = location.images / "train", location.images / "val"
+    folders = _class_folders(location, train)
+    differing = sorted(set(folders) ^ set(_class_folders(location, val)))
+    if differing:
+        raise location.damaged(location.images, f"has class {differing[0]} in only one of train and val")
+    names = _names_of(location, folders)
+    return _splits(location, names, _records(location, train, folders), [], _records(location, val, folders))
+
+
+def _read_class_folders(location: Location) -> Splits:
+    """Test images in folders ``<wnid>/``: a label is the rank of the folder's name among those that there are."""
+    folders = _class_folders(location, location.images)
+    return _splits(location, _names_of(location, folders), [], [], _records(location, location.images, folders))
+
+
+def _read_numbered_folders(location: Location) -> Splits:
+    """Test images in folders ``0/``, ``1/``, …: the folder's number is the label among all of ImageNet's classes."""
+    names = [name for _, name in sorted(_names_by_wnid(location).items())]
+    folders = _class_folders(location, location.images)
+    for folder in folders:
+        if not (folder.isascii() and folder.isdecimal()) or int(folder) >= len(names):
+            raise location.damaged(location.images / folder, f"is not one of the folders 0 to {len(names) - 1}")
+    folders.sort(key=int)
+    records = _records(location, location.images, folders)
+    return _splits(location, names, [], [], [Record(source, int(folders[label])) for source, label in records])
+
+
+def _splits(location: Location, names: list[str], train: list[Record], val: list[Record], test: list[Record]) -> Splits:
+    lists, test_only = (tuple(train), tuple(val), tuple(test)), location.benchmark.test_only
+    return Splits(location.origin, tuple(names), *lists, None, open_image, test_only)
+
+
+def _class_folders(location: Location, top: Path) -> list[str]:
+    location.require_folder(top)
+    with os.scandir(top) as entries:
+        folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    if not folders:
+        raise location.damaged(top, "has no class folders")
+    return folders
+
+
+def _records(location: Location, top: Path, folders: list[str]) -> list[Record]:
+    """The images of class folders, with the rank of their folder as label."""
     records = []
-    for number, line in enumerate(location.read_text(path).splitlines(), start=1):
-        image, _, name = line.strip().partition(" ")
-        if not image:
+    for label, folder in enumerate(folders):
+        path = f"{top}{os.sep}{folder}"
+        names = sorted(name for name in os.listdir(path) if is_image(name))  # noqa: PTH208 - a Path for each of a million files is slow
+        if not names:
+            raise location.damaged(Path(path), "has no images")
+        records += [Record(f"{path}{os.sep}{name}", label) for name in names]
+    return records
+
+
+def _names_of(location: Location, folders: list[str]) -> list[str]:
+    names = _names_by_wnid(location)
+    for folder in folders:
+        if folder not in names:
+            raise location.damaged(location.images, f"has a class folder {folder} that no class name belongs to")
+    return [names[folder] for folder in folders]
+
+
+def _names_by_wnid(location: Location) -> dict[str, str]:
+    """Class names by WordNet id; several ids may share a name, as in ImageNet two of them do."""
+    if location.index.exists():
+        text = location.read_text(location.index)
+    else:  # the names that open_clip uses
+        text = files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    names: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        wnid, _, name = line.strip().partition(" ")
+        if not wnid:
             continue
-        if name.strip() not in label_of:
-            raise location.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
-        if not stays_inside(image):
-            raise location.damaged(path, f"has an image in line {number} that does not stay in the image folder")
-        records.append(Record(f"{location.images}{os.sep}{image}.jpg", label_of[name.strip()]))
-    if not records and split != "val":
-        raise location.damaged(path, "lists no images")
-    return tuple(records)
+        if not name.strip():
+            raise location.damaged(location.index, f"is not '<wnid> <class name>' in line {number}")
+        if wnid in names:
+            raise location.damaged(location.index, f"has {wnid} twice, again in line {number}")
+        names[wnid] = name.strip()
+    return names
 
 
 _LAYOUTS: dict[Layout, Callable[[Location], Splits]] = {
-    "split_file": read_split_file,
-    "aircraft": read_aircraft,
-    "imagenet": read_imagenet,
-    "class_folders": read_class_folders,
-    "numbered_folders": read_numbered_folders,
+    "split_file": _read_split_file,
+    "aircraft": _read_aircraft,
+    "imagenet": _read_imagenet,
+    "class_folders": _read_class_folders,
+    "numbered_folders": _read_numbered_folders,
 }

@@ -38,9 +38,8 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:  # noqa: ANN4
             raise ConfigError(f"dataset is a {type(dataset).__name__} with init_args of its own: remove {name}")
         return dataset
     if dataset not in READERS:
-        raise ConfigError(
-            f"dataset {dataset!r} is unknown: choose one of {', '.join(sorted(READERS))}, or give a Reader's class path"
-        )
+        known = ", ".join(sorted(READERS))
+        raise ConfigError(f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path")
     parameters = signature(READERS[dataset]).parameters
     for name, value in given.items():
         if name not in parameters:

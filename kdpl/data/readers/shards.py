@@ -30,13 +30,7 @@ LARGEST_IMAGE = 2**29
 """Most bytes of an image file in a shard: half a gigabyte, more than Pillow accepts undecoded."""
 
 _LARGEST_NOTE = 2**20  # bytes of a long name or other notes before a member, which are read at once
-_NOTES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+_NOTES = b"xgXLK"  # the types of such members
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _AT_ONCE = 8  # shards that are indexed at a time; mostly waits for the network
 
@@ -46,11 +40,7 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
-        """Read a header of 512 bytes.
-
-        Raises:
-            tarfile.ReadError: It announces notes of more than a megabyte, which would fill the memory.
-        """
+        """Read a header; tarfile.ReadError if it announces notes of over a megabyte, which would fill the memory."""
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0 or (member.type in _NOTES and member.size > _LARGEST_NOTE):
             raise tarfile.ReadError(f"a header says that it has {member.size} bytes")
@@ -63,16 +53,9 @@ class Member(tarfile.TarInfo):
 
 
 class ShardImage(str):
-    """An image in a shard, as ``SHARD/member``.
-
-    Attributes:
-        shard: Path or URL of the shard.
-        offset: Position of the image in it, in bytes.
-        size: Bytes of the image.
-    """
+    """An image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on."""
 
     __slots__ = ("offset", "shard", "size")
-
     shard: str
     offset: int
     size: int
@@ -87,11 +70,7 @@ class ShardImage(str):
         return ShardImage, (self.shard, self[len(self.shard) + 1 :], self.offset, self.size)
 
     def read(self) -> bytes:
-        """Read its bytes.
-
-        Raises:
-            DataError: The shard is gone, cannot be reached or ends too early, or the image is too large.
-        """
+        """Read its bytes; DataError if it is too large, or the shard is gone, cannot be reached or ends too early."""
         require_size(self, self.size)
         try:
             content = read(self.shard, self.offset, self.size)
@@ -134,14 +113,9 @@ def index_shards(shards: Sequence[str]) -> dict[str, list[ShardImage]]:
     """
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            found = pool.map(_index, shards)
-            shown = track(
-                found, "shards", len(shards), console=console, transient=True, disable=not console.is_terminal
-            )
-            return dict(zip(shards, shown, strict=True))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        found = pool.map(_index, shards)
+        shown = track(found, "shards", len(shards), console=console, transient=True, disable=not console.is_terminal)
+        return dict(zip(shards, shown, strict=True))
 
 
 def require_size(name: str, size: int) -> None:

@@ -50,8 +50,7 @@ class Table(Reader):
         """
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
-        without_label: list[str] = []
-        split_of: dict[str, str] = {}
+        without_label, split_of = list[str](), dict[str, str]()
         for number, (image, label, split) in enumerate(_rows(table), start=1):
             fault = None
             if not image:
@@ -83,9 +82,8 @@ class Table(Reader):
             listed, further = frozenset(places(split_of)), find_unlabeled(self.unlabeled)
             without_label += [source for source, at in zip(further, places(further), strict=True) if at not in listed]
         names, texts = name_classes(keys, self.class_names, self.class_text)
-        unlabeled, has_held_out = tuple(without_label) or None, bool(held_out)
-        parts = (train, val, test or held_out, unlabeled, open_source)
-        return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=has_held_out)
+        parts = (train, val, test or held_out, tuple(without_label) or None, open_source)
+        return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 
 def _rows(table: Path) -> list[tuple[str, str, str]]:
@@ -95,18 +93,13 @@ def _rows(table: Path) -> list[tuple[str, str, str]]:
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
     frame = _frame(table)
-    frame.columns = [str(column).strip() for column in frame.columns]
+    columns = {str(name).strip(): [_text(value) for value in values] for name, values in frame.items()}
     for name in ("image", "label"):
-        if name not in frame.columns:
-            raise DataError(
-                f"table {table} has no column {name!r} but {', '.join(map(visible, frame.columns)) or 'none'}: its "
-                "first row must be image,label or image,label,split"
-            )
-    images, labels = ([_text(value) for value in frame[name]] for name in ("image", "label"))
-    splits = (
-        [_text(value) or "train" for value in frame["split"]] if "split" in frame.columns else ["train"] * len(images)
-    )
-    return list(zip(images, labels, splits, strict=True))
+        if name not in columns:
+            said = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
+            raise DataError(f"table {table} {said}: its first row must be image,label or image,label,split")
+    splits = [split or "train" for split in columns.get("split", [""] * len(frame))]
+    return list(zip(columns["image"], columns["label"], splits, strict=True))
 
 
 def _frame(table: Path) -> "DataFrame":
