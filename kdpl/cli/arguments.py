@@ -31,7 +31,7 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         command: A typed function with a Google docstring. Positional parameters become positional arguments, where
             a list takes any number; keyword-only ones become options, where a list may be repeated and a bool is a
             flag. A last parameter ``settings`` takes all options that are not the command's own.
-        argv: Its arguments; hyphens in the names of options stand for underscores.
+        argv: Its arguments; an option may be written with underscores instead of hyphens.
         prog: Name of the command, for help and errors.
 
     Returns:
@@ -55,24 +55,26 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
 
 def build_parser(command: Command, prog: str) -> ArgumentParser:
     """Build the parser of a command; see ``parse``."""
-    text = parse_docstring(inspect.getdoc(command) or "")
+    doc = parse_docstring(inspect.getdoc(command) or "")
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
         allow_abbrev=False,
-        description=_description(text),
+        description=_description(doc),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    helps = {each.arg_name: " ".join((each.description or "").split()) for each in text.params}
+    helps = {each.arg_name: " ".join((each.description or "").split()) for each in doc.params}
     hints = get_type_hints(command)
     for name, parameter in inspect.signature(command).parameters.items():
         if name == _SETTINGS:
             continue
         kind, positional = hints[name], parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
-        names = [name] if positional else [f"--{name}"]
+        names = [name] if positional else [f"--{name.replace('_', '-')}"]
         default_text = "" if parameter.default in (None, [], False) or required else f" (default: {parameter.default})"
-        shown = helps.get(name, "").rstrip(".") + default_text
+        text = helps.get(name, "").rstrip(".") + default_text
+        # as in argparse's own lines, but for a word such as YAML
+        shown = text if text[1:2].isupper() else text[:1].lower() + text[1:]
         if kind is bool:
             parser.add_argument(*names, action="store_true", help=shown)
         elif get_origin(kind) is list:
@@ -89,8 +91,8 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
     return parser
 
 
-def _description(text: Docstring) -> str:
-    parts = [text.short_description, text.long_description]
+def _description(doc: Docstring) -> str:
+    parts = [doc.short_description, doc.long_description]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -110,7 +112,7 @@ def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]
             name, equals, value = arg[2:].partition("=")
             key = name.replace("-", "_")
             target = options if key in names else others
-            target.append(f"--{key}{equals}{value}" if key in names else arg)
+            target.append(f"--{key.replace('_', '-')}{equals}{value}" if key in names else arg)
             several = key in names and get_origin(hints.get(key)) is list
             values = 0 if equals or hints.get(key) is bool else float("inf") if several else 1
         elif values:

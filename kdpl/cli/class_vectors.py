@@ -19,7 +19,7 @@ def class_vectors(
 ) -> int:
     """Encode class names with the prompts of a tuned teacher; nothing is trained.
 
-    The names come from one of --classes, --class_list and --config. After --config, --data.init_args.NAME VALUE changes
+    The names come from one of --classes, --class-list and --config. After --config, --data.init_args.NAME VALUE changes
     a setting of the data.
 
     Args:
@@ -38,7 +38,7 @@ def class_vectors(
     """
     file = output_file("--out", out)
     if sum(map(bool, (classes, class_list, config))) != 1:
-        raise ConfigError("class-vectors takes its names from one source: give --classes, --class_list or --config")
+        raise ConfigError("class-vectors takes its names from one source: give --classes, --class-list or --config")
     if settings and not config:
         raise ConfigError(f"class-vectors has no option {settings[0]}, except after --config: leave it out")
     num_base: int | None = None

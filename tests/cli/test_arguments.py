@@ -96,7 +96,7 @@ def test_help_is_that_of_the_docstring(capsys):
         call(one, ["--help"], "kdpl one")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in ("usage: kdpl one", "Classify images.", "They may be anything.", "--top_k", "Number of classes", "1"):
+    for text in ("usage: kdpl one", "Classify images.", "They may be anything.", "--top-k", "number of classes", "1"):
         assert text in out
 
 
