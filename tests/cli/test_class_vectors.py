@@ -141,7 +141,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ([], ["one source: give --classes, --class_list or --config"]),
+            ([], ["one source: give --classes, --class-list or --config"]),
             (["--classes", "one", "--config=a.yaml"], ["one source"]),
             (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
             (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),
