@@ -17,7 +17,8 @@ _NAMES = {
     IMAGES_PER_SECOND: "images/s",
     DATA_WAIT: "wait",
 }
-_WIDTH_WITHOUT_BAR = 78
+_WIDTH_WITHOUT_BAR = 80
+_LEAST_BAR = 6
 
 
 class ProgressBar(RichProgressBar):
@@ -40,7 +41,8 @@ class ProgressBar(RichProgressBar):
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Return the columns without elapsed time and steps per second, and with a bar that fits into the line."""
+        """Return the columns without elapsed time and steps per second, and with a bar where the console has room."""
         label, bar, batches, *_ = super().configure_columns(trainer)
-        bar.bar_width = max(6, min(40, get_console().width - _WIDTH_WITHOUT_BAR))
-        return [label, bar, batches, TimeRemainingColumn()]
+        bar.bar_width = min(40, get_console().width - _WIDTH_WITHOUT_BAR)
+        bars = [bar] if bar.bar_width >= _LEAST_BAR else []
+        return [label, *bars, batches, TimeRemainingColumn(compact=True)]

@@ -41,29 +41,33 @@ def in_one_sentence() -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """Return a parser's message in one line: the innermost first report, the settings it is within, and the value.
+    """Return a parser's message in one line: the setting, its value, and the innermost first report on it.
 
     Reports on settings within settings are nested by their indents, under headings of a single word, with one report
     for each type that a setting may have and the value at the end.
     """
     # the ways in which any class may be given are no report
     told = re.sub(r"\n *Subclass types expect one of:(\n *- a .*)*", "", str(error))
+    # types by their names alone
+    told = re.sub(r"<class '(?:\w+\.)*(\w+)'>|\btyping\.(\w+)", r"\1\2", told)
     lines = [(len(line) - len(line.lstrip(" -")), line.strip(" -:.")) for line in told.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     deepest = max(indent for indent, _ in lines)
     at = next(i for i, (indent, _) in enumerate(lines) if indent == deepest)
-    kept, level = [lines[at][1]], deepest
-    value = None
+    kept, level, value = [lines[at][1]], deepest, ""
     for i in range(at - 1, -1, -1):
         indent, text = lines[i]
         if indent >= level:
             continue
-        if " " in text:
+        if setting := re.search(r'"([^"]+)"$', text):
+            kept.insert(0, f"{setting[1]} is {value}" if value else setting[1])
+            value = ""
+        elif " " in text:
             kept.insert(0, text)
         elif level == deepest:
             # the last line beside the heading; of outer settings it would be all of a section
             block = itertools.takewhile(lambda line: line[0] >= indent, lines[at:])  # noqa: B023 - used at once
-            value = [text for own, text in block if own == indent][-1:]
+            value = ["", *(text for own, text in block if own == indent)][-1].partition(": ")[2]
         level = indent
-    return ": ".join(text[:_LONGEST] for text in [*kept, *(value or [])])
+    return ": ".join(text[:_LONGEST] for text in (*kept, value) if text)

@@ -1,30 +1,57 @@
 from types import SimpleNamespace
 
 import pytest
-from rich.progress import BarColumn
+import torch
+import world
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
 
 from kdpl.callbacks.progress import ProgressBar
 
-BASE_TO_NOVEL = {"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}
 
-
-def shown(metrics):
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}, "loss: 0.5, acc: 0.9, images/s: 152"),
+        ({"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}, "HM: 0.64"),
+        ({}, ""),
+    ],
+)
+def test_metrics_have_short_names_and_of_base_and_novel_accuracies_the_harmonic_mean_is_shown(metrics, shown):
     trainer = SimpleNamespace(progress_bar_metrics=metrics, loggers=[], is_global_zero=True)
-    return ProgressBar().get_metrics(trainer, None)
+    assert ", ".join(f"{k}: {v}" for k, v in ProgressBar().get_metrics(trainer, None).items()) == shown
 
 
-def test_loss_accuracy_and_speed_have_short_names():
-    metrics = {"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}
-    assert list(shown(metrics).items()) == [("loss", 0.5), ("acc", 0.9), ("images/s", "152")]
-    assert shown({}) == {}
+class Long(LightningModule):
+    """Logs the longest numbers that are usual."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def training_step(self, _):
+        numbers = {"loss": 0.00123456, "images_per_s": 12345.6, "data_wait": 1.0}
+        self.log_dict({f"train/{name}": value for name, value in numbers.items()}, prog_bar=True)
+        self.log("val/acc", 0.97531, prog_bar=True)
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        return DataLoader(range(1234))
 
 
-def test_of_base_and_novel_accuracies_the_harmonic_mean_is_shown():
-    assert shown(BASE_TO_NOVEL) == {"HM": 0.64}
-
-
-@pytest.mark.parametrize(("columns", "width"), [("80", 6), ("100", 22), ("300", 40)])
-def test_the_bar_leaves_room_for_the_rest_of_the_line(columns, width, monkeypatch):
-    monkeypatch.setattr("kdpl.callbacks.progress.get_console", lambda: SimpleNamespace(width=int(columns)))
-    bars = [c for c in ProgressBar().configure_columns(None) if isinstance(c, BarColumn)]
-    assert [bar.bar_width for bar in bars] == [width]
+@pytest.mark.parametrize(("columns", "bar"), [(80, 0), (100, 20), (200, 40)])
+def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(columns, bar, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    trainer = world.quiet_trainer(tmp_path, 100, callbacks=[ProgressBar()], enable_progress_bar=True, max_steps=1)
+    trainer.fit(Long())
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert len(lines[0]) <= columns
+    assert lines[0].startswith("Epoch 0/99")
+    assert lines[0].endswith("loss: 0.00123 acc: 0.975 images/s: 12346 wait: 100%")
+    # what is left to do is blank where there are no colours
+    assert lines[0].index(" 1/1234 ") == len("Epoch 0/99") + (bar and bar + 1)
