@@ -40,6 +40,6 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
                 own.add_argument(f"--{option}")
         else:
             own = build_parser(resolve_name(function), f"kdpl {name}")
-        commands.add_subcommand(name, own)
+        commands.add_subcommand(name, own, help=own.description or f"{name} a stage")
     print(shtab.complete(parser, shell))
     return 0
