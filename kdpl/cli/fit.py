@@ -1,5 +1,6 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over the two modules and the one datamodule."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -31,7 +32,7 @@ from kdpl.runtime.configs import config_files, require_configs
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.messages import inform, process_rank, quiet_libraries
 from kdpl.runtime.parse_errors import in_one_sentence
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, PREVIOUS, RUN_FILE, handed_over
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
 from kdpl.runtime.wandb_logger import finish_logging, point_loggers
 
 Command = Literal["fit", "validate", "test"]
@@ -133,6 +134,10 @@ class KdplCLI(LightningCLI):
         self._require_own_folder(folder)
         if self.command == "fit":
             self._begin(folder)
+        elif process_rank() == 0 and not self.check_only and (folder / LOCK_FILE).is_file():
+            # removes what a killed test left; beside a fit, a test needs no lock
+            with contextlib.suppress(ConfigError):
+                self._lock = RunLock(folder, patience=0)
         # the config as given: the rest is worked out anew each time, and config.yaml must not keep it
         self._given = self.config.clone()
         if self.check_only or self.finished:

@@ -20,17 +20,19 @@ class RunLock:
 
     Args:
         folder: The run's folder; created if it does not exist.
+        patience: Seconds to wait for it; None waits as long as the lock of a killed process may stay.
 
     Raises:
         ConfigError: Another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float | None = None) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / LOCK_FILE)
         try:
-            self._lock.acquire(timeout=_LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS)
+            usual = _LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS
+            self._lock.acquire(timeout=usual if patience is None else patience)
         except Timeout as error:
             raise ConfigError(
                 f"another process is running into {folder}: wait until it ends, or choose another --out"

@@ -380,7 +380,10 @@ def test_the_config_in_the_folder_makes_the_run_again_and_another_seed_another_o
 def test_a_test_and_a_validation_leave_the_config_and_the_checkpoint_of_the_fit_alone(teacher_run, capsys):
     kept = {k: v for k, v in files_of(teacher_run).items() if k.startswith(("config", "checkpoints", "class", "prom"))}
     results = json.loads((teacher_run / "test.json").read_text())
+    left = teacher_run / "figures" / ".confusion.png.x.unfinished"
+    left.mkdir()
     assert run_test(teacher_run) == 0
+    assert not left.exists(), "what a killed test left is removed by the next one"
     assert f"test/acc {100 * results['test/acc']:.2f} %" in capsys.readouterr().err
     assert main(["validate", f"--config={teacher_run}/config.yaml"]) == 0
     assert "val/acc" in capsys.readouterr().err
