@@ -21,8 +21,8 @@ _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
 _HELD_OUT = 0.25
-_SHOWN = 10
-_NAMED = 100  # images left out that are named on the terminal
+_SHOWN = 10  # of a list on the terminal
+_NAMED = 100  # of images left out
 
 
 def init(
@@ -95,9 +95,7 @@ def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
         raise DataError(f"{path} has one class, {visible(min(labels))!r}, expected several: give the folder above")
     trained = _counts(images)
     for label in sorted(labels):
-        fault = fault_of_name(label)
-        if fault is None and label != label.strip():
-            fault = f"begins or ends with a space ({label!r})"
+        fault = f"begins or ends with a space ({label!r})" if label != label.strip() else fault_of_name(label)
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
         if label not in trained:
@@ -108,7 +106,7 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _print(path: Path, images: list[Found], left_out: Sequence[str], aside: Sequence[str]) -> None:
+def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str]) -> None:
     labeled = _counts(images)
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
@@ -124,14 +122,14 @@ def _print(path: Path, images: list[Found], left_out: Sequence[str], aside: Sequ
     untested = sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)})
     if untested:
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    for line in aside[:_SHOWN]:
-        print(f"  not taken: {line}")
-    if len(aside) > _SHOWN:
-        print(f"  not taken: those of {len(aside) - _SHOWN} more folders")
-    for why in left_out[:_NAMED]:
-        print(f"  left out: {visible(why)}")
-    if len(left_out) > _NAMED:
-        print(f"  left out: {len(left_out) - _NAMED} more, all listed in {_LEFT_OUT}")
+    for title, lines, more in (
+        ("not taken", aside, "more"),
+        ("left out", left_out, f"more, all listed in {_LEFT_OUT}"),
+    ):
+        for line in lines[:_NAMED]:
+            print(f"  {title}: {visible(line)}")
+        if len(lines) > _NAMED:
+            print(f"  {title}: {len(lines) - _NAMED} {more}")
 
 
 def _some(items: Sequence[str]) -> str:
@@ -149,11 +147,7 @@ def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
 
 
 def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> tuple[list[str], bool]:
-    """Write the images that are left out.
-
-    Returns:
-        The images that a run then reads, in its order, and whether it needs the file as a skip list.
-    """
+    """Write the images that are left out; returns those that a run reads, and whether it needs the file for that."""
     sources = Table(str((out / _TABLE).absolute()), places or None).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}

@@ -21,11 +21,8 @@ _ANY_UNPACKED = 2**30  # bytes that may be unpacked whatever the archive's size
 def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
     """Unpack a zip or tar archive into a folder, without what a Mac adds.
 
-    Args:
-        archive: The archive. Members of a zip that would leave the folder are left out.
-        folder: The target; nobody else writes there meanwhile.
-        is_own: Whether a name is one of ``folder`` itself: if all of the archive lies in one folder of such a name,
-            that folder is left out.
+    Members of a zip that would leave the folder are left out. If all of the archive lies in one folder whose name
+    ``is_own``, one of the target itself, that folder is left out.
 
     Raises:
         DataError: The archive is damaged, a member of a tar would leave the folder or is a device, or all are too
@@ -33,7 +30,13 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
     """
     try:
         is_zip = zipfile.is_zipfile(archive)
-        _require_room(archive, folder, _size_of_zip(archive) if is_zip else _size_of_tar(archive))
+        if is_zip:
+            with zipfile.ZipFile(archive) as packed:
+                size = sum(member.file_size for member in packed.infolist())
+        else:
+            with tarfile.open(archive, tarinfo=Member) as opened:
+                size = sum(member.size for member in opened)
+        _require_room(archive, folder, size)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking.") as scratch:
             if is_zip:
@@ -47,16 +50,6 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
             raise
         why = reason(error).rstrip(":")
         raise DataError(f"archive {archive} is damaged or unsafe ({why}): remove it and download it again") from error
-
-
-def _size_of_zip(archive: Path) -> int:
-    with zipfile.ZipFile(archive) as opened:
-        return sum(info.file_size for info in opened.infolist())
-
-
-def _size_of_tar(archive: Path) -> int:
-    with tarfile.open(archive, tarinfo=Member) as opened:
-        return sum(info.size for info in opened)
 
 
 def _require_room(archive: Path, folder: Path, size: int) -> None:

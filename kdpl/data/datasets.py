@@ -15,14 +15,7 @@ OpenImage = Callable[[str], Image]
 
 
 class RandomView:
-    """Opens an image and makes the view of it that belongs to a seed, an index and an epoch.
-
-    Args:
-        open_image: Opens a source as an RGB image.
-        augmentation: Family of views.
-        image_size: Edge of the views in pixels.
-        seed: Seed of the run.
-    """
+    """Opens an image and makes the view of it, ``image_size`` pixels wide, of a seed, an index and an epoch."""
 
     def __init__(self, open_image: OpenImage, augmentation: Augmentation, image_size: int, seed: int) -> None:
         self.open_image = open_image

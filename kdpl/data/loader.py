@@ -16,12 +16,8 @@ class LazyLoader(DataLoader[Any]):
     On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that had begun by then
     would load the images of epoch 0. A run that was interrupted within an epoch resumes with the batch that was next.
 
-    Args:
-        dataset: Images.
-        sampler: Which images, in which order.
-        batch_size: Images a batch; the last batch is kept, however short.
-        num_workers: Worker processes, which stay from epoch to epoch; 0 loads in this process.
-        batches_done: Called when an iteration begins: the batches of its epoch that were trained on already.
+    Worker processes stay from epoch to epoch, and the last batch is kept, however short. ``batches_done`` is called
+    when an iteration begins: the batches of its epoch that were trained on already.
     """
 
     def __init__(

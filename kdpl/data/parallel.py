@@ -21,13 +21,10 @@ def cores() -> int:
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], title: str, workers: int | None = None
 ) -> Iterator[Result]:
-    """Call a function on each of many items, in their order, with a progress bar on a terminal.
+    """Call a function on each of many items, in their order, with a progress bar of this title on a terminal.
 
-    Args:
-        function: A function at module level, or a ``partial`` of one.
-        items: Its arguments.
-        title: Title of the bar.
-        workers: Processes; None: one for each processor core; 1: this process alone.
+    The function is one at module level, or a ``partial`` of one. ``workers`` are processes; None: one for each core;
+    1: this process alone.
     """
     import torch
     from torch.utils.data import DataLoader

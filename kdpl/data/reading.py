@@ -17,15 +17,9 @@ BadImages = Literal["error", "skip"]
 
 @dataclass
 class Reading:
-    """How a dataset is read.
+    """How a dataset is read, by the settings of ``DomainDataModule``.
 
-    Attributes:
-        reader: Its reader.
-        bad_images: Treatment of images that cannot be decoded: ``error`` or ``skip``.
-        scan: Whether all images are decoded first; None: those of one's own, not a benchmark's.
-        skip_list: File that names images to leave out.
-        held_out: Share of each class's training images that become test images where there are none; None: none.
-        files: Files that remember which images can be used: this run's own, then those of others.
+    ``files`` remember which images can be used: this run's own, then those of others.
     """
 
     reader: Reader
@@ -57,11 +51,7 @@ class Reading:
     def prepare(self, trains: bool) -> None:
         """Decode all images, unless that was done or is not asked for, and remember the result.
 
-        Args:
-            trains: Whether images are to be trained on.
-
-        Raises:
-            DataError: Some cannot be used, and ``bad_images`` is ``error``.
+        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
         """
         if not self._scans or (self.bad_images == "error" and not trains):
             return
@@ -118,11 +108,7 @@ class Reading:
 
 
 def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
-    """Leave images out of a dataset.
-
-    Raises:
-        DataError: A class had training images and has none left, or no unlabelled image is left.
-    """
+    """Leave images out of a dataset; DataError if a class, or the unlabelled images, have none left to train on."""
     gone = frozenset(sources)
     if not gone:
         return splits
@@ -133,11 +119,9 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
     for label in sorted({record.label for record in splits.train} - {record.label for record in train}):
         said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used"
         raise DataError(f"{said}: add some, or remove the class")
-    unlabeled = splits.unlabeled
-    if unlabeled is not None:
-        unlabeled = tuple(source for source in unlabeled if source not in gone)
-        if splits.unlabeled and not unlabeled:
-            raise DataError(f"none of the unlabelled images of {splits.origin} can be used: check unlabeled")
+    unlabeled = splits.unlabeled and tuple(source for source in splits.unlabeled if source not in gone)
+    if splits.unlabeled and not unlabeled:
+        raise DataError(f"none of the unlabelled images of {splits.origin} can be used: check unlabeled")
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
 
 

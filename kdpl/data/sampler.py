@@ -20,13 +20,6 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
     The epoch travels with the index, so that worker processes, persistent ones too, know it.
 
-    Args:
-        num_images: Images in the split.
-        batch_size: Images a batch on each process.
-        seed: Seed of the run.
-        rank: This process.
-        world_size: Number of processes.
-
     Attributes:
         start: Images of this process that the next iteration leaves out, after an interrupted epoch.
     """
@@ -61,13 +54,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every image once, in order: process r of W takes images r, r + W, r + 2W, …, without padding.
-
-    Args:
-        num_images: Images in the split.
-        rank: This process.
-        world_size: Number of processes.
-    """
+    """Every image once, in order: process r of W takes images r, r + W, r + 2W, …, without padding."""
 
     def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.num_replicas = rank, world_size

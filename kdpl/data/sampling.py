@@ -2,8 +2,8 @@
 
 import math
 import random
-from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import replace
 
 from kdpl.data.randomness import generator
@@ -46,29 +46,18 @@ def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Recor
 
 
 def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
-    """Draw a share of unlabelled images; a smaller share of a seed is within a larger one.
+    """Draw a share of unlabelled images, above 0 and at most 1, and return their positions, rising.
 
-    Args:
-        num_images: Number of images.
-        share: Share of them, above 0 and at most 1; at least one image is drawn.
-        seed: Seed of the draw.
-
-    Returns:
-        Their positions in the list of all, rising.
+    At least one image is drawn, and a smaller share of a seed is within a larger one.
     """
     order = generator(seed, "share").permutation(num_images)
     return tuple(sorted(order[: max(1, round(share * num_images))].tolist()))
 
 
 def held_out_of(count: int, share: float) -> tuple[int, ...]:
-    """Draw the images of a class of ``count`` that become test images, the same ones every time.
+    """Draw the images of a class of ``count`` that become test images, and return their positions, rising.
 
-    Args:
-        count: Images of the class.
-        share: Share of them that is drawn, above 0 and below 1; at least one is, and at least one stays.
-
-    Returns:
-        Their positions, rising.
+    They are the same every time, a share above 0 and below 1; at least one is drawn, and at least one stays.
     """
     number = min(count - 1, max(1, round(share * count)))
     # a seed of its own: all runs are measured on the same images
@@ -79,10 +68,7 @@ def hold_out(splits: Splits, share: float) -> Splits:
     """Set a share of each class's training images aside as test images if a dataset has none; see ``held_out_of``."""
     if splits.test or not splits.train:
         return splits
-    by_label: defaultdict[int, list[Record]] = defaultdict(list)
-    for record in splits.train:
-        by_label[record.label].append(record)
-    chosen = {items[i].source for items in by_label.values() for i in held_out_of(len(items), share)}
+    chosen = {items[i].source for items in _by_label(splits.train) for i in held_out_of(len(items), share)}
     return replace(
         splits,
         train=tuple(record for record in splits.train if record.source not in chosen),
@@ -104,24 +90,23 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int, note: str = "") -> None:
     """Refuse labelled images of which a class has fewer than ``shots``, by a DataError with a ``note`` on them."""
-    found = [0] * len(class_names)
-    for record in records:
-        if record.label < len(found):
-            found[record.label] += 1
-    for name, count in zip(class_names, found, strict=True):
-        if count < shots:
-            said = f"class {name!r} has {count} training images{note} where shots asks for {shots}"
+    found = Counter(record.label for record in records)
+    for label, name in enumerate(class_names):
+        if found[label] < shots:
+            said = f"class {name!r} has {found[label]} training images{note} where shots asks for {shots}"
             raise DataError(f"{said}: lower shots, or set allow_fewer_shots: true to take what there is")
 
 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
     if shots is None:
         return list(records)
+    classes = _by_label(records)
+    return [record for items in classes for record in (stream.sample(items, shots) if len(items) >= shots else items)]
+
+
+def _by_label(records: Iterable[Record]) -> Collection[list[Record]]:
+    """The records of each class; the classes come in the order of their first record."""
     by_label: defaultdict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_label[record.label].append(record)
-    return [
-        record
-        for items in by_label.values()
-        for record in (stream.sample(items, shots) if len(items) >= shots else items)
-    ]
+    return by_label.values()

@@ -28,13 +28,9 @@ _STAMPS_AT_ONCE = 16  # mostly waits for a file server
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of decoding all images of a dataset.
+    """The result of decoding all ``images`` of a dataset, whose list and sizes and times have these digests.
 
-    Attributes:
-        names: Digest of the list of images.
-        stamps: Digest of their sizes and times.
-        images: Number of images.
-        skipped: Those that cannot be used, each with the reason as half a sentence that names it.
+    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it.
     """
 
     names: str
@@ -46,11 +42,9 @@ class Checked:
     def look(cls, sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> "Checked":
         """Decode every image, in parallel under a progress bar; see ``in_parallel``."""
         stamps = digest_stamps(sources)  # before: an image that is changed meanwhile is decoded again
+        faults = faults_of(sources, open_image, "looking at all images", workers)
         # without what to do about it
-        skipped = {
-            source: fault.rpartition(": ")[0]
-            for source, fault in faults_of(sources, open_image, "looking at all images", workers)
-        }
+        skipped = {source: fault.rpartition(": ")[0] for source, fault in faults}
         return cls(digest_names(sources), stamps, len(sources), skipped)
 
     @classmethod
@@ -75,9 +69,9 @@ class Checked:
         """Refuse images that cannot be used, by a DataError that names the first ones."""
         if not self.skipped:
             return
-        named = "; ".join([*self.skipped.values()][:_SHOWN])
-        more = f"; and {len(self.skipped) - _SHOWN} more" if len(self.skipped) > _SHOWN else ""
-        said = f"{len(self.skipped)} of {self.images} images cannot be used ({named}{more})"
+        named = [*self.skipped.values()]
+        more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
+        said = f"{len(named)} of {self.images} images cannot be used ({'; '.join(named[:_SHOWN] + more)})"
         raise DataError(f"{said}: replace or remove them, or set data.init_args.bad_images to skip")
 
 
@@ -99,10 +93,7 @@ def _fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
 
 def digest_names(sources: Iterable[str]) -> str:
     """Digest a list of images."""
-    digest = hashlib.blake2b(digest_size=16)
-    for source in sources:
-        digest.update(os.fsencode(source) + b"\0")
-    return digest.hexdigest()
+    return hashlib.blake2b(b"".join(os.fsencode(source) + b"\0" for source in sources), digest_size=16).hexdigest()
 
 
 def digest_stamps(sources: Sequence[str]) -> str:
@@ -120,14 +111,10 @@ def digest_stamps(sources: Sequence[str]) -> str:
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
-    """Read which images to leave out.
+    """Read which images to leave out; DataError if the file is missing, of another kind or unreadable.
 
-    Args:
-        file: A ``.txt`` file with a path on each line, a ``.csv`` file with the path in its first column, or a run's
-            own ``checked_images.json``.
-
-    Raises:
-        DataError: It is missing, of another kind or unreadable.
+    It is a ``.txt`` file with a path on each line, a ``.csv`` file with the path in its first column, or a run's own
+    ``checked_images.json``.
     """
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check skip_list")

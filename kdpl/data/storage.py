@@ -52,9 +52,7 @@ def find_images(folder: Path) -> list[str]:
 def resolve(place: str) -> list[str]:
     """Find the image files and shards that a path, URL or pattern names, sorted within each folder and pattern.
 
-    Args:
-        place: A file, a folder, which is searched recursively for images, or a pattern of either: ``photos/**/*.jpg``,
-            ``shards/{000..031}.tar``, ``{cats,dogs}/*.png``. A file behind a URL is not looked for yet.
+    A folder is searched recursively for images. A file behind a URL is not looked for yet.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
@@ -85,11 +83,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def read_list(file: Path) -> list[str]:
-    """Read the lines of a file without the empty ones.
-
-    Raises:
-        DataError: It does not exist.
-    """
+    """Read the lines of a file without the empty ones; DataError if it does not exist."""
     if not file.is_file():
         raise DataError(f"list {file} does not exist: give a file with one path on each line")
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
@@ -115,11 +109,10 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
         with Path(path).open("rb") as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
-    if size is None:
-        return cast(bytes, _ask(path, lambda files, name: files.cat_file(name)))
-    content = cast(bytes, _ask(path, lambda files, name: files.cat_file(name, start=start, end=start + size)))
+    end = None if size is None else start + size
+    content = cast(bytes, _ask(path, lambda files, name: files.cat_file(name, start=start or None, end=end)))
     # a web server that ignores ranges sends the whole file
-    return content[start : start + size] if len(content) > size else content
+    return content if size is None or len(content) <= size else content[start:end]
 
 
 def places(paths: Iterable[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +32,7 @@ class Found:
         path: The file, absolute; a URL; or its place in a shard.
         label: Its class; empty for an unlabelled image.
         split: ``train``, ``val``, ``test``, or ``held_out`` of test images that were set aside by chance.
-        size: Width and height; None before it was decoded.
-        digest: Digest of the file's bytes; empty before it was read.
+        size: Width and height; None, and ``digest`` of the file's bytes empty, before it was looked at.
         fault: Reason why it cannot be used; None if it can.
     """
 
@@ -61,9 +60,14 @@ def find(path: Path) -> list[Found]:
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     folder = path.absolute()
     parts = [(split, folder / name) for name, split in _SPLITS.items() if (folder / name).is_dir()]
-    found = [image for split, top in parts or [("train", folder)] for image in _by_class(top, split)]
+    found = []
+    for split, top in parts or [("train", folder)]:
+        for each in sorted(path for path in top.iterdir() if path.is_dir()):
+            if each.name not in _UNLABELED and not each.name.startswith("."):
+                found += [Found(path, each.name, split) for path in find_images(each)]
     beside = dict.fromkeys([folder, *(top for split, top in parts if split == "train")])
-    found += [Found(path, "", "train") for top in beside for name in _UNLABELED for path in _images(top / name)]
+    for place in (top / name for top in beside for name in _UNLABELED):
+        found += [Found(path, "", "train") for path in find_images(place)] if place.is_dir() else []
     if not any(image.label and image.split == "train" for image in found):
         raise DataError(f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/")
     return found
@@ -109,8 +113,7 @@ def look(images: Sequence[Found], workers: int | None = None) -> list[Found]:
 def leave_out_copies(images: Sequence[Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:
     """Leave out images with the bytes of another: a test image stays before one of val, before one of train.
 
-    Returns:
-        The images that stay, in their order, and each that does not, with the one that stays in its place.
+    Returns those that stay, in their order, and each that does not, with the one that stays in its place.
     """
     first: dict[str, Found] = {}
     for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):
@@ -128,16 +131,6 @@ def with_test(images: list[Found], share: float) -> list[Found]:
         paths = [image.path for image in images if image.label == label and image.split == "train"]
         held |= {paths[i] for i in held_out_of(len(paths), share)}
     return [replace(image, split=HELD_OUT) if image.path in held else image for image in images]
-
-
-def _by_class(top: Path, split: str) -> Iterator[Found]:
-    for folder in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if folder.name not in _UNLABELED:
-            yield from (Found(path, folder.name, split) for path in _images(folder))
-
-
-def _images(folder: Path) -> list[str]:
-    return find_images(folder) if folder.is_dir() else []
 
 
 def _look(image: Found) -> Found:
