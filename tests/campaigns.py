@@ -25,13 +25,8 @@ source: imagenet
 datasets: [dtd]
 variants: [imagenet_a]
 """
-FEW = [
-    "--data.init_args.shots=1",
-    "--data.init_args.num_workers=0",
-    "--trainer.max_epochs",
-    "1",
-    "--trainer.check_val_every_n_epoch=1",
-]
+FEW = ["--data.init_args.shots=1", "--data.init_args.num_workers=0", "--trainer.max_epochs", "1"]
+FEW += ["--trainer.check_val_every_n_epoch=1"]
 
 
 def make_trees(root):

@@ -125,6 +125,6 @@ def published(state):
 
 
 def write(path, state, **changes):
-    """Write a published file; gives its path."""
+    """Write a published file; returns its path."""
     torch.save({**published(state), **changes}, path)
     return path

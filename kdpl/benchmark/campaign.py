@@ -4,7 +4,7 @@ A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -53,8 +53,7 @@ class Row(_Settings):
 
     Attributes:
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
-        teacher: Config files of a teacher's fit, after those that all fits share; empty for a student.
-        student: The same of a student.
+        teacher, student: Config files of its fit, after those that all fits share; one of the two is empty.
         of: For a student, the row of its teacher.
         options: Options of its fit.
         teacher_file: For a teacher that is imported rather than fitted: its published file, with the placeholders
@@ -103,9 +102,8 @@ class Exceptional(_Settings):
     """Settings that differ on some datasets.
 
     Attributes:
-        datasets: Names of the datasets.
-        teacher: Config files for teachers, after those of their rows.
-        student: Config files for students, after those of their rows.
+        datasets: Their names.
+        teacher, student: Config files of the stage, after those of its rows.
     """
 
     datasets: Several[str]
@@ -173,16 +171,21 @@ class Campaign(_Settings):
         Raises:
             ConfigError: Something is chosen that the campaign does not have.
         """
-        _require_known("dataset", datasets, (*self.datasets, *self.variants))
-        _require_known("seed", seeds, self.seeds)
-        _require_known("row", rows, self.rows)
+        choices: dict[str, tuple[Collection[Any], Collection[Any]]] = {
+            "dataset": (datasets, (*self.datasets, *self.variants)),
+            "seed": (seeds, self.seeds),
+            "row": (rows, self.rows),
+        }
+        for kind, (wanted, known) in choices.items():
+            for each in wanted:
+                if each not in known:
+                    choice = ", ".join(map(str, known))
+                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {choice}, or add it")
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
-        return self.model_copy(
-            update={
-                key: tuple(each for each in getattr(self, key) if not wanted or each in wanted)
-                for key, wanted in chosen.items()
-            }
-        )
+        parts = {
+            key: [each for each in getattr(self, key) if not wanted or each in wanted] for key, wanted in chosen.items()
+        }
+        return self.model_copy(update={key: tuple(part) for key, part in parts.items()})
 
     def config_files(self) -> list[str]:
         """Return all config files that the campaign names, those of its datasets included."""
@@ -242,11 +245,3 @@ def _first_fault(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{place} is missing: add '{first['loc'][-1]}:'"
     return f"{place} is {first['input']!r} ({first['msg']}): correct it"
-
-
-def _require_known(kind: str, wanted: Iterable[Any], known: Collection[Any]) -> None:
-    for each in wanted:
-        if each not in known:
-            raise ConfigError(
-                f"{kind} {each} is not in the campaign: choose from {', '.join(map(str, known))}, or add it"
-            )

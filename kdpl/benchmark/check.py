@@ -10,12 +10,7 @@ from kdpl.runtime.configs import config_files
 
 
 def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
-    """Describe, for each of the benchmark's datasets that tasks need and that is not on disk, what is missing.
-
-    Args:
-        tasks: The tasks.
-        root: The folder of all datasets.
-    """
+    """Describe what is missing below ``root`` of the benchmark's datasets that tasks need."""
     faults = []
     for name in dict.fromkeys(name for task in tasks for name in task.datasets):
         if root is None:

@@ -9,17 +9,11 @@ from kdpl.benchmark.published import METRICS
 from kdpl.benchmark.tasks import Task
 from kdpl.metrics import test_key
 
-_SHORT = {test_key("acc"): "acc", **dict(zip(METRICS, ("base", "novel", "HM"), strict=True))}
+_SHORT = dict(zip((test_key("acc"), *METRICS), ("acc", "base", "novel", "HM"), strict=True))
 
 
 class Display:
-    """Shows the runner's work.
-
-    Args:
-        console: Where to show it.
-        total: Number of runs.
-        done: Number of runs that were finished before.
-    """
+    """Shows the runner's work: ``total`` runs, of which ``done`` were finished before."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._total = total
@@ -49,9 +43,8 @@ class Display:
 
     def wait(self, others: int) -> None:
         """Wait for other processes, which work on ``others`` tasks."""
-        line = f"waiting for other processes, which work on the last {others} tasks"
         if not self._waiting:
-            self._print(line)
+            self._print(f"waiting for other processes, which work on the last {others} tasks")
             self._progress.update(self._bar, description="")
         self._waiting = True
 

@@ -24,7 +24,6 @@ from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
 
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
-_EPOCHS = "--trainer.max_epochs"
 
 
 @dataclass(frozen=True)
@@ -74,23 +73,21 @@ class _Planner:
 
     def few_shot(self) -> Iterator[Task]:
         for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
-            yield from self._both_stages(
-                "few_shot", f"shots_{shots}", dataset, options=[f"--data.init_args.shots={shots}"]
-            )
+            options = [f"--data.init_args.shots={shots}"]
+            yield from self._both_stages("few_shot", dataset, f"shots_{shots}", options=options)
 
     def base_to_novel(self) -> Iterator[Task]:
         for dataset in self.campaign.datasets:
-            yield from self._both_stages("base_to_novel", "", dataset, overlays=[_BASE_TO_NOVEL])
+            yield from self._both_stages("base_to_novel", dataset, overlays=[_BASE_TO_NOVEL])
 
     def cross_dataset(self) -> Iterator[Task]:
         yield from self._fits_on_source("teacher")
         for dataset, seed in product(self.campaign.datasets, self.campaign.seeds):
             for row in self.teachers:
-                yield from self._class_vectors("cross_dataset", dataset, seed, row)
-                yield self._test_elsewhere("cross_dataset", dataset, seed, row)
+                yield from self._elsewhere("cross_dataset", dataset, seed, row)
             for row in self.students:
-                run, of = self._run("cross_dataset", "", dataset, seed, row), self.rows[row].of or ""
-                vectors = self._run("cross_dataset", "", dataset, seed, of)
+                run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
+                vectors = self._run("cross_dataset", dataset, seed, of)
                 fit = self._fit(run, dataset, teacher=self._source_run(seed, of), vectors=vectors)
                 yield from (fit, self._test(fit))
 
@@ -99,15 +96,14 @@ class _Planner:
             yield from (fit, self._test(fit))
         for dataset, seed in product(self.campaign.variants, self.campaign.seeds):
             for row in (*self.teachers, *self.students):
-                yield from self._class_vectors("domain_generalization", dataset, seed, row)
-                yield self._test_elsewhere("domain_generalization", dataset, seed, row)
+                yield from self._elsewhere("domain_generalization", dataset, seed, row)
 
     def _both_stages(
-        self, protocol: str, setting: str, dataset: str, overlays: Iterable[str] = (), options: Iterable[str] = ()
+        self, protocol: str, dataset: str, setting: str = "", overlays: Iterable[str] = (), options: Iterable[str] = ()
     ) -> Iterator[Task]:
         for seed, (name, row) in product(self.campaign.seeds, self.rows.items()):
-            run = self._run(protocol, setting, dataset, seed, name)
-            of = self._run(protocol, setting, dataset, seed, row.of) if row.of else None
+            run = self._run(protocol, dataset, seed, name, setting)
+            of = self._run(protocol, dataset, seed, row.of, setting) if row.of else None
             fit = self._fit(run, dataset, overlays, options, teacher=of)
             yield from (fit, self._test(fit))
 
@@ -128,22 +124,17 @@ class _Planner:
         teacher: Run | None = None,
         vectors: Run | None = None,
     ) -> Task:
-        """Return the fit of a run, or the import in its place.
-
-        Args:
-            run: The run.
-            dataset: The dataset that it trains on.
-            overlays: The protocol's configs.
-            options: The protocol's options.
-            teacher: Run of the teacher that a student is distilled from.
-            vectors: Run whose class vectors replace the teacher's.
-        """
+        """Return a run's fit or import; the class vectors of the run ``vectors`` replace the teacher's own."""
         row, folder = self.rows[run.row], self._folder(run)
         exceptions = [each for each in self.campaign.per_dataset if dataset_name(dataset) in each.datasets]
         own = [*row.configs, *(file for each in exceptions for file in getattr(each, row.stage))]
         configs = [config_of(dataset), *overlays, *self.campaign.configs, *own]
         args = [f"--config={file}" for file in configs]
-        args += [*self._root(dataset), *options, *row.options, *self._options(own)]
+        args += [*self._root(dataset), *options, *row.options, *self.place.options]
+        trainers = [read_config(file).get("trainer") or {} for file in own]
+        if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
+            # nothing is tuned, whatever the options for every fit say
+            args.append("--trainer.max_epochs=0")
         needs = []
         if teacher is not None:
             args.append(f"--model.init_args.teacher={self._folder(teacher)}")
@@ -162,29 +153,22 @@ class _Planner:
         args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
         return Task(fit.run, "test", args, fit.folder, fit.folder / RUN_FILE, (fit.name,))
 
-    def _class_vectors(self, protocol: str, dataset: str, seed: int, row: str) -> Iterator[Task]:
-        """Yield the task that makes a teacher's class vectors for a target, if a student uses them."""
-        if row not in {each.of for each in self.rows.values()}:
-            return
-        run, source = self._run(protocol, "", dataset, seed, row), self._source_run(seed, row)
-        folder = self._folder(run)
-        file = folder / CLASS_VECTORS_FILE
-        data = (f"--config={config_of(dataset)}", *self._root(dataset))
-        args = ("class-vectors", f"--teacher={self._folder(source)}", *data, f"--out={file}")
-        yield Task(run, "class_vectors", args, folder, file, (self._fit_name(source),))
-
-    def _test_elsewhere(self, protocol: str, dataset: str, seed: int, row: str) -> Task:
-        """Return the test on a target of what was fitted on the source."""
-        run, source, of = self._run(protocol, "", dataset, seed, row), self._source_run(seed, row), self.rows[row].of
-        folder, fitted = self._folder(run), self._folder(source)
-        needs = [self._fit_name(source)]
-        args = ["test", f"--config={fitted / CONFIG_FILE}", f"--config={config_of(dataset)}", *self._root(dataset)]
+    def _elsewhere(self, protocol: str, dataset: str, seed: int, row: str) -> Iterator[Task]:
+        """Yield the tasks on a target of what was fitted on the source: class vectors for its students, and a test."""
+        run, source, of = self._run(protocol, dataset, seed, row), self._source_run(seed, row), self.rows[row].of
+        folder, fitted, needs = self._folder(run), self._folder(source), [self._fit_name(source)]
+        data = [f"--config={config_of(dataset)}", *self._root(dataset)]
+        if row in {each.of for each in self.rows.values()}:
+            file = folder / CLASS_VECTORS_FILE
+            args = ["class-vectors", f"--teacher={fitted}", *data, f"--out={file}"]
+            yield Task(run, "class_vectors", tuple(args), folder, file, tuple(needs))
+        args = ["test", f"--config={fitted / CONFIG_FILE}", *data]
         if of is not None:
-            vectors = self._run(protocol, "", dataset, seed, of)
+            vectors = self._run(protocol, dataset, seed, of)
             args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
             needs.append(f"{vectors.name}/class_vectors")
         args.append(f"--out={folder}")
-        return Task(run, "test", tuple(args), folder, folder / RUN_FILE, tuple(needs), fitted / LAST)
+        yield Task(run, "test", tuple(args), folder, folder / RUN_FILE, tuple(needs), fitted / LAST)
 
     # --- names and options ---
 
@@ -192,7 +176,7 @@ class _Planner:
     def _source(self) -> str:
         return self.campaign.source or ""
 
-    def _run(self, protocol: str, setting: str, dataset: str, seed: int, row: str) -> Run:
+    def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> Run:
         name = dataset_name(dataset)
         parts = [protocol, name, setting, f"seed_{seed}", row]
         return Run(protocol, setting, name, seed, row, "/".join(filter(None, parts)))
@@ -211,15 +195,3 @@ class _Planner:
     def _root(self, dataset: str) -> list[str]:
         known = self.place.root is not None and dataset_name(dataset) in BENCHMARKS
         return [f"--data.init_args.root={self.place.root}"] if known else []
-
-    def _options(self, configs: Iterable[str]) -> list[str]:
-        """Return the options for every fit, without the epochs where nothing is tuned: those stay 0."""
-        trainers = [read_config(file).get("trainer") or {} for file in configs]
-        epochs = [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer]
-        options = list(self.place.options)
-        if epochs and epochs[-1] == 0:
-            while _EPOCHS in options:
-                at = options.index(_EPOCHS)
-                del options[at : at + 2]
-            options = [option for option in options if not option.startswith(f"{_EPOCHS}=")]
-        return options

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.display import Display
-from kdpl.benchmark.results import Result, add_seconds, read_seconds
+from kdpl.benchmark.results import Result
 from kdpl.benchmark.tasks import FITS, Task
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
@@ -62,14 +62,8 @@ def run_tasks(
 ) -> list[Failure]:
     """Run tasks until all are done or cannot be.
 
-    A task that another process works on is left to it; one that fails keeps back only those that need it.
-
-    Args:
-        campaign: The campaign.
-        tasks: The tasks, in the order in which to run those whose needs are met.
-        out: The campaign's folder.
-        display: Shows the work.
-        command: Runs the command of a task.
+    They are run in their order, as their needs are met. A task that another process works on is left to it; one that
+    fails keeps back only those that need it. ``out`` is the campaign's folder.
 
     Returns:
         The tasks that failed, and those that could not be started for it.
@@ -124,7 +118,8 @@ def _locked(out: Path, task: Task) -> Iterator[None]:
     with FileLock(lock, timeout=0):
         if task.kind in FITS and (task.folder / LOCK_FILE).exists():
             # the fit of a campaign whose own process was killed may still be running
-            FileLock(task.folder / LOCK_FILE, timeout=0).acquire().lock.release()
+            with FileLock(task.folder / LOCK_FILE, timeout=0):
+                pass
         yield
 
 
@@ -145,11 +140,7 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
         task.save_orders()
     args = [*task.command(), *([_NO_BAR] if task.kind in ("fit", "test") else [])]
     logged = task.log.stat().st_size if task.log.is_file() else 0
-    start = time.monotonic()
-    try:
-        code = command(args, task.log)
-    finally:
-        add_seconds(task.folder, task.kind, time.monotonic() - start)
+    code = command(args, task.log)
     if code in _INTERRUPTED:
         raise KeyboardInterrupt
     if code == slurm.REQUEUED:
@@ -188,5 +179,4 @@ def result_of(campaign: Campaign, task: Task) -> Result:
         images=images,
         transductive=run.protocol == "base_to_novel" and campaign.rows[run.row].stage == "student",
         selected_on_test=model["init_args"].get("choice") == "best_on_base_test",
-        seconds=read_seconds(task.folder),
     )

@@ -83,12 +83,7 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 def tables(campaign: Campaign, results: Iterable[Result]) -> list[Table]:
-    """Make a campaign's tables from the results that are there.
-
-    Args:
-        campaign: The campaign, which says what is expected.
-        results: Results of finished runs; those that the campaign does not have are left out.
-    """
+    """Make a campaign's tables from the results of finished runs; those that it does not have are left out."""
     maker = _Maker(campaign, results)
     datasets = [dataset_name(each) for each in campaign.datasets]
     by_dataset = [protocol for protocol in campaign.protocols if protocol in ("few_shot", "base_to_novel")]
@@ -137,14 +132,7 @@ class _Maker:
         ]
 
     def table(self, title: str, columns: Sequence[_Column], groups: dict[str, str], averaged: Sequence[str]) -> Table:
-        """Make a table with a line for each group and row.
-
-        Args:
-            title: Its title.
-            columns: Its columns.
-            groups: The datasets of the lines by their groups.
-            averaged: The datasets that are averaged over.
-        """
+        """Make a table with a line for each group, of one dataset each, and row; ``averaged`` are averaged over."""
         cells = pd.DataFrame(
             [
                 (i, group, self.campaign.title(row), c.protocol, c.setting, c.dataset or dataset, row, c.metric)

@@ -38,10 +38,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Task:
-    """One command.
+    """One command of a run.
 
     Attributes:
-        run: The run that it belongs to.
         kind: The kind of command.
         args: Arguments of ``python -m kdpl``.
         folder: The folder that it writes into.

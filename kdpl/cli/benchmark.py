@@ -1,7 +1,7 @@
 """``python -m kdpl benchmark``: run the missing runs of a campaign."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def benchmark(
         settings: Options for every fit.
 
     Returns:
-        0, or 1 if something is missing, invalid or failed.
+        1 if something is missing, invalid or failed, else 0.
 
     Raises:
         ConfigError: The campaign is invalid, or does not have what is chosen.
@@ -118,16 +118,16 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
         return cli
 
+    def collect(function: Callable[..., object], *args: object, **more: object) -> None:
+        try:
+            function(*args, **more)
+        except KdplError as error:
+            faults.append(str(error))
+
     for command in commands:
-        try:
-            run_command(command, check_only=True, make=check)
-        except KdplError as error:
-            faults.append(str(error))
+        collect(run_command, command, check_only=True, make=check)
     for is_student, clip in clips:
-        try:
-            (load_image_clip if is_student else load_clip)(clip)
-        except KdplError as error:
-            faults.append(str(error))
+        collect(load_image_clip if is_student else load_clip, clip)
     return faults
 
 

@@ -1,5 +1,6 @@
 """``python -m kdpl import``: the authors' published checkpoints as run folders."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +18,12 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
         file: The checkpoint.
         settings: Options of the fit.
 
-    Returns:
-        0.
-
     Raises:
         KdplError: The file is missing or damaged, or does not fit the settings.
     """
     from lightning.pytorch import Callback
 
-    from kdpl.benchmark.checkpoints.importing import TakeOver, compare_clips, record_of, require_own_folder
+    from kdpl.benchmark.checkpoints.importing import TakeOver, record_of, require_own_folder, require_same_clip
     from kdpl.benchmark.checkpoints.names import read_published
     from kdpl.cli.fit import KdplCLI, require_stage, run_command
     from kdpl.errors import ArtifactError, ConfigError
@@ -62,7 +60,14 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
 
         def fit(self) -> None:
             # while the model is as it was loaded
-            unknown = sorted({*self.published.unknown, *compare_clips(self.published, self.model)})
+            model = self.model
+            if isinstance(model, TeacherPromptTuning):
+                towers = {"image": model.image_tower.module.visual, "text": model.text_tower.module}
+            else:
+                towers = {"image": model.encoder.tower.module.visual}
+            states = {name: tower.state_dict() for name, tower in towers.items()}
+            strange = require_same_clip(self.published, states, math.log(model.logit_scale))
+            unknown = sorted({*self.published.unknown, *strange})
             if unknown:
                 few = ", ".join(unknown[:_NAMES_SHOWN]) + (", …" if len(unknown) > _NAMES_SHOWN else "")
                 warn(f"left out of {file}, because they have no place here: {len(unknown)} tensors ({few})")

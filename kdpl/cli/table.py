@@ -17,9 +17,6 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
         format: Format that is printed.
         out: File to write what is printed to as well.
 
-    Returns:
-        0.
-
     Raises:
         ConfigError: The folder is not one of a campaign.
         ArtifactError: A result in it is damaged.

@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from campaigns import ROOT
 from world import one_sentence
 
-from kdpl.benchmark.campaign import Exceptional, Row, parse_campaign, read_campaign
+from kdpl.benchmark.campaign import parse_campaign, read_campaign
 from kdpl.errors import ConfigError
 
 TEXT = """
@@ -26,36 +25,18 @@ per_dataset:
 """
 
 
-@pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def parsed(**changes):
-    return parse_campaign({**yaml.safe_load(TEXT), **changes}, Path("mine.yaml"))
-
-
 def test_a_campaign_is_read_from_its_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(TEXT)
     campaign = read_campaign(file)
-    assert (campaign.protocols, campaign.datasets, campaign.seeds) == (
-        ("base_to_novel",),
-        ("dtd", "oxford_pets"),
-        (1, 2),
-    )
+    assert (campaign.protocols, campaign.seeds) == (("base_to_novel",), (1, 2))
     assert campaign.configs == ("configs/trainer/cpu.yaml",)
-    assert campaign.rows == {
-        "teacher": Row(title="the teacher", teacher=["configs/teacher/quickstart.yaml"]),
-        "student": Row(
-            title="**the student**",
-            student=["configs/student/quickstart.yaml"],
-            of="teacher",
-            options=["--model.init_args.temperature=2"],
-            published="promptkd",
-        ),
-    }
-    assert campaign.per_dataset == (Exceptional(datasets="dtd", student="configs/student/kd_weight_200.yaml"),)
+    student = campaign.rows["student"]
+    assert (student.stage, student.configs, student.of) == ("student", ("configs/student/quickstart.yaml",), "teacher")
+    assert campaign.per_dataset[0].student == ("configs/student/kd_weight_200.yaml",)
+    part = campaign.choose(["oxford_pets"], [2, 1])
+    assert (part.datasets, part.seeds) == (("oxford_pets",), (1, 2))
+    assert campaign.choose() == campaign
 
 
 @pytest.mark.parametrize(
@@ -63,17 +44,14 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
     [
         ({"protocol": ["few_shot"]}, ["protocol is not a setting", "protocols"]),
         ({"protocols": ["zero_shot"]}, ["protocols.0 is 'zero_shot'", "few_shot"]),
-        ({"protocols": []}, ["protocols is"]),
         ({"protocols": ["few_shot"]}, ["few_shot needs shots: add 'shots:'"]),
-        ({"protocols": ["domain_generalization"], "source": "imagenet"}, ["needs variants"]),
         ({"datasets": ["dtd", "dtd"]}, ["datasets names something twice"]),
         ({"datasets": ["dtd", "my/dtd.yaml"]}, ["two datasets have one name"]),
         ({"seeds": ["one"]}, ["seeds.0 is 'one'", "integer"]),
         ({"seeds": [-1]}, ["seeds.0 is -1"]),
-        ({"seeds": [True]}, ["seeds.0 is True"]),
         ({"source": ["imagenet"]}, ["source is ['imagenet']"]),
         ({"rows": {}}, ["rows is {}"]),
-        ({"rows": {"a": {"student": "s.yaml"}}}, ["rows.a", "'of:'"]),
+        ({"rows": {"a": {"student": "s.yaml"}}}, ["rows.a is a student without a teacher"]),
         ({"rows": {"a": {"student": "s.yaml", "of": "b"}}}, ["row 'a' is of 'b'", "teacher"]),
         ({"rows": {"a": {"teacher": "t.yaml", "of": "a"}}}, ["rows.a", "'of:'"]),
         ({"rows": {"a": {"teacher": "t.yaml", "student": "s.yaml"}}}, ["rows.a needs either"]),
@@ -89,7 +67,7 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
 )
 def test_an_invalid_campaign_is_one_sentence_that_names_the_file_and_the_place(changes, words):
     with pytest.raises(ConfigError) as error:
-        parsed(**changes)
+        parse_campaign({**yaml.safe_load(TEXT), **changes}, Path("mine.yaml"))
     assert one_sentence(error)
     assert str(error.value).startswith("campaign mine.yaml: ")
     for word in words:
@@ -110,9 +88,3 @@ def test_a_config_that_does_not_exist_is_named(change, name, tmp_path):
     file.write_text(TEXT.replace(*change))
     with pytest.raises(ConfigError, match=name):
         read_campaign(file)
-
-
-def test_a_part_is_chosen_in_the_campaigns_order():
-    part = parsed().choose(["oxford_pets"], [2, 1])
-    assert (part.datasets, part.seeds) == (("oxford_pets",), (1, 2))
-    assert parsed().choose() == parsed()

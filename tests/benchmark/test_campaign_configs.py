@@ -23,11 +23,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 def tasks_of(name):
     return plan(read_campaign(ROOT / f"configs/benchmark/{name}.yaml"), Place(Path("out"), "data"))
 
@@ -85,22 +80,7 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
     assert source.model.init_args.vision_prompts.depth == source.model.init_args.text_prompts.depth == 3
 
 
-def test_the_readmes_table_has_its_rows():
-    campaign = read_campaign(ROOT / "configs/benchmark/quickstart.yaml")
-    teacher, student, untuned = (
-        f"configs/{name}.yaml" for name in ("teacher/quickstart", "student/quickstart", "teacher/zero_shot")
-    )
-    own = "--model.init_args.clip.model=tiny-student"
-    assert {row.title: (row.configs, row.options, row.of) for row in campaign.rows.values()} == {
-        "teacher's CLIP, zero-shot": ((teacher, untuned), (), None),
-        "student's CLIP, zero-shot": ((teacher, untuned), (own,), None),
-        "teacher, tuned": ((teacher,), (), None),
-        "**student, distilled**": ((student,), (), "teacher"),
-        "ablation: published start of the prompts": ((student,), ("--model.init_args.prompt_init=normal",), "teacher"),
-        "control: distilled from the untuned teacher": ((student,), (), "teacher_zero_shot"),
-        "control: the student's own few-shot tuning": (
-            (teacher,),
-            (own, "--model.init_args.vision_prompts.depth=2"),
-            None,
-        ),
-    }
+def test_the_readmes_table_has_the_rows_of_its_campaign():
+    readme = (ROOT / "README.md").read_text()
+    for row in read_campaign(ROOT / "configs/benchmark/quickstart.yaml").rows.values():
+        assert f"| {row.title} " in readme

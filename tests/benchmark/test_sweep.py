@@ -16,11 +16,8 @@ SWEEP = yaml.safe_load((ROOT / "configs/sweep/student.yaml").read_text())
 
 def command_of(parameters, interpreter=sys.executable):
     """The command of a run, with the macros of W&B's agent filled in."""
-    macros = {
-        "${env}": ["/usr/bin/env"],
-        "${interpreter}": [interpreter],
-        "${args}": [f"--{name}={value}" for name, value in parameters.items()],
-    }
+    args = [f"--{name}={value}" for name, value in parameters.items()]
+    macros = {"${env}": ["/usr/bin/env"], "${interpreter}": [interpreter], "${args}": args}
     return [word for part in SWEEP["command"] for word in macros.get(part, [part])]
 
 
@@ -32,14 +29,8 @@ def test_each_run_has_a_folder_of_its_own():
     assert said[-2:] == ["--model.init_args.kd_weight=200", "--out=runs/sweep/abc"]
 
 
-def test_the_sweep_compares_on_validation_images():
-    assert SWEEP["metric"] == {"name": "val/acc", "goal": "maximize"}
-    assert SWEEP["method"] in ("grid", "random", "bayes")
-
-
 @pytest.mark.parametrize("end", [0, -1], ids=["first values", "last values"])
 def test_the_parameters_are_settings_of_fit(end, tmp_path, teacher_run, monkeypatch):
-    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     ends = {name: each.get("values") or [each["min"], each["max"]] for name, each in SWEEP["parameters"].items()}
     command = command_of({name: values[end] for name, values in ends.items()})
@@ -50,4 +41,5 @@ def test_the_parameters_are_settings_of_fit(end, tmp_path, teacher_run, monkeypa
     assert settings["kd_weight"] == ends["model.init_args.kd_weight"][end]
     assert settings["optim"]["lr"] == ends["model.init_args.optim.lr"][end]
     header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0]
-    assert SWEEP["metric"]["name"] in header.split(",")
+    assert SWEEP["metric"] == {"name": "val/acc", "goal": "maximize"}
+    assert "val/acc" in header.split(",")

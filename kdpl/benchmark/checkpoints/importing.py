@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,23 +14,22 @@ from kdpl.errors import ConfigError, WeightsError
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import LAST, handed_over
-from kdpl.student import StudentDistillation
-from kdpl.teacher import TeacherPromptTuning
 
 RECORD_FILE = "import.json"
 """File in a run's folder with the name and SHA-256 of the file that was imported."""
 
 _FLOAT32_TOLERANCE = 1e-5
-_CONTEXT, _DEEP = "text_prompts.context", "text_prompts.deep"
-_PROMPTS = {
-    "vision_prompts.tokens": ("visual", "vision_prompts"),
-    "encoder.prompts.tokens": ("visual", "vision_prompts"),
-    _CONTEXT: ("text", "text_prompts"),
-}
 
 
-def compare_clips(published: Published, module: TeacherPromptTuning | StudentDistillation) -> set[str]:
-    """Compare CLIP's own weights in the file with those of a stage's CLIP, as it was loaded.
+def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float) -> set[str]:
+    """Compare CLIP's own weights in the file with those of a CLIP as it was loaded.
+
+    A weight in half precision may differ by one rounding step, since it was rounded once or twice on its way.
+
+    Args:
+        published: The file.
+        towers: State dicts of the towers ``image`` and ``text``.
+        log_scale: Logarithm of the logit scale.
 
     Returns:
         Names in the file that the CLIP does not have.
@@ -40,26 +37,12 @@ def compare_clips(published: Published, module: TeacherPromptTuning | StudentDis
     Raises:
         WeightsError: A weight differs; the first one is named.
     """
-    if isinstance(module, TeacherPromptTuning):
-        towers = {"image": module.image_tower.module.visual, "text": module.text_tower.module}
-    else:
-        towers = {"image": module.encoder.tower.module.visual}
-    states = {name: tower.state_dict() for name, tower in towers.items()}
-    return require_same_clip(published, states, math.log(module.logit_scale))
-
-
-def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float) -> set[str]:
-    """Compare as ``compare_clips`` does, with the towers' state dicts and the logarithm of the logit scale.
-
-    A weight in half precision may differ by one rounding step, since it was rounded once or twice on its way.
-    """
     unknown = set()
     for name, (tower, key, theirs) in published.clip.items():
-        ours = towers[tower].get(key)
-        if ours is None:
-            unknown.add(name)
+        if key in towers[tower]:
+            _require_same(published, name, theirs, towers[tower][key])
         else:
-            _require_same(published, name, theirs, ours)
+            unknown.add(name)
     if published.logit_scale is not None:
         _require_same(published, "logit_scale", published.logit_scale.flatten(), torch.tensor([log_scale]))
     return unknown
@@ -96,14 +79,19 @@ def require_same_sizes(published: Published, own: Mapping[str, Tensor]) -> None:
     """Compare what was trained with the module's own parameters and buffers, by name.
 
     Raises:
-        ConfigError: The settings ask for prompts of another size, or for none, or for another projector.
-        WeightsError: The prompts are for a tower of another width.
+        ConfigError: The settings ask for prompts of another size, for no projector, or for another CLIP or teacher.
     """
-    learned = published.learned
-    for name, (title, setting) in _PROMPTS.items():
-        if name in learned:
-            _require_same_prompts(published, title, setting, _size(name, learned), _size(name, own))
-    for name, tensor in learned.items():
+    ours = _prompt_sizes(own)
+    changes = [
+        f"model.init_args.{option} to {size}"
+        for option, size in _prompt_sizes(published.learned).items()
+        if ours.get(option) != size
+    ]
+    if changes:
+        raise ConfigError(
+            f"{published.file} has prompts of another size than the settings ask for: set {' and '.join(changes)}"
+        )
+    for name, tensor in published.learned.items():
         if name not in own:
             raise ConfigError(
                 f"{published.file} has a projector, the settings ask for a student without one: use the settings "
@@ -111,46 +99,22 @@ def require_same_sizes(published: Published, own: Mapping[str, Tensor]) -> None:
             )
         if tensor.shape != own[name].shape:
             raise ConfigError(
-                f"{published.file} projects from {learned['encoder.projector.layers.0.weight'].shape[1]} to "
-                f"{len(tensor)} dimensions, the settings' CLIPs need {name} as {list(own[name].shape)}: set "
-                "model.init_args.clip and model.init_args.teacher to the CLIP and the teacher of that student"
+                f"{published.file} has {name} as {list(tensor.shape)}, the settings need {list(own[name].shape)}: set "
+                f"model.init_args.clip to the CLIP of that {published.kind}, and for a student model.init_args.teacher "
+                "to its teacher"
             )
 
 
-class _Size(NamedTuple):
-    length: int = 0
-    depth: int = 0
-    width: int = 0
-
-
-def _size(name: str, tensors: Mapping[str, Tensor]) -> _Size:
-    """Return the size of a tower's prompts; zeros without prompts."""
-    tensor = tensors.get(name)
-    if tensor is None:
-        return _Size()
-    if name == _CONTEXT:
-        return _Size(tensor.shape[0], 1 + len(tensors[_DEEP]), tensor.shape[1])
-    return _Size(tensor.shape[1], tensor.shape[0], tensor.shape[2])
-
-
-def _require_same_prompts(published: Published, title: str, setting: str, theirs: _Size, ours: _Size) -> None:
-    option = f"model.init_args.{setting}"
-    changes = [
-        f"{option}.{part} to {getattr(theirs, part)}"
-        for part in ("length", "depth")
-        if getattr(theirs, part) != getattr(ours, part)
-    ]
-    if changes:
-        given = f"{ours.length} tokens in {ours.depth} layers" if any(ours) else "none"
-        raise ConfigError(
-            f"{published.file} has {title} prompts of {theirs.length} tokens in {theirs.depth} layers, the settings "
-            f"ask for {given}: set {' and '.join(changes)}"
-        )
-    if theirs.width != ours.width:
-        raise WeightsError(
-            f"{published.file} has {title} prompts of width {theirs.width}, the tower that the settings name has width "
-            f"{ours.width}: set model.init_args.clip to the CLIP of that {published.kind}"
-        )
+def _prompt_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the sizes of prompts by the settings that ask for them."""
+    sizes: dict[str, int] = {}
+    for name in ("vision_prompts.tokens", "encoder.prompts.tokens"):
+        if name in tensors:
+            sizes |= {"vision_prompts.length": tensors[name].shape[1], "vision_prompts.depth": len(tensors[name])}
+    if "text_prompts.context" in tensors:
+        sizes["text_prompts.length"] = len(tensors["text_prompts.context"])
+        sizes["text_prompts.depth"] = 1 + len(tensors["text_prompts.deep"])
+    return sizes
 
 
 class TakeOver(Callback):
@@ -188,11 +152,7 @@ def record_of(file: Path) -> dict[str, str]:
 
 
 def require_own_folder(folder: Path, file: Path, record: Mapping[str, str]) -> None:
-    """Refuse a folder that holds anything but the import of this file.
-
-    Raises:
-        ConfigError: It does.
-    """
+    """Raise a ConfigError if a folder holds anything but the import of this file."""
     there = folder / RECORD_FILE
     same = there.is_file() and json.loads(there.read_text(encoding="utf-8")) == record
     if (handed_over(folder) or (folder / LAST).is_file()) and not same:

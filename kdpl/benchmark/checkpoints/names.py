@@ -52,11 +52,7 @@ class Published:
 
 
 def read_published(file: Path, kind: Kind) -> Published:
-    """Read a published checkpoint.
-
-    Args:
-        file: The file.
-        kind: The kind that it must be of.
+    """Read a published checkpoint, which must be of that kind.
 
     Raises:
         ArtifactError: It is missing, damaged, of the other kind, or lacks something.
@@ -65,23 +61,15 @@ def read_published(file: Path, kind: Kind) -> Published:
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ArtifactError(f"{file} has no state_dict, which the authors' checkpoints have: give one of those")
-    found: Kind | None = None
-    if any(name.startswith(_PROJECTOR) for name in state):
-        found = "student"
-    elif _CONTEXT in state:
-        found = "teacher"
-    if found is None:
+    is_student = any(name.startswith(_PROJECTOR) for name in state)
+    if not is_student and _CONTEXT not in state:
         raise ArtifactError(
             f"{file} holds neither {_CONTEXT}, as a teacher does, nor {_PROJECTOR}*, as a student does: "
             "give a checkpoint of the authors"
         )
+    found = "student" if is_student else "teacher"
     if found != kind:
         raise ArtifactError(f"{file} holds a {found}, expected a {kind}: use the command import {found}")
-    epoch = content.get("epoch")
-    return _sort(file, kind, epoch if type(epoch) is int else None, state)
-
-
-def _sort(file: Path, kind: Kind, epoch: int | None, state: Mapping[str, object]) -> Published:
     part = _Part(file, dict(state))
     if kind == "teacher":
         context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
@@ -100,7 +88,8 @@ def _sort(file: Path, kind: Kind, epoch: int | None, state: Mapping[str, object]
             clip[name] = (_CLIP_PREFIXES[kind][prefix], name.removeprefix(prefix), part.take(name))
     scale = part.take("logit_scale") if "logit_scale" in part.left else None
     unknown = tuple(name for name in part.left if not _BUFFERS.fullmatch(name))
-    return Published(file, kind, epoch, learned, clip, scale, unknown)
+    epoch = content.get("epoch")
+    return Published(file, kind, epoch if type(epoch) is int else None, learned, clip, scale, unknown)
 
 
 class _Part:
@@ -150,8 +139,8 @@ class _Part:
         """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
         kernel = self.take_learned(f"{_PROJECTOR}0.weight", (None, None, 1, 1))
         out_dim = len(kernel)
-        taken = {"0.weight": kernel.flatten(1)}
-        taken["3.weight"] = self.take_learned(f"{_PROJECTOR}3.weight", (out_dim, out_dim, 1, 1)).flatten(1)
+        second = self.take_learned(f"{_PROJECTOR}3.weight", (out_dim, out_dim, 1, 1))
+        taken = {"0.weight": kernel.flatten(1), "3.weight": second.flatten(1)}
         for name in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.bias"):
             taken[name] = self.take_learned(_PROJECTOR + name, (out_dim,))
         taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(torch.int64, copy=True)

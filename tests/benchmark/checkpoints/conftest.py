@@ -10,44 +10,34 @@ DTYPES = {"half": torch.float16, "float32": torch.float32}
 
 
 class Importer:
-    """Imports published files of the random CLIPs on the digits; all under one folder.
-
-    Attributes:
-        folder: The folder.
-        teacher_settings, student_settings: Settings that the files fit, without ``--out``.
-    """
+    """Imports published files of the random CLIPs on the digits; ``settings`` by kind are those that the files fit."""
 
     def __init__(self, folder):
-        self.folder = folder
-        clip = {"pretrained": "noise"}
-        self.teacher_settings = self._config(
-            "teacher",
-            clip={**clip, "model": files.TEACHER},
-            vision_prompts={"length": files.LENGTH, "depth": files.VISION_DEPTH},
-            text_prompts={"length": files.LENGTH, "depth": files.TEXT_DEPTH},
+        def prompts(depth):
+            return {"length": files.LENGTH, "depth": depth}
+
+        teacher = {
+            "clip": {"pretrained": "noise", "model": files.TEACHER},
+            "vision_prompts": prompts(files.VISION_DEPTH),
+            "text_prompts": prompts(files.TEXT_DEPTH),
             # as a config of configs/teacher has them; importing leaves them aside
-            averaging={"mean": 15, "std": 1},
-        )
-        self.student_settings = self._config(
-            "student",
-            clip={**clip, "model": files.STUDENT},
-            vision_prompts={"length": files.LENGTH, "depth": files.STUDENT_DEPTH},
-            prompt_init="mean_token",
-        )
+            "averaging": {"mean": 15, "std": 1},
+        }
+        student = {
+            "clip": {"pretrained": "noise", "model": files.STUDENT},
+            "vision_prompts": prompts(files.STUDENT_DEPTH),
+            "prompt_init": "mean_token",
+        }
+        self.settings = {}
+        for name, init_args in {"TeacherPromptTuning": teacher, "StudentDistillation": student}.items():
+            path = folder / f"{name}.yaml"
+            model = {"class_path": f"kdpl.{name}", "init_args": init_args}
+            path.write_text(yaml.safe_dump({"model": model, "trainer": {"max_epochs": 20}}))
+            kind = "teacher" if init_args is teacher else "student"
+            self.settings[kind] = [*runs.DATA, f"--config={path}", "--trainer.enable_progress_bar=false"]
 
-    def _config(self, kind, **settings):
-        class_path = {"teacher": "kdpl.TeacherPromptTuning", "student": "kdpl.StudentDistillation"}[kind]
-        path = self.folder / f"{kind}.yaml"
-        model = {"class_path": class_path, "init_args": settings}
-        path.write_text(yaml.safe_dump({"model": model, "trainer": {"max_epochs": 20}}))
-        return [*runs.DATA, f"--config={path}", "--trainer.enable_progress_bar=false"]
-
-    def teacher(self, file, out, *more):
-        return main(["import", "teacher", str(file), *self.teacher_settings, f"--out={out}", *more])
-
-    def student(self, file, out, teacher, *more):
-        settings = [*self.student_settings, f"--model.init_args.teacher={teacher}", f"--out={out}"]
-        return main(["import", "student", str(file), *settings, *more])
+    def __call__(self, kind, file, out, *more):
+        return main(["import", kind, str(file), *self.settings[kind], f"--out={out}", *more])
 
 
 @pytest.fixture
@@ -57,11 +47,11 @@ def importer(tmp_path):
 
 @pytest.fixture(scope="session", params=DTYPES)
 def imported(request, tmp_path_factory):
-    """Folder of an imported teacher and student, and the type of numbers of their files; no test changes it."""
+    """Folder of an imported teacher and student and their files; no test changes it."""
     folder = tmp_path_factory.mktemp(request.param)
-    dtype = DTYPES[request.param]
-    importer = Importer(folder)
-    assert importer.teacher(files.write(folder / "t.pth", files.teacher_state(dtype)), folder / "teacher") == 0
-    student = files.write(folder / "s.pth", files.student_state(dtype))
-    assert importer.student(student, folder / "student", folder / "teacher") == 0
-    return folder, dtype
+    dtype, importer = DTYPES[request.param], Importer(folder)
+    teacher = files.write(folder / "teacher.pth", files.teacher_state(dtype))
+    student = files.write(folder / "student.pth", files.student_state(dtype))
+    assert importer("teacher", teacher, folder / "teacher") == 0
+    assert importer("student", student, folder / "student", f"--model.init_args.teacher={folder / 'teacher'}") == 0
+    return folder
