@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.errors import ArtifactError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 
 RUN_FILE = "results.json"
 
@@ -36,8 +36,7 @@ class Result(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write into a run's folder, atomically."""
-        with atomic_path(folder / RUN_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=2), encoding="utf-8")
+        write_text(folder / RUN_FILE, self.model_dump_json(indent=2))
 
 
 def read_all(out: Path) -> Iterator[Result]:

@@ -171,9 +171,8 @@ def result_of(campaign: Campaign, task: Task) -> Result:
     images = int(metrics.pop("images"))
     # the run's own config comes first
     model = read_config(config_files(task.args)[0])["model"]
-    place = {key: value for key, value in asdict(run).items() if key != "name"}
     return Result(
-        **place,
+        **asdict(run),
         title=campaign.title(run.row).strip("*"),
         metrics=metrics,
         images=images,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.benchmark.tasks import Task
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 
 DEFAULT_OPTIONS = ("--gres=gpu:1", "--cpus-per-task=8")
 
@@ -65,6 +65,5 @@ def levels(tasks: Sequence[Task]) -> list[list[str]]:
 
 
 def _write(file: Path, *lines: str) -> Path:
-    with atomic_path(file) as temporary:
-        temporary.write_text("\n".join(["#!/usr/bin/env bash", *lines, ""]), encoding="utf-8")
+    write_text(file, "\n".join(["#!/usr/bin/env bash", *lines, ""]))
     return file

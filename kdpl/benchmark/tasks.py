@@ -1,13 +1,15 @@
-"""Tasks of a campaign: each is one command of ``python -m kdpl``, with its needs and its result."""
+"""Tasks of a campaign, each one command of ``python -m kdpl``, and what is missing before the first is started."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.data.readers.benchmark import BENCHMARKS, Location
+from kdpl.errors import DataError
 from kdpl.runtime.configs import config_files, read_config
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 
 Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")
@@ -88,8 +90,7 @@ class Task:
 
     def save_orders(self) -> None:
         """Record the command of a fit in its folder, with the contents of its config files."""
-        with atomic_path(self.folder / _ORDERS_FILE) as temporary:
-            temporary.write_text(self._orders(), encoding="utf-8")
+        write_text(self.folder / _ORDERS_FILE, self._orders())
 
     def has_other_orders(self) -> bool:
         """Return True if a fit was started by another command; ``fit`` can tell if its settings differ."""
@@ -99,3 +100,39 @@ class Task:
     def _orders(self) -> str:
         contents = {file: read_config(file) for file in config_files(self.args)}
         return json.dumps({"args": list(self.args), "configs": contents}, indent=2, default=str)
+
+
+def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
+    """Describe what is missing below ``root`` of the benchmark's datasets that tasks need."""
+    faults = []
+    for name in dict.fromkeys(name for task in tasks for name in task.datasets):
+        if root is None:
+            faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
+            continue
+        location = Location(BENCHMARKS[name], Path(root))
+        try:
+            location.require_folder(location.images)
+            location.read_text(location.index)
+        except DataError as error:
+            faults.append(str(error))
+    return faults
+
+
+def missing_files(tasks: Iterable[Task]) -> list[str]:
+    """Describe the published files that are to be imported and do not exist."""
+    files = dict.fromkeys((task.args[2], task.run.row) for task in tasks if task.kind == "import")
+    return [
+        f"row {row} imports {file}, which does not exist: correct 'import:' in the campaign, or get the file"
+        for file, row in files
+        if not Path(file).is_file()
+    ]
+
+
+def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
+    """Return one fit for each row and combination of configs: the others differ in dataset and seed alone."""
+    kinds: dict[tuple[str, ...], Task] = {}
+    for task in tasks:
+        if task.kind in FITS:
+            # the first config is the dataset's
+            kinds.setdefault((task.run.row, *config_files(task.args)[1:]), task)
+    return list(kinds.values())

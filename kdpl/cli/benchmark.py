@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.errors import ConfigError, KdplError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
     from kdpl.benchmark.campaign import Campaign
@@ -68,9 +68,8 @@ def benchmark(
         print(f"error: {fault}", file=sys.stderr)
     if faults:
         return 1
-    with atomic_path(folder / CAMPAIGNS / file.name) as temporary:
-        # the table tells from it what is missing
-        temporary.write_bytes(file.read_bytes())
+    # the table tells from it what is missing
+    write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
     if slurm:
         command = ["benchmark", campaign, f"--out={out}", *([f"--root={root}"] if root is not None else []), *settings]
         submit = write_slurm(tasks, folder, command, sbatch or DEFAULT_OPTIONS)
@@ -81,7 +80,7 @@ def benchmark(
 
 def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
     """Return what is known to go wrong, each cause once."""
-    from kdpl.benchmark.check import missing_data, missing_files, one_of_each_kind
+    from kdpl.benchmark.tasks import missing_data, missing_files, one_of_each_kind
 
     missing = [task for task in tasks if not task.done()]
     faults = [*missing_data(missing, root), *missing_files(missing)]

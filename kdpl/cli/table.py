@@ -6,7 +6,7 @@ from typing import Literal
 from kdpl.cli.benchmark import CAMPAIGNS
 from kdpl.errors import ConfigError
 from kdpl.runtime.configs import read_config
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 
 
 def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdown", out: str | None = None) -> int:
@@ -35,14 +35,9 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
     made = [each for file in files for each in tables(parse_campaign(read_config(str(file)), file), results)]
     for name, (ending, render) in FORMATS.items():
         text = render(made)
-        _write(Path(folder) / f"table.{ending}", text)
+        write_text(Path(folder) / f"table.{ending}", text)
         if name == format:
             print(text, end="")
             if out is not None:
-                _write(Path(out), text)
+                write_text(Path(out), text)
     return 0
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")

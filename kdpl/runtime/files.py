@@ -77,6 +77,12 @@ def _take_place(new: Path, path: Path, replaced: Path | None) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, that is complete or not there at all; see ``atomic_path``."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def append(path: Path, text: str) -> None:
     """Add text to a file, all of it or nothing.
 

@@ -6,8 +6,8 @@ import pytest
 from campaigns import ROOT
 
 from kdpl.benchmark.campaign import read_campaign
-from kdpl.benchmark.check import one_of_each_kind
 from kdpl.benchmark.protocols import Place, plan
+from kdpl.benchmark.tasks import one_of_each_kind
 from kdpl.cli.fit import KdplCLI, run_command
 from kdpl.data.readers.benchmark import BENCHMARKS
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdpl.benchmark.checkpoints.names import Published
 from kdpl.errors import ConfigError, WeightsError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import LAST, handed_over
 
@@ -135,8 +135,7 @@ class TakeOver(Callback):
             own[name].copy_(tensor)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
-            with atomic_path(folder / RECORD_FILE) as temporary:
-                temporary.write_text(json.dumps(self._record, indent=2), encoding="utf-8")
+            write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
         trainer.save_checkpoint(folder / LAST, weights_only=False)
         saved = f", saved after epoch {published.epoch}" if published.epoch is not None else ""
         inform(
