@@ -3,15 +3,15 @@
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 from itertools import product
 
 import published_files as files
 import pytest
-import yaml
 from benchmark_tree import make_tree
 from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, SOURCE, in_this_process, make_trees, written
-from runs import files_of, rows_of
+from runs import error_line, files_of, rows_of
 
 from kdpl.__main__ import main
 from kdpl.benchmark.published import METHODS
@@ -142,25 +142,21 @@ def test_a_failed_run_is_reported_with_its_log_and_its_last_error(tmp_path, caps
         (tmp_path / f"dtd/images/a/{number}.jpg").write_bytes(b"no image")
     file = written(tmp_path, BASE_TO_NOVEL.replace(", oxford_pets", ""))
     assert benchmark(file, tmp_path, tmp_path / "out", *FEW, "--seeds", "1") == 1
-    log = tmp_path / "out/base_to_novel/dtd/seed_1/teacher/fit.log"
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 4
-    assert re.fullmatch(rf"failed: base_to_novel/dtd/seed_1/teacher/fit: .*images/a/.* \(log: {log}\)", failed[0])
-    assert failed[1].endswith("it needs base_to_novel/dtd/seed_1/teacher/fit, which failed")
+    fit = "base_to_novel/dtd/seed_1/teacher/fit"
+    assert re.fullmatch(rf"failed: {fit}: .*images/a/.* \(log: {tmp_path}/out/{fit}.log\)", failed[0])
+    assert failed[1].endswith(f"it needs {fit}, which failed")
 
 
 @pytest.mark.slow
 def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_class_names(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert benchmark(written(tmp_path, SOURCE), data, out, *FEW) == 0, capsys.readouterr()
-    found = {(r.protocol, r.dataset, r.row): r for r in read_all(out)}
-    assert sorted(found) == [
-        (protocol, dataset, row)
-        for protocol, datasets in (("cross_dataset", ["dtd"]), ("domain_generalization", ["imagenet", "imagenet_a"]))
-        for dataset in datasets
-        for row in ("student", "teacher")
-    ]
-    assert not any(r.transductive for r in found.values())
+    found = list(read_all(out))
+    tested = {("cross_dataset", "dtd"), ("domain_generalization", "imagenet"), ("domain_generalization", "imagenet_a")}
+    assert {(r.protocol, r.dataset) for r in found} == tested
+    assert (len(found), any(r.transductive for r in found)) == (6, False)
     labels = {
         "cross_dataset/dtd": {"apple", "Zebra crossing", "sea or lake"},
         "domain_generalization/imagenet_a": {"goldfish", "great white shark"},
@@ -169,9 +165,6 @@ def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_cl
         predictions = rows_of(out / folder / "seed_1" / row / "test_predictions.csv")
         assert {each["label"].replace("_", " ") for each in predictions} == labels[folder]
         assert {each["prediction"].replace("_", " ") for each in predictions} <= labels[folder]
-    config = yaml.safe_load((out / "cross_dataset/dtd/seed_1/student/config.yaml").read_text())
-    assert config["data"]["init_args"]["dataset"] == "dtd"
-    assert config["model"]["init_args"]["teacher"] == str(out / "source/imagenet/seed_1/teacher")
     assert main(["table", str(out)]) == 0
     assert "missing" not in (out / "table.md").read_text()
 
@@ -198,15 +191,17 @@ def test_a_campaign_can_start_from_published_teachers(data, tmp_path, capsys):
     assert f"{out}/base_to_novel/dtd/seed_1/teacher was imported from another file" in fault
 
 
-def test_a_table_needs_the_folder_of_a_campaign(tmp_path, capsys):
+def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_path, capsys):
     assert main(["table", str(tmp_path)]) == 1
-    assert "not the folder of a campaign" in capsys.readouterr().err
+    error_line(capsys, "not the folder of a campaign")
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    damaged = out / "base_to_novel/dtd/seed_1/teacher/results.json"
+    damaged.write_text("{}")
+    assert main(["table", str(out)]) == 1
+    error_line(capsys, f"{damaged} is not the result of a campaign's run")
 
 
 def test_make_table_runs_the_campaign_of_the_readme():
     said = subprocess.run(["make", "--dry-run", "table"], capture_output=True, text=True, check=True).stdout
-    commands = [shlex.split(line)[2:] for line in said.splitlines() if "-m kdpl" in line]
-    assert commands == [
-        ["kdpl", "benchmark", "configs/benchmark/quickstart.yaml", "--out", "runs/table"],
-        ["kdpl", "table", "runs/table"],
-    ]
+    assert "-m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table\n" in said
+    assert "-m kdpl table runs/table\n" in said
