@@ -4,7 +4,7 @@ import pickle
 import re
 import sys
 from collections import OrderedDict
-from pathlib import Path
+from contextlib import suppress
 
 import published_files as files
 import pytest
@@ -23,12 +23,6 @@ class Call:
 
     def __reduce__(self):
         return self.call
-
-
-def refused(path, match):
-    with pytest.raises(ArtifactError, match=match) as error:
-        read_torch_file(path)
-    assert world.one_sentence(error)
 
 
 def test_a_published_file_that_torch_refuses_is_read(tmp_path):
@@ -68,25 +62,20 @@ def test_tensors_of_every_kind_come_back(dtype, tmp_path):
 
 
 class TestNothingRuns:
-    @pytest.mark.parametrize("place", ["state_dict", "scheduler", "val_result"])
-    @pytest.mark.parametrize("call", ["open", "os.system", "exec", "pathlib"])
-    def test_a_call_that_plain_loading_makes_is_not_made(self, place, call, tmp_path):
+    @pytest.mark.parametrize("place", ["state_dict", "scheduler"])
+    @pytest.mark.parametrize("function", [os.system, exec])
+    def test_a_call_that_plain_loading_makes_is_not_made(self, place, function, tmp_path):
         trace, path = tmp_path / "trace", tmp_path / "f"
-        danger = {
-            "open": Call(open, str(trace), "w"),
-            "os.system": Call(os.system, f"touch {trace}"),
-            "exec": Call(exec, f"open({str(trace)!r}, 'w').close()"),
-            "pathlib": Call(Path.touch, trace),
-        }[call]
-        torch.save({"state_dict": {}, "scheduler": None, place: danger}, path)
+        code = f"touch {trace}" if function is os.system else f"open({str(trace)!r}, 'w').close()"
+        torch.save({"state_dict": {}, "scheduler": None, place: Call(function, code)}, path)
         torch.load(path, weights_only=False)
         assert trace.exists(), "the file was harmless: this test shows nothing"
         trace.unlink()
-        try:
+        before = set(torch.serialization.get_safe_globals())
+        with suppress(ArtifactError):
             read_torch_file(path)
-        except ArtifactError as error:
-            assert "\n" not in str(error)  # noqa: PT017 - both answers are safe ones
         assert not trace.exists()
+        assert set(torch.serialization.get_safe_globals()) == before
 
     def test_no_module_is_imported(self, tmp_path, monkeypatch):
         (tmp_path / "stranger.py").write_text("class Thing:\n    pass\n")
@@ -96,38 +85,31 @@ class TestNothingRuns:
         read_torch_file(tmp_path / "f")
         assert "stranger" not in sys.modules
 
-    def test_reading_leaves_nothing_allowed_behind(self, tmp_path):
-        files.write(tmp_path / "f", files.student_state())
-        before = set(torch.serialization.get_safe_globals())
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+def test_a_torchscript_archive_is_no_checkpoint(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "f")
+    assert is_torchscript(tmp_path / "f")
+    with world.refused(ArtifactError, "is a TorchScript archive, expected a checkpoint: give the authors' own file"):
         read_torch_file(tmp_path / "f")
-        assert set(torch.serialization.get_safe_globals()) == before
 
 
-class TestOtherFiles:
-    def test_a_missing_file(self, tmp_path):
-        refused(tmp_path / "none.pth", r"none\.pth does not exist: check the path")
-
-    @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
-    def test_a_torchscript_archive(self, tmp_path):
-        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "f")
-        assert is_torchscript(tmp_path / "f")
-        refused(tmp_path / "f", "is a TorchScript archive, expected a checkpoint: give the authors' own file")
-
-    @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.999])
-    def test_a_truncated_file(self, part, tmp_path):
-        whole = files.write(tmp_path / "whole", files.student_state()).read_bytes()
-        (tmp_path / "f").write_bytes(whole[: int(part * len(whole))])
-        assert not is_torchscript(tmp_path / "f")
-        refused(tmp_path / "f", "is damaged, or not a checkpoint as torch.save writes them.*: fetch it again")
-
-    @pytest.mark.parametrize("content", [b"PK\x05\x06" + bytes(18), pickle.dumps(OrderedDict(a=1)), b"text"])
-    def test_a_file_of_another_kind(self, content, tmp_path):
-        (tmp_path / "f").write_bytes(content)
-        refused(tmp_path / "f", "is damaged, or not a checkpoint")
-
-    def test_the_format_before_torch_1_6(self, tmp_path):
-        torch.save({"a": torch.ones(2)}, tmp_path / "f", _use_new_zipfile_serialization=False)
-        refused(tmp_path / "f", r"as torch\.save writes them since version 1\.6")
+@pytest.mark.parametrize("kind", ["missing", "truncated", "before 1.6", "pickle", "empty zip"])
+def test_another_or_a_damaged_file_is_refused(kind, tmp_path):
+    path = tmp_path / "f"
+    if kind == "truncated":
+        content = files.write(path, files.student_state()).read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "before 1.6":
+        torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    elif kind != "missing":
+        path.write_bytes(pickle.dumps(OrderedDict(a=1)) if kind == "pickle" else b"PK\x05\x06" + bytes(18))
+    assert not is_torchscript(path)
+    match = (
+        "f does not exist" if kind == "missing" else r"is damaged, or not a checkpoint .* since version 1\.6.*: fetch"
+    )
+    with world.refused(ArtifactError, match):
+        read_torch_file(path)
 
 
 class CreatesAFile(torch.nn.Module):
@@ -159,9 +141,8 @@ class TestOpenAiArchives:
         torch.jit.load(file)
         assert trace.exists(), "the file was harmless: this test shows nothing"
         trace.unlink()
-        with pytest.raises(ArtifactError, match="whose code would run, and not one of OpenAI's: save its") as error:
+        with world.refused(ArtifactError, "whose code would run, and not one of OpenAI's: save its"):
             read_openai_archive(file)
-        assert world.one_sentence(error)
         assert not trace.exists()
 
     def test_digests_are_those_of_openais_nine_models(self):

@@ -56,9 +56,8 @@ def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped,
     written, file = tmp_path / "written", tmp_path / "last.ckpt"
     content = {"state_dict": {}, "epoch": 0, "pytorch-lightning_version": "2", "x": Writes(written)}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(KdplError, match=r"last\.ckpt is damaged") as error:
+    with world.refused(KdplError, r"last\.ckpt is damaged"):
         require_intact(file)
-    assert world.one_sentence(error)
     assert not written.exists()
     torch.load(file, weights_only=False)
     assert written.exists()  # as it would have, unpickled
@@ -117,6 +116,5 @@ def bomb(levels=30):
 )
 def test_a_config_that_is_more_than_plain_values_is_refused(text, words, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=words) as error:
+    with world.refused(ConfigError, words):
         read_config(str(tmp_path / "config.yaml"))
-    assert world.one_sentence(error)

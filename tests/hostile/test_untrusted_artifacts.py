@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import partial
 
 import pytest
 import torch
@@ -92,10 +93,6 @@ def header_of(path):
     return json.loads(header["__metadata__"]["kdpl"])
 
 
-def write_header(path, tensors, header):
-    save_file(tensors, path, metadata={"kdpl": header})
-
-
 @pytest.fixture(scope="module")
 def vectors():
     return world.frozen_vectors()
@@ -114,50 +111,31 @@ def classifier_folder(tmp_path, vectors, clip_of):
     return tmp_path / "c"
 
 
-def test_every_invalid_field_of_class_vectors_is_refused_with_their_remedy(vectors, tmp_path):
+def test_every_invalid_field_of_class_vectors_and_prompts_is_refused(vectors, prompts, tmp_path):
     path = tmp_path / "v.safetensors"
-    vectors.save(path)
-    for header in invalid(header_of(path)):
-        write_header(path, {"class_vectors": vectors.vectors}, header)
-        refused(lambda: ClassVectors.load(path), path, ": ")
-
-
-def test_every_invalid_field_of_prompts_is_refused_with_their_remedy(prompts, tmp_path):
-    path = tmp_path / "prompts.safetensors"
-    prompts.save(path)
-    for header in invalid({**header_of(path), "teacher": prompts.teacher}):
-        # a text that fits makes another fingerprint, as the words of the context and the method do
-        write_header(path, dict(prompts.tensors), header)
-        refused(lambda: TunedPrompts.load(path), path, ": ")
+    for artifact, tensors, teacher in (
+        (vectors, {"class_vectors": vectors.vectors}, {}),
+        (prompts, dict(prompts.tensors), {"teacher": prompts.teacher}),
+    ):
+        artifact.save(path)
+        for header in invalid(header_of(path) | teacher):
+            # a text that fits makes another fingerprint, as the words of the context and the method do
+            save_file(tensors, path, metadata={"kdpl": header})
+            refused(partial(type(artifact).load, path), path, ": ")
 
 
 def test_every_invalid_field_of_a_classifier_is_refused_with_its_own_remedy(classifier_folder):
     path = classifier_folder / "classifier.json"
     for text in invalid(json.loads(path.read_text())):
         path.write_text(text)
-        refused(
-            lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student"
-        )
+        refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a")
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        ["a", "b", "c", "d"],
-        ["a", "b", "c", "d", 5],
-        ["a", "b", "c", "d", None],
-        ["a", "b", "c", "d", ""],
-        ["a", "b", "c", "d", " \t"],
-        ["a", "b", "c", "d", "two\nlines"],
-        ["a", "b", "c", "d", "\x1b[31mred"],
-        ["a", "b", "c", "d", "\u202egpj.exe"],
-        ["a", "b", "c", "d", "x" * 10_000],
-        [],
-    ],
-    ids=repr,
+    "last", [(), (5,), (None,), ("",), (" \t",), ("two\nlines",), ("\x1b[31mred",), ("\u202egpj.exe",), ("x" * 10_000,)]
 )
-def test_class_names_that_cannot_be_shown_or_counted_are_refused(names, vectors, tmp_path):
-    path = tmp_path / "v.safetensors"
+def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, tmp_path):
+    path, names = tmp_path / "v.safetensors", ["a", "b", "c", "d", *last]
     write_tensors(path, VECTORS_KIND, 1, {"class_vectors": vectors.vectors}, {**vectors.fields(), "class_names": names})
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
@@ -166,23 +144,6 @@ def test_two_classes_may_share_a_name_as_in_imagenet_two_do(vectors):
     names = ("crane", "crane", "a", "b", "c")
     read = ClassVectors.from_fields(vectors.vectors, {**vectors.fields(), "class_names": list(names)}, "here")
     assert read.class_names == names
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda v: torch.full_like(v, float("nan")),
-        lambda v: torch.full_like(v, float("inf")),
-        lambda v: 2 * v,
-        lambda v: v.to(torch.int64),
-        lambda v: v[:0],
-        lambda v: v[:, :0],
-    ],
-)
-def test_class_vectors_that_are_no_directions_are_refused(change, vectors, tmp_path):
-    path = tmp_path / "v.safetensors"
-    write_tensors(path, VECTORS_KIND, 1, {"class_vectors": change(vectors.vectors)}, vectors.fields())
-    refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
 
 def raw(header, data=b"\0" * 64, length=None):
@@ -261,7 +222,7 @@ def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompt
     refused(lambda: LogitSketch.load(tmp_path), tmp_path, r"has format version \n, this kdpl reads version")
     prompts.save(path)
     header = {"kind": "tuned prompts", **header_of(path)}
-    write_header(path, {"\n": torch.full((2,), float("nan"))}, json.dumps(header))
+    save_file({"\n": torch.full((2,), float("nan"))}, path, metadata={"kdpl": json.dumps(header)})
     refused(lambda: TunedPrompts.load(path), path, r"holds a tensor '\n' that is not finite")
     (tmp_path / "names.json").write_text(f'{{"a": {"[" * 10_000}')
     refused(lambda: read_class_mapping(tmp_path / "names.json", ["a"]), tmp_path, "cannot be read as JSON")

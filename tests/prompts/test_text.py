@@ -148,9 +148,8 @@ def test_a_name_that_does_not_fit_is_refused(clip_of):
     clip = clip_of("test-teacher")
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 69]), clip.text_tower)
     assert len(texts.prefix) + texts.rests[0].shape[1] == 76
-    with pytest.raises(ConfigError, match=r"'a photo of a crab crab .*all 77 tokens.*shorten the class name") as error:
+    with world.refused(ConfigError, r"'a photo of a crab crab .*all 77 tokens.*shorten the class name"):
         tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
-    assert world.one_sentence(error)
 
 
 def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
@@ -188,6 +187,5 @@ def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
 @pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0)])
 def test_fewer_words_than_prompts_are_refused(words, tokens, clip_of):
     clip = clip_of("test-teacher")
-    with pytest.raises(ConfigError, match=f"{words!r} has {tokens} tokens, fewer than .* length 4: give more") as error:
+    with world.refused(ConfigError, f"{words!r} has {tokens} tokens, fewer than .* length 4: give more"):
         TextPrompts(4, 2, words, clip.text_tower, clip.tokenize)
-    assert world.one_sentence(error)

@@ -15,7 +15,6 @@ from kdpl.data.readers.table import Table
 from kdpl.data.storage import is_url
 from kdpl.deploy.sources import printable
 from kdpl.deploy.tables import FORMATS, columns, write_table
-from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results, write_predictions, write_results
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +79,6 @@ def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(f
 
 paths = text(without="\0") | st.binary(max_size=6).map(os.fsdecode)
 probabilities = st.integers(0, 10**6).map(lambda millionths: millionths / 10**6)
-answers = st.lists(st.tuples(paths, class_names(), class_names(), probabilities), max_size=6)
-accuracies = st.dictionaries(st.sampled_from(["test/acc", "test/base_acc", "test/hm"]), st.floats(0, 1))
-
-
-@given(answers, accuracies, st.randoms(use_true_random=False))
-def test_answers_of_a_test_come_back_in_order_to_the_millionth(folder, rows, metrics, shuffle):
-    expected = [ImagePrediction(i, *row) for i, row in enumerate(rows)]
-    write_predictions(folder, shuffle.sample(expected, len(expected)))
-    write_results(folder, len(expected), metrics)
-    assert read_predictions(folder) == expected
-    assert read_results(folder) == {"images": len(rows), **metrics}
 
 
 def rows_of_predictions(top_k):
