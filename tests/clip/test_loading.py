@@ -27,6 +27,12 @@ def refused(config, match, kind=WeightsError):
         load_clip(config)
 
 
+def file(path, state, **metadata):
+    """Write weights as safetensors, with metadata, or as ``torch.save`` does."""
+    save_file(state, path, metadata=metadata or None) if path.suffix == ".safetensors" else torch.save(state, path)
+    return str(path)
+
+
 def same_weights(clip, name=NAME):
     """Whether a loaded Clip holds the weights of a model of the test world."""
     state = world.weights(name)
@@ -79,7 +85,7 @@ class TestRegistry:
 
 
 class TestFingerprint:
-    def test_one_weight_more_or_less_changes_it(self):
+    def test_one_weight_more_or_less_changes_it(self, clip_of):
         state = {k: v for k, v in world.weights(NAME).items() if k.startswith("visual.")}
         changed = {k: v.clone() for k, v in state.items()}
         changed["visual.transformer.resblocks.2.mlp.c_proj.bias"][47] += 1e-6
@@ -90,17 +96,12 @@ class TestFingerprint:
         assert len(set(digests)) == 5
         assert fingerprint(reversed(state.items())) == digests[0], "the order does not matter"
         assert len(digests[0]) == 32
-
-    def test_a_clip_carries_that_of_its_image_tower(self, clip_of):
-        visual = {k.removeprefix("visual."): v for k, v in world.weights(NAME).items() if k.startswith("visual.")}
+        visual = {k.removeprefix("visual."): v for k, v in state.items()}
         assert clip_of(NAME).identity.fingerprint == fingerprint(visual.items())
-        assert clip_of(NAME).identity.fingerprint != clip_of("test-student").identity.fingerprint
 
 
 class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "close"), [("ViT-B16", "ViT-B-16"), ("vit-l-14", "ViT-L-14"), ("test-techer", NAME)]
-    )
+    @pytest.mark.parametrize(("name", "close"), [("vit-l-14", "ViT-L-14"), ("test-techer", NAME)])
     def test_an_unknown_model_gets_close_ones(self, name, close):
         refused(ClipConfig(name, "openai"), f"no CLIP model is called '{name}': use a name .*{close}")
 
@@ -109,16 +110,12 @@ class TestNames:
         [
             ("ViT-B-16-SigLIP", "its tokenizer is not CLIP's"),
             ("roberta-ViT-B-32", "its text tower is a Hugging Face model"),
-            ("nllb-clip-base", "its text tower is a Hugging Face model"),
-            ("EVA02-B-16", "its text tower is a separate module"),
             ("MobileCLIP-S1", "its text tower is a separate module"),
-            ("ViT-H-14-CLIPA", "its tokenizer is not CLIP's"),
         ],
     )
     def test_a_text_tower_that_cannot_be_prompted_is_named(self, name, reason):
-        refused(
-            ClipConfig(name, "random"), rf"{name} cannot be a teacher, because ({reason}): use a CLIP of OpenAI's kind"
-        )
+        match = rf"{name} cannot be a teacher, because {reason}: use a CLIP of OpenAI's kind"
+        refused(ClipConfig(name, "random"), match)
 
     @pytest.mark.parametrize("load", [load_clip, load_image_clip])
     def test_an_image_tower_that_cannot_be_used_at_all_is_named(self, load):
@@ -148,7 +145,6 @@ class TestNames:
             ("text_cfg", {"embed_cls": True}, "its text tower does not pool at the end of text"),
             ("text_cfg", {"proj_type": "none"}, "its text projection is not a matrix"),
             ("text_cfg", {"proj_bias": True}, "its text projection is not a matrix"),
-            ("text_cfg", {"hf_tokenizer_name": "x"}, "its tokenizer is not CLIP's"),
             ("text_cfg", {"block_type": "custom"}, "the blocks of its text tower are not CLIP's"),
         ],
     )
@@ -175,32 +171,39 @@ def tag(monkeypatch, tmp_path):
 
 
 class TestTags:
-    @pytest.mark.usefixtures("tag")
-    def test_the_downloaded_file_is_loaded(self):
-        clip = load_clip(ClipConfig(NAME, "hub"))
-        assert same_weights(clip)
-        assert clip.identity.pretrained == "hub"
-
     def test_the_tags_own_normalisation_is_used(self, tag, images):
         tag.update(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
         clip = load_clip(ClipConfig(NAME, "hub"))
+        assert same_weights(clip)
+        assert clip.identity.pretrained == "hub"
         assert clip.preprocessing == Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-        pixels = images.double() / 255
-        normalised = (pixels - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
-            3, 1, 1
-        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+        normalised = (images.double() / 255 - mean) / std
         first = (normalised[:, None, :, :8, :8] * world.weights(NAME)["visual.conv1.weight"].double()).flatten(2).sum(2)
         expected = first + world.weights(NAME)["visual.positional_embedding"][1].double()
         assert relative_error(clip.image_tower.embed(images)[:, 1], expected) < 1e-5
 
     @pytest.mark.parametrize(
-        ("model", "quick", "trained", "has", "right"),
-        [(NAME, True, "QuickGELU", "GELU", QUICK), (QUICK, False, "GELU", "QuickGELU", NAME)],
+        ("model", "changes", "match"),
+        [
+            (NAME, {"quick_gelu": True}, f"'hub' were trained with QuickGELU but {NAME} has GELU: use model {QUICK}$"),
+            (QUICK, {}, f"'hub' were trained with GELU but {QUICK} has QuickGELU: use model {NAME}$"),
+            (NAME, {"resize_mode": "squash"}, "'hub' wants images resized in another way"),
+            ("test-student", {}, r"does not hold the weights of test-student \(.*\): use the model"),
+        ],
     )
-    def test_another_activation_is_refused_with_the_right_model(self, model, quick, trained, has, right, tag):
-        tag["quick_gelu"] = quick
-        match = f"'hub' were trained with {trained} but {model} has {has}: use model {right}$"
+    def test_weights_that_do_not_fit_the_model_are_refused(self, model, changes, match, tag):
+        tag.update(changes)
         refused(ClipConfig(model, "hub"), match)
+
+    @pytest.mark.usefixtures("tag")
+    def test_a_download_that_fails_is_one_sentence(self, monkeypatch):
+        def fail(cfg):
+            raise OSError("no route to host\nwith a long trace")
+
+        monkeypatch.setattr(open_clip, "download_pretrained", fail)
+        match = rf"cannot fetch the weights 'hub' of {NAME} \(no route to host\): fetch them where there is a network"
+        refused(ClipConfig(NAME, "hub"), match)
 
     def test_every_mismatch_in_open_clips_own_list_is_refused_with_a_model_that_is_there(self, monkeypatch):
         class TooFarError(Exception):
@@ -232,31 +235,6 @@ class TestTags:
             assert open_clip.get_pretrained_cfg(right, name), f"{right} has no {name}"
         assert refusals > 10
 
-    @pytest.mark.usefixtures("tag")
-    @pytest.mark.parametrize(
-        ("error", "reason"),
-        [
-            (OSError("no route to host\nwith a long trace"), "no route to host"),
-            (FileNotFoundError("Failed to download file (open_clip_model.safetensors)"), "Failed to download file"),
-            (ValueError(), "ValueError"),
-        ],
-    )
-    def test_a_download_that_fails_is_one_sentence(self, error, reason, monkeypatch):
-        def fail(cfg):
-            raise error
-
-        monkeypatch.setattr(open_clip, "download_pretrained", fail)
-        match = rf"cannot fetch the weights 'hub' of {NAME} \({reason}.*\): fetch them where there is a network"
-        refused(ClipConfig(NAME, "hub"), match)
-
-    def test_weights_that_want_another_resize_are_refused(self, tag):
-        tag.update(resize_mode="squash")
-        refused(ClipConfig(NAME, "hub"), "'hub' wants images resized in another way")
-
-    @pytest.mark.usefixtures("tag")
-    def test_a_tag_of_another_architecture_is_refused(self):
-        refused(ClipConfig("test-student", "hub"), r"does not hold the weights of test-student \(.*\): use the model")
-
 
 class Node(nn.Module):
     """A tree of modules with the names of a state dict and no forward of its own, as an archive has them."""
@@ -286,119 +264,117 @@ def write_archive(path, half=False):
 
 
 class TestFiles:
-    @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
-    def test_a_state_dict_is_loaded(self, suffix, tmp_path):
-        path = tmp_path / f"w{suffix}"
-        torch.save(world.weights(NAME), path)
-        clip = load_clip(ClipConfig(NAME, str(path), quick_gelu=False))
+    @pytest.mark.parametrize(
+        ("name", "metadata", "told"),
+        [
+            ("w.pt", {}, False),
+            ("w.pth", {}, False),
+            ("w.bin", {}, False),
+            ("w.safetensors", {"quick_gelu": "false"}, None),
+            ("w.safetensors", {"format": "pt"}, False),
+        ],
+    )
+    def test_a_state_dict_is_loaded(self, name, metadata, told, tmp_path):
+        path = file(tmp_path / name, world.weights(NAME), **metadata)
+        clip = load_clip(ClipConfig(NAME, path, quick_gelu=told))
         assert same_weights(clip)
-        assert clip.identity.pretrained == str(path)
+        assert clip.identity.pretrained == path
 
     def test_a_training_checkpoint_of_open_clip_is_loaded(self, tmp_path):
         state = {f"module.{k}": v for k, v in world.weights(NAME).items()}
-        torch.save({"epoch": 3, "name": "run", "state_dict": state}, tmp_path / "epoch_3.pt")
-        assert same_weights(load_clip(ClipConfig(NAME, str(tmp_path / "epoch_3.pt"), quick_gelu=False)))
-
-    @pytest.mark.parametrize(
-        ("metadata", "told"), [({"quick_gelu": "false"}, None), (None, False), ({"format": "pt"}, False)]
-    )
-    def test_safetensors_are_loaded(self, metadata, told, tmp_path):
-        save_file(world.weights(NAME), tmp_path / "w.safetensors", metadata=metadata)
-        assert same_weights(load_clip(ClipConfig(NAME, str(tmp_path / "w.safetensors"), quick_gelu=told)))
+        path = file(tmp_path / "epoch_3.pt", {"epoch": 3, "name": "run", "state_dict": state})
+        assert same_weights(load_clip(ClipConfig(NAME, path, quick_gelu=False)))
 
     def test_half_precision_is_loaded_as_float32(self, tmp_path):
         state = {k: v.half() for k, v in world.weights(NAME).items()}
-        save_file(state, tmp_path / "w.safetensors", metadata={"quick_gelu": "false"})
-        tower = load_clip(ClipConfig(NAME, str(tmp_path / "w.safetensors"))).image_tower
+        path = file(tmp_path / "w.safetensors", state, quick_gelu="false")
+        tower = load_clip(ClipConfig(NAME, path)).image_tower
         assert tower.visual.proj.dtype == torch.float32
         assert torch.equal(tower.visual.proj, state["visual.proj"].float())
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
     def test_an_archive_that_openai_published_is_loaded_and_known_to_want_quickgelu(self, half, tmp_path, monkeypatch):
+        path = str(tmp_path / "ViT.pt")
         write_archive(tmp_path / "ViT.pt", half)
-        refused(ClipConfig(QUICK, str(tmp_path / "ViT.pt")), r"whose code would run, and not one of OpenAI's: save its")
+        refused(ClipConfig(QUICK, path), r"whose code would run, and not one of OpenAI's: save its")
         digest = hashlib.sha256((tmp_path / "ViT.pt").read_bytes()).hexdigest()
         monkeypatch.setattr("kdpl.clip.torch_files.openai_digests", lambda: {digest})
-        clip = load_clip(ClipConfig(QUICK, str(tmp_path / "ViT.pt")))
+        clip = load_clip(ClipConfig(QUICK, path))
         if half:
             assert torch.equal(clip.image_tower.visual.proj, world.weights(QUICK)["visual.proj"].half().float())
         else:
             assert same_weights(clip, QUICK)
         assert clip.text_tower.positional_embedding.dtype == torch.float32
-        match = f"trained with QuickGELU but {NAME} has GELU: use model {QUICK}"
-        refused(ClipConfig(NAME, str(tmp_path / "ViT.pt")), match)
+        refused(ClipConfig(NAME, path), f"trained with QuickGELU but {NAME} has GELU: use model {QUICK}")
         match = r"clip\.quick_gelu is False but .*ViT\.pt says True: remove the setting"
-        refused(ClipConfig(QUICK, str(tmp_path / "ViT.pt"), quick_gelu=False), match, ConfigError)
+        refused(ClipConfig(QUICK, path, quick_gelu=False), match, ConfigError)
 
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
     def test_a_file_that_does_not_say_its_activation_is_refused_until_told(self, suffix, tmp_path):
-        path = tmp_path / f"w{suffix}"
-        save_file(world.weights(NAME), path) if suffix == ".safetensors" else torch.save(world.weights(NAME), path)
+        path = file(tmp_path / f"w{suffix}", world.weights(NAME))
         match = rf"w{suffix} does not say with which activation it was trained: set clip\.quick_gelu to true"
-        refused(ClipConfig(NAME, str(path)), match)
-        assert same_weights(load_clip(ClipConfig(NAME, str(path), quick_gelu=False)))
-        refused(ClipConfig(NAME, str(path), quick_gelu=True), f"with QuickGELU but {NAME} has GELU: use model {QUICK}")
-        refused(
-            ClipConfig(QUICK, str(path), quick_gelu=False), f"with GELU but {QUICK} has QuickGELU: use model {NAME}"
-        )
-        assert same_weights(load_clip(ClipConfig(QUICK, str(path), quick_gelu=True)))
+        refused(ClipConfig(NAME, path), match)
+        refused(ClipConfig(NAME, path, quick_gelu=True), f"with QuickGELU but {NAME} has GELU: use model {QUICK}")
+        refused(ClipConfig(QUICK, path, quick_gelu=False), f"with GELU but {QUICK} has QuickGELU: use model {NAME}")
+        assert same_weights(load_clip(ClipConfig(QUICK, path, quick_gelu=True)))
 
     @pytest.mark.parametrize(("said", "model", "right"), [("true", NAME, QUICK), ("false", QUICK, NAME)])
     def test_a_file_that_says_its_activation_is_believed(self, said, model, right, tmp_path):
-        path = tmp_path / "w.safetensors"
-        save_file(world.weights(NAME), path, metadata={"quick_gelu": said})
-        refused(ClipConfig(model, str(path)), f"use model {right}$")
-        assert same_weights(load_clip(ClipConfig(right, str(path))))
+        path = file(tmp_path / "w.safetensors", world.weights(NAME), quick_gelu=said)
+        refused(ClipConfig(model, path), f"use model {right}$")
+        assert same_weights(load_clip(ClipConfig(right, path)))
         contrary = said != "true"
         match = rf"clip\.quick_gelu is {contrary} but .*w\.safetensors says {not contrary}: remove the setting"
-        refused(ClipConfig(model, str(path), quick_gelu=contrary), match, ConfigError)
+        refused(ClipConfig(model, path, quick_gelu=contrary), match, ConfigError)
 
-    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-    def test_a_missing_file_is_named(self, suffix, tmp_path):
-        path = tmp_path / f"none{suffix}"
+    def test_a_missing_file_and_one_of_an_unknown_kind_are_named(self, tmp_path):
+        path = tmp_path / "none.pt"
         refused(ClipConfig(NAME, str(path)), f"weights file {path} does not exist: check the path")
-
-    def test_a_file_of_an_unknown_kind_is_named(self, tmp_path):
         (tmp_path / "w.npz").touch()
         refused(ClipConfig(NAME, str(tmp_path / "w.npz")), r"w\.npz is of an unknown kind: use \.bin, \.pt")
 
-    @pytest.mark.parametrize("length", [0, 5, 1000, -1000])
+    @pytest.mark.parametrize("length", [0, -1000])
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
     def test_a_truncated_file_is_refused(self, suffix, length, tmp_path):
         path = tmp_path / f"w{suffix}"
-        save_file(world.weights(NAME), path) if suffix == ".safetensors" else torch.save(world.weights(NAME), path)
+        file(path, world.weights(NAME))
         path.write_bytes(path.read_bytes()[:length])
         match = rf"weights file .*w{suffix} (cannot be read|is damaged).*: "
         refused(ClipConfig(NAME, str(path), quick_gelu=False), match)
 
-    @pytest.mark.parametrize("content", [{}, [], 3, {"state_dict": {}}, None], ids=repr)
+    @pytest.mark.parametrize("content", [{}, [], {"state_dict": {}}, None], ids=repr)
     def test_a_file_without_weights_is_refused(self, content, tmp_path):
-        torch.save(content, tmp_path / "w.pt")
-        refused(ClipConfig(NAME, str(tmp_path / "w.pt"), quick_gelu=False), r"w\.pt")
+        refused(ClipConfig(NAME, file(tmp_path / "w.pt", content), quick_gelu=False), r"w\.pt")
 
     @pytest.mark.parametrize(
-        ("change", "first"),
+        ("name", "value", "first"),
         [
-            (lambda s: s.pop("visual.proj"), "visual.proj is missing"),
-            (lambda s: s.update(extra=torch.ones(1)), "extra is unknown"),
-            (
-                lambda s: s.update({"visual.proj": torch.ones(48, 25)}),
-                r"visual.proj has shape \(48, 25\) instead of \(48, 24\)",
-            ),
-            (lambda s: s.update({"visual.proj": {"a": 1}}), "visual.proj is missing"),
+            ("visual.proj", None, "visual.proj is missing"),
+            ("visual.proj", {"a": 1}, "visual.proj is missing"),
+            ("extra", torch.ones(1), "extra is unknown"),
+            ("visual.proj", torch.ones(48, 25), r"visual.proj has shape \(48, 25\) instead of \(48, 24\)"),
         ],
     )
-    def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(self, change, first, tmp_path):
-        state = dict(world.weights(NAME))
-        change(state)
-        torch.save(state, tmp_path / "w.pt")
+    def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(self, name, value, first, tmp_path):
+        path = file(tmp_path / "w.pt", {**world.weights(NAME), name: value})
         match = rf"w\.pt does not hold the weights of {NAME} \({first}\): use the model"
-        refused(ClipConfig(NAME, str(tmp_path / "w.pt"), quick_gelu=False), match)
+        refused(ClipConfig(NAME, path, quick_gelu=False), match)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_code_in_a_file_does_not_run(self, legacy, tmp_path):
+        path, target = tmp_path / "w.pt", tmp_path / "pwned"
+        state = {**world.weights("test-student"), "extra": Payload(target)}
+        torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+        config = ClipConfig("test-student", str(path), quick_gelu=False)
+        refused(config, r"w\.pt is damaged or holds more than tensors, which")
+        assert not target.exists()
+        torch.load(path, weights_only=False)
+        assert target.exists(), "the file was harmless: this test shows nothing"
 
 
 class Payload:
-    """What a malicious file holds: unpickled, it makes a file."""
+    """Unpickled the ordinary way, it makes a file."""
 
     def __init__(self, target):
         self.target = target
@@ -407,29 +383,12 @@ class Payload:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_that_would_run_code_does_not(suffix, legacy, tmp_path):
-    path, target = tmp_path / f"w{suffix}", tmp_path / "pwned"
-    state = {**world.weights("test-student"), "extra": Payload(target)}
-    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
-    refused(
-        ClipConfig("test-student", str(path), quick_gelu=False), r"w\..* is damaged or holds more than tensors, which"
-    )
-    assert not target.exists()
-    torch.load(path, weights_only=False)
-    assert target.exists(), "the file was harmless: this test shows nothing"
-
-
 class TestImageHalf:
     def test_it_is_the_image_half_of_the_whole(self, clip_of, images):
         half, whole = load_image_clip(ClipConfig(QUICK, world.TAG)), clip_of(QUICK)
         assert torch.equal(half.image_tower(images), whole.image_tower(images))
-        assert (half.identity, half.logit_scale, half.preprocessing) == (
-            whole.identity,
-            whole.logit_scale,
-            whole.preprocessing,
-        )
+        for name in ("identity", "logit_scale", "preprocessing"):
+            assert getattr(half, name) == getattr(whole, name)
         assert not hasattr(half, "text_tower")
 
     @pytest.mark.parametrize(("name", "kind"), [("test-resnet", "CLIP"), ("test-timm", "CustomTextCLIP")])
@@ -439,9 +398,7 @@ class TestImageHalf:
         model = getattr(open_clip, kind)(**config).eval()
         model.load_state_dict(world.weights(name))
         size = config["vision_cfg"]["image_size"]
-        images = torch.randint(
-            0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-        )
+        images = world.images_of(torch.tensor([0, 1, 2]), seed=1, size=size)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (half.preprocessing.mean, half.preprocessing.std))
         with torch.no_grad():
             expected = model.encode_image((images / 255 - mean) / std)
@@ -452,20 +409,17 @@ class TestImageHalf:
             VisionPrompts(2, 2, half.image_tower)
 
     def test_weights_of_a_whole_clip_in_a_file_serve(self, tmp_path):
-        path = tmp_path / "mobile.pt"
         state = world.weights("test-timm")
-        torch.save({**state, "logit_scale": state["logit_scale"].reshape(1)}, path)
-        half = load_image_clip(ClipConfig("test-timm", str(path), quick_gelu=False))
+        path = file(tmp_path / "mobile.pt", {**state, "logit_scale": state["logit_scale"].reshape(1)})
+        half = load_image_clip(ClipConfig("test-timm", path, quick_gelu=False))
         assert half.logit_scale == pytest.approx(23)
         assert half.identity.fingerprint == load_image_clip(ClipConfig("test-timm", world.TAG)).identity.fingerprint
 
-    def test_batch_norms_that_did_not_count_their_batches_are_taken(self, tmp_path):
+    def test_a_missing_weight_is_named_but_for_the_count_of_batches(self, tmp_path):
         state = {k: v for k, v in world.weights("test-resnet").items() if not k.endswith("num_batches_tracked")}
-        torch.save(state, tmp_path / "rn.pt")
-        load_image_clip(ClipConfig("test-resnet", str(tmp_path / "rn.pt"), quick_gelu=False))
-
-    def test_a_missing_weight_of_the_image_tower_is_named(self, tmp_path):
-        state = {k: v for k, v in world.weights("test-resnet").items() if k != "visual.bn1.running_mean"}
-        torch.save(state, tmp_path / "rn.pt")
+        config = ClipConfig("test-resnet", file(tmp_path / "rn.pt", state), quick_gelu=False)
+        load_image_clip(config)
+        del state["visual.bn1.running_mean"]
+        file(tmp_path / "rn.pt", state)
         with world.refused(WeightsError, r"visual.bn1.running_mean is missing"):
-            load_image_clip(ClipConfig("test-resnet", str(tmp_path / "rn.pt"), quick_gelu=False))
+            load_image_clip(config)
