@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import world
@@ -18,13 +21,6 @@ def read(path):
     return read_tensors(path, "apples", 3, "plant a tree")
 
 
-def refused(path, match):
-    with pytest.raises(ArtifactError, match=match) as error:
-        read(path)
-    assert world.one_sentence(error)
-    assert str(path) in str(error.value)
-
-
 def test_tensors_and_fields_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "folder" / "a.safetensors"
     write(path)
@@ -32,49 +28,29 @@ def test_tensors_and_fields_come_back_as_they_were_written(tmp_path):
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
     assert fields == FIELDS
-
-
-def test_tensors_that_are_not_contiguous_or_need_gradients_are_written_too(tmp_path):
     parameter = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
-    write_tensors(tmp_path / "a.safetensors", "apples", 3, {"t": parameter.T}, {})
-    assert torch.equal(read(tmp_path / "a.safetensors")[0]["t"], parameter.T)
+    write_tensors(path, "apples", 3, {"t": parameter.T}, {})
+    assert torch.equal(read(path)[0]["t"], parameter.T)
 
 
-class TestRefusals:
-    def test_a_missing_file(self, tmp_path):
-        refused(tmp_path / "a.safetensors", "does not exist, where apples were expected: plant a tree")
-
-    def test_a_folder(self, tmp_path):
-        refused(tmp_path, "does not exist, where apples were expected")
-
-    @pytest.mark.parametrize("length", [0, 4, 40, -1])
-    def test_a_truncated_file(self, length, tmp_path):
-        path = tmp_path / "a.safetensors"
-        write(path)
-        path.write_bytes(path.read_bytes()[:length])
-        refused(path, r"is damaged \(.+\): plant a tree")
-
-    def test_a_file_of_noise(self, tmp_path):
-        path = tmp_path / "a.safetensors"
-        path.write_bytes(bytes(range(256)) * 8)
-        refused(path, "is damaged")
-
-    def test_a_header_that_is_not_json(self, tmp_path):
-        path = tmp_path / "a.safetensors"
-        save_file(TENSORS, path, metadata={"kdpl": "{"})
-        refused(path, "is damaged")
-
-    @pytest.mark.parametrize("metadata", [None, {"kdpl": "{}"}, {"kdpl": "[]"}, {"other": "x"}])
-    def test_a_safetensors_file_of_something_else(self, metadata, tmp_path):
-        path = tmp_path / "a.safetensors"
-        save_file(TENSORS, path, metadata=metadata)
-        refused(path, "does not hold apples: plant a tree")
-
-    def test_another_kind(self, tmp_path):
-        write(tmp_path / "a.safetensors", kind="pears")
-        refused(tmp_path / "a.safetensors", "does not hold apples")
-
-    @pytest.mark.parametrize("version", [2, 4, "3"])
-    def test_another_version(self, version, tmp_path):
-        write(tmp_path / "a.safetensors", version=version)
-        refused(tmp_path / "a.safetensors", f"has format version {version}, this kdpl reads version 3")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Path.exists, "does not exist, where apples were expected: plant a tree"),
+        (lambda path: path.mkdir(), "does not exist, where apples were expected"),
+        (lambda path: (write(path), os.truncate(path, 40)), r"is damaged \(.+\): plant a tree"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 8), "is damaged"),
+        (lambda path: save_file(TENSORS, path, metadata={"kdpl": "{"}), "is damaged"),
+        (lambda path: save_file(TENSORS, path), "does not hold apples: plant a tree"),
+        (lambda path: save_file(TENSORS, path, metadata={"kdpl": "[]"}), "does not hold apples"),
+        (lambda path: write(path, kind="pears"), "does not hold apples"),
+        (lambda path: write(path, version=4), "has format version 4, this kdpl reads version 3"),
+        (lambda path: write(path, version="3"), "has format version 3, this kdpl reads version 3"),
+    ],
+)
+def test_another_or_a_damaged_file_is_one_sentence_that_names_it(make, match, tmp_path):
+    path = tmp_path / "a.safetensors"
+    make(path)
+    with world.refused(ArtifactError, match) as error:
+        read(path)
+    assert str(path) in str(error.value)
