@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from runs import DATA, STUDENT, TEACHER, curves_of, files_of, fit_student
+from runs import DATA, STUDENT, TEACHER, curves_of, error_line, files_of, fit_student
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -11,21 +11,19 @@ from kdpl.data import DomainDataModule
 from kdpl.data import feature_cache as module
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
 
-SHARDS = 11  # of 64 images each, if a shard holds 128 features of two views
 
-
-def settings(teacher, cache, *more):
+def settings(teacher, cache):
     quiet = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
-    place = [f"--model.init_args.teacher={teacher}", f"--data.init_args.teacher_cache={cache}"]
-    return [*DATA, *STUDENT, *quiet, *place, *more]
+    return [*DATA, *STUDENT, *quiet, f"--model.init_args.teacher={teacher}", f"--data.init_args.teacher_cache={cache}"]
 
 
 def fill(teacher, cache, *more):
-    return main(["cache", *settings(teacher, cache, *more)])
+    return main(["cache", *settings(teacher, cache), *more])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_shards():
+    """Eleven shards of 64 images each, with two views."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_FEATURES_PER_SHARD", 128)
         yield
@@ -35,7 +33,8 @@ def _small_shards():
 def filled(tmp_path_factory, teacher_run):
     """A cache of two views of all digits; no test changes it."""
     cache = tmp_path_factory.mktemp("filled") / "cache"
-    assert fill(teacher_run, cache) == 0
+    assert fill(teacher_run, cache, "--out=elsewhere") == 0
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
     return cache
 
 
@@ -49,8 +48,7 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
     assert stored.shape == (700, 2, 128), "as many views as epochs"
     teacher = FrozenTeacher(teacher_run, ClassVectors.load(teacher_run / CLASS_VECTORS_FILE))
     teacher.load()
-    data = DomainDataModule("digits", augmentation="light_affine", num_workers=0)
-    images = data.unlabeled_images(32)
+    images = DomainDataModule("digits", augmentation="light_affine", num_workers=0).unlabeled_images(32)
     for view in range(2):
         batch = torch.stack([images[index, view][0] for index in range(40)])
         assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
@@ -63,49 +61,31 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     assert fill(teacher_run, filled) == 0
     assert "complete, 700 images, 2 views of each: nothing to do" in capsys.readouterr().err
     assert fill(teacher_run, filled, "--trainer.max_epochs=1", "--views=2") == 0
+    assert fill(teacher_run, filled, "--views=3") == 1
+    error_line(capsys, f"the teacher cache {filled} has 2 views of each image, expected 3: ")
     assert files_of(filled) == before
 
 
-def test_nothing_else_is_written(tmp_path, teacher_run, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert fill(teacher_run, "cache", "--views=1", "--out=out") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    names = {path.suffix for path in (tmp_path / "cache").iterdir()}
-    assert names <= {".json", ".npy", ""}
-
-
-def test_a_missing_shard_is_filled_again_by_the_next_start(tmp_path, teacher_run, filled, capsys):
+def test_a_missing_shard_is_filled_again_and_verify_finds_an_entry_of_another_image(
+    tmp_path, teacher_run, filled, capsys
+):
     cache = tmp_path / "cache"
     cache.mkdir()
     for file in filled.iterdir():
         if file.name != "shard-00003.npy":
-            (cache / file.name).hardlink_to(file)
+            (cache / file.name).write_bytes(file.read_bytes())
     assert fit_student(tmp_path / "out", teacher_run, f"--data.init_args.teacher_cache={cache}") == 1
-    assert f"{cache} is incomplete, 1 of {SHARDS} shards are missing: fill it with" in capsys.readouterr().err
+    error_line(capsys, f"{cache} is incomplete, 1 of 11 shards are missing: fill it with")
     assert fill(teacher_run, cache) == 0
     assert "2 views of each, 128 features computed" in capsys.readouterr().err
     assert np.array_equal(features_in(cache), features_in(filled))
-
-
-def test_other_views_than_it_has_are_refused(filled, teacher_run, capsys):
-    assert fill(teacher_run, filled, "--views=3") == 1
-    assert f"error: the teacher cache {filled} has 2 views of each image, expected 3: " in capsys.readouterr().err
-
-
-def test_verify_finds_entries_of_another_image(tmp_path, teacher_run, filled, capsys):
-    assert fill(teacher_run, filled, "--verify=9") == 0
+    assert fill(teacher_run, cache, "--verify=9") == 0
     assert "9 entries computed again: all equal to those in the cache" in capsys.readouterr().err
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for file in filled.iterdir():
-        (cache / file.name).write_bytes(file.read_bytes())
     features = np.load(cache / "shard-00000.npy")
     features[0, 0] = features[1, 0]
     module._write(cache / "shard-00000.npy", features)
     assert fill(teacher_run, cache, "--verify=1400") == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: 1 of 1400 entries of the teacher cache {cache} differ"), error
-    assert "view 0 of image 0, by " in error
+    error_line(capsys, f"1 of 1400 entries of the teacher cache {cache} differ", "view 0 of image 0, by ")
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path, teacher_run, capsys, monkeypatch):
@@ -119,30 +99,25 @@ def test_features_that_are_not_finite_are_refused(tmp_path, teacher_run, capsys,
 
     monkeypatch.setattr(FrozenTeacher, "features", poison)
     assert fill(teacher_run, tmp_path / "cache", "--data.init_args.eval_batch_size=64") == 1
-    message = "error: the teacher's features of view 1 of unlabelled image 33 are not finite: "
-    assert message in capsys.readouterr().err
+    error_line(capsys, "the teacher's features of view 1 of unlabelled image 33 are not finite: ")
     assert not list((tmp_path / "cache").glob("*.npy"))
 
 
-WRONG = {
-    "no settings": ([], "cache needs the settings of a student's fit"),
-    "no folder": ([*DATA, *STUDENT, "--model.init_args.teacher=t"], "give --data.init_args.teacher_cache FOLDER"),
-    "a teacher's settings": ([*DATA, *TEACHER], "expected those of a student"),
-    "no teacher": (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
-    "no views": (["--views=0", *DATA], "views"),
-    "a misspelt option": ([*DATA, *STUDENT, "--verfy=3"], "--verfy"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_settings_are_one_line_and_nothing_is_written(case, tmp_path, capsys, monkeypatch):
-    args, words = WRONG[case]
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "cache needs the settings of a student's fit"),
+        ([*DATA, *STUDENT, "--model.init_args.teacher=t"], "give --data.init_args.teacher_cache FOLDER"),
+        ([*DATA, *TEACHER], "expected those of a student"),
+        (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
+        (["--views=0", *DATA], "views"),
+        ([*DATA, *STUDENT, "--verfy=3"], "--verfy"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_nothing_is_written(args, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["cache", *args]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: "), err
-    assert err.count("\n") == 1, err
-    assert words in err
+    error_line(capsys, words)
     assert not list(tmp_path.iterdir())
 
 
