@@ -112,15 +112,6 @@ class DomainDataModule(LightningDataModule):
         self._reading = Reading(reader, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
-        positive = {
-            "shots": shots,
-            "val_shots": val_shots,
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-        }
-        for name, value in {**positive, "num_workers": num_workers, "seed": seed}.items():
-            if value is not None and value < (name in positive):
-                raise ConfigError(f"{name} must be at least {int(name in positive)}, not {value}")
         if not 0 < unlabeled_share <= 1:
             raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}")
         self.dataset = dataset if isinstance(dataset, str) else f"{type(reader).__module__}.{type(reader).__qualname__}"
@@ -137,6 +128,10 @@ class DomainDataModule(LightningDataModule):
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self._cache: FeatureCache | None = None
+        least = {"shots": 1, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        for name, minimum in least.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ConfigError(f"{name} must be at least {minimum}, not {value}")
 
     @cached_property
     def splits(self) -> Splits:

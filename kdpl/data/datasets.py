@@ -1,6 +1,7 @@
 """The kinds of torch datasets; the type of each shows what it yields, and so what can leak from it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
@@ -14,14 +15,14 @@ from kdpl.data.splits import Record
 OpenImage = Callable[[str], Image]
 
 
+@dataclass
 class RandomView:
     """Opens an image and makes the view of it, ``image_size`` pixels wide, of a seed, an index and an epoch."""
 
-    def __init__(self, open_image: OpenImage, augmentation: Augmentation, image_size: int, seed: int) -> None:
-        self.open_image = open_image
-        self.augmentation = augmentation
-        self.image_size = image_size
-        self.seed = seed
+    open_image: OpenImage
+    augmentation: Augmentation
+    image_size: int
+    seed: int
 
     def __call__(self, source: str, index: int, epoch: int) -> torch.Tensor:
         """View of ``source`` as uint8 [3, S, S]."""
@@ -38,12 +39,12 @@ class RandomView:
         return to_tensor(self.augmentation.apply(image, parameters, self.image_size))
 
 
+@dataclass(eq=False)
 class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
     """Random views of labelled images: item (index, epoch) is (uint8 [3, S, S], label)."""
 
-    def __init__(self, records: Sequence[Record], view: RandomView) -> None:
-        self.records = tuple(records)
-        self.view = view
+    records: Sequence[Record]
+    view: RandomView
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, epoch = key
@@ -86,13 +87,13 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int]]):
         return len(self.sources)
 
 
+@dataclass(eq=False)
 class EvaluationImages(Dataset[tuple[torch.Tensor, int, int]]):
     """Labelled images under the evaluation transform: item i is (uint8 [3, S, S], label, i)."""
 
-    def __init__(self, records: Sequence[Record], open_image: OpenImage, image_size: int) -> None:
-        self.records = tuple(records)
-        self.open_image = open_image
-        self.image_size = image_size
+    records: Sequence[Record]
+    open_image: OpenImage
+    image_size: int
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         source, label = self.records[index]

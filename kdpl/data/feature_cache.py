@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl.data.augmentation import Augmentation
-from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 
@@ -181,17 +182,15 @@ class CachedView(NamedTuple):
     feature: Tensor
 
 
+@dataclass(eq=False)
 class CachedImages(Dataset[CachedView]):
     """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
 
-    Args:
-        images: The images; the seed of their views is the cache's.
-        cache: The features of all unlabelled images.
+    The seed of the images' views is the cache's, which has the features of all unlabelled images.
     """
 
-    def __init__(self, images: UnlabeledImages, cache: FeatureCache) -> None:
-        self.images = images
-        self.cache = cache
+    images: UnlabeledImages
+    cache: FeatureCache
 
     def __getitem__(self, key: tuple[int, int]) -> CachedView:
         view = key[1] % self.cache.manifest.views
@@ -297,19 +296,17 @@ def verify(
     if different:
         index, view, far = different[0]
         said = f"differ from what the teacher computes now (such as view {view} of image {index}, by {far:.1%})"
-        raise DataError(
-            f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} {said}: restore the images "
-            "and libraries that it was made with, or remove the folder and fill it again"
-        )
+        remedy = "restore the images and libraries that it was made with, or remove the folder and fill it again"
+        raise DataError(f"{len(different)} of {len(keys)} entries of the teacher cache {cache.folder} {said}: {remedy}")
     return len(keys)
 
 
+@dataclass(eq=False)
 class _AllViews(Dataset[Tensor]):
     """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""
 
-    def __init__(self, images: UnlabeledImages, manifest: Manifest) -> None:
-        self.images = _with_seed(images, manifest.view_seed)
-        self.views = manifest.views
+    images: UnlabeledImages
+    views: int
 
     def __getitem__(self, index: int) -> Tensor:
         view = self.images.view
@@ -328,7 +325,7 @@ def _load_views(
         for start in range(0, len(indices), at_once)
     ]
     loader: DataLoader[Tensor] = DataLoader(
-        _AllViews(images, manifest),
+        _AllViews(_with_seed(images, manifest.view_seed), manifest.views),
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
@@ -341,15 +338,12 @@ def _require_finite(features: Tensor, indices: range, filled: int, views: int) -
     finite = features.isfinite().all(dim=1)
     if not finite.all():
         image, view = divmod(filled + int((~finite).nonzero()[0]), views)
-        raise DataError(
-            f"the teacher's features of view {view} of unlabelled image {indices[image]} are not finite: check its "
-            "weights and prompts, or set trainer.precision to 32-true"
-        )
+        said = f"the teacher's features of view {view} of unlabelled image {indices[image]} are not finite"
+        raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
 
 
 def _with_seed(images: UnlabeledImages, seed: int) -> UnlabeledImages:
-    view = images.view
-    return UnlabeledImages(images.sources, RandomView(view.open_image, view.augmentation, view.image_size, seed))
+    return UnlabeledImages(images.sources, replace(images.view, seed=seed))
 
 
 def _make(folder: Path, needed: Manifest) -> None:

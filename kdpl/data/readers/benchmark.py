@@ -62,32 +62,15 @@ _ALL = (
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 
 
-@dataclass(frozen=True)
 class Location:
     """A dataset of the benchmark below somebody's ``root``, the folder of all datasets."""
 
-    benchmark: Benchmark
-    root: Path
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the dataset."""
-        return self.root / self.benchmark.folder
-
-    @property
-    def images(self) -> Path:
-        """The folder of its images."""
-        return self.folder / self.benchmark.images
-
-    @property
-    def index(self) -> Path:
-        """The file that lists its images or class names."""
-        return self.folder / self.benchmark.index
-
-    @property
-    def origin(self) -> str:
-        """Its name and place for messages."""
-        return f"dataset {self.benchmark.name} in {self.folder}"
+    def __init__(self, benchmark: Benchmark, root: Path) -> None:
+        self.benchmark, self.root = benchmark, root
+        self.folder = root / benchmark.folder
+        self.images = self.folder / benchmark.images
+        self.index = self.folder / benchmark.index
+        self.origin = f"dataset {benchmark.name} in {self.folder}"
 
     def require_folder(self, path: Path) -> None:
         """Raise a DataError that names the command which gets the data if this folder is missing."""
@@ -108,10 +91,9 @@ class Location:
         return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})")
 
     def _missing(self, what: str, path: Path) -> DataError:
-        return DataError(
-            f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist: set root to the folder that "
-            f"holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
-        )
+        said = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
+        remedy = f"set root to the folder that holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
+        return DataError(f"{said}: {remedy}")
 
     def _remedy(self) -> str:
         command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"

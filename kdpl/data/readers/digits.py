@@ -15,8 +15,6 @@ from kdpl.errors import DataError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-_NUM_TRAIN, _NUM_VAL = 700, 198  # the first half of a fixed permutation; hyperparameters are chosen on val
-
 
 class Digits(Reader):
     """The digits; there is nothing to set."""
@@ -29,23 +27,12 @@ class Digits(Reader):
 
 
 def read_digits() -> Splits:
-    """700 training, 198 validation and 899 test images.
-
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
+    """700 training, 198 validation and 899 test images; DataError if scikit-learn is not installed."""
     labels = _arrays()[1]
     order = np.random.RandomState(0).permutation(len(labels))
     records = tuple(Record(f"digits/{i:04d}", int(labels[i])) for i in order)
-    return Splits(
-        origin="dataset digits",
-        class_names=CLASS_NAMES,
-        train=records[:_NUM_TRAIN],
-        val=records[_NUM_TRAIN : _NUM_TRAIN + _NUM_VAL],
-        test=records[_NUM_TRAIN + _NUM_VAL :],
-        unlabeled=None,
-        open_image=open_digit,
-    )
+    train, val, test = records[:700], records[700:898], records[898:]  # hyperparameters are chosen on val
+    return Splits("dataset digits", CLASS_NAMES, train, val, test, None, open_digit)
 
 
 def open_digit(source: str) -> Image.Image:
