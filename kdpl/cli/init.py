@@ -76,11 +76,9 @@ def init(
     # last, since the reader of a pipe may close it
     _print(source, images, [*left_out.values()], aside)
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
-    print(
-        f"python -m kdpl run --config {folder / _CONFIG} --config configs/trainer/gpu.yaml --teacher "
-        "configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml "
-        f"--out {folder.parent / folder.absolute().name}_run"
-    )
+    stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
+    out = f"{folder.parent / folder.absolute().name}_run"
+    print(f"python -m kdpl run --config {folder / _CONFIG} --config configs/trainer/gpu.yaml {stages} --out {out}")
     return 0
 
 
@@ -122,14 +120,11 @@ def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str
     untested = sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)})
     if untested:
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    for title, lines, more in (
-        ("not taken", aside, "more"),
-        ("left out", left_out, f"more, all listed in {_LEFT_OUT}"),
-    ):
+    for title, lines in (("not taken", aside), ("left out", left_out)):
         for line in lines[:_NAMED]:
             print(f"  {title}: {visible(line)}")
         if len(lines) > _NAMED:
-            print(f"  {title}: {len(lines) - _NAMED} {more}")
+            print(f"  {title}: {len(lines) - _NAMED} more{f', all in {_LEFT_OUT}' if lines is left_out else ''}")
 
 
 def _some(items: Sequence[str]) -> str:

@@ -65,12 +65,18 @@ class RandomResizedCrop(Augmentation):
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (top, left, crop height, crop width, flipped), in pixels of the image; ``flipped`` is 0 or 1."""
-        crop_width, crop_height = self._crop_size(rng, width, height)
-        if crop_width and crop_height:
-            top = int(rng.integers(height - crop_height + 1))
-            left = int(rng.integers(width - crop_width + 1))
-        else:
-            crop_width, crop_height = self._largest_allowed(width, height)
+        # ten tries, as torchvision has it: not every area fits with every ratio
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(rng.integers(height - crop_height + 1))
+                left = int(rng.integers(width - crop_width + 1))
+                break
+        else:  # the largest crop of an allowed ratio, in the centre
+            crop_width = min(width, max(1, round(height * self.ratio[1])))
+            crop_height = min(height, max(1, round(width / self.ratio[0])))
             top, left = (height - crop_height) // 2, (width - crop_width) // 2
         return (top, left, crop_height, crop_width, int(rng.random() < self.flip))
 
@@ -81,23 +87,6 @@ class RandomResizedCrop(Augmentation):
             image, top, left, height, width, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
         )
         return functional.horizontal_flip(view) if flipped else view
-
-    def _crop_size(self, rng: np.random.Generator, width: int, height: int) -> tuple[int, int]:
-        # ten tries, as torchvision has it: not every area fits with every ratio
-        for _ in range(10):
-            area = width * height * rng.uniform(*self.scale)
-            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                return crop_width, crop_height
-        return 0, 0
-
-    def _largest_allowed(self, width: int, height: int) -> tuple[int, int]:
-        if width / height < self.ratio[0]:
-            return width, max(1, round(width / self.ratio[0]))
-        if width / height > self.ratio[1]:
-            return max(1, round(height * self.ratio[1])), height
-        return width, height
 
 
 class LightAffine(Augmentation):

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,11 +32,11 @@ def in_parallel(
 
     workers = min(workers or cores(), -(-len(items) // _CHUNK))
     # processes, since Pillow decodes under Python's lock; torch's end with the process that started them
-    loader: DataLoader[Result] = DataLoader(
-        _Mapped(function, items),  # type: ignore[arg-type]
+    loader: DataLoader[Item] = DataLoader(
+        items,  # type: ignore[arg-type]
         _CHUNK,
         num_workers=workers if workers > 1 else 0,
-        collate_fn=list,
+        collate_fn=partial(_apply, function=function),
         generator=torch.Generator(),
     )
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -47,13 +48,5 @@ def in_parallel(
             yield from results
 
 
-class _Mapped(Generic[Item, Result]):
-    def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
-        self.function = function
-        self.items = items
-
-    def __getitem__(self, i: int) -> Result:
-        return self.function(self.items[i])
-
-    def __len__(self) -> int:
-        return len(self.items)
+def _apply(items: list[Item], function: Callable[[Item], Result]) -> list[Result]:
+    return [function(item) for item in items]

@@ -12,12 +12,7 @@ from kdpl.runtime.class_names import fault_of_name
 
 
 class Record(NamedTuple):
-    """One labelled image.
-
-    Attributes:
-        source: The image as the dataset's ``open_image`` takes it: mostly a path.
-        label: Index into the dataset's class names.
-    """
+    """One labelled image: its source as ``open_image`` takes it, mostly a path, and an index into the class names."""
 
     source: str
     label: int
