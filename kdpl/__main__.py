@@ -3,6 +3,7 @@
 import codecs
 import locale
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -79,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if said is None:
             raise
         if isinstance(error, KeyboardInterrupt):
+            if argv is None:
+                # who interrupts a group of processes may end each of them as well: this one is about to end
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             # of the processes of one training, the first one says it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 print(said, file=sys.stderr)
