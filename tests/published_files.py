@@ -76,10 +76,8 @@ def teacher_state(dtype=torch.float16, name=TEACHER):
     state = {
         "logit_scale": _weights(name)["logit_scale"],
         **_prompts("prompt_learner.ctx", "text_encoder", drawn.text),
-        "prompt_learner.token_prefix": torch.zeros(3, 1, 40),
-        "prompt_learner.token_suffix": torch.zeros(3, 72, 40),
-        "prompt_learner.token_prefix2": torch.zeros(2, 1, 40),
-        "prompt_learner.token_suffix2": torch.zeros(2, 72, 40),
+        **{f"prompt_learner.token_prefix{n}": torch.zeros(3, 1, 40) for n in ("", 2)},
+        **{f"prompt_learner.token_suffix{n}": torch.zeros(3, 72, 40) for n in ("", 2)},
         **_clip(name, "prompt_learner.ZS_image_encoder.", "image"),
         **_clip(name, "image_encoder.", "image"),
         **_prompts("image_encoder.VPT", "image_encoder", drawn.vision),

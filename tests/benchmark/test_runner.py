@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -17,22 +18,6 @@ DTD_1 = "base_to_novel/dtd/seed_1"
 CHAIN_1, CHAIN_2 = (
     [f"seed_{seed}/{row}/{kind}" for row in ("teacher", "student") for kind in ("fit", "test")] for seed in (1, 2)
 )
-
-
-class Shown:
-    """A display that records its calls."""
-
-    def __init__(self, waits=()):
-        self.ended, self.waits = [], list(waits)
-
-    def begin(self, task):
-        pass
-
-    def wait(self, _others):
-        self.waits.pop(0)()
-
-    def end(self, task, done, _seconds, fault, metrics):
-        self.ended.append((task.name, done, fault, metrics))
 
 
 class Commands:
@@ -64,15 +49,16 @@ def _no_pause(monkeypatch):
 
 
 def run(out, commands, shown=None, tasks=None):
-    return run_tasks(WHOLE, tasks or plan(WHOLE, Place(out)), out, shown or Shown(), commands)
+    return run_tasks(WHOLE, tasks or plan(WHOLE, Place(out)), out, shown or Mock(), commands)
 
 
 def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
-    commands, shown = Commands(), Shown()
+    commands, shown = Commands(), Mock()
     assert run(tmp_path, commands, shown) == []
     assert commands.ran == [*CHAIN_1, *CHAIN_2] * 2
-    assert [done for _, done, _, _ in shown.ended] == [0, *(number for number in range(1, 8) for _ in "12"), 8]
-    assert shown.ended[1] == (f"{DTD_1}/teacher/test", 1, None, {"images": 7, "test/acc": 0.5})
+    ended = [call.args for call in shown.end.call_args_list]
+    assert [done for _, done, *_ in ended] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
+    assert ended[1][3:] == (None, {"images": 7, "test/acc": 0.5})
     again = Commands()
     assert run(tmp_path, again) == []
     assert again.ran == []
@@ -156,8 +142,9 @@ def test_a_task_that_another_process_works_on_is_left_to_it_and_waited_for(lock,
         others(["fit", f"--out={folder}"], folder / "fit.log")
         held.release()
 
-    commands = Commands()
-    assert run(tmp_path, commands, Shown(waits=[lambda: None, other_process_finishes])) == []
+    commands, shown, waits = Commands(), Mock(), iter([lambda: None, other_process_finishes])
+    shown.wait.side_effect = lambda _: next(waits)()
+    assert run(tmp_path, commands, shown) == []
     assert sorted([*commands.ran, *others.ran]) == sorted([*CHAIN_1, *CHAIN_2] * 2)
     assert commands.ran[-3:] == CHAIN_1[1:]
 
