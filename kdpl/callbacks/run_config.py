@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import CONFIG_FILE, LAST, PREVIOUS
 
 
@@ -46,7 +46,6 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file atomically; called on one process."""
         text = self.parser.dump(self.config, skip_none=False)
-        with atomic_path(Path(trainer.default_root_dir) / CONFIG_FILE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(Path(trainer.default_root_dir) / CONFIG_FILE, text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))

@@ -15,7 +15,7 @@ from kdpl.data.storage import is_url
 from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import atomic_path, write_text
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
@@ -173,8 +173,7 @@ data:
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of
 """
-    with atomic_path(out / _CONFIG) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / _CONFIG, text)
 
 
 def _quoted(value: str | list[str]) -> str:

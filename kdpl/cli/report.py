@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdpl.cli.arguments import output_file
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import REPORT_FILE
 
 
@@ -24,7 +24,6 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
 
     quiet_libraries()
     html = render(Run.find(folder, trust))
-    with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(path, html)
     print(f"report: {path}")
     return 0

@@ -209,10 +209,9 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _write_json(file: Path, content: Any) -> None:  # noqa: ANN401
-    from kdpl.runtime.files import atomic_path
+    from kdpl.runtime.files import write_text
 
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_text(file, json.dumps(content, indent=2))
 
 
 def _summarize(console: Any, out: Path, nothing_done: bool) -> None:  # noqa: ANN401

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdpl.data.augmentation import Augmentation
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import atomic_path, write_text
 
 MANIFEST = "manifest.json"
 
@@ -355,8 +355,7 @@ def _make(folder: Path, needed: Manifest) -> None:
     own = (".", MANIFEST, "shard-")
     if folder.exists() and not (folder.is_dir() and all(path.name.startswith(own) for path in folder.iterdir())):
         raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
-    with atomic_path(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(needed.model_dump(), indent=2, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
 
 
 def _missing_shards(folder: Path, manifest: Manifest) -> list[int]:
@@ -369,8 +368,7 @@ def _path(folder: Path, shard: int) -> Path:
 
 def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
     # the checksum first: a shard that exists is complete
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"crc32": zlib.crc32(features.data)}), encoding="utf-8")
+    write_text(path.with_suffix(".json"), json.dumps({"crc32": zlib.crc32(features.data)}))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, features)
 

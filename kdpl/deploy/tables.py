@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 
 Row = dict[str, str | float | None]
 """Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``."""
@@ -105,8 +105,7 @@ class Journal:
             if self.finished or (self.path.exists() and self.path.stat().st_size > 0):
                 self._require_same_job()
             else:
-                with atomic_path(self._note) as temporary:
-                    temporary.write_text(json.dumps(self._job, indent=2) + "\n", encoding="utf-8")
+                write_text(self._note, json.dumps(self._job, indent=2) + "\n")
             if not self.finished:
                 self.path.touch()
                 self.done = cut_to_whole_lines(self.path)

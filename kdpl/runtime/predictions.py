@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import atomic_path, write_text
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
 _ERRORS = "surrogateescape"  # keeps the bytes of a path that is not UTF-8
@@ -65,8 +65,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
 
 def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
     """Write the number of test images and the accuracies; the file marks a finished test, so write it last."""
-    with atomic_path(folder / RESULTS_FILE) as temporary:
-        temporary.write_text(json.dumps({"images": images, **metrics}, indent=2), encoding="utf-8")
+    write_text(folder / RESULTS_FILE, json.dumps({"images": images, **metrics}, indent=2))
 
 
 def read_results(folder: Path) -> dict[str, float]:

@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from kdpl.errors import ConfigError, reason
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank, warn
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def _run_id(folder: Path, keep: bool) -> str:
         return file.read_text(encoding="utf-8").strip()
     new = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     if keep and process_rank() == 0:
-        with atomic_path(file) as temporary:
-            temporary.write_text(new, encoding="utf-8")
+        write_text(file, new)
     return new
 
 
