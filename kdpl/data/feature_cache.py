@@ -118,15 +118,11 @@ class Manifest(BaseModel):
             raise DataError(f"the teacher cache {folder} {said}: leave --views out, or {_OTHER_FOLDER}")
         return manifest
 
-    @property
-    def num_shards(self) -> int:
-        """Number of shards."""
-        return -(-self.images // self.images_per_shard)
-
-    def images_of(self, shard: int) -> range:
-        """Indices of the images whose features a shard holds."""
-        start = shard * self.images_per_shard
-        return range(start, min(start + self.images_per_shard, self.images))
+    def shards(self, folder: Path) -> dict[Path, range]:
+        """Files of the shards, and the indices of the images whose features each holds."""
+        starts = range(0, self.images, self.images_per_shard)
+        images = (range(start, min(start + self.images_per_shard, self.images)) for start in starts)
+        return {_path(folder, shard): indices for shard, indices in enumerate(images)}
 
 
 class FeatureCache:
@@ -152,12 +148,13 @@ class FeatureCache:
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
         manifest = Manifest.load(folder, needed, views)
-        missing = len(_missing_shards(folder, manifest))
+        shards = manifest.shards(folder)
+        missing = sum(not path.is_file() for path in shards)
         if missing:
-            said = f"is incomplete, {missing} of {manifest.num_shards} shards are missing"
+            said = f"is incomplete, {missing} of {len(shards)} shards are missing"
             raise DataError(f"the teacher cache {folder} {said}: {_FILL}")
-        for shard in range(manifest.num_shards):
-            _require_intact(_path(folder, shard), (len(manifest.images_of(shard)), manifest.views, manifest.width))
+        for path, indices in shards.items():
+            _require_intact(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
@@ -243,11 +240,10 @@ def fill(
     manifest = Manifest.load(folder, needed, views)
     try:
         with FileLock(folder / ".lock").acquire(timeout=0) if rank == 0 else contextlib.nullcontext():
-            shards = _missing_shards(folder, manifest)[rank::world_size]
-            done, total = 0, sum(len(manifest.images_of(shard)) for shard in shards) * manifest.views
-            pixels = _load_views(images, manifest, shards, batch_size, num_workers)
-            for shard in shards:
-                indices = manifest.images_of(shard)
+            missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()][rank::world_size]
+            done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
+            pixels = _load_views(images, manifest, [indices for _, indices in missing], batch_size, num_workers)
+            for path, indices in missing:
                 features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
                 flat, filled = features.reshape(-1, manifest.width), 0
                 while filled < len(flat):
@@ -257,7 +253,7 @@ def fill(
                         flat[filled : filled + len(part)] = encoded.half().cpu().numpy()
                         filled, done = filled + len(part), done + len(part)
                         on_progress(done, total)
-                _write(_path(folder, shard), features)
+                _write(path, features)
             return done
     except Timeout as error:
         raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
@@ -315,14 +311,12 @@ class _AllViews(Dataset[Tensor]):
 
 
 def _load_views(
-    images: UnlabeledImages, manifest: Manifest, shards: Sequence[int], batch_size: int, num_workers: int
+    images: UnlabeledImages, manifest: Manifest, shards: Sequence[range], batch_size: int, num_workers: int
 ) -> Iterator[Tensor]:
     """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
     at_once = max(1, batch_size // manifest.views)
     batches = [
-        list(indices[start : start + at_once])
-        for indices in map(manifest.images_of, shards)
-        for start in range(0, len(indices), at_once)
+        list(indices[start : start + at_once]) for indices in shards for start in range(0, len(indices), at_once)
     ]
     loader: DataLoader[Tensor] = DataLoader(
         _AllViews(_with_seed(images, manifest.view_seed), manifest.views),
@@ -356,10 +350,6 @@ def _make(folder: Path, needed: Manifest) -> None:
     if folder.exists() and not (folder.is_dir() and all(path.name.startswith(own) for path in folder.iterdir())):
         raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
     write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
-
-
-def _missing_shards(folder: Path, manifest: Manifest) -> list[int]:
-    return [shard for shard in range(manifest.num_shards) if not _path(folder, shard).is_file()]
 
 
 def _path(folder: Path, shard: int) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from kdpl.data.randomness import generator
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import places
+from kdpl.data.storage import unlisted
 from kdpl.errors import DataError
 
 
@@ -82,9 +82,7 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
     measured = [record.source for record in (*splits.val, *splits.test)]
     if not splits.unlabeled or not measured:
         return splits, 0
-    there = frozenset(places(measured))
-    at = zip(splits.unlabeled, places(splits.unlabeled), strict=True)
-    unlabeled = tuple(source for source, place in at if place not in there)
+    unlabeled = tuple(unlisted(splits.unlabeled, measured))
     return replace(splits, unlabeled=unlabeled), len(splits.unlabeled) - len(unlabeled)
 
 

@@ -11,14 +11,10 @@ from kdpl.runtime.parse_errors import in_one_sentence
 
 
 def build_data(sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> LightningDataModule:
-    """Build the datamodule that data sections of configs describe; later ones win.
+    """Build the datamodule that ``data`` sections of configs describe, of which later ones win.
 
-    Args:
-        sections: The ``data`` sections.
-        settings: Further settings as on the command line, such as ``--data.init_args.shots=4``.
-
-    Raises:
-        ConfigError: They do not parse.
+    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``. ConfigError if they do
+    not parse.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")

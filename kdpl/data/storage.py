@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -125,6 +125,12 @@ def places(paths: Iterable[str]) -> Iterator[str]:
         folder, name = os.path.split(path)
         file = os.path.join(real_folder(folder), name)  # noqa: PTH118
         yield os.path.realpath(file) if os.path.islink(file) else file  # noqa: PTH114
+
+
+def unlisted(paths: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Those paths that are not among the known ones, under any name."""
+    there = frozenset(places(known))
+    return [path for path, at in zip(paths, places(paths), strict=True) if at not in there]
 
 
 def stamp(path: str) -> str:

@@ -13,7 +13,7 @@ from kdpl.data.readers.shards import ShardImage
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
-from kdpl.data.storage import find_images, is_image, is_url, places
+from kdpl.data.storage import find_images, is_image, is_url, unlisted
 from kdpl.errors import DataError, reason, visible
 
 # common names of the folders of splits
@@ -85,9 +85,8 @@ def _find_in_table(table: Path) -> list[Found]:
 
 def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
     """List unlabelled images of further places without those that are known; see ``find_unlabeled``."""
-    there = frozenset(places(image.path for image in known))
-    found = find_unlabeled(where)
-    return [Found(source, "", "train") for source, at in zip(found, places(found), strict=True) if at not in there]
+    found = unlisted(find_unlabeled(where), (image.path for image in known))
+    return [Found(source, "", "train") for source in found]
 
 
 def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:

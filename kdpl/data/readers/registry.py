@@ -22,14 +22,10 @@ READERS: dict[str, Callable[..., Reader]] = {
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:  # noqa: ANN401 - each option has a type of its own
-    """Build the reader of a dataset.
+    """Build the reader of a dataset from settings of the data section, of which None means not given.
 
-    Args:
-        dataset: A key of ``READERS``, or a reader, which is returned as it is.
-        options: Settings of the data section for the reader; None means not given.
-
-    Raises:
-        ConfigError: The name is unknown, a setting is missing, or one is given that the reader does not take.
+    A reader is returned as it is. ConfigError if the name is unknown, a setting is missing, or one is given that the
+    reader does not take.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Reader):

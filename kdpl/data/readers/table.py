@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdpl.data.class_mapping import name_classes
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import is_url, places
+from kdpl.data.storage import is_url, unlisted
 from kdpl.errors import ConfigError, DataError, reason, visible
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class Table(Reader):
             tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS
         )
         if self.unlabeled:
-            listed, further = frozenset(places(split_of)), find_unlabeled(self.unlabeled)
-            without_label += [source for source, at in zip(further, places(further), strict=True) if at not in listed]
+            without_label += unlisted(find_unlabeled(self.unlabeled), split_of)
         names, texts = name_classes(keys, self.class_names, self.class_text)
         parts = (train, val, test or held_out, tuple(without_label) or None, open_source)
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
