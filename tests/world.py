@@ -6,7 +6,7 @@ from functools import cache
 import open_clip
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
@@ -236,6 +236,33 @@ def refused(kind, match):
     with pytest.raises(kind, match=match) as error:
         yield error
     assert one_sentence(error), str(error.value)
+
+
+class Probe(LightningModule):
+    """Learns nothing and keeps the batches that it is given."""
+
+    def __init__(self, train_split="labeled", image_size=32):
+        super().__init__()
+        self.train_split, self.image_size = train_split, image_size
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.epochs, self.train_batches, self.val_batches = [], [], []
+
+    def setup(self, stage):
+        self.names_at_setup = self.trainer.datamodule.class_names
+
+    def training_step(self, batch):
+        self.epochs.append(self.current_epoch)
+        self.train_batches.append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch):
+        self.val_batches.append(batch)
+
+    def test_step(self, batch):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class Record(Callback):

@@ -88,21 +88,6 @@ def test_a_missing_shard_is_filled_again_and_verify_finds_an_entry_of_another_im
     error_line(capsys, f"1 of 1400 entries of the teacher cache {cache} differ", "view 0 of image 0, by ")
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path, teacher_run, capsys, monkeypatch):
-    original, calls = FrozenTeacher.features, []
-
-    def poison(self, images):
-        calls.append(len(images))
-        features = original(self, images)
-        features[3] = torch.nan if len(calls) == 2 else features[3]
-        return features
-
-    monkeypatch.setattr(FrozenTeacher, "features", poison)
-    assert fill(teacher_run, tmp_path / "cache", "--data.init_args.eval_batch_size=64") == 1
-    error_line(capsys, "the teacher's features of view 1 of unlabelled image 33 are not finite: ")
-    assert not list((tmp_path / "cache").glob("*.npy"))
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -190,7 +190,6 @@ def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_p
     [
         ("gone", [], "gone"),
         ("empty", [], "has no images in folders of classes"),
-        ("flat", [], "has no images in folders of classes"),
         ("unreadable", [], "class 'eel' in"),
         ("misnamed", [], "has a class name that"),
         ("gone.csv", [], "gone.csv"),
@@ -201,7 +200,6 @@ def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_p
 )
 def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more, words, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
-    picture(tmp_path / "flat/1.png", 1, 1, 1)
     plain_folders(tmp_path / "pets")
     picture(plain_folders(tmp_path / "unreadable") / "eel/1.png", 1, 1, 1)
     (tmp_path / "unreadable/eel/1.png").write_bytes(b"")

@@ -4,13 +4,15 @@ from collections import Counter
 import pytest
 import torch
 import world
-from lightning.pytorch import LightningModule
-from own_reader import Stripes
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
 from PIL import Image
+from world import Probe
 
 from kdpl.data import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import ConfigError, DataError
 
@@ -34,33 +36,6 @@ def folder(tmp_path):
 def in_folder(folder, **options):
     own = {"root": str(folder / "data"), "num_workers": 0, "augmentation": "none", "shots": 4}
     return DomainDataModule("folder", **{**own, **options})
-
-
-class Probe(LightningModule):
-    """Notes what it is given."""
-
-    def __init__(self, train_split="labeled", image_size=32):
-        super().__init__()
-        self.train_split = train_split
-        self.image_size = image_size
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = {"train": [], "val": [], "test": []}
-
-    def setup(self, stage):
-        self.names_at_setup = self.trainer.datamodule.class_names
-
-    def training_step(self, batch):
-        self.seen["train"].append((self.current_epoch, *batch))
-        return self.weight.sum()
-
-    def validation_step(self, batch):
-        self.seen["val"].append(batch)
-
-    def test_step(self, batch):
-        self.seen["test"].append(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 def trainer(folder, **options):
@@ -190,10 +165,9 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     probe = Probe("unlabeled", image_size=6)
     trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
     assert probe.names_at_setup == tuple("abcde")
-    assert len(probe.seen["train"]) == 2 * 3
-    assert all(len(batch) == 3 and batch[1].shape == (10, 3, 6, 6) for batch in probe.seen["train"])
-    assert sorted(torch.cat([batch[2] for batch in probe.seen["train"][:3]]).tolist()) == list(range(30))
-    assert sum(len(batch[2]) for batch in probe.seen["val"]) == 2 * 20
+    assert [images.shape for images, _ in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
+    assert sorted(torch.cat([indices for _, indices in probe.train_batches[:3]]).tolist()) == list(range(30))
+    assert sum(len(indices) for _, _, indices in probe.val_batches) == 2 * 20
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -202,22 +176,23 @@ def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path, num_workers):
         probe = Probe("labeled")
         fitted = trainer(tmp_path, max_epochs=max_epochs, limit_val_batches=0)
         fitted.fit(probe, datamodule=digits(shots=2, num_workers=num_workers), ckpt_path=ckpt_path)
-        return fitted, probe.seen["train"]
+        return fitted, probe
 
     expected = list(itertools.chain(*epochs("labeled", range(3), shots=2)))
-    stopped, first = fit(1)
+    assert same_batches(fit(3)[1].train_batches, expected)
+    stopped, _ = fit(1)
     stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    for seen in (fit(3)[1], first + fit(3, tmp_path / "stopped.ckpt")[1]):
-        assert [epoch for epoch, *_ in seen] == [0, 0, 1, 1, 2, 2]
-        assert same_batches([batch[1:] for batch in seen], expected)
+    _, resumed = fit(3, tmp_path / "stopped.ckpt")
+    assert resumed.epochs == [1, 1, 2, 2]
+    assert same_batches(resumed.train_batches, expected[2:])
 
 
 def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder):
     (folder / "data/val").rename(folder / "data/later")
     probe = Probe()
     trainer(folder).fit(probe, datamodule=in_folder(folder))
-    assert probe.seen["train"]
-    assert not probe.seen["val"]
+    assert probe.train_batches
+    assert not probe.val_batches
     (folder / "data/test").rename(folder / "data/later too")
     for use, split in ((trainer(folder).validate, "val"), (trainer(folder).test, "test")):
         with pytest.raises(DataError, match=rf"^dataset folder .*data has no {split} split: [^\n]*$"):
@@ -239,39 +214,6 @@ def test_module_must_say_what_it_wants(folder):
     for module in (probe, Probe("test")):
         with pytest.raises(ConfigError, match=r"^Probe says too little for its data: give it a train_split of"):
             trainer(folder).fit(module, datamodule=in_folder(folder))
-
-
-class NotingProbe(Probe):
-    """Leaves what each process saw in a file."""
-
-    def __init__(self, folder):
-        super().__init__("unlabeled", image_size=8)
-        self.folder = folder
-
-    def on_fit_end(self):
-        self.note("train", [batch[2].tolist() for batch in self.seen["train"]])
-
-    def on_test_end(self):
-        self.note("test", [batch[2].tolist() for batch in self.seen["test"]])
-
-    def note(self, name, seen):
-        torch.save(seen, self.folder / f"{name}{self.trainer.global_rank}.pt")
-
-    def noted(self, name):
-        return [torch.load(self.folder / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sharded_twice", [False, True])
-def test_two_processes_through_lightning_see_what_one_does(folder, sharded_twice):
-    probe = NotingProbe(folder)
-    two = {"devices": 2, "strategy": "ddp_fork", "limit_val_batches": 0, "use_distributed_sampler": sharded_twice}
-    trainer(folder, **two).fit(probe, datamodule=in_folder(folder, batch_size=4))
-    trainer(folder, **two).test(probe, datamodule=in_folder(folder))
-    assert probe.noted("test") == [[[0, 2, 4, 6, 8, 10, 12, 14]], [[1, 3, 5, 7, 9, 11, 13]]]
-    alone = in_folder(folder, batch_size=8).train_dataloader_for("unlabeled", 8)
-    shared = [sorted(one + other) for one, other in zip(*probe.noted("train"), strict=True)]
-    assert shared == [sorted(indices.tolist()) for _, indices in alone]
 
 
 # what is refused
@@ -311,7 +253,7 @@ def test_base_to_novel_needs_two_classes(folder):
         ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
         ({"unlabeled": "pool"}, "dataset 'digits' takes no unlabeled"),
         ({"dataset": "dtd", "root": "x", "class_names": "a.json"}, "dataset 'dtd' takes no class_names"),
-        ({"dataset": Stripes(), "root": "x"}, "dataset is a Stripes with init_args of its own: remove root"),
+        ({"dataset": Digits(), "root": "x"}, "dataset is a Digits with init_args of its own: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"shots": 0}, "shots must be at least 1, not 0"),
         ({"val_shots": 0}, "val_shots must be at least 1, not 0"),
@@ -335,24 +277,11 @@ def test_arguments_that_cannot_be_are_refused_at_once(options, message):
 # construction from a config
 
 
-def from_config(*arguments):
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningDataModule
-
+def test_config_may_set_an_augmentation_up():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    named = [f"--data.{argument}" for argument in arguments]
-    return parser.instantiate_classes(parser.parse_args(["--data=kdpl.data.DomainDataModule", *named])).data
-
-
-def test_config_may_set_an_augmentation_up():
-    built = from_config("dataset=digits", "shots=null", "augmentation=LightAffine", "augmentation.scale=[0.5,2.0]")
+    augmentation = ["--data.augmentation=LightAffine", "--data.augmentation.scale=[0.5,2.0]"]
+    settings = ["--data=kdpl.data.DomainDataModule", "--data.dataset=digits", "--data.shots=null", *augmentation]
+    built = parser.instantiate_classes(parser.parse_args(settings)).data
     assert built.augmentation.scale == (0.5, 2.0)
     assert built.shots is None
-
-
-def test_config_may_name_a_reader_of_ones_own_by_its_class_path():
-    built = from_config("dataset=own_reader.Stripes", "dataset.shades=20")
-    assert built.dataset == "own_reader.Stripes"
-    assert built.class_names == ("red", "blue")
-    assert len(built.train_dataloader_for("labeled", 8).dataset) == 32

@@ -1,6 +1,5 @@
 import shutil
 import zipfile
-from pathlib import PurePosixPath
 
 import pytest
 from benchmark_tree import make_tree
@@ -8,7 +7,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import kdpl.data.download
 from kdpl.__main__ import main
-from kdpl.data.download import REPOSITORY, place_of
+from kdpl.data.download import REPOSITORY
 from kdpl.data.readers.benchmark import BENCHMARKS
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
@@ -84,15 +83,17 @@ def files_of(folder):
         ("sun397", "sun397.zip", ""),
         ("fgvc_aircraft", "fgvc_aircraft.zip", "fgvc_aircraft"),
         ("imagenetv2", "imagenetv2.zip", "imagenetv2"),
+        ("imagenetv2", "imagenetv2-matched-frequency.zip", "imagenetv2"),
         ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
+        ("imagenet_a", "imagenet-a.zip", ""),
         ("imagenet_r", "imagenet-rendition.zip", ""),
         ("imagenet_sketch", "imagenet-sketch.zip", "imagenet-sketch"),
     ],
 )
 def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hub, name, archive, inside, capsys):
     made = pack(hub, name, archive, inside)
-    (hub.folder / "README.md").touch()
-    (hub.folder / "dtd.zip").touch()
+    for other in ("README.md", ".gitattributes", "classnames.txt", "dtd.zip", "imagenet-annotations.zip"):
+        (hub.folder / other).touch()
     assert fetch(name, tmp_path / "root") == 0
     assert hub.asked == [archive]
     folder = tmp_path / "root" / BENCHMARKS[name].folder
@@ -158,20 +159,3 @@ def test_imagenet_gets_instructions(tmp_path, hub, capsys):
     assert f"{tmp_path / 'root/imagenet/images'}/val/n01440764/" in out
     assert str(tmp_path / "root/imagenet/classnames.txt") in out
     assert (hub.asked, (tmp_path / "root").exists()) == ([], False)
-
-
-@pytest.mark.parametrize(
-    ("file", "dataset", "path"),
-    [
-        ("caltech-101.zip", "caltech101", "caltech-101.zip"),
-        ("Food101.tar.gz", "food101", "Food101.tar.gz"),
-        ("data/oxford_pets/images/a.jpg", "oxford_pets", "images/a.jpg"),
-        ("imagenetv2-matched-frequency.tar", "imagenetv2", "imagenetv2-matched-frequency.tar"),
-        ("imagenet-a.zip", "imagenet_a", "imagenet-a.zip"),
-        ("imagenet-annotations.zip", "imagenet", "imagenet-annotations.zip"),
-        ("splits/split_zhou_EuroSAT.json", "eurosat", "split_zhou_EuroSAT.json"),
-    ],
-)
-def test_files_of_the_repository_belong_by_name(file, dataset, path):
-    assert place_of(file) == (dataset, PurePosixPath(path))
-    assert [place_of(name) for name in ("README.md", ".gitattributes", "classnames.txt")] == [None] * 3

@@ -7,7 +7,6 @@ import pytest
 import torch
 import world
 from filelock import FileLock
-from lightning.pytorch import LightningModule
 from runs import noise
 
 from kdpl.data import DomainDataModule
@@ -57,29 +56,15 @@ def opened(folder, **options):
     return FeatureCache.open(folder / "cache", needed(data(folder)), **options)
 
 
-class Distiller(LightningModule):
-    """Notes its batches."""
+class Distiller(world.Probe):
+    teacher_fingerprint, teacher_width = "t", WIDTH
 
-    train_split, image_size, teacher_fingerprint, teacher_width = "unlabeled", SIZE, "t", WIDTH
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen = []
-
-    def setup(self, stage):
+    def on_train_start(self):
         self.view_source = self.trainer.datamodule.view_source
-
-    def training_step(self, batch):
-        self.seen.append(batch)
-        return self.weight.sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 def fit(folder, epochs=VIEWS, **options):
-    distiller = Distiller()
+    distiller = Distiller("unlabeled", SIZE)
     trainer = world.quiet_trainer(folder, epochs, use_distributed_sampler=False)
     trainer.fit(distiller, datamodule=data(folder, **options))
     return distiller
@@ -151,9 +136,14 @@ def test_several_processes_share_the_missing_shards(folder):
         assert (folder / "cache" / name).read_bytes() == (folder / "alone" / name).read_bytes()
 
 
-def test_features_that_are_not_finite_are_refused_and_not_written(folder):
-    with pytest.raises(DataError, match="view 0 of unlabelled image 0 are not finite: check its weights"):
-        filled(folder, encode=lambda images: encode(images) / torch.zeros(1))
+def test_features_that_are_not_finite_are_named_and_not_written(folder):
+    bad = data(folder).unlabeled_images(SIZE)[3, 1][0]
+
+    def broken(images):
+        return encode(images).masked_fill((images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan)
+
+    with pytest.raises(DataError, match="view 1 of unlabelled image 3 are not finite: check its weights"):
+        filled(folder, encode=broken)
     assert not list((folder / "cache").glob("shard*"))
 
 
@@ -176,12 +166,12 @@ def test_a_cache_is_made_in_an_empty_folder_by_one_command_with_a_known_number_o
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(folder, num_workers):
     plain = fit(folder, teacher_cache=None)
-    assert not any(isinstance(batch, CachedView) for batch in plain.seen)
+    assert not any(isinstance(batch, CachedView) for batch in plain.train_batches)
     filled(folder)
     cached = fit(folder, num_workers=num_workers)
-    assert same_images(cached.seen, plain.seen)
+    assert same_images(cached.train_batches, plain.train_batches)
     assert cached.view_source == plain.view_source == (1, None)
-    for batch in cached.seen:
+    for batch in cached.train_batches:
         assert batch._fields == ("image", "image_index", "feature")
         assert batch.feature.dtype == torch.float16
         assert torch.equal(batch.feature, encode(batch.image).half())
@@ -191,10 +181,10 @@ def test_epochs_go_through_the_views_again(folder):
     filled(folder, views=2)
     distiller = fit(folder, epochs=5)
     assert distiller.view_source == (1, 2)
-    seen = []
-    for epoch in range(5):
-        images, indices = (torch.cat(parts) for parts in list(zip(*distiller.seen[2 * epoch :][:2], strict=True))[:2])
-        seen.append(images[indices.argsort()])
+    batches, seen = distiller.train_batches, []
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        order = torch.cat([first.image_index, second.image_index]).argsort()
+        seen.append(torch.cat([first.image, second.image])[order])
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
     assert not any(torch.equal(one, other) for one, other in zip(seen[0], seen[1], strict=True))
@@ -202,8 +192,8 @@ def test_epochs_go_through_the_views_again(folder):
 
 def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     filled(folder)
-    every = fit(folder).seen
-    other = fit(folder, seed=7, unlabeled_share=0.5).seen
+    every = fit(folder).train_batches
+    other = fit(folder, seed=7, unlabeled_share=0.5).train_batches
     assert not same_images(every[: len(other)], other)
     views = {x.numpy().tobytes(): f for batch in every for x, f in zip(batch.image, batch.feature, strict=True)}
     assert sum(len(batch.image) for batch in other) == 5 * VIEWS
@@ -213,7 +203,7 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     # filled by a run of another seed, too
     (folder / "cache" / SHARDS[1]).unlink()
     assert filled(folder, seed=7) == 4 * VIEWS
-    assert same_images(fit(folder).seen, every)
+    assert same_images(fit(folder).train_batches, every)
 
 
 # caches of something else, and damaged ones

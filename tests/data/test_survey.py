@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import pytest
 import world
 from PIL import Image
 
-from kdpl.data.survey import Found, find, find_further, leave_out_copies, look
+from kdpl.data.survey import Found, find, leave_out_copies, look
 from kdpl.errors import DataError
 
 
@@ -14,27 +12,23 @@ def make(root, *paths):
         Image.new("RGB", (4, 5), (number, 0, 0)).save(root / path)
 
 
-def placed(images, root):
-    return [(str(Path(image.path).relative_to(root)), image.label, image.split) for image in images]
-
-
-def test_folders_of_classes_without_splits(tmp_path):
-    make(tmp_path, "dog/1.png", "cat/deep/2.png", "unlabelled/3.png", ".git/4.png")
-    assert placed(find(tmp_path), tmp_path) == [
-        ("cat/deep/2.png", "cat", "train"),
-        ("dog/1.png", "dog", "train"),
-        ("unlabelled/3.png", "", "train"),
-    ]
-
-
-def test_splits_and_unlabelled_images(tmp_path):
-    make(tmp_path, "train/dog/1.png", "test/dog/2.png", "val/cat/3.png", "unlabeled/a/4.png", "notes/5.png")
-    assert placed(find(tmp_path), tmp_path) == [
-        ("train/dog/1.png", "dog", "train"),
-        ("val/cat/3.png", "cat", "val"),
-        ("test/dog/2.png", "dog", "test"),
-        ("unlabeled/a/4.png", "", "train"),
-    ]
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (
+            ["dog/1.png", "cat/deep/2.png", "unlabelled/3.png", ".git/4.png"],
+            ["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"],
+        ),
+        (
+            ["train/a/1.png", "test/a/2.png", "val/b/3.png", "unlabeled/a/4.png", "notes/5.png"],
+            ["train/a/1.png a train", "val/b/3.png b val", "test/a/2.png a test", "unlabeled/a/4.png  train"],
+        ),
+    ],
+)
+def test_classes_and_splits_are_those_of_the_folders(paths, expected, tmp_path):
+    make(tmp_path, *paths)
+    found = [f"{image.path} {image.label} {image.split}" for image in find(tmp_path)]
+    assert [line.removeprefix(f"{tmp_path}/") for line in found] == expected
 
 
 @pytest.mark.parametrize("paths", [(), ("1.png",), ("test/dog/1.png",), ("unlabeled/1.png",)])
@@ -65,16 +59,3 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
     kept, copies = leave_out_copies(images)
     assert [image.path for image in kept] == ["3", "4", "5"]
     assert [(image.path, stays.path) for image, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]
-
-
-def test_a_table_gives_its_splits_and_what_further_places_have_of_it_comes_once(tmp_path):
-    make(tmp_path, "a/1.png", "a/2.png", "a/3.png", "b/4.png")
-    (tmp_path / "b/link.png").symlink_to(tmp_path / "a/2.png")
-    (tmp_path / "t.csv").write_text("image,label,split\na/1.png,dog,\na/2.png,cat,test\na/3.png,,\n")
-    listed = find(tmp_path / "t.csv")
-    assert placed(listed, tmp_path) == [
-        ("a/1.png", "dog", "train"),
-        ("a/2.png", "cat", "test"),
-        ("a/3.png", "", "train"),
-    ]
-    assert placed(find_further([f"{tmp_path}/a", f"{tmp_path}/b"], listed), tmp_path) == [("b/4.png", "", "train")]
