@@ -52,7 +52,7 @@ class DomainAccuracy(Metric):
     correct: Tensor
     total: Tensor
 
-    def __init__(self, num_base: int | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, num_base: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_base = num_base
         self.add_state("correct", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")

@@ -197,7 +197,7 @@ class StudentDistillation(ClassifyingModule):
                 teacher.tower.compile_parts()
         return teacher
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
+    def configure_optimizers(self) -> Any:
         """SGD or AdamW over prompts and projector, one schedule step per epoch."""
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 

@@ -123,7 +123,7 @@ class TeacherPromptTuning(ClassifyingModule):
             FreezeClassVectors(),
         ]
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - lightning's own union of possibilities
+    def configure_optimizers(self) -> Any:
         """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
         if not any(p.requires_grad for p in self.parameters()):
             return None

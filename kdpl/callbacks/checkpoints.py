@@ -35,7 +35,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINTS_FOLDER)
         super().setup(trainer, pl_module, stage)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save between two steps of an epoch.
 
         Not after its last step: Lightning resumes such a checkpoint in the next epoch, without the validation of this
@@ -58,7 +58,7 @@ class CheckpointFiles(TorchCheckpointIO):
     ``last.ckpt`` that exists becomes ``previous.ckpt``.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; called on one process."""
         path = Path(path)
         with atomic_path(path) as temporary:

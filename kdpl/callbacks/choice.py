@@ -75,7 +75,7 @@ def _share_buffers(module: LightningModule) -> None:
 
 
 @torch.no_grad()
-def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any]) -> float:  # noqa: ANN401
+def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any]) -> float:
     """Test accuracy over the base classes, on all processes together."""
     metric = DomainAccuracy(domain_of(pl_module).num_base).to(pl_module.device)
     pl_module.eval()

@@ -201,6 +201,6 @@ def _short(name: str, limit: int = 18) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib is imported only where something is drawn
+def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")

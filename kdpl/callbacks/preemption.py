@@ -31,7 +31,7 @@ class Requeue(Checkpoint):
         """Note the first step."""
         self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:
         """Save between two optimiser steps, except at an epoch's last batch, which its end follows."""
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
@@ -45,7 +45,7 @@ class Requeue(Checkpoint):
         if trainer.current_epoch + 1 != trainer.max_epochs:
             self._end_if_signalled(trainer, save=False)
 
-    def on_test_batch_end(self, trainer: Trainer, *_args: Any) -> None:  # noqa: ANN401
+    def on_test_batch_end(self, trainer: Trainer, *_args: Any) -> None:
         """End a test, which starts over."""
         self._end_if_signalled(trainer, save=False)
 

@@ -67,9 +67,9 @@ class FillTeacherCache(Callback):
             inform(f"{self.entries} entries computed again: all equal to those in the cache")
 
 
-def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
+def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
     @cache
-    def load() -> Any:  # noqa: ANN401
+    def load() -> Any:
         # outside the precision's context, in which weights would be rounded as they are read
         return trainer.precision_plugin.convert_module(student.load_teacher())
 

@@ -25,13 +25,7 @@ class Throughput(Callback):
         self._waited = 0.0
         self._images = 0
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the time since the end of the step before."""
         if batch_idx > self.warmup_steps:
             self._waited += time.perf_counter() - self._end
@@ -40,8 +34,8 @@ class Throughput(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""

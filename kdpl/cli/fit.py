@@ -117,7 +117,7 @@ class KdplCLI(LightningCLI):
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse a seed with which a run could not be repeated."""
         super().parse_arguments(parser, args)
         seed = self.config.seed_everything
@@ -186,7 +186,7 @@ class KdplCLI(LightningCLI):
         if not self.finished and not self.check_only:
             super().instantiate_classes()
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
@@ -258,7 +258,7 @@ class KdplCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
 
-    def _run(self, function: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401
+    def _run(self, function: Callable[..., Any], **options: Any) -> None:
         function(self.model, datamodule=self.datamodule, ckpt_path=self._ckpt_path, weights_only=True, **options)
         finish_logging(self.trainer.loggers)
 

@@ -145,7 +145,7 @@ def _check(steps: Sequence[_Step], everything: bool) -> None:
             run_command(step.args, check_only=True)
 
 
-def _do(step: _Step, title: str, console: Any, out: Path) -> None:  # noqa: ANN401
+def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     import gc
 
     from kdpl.cli.fit import run_command
@@ -190,7 +190,7 @@ def _orders(
     }
 
 
-def _read_orders(out: Path) -> Any:  # noqa: ANN401
+def _read_orders(out: Path) -> Any:
     file = out / RUN_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -208,13 +208,13 @@ def _require_own_folder(out: Path) -> None:
         )
 
 
-def _write_json(file: Path, content: Any) -> None:  # noqa: ANN401
+def _write_json(file: Path, content: Any) -> None:
     from kdpl.runtime.files import write_text
 
     write_text(file, json.dumps(content, indent=2))
 
 
-def _summarize(console: Any, out: Path, nothing_done: bool) -> None:  # noqa: ANN401
+def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
     from rich.table import Table
 
     from kdpl.metrics import ACCURACY_COLUMNS, test_key

@@ -52,7 +52,7 @@ def require_same_settings(config: Path, now: str) -> None:
             )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def run_block(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
+def run_block(block: Any, tokens: Tensor) -> Tensor:
     """Run a block on tokens [B, L, W] without a mask."""
     q, k, v = split_heads(block, in_projection(block, block.ln_1(tokens)))
     return finish(block, tokens, merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
+def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     """Run a block on tokens [B, L, W] and return only the first token, [B, 1, W]."""
     normed = block.ln_1(tokens)
     attention, width = block.attn, tokens.shape[2]
@@ -26,12 +26,12 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
     return finish(block, tokens[:, :1], merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def in_projection(block: Any, normed: Tensor) -> Tensor:  # noqa: ANN401
+def in_projection(block: Any, normed: Tensor) -> Tensor:
     """Project normalised tokens [..., W] to concatenated queries, keys and values [..., 3 W]."""
     return F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
 
 
-def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split concatenated queries, keys and values [B, L, 3 W] into three of [B, heads, L, W / heads]."""
     q, k, v = (_heads(t, block.attn.num_heads) for t in projected.chunk(3, dim=-1))
     return q, k, v
@@ -42,7 +42,7 @@ def merge_heads(attended: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(-2)
 
 
-def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:  # noqa: ANN401
+def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:
     """Compute the output [..., W] from the block's input and the concatenated attention output, both [..., W]."""
     x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
     output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -47,11 +47,11 @@ class TextFamily:
     tokenizer: Callable[[Any], Callable[[list[str]], Tensor]]
 
 
-def _has_clip_blocks(module: Any) -> bool:  # noqa: ANN401
+def _has_clip_blocks(module: Any) -> bool:
     return all(type(block) is ResidualAttentionBlock for block in module.transformer.resblocks)
 
 
-def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:  # noqa: ANN401
+def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
     vision = config["vision_cfg"]
     return (
         "timm_model_name" not in vision
@@ -63,7 +63,7 @@ def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:  # noqa: AN
     )
 
 
-def _not_clips_text(config: ModelConfig, model: Any) -> str | None:  # noqa: ANN401
+def _not_clips_text(config: ModelConfig, model: Any) -> str | None:
     text = config["text_cfg"]
     reasons = {
         "its text tower is a Hugging Face model": text.get("hf_model_name"),
@@ -93,13 +93,13 @@ TEXT_FAMILIES = {
 """Kinds of text towers by name; the first one that fits is taken."""
 
 
-def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:  # noqa: ANN401
+def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Wrap open_clip's visual module as a tower of the first family that it fits."""
     family = next(family for family in IMAGE_FAMILIES.values() if family.fits(config, visual))
     return family.tower(visual, preprocessing, int(config["embed_dim"]))
 
 
-def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:  # noqa: ANN401
+def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:
     """Find the family of a model's text tower, by its config and, if it is built, its modules, or a WeightsError."""
     # from the last to the first, so that the first one that fits is kept
     misfits = {family.misfit(config, model): family for family in reversed(TEXT_FAMILIES.values())}

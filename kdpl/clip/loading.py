@@ -139,7 +139,7 @@ def _config_of(name: str) -> ModelConfig:
     return config
 
 
-def _build(model_config: ModelConfig) -> Any:  # noqa: ANN401
+def _build(model_config: ModelConfig) -> Any:
     # weights come from where the config says, not from timm's hub
     vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
     with torch.random.fork_rng(devices=[]):
@@ -148,7 +148,7 @@ def _build(model_config: ModelConfig) -> Any:  # noqa: ANN401
         return open_clip.CLIP(**own, vision_cfg=vision)
 
 
-def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:  # noqa: ANN401
+def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
     quick_gelu = bool(model_config.get("quick_gelu", False))
     registered = _REGISTRY.get(config.model)

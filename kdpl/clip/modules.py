@@ -14,7 +14,7 @@ class Float32Module(nn.Module):
     Plain SGD on half-precision prompts collapses seeds.
     """
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: ANN401
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         def keep_float32(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float32:
                 return fn(tensor)  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ class Frozen(nn.Module, Generic[ModuleT]):
         # not through nn.Module's __setattr__, which would register it as a child
         object.__setattr__(self, "module", module.eval().requires_grad_(False))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Frozen[ModuleT]":  # noqa: ANN401
+    def _apply(self, fn: Any, recurse: bool = True) -> "Frozen[ModuleT]":
         self.module._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -53,7 +53,7 @@ class ArrangedTexts:
 class TextTower(FrozenTower):
     """A CLIP text transformer, of an ``open_clip.CLIP``, with a causal mask that pools at the end-of-text token."""
 
-    def __init__(self, clip: Any) -> None:  # noqa: ANN401
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         self.transformer = clip.transformer
         self.token_embedding = clip.token_embedding

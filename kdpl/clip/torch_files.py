@@ -37,7 +37,7 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
     return {}  # torch sets items on exact dicts alone
 
 
-def read_torch_file(path: Path) -> Any:  # noqa: ANN401
+def read_torch_file(path: Path) -> Any:
     """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
 
     Returns:

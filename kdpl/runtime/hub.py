@@ -30,12 +30,12 @@ class HubFolder(ModelHubMixin):
         # the hub counts downloads by this file, and takes the library's name from it
         (save_directory / "config.json").write_text('{"library_name": "kdpl"}')
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ANN401
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the model card."""
         return self._card
 
 
-def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:  # noqa: ANN401
+def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:
     """Upload the files and their model card; see ``Classifier.push_to_hub``."""
     try:
         return str(files.push_to_hub(repo_id, commit_message="Upload classifier", **options))
@@ -45,7 +45,7 @@ def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:  # noqa:
         ) from error
 
 
-def download(name: str, files: Sequence[str], **options: Any) -> Path:  # noqa: ANN401
+def download(name: str, files: Sequence[str], **options: Any) -> Path:
     """Download some files of a repository; returns their folder. See ``Classifier.from_pretrained``."""
     try:
         with hub_or_cache():
@@ -57,7 +57,7 @@ def download(name: str, files: Sequence[str], **options: Any) -> Path:  # noqa: 
         ) from error
 
 
-def model_card(run: Path | None, **facts: Any) -> ModelCard:  # noqa: ANN401
+def model_card(run: Path | None, **facts: Any) -> ModelCard:
     """Write a classifier's model card.
 
     Args:

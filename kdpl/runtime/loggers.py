@@ -53,7 +53,7 @@ class MetricsCSV(Logger):
         return Path(self._save_dir) / METRICS_FILE
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's folder has the config as a file."""
 
     @rank_zero_only

@@ -68,7 +68,7 @@ class RunWandbLogger(WandbLogger):
         return run
 
 
-def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:  # noqa: ANN401
+def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:
     """Put the relative folders of loggers into the run's folder, and keep one W&B id and name for each run.
 
     Args:
