@@ -1,7 +1,6 @@
 """A real browser for tests: chromium without a window, driven over the pipe of its developer tools."""
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -10,6 +9,8 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+from PIL import Image
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEEDED = "needs chromium (Debian: apt-get install chromium)"
 
@@ -17,21 +18,12 @@ _PATIENCE_SECONDS = 60
 
 
 class Tab:
-    """A page in a browser.
-
-    Attributes:
-        requested: The addresses of all that the page asked for so far.
-        complaints: What it wrote to the console as errors.
-    """
+    """A page in a browser: ``requested`` are the addresses that it asked for so far, ``complaints`` its errors."""
 
     def __init__(self, send_to, read_from):
-        self._to, self._from = send_to, read_from
-        self._buffer = b""
-        self._number = 0
-        self.requested = []
-        self.complaints = []
+        self._to, self._from, self._buffer, self._number, self._session = send_to, read_from, b"", 0, None
+        self.requested, self.complaints = [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = None
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "DOM", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -40,7 +32,7 @@ class Tab:
         """Call a method of the developer tools."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
-        if getattr(self, "_session", None):
+        if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
@@ -69,10 +61,9 @@ class Tab:
         return event
 
     def look(self, width=1200, height=900, dark=False):
-        """Set the size of the window and the colour scheme that its owner likes."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        """Set the size of the window and the preferred colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
@@ -80,21 +71,21 @@ class Tab:
         self.call("Page.navigate", url=url)
 
     def run(self, script):
-        """The value of a script."""
+        """Return the value of a script."""
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
     def wait(self, script, seconds=_PATIENCE_SECONDS):
-        """The first value of a script that is true."""
+        """Wait until a script's value is true, and return it."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"waited in vain for {script}; the page says: {self.text()}"
+            assert time.monotonic() < end, f"{script} does not come true; the page shows: {self.text()}"
             time.sleep(0.05)
         return value
 
     def text(self, selector="body"):
-        """What is to be read in an element."""
+        """Return the visible text of an element."""
         return self.run(f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText")
 
     def click(self, selector):
@@ -102,7 +93,7 @@ class Tab:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def write(self, selector, text):
-        """Put text into a field, in the place of what is in it."""
+        """Replace the text of a field."""
         self.run(f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text)
 
@@ -114,34 +105,21 @@ class Tab:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def screenshot(self, path):
-        """Take a picture of the window."""
+        """Write a picture of the window; returns it."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
 
 
 @contextmanager
 def browser(folder, *options):
-    """Start a browser with one tab.
-
-    Args:
-        folder: Where it may keep its files.
-        options: Further ones of its command line.
-    """
+    """Start a browser with one tab, which keeps its files in a folder."""
     (they_read, we_write), (we_read, they_write) = os.pipe(), os.pipe()
-
-    def on_3_and_4():
-        # first out of the way, as each may be where the other belongs
-        kept = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (they_read, they_write)]
-        for number, end in enumerate(kept, start=3):
-            os.dup2(end, number)
-
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    process = subprocess.Popen(
-        [*command, "--remote-debugging-pipe", f"--user-data-dir={folder}", *options, "about:blank"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        close_fds=False,
-        preexec_fn=on_3_and_4,
-    )
+    # the browser reads from 3 and writes to 4
+    shell = ["bash", "-c", f'exec "$0" "$@" 3<&{they_read} 4>&{they_write} >/dev/null 2>&1', CHROMIUM]
+    fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    command = [*shell, *fixed, "--remote-debugging-pipe", f"--user-data-dir={folder}", *options, "about:blank"]
+    process = subprocess.Popen(command, pass_fds=(they_read, they_write))
     os.close(they_read)
     os.close(they_write)
     try:

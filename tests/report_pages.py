@@ -1,10 +1,11 @@
-"""Reports for tests: of a run that is put together from short fits, and their HTML as a parser sees it."""
+"""Reports of a run that is put together from short fits, and their HTML as a parser sees it."""
 
-import csv
 import json
 import shutil
 from html.parser import HTMLParser
 
+import pandas
+import pytest
 import yaml
 
 from kdpl.__main__ import main
@@ -37,42 +38,32 @@ def put_together(folder, teacher_run, student_run):
 
 
 def rename_classes(folder, old, new):
-    """Give the classes in a run's answers and in its classifier other names."""
+    """Rename the classes in a run's predictions and in its classifier."""
     names = dict(zip(old, new, strict=True))
     for file in folder.rglob("test_predictions.csv"):
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        with file.open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.DictWriter(lines, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(
-                {**row, "label": names[row["label"]], "prediction": names[row["prediction"]]} for row in rows
-            )
+        table = pandas.read_csv(file, dtype=str)
+        table.replace({"label": names, "prediction": names}).to_csv(file, index=False)
     file = folder / "student/classifier/classifier.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["class_vectors"]["class_names"] = list(new)
     file.write_text(json.dumps(config), encoding="utf-8")
 
 
-def make(folder, *more):
-    """Make a report and give its HTML."""
-    assert main(["report", str(folder), *more]) == 0
-    return (folder / "report.html").read_text(encoding="utf-8")
+def make(folder, out=None):
+    """Make a report, timing one batch of each encoder; returns its HTML."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.report.cost._SECONDS", 0)
+        patch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
+        assert main(["report", str(folder), *([f"--out={out}"] if out else [])]) == 0
+    return (out or folder / "report.html").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
-    """A page's elements with their attributes, and the text of each section by its id.
-
-    Args:
-        html: The page.
-    """
+    """A page's elements with their attributes, and the text of each section by its id."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements = []
-        self.open = []
-        self.texts = {}
-        self.section = "header"
+        self.elements, self.open, self.texts, self.section = [], [], {}, "header"
         self.feed(html)
         assert self.open == [], "an element is not closed"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser
-from PIL import Image
 from runs import start_process
 
 from kdpl.data.readers.digits import open_digit, read_digits
@@ -33,11 +32,8 @@ def take(tab, name, scheme, height):
     """Take a picture, 1200 pixels wide, and see that the page is there in its colours."""
     tab.look(height=height, dark=SCHEMES[scheme])
     tab.run("new Promise(done => setTimeout(done, 1000))")  # colours change gently
-    path = IMAGES / f"{name}_{scheme}.png"
-    tab.screenshot(path)
-    with Image.open(path) as picture:
-        assert picture.size == (1200, height)
-        pixels = picture.convert("RGB")
+    pixels = tab.screenshot(IMAGES / f"{name}_{scheme}.png")
+    assert pixels.size == (1200, height)
     corner = pixels.getpixel((2, 2))
     assert max(corner) < 60 if scheme == "dark" else min(corner) > 240
     assert len(pixels.getcolors(maxcolors=1200 * height)) > 100
