@@ -58,25 +58,39 @@ def make(folder, out=None):
     return (out or folder / "report.html").read_text(encoding="utf-8")
 
 
-class Page(HTMLParser):
-    """A page's elements with their attributes, and the text of each section by its id."""
+class Elements(HTMLParser):
+    """A page's elements, as pairs of name and attributes."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.open, self.texts, self.section = [], [], {}, "header"
+        self.elements = []
         self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def of(self, tag):
+        """Return the attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+class Page(Elements):
+    """A report's elements, each of which must be closed, and the text of each section by its id."""
+
+    def __init__(self, html):
+        self.open, self.texts, self.section = [], {}, "header"
+        super().__init__(html)
         assert self.open == [], "an element is not closed"
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.elements.append((tag, attributes))
+        super().handle_starttag(tag, attrs)
         if tag == "h2":
-            self.section = attributes["id"]
+            self.section = dict(attrs)["id"]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+        super().handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -84,7 +98,3 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "script"):
             self.texts[self.section] = " ".join([self.texts.get(self.section, ""), *data.split()])
-
-    def of(self, tag):
-        """The attributes of all elements of a kind."""
-        return [attributes for name, attributes in self.elements if name == tag]

@@ -1,7 +1,4 @@
-"""Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib.
-
-matplotlib is in the extra ``quickstart``.
-"""
+"""Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 
-from kdpl.metrics import ACCURACY_TITLES
+from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.loggers import log_images, log_picture, read_metrics
 from kdpl.runtime.messages import inform
@@ -58,12 +55,10 @@ class DrawPictures(Callback):
             _draw_sheets(trainer, list(zip(teacher, predictions, strict=True)))
 
     def _can_draw(self, trainer: Trainer) -> bool:
-        if not trainer.is_global_zero:
-            return False
-        if not can_draw():
+        drawable = can_draw()
+        if trainer.is_global_zero and not drawable:
             inform("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
-            return False
-        return True
+        return trainer.is_global_zero and drawable
 
 
 def can_draw() -> bool:
@@ -85,12 +80,8 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
     if found:
         title = f"{len(found)} of {sum(map(len, kinds))} on which they disagree"
         images = draw("disagreements", found, title)
-        log_images(trainer.loggers, "disagreements", images, [_caption(*pair) for pair in found])
-
-
-def _caption(teacher: ImagePrediction, student: ImagePrediction) -> str:
-    each = (f"{who} {p.prediction} {100 * p.probability:.0f} %" for who, p in (("T", teacher), ("S", student)))
-    return f"{teacher.label}: {', '.join(each)}"
+        captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in found]
+        log_images(trainer.loggers, "disagreements", images, captions)
 
 
 def _figure(trainer: Trainer, name: str) -> Path:
@@ -109,12 +100,11 @@ def draw_curves(curves: Curves, path: Path) -> None:
     from matplotlib.figure import Figure
 
     epoch_of = dict(curves.get("epoch", []))
-    panels: dict[str, dict[str, Sequence[tuple[int, float]]]] = {
-        "training loss": {"loss": curves.get("train/loss", [])},
-        "validation accuracy, %": {
-            title: [(s, 100 * v) for s, v in curves.get(f"val/{key}", [])] for key, title in ACCURACY_TITLES.items()
-        },
+    accuracies: Curves = {
+        t: [(s, 100 * v) for s, v in curves.get(val_key(key), [])] for key, t in ACCURACY_TITLES.items()
     }
+    loss: Curves = {"loss": curves.get(TRAIN_LOSS, [])}
+    panels = {"training loss": loss, "validation accuracy, %": accuracies}
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         drawn = {label: line for label, line in lines.items() if line}
@@ -164,11 +154,7 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
 
 
 def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
-    """Choose images to show: half of them mistakes of teacher or student, the others evenly spread over the rest.
-
-    Returns:
-        At most ``count`` positions in ``pairs``, in order.
-    """
+    """Choose at most ``count`` positions in ``pairs``, in order: half of them mistakes of either, the others spread."""
     wrong = [i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)]
     chosen = set(spread(wrong, count // 2))
     rest = sorted(set(range(len(pairs))) - set(wrong))
@@ -189,15 +175,21 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
         axis.axis("off")
     for axis, image, pair in zip(axes, images, pairs, strict=False):
         axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
-        axis.set_title(_short(pair[0].label), fontsize=8, pad=3, parse_math=False)
+        axis.set_title(_short(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
-            text = f"{letter} {_short(each.prediction)} {100 * each.probability:.0f} %"
             style = {"transform": axis.transAxes, "ha": "center", "va": "top", "fontsize": 7.5, "parse_math": False}
-            axis.text(0.5, -0.05 - 0.15 * line, text, color=_CORRECT if each.correct else _WRONG, **style)
+            axis.text(
+                0.5, -0.05 - 0.15 * line, _line(letter, each, 18), color=_CORRECT if each.correct else _WRONG, **style
+            )
     _save(figure, path)
 
 
-def _short(name: str, limit: int = 18) -> str:
+def _line(letter: str, each: ImagePrediction, limit: int | None = None) -> str:
+    name = each.prediction if limit is None else _short(each.prediction, limit)
+    return f"{letter} {name} {100 * each.probability:.0f} %"
+
+
+def _short(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

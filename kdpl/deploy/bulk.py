@@ -3,15 +3,14 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -37,8 +36,7 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
 class BulkPrediction:
     """Classification of image files and shards into a table, one row for each image in the order given.
 
-    An unreadable image gets a row with the reason, and is counted on standard error. ``workers`` None is one thread for
-    each processor core.
+    An unreadable image gets a row with the reason. ``workers`` None is one thread for each processor core.
     """
 
     def __init__(
@@ -87,43 +85,25 @@ class BulkPrediction:
         return {"classifier": digest.hexdigest(), "images": images.hexdigest(), "top_k": self.top_k}
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
+        """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
+        answers = self.classifier.answers(items, Item.open, self.top_k, self.batch_size, self.workers)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
-        with _progress(total, show_bar) as show:
-            for item, predicted in self.classifier.answers(
-                items, Item.open, top_k=self.top_k, batch_size=self.batch_size, workers=self.workers
-            ):
+        console, start = Console(stderr=True), time.perf_counter()
+        count = unreadable = 0
+        shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not (show_bar and console.is_terminal)
+        with Progress("classifying", *shown, console=console, transient=True, disable=hidden) as bar:
+            for item, predicted in bar.track(answers, total):
+                count += 1
                 row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
                 if isinstance(predicted, DataError):
                     row["error"] = str(predicted)
+                    unreadable += 1
                 else:
                     values = [value for p in predicted for value in (p.class_name, round(p.probability, 6))]
                     row.update(zip(self.columns[1:-1], values, strict=True))
-                show(row)
                 yield row
-
-
-@contextmanager
-def _progress(total: int | None, show_bar: bool) -> Iterator[Callable[[Row], None]]:
-    """Count rows on standard error: in a bar on a terminal, and in one line at the end."""
-    console = Console(stderr=True)
-    start = time.perf_counter()
-    count = unreadable = 0
-
-    def rate() -> str:
-        return f"{count / max(time.perf_counter() - start, 1e-9):.0f} images/s"
-
-    def show(row: Row) -> None:
-        nonlocal count, unreadable
-        count, unreadable = count + 1, unreadable + (row["error"] is not None)
-        bar.update(task, advance=1, rate=rate())
-
-    shown = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(
-        "classifying", *shown, console=console, transient=True, disable=not (show_bar and console.is_terminal)
-    ) as bar:
-        task = bar.add_task("", total=total, rate="")
-        yield show
-    errors = f", {unreadable} of them unreadable" if unreadable else ""
-    print(f"{count} images{errors}, {rate()}", file=sys.stderr)
+        errors = f", {unreadable} of them unreadable" if unreadable else ""
+        print(f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s", file=sys.stderr)

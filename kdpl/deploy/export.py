@@ -7,12 +7,13 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
@@ -63,50 +64,36 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
 def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     """Return the metadata of an exported file: how to prepare images, and the class of each logit."""
     size = classifier.preprocessing.image_size
-    values = {
-        "class_names": list(classifier.class_names),
-        "image_size": size,
+    numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
+    return {
+        "class_names": json.dumps(classifier.class_names),
+        "image_size": str(size),
         "resize": f"the shorter edge to {size}, bicubic with antialiasing as Pillow does it",
         "crop": f"the square of {size} in the centre",
-        "input": "RGB, [batch, 3, image_size, image_size], "
-        + ("uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"),
-        "logit_scale": classifier.logit_scale,
+        "input": f"RGB, [batch, 3, image_size, image_size], {numbers}",
+        "logit_scale": str(classifier.logit_scale),
         "kdpl_version": __version__,
     }
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
 def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:
     """Write a program of torch.export (.pt2) for any batch size."""
+    note = json.dumps(metadata(classifier, input_type), indent=2)
     with _quiet():
-        program = torch.export.export(**_arguments(classifier, input_type))
-        note = json.dumps(metadata(classifier, input_type), indent=2)
-        torch.export.save(program, path, extra_files={METADATA_FILE: note})
+        torch.export.save(_program(classifier, input_type), path, extra_files={METADATA_FILE: note})
 
 
 def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> None:
     """Write ONNX in float32 for any batch size."""
     import onnx
 
-    arguments = _arguments(classifier, input_type)
     with _quiet():
-        program = torch.onnx.export(
-            arguments["mod"],
-            arguments["args"],
-            dynamic_shapes=arguments["dynamic_shapes"],
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            # the older exporter fails on a frozen transformer in evaluation mode
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise AssertionError("torch.onnx.export returns a program if no file is given")
-    model = program.model_proto
+        program = _program(classifier, input_type)
+        torch.onnx.export(program, f=path, output_names=OUTPUTS, external_data=False, verbose=False)
+    model = onnx.load(path)
     # the exporter notes the source files of each node
-    for part in (model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
-        for each in part:
-            each.ClearField("metadata_props")
+    for each in chain(model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
+        each.ClearField("metadata_props")
     onnx.helper.set_model_props(model, metadata(classifier, input_type))
     onnx.save(model, path)
 
@@ -150,16 +137,15 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
     onnx.save(model, path)
 
 
-def _arguments(classifier: Classifier, input_type: InputType) -> dict[str, Any]:
+def _program(classifier: Classifier, input_type: InputType) -> ExportedProgram:
     size = classifier.preprocessing.image_size
     # a batch of one would become a constant
     example = as_input(torch.zeros(2, 3, size, size, dtype=torch.uint8), input_type)
-    return {"mod": _Graph(classifier).eval(), "args": (example,), "dynamic_shapes": {INPUT: {0: Dim("batch")}}}
+    return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes={INPUT: {0: Dim("batch")}})
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence exporters and quantisers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -171,7 +157,7 @@ def _quiet() -> Iterator[None]:
 
 
 class Difference(NamedTuple):
-    """Number of images compared, of those with the same class, and the largest absolute difference of a logit."""
+    """Numbers of images compared and of those with the same class, and the largest difference of a logit."""
 
     images: int
     same: int
@@ -183,10 +169,8 @@ class Difference(NamedTuple):
         return self.same / self.images
 
     def __str__(self) -> str:
-        return (
-            f"the same class for {self.same} of {self.images} images ({self.agreement:.1%}), "
-            f"logits off by at most {self.logits:.1e}"
-        )
+        same = f"the same class for {self.same} of {self.images} images ({self.agreement:.1%})"
+        return f"{same}, logits off by at most {self.logits:.1e}"
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """Images to classify: files, folders, patterns, lists, and tar shards, which are read without unpacking them."""
 
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,11 +32,8 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     """Find image files and shards, in the order given.
 
     Args:
-        arguments: Image files, shards, folders (searched recursively), patterns such as ``shards/{000..031}.tar`` or
-            ``photos/**/*.jpg``, whose matches are sorted, and ``.txt`` lists, whose paths are relative to the list's
-            folder; all but lists may be URLs.
-        list_file: A file with one path of an image or shard on each line, relative to the working directory. Whether
-            they exist shows when they are read.
+        arguments: What ``kdpl.data.sources.find_files`` takes: files, folders, patterns, lists and URLs.
+        list_file: A file with one path on each line, relative to the working directory, which need not exist yet.
 
     Raises:
         ConfigError: A URL is of a kind that cannot be opened.
@@ -52,11 +48,7 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
 
 
 def part_of(sources: Sequence[str], part: str | None) -> list[str]:
-    """Return part ``I/N`` of the sources; the N parts in order are all sources in order.
-
-    Raises:
-        ConfigError: ``part`` is not I/N with I from 1 to N.
-    """
+    """Return part ``I/N`` of the sources, of which all N in order are the sources; raises a ConfigError for others."""
     if part is None:
         return list(sources)
     try:
@@ -83,22 +75,20 @@ def _read_shard(path: str) -> Iterator[Item]:
     try:
         with open_file(path) as file, open_tar(file, "r:*") as shard:
             for member in images_of(shard):
-                yield _read_member(f"{path}/{member.name}", shard, member)
+                name = f"{path}/{member.name}"
+                try:
+                    require_size(name, member.size)
+                except DataError as error:
+                    yield Item(name, error=str(error))
+                else:
+                    content = shard.extractfile(member)
+                    yield Item(name, content.read() if content is not None else b"")
     except FileNotFoundError:
         yield Item(path, error=f"shard {path} does not exist: restore it, or leave it out")
     except UNREADABLE as error:
         yield Item(path, error=f"shard {path} is damaged ({reason(error)}): make it again, or leave it out")
     except DataError as error:
         yield Item(path, error=str(error))
-
-
-def _read_member(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> Item:
-    try:
-        require_size(name, member.size)
-    except DataError as error:
-        return Item(name, error=str(error))
-    content = shard.extractfile(member)
-    return Item(name, content.read() if content is not None else b"")
 
 
 def printable(name: str) -> str:

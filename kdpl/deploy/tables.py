@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from filelock import FileLock, Timeout
@@ -39,7 +38,12 @@ def require_format(path: Path) -> None:
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
-        _write_parquet(path, iter(rows), names)
+        arrow = _pyarrow()
+        types = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
+        schema, remaining = arrow.schema(list(types.items())), iter(rows)
+        with arrow.parquet.ParquetWriter(path, schema) as writer:
+            while group := list(islice(remaining, _ROW_GROUP)):
+                writer.write_table(arrow.Table.from_pylist(group, schema=schema))
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -49,11 +53,7 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
-    """Write a header and rows; None becomes an empty cell.
-
-    Paths and class names are written unchanged, even those that a spreadsheet takes for formulas: a mark before them
-    would make other names of them. docs/deployment.md says so.
-    """
+    """Write a header and rows; None becomes an empty cell, and names that look like formulas stay (see the docs)."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
@@ -69,21 +69,11 @@ def _pyarrow() -> Any:  # noqa: ANN401
     return pyarrow
 
 
-def _write_parquet(path: Path, rows: Iterator[Row], names: Sequence[str]) -> None:
-    arrow = _pyarrow()
-    types = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
-    schema = arrow.schema(list(types.items()))
-    with arrow.parquet.ParquetWriter(path, schema) as writer:
-        while group := list(islice(rows, _ROW_GROUP)):
-            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
-
-
 class Journal:
-    """Rows of an unfinished table, one JSON line each in ``OUT.partial``.
+    """Rows of an unfinished table, one JSON line each in ``OUT.partial``; one process at a time can enter it.
 
-    Only one process at a time can enter it. The JSON values of ``job`` determine the rows: they are stored as
-    ``OUT.job.json``, and compared on resume. ``done`` is the number of rows so far, of which an incomplete last one was
-    removed, and ``finished`` is True if the table exists already.
+    The JSON values of ``job`` determine the rows: they are stored as ``OUT.job.json``, and compared on resume. ``done``
+    is the number of complete rows so far, and ``finished`` is True if the table exists.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
@@ -114,9 +104,7 @@ class Journal:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             mark(error, f"the predictions so far are kept in {self.path}")
         self._close()
@@ -127,12 +115,11 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """Read all rows in order."""
-        with self.path.open(encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield json.loads(line)
+        with self.path.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
 
     def finish(self, names: Sequence[str]) -> None:
-        """Write the table with the given columns and remove the journal."""
+        """Write the table with the given columns; leaving the journal then removes it."""
         with atomic_path(self.out) as temporary:
             write_table(temporary, self.rows(), names)
         self.finished = True
@@ -151,7 +138,6 @@ class Journal:
 
     def _close(self) -> None:
         if self.finished:
-            # nobody writes a finished table, so the lock is not needed any more
-            for path in (self.path, Path(self._lock.lock_file)):
-                path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()

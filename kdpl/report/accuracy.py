@@ -26,7 +26,7 @@ _TITLES = {
 
 
 class Accuracy(NamedTuple):
-    """A fraction of images classified correctly, or a difference of two, with its 95 % confidence interval."""
+    """A share of images classified correctly, or a difference of two, with its 95 % confidence interval."""
 
     value: float
     interval: Interval
@@ -49,7 +49,7 @@ def accuracies(run: Run) -> dict[str, Any]:
             gaps.append(f"{title}: not part of {run.folder}")
             continue
         try:
-            rows.append(ModelRow(key, title, _values(stage, _base_names(run))))
+            rows.append(ModelRow(key, title, _values(run, stage)))
             images = len(stage.predictions)
         except KdplError as error:
             gaps.append(f"{title}: {error}")
@@ -65,14 +65,11 @@ def accuracies(run: Run) -> dict[str, Any]:
     }
 
 
-def _base_names(run: Run) -> frozenset[str]:
+def _values(run: Run, stage: Stage) -> dict[str, Accuracy]:
     try:
-        return frozenset(run.vectors.class_names[: run.vectors.num_base or 0])
+        base_names = frozenset(run.vectors.class_names[: run.vectors.num_base or 0])
     except KdplError:
-        return frozenset()  # without intervals, base and novel accuracies are left out
-
-
-def _values(stage: Stage, base_names: frozenset[str]) -> dict[str, Accuracy]:
+        base_names = frozenset()  # without intervals, base and novel accuracies are left out
     results, total = stage.results, len(stage.predictions)
     base = sum(p.label in base_names for p in stage.predictions)
     images = {"acc": total, "base_acc": base, "novel_acc": total - base if base_names else 0}
@@ -111,13 +108,14 @@ class ClassRow(NamedTuple):
 
 def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; the gap says why the teacher's are missing."""
-    own = run.main.predictions
+    own, gap = run.main.predictions, None
     if run.student is None:
         return {"rows": class_rows(run.class_names, own, None), "gap": None}
+    teacher = None
     try:
-        teacher, gap = [pair[0] for pair in run.pairs], None
+        teacher = [pair[0] for pair in run.pairs]
     except KdplError as error:
-        teacher, gap = None, str(error)
+        gap = str(error)
     return {"rows": class_rows(run.class_names, teacher, own), "gap": gap}
 
 
@@ -126,15 +124,14 @@ def class_rows(
 ) -> list[ClassRow]:
     """Count by class, the student's largest losses first; None stands for a model that was not tested."""
     images = Counter(p.label for p in student or teacher or ())
-    correct = [
-        None if predictions is None else Counter(p.label for p in predictions if p.correct)
-        for predictions in (teacher, student)
-    ]
-    rows = []
-    for number, name in enumerate(names):
-        if images[name]:
-            shares = (None if count is None else count[name] / images[name] for count in correct)
-            rows.append(ClassRow(number, name, images[name], *shares))
+
+    def share(predictions: Sequence[ImagePrediction] | None) -> dict[str, float]:
+        correct = Counter(p.label for p in predictions or () if p.correct)
+        return {} if predictions is None else {name: correct[name] / images[name] for name in images}
+
+    of_teacher, of_student = share(teacher), share(student)
+    numbered = [(number, name) for number, name in enumerate(names) if images[name]]
+    rows = [ClassRow(i, name, images[name], of_teacher.get(name), of_student.get(name)) for i, name in numbered]
     return sorted(rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None))
 
 

@@ -1,6 +1,6 @@
 """Calibration of a student's confidences, and the temperature that improves it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +12,12 @@ from kdpl.data.loader import LazyLoader
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
-from kdpl.report.statistics import TEMPERATURES, Bin, Bools, Floats, calibration_error, fit_temperature, reliability
+from kdpl.report.statistics import TEMPERATURES, Bools, Floats, calibration_error, fit_temperature, reliability
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import spread
 
 MAX_IMAGES = 2000
 """Largest number of validation images that the temperature is fitted on: one number needs no more."""
-
-
-class Diagram(NamedTuple):
-    """A reliability diagram of the test predictions, and their expected calibration error."""
-
-    title: str
-    bins: list[Bin]
-    error: float
 
 
 def calibrate(run: Run) -> dict[str, Any]:
@@ -39,19 +31,19 @@ def calibrate(run: Run) -> dict[str, Any]:
     try:
         sketch = LogitSketch.load(stage.folder)
         logits, labels = validation_logits(run)
+        temperature, images = fit_temperature(logits, labels), len(labels)
+        if temperature in TEMPERATURES:
+            low, high = TEMPERATURES
+            raise DataError(f"on {images} validation images no temperature from {low} to {high} is best")
     except (KdplError, OSError) as error:
         return {**found, "gap": str(error)}
-    temperature, images = fit_temperature(logits, labels), len(labels)
-    if temperature in TEMPERATURES:
-        gap = f"on {images} validation images no temperature from {TEMPERATURES[0]} to {TEMPERATURES[1]} is best"
-        return {**found, "gap": gap}
     after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), correct)
     return {**found, "after": after, "temperature": temperature, "images": images}
 
 
-def _diagram(title: str, confidences: Floats, correct: Bools) -> Diagram:
+def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
     bins = reliability(confidences, correct)
-    return Diagram(title, bins, calibration_error(bins))
+    return {"title": title, "bins": bins, "error": calibration_error(bins)}
 
 
 @torch.inference_mode()

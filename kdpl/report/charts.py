@@ -37,14 +37,11 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, An
     if not drawn:
         return None
     width, height = 400, 220
-    epochs = [x for line in drawn.values() for x, _ in line]
-    values = [y for line in drawn.values() for _, y in line]
+    epochs, values = zip(*(point for line in drawn.values() for point in line), strict=True)
     low, high = min(values), max(values)
     x = Axis(min(epochs), max(*epochs, min(epochs) + 1), 48, width - 10)
     y = Axis(low, high if high > low else low + 1, height - 34, 12)
-    placed = [
-        {"name": name, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]} for name, line in drawn.items()
-    ]
+    placed = [{"name": n, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]} for n, line in drawn.items()]
     return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": placed}
 
 

@@ -1,6 +1,7 @@
 """Cost of encoding an image: parameters, floating-point operations, and images per second on this machine."""
 
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.report.run_folder import Run, Stage
+from kdpl.report.run_folder import Run
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
 Encode = Callable[[Tensor], Tensor]
@@ -49,7 +50,7 @@ def costs(run: Run) -> dict[str, Any]:
     measured = measure(encoders, where)
     both = (measured["teacher"], measured["student"]) if not gaps else None
     return {
-        "device": device_name(where),
+        "device": _device_name(where),
         "costs": measured,
         "gaps": gaps,
         "faster": both[1]["images_per_s"] / both[0]["images_per_s"] if both else None,
@@ -77,17 +78,14 @@ def _student_encoder(run: Run) -> Encoder:
 
 
 def _files(run: Run) -> dict[str, int]:
-    wanted: Mapping[str, tuple[Stage | None, str]] = {
-        "the classifier, which is all that ships": (run.student, CLASSIFIER_FOLDER),
-        "the teacher's prompts": (run.teacher, PROMPTS_FILE),
-        "the class vectors": (run.teacher, CLASS_VECTORS_FILE),
-    }
-    paths = {title: stage.folder / name for title, (stage, name) in wanted.items() if stage is not None}
-    return {
-        title: sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-        for title, path in paths.items()
-        if path.exists()
-    }
+    wanted = (
+        ("the classifier, which is all that ships", run.student, CLASSIFIER_FOLDER),
+        ("the teacher's prompts", run.teacher, PROMPTS_FILE),
+        ("the class vectors", run.teacher, CLASS_VECTORS_FILE),
+    )
+    paths = {title: stage.folder / name for title, stage, name in wanted if stage is not None}
+    files = {title: [f for f in (path, *path.rglob("*")) if f.is_file()] for title, path in paths.items()}
+    return {title: sum(f.stat().st_size for f in found) for title, found in files.items() if found}
 
 
 def device() -> torch.device:
@@ -95,19 +93,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_name(where: torch.device) -> str:
-    """Return the name of a device for people."""
+def _device_name(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    info, threads = Path("/proc/cpuinfo"), torch.get_num_threads()
+    found = (
+        re.search(r"^model name\s*: (.+)", info.read_text(errors="replace"), re.MULTILINE) if info.is_file() else None
+    )
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:

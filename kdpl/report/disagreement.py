@@ -6,9 +6,9 @@ from typing import Any
 
 from PIL.Image import Image
 
-from kdpl.errors import ArtifactError, DataError
+from kdpl.errors import KdplError
 from kdpl.report.run_folder import Run
-from kdpl.runtime.predictions import Pair, disagreements, spread
+from kdpl.runtime.predictions import disagreements, spread
 
 MAX_IMAGES = 30
 _EDGE = 112
@@ -22,7 +22,16 @@ def find_examples(run: Run) -> dict[str, Any]:
     """
     kinds = disagreements(run.pairs)
     chosen = [pair for kind in kinds for pair in spread(kind, MAX_IMAGES // len(kinds))]
-    shown, gap = _show(run, chosen)
+    shown, gap = [], None
+    try:
+        read = run.tested_data().test_item
+    except KdplError as error:
+        chosen, gap = [], str(error)
+    for teacher, student in chosen:
+        try:
+            shown.append({"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])})
+        except (KdplError, OSError) as error:
+            gap = str(error)
     only_teacher, only_student, neither = map(len, kinds)
     return {
         "disagreements": only_teacher + only_student + neither,
@@ -33,22 +42,6 @@ def find_examples(run: Run) -> dict[str, Any]:
         "shown": shown,
         "gap": gap,
     }
-
-
-def _show(run: Run, pairs: list[Pair]) -> tuple[list[dict[str, Any]], str | None]:
-    try:
-        data = run.require_tested_images()
-    except (ArtifactError, DataError) as error:
-        return [], str(error)
-    shown, gap = [], None
-    for teacher, student in pairs:
-        try:
-            image = data.test_item(student.index)[1]
-        except (DataError, OSError) as error:
-            gap = str(error)
-            continue
-        shown.append({"teacher": teacher, "student": student, **thumbnail(image)})
-    return shown, gap
 
 
 def thumbnail(image: Image) -> dict[str, Any]:

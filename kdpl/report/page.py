@@ -26,23 +26,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
     makers: dict[str, Callable[[Run], Any]] = {
-        "training": training,
-        "accuracy": accuracies,
-        "classes": classes,
-        "confusions": confusions,
-        "calibration": calibrate,
-        "disagreement": find_examples,
-        "curves": learning_curves,
-        "cost": costs,
+        **{"training": training, "accuracy": accuracies, "classes": classes, "confusions": confusions},
+        **{"calibration": calibrate, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
     }
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "bytes": _size, "count": _count}
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
         sections={name: _section(make, run) for name, make in makers.items()},
@@ -82,7 +71,3 @@ def _count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g} {letter}"
     return f"{number:.3g}"
-
-
-def _size(number: int) -> str:
-    return f"{_count(number)}B" if number >= 1000 else f"{number} B"

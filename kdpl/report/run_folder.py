@@ -49,7 +49,7 @@ class Stage:
         sections = [config.get(name) for name in ("model", "data")]
         for name in _named_classes(sections):
             self.require_trust(name, file)
-        complete = all(isinstance(each, dict) and isinstance(each.get("init_args"), dict) for each in sections)
+        complete = all(isinstance(s, dict) and isinstance(s.get("init_args"), dict) for s in sections)
         if not complete or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(f"config {file} is not that of a fit, with seed_everything, model and data: restore it")
         return config
@@ -64,8 +64,7 @@ class Stage:
 
     def settings(self, section: str) -> dict[str, Any]:
         """Return the settings of ``model`` or ``data``."""
-        settings: dict[str, Any] = self.config[section]["init_args"]
-        return settings
+        return dict(self.config[section]["init_args"])
 
     @cached_property
     def predictions(self) -> list[ImagePrediction]:
@@ -191,7 +190,7 @@ class Run:
         data.splits  # noqa: B018 - reads the dataset
         return data
 
-    def require_tested_images(self) -> DomainDataModule:
+    def tested_data(self) -> DomainDataModule:
         """Return the data; raises a DataError if its test images are not those that were tested."""
         data = self.data
         present = [(r.source, data.class_names[r.label]) for r in data.test_records]

@@ -26,13 +26,8 @@ def wilson(correct: int, images: int) -> Interval:
 
 
 def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> Interval:
-    """Bootstrap interval, at 95 %, of the harmonic mean of two accuracies.
-
-    Resampling n images of which r are correct gives Binomial(n, r/n) correct ones. Drawing that number takes no longer
-    for 50,000 images than for 50, which ``scipy.stats.bootstrap`` on single images does.
-
-    Base and novel are each the number of images classified correctly, and of all images.
-    """
+    """Bootstrap interval, at 95 %, of the harmonic mean of two accuracies, each given as correct and all images."""
+    # resampling n images of which r are correct gives Binomial(n, r/n) correct ones, at once for any n
     draw = np.random.default_rng(_SEED)
     b, n = (draw.binomial(images, correct / images, _DRAWS) / images for correct, images in (base, novel))
     total = b + n
@@ -40,10 +35,7 @@ def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> In
 
 
 def bootstrap_difference(first: Bools, second: Bools) -> Interval:
-    """Bootstrap interval, at 95 %, of the second accuracy minus the first, resampling images with both predictions.
-
-    Both arrays are [N], True where the model classifies the image correctly.
-    """
+    """Bootstrap interval, at 95 %, of the second accuracy minus the first; both [N], True for a correct image."""
     images = len(first)
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     shares = [gained / images, lost / images, (images - gained - lost) / images]
@@ -67,10 +59,7 @@ class Bin(NamedTuple):
 
 
 def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
-    """Sort predictions into 15 bins of equal width by confidence (Guo et al., arXiv 1706.04599, section 2).
-
-    Confidences are in (0, 1]; both arrays are [N].
-    """
+    """Sort predictions [N] into 15 bins by confidence in (0, 1] (Guo et al., arXiv 1706.04599, section 2)."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
     # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a confidence of 1
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
@@ -89,17 +78,12 @@ def calibration_error(bins: list[Bin]) -> float:
 
 
 def fit_temperature(logits: Floats, labels: npt.NDArray[np.int64]) -> float:
-    """Find the temperature that maximises the likelihood of the labels (Guo et al., arXiv 1706.04599, section 4.2).
+    """Find the temperature that maximises the likelihood of labels [N] (Guo et al., arXiv 1706.04599, section 4.2).
 
-    The mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz).
-
-    Args:
-        logits: [N, C], of images that neither training nor the test used.
-        labels: [N].
-
-    Returns:
-        The temperature; a bound of ``TEMPERATURES`` if the likelihood has no maximum between them.
+    The logits [N, C] are of images that neither training nor the test used. Returns a bound of ``TEMPERATURES`` if
+    there is no maximum between them.
     """
+    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz)
     shifted = logits - logits.max(axis=1, keepdims=True)
     labelled = shifted[np.arange(len(labels)), labels].mean()
 

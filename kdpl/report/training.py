@@ -56,20 +56,12 @@ class Setting(NamedTuple):
 
 
 def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
-    """List the settings of model, data and trainer that differ from the defaults.
-
-    Args:
-        config: Complete config of a fit.
-    """
-    found = []
-    for section in ("model", "data"):
-        settings = config[section]
-        found += _compare(f"{section}.init_args", settings["init_args"], _defaults_of(str(settings.get("class_path"))))
-    return found + _compare("trainer", config.get("trainer") or {}, _defaults(Trainer))
-
-
-def _compare(prefix: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Setting]:
-    given, known = _flatten(values, prefix), _flatten(defaults, prefix)
+    """List the settings of model, data and trainer that differ from the defaults, from a fit's complete config."""
+    given, known = _flatten(config.get("trainer") or {}, "trainer"), _flatten(_defaults(Trainer), "trainer")
+    for section in ("data", "model"):
+        settings, prefix = config[section], f"{section}.init_args"
+        given = _flatten(settings["init_args"], prefix) | given
+        known |= _flatten(_defaults_of(str(settings.get("class_path"))), prefix)
     return [
         Setting(name, _text(value), _text(known[name]) if name in known else None)
         for name, value in given.items()

@@ -1,8 +1,7 @@
 """Many images through a network on all cores, by threads that each decode a batch and classify it.
 
-Threads instead of processes, because Pillow and torch release Python's lock while they compute: threads fill the cores
-as well, start at once, and share the network. Each batch is computed in one thread, because torch's own threads within
-an operation mostly wait for each other while others decode beside them.
+Pillow and torch release Python's lock while they compute, so threads fill the cores as processes would, start at once,
+and share the network. Torch's own threads within an operation would mostly wait for each other.
 """
 
 from collections import deque
@@ -36,9 +35,9 @@ def classify_ahead(
     Args:
         items: Items to prepare; read lazily, by this thread, at most ``workers`` + 3 batches ahead.
         prepare: Turns an item into an image, uint8 [3, S, S]; called in threads.
-        network: The network; called in threads, unless all items fit into one batch: then torch uses its own threads.
+        network: Called in threads, unless all items fit into one batch: then torch uses its own threads.
         batch_size: Images per batch.
-        workers: Number of threads; meanwhile torch computes in one thread for each of them.
+        workers: Number of threads.
 
     Yields:
         Each item, in order, with its classes, or with the ``DataError`` that preparing it raised.

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +11,6 @@ from kdpl.runtime.files import atomic_path, write_text
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
 _ERRORS = "surrogateescape"  # keeps the bytes of a path that is not UTF-8
-_COLUMNS = ("index", "source", "label", "prediction", "probability")
 
 T = TypeVar("T")
 
@@ -38,14 +37,14 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
     """Write predictions into a run's folder, in the order of the test split."""
-    rows = sorted(predictions, key=lambda p: p.index)
+    rows = [{**asdict(p), "probability": f"{p.probability:.6f}"} for p in sorted(predictions, key=lambda p: p.index)]
     with (
         atomic_path(folder / PREDICTIONS_FILE) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows([p.index, p.source, p.label, p.prediction, f"{p.probability:.6f}"] for p in rows)
+        writer = csv.DictWriter(file, list(ImagePrediction.__annotations__))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:

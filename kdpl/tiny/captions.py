@@ -1,7 +1,7 @@
 """Captions that the miniature CLIPs are pretrained on."""
 
-from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -16,17 +16,8 @@ NOUNS = {
 """Nouns for each kind of glyph; "{}" stands for its name."""
 
 PLAIN_TEMPLATES = (
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "an image of the {}.",
-    "a picture of the {}.",
-    "a drawing of the {}.",
-    "a blurry photo of the {}.",
-    "a sign showing the {}.",
-    "the {}.",
-    "a printed {}.",
-    "a rendering of a {}.",
-    "{}",
+    *("a photo of a {}.", "a photo of the {}.", "an image of the {}.", "a picture of the {}.", "a drawing of the {}."),
+    *("a blurry photo of the {}.", "a sign showing the {}.", "the {}.", "a printed {}.", "a rendering of a {}.", "{}"),
 )
 """Captions as people write them."""
 
@@ -34,15 +25,13 @@ PLAIN_SHARE = 0.5
 """Share of plain captions; the others use the zero-shot templates that the tuning of a teacher averages."""
 
 
-@dataclass(frozen=True)
-class CaptionBank:
+class CaptionBank(NamedTuple):
     """The captions of all classes, in a vocabulary of the tokens that occur in them.
 
     Attributes:
-        tokens: Compact token ids, int64 [C, N, 32], indices into ``token_ids``.
+        tokens: Indices into ``token_ids``, int64 [C, N, 32].
         shares: Probability of each of the N captions of a class, float32 [N].
-        token_ids: Ids in CLIP's vocabulary, ascending, int64 [T]. The end-of-text token is the last one, as a CLIP text
-            tower expects.
+        token_ids: Ids in CLIP's vocabulary, ascending, int64 [T]; a CLIP text tower expects end-of-text last.
     """
 
     tokens: Tensor
@@ -68,11 +57,7 @@ def captions_of(glyph_class: GlyphClass, templates: tuple[str, ...]) -> list[str
 
 
 def caption_bank(plain_share: float = PLAIN_SHARE) -> CaptionBank:
-    """Tokenise the captions of all classes.
-
-    Args:
-        plain_share: Share of plain captions among those drawn; 1 leaves the wide templates out.
-    """
+    """Tokenise the captions of all classes; a ``plain_share`` of 1 leaves the wide templates out."""
     from open_clip import SimpleTokenizer
 
     tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)

@@ -2,9 +2,8 @@
 
 import math
 import string
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +32,7 @@ _CANVAS_SIZE = 128
 _NO_CHARACTER = "\uffff"  # unassigned: every font draws its symbol for a missing glyph
 
 
-@dataclass(frozen=True)
-class GlyphClass:
+class GlyphClass(NamedTuple):
     """A class of glyphs: its kind, its name, and its characters."""
 
     kind: Literal["digit", "letter"]
@@ -49,14 +47,8 @@ CLASSES = (
 """Ten digits and 26 letters; lowercase and uppercase letters are one class."""
 
 
-@dataclass(frozen=True)
-class GlyphBank:
-    """Every character in every font.
-
-    Attributes:
-        masks: Amount of ink per pixel, float32 [N, 64, 64] in [0, 1].
-        classes: Indices into ``CLASSES``, int64 [N].
-    """
+class GlyphBank(NamedTuple):
+    """Every character in every font: ink as float32 [N, 64, 64] in [0, 1], and indices into ``CLASSES``, int64 [N]."""
 
     masks: Tensor
     classes: Tensor
@@ -79,19 +71,13 @@ def render_bank(fonts: tuple[str, ...] = FONTS) -> GlyphBank:
     try:
         import matplotlib
     except ImportError as error:
-        raise KdplError(
-            "matplotlib, whose fonts the miniature CLIPs are pretrained on, is not installed: run "
-            "pip install 'kdpl[quickstart]'"
-        ) from error
+        raise KdplError("the glyphs need matplotlib for its fonts: pip install 'kdpl[quickstart]'") from error
     masks: list[Tensor] = []
     classes: list[int] = []
     for name in fonts:
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
         if not path.is_file():
-            raise KdplError(
-                f"matplotlib has no font {path}, expected one of those that it ships: run "
-                "pip install --force-reinstall matplotlib"
-            )
+            raise KdplError(f"matplotlib lacks its font {path}: pip install --force-reinstall matplotlib")
         font = ImageFont.truetype(str(path), _FONT_SIZE)
         missing = _draw(_NO_CHARACTER, font).tobytes()
         for index, glyph_class in enumerate(CLASSES):
@@ -120,13 +106,12 @@ def _to_mask(glyph: Image.Image) -> Tensor:
 
 
 def augment(masks: Tensor, generator: Generator) -> Tensor:
-    """Turn masks float32 [B, 64, 64] into images: vary strokes, shape, sharpness and colours, and add noise.
+    """Vary strokes, shape, sharpness and colours of masks, float32 [B, 64, 64], and add noise.
 
     Returns:
         RGB images, float32 [B, 3, 32, 32] in [0, 1].
     """
-    ink = _change_strokes(masks[:, None], generator)
-    ink = _soften(_warp(ink, generator), generator)
+    ink = _soften(_warp(_change_strokes(masks[:, None], generator), generator), generator)
     images = _colour(ink, generator)
     noise = torch.randn(images.shape, generator=generator) * _uniform(0.0, 0.08, len(images), generator)
     return (images + noise).clamp(0, 1)
@@ -159,13 +144,9 @@ def _warp(ink: Tensor, generator: Generator) -> Tensor:
     zoom_x = draw(0.8, 1.45)  # the grid holds source positions: above 1 shrinks the glyph
     zoom_y = zoom_x * draw(0.8, 1.25)
     shear = draw(-0.2, 0.2)
-    matrix = torch.stack(
-        [
-            torch.stack([angle.cos() * zoom_x, (shear - angle.sin()) * zoom_x, draw(-0.12, 0.12)], dim=1),
-            torch.stack([angle.sin() * zoom_y, angle.cos() * zoom_y, draw(-0.12, 0.12)], dim=1),
-        ],
-        dim=1,
-    )
+    first = torch.stack([angle.cos() * zoom_x, (shear - angle.sin()) * zoom_x, draw(-0.12, 0.12)], dim=1)
+    second = torch.stack([angle.sin() * zoom_y, angle.cos() * zoom_y, draw(-0.12, 0.12)], dim=1)
+    matrix = torch.stack([first, second], dim=1)
     grid = F.affine_grid(matrix, [batch, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     # a smooth 4 × 4 field of small shifts, because handwriting has no straight lines
     bends = 0.06 * torch.randn(batch, 2, 4, 4, generator=generator)

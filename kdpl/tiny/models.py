@@ -35,13 +35,8 @@ _UNSEEN_SEED = 0
 
 def _config(width: int, vision: dict[str, Any]) -> dict[str, Any]:
     """Return an open_clip config with 32-wide attention heads."""
-    text = {
-        "context_length": CONTEXT_LENGTH,
-        "vocab_size": VOCAB_SIZE,
-        "width": width,
-        "heads": width // 32,
-        "layers": 2,
-    }
+    text = {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, "width": width, "layers": 2}
+    text["heads"] = width // 32
     vision = {"image_size": IMAGE_SIZE, "head_width": 32, **vision}
     return {"embed_dim": width, "vision_cfg": vision, "text_cfg": text, "quick_gelu": False}
 
@@ -68,33 +63,23 @@ def compact_config(name: str, vocab_size: int) -> dict[str, Any]:
 def save_compact(
     path: Path, state_dict: Mapping[str, Tensor], token_ids: Tensor, *, name: str, steps: int, seed: int
 ) -> None:
-    """Write a model with the compact vocabulary as float16 safetensors, atomically.
+    """Write a model as float16 safetensors, atomically.
 
-    Args:
-        path: The file to write.
-        state_dict: Weights of an ``open_clip.CLIP`` whose ``token_embedding`` has one row per entry of ``token_ids``.
-        token_ids: Ids in CLIP's vocabulary, ascending, int64 [T].
-        name: The model's name, a key of ``CONFIGS``.
-        steps: Number of contrastive steps of its training.
-        seed: Seed of its training.
+    Its token embedding has one row for each of the ``token_ids`` in CLIP's vocabulary, ascending, int64 [T]. Name,
+    contrastive steps and seed go into the metadata.
     """
     tensors = {key: value.detach().half().contiguous() for key, value in state_dict.items()}
     # half precision would save two bytes and change every logit by up to 0.2 %
     tensors["logit_scale"] = state_dict["logit_scale"].detach().float()
     tensors[_IDS] = token_ids.int()
-    quick_gelu = CONFIGS[name]["quick_gelu"]
-    about = {"model": name, "tag": TAG, "quick_gelu": quick_gelu, "steps": steps, "seed": seed}
-    metadata = {key: json.dumps(value) for key, value in {"format_version": FORMAT_VERSION, **about}.items()}
+    about = {"format_version": FORMAT_VERSION, "model": name, "tag": TAG, "steps": steps, "seed": seed}
+    metadata = {k: json.dumps(v) for k, v in {**about, "quick_gelu": CONFIGS[name]["quick_gelu"]}.items()}
     with atomic_path(path) as unfinished:
         save_file(tensors, unfinished, metadata=metadata)
 
 
 def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:
-    """Load the complete float32 state dict of a miniature CLIP, for ``open_clip.CLIP`` with ``CONFIGS[name]``.
-
-    Args:
-        name: A key of ``CONFIGS``.
-        path: A file that ``save_compact`` wrote; by default the one in the package.
+    """Load a complete float32 state dict for ``open_clip.CLIP`` with ``CONFIGS[name]``, by default from the package.
 
     Raises:
         WeightsError: The file is missing, damaged, or holds another model.
@@ -128,10 +113,10 @@ def expand_embedding(rows: Tensor, token_ids: Tensor, vocab_size: int = VOCAB_SI
     Args:
         rows: Trained embeddings, float32 [T, W].
         token_ids: Their ids, int64 [T].
-        vocab_size: Number V of rows of the table.
+        vocab_size: V.
 
     Returns:
-        The table, float32 [V, W], the same on every machine.
+        A table, float32 [V, W], the same on every machine.
     """
     trained = rows.double().numpy()
     # numpy freezes the stream of RandomState, on which a teacher's fingerprint depends; torch does not

@@ -10,10 +10,9 @@ captions of one class agree. Then the image tower is trained against the frozen 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import open_clip
 import torch
@@ -29,29 +28,17 @@ from kdpl.tiny.models import compact_config, save_compact, weights_path
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a pretraining.
+    """Settings of a pretraining."""
 
-    Attributes:
-        learning_rate: Peak learning rate of the image tower.
-        text_learning_rate: Peak learning rate of the text tower in contrastive training.
-        steps: Contrastive steps.
-        batch_size: Images per step.
-        warmup_steps: Steps of linear warm-up, followed by a cosine to 0.
-        weight_decay: Weight decay of the image tower's matrices.
-        agreement_steps: Steps in which only the text tower is trained.
-        locked_share: Share of the contrastive steps in which the text tower is frozen.
-        initial_logit_scale: Initial factor on cosine similarities, exp(logit_scale).
-    """
-
-    learning_rate: float
-    text_learning_rate: float
-    steps: int = 4000
+    learning_rate: float  # peak, of the image tower
+    text_learning_rate: float  # peak, of the text tower in contrastive training
+    steps: int = 4000  # of contrastive training
     batch_size: int = 128
-    warmup_steps: int = 30
-    weight_decay: float = 0.05
-    agreement_steps: int = 150
-    locked_share: float = 0.7
-    initial_logit_scale: float = 20.0
+    warmup_steps: int = 30  # linear, followed by a cosine to 0
+    weight_decay: float = 0.05  # of the image tower's matrices
+    agreement_steps: int = 150  # in which only the text tower is trained
+    locked_share: float = 0.7  # of the contrastive steps, in which the text tower is frozen
+    initial_logit_scale: float = 20.0  # factor on cosine similarities
 
 
 RECIPES = {
@@ -62,14 +49,6 @@ RECIPES = {
 
 MAX_LOGIT_SCALE = 100.0
 AGREEMENT_LEARNING_RATE = 1e-3
-
-
-class Step(NamedTuple):
-    """Number, from 1, loss and accuracy of a contrastive step."""
-
-    number: int
-    loss: float
-    accuracy: float
 
 
 def build_model(name: str, vocab_size: int, seed: int) -> open_clip.CLIP:
@@ -116,16 +95,25 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 def train_contrastively(
     model: open_clip.CLIP, captions: CaptionBank, glyphs: GlyphBank, recipe: Recipe, generator: Generator
-) -> Iterator[Step]:
-    """Train the image tower against the captions, and the text tower as well once its locked share is over."""
-    mean, std = (
-        torch.tensor(values).view(1, 3, 1, 1)
-        for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    )
+) -> Iterator[tuple[float, float]]:
+    """Train the image tower against the captions, and the text tower as well once its locked share is over.
+
+    Yields:
+        Loss and accuracy of each step.
+    """
+    statistics = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(recipe.initial_logit_scale))
         locked_features = torch.stack([model.encode_text(tokens, normalize=True) for tokens in captions.tokens])
-    optimizer = _contrastive_optimizer(model, recipe)
+    matrices = [p for p in model.visual.parameters() if p.ndim >= 2]
+    others = [*(p for p in model.visual.parameters() if p.ndim < 2), model.logit_scale]
+    groups = [
+        {"params": matrices, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {"params": others, "lr": recipe.learning_rate, "weight_decay": 0.0},
+        {"params": _text_parameters(model), "lr": recipe.text_learning_rate, "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, betas=(0.9, 0.98))
     every_class = torch.arange(len(CLASSES))
     for step in range(recipe.steps):
         warmup = min(1.0, (step + 1) / recipe.warmup_steps)
@@ -149,19 +137,11 @@ def train_contrastively(
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
-        yield Step(step + 1, loss.item(), (logits.argmax(dim=1) == classes).float().mean().item())
+        yield loss.item(), (logits.argmax(dim=1) == classes).float().mean().item()
 
 
-def pretrain(
-    name: str, recipe: Recipe, seed: int, on_step: Callable[[Step], None] = lambda _: None
-) -> tuple[open_clip.CLIP, CaptionBank]:
-    """Pretrain the model ``name`` from scratch.
-
-    Args:
-        name: A key of ``RECIPES``.
-        recipe: The settings.
-        seed: Seed of initialisation and sampling. On one thread, the same seed gives the same weights.
-        on_step: Called after each contrastive step.
+def pretrain(name: str, recipe: Recipe, seed: int) -> tuple[open_clip.CLIP, CaptionBank]:
+    """Pretrain a model from scratch; on one thread, the same seed gives the same weights.
 
     Returns:
         The model, in evaluation mode, with the vocabulary of its captions; and the captions.
@@ -173,26 +153,16 @@ def pretrain(
     generator = Generator().manual_seed(seed)
     model = build_model(name, len(captions.token_ids), seed)
     learn_agreement(model, captions, recipe.agreement_steps, generator)
-    for step in train_contrastively(model, captions, glyphs, recipe, generator):
-        on_step(step)
+    steps = train_contrastively(model, captions, glyphs, recipe, generator)
+    for number, (loss, accuracy) in enumerate(steps, start=1):
+        if number % 250 == 0:
+            print(f"step {number} of {recipe.steps}: loss {loss:.3f}, accuracy {accuracy:.0%}", flush=True)
     return model.eval(), captions
 
 
 def _text_parameters(model: open_clip.CLIP) -> list[nn.Parameter]:
     parameters = model.named_parameters()
     return [p for name, p in parameters if not name.startswith("visual.") and name != "logit_scale"]
-
-
-def _contrastive_optimizer(model: open_clip.CLIP, recipe: Recipe) -> AdamW:
-    matrices = [p for p in model.visual.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.visual.parameters() if p.ndim < 2]
-    image, text = recipe.learning_rate, recipe.text_learning_rate
-    groups = [
-        {"params": matrices, "lr": image, "weight_decay": recipe.weight_decay},
-        {"params": [*vectors, model.logit_scale], "lr": image, "weight_decay": 0.0},
-        {"params": _text_parameters(model), "lr": text, "weight_decay": 0.0},
-    ]
-    return AdamW(groups, betas=(0.9, 0.98))
 
 
 def _set_learning_rate(optimizer: Optimizer, share: float) -> None:
@@ -216,16 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or weights_path(name)
     # results depend on the number of threads, and must not depend on the number of cores
     torch.set_num_threads(1)
-    recipe = replace(RECIPES[name], steps=options.steps)
-
-    def show(step: Step) -> None:
-        if step.number % 250 == 0:
-            print(
-                f"step {step.number} of {options.steps}: loss {step.loss:.3f}, accuracy {step.accuracy:.0%}", flush=True
-            )
-
     try:
-        model, captions = pretrain(name, recipe, options.seed, show)
+        model, captions = pretrain(name, replace(RECIPES[name], steps=options.steps), options.seed)
         save_compact(out, model.state_dict(), captions.token_ids, name=name, steps=options.steps, seed=options.seed)
     except KdplError as error:
         print(f"error: {error}", file=sys.stderr)

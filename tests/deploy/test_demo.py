@@ -1,11 +1,10 @@
-import json
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from report_pages import HOSTILE
 from runs import image_folder, noise
+from world import refused
 
 from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier
@@ -31,13 +30,18 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
+def with_vectors(classifier, **changes):
+    """The classifier with changed class vectors."""
+    vectors = replace(classifier.vectors, **changes)
+    return Classifier(classifier.encoder, vectors, classifier.logit_scale, classifier.clip)
+
+
 def test_predictions_are_those_of_predict(demo, photo):
     visit = demo.look(Visit(), str(photo), "photo.png")
     assert (visit.image.shape, visit.image.dtype) == ((3, 32, 32), torch.uint8)
     result = demo.predict(visit)
     assert result.predictions == demo.classifier.predict([photo], top_k=3)[0]
-    assert result.seconds > 0
-    assert visit.seconds > 0
+    assert min(result.seconds, visit.seconds) > 0
     assert demo.predict(Visit()) is None
 
 
@@ -50,8 +54,7 @@ def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encod
     assert dict(every.predict(after).predictions) == pytest.approx(expected, rel=1e-4)
     assert len(every.predict(before).predictions) == 10
     kept = demo.keep(after, ["eel"])
-    assert list(kept.added) == ["eel"]
-    assert {"letter B", "eel"} - {each.class_name for each in every.predict(kept).predictions} == {"letter B"}
+    assert dict(every.predict(kept).predictions).keys() == expected.keys() - {"letter B"}
     assert every.predict(demo.keep(kept, [])).predictions == every.predict(before).predictions
 
 
@@ -67,35 +70,30 @@ def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encod
 )
 def test_an_invalid_name_is_a_sentence(typed, words, demo):
     visit = demo.add(Visit(), "eel")
-    with pytest.raises(KdplError, match=words) as raised:
+    with refused(KdplError, words) as raised:
         demo.add(visit, typed)
     assert len(str(raised.value)) < 300
 
 
-def test_there_is_a_largest_number_of_classes_and_none_without_a_teacher(demo, encoder):
-    full = Visit(added={f"class {i}": encoder.encode(["x"]) for i in range(MAX_ADDED)})
-    with pytest.raises(ConfigError, match=f"there are {MAX_ADDED} further classes"):
+def test_there_is_a_largest_number_of_classes_and_none_without_the_teacher(demo, encoder):
+    full = Visit(added=dict.fromkeys(map(str, range(MAX_ADDED)), encoder.encode(["x"])))
+    with refused(ConfigError, f"there are {MAX_ADDED} further classes"):
         demo.add(full, "eel")
-    with pytest.raises(ConfigError, match="--teacher RUN"):
+    with refused(ConfigError, "--teacher RUN"):
         Demo(demo.classifier, None, 3).add(Visit(), "eel")
+    with refused(ArtifactError, "another tuned teacher"):
+        Demo(with_vectors(demo.classifier, teacher="0" * 32), encoder, 3)
 
 
-def test_classes_of_a_file_are_added_and_another_teacher_is_refused(classifier, encoder, tmp_path):
+def test_classes_of_a_file_are_added(classifier, encoder, tmp_path):
     encoder.encode(["eel"]).save(tmp_path / "more.safetensors")
     assert load_classifier(classifier, tmp_path / "more.safetensors").class_names[-1] == "eel"
-    other = tmp_path / "classifier"
-    shutil.copytree(classifier, other)
-    config = json.loads((other / "classifier.json").read_text())
-    config["class_vectors"]["teacher"] = "0" * 32
-    (other / "classifier.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match="another tuned teacher"):
-        Demo(Classifier.load(other), encoder, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", "cut"], ids=repr)
 def test_a_file_that_is_not_an_image_is_named_as_its_owner_does(content, demo, photo):
     photo.write_bytes(photo.read_bytes()[:2000] if content == "cut" else content)
-    with pytest.raises(DataError, match=r"the file holiday\.png cannot be read") as raised:
+    with refused(DataError, r"the file holiday\.png cannot be read") as raised:
         demo.look(Visit(), str(photo), "holiday.png")
     assert str(photo) not in str(raised.value)
 
@@ -108,14 +106,12 @@ def test_examples_are_spread_evenly_and_missing_ones_are_named(tmp_path):
     assert find_examples([]) == []
     (tmp_path / "empty").mkdir()
     for argument, words in (("a.png", "does not exist"), ("empty", "has no images")):
-        with pytest.raises(DataError, match=words):
+        with refused(DataError, words):
             find_examples([str(tmp_path / argument)])
 
 
 def test_names_are_escaped(demo, encoder, photo):
-    plain = demo.classifier
-    vectors = replace(plain.vectors, class_names=HOSTILE)
-    hostile = Demo(Classifier(plain.encoder, vectors, plain.logit_scale, plain.clip), encoder, 20)
+    hostile = Demo(with_vectors(demo.classifier, class_names=HOSTILE), encoder, 20)
     visit = hostile.add(hostile.look(Visit(), str(photo), "photo.png"), "<b>ten</b>")
     html = head(hostile) + bars(visit, hostile.predict(visit)) + note("<i>wrong</i>", is_error=True)
     for escaped in ("&lt;b&gt;ten&lt;/b&gt; <em>added</em>", "&lt;i&gt;wrong&lt;/i&gt;", "&lt;script&gt;"):

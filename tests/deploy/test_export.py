@@ -30,38 +30,28 @@ def images_for(classifier, count):
     return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def classifier(request):
-    return make_classifier(request.param)
-
-
 @pytest.fixture(scope="module")
 def student():
     return make_classifier("test-student")
 
 
-def same_for_any_batch(classifier, path, input_type):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("write", "file", "input_type"), [(write_program, "c.pt2", "float"), (write_onnx, "c.onnx", "uint8")]
+)
+def test_a_file_is_the_classifier_for_every_architecture_and_batch_size(write, file, input_type, name, tmp_path):
+    classifier, path = make_classifier(name), tmp_path / file
+    write(classifier, input_type, path)
     images = images_for(classifier, 5)
     for batch in (images[:1], images):
         difference = compare(classifier, path, batch, input_type)
         assert difference.same == difference.images == len(batch)
         assert difference.logits < 1e-4
-
-
-@pytest.mark.slow
-def test_a_program_is_the_classifier_for_every_architecture_and_batch_size(classifier, tmp_path):
-    path = tmp_path / "c.pt2"
-    write_program(classifier, "float", path)
-    same_for_any_batch(classifier, path, "float")
-    extra = {METADATA_FILE: ""}
-    torch.export.load(path, extra_files=extra)
-    assert json.loads(extra[METADATA_FILE]) == metadata(classifier, "float")
-
-
-@pytest.mark.slow
-def test_onnx_is_the_classifier_for_every_architecture_and_batch_size(classifier, tmp_path):
-    write_onnx(classifier, "uint8", tmp_path / "c.onnx")
-    same_for_any_batch(classifier, tmp_path / "c.onnx", "uint8")
+    if write is write_program:
+        extra = {METADATA_FILE: ""}
+        torch.export.load(path, extra_files=extra)
+        assert json.loads(extra[METADATA_FILE]) == metadata(classifier, input_type)
 
 
 def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_path):
@@ -70,10 +60,8 @@ def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_pa
     session = onnxruntime.InferenceSession(path)
     (inputs,) = session.get_inputs()
     assert (inputs.name, inputs.type, inputs.shape) == ("images", "tensor(float)", ["batch", 3, 32, 32])
-    assert {each.name: each.shape for each in session.get_outputs()} == {
-        "logits": ["batch", 5],
-        "probabilities": ["batch", 5],
-    }
+    outputs = {each.name: each.shape for each in session.get_outputs()}
+    assert outputs == {"logits": ["batch", 5], "probabilities": ["batch", 5]}
     logits, probabilities = (torch.from_numpy(x) for x in session.run(None, {"images": (images / 255).numpy()}))
     assert torch.allclose(logits, student(images), atol=1e-4)
     assert torch.allclose(probabilities, student(images).softmax(dim=1), atol=1e-5)

@@ -1,5 +1,5 @@
 import random
-import signal
+import re
 import subprocess
 import sys
 import time
@@ -31,30 +31,24 @@ def predict(classifier, pictures, out, *more):
     return main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
 
 
-def kill_after(lines, command, partial):
-    """Start the command and kill it at a random time after it has written so many lines."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= lines):
-        time.sleep(0.005)
-    time.sleep(random.uniform(0, 0.2))  # noqa: S311
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.slow
 def test_a_killed_command_resumes_with_each_image_once_in_order(classifier, pictures, tmp_path, capsys):
     out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
     options = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=2", "--workers=1"]
     for lines in (4, 20):
-        kill_after(lines, [sys.executable, "-c", SLOWLY, *options], partial)
+        process = subprocess.Popen([sys.executable, "-c", SLOWLY, *options], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.2))  # noqa: S311
+        process.kill()
+        process.wait()
         assert not out.exists()
         assert lines <= partial.read_bytes().count(b"\n") < 60
     assert main(options) == 0
     assert "resuming after " in capsys.readouterr().err
     assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
     resumed, at_once = rows_of(out), rows_of(tmp_path / "at_once.csv")
-    for name in ("path", "class", "error"):
-        assert [row[name] for row in resumed] == [row[name] for row in at_once]
+    assert [{**row, "probability": None} for row in resumed] == [{**row, "probability": None} for row in at_once]
     assert [Path(row["path"]).stem for row in resumed] == [f"{i:02}" for i in range(60)]
     assert [row["path"] for row in resumed if row["error"]] == [str(pictures / "17.png")]
     assert not partial.exists()
@@ -69,9 +63,8 @@ def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures,
     assert f"{out} is finished: remove it" in capsys.readouterr().err
     assert (out.read_bytes(), out.stat().st_mtime_ns) == (before, changed)
     assert predict(classifier, pictures, out, "--top-k=2") == 1
-    assert "differ in top_k" in capsys.readouterr().err
     assert predict(classifier, pictures / "18.png", out) == 1
-    assert "differ in images" in capsys.readouterr().err
+    assert re.findall("differ in ([a-z_]+)", capsys.readouterr().err) == ["top_k", "images"]
     assert out.read_bytes() == before
 
 

@@ -14,7 +14,7 @@ def predictions(predicted):
 TEACHER, STUDENT = predictions("aaaabbbca"), predictions("aabcbbacc")
 
 
-def test_rows_count_each_class_with_the_students_largest_losses_first():
+def test_rows_start_with_the_students_largest_losses_or_the_only_models_worst_class():
     rows = class_rows(NAMES, TEACHER, STUDENT)
     assert [tuple(r) for r in rows] == [
         (0, "a", 4, 1.0, 0.5),
@@ -22,17 +22,11 @@ def test_rows_count_each_class_with_the_students_largest_losses_first():
         (2, "c", 2, 0.5, 1.0),
     ]
     assert [r.difference for r in rows] == pytest.approx([-0.5, -1 / 3, 0.5])
-
-
-def test_rows_of_one_model_start_with_its_worst_class():
     worst = class_rows(NAMES, TEACHER, None)[0]
     assert (worst.name, worst.teacher, worst.student, worst.difference) == ("c", 0.5, None, None)
     assert [r.name for r in class_rows(NAMES, None, STUDENT)] == ["a", "b", "c"]
 
 
-def test_the_matrix_has_true_classes_as_rows():
+def test_the_matrix_has_true_classes_as_rows_and_the_largest_confusions_come_first():
     assert confusion_matrix(NAMES, STUDENT) == [[2, 1, 1, 0], [1, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-
-
-def test_the_largest_confusions_come_first_without_correct_predictions():
     assert largest_confusions(predictions("abbcbbacc"), 2) == [("a", "b", 2, 0.5), ("a", "c", 1, 0.25)]

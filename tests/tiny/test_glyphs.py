@@ -20,19 +20,16 @@ def bank():
 
 def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font(bank):
     assert Counter(each.kind for each in CLASSES) == {"digit": 10, "letter": 26}
-    assert len({each.name for each in CLASSES}) == 36
     expected = {index: len(FONTS) * len(each.characters) for index, each in enumerate(CLASSES)}
     assert Counter(bank.classes.tolist()) == expected
 
 
 def test_a_character_that_a_font_lacks_is_left_out(monkeypatch):
-    arabic = glyphs.GlyphClass("digit", "seven", ("7", "٧"))
-    monkeypatch.setattr(glyphs, "CLASSES", (arabic,))
+    monkeypatch.setattr(glyphs, "CLASSES", (glyphs.GlyphClass("digit", "seven", ("7", "٧")),))
     assert len(render_bank(("DejaVuSans", "cmr10")).masks) == 3  # cmr10 has only the Latin seven
 
 
-def test_a_mask_is_a_centred_glyph_with_a_margin(bank):
-    assert bank.masks.dtype == torch.float32
+def test_a_mask_is_a_glyph_with_a_margin(bank):
     assert bank.masks.shape[1:] == (64, 64)
     assert (bank.masks.min(), bank.masks.max()) == (0, 1)
     assert (bank.masks.flatten(1).sum(dim=1) > 20).all()
@@ -52,8 +49,7 @@ def test_samples_are_of_the_requested_classes_in_all_fonts(bank):
 def test_augmented_images_are_rgb_and_differ_and_depend_only_on_the_generator(bank):
     images = augment(bank.masks[:1].repeat(64, 1, 1), generator())
     assert images.shape == (64, 3, 32, 32)
-    assert images.min() >= 0
-    assert images.max() <= 1
+    assert 0 <= images.min() < images.max() <= 1
     assert len(images.unique(dim=0)) == 64
     first = augment(bank.masks[:8], generator(3))
     torch.rand(5)

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -8,7 +5,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+import world
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
@@ -19,8 +16,6 @@ from kdpl.tiny.glyphs import DIGIT_NAMES
 from kdpl.tiny.models import (
     CONFIGS,
     CONTEXT_LENGTH,
-    TAG,
-    VOCAB_SIZE,
     compact_config,
     expand_embedding,
     load_weights,
@@ -31,11 +26,6 @@ from kdpl.tiny.models import (
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
 tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
 each_model = pytest.mark.parametrize("name", CONFIGS)
-
-
-def metadata_of(path):
-    with safe_open(path, framework="pt") as file:
-        return {key: json.loads(value) for key, value in file.metadata().items()}
 
 
 def train_digits():
@@ -63,23 +53,12 @@ def test_all_weights_together_have_at_most_4_5_megabytes():
 
 
 @each_model
-def test_weights_are_complete_finite_and_float32_and_name_their_training(name, tiny_clips):
-    metadata = metadata_of(weights_path(name))
-    assert (metadata["model"], metadata["tag"], metadata["quick_gelu"]) == (name, TAG, False)
-    assert metadata["steps"] >= 1000
-    assert isinstance(metadata["seed"], int)
+def test_weights_are_complete_and_finite_with_the_stored_embeddings_at_their_ids(name, tiny_clips):
     state_dict = load_weights(name)
     assert state_dict.keys() == tiny_clips[name].state_dict().keys()
-    for key, value in state_dict.items():
-        assert value.dtype == torch.float32, key
-        assert value.isfinite().all(), key
-
-
-@each_model
-def test_the_embedding_table_holds_the_stored_rows_at_their_ids(name):
-    stored = load_file(weights_path(name))
-    table = load_weights(name)["token_embedding.weight"]
-    assert table.shape == (VOCAB_SIZE, CONFIGS[name]["text_cfg"]["width"])
+    assert {value.dtype for value in state_dict.values()} == {torch.float32}
+    assert all(value.isfinite().all() for value in state_dict.values())
+    stored, table = load_file(weights_path(name)), state_dict["token_embedding.weight"]
     assert torch.equal(table[stored["token_ids"].long()], stored["token_embedding.weight"].float())
     known = tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES]).unique().tolist()
     assert set(known) <= set(stored["token_ids"].tolist())
@@ -122,7 +101,6 @@ def test_saved_weights_load_in_half_precision(saved):
     assert torch.equal(loaded["token_embedding.weight"][token_ids], state_dict["token_embedding.weight"].half().float())
     assert torch.equal(loaded["logit_scale"], state_dict["logit_scale"])
     assert torch.equal(loaded["visual.proj"], state_dict["visual.proj"].half().float())
-    assert (metadata_of(path)["steps"], metadata_of(path)["seed"]) == (7, 9)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -138,31 +116,13 @@ def test_saved_weights_load_in_half_precision(saved):
 )
 def test_unusable_weights_are_rejected(damage, match, saved):
     damage(saved[0])
-    with pytest.raises(WeightsError, match=match):
+    with world.refused(WeightsError, match):
         load_weights("tiny-teacher", saved[0])
-
-
-@pytest.mark.slow
-def test_registering_reads_no_weights_and_imports_no_images_or_plots():
-    program = """
-import sys, kdpl.clip.loading
-imported_before = set(sys.modules)
-import safetensors
-opened = []
-sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
-from kdpl.tiny import register
-register()
-new = {name.split(".")[0] for name in set(sys.modules) - imported_before}
-assert not new & {"matplotlib", "sklearn", "PIL"}, new
-assert not {name for name in sys.modules if name.startswith("kdpl.tiny.")} - {"kdpl.tiny.models"}
-assert not [name for name in opened if "weights/" in name], opened
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-    assert any(entry.load() is register for entry in entry_points(group="kdpl.models"))
 
 
 @each_model
 def test_a_registered_model_equals_its_weights_file(name, tiny_clips):
+    assert any(entry.load() is register for entry in entry_points(group="kdpl.models"))
     clip, plain = load_clip(ClipConfig(name, "glyphs")), tiny_clips[name]
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert clip.logit_scale == pytest.approx(plain.logit_scale.exp().item())

@@ -18,13 +18,10 @@ from kdpl.runtime.class_names import shorten
 if TYPE_CHECKING:
     import gradio
 
-MAX_UPLOAD = "20mb"
-
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN_CLASSES, _NOTE_LENGTH = 12, 400
+_SHOWN_CLASSES, _NOTE_LENGTH, _MAX_UPLOAD, _MAX_WAITING = 12, 400, "20mb", 32
 # seconds between looks at uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
-_WAITING = 32
 
 _EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _EMPTY = "Predictions appear here."
@@ -33,13 +30,8 @@ _EMPTY = "Predictions appear here."
 def head(demo: Demo) -> str:
     """Return the heading: the classifier and its classes. Names are escaped here and below."""
     classifier = demo.classifier
-    return _render(
-        "head",
-        names=[shorten(name) for name in classifier.class_names],
-        shown=_SHOWN_CLASSES,
-        teacher=classifier.vectors.clip.model,
-        student=classifier.clip.model,
-    )
+    names, teacher = [shorten(name) for name in classifier.class_names], classifier.vectors.clip.model
+    return _render("head", names=names, shown=_SHOWN_CLASSES, teacher=teacher, student=classifier.clip.model)
 
 
 def bars(visit: Visit, result: Result) -> str:
@@ -53,23 +45,18 @@ def bars(visit: Visit, result: Result) -> str:
         }
         for each in result.predictions
     ]
-    return _render(
-        "predictions", rows=rows, network=_milliseconds(result.seconds), reading=_milliseconds(visit.seconds)
-    )
+    network, reading = (f"{1000 * s:.{1 if s < 0.1 else 0}f} ms" for s in (result.seconds, visit.seconds))
+    return _render("predictions", rows=rows, network=network, reading=reading)
 
 
 def note(text: str, is_error: bool = False) -> str:
-    """Return a sentence."""
+    """Return a sentence in a box."""
     return _render("note", text=shorten(text, _NOTE_LENGTH), is_error=is_error)
 
 
 def _render(name: str, **values: Any) -> str:  # noqa: ANN401
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(f"{name}.html.jinja").render(values)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"
 
 
 def _predictions(demo: Demo, visit: Visit) -> str:
@@ -111,7 +98,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         image.change(on_image, [image, visit], [visit, shown], preprocess=False, **_EVENT)
         if demo.encoder is not None:
             _build_classes(demo, visit, shown)
-    page.queue(max_size=_WAITING, api_open=False)
+    page.queue(max_size=_MAX_WAITING, api_open=False)
     built: gr.Blocks = page
     return built
 
@@ -153,30 +140,19 @@ def _build_classes(demo: Demo, visit: "gradio.State", shown: "gradio.HTML") -> N
 def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
     """Serve the page until Ctrl-C, and open it in the browser if there is a screen.
 
-    Port None is the first free one from 7860 on, 0 any free one.
-
-    Raises:
-        ConfigError: Host or port are not available.
+    Port None is the first free one from 7860 on, 0 any free one; a ConfigError says if there is none.
     """
     import gradio as gr
 
     try:
-        page.launch(
-            server_name=host,
-            server_port=_any_port(host) if port == 0 else port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            theme=gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate"),
-            css_paths=_TEMPLATES / "style.css",
-        )
+        if port == 0:
+            with socket.create_server((host, 0)) as free:
+                port = int(free.getsockname()[1])
+        never = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
+        options: dict[str, Any] = {"quiet": True, "prevent_thread_lock": True, **dict.fromkeys(never, False)}
+        theme = gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate")
+        options |= {"theme": theme, "css_paths": _TEMPLATES / "style.css", "footer_links": []}
+        page.launch(server_name=host, server_port=port, max_file_size=_MAX_UPLOAD, **options)
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{page.server_port}"  # noqa: S104
         print(f"demo: {url} (Ctrl-C ends it)", flush=True)
         if host != "127.0.0.1":
@@ -197,8 +173,3 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
             # an open page in a browser listens for events, and would be waited for
             page.server.config.timeout_graceful_shutdown = 1
         page.close(verbose=False)
-
-
-def _any_port(host: str) -> int:
-    with socket.create_server((host, 0)) as free:
-        return int(free.getsockname()[1])

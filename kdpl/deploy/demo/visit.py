@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +32,7 @@ class Visit:
     added: dict[str, ClassVectors] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Predictions for an image, most probable first, and the seconds that the network took."""
 
     predictions: list[Prediction]
@@ -40,18 +40,12 @@ class Result:
 
 
 class Demo:
-    """A classifier for visitors, who can add classes if there is an encoder of its teacher.
-
-    Raises:
-        ArtifactError: The encoder is of another teacher.
-    """
+    """A classifier for visitors, who can add classes by an encoder; raises an ArtifactError for another teacher's."""
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
         if encoder is not None:
             classifier.require_teacher(encoder.prompts)
-        self.classifier = classifier
-        self.encoder = encoder
-        self._top_k = top_k
+        self.classifier, self.encoder, self._top_k = classifier, encoder, top_k
         # warms up, because the first image takes longer
         size = classifier.preprocessing.image_size
         self.predict(Visit(torch.zeros(3, size, size, dtype=torch.uint8)))
@@ -63,8 +57,7 @@ class Demo:
             image = self.classifier.prepare(open_image(path))
         except DataError as error:
             raise DataError(
-                f"the file {name} cannot be read as an image, because it is damaged, incomplete, too large or "
-                "something else: give another, for example as PNG, JPEG or WebP"
+                f"the file {name} cannot be read as an image: give another, for example as PNG, JPEG or WebP"
             ) from error
         return replace(visit, image=image, seconds=time.perf_counter() - start)
 
@@ -102,11 +95,7 @@ class Demo:
 
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
-    """Choose up to twelve images, evenly spread over image files and folders, which are searched recursively.
-
-    Raises:
-        DataError: One does not exist, has no images or cannot be read.
-    """
+    """Choose up to twelve images, evenly spread over image files and folders; raises a DataError if one is invalid."""
     found: list[str] = []
     for argument in arguments:
         images = find_images(Path(argument)) if Path(argument).is_dir() else [argument]
