@@ -10,6 +10,9 @@ import time
 from contextlib import contextmanager
 
 from PIL import Image
+from runs import start_process
+
+from kdpl.data.readers.digits import open_digit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEEDED = "needs chromium (Debian: apt-get install chromium)"
@@ -97,6 +100,12 @@ class Tab:
         self.run(f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text)
 
+    def add_class(self, name):
+        """Add a class in the demo, and wait until it is listed."""
+        self.write("#name input", name)
+        self.click("#name button")
+        self.wait(f"(document.querySelector('#added') || {{innerText: ''}}).innerText.includes({name!r})")
+
     def upload(self, selector, path):
         """Choose a file in a file field."""
         self.wait(f"!!document.querySelector({json.dumps(selector)})")
@@ -109,6 +118,23 @@ class Tab:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         with Image.open(path) as picture:
             return picture.convert("RGB")
+
+
+@contextmanager
+def demo(folder, classifier, teacher, digits, *more):
+    """Serve the demo with digits, by the names of their files, as examples; yields its process and address."""
+    (folder / "examples").mkdir()
+    for name, source in digits.items():
+        open_digit(source).save(folder / "examples" / f"{name}.png")
+    args = ["demo", str(classifier), f"--teacher={teacher}", f"--examples={folder / 'examples'}", *more]
+    process = start_process([*args, "--no-browser", "--port=0"], stdout=subprocess.PIPE)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()
+        yield process, line.split()[1]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """The pictures of pages in docs/images, of the quickstart's run: ``make screenshots`` makes them again."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, NEEDED, browser
-from runs import start_process
+from browser import CHROMIUM, NEEDED, browser, demo
 
-from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.data.readers.digits import read_digits
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -48,26 +46,14 @@ def test_the_report(scheme, height, tab):
 
 
 def test_the_demo(tab, tmp_path):
-    examples = tmp_path / "examples"
-    examples.mkdir()
     of_class = {record.label: record.source for record in reversed(read_digits().test)}
-    for label, source in sorted(of_class.items()):
-        open_digit(source).save(examples / f"{label}.png")
-    run = Path(RUN)
-    args = ["demo", str(run / "student/classifier"), f"--teacher={run / 'teacher'}", f"--examples={examples}"]
-    process = start_process([*args, "--no-browser", "--port=0"], stdout=subprocess.PIPE)
-    try:
+    with demo(tmp_path, f"{RUN}/student/classifier", f"{RUN}/teacher", of_class) as (_, url):
         tab.look()
-        tab.open(process.stdout.readline().split()[1])
-        tab.upload("#image input[type=file]", examples / "5.png")
+        tab.open(url)
+        tab.upload("#image input[type=file]", tmp_path / "examples/5.png")
         tab.wait("!!document.querySelector('.predictions') && !!document.querySelector('#name input')")
         for name in ("letter B", "letter K"):
-            tab.write("#name input", name)
-            tab.click("#name button")
-            tab.wait(f"(document.querySelector('#added') || {{innerText: ''}}).innerText.includes('{name}')")
+            tab.add_class(name)
         tab.run("document.activeElement.blur()")
         for scheme in SCHEMES:
             take(tab, "demo", scheme, 900)
-    finally:
-        process.kill()
-        process.communicate()

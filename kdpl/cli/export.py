@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdpl.classifier import Classifier
-    from kdpl.deploy.export import Difference
 
 _CALIBRATION_IMAGES, _CHECKED_IMAGES, _NOISE_IMAGES = 256, 1024, 32
 
@@ -51,13 +50,11 @@ def export(
     require_format(format, path, calibration is not None)
     loaded = Classifier.load(classifier)
     ranges = _images(loaded, calibration, _CALIBRATION_IMAGES) if calibration is not None else None
-    checked = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges
-    if checked is None:
-        size = loaded.preprocessing.image_size
-        generator = torch.Generator().manual_seed(0)
+    images, note = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges, ""
+    if images is None:
+        size, generator = loaded.preprocessing.image_size, torch.Generator().manual_seed(0)
         images = torch.randint(256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
-    else:
-        images = checked
+        note = " (on noise: give --check for real images)"
     with atomic_path(path) as temporary:
         if format == "torch":
             write_program(loaded, input, temporary)
@@ -66,8 +63,18 @@ def export(
         else:
             write_onnx(loaded, input, temporary)
         difference = compare(loaded, temporary, images, input)
-        _require_close(difference, format == "onnx-int8", tolerance, agreement)
-    print(f"{path}: {difference}{' (on noise: give --check for real images)' if checked is None else ''}")
+        if format == "onnx-int8" and difference.agreement < agreement:
+            raise ArtifactError(
+                f"the 8-bit file has {difference}, expected {agreement:.1%} or more, and was not kept: calibrate on "
+                "more images of the domain, accept less with --agreement, or export --format onnx"
+            )
+        # refuses NaN too
+        if format != "onnx-int8" and not difference.logits <= tolerance:
+            raise ArtifactError(
+                f"the file has {difference}, expected {tolerance:.1e} or less, and was not kept: "
+                "accept more with --tolerance, or use another --format"
+            )
+    print(f"{path}: {difference}{note}")
     return 0
 
 
@@ -81,18 +88,3 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
     # evenly spread, because images in a folder are often sorted by class
     chosen = spread(find_sources([folder]), count)
     return torch.stack([classifier.prepare(open_image(path)) for path in chosen])
-
-
-def _require_close(difference: "Difference", in_8_bits: bool, tolerance: float, agreement: float) -> None:
-    if in_8_bits:
-        if difference.agreement < agreement:
-            raise ArtifactError(
-                f"the 8-bit file has {difference}, expected {agreement:.1%} or more, and was not kept: calibrate on "
-                "more images of the domain, accept less with --agreement, or export --format onnx"
-            )
-    # refuses NaN too
-    elif not difference.logits <= tolerance:
-        raise ArtifactError(
-            f"the file has {difference}, expected {tolerance:.1e} or less, and was not kept: "
-            "accept more with --tolerance, or use another --format"
-        )

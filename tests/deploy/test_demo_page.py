@@ -1,44 +1,31 @@
 """The page as the command serves it, in a real browser without a network."""
 
 import signal
-import subprocess
 from pathlib import Path
 from tempfile import gettempdir
 
 import pytest
-from browser import CHROMIUM, NEEDED, browser
+from browser import CHROMIUM, NEEDED, browser, demo
 from runs import start_process
-
-from kdpl.data.readers.digits import open_digit
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)]
 
-FILE, ADDED = "#image input[type=file]", "(document.querySelector('#added') || {innerText: ''}).innerText"
+FILE = "#image input[type=file]"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, classifier, teacher_run):
     """The address of a page, the process that serves it and a tab that shows it."""
     folder = tmp_path_factory.mktemp("page")
-    examples = folder / "examples"
-    examples.mkdir()
-    for i in range(6):
-        open_digit(f"digits/{i}").save(examples / f"{i}.png")
-    args = ["demo", str(classifier), f"--teacher={teacher_run}", f"--examples={examples}", "--no-browser", "--port=0"]
-    args.append("--top-k=12")  # all classes, so that added ones are shown
-    process = start_process(args, stdout=subprocess.PIPE)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()
-        nowhere = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-        with browser(folder / "browser", nowhere) as tab:
-            tab.look()
-            tab.open(line.split()[1])
-            tab.wait(f"!!document.querySelector('{FILE}')")
-            yield line.split()[1], process, tab, folder
-    finally:
-        process.kill()
-        process.communicate()
+    digits = {i: f"digits/{i}" for i in range(6)}
+    nowhere = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    # all classes, so that added ones are shown
+    served = demo(folder, classifier, teacher_run, digits, "--top-k=12")
+    with served as (process, url), browser(folder / "browser", nowhere) as tab:
+        tab.look()
+        tab.open(url)
+        tab.wait(f"!!document.querySelector('{FILE}')")
+        yield url, process, tab, folder
 
 
 def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page, tmp_path):
@@ -46,9 +33,7 @@ def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page
     tab.upload(FILE, folder / "examples" / "5.png")
     assert "%" in tab.wait("(document.querySelector('.predictions') || {}).innerText")
     for name in ("letter B", "<b>five</b>"):
-        tab.write("#name input", name)
-        tab.click("#name button")
-        tab.wait(f"{ADDED}.includes({name!r})")
+        tab.add_class(name)
     tab.wait("document.querySelector('.predictions').innerText.includes('added')")
     tab.write("#name input", "x" * 10_000)
     tab.click("#name button")
@@ -61,7 +46,7 @@ def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page
     tab.look(width=390)
     assert tab.run("document.documentElement.scrollWidth") == 390
     tab.click("#added input")
-    tab.wait(f"!{ADDED}.includes('letter B')")
+    tab.wait("!document.querySelector('#added')?.innerText.includes('letter B')")
     outside = [each for each in tab.requested if not each.startswith((url, "data:", "blob:"))]
     assert len(tab.requested) > 20
     assert outside == []

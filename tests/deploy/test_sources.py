@@ -63,15 +63,6 @@ def test_a_missing_argument_is_named(arguments, listed, match, pictures):
         find_sources([each.format(pictures) for each in arguments], listed and pictures / listed)
 
 
-@pytest.mark.parametrize("count", [0, 1, 12])
-@pytest.mark.parametrize("parts", [1, 3, 8])
-def test_the_parts_in_order_are_all_sources(count, parts):
-    sources = [str(i) for i in range(count)]
-    pieces = [part_of(sources, f"{i}/{parts}") for i in range(1, parts + 1)]
-    assert [each for piece in pieces for each in piece] == sources == part_of(sources, None)
-    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
-
-
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "-1/3", "1/2/3", "1/0"])
 def test_an_invalid_part_is_named(part):
     with refused(ConfigError, f"--part is {part}, expected I/N"):

@@ -173,7 +173,6 @@ def test_names_are_one_line_and_visibly_cut(name, shown):
         ("student/metrics.csv", "curves", "metrics.csv does not exist"),
         ("teacher/prompts.safetensors", "cost", "prompts.safetensors does not exist"),
         ("zero_shot/teacher", "accuracy", "teacher's original CLIP (zero-shot)"),
-        ("teacher", "disagreement", "only one stage"),
     ],
 )
 def test_a_missing_part_is_a_sentence_in_its_section(missing, section, words, run):
