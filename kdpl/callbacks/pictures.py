@@ -95,22 +95,27 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     inform(f"picture: {path}")
 
 
+def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name, over epochs from 1."""
+    epoch_of = dict(curves.get("epoch", []))
+
+    def line(key: str, scale: float = 1) -> list[tuple[float, float]]:
+        # a test logs values too, at steps without an epoch
+        return [(epoch_of[step] + 1, scale * value) for step, value in curves.get(key, []) if step in epoch_of]
+
+    accuracies = {title: line(val_key(key), 100) for key, title in ACCURACY_TITLES.items()}
+    return {"training loss": {"loss": line(TRAIN_LOSS)}, "validation accuracy, %": accuracies}
+
+
 def draw_curves(curves: Curves, path: Path) -> None:
     """Draw training loss and validation accuracies over the epochs; ``curves`` are those of ``read_metrics``."""
     from matplotlib.figure import Figure
 
-    epoch_of = dict(curves.get("epoch", []))
-    accuracies: Curves = {
-        t: [(s, 100 * v) for s, v in curves.get(val_key(key), [])] for key, t in ACCURACY_TITLES.items()
-    }
-    loss: Curves = {"loss": curves.get(TRAIN_LOSS, [])}
-    panels = {"training loss": loss, "validation accuracy, %": accuracies}
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axis, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for axis, (title, lines) in zip(figure.subplots(1, 2), panels(curves).items(), strict=True):
         drawn = {label: line for label, line in lines.items() if line}
         for label, line in drawn.items():
-            epochs = [epoch_of.get(step, step) + 1 for step, _ in line]
-            axis.plot(epochs, [value for _, value in line], marker="." if len(line) < 30 else "", label=label)
+            axis.plot(*zip(*line, strict=True), marker="." if len(line) < 30 else "", label=label)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
         axis.locator_params(axis="x", integer=True)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
+from kdpl.callbacks.pictures import panels
 from kdpl.errors import KdplError
-from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
 from kdpl.report.charts import line_chart
 from kdpl.report.run_folder import Run, Stage
 
@@ -103,16 +103,6 @@ def _stage_curves(stage: Stage) -> dict[str, Any]:
         curves = stage.curves
     except KdplError as error:
         return {"charts": [], "gap": str(error)}
-    epoch_of = dict(curves.get("epoch", []))
-
-    def line(key: str, scale: float = 1) -> list[tuple[float, float]]:
-        # a test logs values too, at steps without an epoch
-        return [(epoch_of[step] + 1, scale * value) for step, value in curves.get(key, []) if step in epoch_of]
-
-    charts = [
-        line_chart("training loss", {"loss": line(TRAIN_LOSS)}),
-        line_chart("validation accuracy, %", {t: line(val_key(k), 100) for k, t in ACCURACY_TITLES.items()}),
-    ]
-    drawn = [chart for chart in charts if chart is not None]
+    charts = [line_chart(title, lines) for title, lines in panels(curves).items()]
     missing = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
-    return {"charts": drawn, "gap": missing if len(drawn) < len(charts) else None}
+    return {"charts": [chart for chart in charts if chart is not None], "gap": missing if None in charts else None}

@@ -1,16 +1,7 @@
 import open_clip
 import pytest
-import torch
 
 from kdpl.tiny.models import CONFIGS, load_weights
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

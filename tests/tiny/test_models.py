@@ -1,50 +1,31 @@
 from importlib.metadata import entry_points
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 import world
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
+from torchvision.transforms.functional import to_tensor
 
 from kdpl.clip.loading import ClipConfig, load_clip
+from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.errors import WeightsError
-from kdpl.tiny import register
+from kdpl.tiny import models, register
 from kdpl.tiny.glyphs import DIGIT_NAMES
-from kdpl.tiny.models import (
-    CONFIGS,
-    CONTEXT_LENGTH,
-    compact_config,
-    expand_embedding,
-    load_weights,
-    save_compact,
-    weights_path,
-)
+from kdpl.tiny.models import CONFIGS, load_weights, weights_path
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+tokenize = open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)
 each_model = pytest.mark.parametrize("name", CONFIGS)
-
-
-def train_digits():
-    """The half of the handwritten digits that no test split shares, as normalised 32-pixel images."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(images, size=24, mode="bicubic", align_corners=False).clamp(0, 1)
-    images = F.pad(images, [4] * 4).repeat(1, 3, 1, 1)
-    train = np.random.RandomState(0).permutation(len(images))[:898]
-    return (images[train] - MEAN) / STD, torch.tensor(digits.target)[train]
 
 
 @pytest.fixture
 def saved(tmp_path):
     """A file of random weights for a vocabulary of five tokens, and its content."""
-    state_dict = open_clip.CLIP(**compact_config("tiny-student", 5)).state_dict()
+    state_dict = open_clip.CLIP(**models.compact_config("tiny-student", 5)).state_dict()
     token_ids = torch.tensor([3, 17, 400, 49_406, 49_407])
     path = tmp_path / "folder" / "student.safetensors"
-    save_compact(path, state_dict, token_ids, name="tiny-student", steps=7, seed=9)
+    models.save_compact(path, state_dict, token_ids, name="tiny-student", steps=7, seed=9)
     return path, state_dict, token_ids
 
 
@@ -67,12 +48,12 @@ def test_weights_are_complete_and_finite_with_the_stored_embeddings_at_their_ids
 def test_unseen_embeddings_differ_and_have_the_mean_and_spread_of_the_trained_ones():
     rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) + 3
     token_ids = torch.arange(100, 130)
-    table = expand_embedding(rows, token_ids, vocab_size=20_000)
+    table = models.expand_embedding(rows, token_ids, vocab_size=20_000)
     unseen = torch.cat([table[:100], table[130:]])
     assert torch.allclose(unseen.mean(dim=0), rows.mean(dim=0), atol=0.05)
     assert torch.allclose(unseen.std(dim=0), rows.std(dim=0, correction=0), atol=0.05)
     assert len(unseen.unique(dim=0)) == len(unseen)
-    assert torch.equal(table, expand_embedding(rows, token_ids, vocab_size=20_000))
+    assert torch.equal(table, models.expand_embedding(rows, token_ids, vocab_size=20_000))
 
 
 @each_model
@@ -88,10 +69,12 @@ def test_any_class_name_has_finite_features_different_from_others(name, tiny_cli
     [("tiny-teacher", 0.70, 0.85), ("tiny-student", 0.60, 0.72), ("tiny-resnet", 0.60, 0.72)],
 )
 def test_zero_shot_accuracy_on_handwriting_leaves_room_to_learn(name, lowest, highest, tiny_clips):
-    images, labels = train_digits()
+    records = read_digits().train
+    images = torch.stack([to_tensor(open_digit(record.source)) for record in records])
+    labels = torch.tensor([record.label for record in records])
     texts = tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES])
     class_vectors = tiny_clips[name].encode_text(texts, normalize=True)
-    logits = tiny_clips[name].encode_image(images, normalize=True) @ class_vectors.T
+    logits = tiny_clips[name].encode_image((images - MEAN) / STD, normalize=True) @ class_vectors.T
     assert lowest <= (logits.argmax(dim=1) == labels).float().mean().item() <= highest
 
 
