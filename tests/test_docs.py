@@ -24,7 +24,7 @@ from kdpl.cli.fit import run_command
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [*sorted(ROOT.glob("*.md")), *PAGES]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in [*sorted(ROOT.glob("*.md")), *PAGES]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = "python -m kdpl"
 INIT_WRITES = "data: {class_path: kdpl.DomainDataModule, init_args: {dataset: table, root: images.csv}}"
@@ -114,25 +114,19 @@ def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
 # --- what the texts say ---
 
 
-def slugs(path):
+def slugs(text):
     """Return the anchors that GitHub gives a text's headings."""
-    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=name_of)
-def test_links_lead_to_files_and_headings_of_the_repository(text):
-    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", text.read_text())):
-        file = (text.parent / target).resolve() if target else text
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_links_lead_to_files_and_headings_of_the_repository(path):
+    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", TEXTS[path])):
+        file = (path.parent / target).resolve() if target else path
         assert file.exists(), target
         # objects of the reference are not headings; the build of the site checks them
-        assert not anchor or anchor.startswith("kdpl.") or anchor in slugs(file), f"{target}#{anchor}"
-
-
-def test_every_config_that_a_text_names_is_there():
-    named = {name for text in TEXTS for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8"))}
-    assert len(named) > 20
-    assert {name for name in named if not (ROOT / name).is_file()} <= {"configs/data/NAME.yaml"}
+        assert not anchor or anchor.startswith("kdpl.") or anchor in slugs(TEXTS[file]), f"{target}#{anchor}"
 
 
 def settings_of(config, prefix=""):
@@ -143,19 +137,21 @@ def settings_of(config, prefix=""):
             yield from settings_of(value, f"{prefix}{key}.")
 
 
-def test_every_setting_that_a_text_names_is_one(teacher_run, student_run):
+def test_every_config_and_setting_that_a_text_names_exists(teacher_run, student_run):
+    named = set(re.findall(r"configs/[\w/]+\.yaml", "".join(TEXTS.values())))
+    assert len(named) > 20
+    assert {name for name in named if not (ROOT / name).is_file()} <= {"configs/data/NAME.yaml"}
     known = {"--data.init_args.NAME", "--model.init_args.NAME"}
     for run in (teacher_run, student_run):
         known.update(settings_of(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
-    texts = "".join(text.read_text(encoding="utf-8") for text in TEXTS)
-    named = set(re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", texts))
+    named = set(re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", "".join(TEXTS.values())))
     assert len(named) > 20
     assert named - known == set()
 
 
 def commands_of(text):
     """Yield the arguments of each call of kdpl in a text's shell blocks, with the block's variables filled in."""
-    for language, block in FENCE.findall(text.read_text(encoding="utf-8")):
+    for language, block in FENCE.findall(text):
         if language not in ("bash", "console", "sh"):
             continue
         variables = {}
@@ -183,14 +179,13 @@ def fits_of(words):
         yield ["fit", "--out=stage", *settings]
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if COMMAND in text.read_text(encoding="utf-8")], ids=name_of)
-def test_every_command_that_a_text_shows_is_understood(text, tmp_path, monkeypatch, teacher_run, student_run):
-    mentioned = set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text.read_text(encoding="utf-8")))
-    assert mentioned <= set(COMMANDS)
+@pytest.mark.parametrize("path", [path for path in TEXTS if COMMAND in TEXTS[path]], ids=name_of)
+def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypatch, teacher_run, student_run):
+    assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", TEXTS[path])) <= set(COMMANDS)
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
     fits = []
-    for words in commands_of(text):
+    for words in commands_of(TEXTS[path]):
         words = [word for word in words if word != "…"]
         for config in filter(re.compile(r"runs/.*\.yaml").fullmatch, words):
             Path(config).parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +204,7 @@ def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, mo
     Path("runs/quickstart/student").symlink_to(student_run)
     shown = {"quickstart.md": "digit.png", "api/index.md": "runs/mine/teacher/class_vectors.safetensors"}
     for page, leaves in shown.items():
-        (code,) = (block for language, block in FENCE.findall((DOCS / page).read_text()) if language == "python")
+        (code,) = (block for language, block in FENCE.findall(TEXTS[DOCS / page]) if language == "python")
         exec(compile(code, page, "exec"), {})  # noqa: S102
         assert Path(leaves).is_file()
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
