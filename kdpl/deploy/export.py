@@ -25,6 +25,7 @@ InputType = Literal["uint8", "float"]
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
+_SHAPES = {INPUT: {0: Dim("batch")}}
 
 METADATA_FILE = "kdpl.json"
 """Name of the metadata within a program of torch.export."""
@@ -89,7 +90,9 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> Non
 
     with _quiet():
         program = _program(classifier, input_type)
-        torch.onnx.export(program, f=path, output_names=OUTPUTS, external_data=False, verbose=False)
+        torch.onnx.export(
+            program, f=path, output_names=OUTPUTS, dynamic_shapes=_SHAPES, external_data=False, verbose=False
+        )
     model = onnx.load(path)
     # the exporter notes the source files of each node
     for each in chain(model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
@@ -141,7 +144,7 @@ def _program(classifier: Classifier, input_type: InputType) -> ExportedProgram:
     size = classifier.preprocessing.image_size
     # a batch of one would become a constant
     example = as_input(torch.zeros(2, 3, size, size, dtype=torch.uint8), input_type)
-    return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes={INPUT: {0: Dim("batch")}})
+    return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=_SHAPES)
 
 
 @contextmanager
