@@ -316,11 +316,11 @@ class DomainDataModule(LightningDataModule):
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         if not self.splits.val:
             return []
-        return self.val_dataloader_for(_consumer_of(self.trainer).image_size, *self._processes())
+        return self.evaluation_dataloader_for("val", _consumer_of(self.trainer).image_size, *self._processes())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.test_dataloader_for(_consumer_of(self.trainer).image_size, *self._processes())
+        return self.evaluation_dataloader_for("test", _consumer_of(self.trainer).image_size, *self._processes())
 
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
@@ -340,17 +340,10 @@ class DomainDataModule(LightningDataModule):
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
-    def val_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
-        """Validation batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        return self._evaluation_loader("val", image_size, rank, world_size)
-
-    def test_dataloader_for(self, image_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
-        """Test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
-        return self._evaluation_loader("test", image_size, rank, world_size)
-
-    def _evaluation_loader(
-        self, split: Literal["val", "test"], image_size: int, rank: int, world_size: int
+    def evaluation_dataloader_for(
+        self, split: Literal["val", "test"], image_size: int, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
+        """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
         records = self._evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"

@@ -51,9 +51,10 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
         source, label = self.records[index]
         return self.view(source, index, epoch), label
 
-    def source(self, i: int) -> str:
-        """Name of image i."""
-        return self.records[i].source
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The images."""
+        return tuple(record.source for record in self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,10 +79,6 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         i, epoch = key
         return self.view(self.sources[i], self.indices[i], epoch), self.indices[i]
-
-    def source(self, i: int) -> str:
-        """Name of image i."""
-        return self.sources[i]
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -194,9 +194,10 @@ class CachedImages(Dataset[CachedView]):
         pixels, index = self.images[key[0], view]
         return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
 
-    def source(self, i: int) -> str:
-        """Name of image i."""
-        return self.images.source(i)
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The images."""
+        return self.images.sources
 
     def __len__(self) -> int:
         return len(self.images)

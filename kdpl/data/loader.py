@@ -51,8 +51,8 @@ class LazyLoader(DataLoader[Any]):
         sampler = self.sampler
         if not isinstance(sampler, TrainSampler):
             return []
-        keys = sampler.keys(epoch, batch * (self.batch_size or 1))
-        return [self.dataset.source(i) for i, _ in islice(keys, self.batch_size)]  # type: ignore[attr-defined]
+        keys, sources = sampler.keys(epoch, batch * (self.batch_size or 1)), self.dataset.sources  # type: ignore[attr-defined]
+        return [sources[i] for i, _ in islice(keys, self.batch_size)]
 
     def state_dict(self) -> dict[str, int]:
         """Empty, since the trainer's progress says where an epoch was interrupted; tells Lightning that it resumes."""

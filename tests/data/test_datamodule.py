@@ -86,8 +86,8 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 def test_validation_is_capped_and_test_is_not(folder):
     for options, count in (({}, 4), ({"val_shots": None}, 5), ({"shots": 2}, 2), ({"protocol": "base_to_novel"}, 4)):
         datamodule = in_folder(folder, **options)
-        assert len(datamodule.val_dataloader_for(8).dataset) == 5 * count
-        assert len(datamodule.test_dataloader_for(8).dataset) == 5 * 3
+        assert len(datamodule.evaluation_dataloader_for("val", 8).dataset) == 5 * count
+        assert len(datamodule.evaluation_dataloader_for("test", 8).dataset) == 5 * 3
 
 
 # what the batches are
@@ -95,7 +95,7 @@ def test_validation_is_capped_and_test_is_not(folder):
 
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
-    batches = list(datamodule.test_dataloader_for(8))
+    batches = list(datamodule.evaluation_dataloader_for("test", 8))
     assert [len(images) for images, _, _ in batches] == [4, 4, 4, 3]
     images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert indices.tolist() == list(range(15))
@@ -109,7 +109,7 @@ def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_images(folder, world_size):
     datamodule = in_folder(folder, batch_size=2)
-    test = [datamodule.test_dataloader_for(8, rank, world_size) for rank in range(world_size)]
+    test = [datamodule.evaluation_dataloader_for("test", 8, rank, world_size) for rank in range(world_size)]
     assert sorted(torch.cat([batch[2] for loader in test for batch in loader]).tolist()) == list(range(15))
     train = [datamodule.train_dataloader_for("unlabeled", 8, rank, world_size) for rank in range(world_size)]
     assert len({len(loader) for loader in train}) == 1
@@ -145,7 +145,7 @@ def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_al
     (late,) = epochs("labeled", [2])
     assert same_batches(third, late)
     assert not torch.equal(first[0][1], second[0][1])
-    list(digits(shots=4).val_dataloader_for(32))
+    list(digits(shots=4).evaluation_dataloader_for("val", 32))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -198,7 +198,7 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
         with pytest.raises(DataError, match=rf"^dataset folder .*data has no {split} split: [^\n]*$"):
             use(probe, datamodule=in_folder(folder))
         with pytest.raises(DataError, match=f"no {split} split"):
-            getattr(in_folder(folder), f"{split}_dataloader_for")(8)
+            in_folder(folder).evaluation_dataloader_for(split, 8)
 
 
 def test_unreadable_image_ends_a_fit_with_one_sentence(folder):
@@ -221,8 +221,8 @@ def test_module_must_say_what_it_wants(folder):
 
 def test_fewer_test_images_than_processes_are_refused(folder):
     with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
-        in_folder(folder).test_dataloader_for(8, rank=0, world_size=16)
-    assert len(in_folder(folder).test_dataloader_for(8, rank=14, world_size=15)) == 1
+        in_folder(folder).evaluation_dataloader_for("test", 8, rank=0, world_size=16)
+    assert len(in_folder(folder).evaluation_dataloader_for("test", 8, rank=14, world_size=15)) == 1
 
 
 def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):

@@ -134,7 +134,7 @@ def test_an_imported_student_is_tested_as_it_is(imported, tmp_path):
     checkpoint = f"--ckpt_path={student}/checkpoints/last.ckpt"
     assert main(["test", f"--config={student}/config.yaml", checkpoint, f"--out={tmp_path}"]) == 0
     classifier, data = Classifier.load(student / "classifier"), DomainDataModule("digits", num_workers=0)
-    batches = data.test_dataloader_for(32)
+    batches = data.evaluation_dataloader_for("test", 32)
     right = sum(int((classifier(images).argmax(1) == labels).sum()) for images, labels, _ in batches)
     assert json.loads((tmp_path / "test.json").read_text())["test/acc"] == pytest.approx(right / 899, abs=1e-3)
 
