@@ -1,5 +1,6 @@
 import hashlib
 import importlib.metadata
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,33 +207,21 @@ class TestTags:
         refused(ClipConfig(NAME, "hub"), match)
 
     def test_every_mismatch_in_open_clips_own_list_is_refused_with_a_model_that_is_there(self, monkeypatch):
-        class TooFarError(Exception):
-            pass
-
-        def too_far(*_):
-            raise TooFarError
-
         monkeypatch.setattr("kdpl.clip.loading._build", lambda _: None)
-        monkeypatch.setattr("kdpl.clip.weights._require_resize", too_far)
         refusals = 0
         for model, name in open_clip.list_pretrained():
             config = open_clip.get_model_config(model)
-            try:
+            with suppress(WeightsError):
                 require_image_tower(model, config)
                 text_family(model, config)
-            except WeightsError:
-                continue
-            wants = bool(open_clip.get_pretrained_cfg(model, name).get("quick_gelu", False))
-            if wants == bool(config.get("quick_gelu", False)):
-                with pytest.raises(TooFarError):
-                    load_clip(ClipConfig(model, name))
-                continue
-            refusals += 1
-            with pytest.raises(WeightsError, match=r"were trained with .*: use model (\S+)$") as error:
-                load_clip(ClipConfig(model, name))
-            right = str(error.value).rsplit(" ", 1)[1]
-            assert bool(open_clip.get_model_config(right).get("quick_gelu", False)) == wants
-            assert open_clip.get_pretrained_cfg(right, name), f"{right} has no {name}"
+                wants = bool(open_clip.get_pretrained_cfg(model, name).get("quick_gelu", False))
+                if wants != bool(config.get("quick_gelu", False)):
+                    refusals += 1
+                    with pytest.raises(WeightsError, match=r"were trained with .*: use model (\S+)$") as error:
+                        load_clip(ClipConfig(model, name))
+                    right = str(error.value).rsplit(" ", 1)[1]
+                    assert bool(open_clip.get_model_config(right).get("quick_gelu", False)) == wants
+                    assert open_clip.get_pretrained_cfg(right, name), f"{right} has no {name}"
         assert refusals > 10
 
 

@@ -1,6 +1,5 @@
 """Archives, images and names that somebody made on purpose."""
 
-import csv
 import io
 import struct
 import tarfile
@@ -17,9 +16,7 @@ from kdpl.data.decoding import open_image
 from kdpl.data.readers.shards import Member
 from kdpl.data.splits import Splits
 from kdpl.deploy.sources import printable, read_items
-from kdpl.deploy.tables import write_csv
 from kdpl.errors import DataError, visible
-from kdpl.runtime.class_names import fault_of_name
 
 
 def tar_with(path, info, content=b""):
@@ -99,17 +96,6 @@ def test_formats_that_other_programs_would_draw_are_no_images(content, tmp_path)
 def test_data_with_a_class_name_that_cannot_be_shown_is_refused_before_training(name):
     with world.refused(DataError, "has a class name that "):
         Splits("here", ("cat", name), (), (), (), None, open_image)
-
-
-SHOWN = ["=SUM(A1)", "+1", "-1", "@x", "<b>", "[red]", "a|b", "\\%_", "../x", "a,b", 'a"b', "日本 né", "👩‍🚀"]
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_names_that_can_be_shown_are_exact_in_a_csv(name):
-    assert fault_of_name(name) is None
-    text = io.StringIO()
-    write_csv(text, [{"path": name, "class": name, "error": None}], ["path", "class", "error"])
-    assert list(csv.reader(io.StringIO(text.getvalue())))[1] == [name, name, ""]
 
 
 def test_paths_and_errors_do_not_act_on_a_terminal():

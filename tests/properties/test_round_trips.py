@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,8 +12,6 @@ from texts import class_names, text
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import Table
 from kdpl.data.storage import is_url
-from kdpl.deploy.sources import printable
-from kdpl.deploy.tables import FORMATS, columns, write_table
 
 
 @pytest.fixture(scope="module")
@@ -75,50 +72,3 @@ def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(f
         assert there == expected[split]
     assert list(splits.unlabeled or ()) == expected["unlabeled"]
     assert list(splits.class_names) == sorted({label for _, label, _ in rows if label})
-
-
-paths = text(without="\0") | st.binary(max_size=6).map(os.fsdecode)
-probabilities = st.integers(0, 10**6).map(lambda millionths: millionths / 10**6)
-
-
-def rows_of_predictions(top_k):
-    guess = st.tuples(class_names(), probabilities)
-    refused = st.tuples(paths.map(printable), st.none(), text(without="\r\n", max_size=30).filter(bool))
-    answered = st.tuples(paths.map(printable), st.lists(guess, min_size=top_k, max_size=top_k), st.none())
-    return st.lists(refused | answered, max_size=5)
-
-
-def as_row(names, path, guesses, error):
-    values = [value for guess in guesses or () for value in guess]
-    return {**dict.fromkeys(names), "path": path, "error": error, **dict(zip(names[1:-1], values, strict=False))}
-
-
-def read_back(file, names):
-    if file.suffix == ".parquet":
-        table = pyarrow.parquet.read_table(file)
-        assert table.column_names == names
-        return table.to_pylist()
-    with file.open(newline="", encoding="utf-8") as lines:
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in lines.read().split("\n") if line]
-        read = list(csv.reader(lines))
-    assert read[0] == names
-    # CSV has no other way to say that there is nothing
-    cells = [[cell or None for cell in row] for row in read[1:]]
-    return [
-        {name: float(c) if c and name.startswith("probability") else c for name, c in zip(names, row, strict=True)}
-        for row in cells
-    ]
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-@given(st.data())
-def test_a_table_of_predictions_is_read_back_as_it_was_written(folder, ending, data):
-    top_k = data.draw(st.integers(1, 3), "top_k")
-    names = columns(top_k)
-    rows = [as_row(names, *row) for row in data.draw(rows_of_predictions(top_k), "rows")]
-    # an empty path is none in CSV, and no image has one
-    rows = [{**row, "path": row["path"] or "."} for row in rows]
-    file = folder / f"predictions{ending}"
-    write_table(file, iter(rows), names)
-    assert read_back(file, names) == rows

@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +91,7 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
         assert held_out == len(held_out_of(count, share)) == min(count - 1, max(1, round(share * count)))
     assert after == hold_out(before, share)
     assert after.unlabeled == before.unlabeled
+    assert not after.test or hold_out(after, share) is after
     apart, number = keep_apart(after)
     tested = {record.source for record in test}
     if unlabeled is None:
@@ -99,9 +99,3 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
     else:
         assert list(apart.unlabeled) == [source for source in before.unlabeled if source not in tested]
         assert number == len(before.unlabeled) - len(apart.unlabeled)
-
-
-@given(labels, labels.filter(bool), shares)
-def test_a_dataset_with_test_images_is_left_as_it_is(train, test, share):
-    splits = replace(dataset(train, None), test=tuple(records("test", test)))
-    assert hold_out(splits, share) is splits

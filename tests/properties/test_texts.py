@@ -1,11 +1,9 @@
 import torch
-import world
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from plain import prompt_text, relative_error, token_ids
+from plain import prompt_text, relative_error
 from texts import class_names
 
-from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import prompt_texts, tokenize_prompts
 
@@ -32,15 +30,3 @@ def test_a_ragged_row_of_names_has_the_features_of_77_tokens_each(clip_of, plain
         layers = torch.cat([prompts.context[None], prompts.deep]).detach().double()
         actual, expected = prompts(clip.text_tower, texts), plain.text_features(plain_texts, layers)
     assert relative_error(actual, expected) < 1e-5
-
-
-@given(st.text("ab ", min_size=60, max_size=400).map(str.strip).filter(bool))
-def test_a_name_fits_or_is_refused_by_its_beginning(clip_of, name):
-    clip = clip_of(TEACHER)
-    fits = len(token_ids(prompt_text(WORDS, name), 0)) < 77
-    texts = prompt_texts(WORDS, 4, [name])
-    if fits:
-        assert len(tokenize_prompts(clip.tokenize, texts, clip.text_tower).rests) == 1
-    else:
-        with world.refused(ConfigError, "shorten the class name"):
-            tokenize_prompts(clip.tokenize, texts, clip.text_tower)

@@ -42,3 +42,17 @@ def test_a_missing_or_damaged_sketch_is_named(damage, tmp_path):
     with pytest.raises(ArtifactError, match=FILE) as error:
         LogitSketch.load(tmp_path)
     assert one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sketch: (sketch.values.float(), sketch.counts),
+        lambda sketch: (sketch.values * float("nan"), sketch.counts),
+        lambda sketch: (sketch.values, -sketch.counts),
+    ],
+)
+def test_invalid_numbers_are_refused(change, tmp_path):
+    LogitSketch(*change(LogitSketch.of(logits_of(4, 3)))).save(tmp_path)
+    with pytest.raises(ArtifactError, match="its numbers are invalid"):
+        LogitSketch.load(tmp_path)
