@@ -43,11 +43,7 @@ class VectorSettings(TeacherSettings):
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
 class ClassVectors(VectorSettings):
-    """One vector per class, the tuned teacher's text feature, and their metadata.
-
-    Attributes:
-        vectors: Float32 [C, D], L2-normalised.
-    """
+    """The tuned teacher's text feature of each class, L2-normalised float32 [C, D], and their metadata."""
 
     vectors: Tensor
 

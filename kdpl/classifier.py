@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         return cast(Tensor, self.head(self.encoder(images), self.logit_scale))
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
-        """Return a classifier with further, novel classes behind its own; the encoder is shared.
+        """Return a classifier with further, novel classes behind its own, and the same encoder.
 
         Raises:
             ArtifactError: The class vectors come from another teacher, or have a class that is already here.
@@ -171,11 +171,7 @@ class Classifier(nn.Module):
         batch_size: int = 64,
         workers: int | None = None,
     ) -> Iterator[tuple[T, list[Prediction] | DataError]]:
-        """Classify items in order, read lazily and opened in threads; otherwise as ``predict``.
-
-        Yields:
-            Each item with its predictions, or with the ``DataError`` that opening it raised.
-        """
+        """Classify items, read lazily, as ``predict`` does; yields each with its predictions or its ``DataError``."""
         top_k = min(top_k, len(self.class_names))
 
         def prepare(item: T) -> Tensor:

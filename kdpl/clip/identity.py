@@ -33,14 +33,7 @@ class ClipConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ClipIdentity:
-    """A CLIP and the source of its weights.
-
-    Attributes:
-        model: Name of the model.
-        pretrained: Tag or file of the weights.
-        quick_gelu: If its activations are QuickGELU.
-        fingerprint: Digest of the image tower's weights.
-    """
+    """A CLIP by name, with the tag or file of its weights and the digest of its image tower's."""
 
     model: Text
     pretrained: Text
@@ -50,13 +43,7 @@ class ClipIdentity:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """The images that a CLIP expects.
-
-    Attributes:
-        image_size: Side of the square input, pixels.
-        mean: Per-channel mean of images in [0, 1].
-        std: Per-channel standard deviation of images in [0, 1].
-    """
+    """The images that a CLIP expects: their side in pixels, and per-channel statistics of images in [0, 1]."""
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
     mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]

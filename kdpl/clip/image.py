@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,7 @@ class ImageTower(FrozenTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
-        features: Tensor = self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype))
-        return features
+        return cast(Tensor, self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype)))
 
 
 class PromptableImageTower(ImageTower):
@@ -69,8 +68,7 @@ class PromptableImageTower(ImageTower):
         visual = self.visual
         patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        tokens: Tensor = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-        return tokens
+        return cast(Tensor, torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
 
     def compile_parts(self) -> None:
         """Compile the blocks in place; they have the same graph, which is compiled once."""
@@ -85,13 +83,11 @@ class PromptableImageTower(ImageTower):
 
     def norm(self, tokens: Tensor) -> Tensor:
         """Apply ``ln_pre``, which precedes the first block, to tokens [B, L, W]."""
-        normed: Tensor = self.visual.ln_pre(tokens)
-        return normed
+        return cast(Tensor, self.visual.ln_pre(tokens))
 
     def project(self, tokens: Tensor) -> Tensor:
         """Project the last block's tokens [B, L, W] to image features [B, embed_dim], not normalised."""
-        features: Tensor = self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
-        return features
+        return cast(Tensor, self.visual.ln_post(tokens[:, 0]) @ self.visual.proj)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised, without prompts."""

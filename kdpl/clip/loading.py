@@ -38,8 +38,6 @@ class ImageClip:
     Attributes:
         image_tower: The image tower; promptable where it is a transformer of CLIP's kind.
         logit_scale: The factor on cosine similarities, already exponentiated (100 for OpenAI's weights).
-        identity: Name, source and fingerprint.
-        preprocessing: Size and normalisation of its images.
     """
 
     image_tower: ImageTower
@@ -53,7 +51,6 @@ class Clip(ImageClip):
     """A frozen CLIP, taken apart.
 
     Attributes:
-        text_tower: The text transformer.
         tokenize: Texts to token ids [N, context_length].
         text_fingerprint: Digest of the text tower's weights.
     """
@@ -76,8 +73,7 @@ def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callabl
 
     Args:
         name: The name that configs use.
-        config: Model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true,
-            ``quick_gelu``.
+        config: Model config in open_clip's form, as ``kdpl.clip.families.ModelConfig``.
         weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
     """
     _REGISTRY[name] = _Registered(config, weights)

@@ -1,8 +1,8 @@
 """CLIP's text tower, without repeated computation of shared tokens and without padding.
 
-The mask is causal. The states of the tokens that all texts begin with, including learnt prompts, are therefore the same
-for all texts at every layer and are computed once. Tokens after the end of a text cannot affect its feature. A few
-tokens per class name remain instead of 77, with the same features and gradients.
+The mask is causal: the states of the tokens that all texts begin with, including learnt prompts, are the same for all
+texts and computed once, and tokens after the end of a text cannot affect its feature. A few tokens per class name
+remain instead of 77, with the same features and gradients.
 """
 
 from collections.abc import Iterable, Iterator

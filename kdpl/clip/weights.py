@@ -95,18 +95,13 @@ def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bo
 
 
 def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
+    who, interpolation = f"{config.model} with {config.pretrained!r}", tag.get("interpolation", "bicubic")
     if tag.get("resize_mode", "shortest") != "shortest":
         raise WeightsError(
-            f"{config.model} with {config.pretrained!r} wants images resized in another way than by the short edge, "
-            "which kdpl does not do: use other weights"
+            f"{who} wants images resized in another way than by the short edge, which kdpl cannot do: use other weights"
         )
-    interpolation = tag.get("interpolation", "bicubic")
     if interpolation != "bicubic":
-        warnings.warn(
-            f"{config.model} with {config.pretrained!r} was trained on images resized {interpolation}; kdpl resizes "
-            "bicubic, in training and in use alike",
-            stacklevel=2,
-        )
+        warnings.warn(f"{who} was trained on images resized {interpolation}; kdpl resizes bicubic", stacklevel=2)
 
 
 def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Path:

@@ -27,9 +27,6 @@ def _modest(size: PromptConfig) -> PromptConfig:
     return size
 
 
-PromptSize = Annotated[PromptConfig, AfterValidator(_modest)]
-
-
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherSettings:
     """What prompts and class vectors say of their teacher.
@@ -59,8 +56,8 @@ class PromptSettings(TeacherSettings):
     """
 
     method: Text
-    vision: PromptSize
-    text: PromptSize
+    vision: Annotated[PromptConfig, AfterValidator(_modest)]
+    text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text
 
 
@@ -112,9 +109,8 @@ class TunedPrompts(PromptSettings):
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise ArtifactError(
-                    f"{path} holds a tensor '{visible(name[:60])}' that is not finite float32: {_REMEDY}"
-                )
+                what = f"a tensor '{visible(name[:60])}' that is not finite float32"
+                raise ArtifactError(f"{path} holds {what}: {_REMEDY}")
         prompts = cls(tensors=tensors, **vars(settings))
         if prompts.teacher != teacher:
             raise ArtifactError(f"{path} holds other prompts than its fingerprint says: {_REMEDY}")
@@ -123,29 +119,24 @@ class TunedPrompts(PromptSettings):
     def load_clip(self) -> Clip:
         """Load the CLIP that they were tuned on; a WeightsError if that fails, or it has other weights by now."""
         clip = load_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
-        self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
-        self._require_weights(clip.text_fingerprint, self.text_fingerprint)
+        self._require_weights(clip, clip.text_fingerprint)
         return clip
 
     def load_image_clip(self) -> ImageClip:
         """Load the image half of that CLIP, as ``load_clip`` does."""
         clip = load_image_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
-        self._require_weights(clip.identity.fingerprint, self.clip.fingerprint)
+        self._require_weights(clip, self.text_fingerprint)
         return clip
 
-    def _require_weights(self, found: str, expected: str) -> None:
-        if found != expected:
+    def _require_weights(self, clip: ImageClip, text_fingerprint: str) -> None:
+        if (clip.identity.fingerprint, text_fingerprint) != (self.clip.fingerprint, self.text_fingerprint):
             raise WeightsError(
                 f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the teacher was tuned "
                 "on: restore them, or run stage 1 again"
             )
 
     def restore(self, clip: ImageClip) -> PromptMethod:
-        """Build the prompts again, frozen; with the image half of their CLIP, for images alone.
-
-        Raises:
-            ArtifactError: The method is unknown, or the prompts are for another CLIP.
-        """
+        """Build the prompts again, frozen; an ArtifactError if they are for another CLIP or of an unknown method."""
         try:
             method = prompt_method(self.method).restore(self.vision, self.text, self.context, clip, self.tensors)
         except (ConfigError, ValueError) as error:

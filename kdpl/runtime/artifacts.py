@@ -46,17 +46,12 @@ def write_tensors(
 def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of ``write_tensors``.
 
-    Args:
-        path: The file.
-        kind: The kind that it must be of.
-        version: The version of the format that the caller understands.
-        remedy: What to do when the file is missing or damaged, for the message.
-
     Returns:
         The tensors, and the JSON fields without kind and version.
 
     Raises:
-        ArtifactError: The file is missing, damaged, of another kind or of another version.
+        ArtifactError: The file is missing, damaged, of another kind or of another version; the message ends with
+            ``remedy``.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
