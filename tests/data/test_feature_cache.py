@@ -79,8 +79,11 @@ def same_images(some, others):
 
 
 def test_features_are_those_of_the_views_in_the_documented_layout(folder):
-    assert filled(folder) == 10 * VIEWS
     images = data(folder).unlabeled_images(SIZE)
+    decoded, open_image = [], images.view.open_image
+    images.view.open_image = lambda source: decoded.append(source) or open_image(source)
+    assert fill(folder / "cache", needed(data(folder)), images, encode, batch_size=2, num_workers=0) == 10 * VIEWS
+    assert decoded == list(images.sources), "each once for all its views"
     shards = [np.load(folder / "cache" / name) for name in SHARDS]
     assert [shard.shape for shard in shards] == [(4, VIEWS, WIDTH), (4, VIEWS, WIDTH), (2, VIEWS, WIDTH)]
     stored = np.concatenate(shards)
@@ -93,14 +96,6 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
             assert np.array_equal(feature, stored[index, view])
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
-
-
-def test_each_image_is_decoded_once_for_all_its_views(folder):
-    images = data(folder).unlabeled_images(SIZE)
-    sources, open_image = [], images.view.open_image
-    images.view.open_image = lambda source: sources.append(source) or open_image(source)
-    fill(folder / "cache", needed(data(folder)), images, encode, batch_size=2, num_workers=0)
-    assert sources == list(images.sources)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -254,10 +249,8 @@ def test_sources_are_told_apart_whatever_they_are():
     ("damage", "words"),
     [
         (lambda text: text[:100], r"is damaged or of another version \(the file: .*: remove the folder"),
-        (lambda _: "[]", "is damaged or of another version"),
         (lambda text: text.replace('"width"', '"breadth"'), r"\(width: "),
         (lambda text: text.replace('"width": 4', '"width": 0'), r"\(width: "),
-        (lambda text: text.replace('"width": 4', '"width": "x"'), r"\(width: "),
         (lambda text: text.replace('"version": 2', '"version": 1'), r"\(version: "),
         (None, r"is not a teacher cache \(it has no manifest\.json\): choose another folder"),
     ],

@@ -32,33 +32,35 @@ def test_there_are_fifteen_datasets_with_their_counts_of_classes():
     assert {name for name, dataset in BENCHMARKS.items() if not dataset.test_only} == set(TRAINABLE)
 
 
-@pytest.mark.parametrize("name", SPLIT_FILES)
-def test_split_file_gives_lists_in_its_order_and_names_by_label(tmp_path, name):
-    make_tree(name, tmp_path)
-    images = SPLIT_FILES[name][1] + "/" if name != "stanford_cars" else ""
-    lists = ([(images + path, label) for path, label, _ in SPLIT[split]] for split in ("train", "val", "test"))
-    assert read(name, tmp_path) == (NAMES, *lists)
-
-
-def test_aircraft_labels_are_line_numbers_and_names_have_spaces(tmp_path):
-    make_tree("fgvc_aircraft", tmp_path)
-    assert read("fgvc_aircraft", tmp_path) == (
+WNIDS = ("n01440764", "n02012849", "n03126707")
+LISTS = {
+    "fgvc_aircraft": (
         ("707-320", "F-16A/B", "Metroliner II"),
         [("images/0000005.jpg", 2), ("images/0000002.jpg", 0), ("images/0000009.jpg", 1), ("images/0000001.jpg", 0)],
         [("images/0000003.jpg", 1), ("images/0000004.jpg", 2), ("images/0000006.jpg", 0)],
         [("images/0000008.jpg", 1), ("images/0000007.jpg", 2), ("images/0000010.jpg", 0)],
-    )
-
-
-def test_imagenet_labels_are_ranks_of_folders_val_is_the_test_set_and_names_may_repeat(tmp_path):
-    make_tree("imagenet", tmp_path)
-    wnids = ("n01440764", "n02012849", "n03126707")
-    assert read("imagenet", tmp_path) == (
+    ),
+    # labels are ranks of folders, the validation images are the test set, and names may repeat
+    "imagenet": (
         ("tench", "crane", "crane"),
-        [(f"images/train/{wnid}/{wnid}_{i}.JPEG", label) for label, wnid in enumerate(wnids) for i in (10, 2)],
+        [(f"images/train/{wnid}/{wnid}_{i}.JPEG", label) for label, wnid in enumerate(WNIDS) for i in (10, 2)],
         [],
-        [(f"images/val/{wnid}/ILSVRC2012_val_00000001.JPEG", label) for label, wnid in enumerate(wnids)],
-    )
+        [(f"images/val/{wnid}/ILSVRC2012_val_00000001.JPEG", label) for label, wnid in enumerate(WNIDS)],
+    ),
+}
+for name, (_, images, _) in SPLIT_FILES.items():
+    place = "" if images == "." else f"{images}/"
+    LISTS[name] = (NAMES, *([(place + path, label) for path, label, _ in entries] for entries in SPLIT.values()))
+for name, (_, images) in VARIANTS.items():
+    folders = enumerate(("n01443537", "n01484850"))
+    test = [(f"{images}/{wnid}/{letter}.jpg", label) for label, wnid in folders for letter in "ab"]
+    LISTS[name] = (("goldfish", "great white shark"), [], [], test)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_layout_gives_names_by_label_and_images_in_their_order(tmp_path, name):
+    make_tree(name, tmp_path)
+    assert read(name, tmp_path) == LISTS[name]
 
 
 def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
@@ -71,14 +73,6 @@ def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
     names = read("imagenetv2", tmp_path)[0]
     assert names == tuple(IMAGENET_CLASSNAMES)
     assert (len(names), names[0], names[999]) == (1000, "tench", "toilet paper")
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variants_rank_their_own_folders(tmp_path, name):
-    make_tree(name, tmp_path)
-    wnids = ("n01443537", "n01484850")
-    images = [(f"{VARIANTS[name][1]}/{wnid}/{i}.jpg", label) for label, wnid in enumerate(wnids) for i in "ab"]
-    assert read(name, tmp_path) == (("goldfish", "great white shark"), [], [], images)
 
 
 def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
@@ -128,13 +122,10 @@ def fault_of(name, root):
     [
         ("dtd", ""),
         ("dtd", "split_zhou_DescribableTextures.json"),
-        ("dtd", "images"),
         ("fgvc_aircraft", "variants.txt"),
         ("fgvc_aircraft", "images_variant_val.txt"),
-        ("fgvc_aircraft", "images"),
         ("imagenet", ""),
         ("imagenet", "images/train"),
-        ("imagenet", "images/val"),
         ("imagenetv2", V2_IMAGES),
         ("imagenet_a", "imagenet-a"),
     ],
@@ -159,7 +150,6 @@ def with_entry(split, *entry):
         ("{", "is not JSON"),
         ("[" * 10_000, "is not JSON"),
         ("[]", "lacks the list train"),
-        (json.dumps({k: v for k, v in SPLIT.items() if k != "val"}), "lacks the list val"),
         (json.dumps({**SPLIT, "test": {}}), "lacks the list test"),
         (json.dumps({**SPLIT, "train": []}), "has no images in train"),
         (with_entry("train", "a.jpg", 0), "has an invalid entry 6 in train"),
