@@ -220,11 +220,7 @@ def read_campaign(file: Path) -> Campaign:
 
 
 def parse_campaign(content: dict[str, Any], file: Path) -> Campaign:
-    """Turn the content of a campaign's file into a Campaign.
-
-    Raises:
-        ConfigError: The content is invalid.
-    """
+    """Turn the content of a campaign's file into a Campaign, or raise a ConfigError."""
     try:
         return Campaign.model_validate(content)
     except ValidationError as error:

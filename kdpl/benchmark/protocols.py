@@ -44,10 +44,7 @@ class Place:
 def plan(campaign: Campaign, place: Place, rows: Sequence[str] = ()) -> list[Task]:
     """Return a campaign's tasks in the order in which one process does them.
 
-    Args:
-        campaign: The campaign.
-        place: Where it is run.
-        rows: Rows to test; empty: all. Teachers that they need are fitted without a test.
+    Only ``rows`` are tested, or all if none are named; teachers that they need are fitted without a test.
     """
     planner = _Planner(campaign, place)
     tasks: dict[str, Task] = {}

@@ -20,11 +20,8 @@ def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], option
     An element of an array does all tasks of one run. An array waits for the end of the one before it, failed or not:
     an element whose teacher is missing ends with an error, and the others run.
 
-    Args:
-        tasks: The campaign's tasks.
-        out: The campaign's folder.
-        command: Arguments of ``python -m kdpl`` that run the campaign.
-        options: Options of sbatch for every element.
+    They go into the folder ``out/slurm``. ``command`` are the arguments of ``python -m kdpl`` that run the campaign,
+    ``options`` those of sbatch for every element.
     """
     folder = out / "slurm"
     (folder / "logs").mkdir(parents=True, exist_ok=True)

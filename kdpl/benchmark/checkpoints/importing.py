@@ -49,12 +49,11 @@ def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Te
 
 
 def _require_same(published: Published, name: str, theirs: Tensor, ours: Tensor) -> None:
-    if theirs.shape != ours.shape:
-        difference = f"has shape {list(theirs.shape)} there and {list(ours.shape)} here"
-    elif not _is_same(theirs, ours.detach().cpu()):
-        difference = "has other values there"
-    else:
+    same_shape = theirs.shape == ours.shape
+    if same_shape and _is_same(theirs, ours.detach().cpu()):
         return
+    shapes = f"has shape {list(theirs.shape)} there and {list(ours.shape)} here"
+    difference = "has other values there" if same_shape else shapes
     raise WeightsError(
         f"{published.file} was made on another CLIP than the settings name ({name} {difference}): set "
         f"model.init_args.clip to the CLIP of that {published.kind}"
