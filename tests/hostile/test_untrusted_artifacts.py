@@ -157,15 +157,11 @@ def entry(dtype="F32", shape=(4, 4), offsets=(0, 64)):
 
 HEADERS = {
     "length 2^60": raw({}, length=2**60),
-    "length 2^64 - 1": raw({}, length=2**64 - 1),
     "beyond the file": raw({"t": entry(shape=(4, 2**30), offsets=(0, 2**34))}),
     "10^9 classes": raw({"t": entry(shape=(10**9, 512), offsets=(0, 2048 * 10**9))}),
-    "overlapping": raw({"t": entry(), "u": entry()}),
     "a negative edge": raw({"t": entry(shape=(-4, -4))}),
     "edges that overflow": raw({"t": entry(shape=(2**63, 2, 2**62), offsets=(0, 64))}),
     "other size than its offsets": raw({"t": entry(shape=(4, 5))}),
-    "backwards": raw({"t": entry(offsets=(64, 0))}),
-    "an unknown type": raw({"t": entry(dtype="F3")}),
     "double keys": raw(b'{"t":' + json.dumps(entry()).encode() + b',"t":' + json.dumps(entry()).encode() + b"}"),
     "10^6 edges": raw({"t": entry(shape=(1,) * 1_000_000, offsets=(0, 4))}),
     "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
@@ -191,7 +187,6 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
         {"vision_cfg": {"layers": 10**9}},
         {"vision_cfg": {"image_size": 10**6}},
         {"vision_cfg": {"timm_model_name": "hf-hub:somebody/model"}},
-        {"vision_cfg": {"timm_model_name": "local-dir:/tmp"}},
         {"vision_cfg": {"layers": [256] * 10_000}},
         {"text_cfg": {"hf_model_name": "somebody/model"}},
     ],
