@@ -47,11 +47,9 @@ def download(name: str, root: Path) -> bool:
         print(_IMAGENET.format(images=location.images, index=location.index, root=root), end="")
         return False
     if location.folder.exists():
-        try:
-            BenchmarkSet(name, str(root)).read()
-        except DataError as error:
-            said = f"folder {location.folder} exists but is incomplete ({_plain(error, root)})"
-            raise DataError(f"{said}: move or remove it, then start again") from error
+        if fault := _fault(name, root):
+            said = f"folder {location.folder} exists but is incomplete ({fault})"
+            raise DataError(f"{said}: move or remove it, then start again")
         print(f"{location.origin} is there already: nothing to do")
         return True
     store = root / f".{name}.download"
@@ -59,11 +57,9 @@ def download(name: str, root: Path) -> bool:
     with atomic_path(location.folder) as staging:
         staging.mkdir()
         _lay_out(location.benchmark, store, files, staging)
-        try:
-            BenchmarkSet(name, str(staging.parent)).read()
-        except DataError as error:
-            said = f"repository {REPOSITORY} holds {name} in an unknown form ({_plain(error, staging.parent)})"
-            raise DataError(f"{said}: arrange the files of {store} by hand as {location.folder}") from error
+        if fault := _fault(name, staging.parent):
+            said = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
+            raise DataError(f"{said}: arrange the files of {store} by hand as {location.folder}")
     shutil.rmtree(store)
     print(f"{location.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
     return True
@@ -127,6 +123,10 @@ def _dataset_called(part: str) -> str | None:
     return called[max(keys, key=len)] if keys else None
 
 
-def _plain(error: DataError, root: Path) -> str:
-    """The first half of a reader's sentence, without its advice and with paths below the root."""
-    return str(error).split(": ")[0].replace(f"{root}/", "")
+def _fault(name: str, root: Path) -> str | None:
+    """First half of the sentence by which the reader refuses a dataset, paths below the root; None if it takes it."""
+    try:
+        BenchmarkSet(name, str(root)).read()
+    except DataError as error:
+        return str(error).split(": ")[0].replace(f"{root}/", "")
+    return None

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -125,13 +125,13 @@ class Manifest(BaseModel):
         return {_path(folder, shard): indices for shard, indices in enumerate(images)}
 
 
+@dataclass
 class FeatureCache:
     """A complete cache, whose shards each worker process opens for itself."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._shards: dict[int, npt.NDArray[np.float16]] = {}
+    folder: Path
+    manifest: Manifest
+    _shards: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shards": {}}
