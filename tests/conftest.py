@@ -1,4 +1,5 @@
 import os
+from functools import cache
 
 # before open_clip is imported: no test may reach for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,32 +24,17 @@ def _registered_models():
 @pytest.fixture(scope="session")
 def clip_of():
     """A frozen Clip by the name of its model; the same object for all tests, which do not change it."""
-    loaded = {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = load_clip(ClipConfig(name, world.TAG))
-        return loaded[name]
-
-    return get
+    return cache(lambda name: load_clip(ClipConfig(name, world.TAG)))
 
 
 @pytest.fixture(scope="session")
 def plain_of():
     """The plain implementation of a model by its name."""
-    loaded = {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = PlainClip(world.weights(name), world.CONFIGS[name])
-        return loaded[name]
-
-    return get
+    return cache(lambda name: PlainClip(world.weights(name), world.CONFIGS[name]))
 
 
 @pytest.fixture
 def images():
-    """Three images, uint8 [3, 3, 32, 32]."""
     return world.images_of(torch.tensor([0, 1, 2]), seed=5)
 
 

@@ -18,8 +18,6 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 class WithoutBatchNorm(StudentDistillation):
-    """A student whose projector is linear, ReLU, linear."""
-
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.encoder.projector.layers[1] = nn.Identity()
@@ -72,7 +70,6 @@ class Notes(Callback):
 
 
 def statistics(module):
-    """The running statistics of its batch norms."""
     return {name: tensor.clone() for name, tensor in module.named_buffers() if "running" in name}
 
 

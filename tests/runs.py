@@ -19,7 +19,6 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def configs(*names):
-    """The options that name these config files."""
     return [f"--config={CONFIGS / name}" for name in names]
 
 
@@ -91,7 +90,6 @@ def processes_of(group):
 
 
 def wait_for(condition, seconds=300):
-    """Wait until a condition holds; the limit is a safety net alone."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "a condition does not come true"
@@ -123,13 +121,11 @@ def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"
 
 
 def noise(width, height, mode="RGB", seed=0):
-    """A picture of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
 def rows_of(path):
-    """The rows of a CSV file."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

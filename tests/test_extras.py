@@ -1,12 +1,11 @@
 """What a plain installation does without, and that whoever needs more is told what to install."""
 
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 from packaging.requirements import Requirement
-from runs import configs, fit_teacher, image_folder
+from runs import DATA, SHORT, TEACHER, configs, error_line, fit_teacher, image_folder
 
 from kdpl.__main__ import main
 
@@ -52,49 +51,27 @@ def test_each_extra_brings_what_it_is_for():
         assert package in {name for name, _ in brought_by("kdpl", (extra,))}
 
 
-@pytest.fixture
-def fails(capsys):
-    """Calls a command that must fail; its one sentence."""
-
-    def call(*args):
-        capsys.readouterr()
-        assert main([str(arg) for arg in args]) == 1
-        out, err = capsys.readouterr()
-        assert out == ""
-        sentence = err.splitlines()[-1]
-        assert re.fullmatch("error: .*", sentence)
-        return sentence
-
-    return call
-
-
-def without(monkeypatch, *modules):
-    for module in modules:
-        monkeypatch.setitem(sys.modules, module, None)
-
-
-def test_commands_name_the_extra_that_they_lack(fails, classifier, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["predict", "{classifier}", "{folder}/pets", "--out={folder}/answers.parquet"], "parquet"),
+        (["export", "{classifier}", "--format=onnx", "--out={folder}/c.onnx"], "export"),
+        (["demo", "{classifier}", "--no-browser"], "demo"),
+        (["completion", "bash"], "completion"),
+        (["fit", *DATA, *TEACHER, *SHORT, "--out={folder}/digits"], "quickstart"),
+    ],
+)
+def test_commands_name_the_extra_that_they_lack(command, extra, classifier, tmp_path, monkeypatch, capsys):
     image_folder(tmp_path / "pets")
-    without(monkeypatch, "pyarrow", "pyarrow.parquet", "onnxruntime", "gradio", "shtab")
-    sentence = fails("predict", classifier, tmp_path / "pets", f"--out={tmp_path / 'answers.parquet'}")
-    assert "pip install 'kdpl[parquet]'" in sentence
-    sentence = fails("export", classifier, "--format=onnx", f"--out={tmp_path / 'c.onnx'}")
-    assert "pip install 'kdpl[export]'" in sentence
-    assert "pip install 'kdpl[demo]'" in fails("demo", classifier, "--no-browser")
-    assert "pip install 'kdpl[completion]'" in fails("completion", "bash")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]
-
-
-def test_the_digits_and_parquet_tables_name_the_extra_that_they_lack(tmp_path, monkeypatch, capsys):
-    without(monkeypatch, "sklearn", "sklearn.datasets", "pyarrow", "pyarrow.parquet")
-    monkeypatch.setattr("kdpl.data.readers.digits._arrays", sys.modules["kdpl.data.readers.digits"]._arrays.__wrapped__)
-    assert fit_teacher(tmp_path / "digits") == 1
-    assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
-    table = tmp_path / "images.parquet"
-    table.touch()
-    options = ["--data.init_args.dataset=table", f"--data.init_args.root={table}"]
-    assert fit_teacher(tmp_path / "table", *options) == 1
-    assert "pip install 'kdpl[parquet]'" in capsys.readouterr().err
+    lacking = ("pyarrow", "pyarrow.parquet", "onnxruntime", "gradio", "shtab", "sklearn", "sklearn.datasets")
+    for module in lacking:
+        monkeypatch.setitem(sys.modules, module, None)
+    digits = sys.modules["kdpl.data.readers.digits"]
+    monkeypatch.setattr(digits, "_arrays", digits._arrays.__wrapped__)
+    capsys.readouterr()
+    assert main([word.format(classifier=classifier, folder=tmp_path) for word in command]) == 1
+    assert f"pip install 'kdpl[{extra}]'" in error_line(capsys)
+    assert not list(tmp_path.glob("[ac]*"))
 
 
 def test_a_tensorboard_logger_names_the_extra_that_it_lacks(tmp_path, monkeypatch, capsys):

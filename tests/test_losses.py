@@ -35,10 +35,6 @@ def test_distillation_by_hand():
     assert distillation_kl(student, 2 * teacher, temperature=2).item() == pytest.approx(4 * by_hand, rel=1e-6)
 
 
-def test_distillation_stops_at_the_teacher_that_it_equals():
-    assert distillation_kl(logits(1) + 5, logits(1)).item() == pytest.approx(0, abs=1e-6)
-
-
 def test_distillation_stays_finite_where_the_teacher_is_certain():
     certain = torch.tensor([[1000.0, 0.0, 0.0]])
     student = torch.zeros(1, 3, requires_grad=True)
@@ -60,8 +56,5 @@ def test_zero_shot_kl_and_its_gradient_pull_towards_the_zero_shot_predictions():
 
 
 def test_feature_l1_is_the_mean_over_all_entries():
-    features, frozen = (
-        torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]]),
-        torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]),
-    )
+    features, frozen = torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]]), torch.tensor([[0.5] * 3, [0.0] * 3])
     assert feature_l1(features, frozen).item() == pytest.approx(2.0 / 6)

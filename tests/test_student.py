@@ -1,17 +1,17 @@
-import shutil
 from dataclasses import replace
 
 import plain
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from plain import PlainProjector, normalized, relative_error
 
-from kdpl.clip.loading import ClipConfig, load_clip, register_model
+from kdpl.clip.loading import ClipConfig, load_clip, load_image_clip, register_model
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.student import StudentDistillation, Target
@@ -64,10 +64,8 @@ def disturbed(student, start):
 
 def first_batch(student, start, folder, **options):
     """Fit a disturbed student for one batch, ``IMAGES``; returns its record, with the plain student as ``started``."""
-    domain = world.TinyDomain(num_base=3, batch_size=6)
-    return world.fit(
-        student, folder, domain=domain, limit_train_batches=1, start=lambda s: disturbed(s, start), **options
-    )
+    options = {"domain": world.TinyDomain(num_base=3, batch_size=6), "limit_train_batches": 1, **options}
+    return world.fit(student, folder, start=lambda s: disturbed(s, start), **options)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +94,12 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, teac
             assert relative_error(gradients[f"projector.{name}"], leaf.grad) < 1e-5, name
 
 
-class Halved(Target):
-    """A custom target."""
-
-    def forward(self, features, indices):
-        assert indices.tolist() == list(range(6))
-        return super().forward(features, indices) / 2
-
-
 def test_a_custom_target_is_found_by_its_class_path(tmp_path, plain_of, monkeypatch):
+    class Halved(Target):
+        def forward(self, features, indices):
+            assert indices.tolist() == list(range(6))
+            return super().forward(features, indices) / 2
+
     monkeypatch.setattr(world, "Halved", Halved, raising=False)
     written = world.write_teacher(tmp_path)
     student = make_student(tmp_path, target="world.Halved")
@@ -176,22 +171,18 @@ def test_evaluation_is_the_plain_one_with_running_statistics(distilled, plain_of
     assert distilled["metrics"] == pytest.approx({f"test/{k}": v for k, v in expected.items()})
 
 
-def test_frozen_towers_and_class_vectors_stay_as_they_are(distilled):
+def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_alone(distilled):
     student, teacher = distilled["student"], distilled["student"].teacher.module
     world.assert_untouched(student.encoder.tower.module.visual, "test-student", "visual.")
     world.assert_untouched(teacher.tower.visual, "test-teacher-quickgelu", "visual.")
     written = TunedPrompts.load(distilled["teacher"] / PROMPTS_FILE).tensors["vision_prompts.tokens"]
     assert torch.equal(teacher.prompts.vision_prompts.tokens, written)
     assert torch.equal(student.head.module.class_vectors, student.vectors.vectors)
-
-
-def test_a_checkpoint_holds_what_was_learned_as_plain_values(distilled):
     checkpoint = torch.load(distilled["folder"] / "epoch=2.ckpt", weights_only=True)
-    trained = {f"encoder.{name}" for name in distilled["student"].encoder.state_dict()}
+    trained = {f"encoder.{name}" for name in student.encoder.state_dict()}
     assert trained == set(checkpoint["state_dict"])
     assert not [name for name in trained if "tower" in name]
-    assert checkpoint["kdpl_teacher"] == distilled["student"].shared_vectors.teacher
-    world.assert_plain_values(checkpoint)
+    assert checkpoint["kdpl_teacher"] == student.shared_vectors.teacher
 
 
 def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):
@@ -234,7 +225,7 @@ def test_prompts_may_start_at_the_mean_tokens_of_the_domain(tmp_path):
     assert relative_error(starts["mean_token"], prompts.tokens) < 1e-6
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
 def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tmp_path, plain_of):
     written = world.write_teacher(tmp_path)
     student = make_student(tmp_path)
@@ -248,55 +239,34 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     towers = student.encoder.tower.module, student.teacher.module.tower
     assert {tower.visual.proj.dtype for tower in towers} == {half}
     loss = seen.started.loss(IMAGES).item()
-    assert seen.losses == [pytest.approx(loss, rel=1e-5 if precision == "32-true" else 0.2)]
+    assert seen.losses == [pytest.approx(loss, rel=0.2)]
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
-def test_a_student_of_the_published_size_has_a_small_checkpoint(tmp_path):
-    # ViT-L/14 -> ViT-B/16 as far as what is trained depends on it: width 768, embeddings 512 and 768, nine prompted
-    # layers, and the 1,000 classes of ImageNet. The frozen rest (the teacher's tower, three further layers, MLPs, most
-    # tokens) is left out, as the checkpoint must not hold any of it.
-    def config(embed_dim, width, layers):
-        vision = {"image_size": 32, "layers": layers, "width": width, "patch_size": 32, "mlp_ratio": 0.1}
-        text = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
-        return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
-
-    register_model("test-wide-teacher", config(768, 64, 1), {})
-    register_model("test-wide-student", config(512, 768, 9), {})
-    names = tuple(f"class number {i} of many" for i in range(1000))
-    teacher = load_clip(ClipConfig("test-wide-teacher", "random")).identity
-    prompts = world.tuned_prompts({}, clip=teacher)
-    prompts.save(tmp_path / PROMPTS_FILE)
-    vectors = normalized(torch.randn(1000, 768))
-    settings = {"class_names": names, "num_base": None, "clip": teacher, "teacher": prompts.teacher}
-    replace(world.frozen_vectors(), vectors=vectors, **settings).save(tmp_path / CLASS_VECTORS_FILE)
-    student = StudentDistillation(ClipConfig("test-wide-student", "random"), str(tmp_path))
-    saved = ModelCheckpoint(tmp_path, filename="student")
-    domain = world.TinyDomain(names=names)
-    world.fit(student, tmp_path, callbacks=[saved], domain=domain, enable_checkpointing=True, limit_train_batches=1)
-    trained = 4 * (9 * 4 * 768 + (512 + 1) * 768 + 2 * 768 + (768 + 1) * 768)
-    assert sum(p.numel() for p in student.parameters()) * 4 == trained
-    # parameters and momentum
-    assert 2 * trained <= (tmp_path / "student.ckpt").stat().st_size < 2.1 * trained < 15e6
-
-
-class Started(Callback):
-    def on_train_batch_start(self, *_):
-        raise AssertionError("training began")
+def test_a_student_of_the_published_size_has_a_small_checkpoint(distilled):
+    # ViT-L/14 -> ViT-B/16: of the image tower, only its width and nine prompted layers count
+    vision = {"image_size": 32, "layers": 9, "width": 768, "patch_size": 32, "mlp_ratio": 0.1}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    register_model("test-wide-student", {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, {})
+    tower = load_image_clip(ClipConfig("test-wide-student", "random")).image_tower
+    trained = sum(p.numel() for p in StudentEncoder(tower, 4, 9, 768).parameters() if p.requires_grad) * 4
+    assert trained == 4 * (9 * 4 * 768 + (512 + 1) * 768 + 2 * 768 + (768 + 1) * 768)
+    # parameters and momentum, and little more
+    small = sum(p.numel() for p in distilled["student"].parameters()) * 4
+    assert 2 * small <= (distilled["folder"] / "epoch=2.ckpt").stat().st_size < 2 * small + 20_000
+    assert 2 * trained < 14e6
 
 
 def refuse(student, folder, kind, match, domain=None, **options):
     """Expect one sentence before the first step."""
     with world.refused(kind, match):
-        world.fit(student, folder, callbacks=[Started()], domain=domain, **options)
+        world.fit(student, folder, callbacks=[world.NoStep()], domain=domain, **options)
 
 
 class TestRefusals:
-    def test_a_teacher_without_class_vectors(self, tmp_path):
+    def test_a_teacher_without_class_vectors_or_prompts(self, tmp_path):
         with world.refused(ArtifactError, r"nowhere.class_vectors\.safetensors does not exist.*run stage 1"):
             make_student(tmp_path / "nowhere")
-
-    def test_a_teacher_without_prompts(self, tmp_path):
         world.write_teacher(tmp_path)
         (tmp_path / PROMPTS_FILE).unlink()
         refuse(make_student(tmp_path), tmp_path, ArtifactError, r"prompts\.safetensors does not exist")
@@ -348,21 +318,16 @@ class TestRefusals:
         with world.refused(ConfigError, match):
             make_student(distilled["teacher"], **options)
 
-    @pytest.mark.parametrize("changed", ["clip", "teacher", "kind"])
-    def test_checkpoints_of_others(self, changed, distilled, tmp_path):
-        teacher, file = distilled["teacher"], tmp_path / "other.ckpt"
-        shutil.copy(distilled["folder"] / "epoch=2.ckpt", file)
-        student = make_student(teacher)
-        if changed == "clip":
-            student.clip = replace(student.clip, fingerprint="0" * 32)
-            kind, match = WeightsError, "made with other weights than 'noise' of test-student"
-        elif changed == "teacher":
-            world.write_teacher(tmp_path, seed=1)
-            student = make_student(tmp_path)
-            kind, match = ArtifactError, "distilled from another teacher than the settings name"
-        else:
-            content = torch.load(file, weights_only=True)
-            del content["kdpl_teacher"]
-            torch.save(content, file)
-            kind, match = ArtifactError, "the checkpoint is not one of a student"
-        refuse(student, tmp_path, kind, match, ckpt_path=file)
+    def test_checkpoints_of_others(self, distilled, tmp_path):
+        file, content = tmp_path / "other.ckpt", torch.load(distilled["folder"] / "epoch=2.ckpt", weights_only=True)
+        torch.save(content, file)
+        student = make_student(distilled["teacher"])
+        student.clip = replace(student.clip, fingerprint="0" * 32)
+        refuse(student, tmp_path, WeightsError, "made with other weights than 'noise' of test-student", ckpt_path=file)
+        world.write_teacher(tmp_path, seed=1)
+        match = "distilled from another teacher than the settings name"
+        refuse(make_student(tmp_path), tmp_path, ArtifactError, match, ckpt_path=file)
+        del content["kdpl_teacher"]
+        torch.save(content, file)
+        match = "the checkpoint is not one of a student"
+        refuse(make_student(distilled["teacher"]), tmp_path, ArtifactError, match, ckpt_path=file)

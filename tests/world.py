@@ -90,7 +90,6 @@ def weights(name):
 
 
 def register():
-    """Make the models known."""
     for name, config in CONFIGS.items():
         register_model(name, config, {TAG: lambda name=name: weights(name)})
 
@@ -108,14 +107,7 @@ def images_of(labels, seed, size=32):
 
 
 class TinyDomain(LightningDataModule):
-    """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches.
-
-    Args:
-        num_base: Number of base classes, or None.
-        batch_size: Images a batch, of all splits.
-        names: The names of the classes.
-        image_size: Edge of the images, a multiple of 4 pixels.
-    """
+    """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches."""
 
     def __init__(self, num_base=None, batch_size=4, names=NAMES, image_size=32):
         super().__init__()
@@ -150,27 +142,20 @@ class TinyDomain(LightningDataModule):
 
 def quiet_trainer(folder, max_epochs=1, **options):
     """A trainer on the CPU that prints and logs nothing and writes into ``folder``."""
-    quiet = {
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-    }
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet = {"devices": 1, **dict.fromkeys(off, False), "num_sanity_val_steps": 0, "limit_val_batches": 0}
     return Trainer(accelerator="cpu", max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
 
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
     """These prompts as those of a teacher with independent prompts."""
     clip = load_clip(ClipConfig(model, TAG))
+    tokens, deep = tensors.get("vision_prompts.tokens"), tensors.get("text_prompts.deep")
+    none = PromptConfig(depth=0)
     fields = {
         "method": "independent",
-        "vision": _size_of(tensors.get("vision_prompts.tokens")),
-        "text": PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(tensors["text_prompts.deep"]))
-        if "text_prompts.deep" in tensors
-        else PromptConfig(depth=0),
+        "vision": none if tokens is None else PromptConfig(tokens.shape[1], tokens.shape[0]),
+        "text": none if deep is None else PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(deep)),
         "context": context,
         "clip": clip.identity,
         "text_fingerprint": clip.text_fingerprint,
@@ -180,12 +165,7 @@ def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a
     return TunedPrompts(tensors=tensors, **{**fields, **changes})
 
 
-def _size_of(tokens):
-    return PromptConfig(depth=0) if tokens is None else PromptConfig(tokens.shape[1], tokens.shape[0])
-
-
 def image_half(model):
-    """The image half of a model."""
     return load_image_clip(ClipConfig(model, TAG))
 
 
@@ -232,7 +212,6 @@ def one_sentence(error):
 
 @contextmanager
 def refused(kind, match):
-    """Expect an error of this kind whose message is one sentence."""
     with pytest.raises(kind, match=match) as error:
         yield error
     assert one_sentence(error), str(error.value)
@@ -268,8 +247,7 @@ class Probe(LightningModule):
 class Record(Callback):
     """Keeps the loss of each step, the last gradients, and the module's state after the last step of each epoch.
 
-    Args:
-        start: Called with the module before the first step; ``started`` is what it returns.
+    ``started`` is what ``start`` returns, which is called with the module before the first step.
     """
 
     def __init__(self, start=None):
@@ -296,6 +274,11 @@ def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, sta
     return record
 
 
+class NoStep(Callback):
+    def on_train_batch_start(self, *_):
+        raise AssertionError("training began")
+
+
 def assert_untouched(tower, model, part=""):
     """Require a frozen tower to have the weights of its model, no gradients, and to be in evaluation mode."""
     state = tower.state_dict()
@@ -303,17 +286,3 @@ def assert_untouched(tower, model, part=""):
     assert all(torch.equal(v, weights(model)[f"{part}{k}"]) for k, v in state.items())
     assert not [p for p in tower.parameters() if p.requires_grad or p.grad is not None]
     assert not [m for m in tower.modules() if m.training]
-
-
-def assert_plain_values(value):
-    """Refuse anything in a checkpoint that is not a tensor, a number, a string or a plain container of these."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            assert type(key) in (str, int), key
-            assert_plain_values(item)
-    elif isinstance(value, list | tuple):
-        assert type(value) in (list, tuple), type(value)
-        for item in value:
-            assert_plain_values(item)
-    else:
-        assert value is None or type(value) in (torch.Tensor, int, float, str, bool), type(value)

@@ -43,26 +43,12 @@ class Teacher(LightningModule):
 
 
 class At(Callback):
-    """Does something at the end of an epoch."""
-
     def __init__(self, action, epoch=0):
         self.action, self.epoch = action, epoch
 
     def on_train_epoch_end(self, trainer, pl_module):
         if trainer.current_epoch == self.epoch:
             self.action(trainer, pl_module)
-
-
-def stop(trainer, _):
-    trainer.should_stop = True
-
-
-def fail(*_):
-    raise RuntimeError("the disk is on fire")
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
 
 
 def fit(folder, max_epochs=2, *callbacks, module=None, handover=FreezeClassVectors, ckpt_path=None, **options):
@@ -106,17 +92,17 @@ def test_a_finished_fit_hands_over_its_result_once(epochs, callbacks, options, n
 def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, capsys):
     module = Teacher()
     module.shared_vectors = world.frozen_vectors()
-    fit(tmp_path, 2, At(stop), module=module, handover=handover)
+    stop = At(lambda trainer, _: setattr(trainer, "should_stop", True))
+    fit(tmp_path, 2, stop, module=module, handover=handover)
     assert "training ended early: rerun the same command to resume; nothing was" in capsys.readouterr().err
     assert module.frozen == 0
     # a student's run has the class vectors that it learns from
     assert files(tmp_path) == ([FILES[0]] if handover is SaveClassifier else [])
 
 
-@pytest.mark.parametrize(("action", "error"), [(fail, RuntimeError), (interrupt, (KeyboardInterrupt, SystemExit))])
-def test_a_fit_that_fails_writes_nothing(action, error, tmp_path):
-    with pytest.raises(error):
-        fit(tmp_path, 2, At(action))
+def test_a_fit_that_fails_writes_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, 2, At(lambda *_: 1 / 0))
     assert files(tmp_path) == []
 
 
@@ -129,17 +115,12 @@ def test_a_resumed_fit_hands_over_at_its_end_also_after_its_last_epoch(epochs, t
     assert number_in(tmp_path) == 4
 
 
-@pytest.fixture
-def student(clip_of):
-    """Stands for a student."""
-    clip, module = clip_of("test-student"), Teacher()
+def test_a_student_leaves_the_class_vectors_from_the_start_and_a_classifier_in_the_end(clip_of, tmp_path):
+    clip, student = clip_of("test-student"), Teacher()
+    student.shared_vectors = world.frozen_vectors()
     encoder = StudentEncoder(clip.image_tower, 2, 2, 24)
-    module.shared_vectors = world.frozen_vectors()
-    module.classifier = lambda: Classifier(encoder, module.shared_vectors, 17.0, clip.identity)
-    return module
+    student.classifier = lambda: Classifier(encoder, student.shared_vectors, 17.0, clip.identity)
 
-
-def test_a_student_leaves_the_class_vectors_from_the_start_and_a_classifier_in_the_end(student, tmp_path):
     def look(*_):
         assert ClassVectors.load(tmp_path / FILES[0]).teacher == student.shared_vectors.teacher
         assert files(tmp_path) == [FILES[0]]

@@ -59,7 +59,6 @@ def test_accuracies_mark_a_finished_test_and_are_written_after_other_callbacks(t
     class Draws(Callback):
         def on_test_end(self, *_):
             assert len(read_predictions(tmp_path)) == 5
-            assert read_results(tmp_path) == {}
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -1,12 +1,10 @@
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from runs import test as run_test
 
 from kdpl.callbacks.run_config import RunConfig
-from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LAST, RESULTS_FILE
+from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LAST
 
 
 def test_the_config_is_complete_with_all_defaults(teacher_run):
@@ -31,13 +29,3 @@ def test_a_failure_removes_the_config_if_nothing_can_be_resumed(tmp_path, checkp
     trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True)
     callback.on_exception(trainer, None, RuntimeError())
     assert (tmp_path / CONFIG_FILE).exists() == checkpoint
-
-
-def test_a_student_is_tested_from_its_folder_alone(student_run, tmp_path):
-    out = tmp_path / "student"
-    shutil.copytree(student_run, out)
-    (out / RESULTS_FILE).unlink()
-    # as if the teacher's folder was gone
-    gone = f"--model.init_args.teacher={tmp_path / 'gone'}"
-    assert run_test(out, f"--out={out}", gone) == 0
-    assert (out / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()

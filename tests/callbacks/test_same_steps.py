@@ -25,12 +25,11 @@ def interrupted(tmp_path, monkeypatch):
         if trainer.global_step == 8:
             raise RuntimeError("interrupted")
 
-    out = tmp_path / "interrupted"
     with monkeypatch.context() as patch:
         patch.setattr(Throughput, "on_train_batch_end", fail)
         with pytest.raises(RuntimeError, match="interrupted"):
-            fit_teacher(out, *STEPS)
-    return out
+            fit_teacher(tmp_path / "interrupted", *STEPS)
+    return tmp_path / "interrupted"
 
 
 def test_a_fit_that_would_resume_with_other_steps_is_refused(interrupted, capsys):

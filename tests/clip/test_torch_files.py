@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import pickle
 import re
@@ -37,7 +38,7 @@ def test_a_published_file_that_torch_refuses_is_read(tmp_path):
         read = content["state_dict"][name]
         assert read.dtype == tensor.dtype
         assert torch.equal(read, tensor)
-    world.assert_plain_values(content["optimizer"]["param_groups"])
+    assert json.dumps(content["optimizer"]["param_groups"]), "plain values alone"
     for key in ("scheduler", "val_result"):
         assert type(content[key]).__module__ == "kdpl.clip.torch_files"
 

@@ -14,13 +14,6 @@ from kdpl.student import StudentDistillation
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def teacher_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    world.write_teacher(folder, class_names=fits.DIGITS, num_base=None)
-    return folder
-
-
 class Noted(fits.Notes):
     """Notes the statistics with which the epoch is judged as well."""
 
@@ -67,7 +60,6 @@ def test_validation_and_checkpoint_have_the_running_statistics_of_the_first_proc
 
 
 def test_an_epoch_is_chosen_by_the_statistics_that_the_checkpoint_holds(teacher_folder, tmp_path):
-    """Without validation nothing else shares those of the first process."""
     options = {"processes": 2, "steps": 5, "limit_val_batches": 0}
     first, second = fit(teacher_folder, tmp_path / "fit", notes=Noted, **options)
     assert first["accuracy"] == second["accuracy"] > 0
@@ -86,7 +78,6 @@ class Kinds(Callback):
 
 
 def test_synchronised_batch_norm_reaches_the_projector(teacher_folder, tmp_path, monkeypatch):
-    """The trainer converts the batch norms that a module has after ``setup``."""
     # DistributedDataParallel refuses them on the CPU
     monkeypatch.setattr("lightning.pytorch.strategies.DDPStrategy.configure_ddp", lambda _: None)
     sync = {"devices": 2, "strategy": "ddp_fork", "sync_batchnorm": True, "use_distributed_sampler": False}

@@ -2,7 +2,6 @@
 
 import fits
 import pytest
-import world
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.student import StudentDistillation
@@ -24,9 +23,8 @@ class Sent(fits.Notes):
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_no_frozen_tower_is_sent_reduced_or_saved(stage, tmp_path):
-    world.write_teacher(tmp_path, class_names=fits.DIGITS, num_base=None)
-    module = fits.teacher() if stage == "teacher" else fits.student(tmp_path, StudentDistillation)
+def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_path):
+    module = fits.teacher() if stage == "teacher" else fits.student(teacher_folder, StudentDistillation)
     seen, _ = fits.fit(module, fits.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
     assert all(seen["parameters"].values())
     assert all("prompts" in name or "projector" in name for name in seen["parameters"])

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import configs, files_of, fit_teacher, rows_of
-from runs import test as run_test
+from runs import configs, fit_teacher, rows_of
 
 from kdpl.runtime.loggers import MetricsCSV, read_metrics
 from kdpl.runtime.predictions import read_results
@@ -24,10 +23,8 @@ def test_rows_are_appended_and_new_metrics_get_columns(tmp_path):
 
 def test_a_fit_and_a_test_beside_it_append_to_the_same_file(tmp_path):
     fit, test = MetricsCSV(str(tmp_path)), MetricsCSV(str(tmp_path))
-    fit.log_metrics({"a": 1.0}, step=1)
-    test.log_metrics({"t": 2.0}, step=1)
-    fit.log_metrics({"a": 3.0}, step=2)
-    fit.log_metrics({"v": 4.0}, step=2)
+    for logger, name, value, step in ((fit, "a", 1, 1), (test, "t", 2, 1), (fit, "a", 3, 2), (fit, "v", 4, 2)):
+        logger.log_metrics({name: value}, step=step)
     test.log_metrics({"t": 5.0}, step=2)
     rows = [(row["a"], row["t"], row["v"] or "") for row in rows_of(tmp_path / METRICS_FILE)]
     assert rows == [("1.0", "", ""), ("", "2.0", ""), ("3.0", "", ""), ("", "", "4.0"), ("", "5.0", "")]
@@ -35,19 +32,14 @@ def test_a_fit_and_a_test_beside_it_append_to_the_same_file(tmp_path):
     assert read_metrics(tmp_path / METRICS_FILE) == curves
 
 
-def test_a_line_that_was_being_written_when_the_process_was_killed_is_removed(tmp_path):
-    MetricsCSV(str(tmp_path)).log_metrics({"a": 1.0}, step=0)
-    with (tmp_path / METRICS_FILE).open("a") as file:
-        file.write("1,2")
-    MetricsCSV(str(tmp_path)).log_metrics({"a": 3.0}, step=1)
-    assert read_metrics(tmp_path / METRICS_FILE) == {"a": [(0, 1.0), (1, 3.0)]}
-
-
-def test_of_two_values_of_one_step_the_later_one_counts(tmp_path):
-    logger = MetricsCSV(str(tmp_path))
+def test_of_two_values_of_one_step_the_later_one_counts_and_half_a_line_is_removed(tmp_path):
     for step, value in ((5, 0.1), (9, 0.2), (5, 0.3)):
-        logger.log_metrics({"val/acc": value}, step=step)
-    assert read_metrics(tmp_path / METRICS_FILE) == {"val/acc": [(5, 0.3), (9, 0.2)]}
+        MetricsCSV(str(tmp_path)).log_metrics({"val/acc": value}, step=step)
+        # as a process leaves it that is killed
+        with (tmp_path / METRICS_FILE).open("a") as file:
+            file.write("1,2")
+    MetricsCSV(str(tmp_path)).log_metrics({"val/acc": 0.4}, step=10)
+    assert read_metrics(tmp_path / METRICS_FILE) == {"val/acc": [(5, 0.3), (9, 0.2), (10, 0.4)]}
 
 
 def test_metrics_of_a_run_agree_with_its_results(student_run):
@@ -62,18 +54,11 @@ def test_metrics_of_a_run_agree_with_its_results(student_run):
 def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(tmp_path)
-    out = Path("run")
-    assert fit_teacher(out, *configs("logger/tensorboard.yaml")) == 0
-    assert run_test(out) == 0
-    scalars, images = {}, set()
-    for folder in {p.parent for p in out.rglob("events.out.tfevents.*")}:
-        events = accumulator.EventAccumulator(str(folder)).Reload()
-        images |= set(events.Tags()["images"])
-        for name in events.Tags()["scalars"]:
-            scalars.setdefault(name, []).extend(e.value for e in events.Scalars(name))
-    for name in ("train/loss", "val/acc", "test/acc"):
-        expected = [float(row[name]) for row in rows_of(out / METRICS_FILE) if row[name]]
-        assert scalars[name] == pytest.approx(expected, rel=1e-6), name
-    assert images == {"figures/learning_curves", "figures/confusion"}
+    assert fit_teacher("run", *configs("logger/tensorboard.yaml")) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert any("tfevents" in name for name in files_of(out))
+    (file,) = Path("run").rglob("events.out.tfevents.*")
+    events = accumulator.EventAccumulator(str(file)).Reload()
+    assert events.Tags()["images"] == ["figures/learning_curves"]
+    for name in ("train/loss", "val/acc"):
+        expected = [float(row[name]) for row in rows_of(Path("run") / METRICS_FILE) if row[name]]
+        assert [e.value for e in events.Scalars(name)] == pytest.approx(expected, rel=1e-6) != [], name
