@@ -4,60 +4,39 @@ import json
 import struct
 import time
 
+from wandb.proto import wandb_internal_pb2
 
-def records(file):
+
+def _records(data):
     """The records of a W&B run file: a log of blocks of 32 KiB, over which a record may be split."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = file.read_bytes()
-    assert data[:4] == b":W&B"
-    at, pieces = 7, b""
+    at, pieces, found = 7, b"", []
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if at + 7 + length > len(data):
-            # it is being written, or its writer was killed
-            return
         pieces += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a complete record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pieces)
-            yield record
+            found.append(wandb_internal_pb2.Record.FromString(pieces))
             pieces = b""
+    return found
 
 
-def closed(file, seconds=60):
-    """The records of a run file once it is complete: the client writes it from a process of its own."""
-    end = time.monotonic() + seconds
-    while True:
-        found = list(records(file))
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
-        assert time.monotonic() < end, f"{file} was not closed"
-        time.sleep(0.1)
+def records_of(run, seconds=60):
+    """The records of a run's processes by kind, once complete: the client writes them from a process of its own."""
+    end, found = time.monotonic() + seconds, {}
+    for file in sorted(run.rglob("*.wandb")):
+        while "exit" not in {record.WhichOneof("record_type") for record in _records(file.read_bytes())[-3:]}:
+            assert time.monotonic() < end, f"{file} was not closed"
+            time.sleep(0.1)
+        for record in _records(file.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            found.setdefault(kind, []).append(getattr(record, kind))
+    return found
 
 
-def history(found):
-    """The logged rows, decoded."""
-    return [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in r.history.item}
-        for r in found
-        if r.WhichOneof("record_type") == "history"
-    ]
-
-
-def of_kind(found, kind):
-    """The records of one kind."""
-    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
-
-
-def offline(monkeypatch, home):
-    """Let wandb work without a server, with its cache and configuration in this folder."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
+def values_of(items):
+    """The values of items of a row or of a config by name, decoded."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
