@@ -53,7 +53,7 @@ class Target(nn.Module):
         self.teacher = teacher
 
     def forward(self, features: Tensor, indices: Tensor) -> Tensor:
-        """Return the logits that the student is to have.
+        """Return the logits that the student should match.
 
         Args:
             features: The teacher's normalised features of the views, float32 [B, D].
@@ -70,20 +70,20 @@ TARGETS = {"teacher": "kdpl.student.Target"}
 
 
 class StudentDistillation(ClassifyingModule):
-    """Visual prompts and a projector on a frozen CLIP image tower, trained to predict as the teacher does.
+    """Visual prompts and a projector on a frozen CLIP image tower, trained to reproduce the teacher's predictions.
 
     Loss: λ · τ² · KL(teacher ‖ student) / (B·C) over the classes of the frozen class vectors, which both share. Teacher
     and student see the same augmented image.
 
     Args:
-        clip: The student's CLIP; its text tower is used with ``text_features: student`` alone.
+        clip: The student's CLIP; its text tower is used only with ``text_features: student``.
         teacher: The run folder of stage 1.
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from the same teacher.
-        vision_prompts: Size of the student's visual prompts; depth 0 trains the projector alone.
+        vision_prompts: Size of the student's visual prompts; depth 0 trains only the projector.
         prompt_init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch
             token that enters their layer, over unlabelled images, plus that noise.
         fine_tune: Train the whole image tower as well.
-        text_features: ``teacher``: student and teacher share the teacher's class vectors, which the projector leads to;
+        text_features: ``teacher``: both share the teacher's class vectors, and the projector maps into their space;
             ``student``: the student uses text features of its own CLIP, and has no projector.
         target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.student.Target``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
@@ -97,7 +97,7 @@ class StudentDistillation(ClassifyingModule):
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
         ArtifactError: The teacher's artifacts are missing, or do not fit each other.
-        WeightsError: A CLIP cannot be had.
+        WeightsError: A CLIP model or its weights cannot be loaded.
     """
 
     train_split: Literal["labeled", "unlabeled"] = "unlabeled"
@@ -126,9 +126,11 @@ class StudentDistillation(ClassifyingModule):
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
         if own is not None and distill != "kl":
             raise ConfigError(
-                f"distill {distill} compares features in the teacher's embedding, where text_features: student does "
-                "not lead: set one of them to its default"
+                f"distill {distill} compares features in the teacher's embedding space, but text_features: student has "
+                "no projector into it: set one of the two back to its default"
             )
+        if target != "teacher" and distill != "kl":
+            raise ConfigError(f"distill {distill} compares features and ignores target {target}: set distill: kl")
         if own is not None and not vision_prompts.depth and not fine_tune:
             raise ConfigError(
                 "with text_features: student there is no projector, and without visual prompts nothing to train: set "
@@ -148,7 +150,7 @@ class StudentDistillation(ClassifyingModule):
         self.encoder = StudentEncoder(
             loaded.image_tower, vision_prompts.length, vision_prompts.depth, out_dim, fine_tune
         )
-        # carried along: the class vectors are in the run's folder, and DistributedDataParallel need not send them
+        # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
         self.teacher = Frozen(FrozenTeacher(self.teacher_folder, self.shared_vectors))
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
@@ -202,7 +204,7 @@ class StudentDistillation(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """Move the prompts to the mean tokens if asked to, in a run that does not resume from a checkpoint.
+        """With ``prompt_init: mean_token``, move the prompts to the mean patch tokens, unless the run resumes.
 
         Raises:
             ConfigError: A resumed run would see other views than before.
@@ -211,8 +213,8 @@ class StudentDistillation(ClassifyingModule):
         before, now = self._views_before, getattr(domain_of(self), "view_source", None)
         if before is not None and now is not None and tuple(before) != now:
             raise ConfigError(
-                f"the run began with other views of its images ({_words(*before)}) than the settings give now "
-                f"({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
+                f"the run started with different views of its images ({_words(*before)}) from those the settings now "
+                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
             )
         prompts = self.encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
@@ -251,17 +253,15 @@ class StudentDistillation(ClassifyingModule):
         """Refuse a checkpoint of another stage or teacher.
 
         Raises:
-            ArtifactError: It is not one of a student of this teacher.
+            ArtifactError: It does not belong to a student of this teacher.
         """
         if _TEACHER_KEY not in checkpoint:
-            raise ArtifactError(
-                "the checkpoint is not one of a student: give a checkpoint of a StudentDistillation run"
-            )
+            raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         super().on_load_checkpoint(checkpoint)
         if checkpoint[_TEACHER_KEY] != self.teacher_fingerprint:
             raise ArtifactError(
-                "the checkpoint was distilled from another teacher than the settings name: use the teacher of its run, "
-                "or start in a new folder"
+                "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
+                "run, or start in a new folder"
             )
         self._views_before = checkpoint.get(_VIEWS_KEY)
 

@@ -29,12 +29,12 @@ from kdpl.prompts.tuned import TunedPrompts
 
 @dataclass(frozen=True)
 class RegularizerWeights:
-    """Weights of PromptSRC's three regularisers; 0 leaves one out.
+    """Weights of PromptSRC's three regularisers; 0 disables one.
 
     Attributes:
-        text: Of the L1 distance of text features from the frozen template ensemble's.
-        image: Of the L1 distance of image features from the frozen tower's.
-        logits: Of the KL divergence from the zero-shot predictions.
+        text: Weight of the L1 distance between the text features and those of the frozen template ensemble.
+        image: Weight of the L1 distance between the image features and those of the frozen tower.
+        logits: Weight of the KL divergence between the zero-shot predictions and the tuned ones.
     """
 
     text: float = 25.0
@@ -58,13 +58,13 @@ class AveragingConfig:
 class TeacherPromptTuning(ClassifyingModule):
     """Deep visual and text prompts in a frozen CLIP, trained on labelled few-shot images.
 
-    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(tuned ‖ zero-shot), PromptSRC, section 3.2. At the end the
+    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(zero-shot ‖ tuned), PromptSRC, section 3.2. At the end the
     prompts' Gaussian average replaces them, and all class names are frozen into class vectors.
 
     Args:
         clip: The CLIP to tune.
-        context: Words before the class name. The text prompts start from the embeddings of the first of them, one
-            for each token, and further words stay as they are. None starts from noise.
+        context: Words before the class name. The text prompts are initialised from the embeddings of its first tokens,
+            one prompt per token; any further words stay fixed. None: initialise from noise.
         vision_prompts: Size of the visual prompts.
         text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
             ``"{context} {name}."``.
@@ -73,13 +73,13 @@ class TeacherPromptTuning(ClassifyingModule):
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Class names whose activations in the text tower are kept for the backward pass at a time; those
-            of more are computed again, part by part. Bounds the memory, and does not change the result.
+        classes_at_once: Maximum number of classes whose text-tower activations are kept for the backward pass; with
+            more classes, they are recomputed in chunks. Limits memory and does not change the result.
         compile: Compile the image tower.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
-        WeightsError: The CLIP cannot be had.
+        WeightsError: The CLIP model or its weights cannot be loaded.
     """
 
     train_split: Literal["labeled", "unlabeled"] = "labeled"
@@ -130,7 +130,7 @@ class TeacherPromptTuning(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """Prepare what stays the same in all steps of a fit that has any: token ids, and the frozen text features."""
+        """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""
         if self.trainer.max_epochs == 0:
             return
         domain = domain_of(self)

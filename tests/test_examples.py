@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import runs
 from PIL import Image
+from runs import configs
 
+from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -42,6 +44,8 @@ def test_a_teacher_method_is_fitted_handed_over_and_distilled(adapter_run, tmp_p
     method = prompts.restore(prompts.load_image_clip())
     assert type(method).__name__ == "Adapter"
     assert {"layers.0.weight", "layers.2.weight"} <= set(method.state_dict())
+    zero_shot = [f"--config={adapter_run}/config.yaml", *configs("teacher/zero_shot.yaml"), f"--out={tmp_path}/zero"]
+    assert main(["test", *zero_shot]) == 0
     assert runs.fit_student(tmp_path / "student", adapter_run) == 0
     assert runs.test(tmp_path / "student") == 0
     assert 0 <= json.loads((tmp_path / "student" / "test.json").read_text())["test/acc"] <= 1
@@ -50,6 +54,7 @@ def test_a_teacher_method_is_fitted_handed_over_and_distilled(adapter_run, tmp_p
 def test_a_target_changes_what_is_distilled(student_run, teacher_run, tmp_path):
     out = tmp_path / "student"
     assert runs.fit_student(out, teacher_run, "--model.init_args.target=my_targets.Smoothed") == 0
+    assert runs.fit_student(tmp_path, teacher_run, "--model.init_args.target=x.Y", "--model.init_args.distill=l1") == 1
     assert runs.curves_of(out)["train/loss"] != runs.curves_of(student_run)["train/loss"]
 
 

@@ -325,9 +325,9 @@ class TestRefusals:
         student.clip = replace(student.clip, fingerprint="0" * 32)
         refuse(student, tmp_path, WeightsError, "made with other weights than 'noise' of test-student", ckpt_path=file)
         world.write_teacher(tmp_path, seed=1)
-        match = "distilled from another teacher than the settings name"
+        match = "distilled from a different teacher than the one in the settings"
         refuse(make_student(tmp_path), tmp_path, ArtifactError, match, ckpt_path=file)
         del content["kdpl_teacher"]
         torch.save(content, file)
-        match = "the checkpoint is not one of a student"
+        match = "this is not a student checkpoint"
         refuse(make_student(distilled["teacher"]), tmp_path, ArtifactError, match, ckpt_path=file)

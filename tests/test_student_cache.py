@@ -112,7 +112,7 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher, filled, tmp_path):
     whole = Distilled(teacher, tmp_path, callbacks=[saved], trainer={"enable_checkpointing": True})
     resume = {"ckpt_path": tmp_path / "saved/epoch=0.ckpt"}
     for cache, words in ((filled(1), "1 of each, seed 1"), (filled(2, seed=5), "one in each epoch, seed 5")):
-        match = rf"the run began with other views of its images \(one in each epoch, seed 1\) than .* \({words}\): set"
+        match = rf"the run started with different views .* \(one in each epoch, seed 1\) from .* \({words}\): set"
         with world.refused(ConfigError, match):
             Distilled(teacher, tmp_path, cache, **resume)
     resumed = Distilled(teacher, tmp_path, tmp_path / "new", fill=True, **resume)

@@ -52,7 +52,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary name and renames it, so that a kill or a full disk leaves the one before.
+    """Writes a checkpoint to a temporary name and renames it, so that the previous one survives a kill or a full disk.
 
     Lightning writes to the system's temporary folder first, and a rename across disks is a copy. A
     ``last.ckpt`` that exists becomes ``previous.ckpt``.
@@ -68,7 +68,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def _keep(last: Path, previous: Path) -> None:
-    """Link the last checkpoint to a second name, so that there is a last one at any moment."""
+    """Link the last checkpoint to a second name, so that a last checkpoint exists at every moment."""
     previous.unlink(missing_ok=True)
     try:
         previous.hardlink_to(last)
@@ -119,4 +119,4 @@ def require_intact(file: Path) -> None:
             f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give another --ckpt_path"
         ) from error
     if not complete:
-        raise ArtifactError(f"{file} is not a checkpoint of a run: give one that fit wrote")
+        raise ArtifactError(f"{file} is not a run's checkpoint: give one written by fit")

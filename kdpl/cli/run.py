@@ -20,7 +20,11 @@ from kdpl.runtime.run_folder import (
     SUMMARY_FILE,
 )
 
-_NO_PROMPTS = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
+_NO_PROMPTS = (
+    "--model.init_args.method=independent",
+    "--model.init_args.vision_prompts.depth=0",
+    "--model.init_args.text_prompts.depth=0",
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,10 @@ class _Step:
     """One command of the run.
 
     Attributes:
-        title: Title for people.
+        title: Shown before it starts.
         args: Arguments of ``python -m kdpl``.
         result: File or folder that exists once it is done.
-        clip_of: Folder of the stage whose CLIP a zero-shot test is of.
+        clip_of: For a zero-shot test, the folder of the stage whose CLIP is tested.
     """
 
     title: str
@@ -196,7 +200,7 @@ def _read_orders(out: Path) -> Any:
 
 
 def _require_own_folder(out: Path) -> None:
-    """Refuse a file, or a folder that holds anything else than a run."""
+    """Refuse a file, or a folder that contains anything other than a run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
     # a stage may exist already, imported for example
@@ -204,7 +208,8 @@ def _require_own_folder(out: Path) -> None:
     foreign = [name for name in names if not name.startswith(".") and name not in ("teacher", "student")]
     if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
-            f"--out {out} holds something else than a run ({visible(min(foreign))}): choose another --out, or empty it"
+            f"--out {out} contains something other than a run ({visible(min(foreign))}): choose another --out or empty "
+            "it"
         )
 
 

@@ -136,7 +136,7 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path,
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     assert main([*RUN, f"--out={tmp_path}"]) == 1
-    error_line(capsys, f"error: --out {tmp_path} holds something else than a run (thesis.tex): ")
+    error_line(capsys, f"error: --out {tmp_path} contains something other than a run (thesis.tex): ")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
