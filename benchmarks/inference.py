@@ -70,14 +70,14 @@ class Inference:
         guesses = self.classifier.predict(self.paths, batch_size=self.settings.batch_size)
         return [first.class_name for (first,) in guesses]
 
-    def _session(self, path: Path) -> Any:  # noqa: ANN401
+    def _session(self, path: Path) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.settings.threads
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def _run_onnx(self, session: Any) -> list[str]:  # noqa: ANN401
+    def _run_onnx(self, session: Any) -> list[str]:
         labels: list[int] = []
         for paths in self._batches():
             images = torch.stack([self.classifier.prepare(Image.open(path)) for path in paths])

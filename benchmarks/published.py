@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def image_features(visual: Any, pixels: Tensor, prompts: Tensor) -> Tensor:  # noqa: ANN401
+def image_features(visual: Any, pixels: Tensor, prompts: Tensor) -> Tensor:
     """Encode normalised images [B, 3, S, S] with visual prompts [J, n, W]; features [B, D], not normalised."""
     batch, length = len(pixels), prompts.shape[1]
     patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
@@ -25,7 +25,7 @@ def image_features(visual: Any, pixels: Tensor, prompts: Tensor) -> Tensor:  # n
     return features
 
 
-def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tensor:  # noqa: ANN401
+def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tensor:
     """Encode C prompts, all tokens of them.
 
     Args:

@@ -28,7 +28,7 @@ _NEEDS = {
 _T = TypeVar("_T")
 
 
-def _listed(value: Any) -> Any:  # noqa: ANN401 - pydantic checks it next
+def _listed(value: Any) -> Any:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)

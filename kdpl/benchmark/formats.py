@@ -88,7 +88,7 @@ def _lines(table: Table, escape: Callable[[str], str], bold: str) -> Iterator[tu
         yield first["group"], [*group, f"{title} {escape(marks)}".strip(), *cells]
 
 
-def _cell(cell: Any, digits: int) -> str:  # noqa: ANN401 - a row of a DataFrame
+def _cell(cell: Any, digits: int) -> str:
     """Write mean ± standard deviation, published figure and difference, or what is missing."""
     if cell.seeds_expected == 0:
         return f"{cell.published:.{digits}f}"

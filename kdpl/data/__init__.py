@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["DomainDataModule"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     # on first use: the classifier opens images with this package and must not need Lightning
     if name == "DomainDataModule":
         from kdpl.data.datamodule import DomainDataModule

@@ -68,7 +68,7 @@ class Manifest(BaseModel):
     made_with: dict[str, str]
 
     @classmethod
-    def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":  # noqa: ANN401
+    def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":
         """Describe the features of views of a list of images, made with the installed libraries.
 
         ``settings`` are ``teacher``, ``width``, ``dataset``, ``image_size`` and ``view_seed``.

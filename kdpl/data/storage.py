@@ -177,7 +177,7 @@ def _of_url(url: str) -> list[str]:
     if not is_pattern and (is_shard(url) or is_image(url) or _plain(url).endswith(".txt")):
         return [url]
 
-    def list_files(files: Any, name: str) -> list[str]:  # noqa: ANN401 - any of fsspec's file systems
+    def list_files(files: Any, name: str) -> list[str]:
         found = files.glob(name) if is_pattern else files.find(name)
         return [files.unstrip_protocol(each) for each in sorted(found)]
 

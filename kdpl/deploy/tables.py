@@ -61,7 +61,7 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
-def _pyarrow() -> Any:  # noqa: ANN401
+def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:

@@ -61,6 +61,6 @@ class CoupledPrompts(IndependentPrompts):
         return tensors if self.tokens is None else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
 
     @classmethod
-    def restore(cls, *saved: Any) -> PromptMethod:  # noqa: ANN401
+    def restore(cls, *saved: Any) -> PromptMethod:
         """Build the independent prompts that encode the same."""
         return IndependentPrompts.restore(*saved)

@@ -78,7 +78,7 @@ class Stage:
         results = _read(self.folder / RESULTS_FILE, lambda: read_results(self.folder))
         return results if test_key("acc") in results else self._not_tested()
 
-    def _not_tested(self) -> Any:  # noqa: ANN401 - it never returns
+    def _not_tested(self) -> Any:
         raise ArtifactError(f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}")
 
     @cached_property
@@ -90,7 +90,7 @@ class Stage:
         return _read(file, lambda: read_metrics(file))
 
 
-def _named_classes(tree: Any) -> Iterator[str]:  # noqa: ANN401
+def _named_classes(tree: Any) -> Iterator[str]:
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         if key in _NAMING and isinstance(value, str):

@@ -77,19 +77,19 @@ def _defaults_of(class_path: str) -> dict[str, Any]:
         return {}  # then all settings are listed
 
 
-def _defaults(kind: Any) -> dict[str, Any]:  # noqa: ANN401
+def _defaults(kind: Any) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()}
 
 
-def _flatten(tree: Any, prefix: str) -> dict[str, Any]:  # noqa: ANN401
+def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {name: value for key, sub in tree.items() for name, value in _flatten(sub, f"{prefix}.{key}").items()}
 
 
-def _text(value: Any) -> str:  # noqa: ANN401
+def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 

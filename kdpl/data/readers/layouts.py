@@ -67,7 +67,7 @@ def _read_split_file(location: Location) -> Splits:
     return _splits(location, [names[label] for label in range(len(names))], **records)
 
 
-def _fault(entry: Any, names: dict[int, str]) -> str | None:  # noqa: ANN401 - from JSON
+def _fault(entry: Any, names: dict[int, str]) -> str | None:
     if not isinstance(entry, list) or len(entry) != 3:
         return f"{entry!r:.80} is not [path, label, class name]"
     path, label, name = entry

@@ -21,7 +21,7 @@ READERS: dict[str, Callable[..., Reader]] = {
 }
 
 
-def build_reader(dataset: str | Reader, **options: Any) -> Reader:  # noqa: ANN401 - each option has a type of its own
+def build_reader(dataset: str | Reader, **options: Any) -> Reader:
     """Build the reader of a dataset from settings of the data section, of which None means not given.
 
     A reader is returned as it is. ConfigError if the name is unknown, a setting is missing, or one is given that the

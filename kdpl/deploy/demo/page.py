@@ -54,7 +54,7 @@ def note(text: str, is_error: bool = False) -> str:
     return _render("note", text=shorten(text, _NOTE_LENGTH), is_error=is_error)
 
 
-def _render(name: str, **values: Any) -> str:  # noqa: ANN401
+def _render(name: str, **values: Any) -> str:
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(f"{name}.html.jinja").render(values)
 
@@ -118,7 +118,7 @@ def _build_classes(demo: Demo, visit: "gradio.State", shown: "gradio.HTML") -> N
     message = gr.HTML(visible=False, elem_id="message")
     added = gr.CheckboxGroup([], label="Your classes: untick one to remove it", visible=False, elem_id="added")
 
-    def boxes(visit: Visit) -> Any:  # noqa: ANN401
+    def boxes(visit: Visit) -> Any:
         names = list(visit.added)
         return gr.update(choices=names, value=names, visible=bool(names))
 
