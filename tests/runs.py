@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kdpl.__main__ import main
+from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
 
@@ -25,6 +28,8 @@ def configs(*names):
 DATA = configs("data/digits.yaml", "trainer/cpu.yaml")
 TEACHER = configs("teacher/quickstart.yaml")
 STUDENT = configs("student/quickstart.yaml")
+# both, as options of run
+STAGES = [f"--teacher={CONFIGS}/teacher/quickstart.yaml", f"--student={CONFIGS}/student/quickstart.yaml"]
 SHORT = [
     "--trainer.max_epochs=2",
     "--trainer.limit_train_batches=3",
@@ -106,6 +111,30 @@ def error_line(capsys, *words):
     for word in words:
         assert word in line, line
     return line
+
+
+def refused(capsys, code, *words):
+    """Require a command to have ended with 1 and to have printed nothing but one line, an error with these words."""
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (1, "", 1), err
+    assert err.startswith("error: "), err
+    for word in words:
+        assert word in err, err
+
+
+@contextmanager
+def at_step(step, act):
+    """Call ``act`` at the end of that training step, before anything is saved."""
+    original = Throughput.on_train_batch_end
+
+    def end(self, trainer, *args):
+        if trainer.global_step == step:
+            act()
+        return original(self, trainer, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", end)
+        yield
 
 
 def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"), extension="png"):

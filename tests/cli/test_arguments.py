@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import call, output_file, parse
+from kdpl.cli.arguments import call, parse
 from kdpl.errors import ConfigError
 
 
@@ -22,25 +22,13 @@ def one(
     They may be anything.
 
     Args:
-        source: Where it is.
-        images: Files or folders.
-        out: File to write.
         top_k: Number of classes.
-        format: Kind of file.
-        tags: Labels of the job.
-        quick: Skip the check.
     """
     return len(images)
 
 
 def other(*, teacher: list[str], out: str, settings: list[str]) -> int:
-    """Hand settings on.
-
-    Args:
-        teacher: Configs.
-        out: Folder.
-        settings: Options of fit.
-    """
+    """Hand settings on."""
     return 7
 
 
@@ -98,9 +86,3 @@ def test_help_is_that_of_the_docstring(capsys):
     out = capsys.readouterr().out
     for text in ("usage: kdpl one", "Classify images.", "They may be anything.", "--top-k", "number of classes", "1"):
         assert text in out
-
-
-def test_an_output_file_is_not_a_folder(tmp_path):
-    assert output_file("--out", str(tmp_path / "a.csv")) == tmp_path / "a.csv"
-    with pytest.raises(ConfigError, match=r"--out .* is a folder, expected the name of a file"):
-        output_file("--out", str(tmp_path))

@@ -1,14 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 import world
-import yaml
+from fits import DIGITS
 from plain import normalized, prompt_text, relative_error
-from runs import AVERAGING, CONFIGS, TEACHER, configs, files_of, fit_teacher, image_folder
+from runs import AVERAGING, TEACHER, configs, files_of, fit_teacher, image_folder, refused
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
-
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture
@@ -28,35 +28,31 @@ def frozen_in(run):
     return ClassVectors.load(run / "class_vectors.safetensors")
 
 
-class TestTheNamesOfTheTeachersOwnRun:
-    """The vectors are those that stage 1 froze itself, bit for bit."""
+@pytest.mark.parametrize("source", ["one by one", "a list", "the data", "a whole config"])
+def test_the_names_of_the_teachers_own_run_give_its_class_vectors_bit_for_bit(
+    source, teacher_run, out, tmp_path, capsys
+):
+    names = tmp_path / "names.txt"
+    names.write_text("\ufeff" + "\n\n".join(DIGITS) + "\n  \n", encoding="utf-8")
+    options = {
+        "one by one": ["--classes", *DIGITS],
+        "a list": [f"--class-list={names}"],
+        "the data": configs("data/digits.yaml"),
+        "a whole config": [f"--config={teacher_run}/config.yaml"],
+    }
+    assert encode(teacher_run, out, *options[source]) == 0
+    assert same(ClassVectors.load(out), frozen_in(teacher_run))
+    assert capsys.readouterr() == (f"class vectors of 10 classes: {out}\n", "")
 
-    def test_given_one_by_one(self, teacher_run, out, capsys):
-        assert encode(teacher_run, out, "--classes", *DIGITS) == 0
-        assert same(ClassVectors.load(out), frozen_in(teacher_run))
-        assert capsys.readouterr() == (f"class vectors of 10 classes: {out}\n", "")
 
-    def test_given_by_a_list(self, teacher_run, out, tmp_path):
-        names = tmp_path / "names.txt"
-        names.write_text("\ufeff" + "\n\n".join(DIGITS) + "\n  \n", encoding="utf-8")
-        assert encode(teacher_run, out, f"--class-list={names}") == 0
-        assert same(ClassVectors.load(out), frozen_in(teacher_run))
-
-    @pytest.mark.parametrize("whole", [False, True])
-    def test_given_by_the_data(self, whole, teacher_run, out):
-        files = [f"--config={teacher_run}/config.yaml"] if whole else configs("data/digits.yaml")
-        assert encode(teacher_run, out, *files) == 0
-        assert same(ClassVectors.load(out), frozen_in(teacher_run))
-
-    @pytest.mark.slow
-    def test_in_a_run_of_base_and_novel_classes(self, tmp_path, out):
-        data = ["data/digits.yaml", "data/base_to_novel.yaml"]
-        assert fit_teacher(tmp_path / "run", *configs(data[1]), *AVERAGING) == 0
-        expected = frozen_in(tmp_path / "run")
-        assert expected.num_base == 5
-        assert encode(tmp_path / "run", out, *configs(*data)) == 0
-        assert same(ClassVectors.load(out), expected)
-        assert encode(tmp_path / "run", out, *configs(data[0]), "--data.init_args.protocol", "base_to_novel") == 0
+@pytest.mark.slow
+def test_base_and_novel_classes_have_the_class_vectors_of_their_teachers_run(tmp_path, out):
+    data = ["data/digits.yaml", "data/base_to_novel.yaml"]
+    assert fit_teacher(tmp_path / "run", *configs(data[1]), *AVERAGING) == 0
+    expected = frozen_in(tmp_path / "run")
+    assert expected.num_base == 5
+    for settings in (configs(*data), [*configs(data[0]), "--data.init_args.protocol", "base_to_novel"]):
+        assert encode(tmp_path / "run", out, *settings) == 0
         assert same(ClassVectors.load(out), expected)
 
 
@@ -94,82 +90,46 @@ def test_other_data_may_be_a_folder_of_images(teacher_run, out, tmp_path):
     assert (vectors.class_names, vectors.num_base) == (("cat", "dog", "eel"), 2)
 
 
-def refused(capsys, args, *words):
-    assert main(["class-vectors", *args]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err, err
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("names", "words"),
-        [
-            (["one", "two", "one"], ["--classes", "'one' twice"]),
-            (["one", " one"], ["--classes", "'one' twice"]),
-            (["one", "  "], ["--classes", "class name that is empty"]),
-            (["word " * 100], ["all 32 tokens", "shorten the class name"]),
-        ],
-    )
-    def test_names(self, names, words, teacher_run, out, capsys):
-        refused(capsys, [f"--teacher={teacher_run}", f"--out={out}", "--classes", *names], *words)
-        assert not out.exists()
-
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [
-            (b"one\ntwo\none \n", ["names.txt", "'one' twice"]),
-            (b"\n \n", ["names.txt", "no class names"]),
-            (b"caf\xe9\n", ["names.txt", "cannot be read"]),
-            (None, ["names.txt", "cannot be read", "No such file"]),
-        ],
-    )
-    def test_lists(self, content, words, teacher_run, out, tmp_path, capsys):
-        names = tmp_path / "names.txt"
-        if content is not None:
-            names.write_bytes(content)
-        refused(capsys, [f"--teacher={teacher_run}", f"--out={out}", f"--class-list={names}"], *words)
-        assert not out.exists()
-
-    def test_a_folder_without_prompts(self, out, tmp_path, capsys):
-        args = [f"--teacher={tmp_path}", f"--out={out}", "--classes", "one"]
-        refused(capsys, args, str(tmp_path / "prompts.safetensors"), "does not exist", "run folder of a teacher")
-
-    @pytest.mark.parametrize(
-        ("settings", "words"),
-        [
-            ([], ["one source: give --classes, --class-list or --config"]),
-            (["--classes", "one", "--config=a.yaml"], ["one source"]),
-            (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
-            (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),
-            ([f"--config={CONFIGS}/data/digits.yaml", "--data.init_args.shot=1"], ["'shot'"]),
-            ([f"--config={CONFIGS}/data/digits.yaml", "--data.init_args.shots=0"], ["shots must be at least 1"]),
-            ([f"--config={CONFIGS}/data/digits.yaml", "--shots=1"], ["--shots=1"]),
-            ([f"--config={CONFIGS}/data/folder.yaml", "--data.init_args.root=gone"], ["gone does not exist"]),
-            ([*TEACHER], ["dataset"]),
-        ],
-        ids=str,
-    )
-    def test_settings(self, settings, words, teacher_run, out, capsys):
-        refused(capsys, [f"--teacher={teacher_run}", f"--out={out}", *settings], *words)
-        assert not out.exists()
-
-    @pytest.mark.parametrize(
-        ("section", "words"),
-        [
-            (3, ["data in config", "is 3"]),
-            ({"class_path": "kdpl.Nothing"}, ["kdpl.Nothing"]),
-            (
-                {"class_path": "lightning.pytorch.demos.boring_classes.BoringDataModule"},
-                ["BoringDataModule does not say its class names"],
-            ),
-        ],
-        ids=str,
-    )
-    def test_data_sections(self, section, words, teacher_run, out, tmp_path, capsys):
-        file = tmp_path / "data.yaml"
-        file.write_text(yaml.safe_dump({"data": section}))
-        refused(capsys, [f"--teacher={teacher_run}", f"--out={out}", f"--config={file}"], *words)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--classes", "one", "two", " one"], ["--classes", "'one' twice"]),
+        (["--classes", "one", "  "], ["--classes", "class name that is empty"]),
+        (["--classes", "word " * 100], ["all 32 tokens", "shorten the class name"]),
+        (["--class-list=twice.txt"], ["twice.txt", "'one' twice"]),
+        (["--class-list=empty.txt"], ["empty.txt", "no class names"]),
+        (["--class-list=latin.txt"], ["latin.txt", "cannot be read"]),
+        (["--class-list=gone.txt"], ["gone.txt", "cannot be read", "No such file"]),
+        (["--classes", "one", "--teacher=."], ["prompts.safetensors", "does not exist", "run folder of a teacher"]),
+        ([], ["one source: give --classes, --class-list or --config"]),
+        (["--classes", "one", "--config=a.yaml"], ["one source"]),
+        (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
+        (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),
+        ([*configs("data/digits.yaml"), "--data.init_args.shot=1"], ["'shot'"]),
+        ([*configs("data/digits.yaml"), "--data.init_args.shots=0"], ["shots must be at least 1"]),
+        ([*configs("data/digits.yaml"), "--shots=1"], ["--shots=1"]),
+        ([*configs("data/folder.yaml"), "--data.init_args.root=gone"], ["gone does not exist"]),
+        (TEACHER, ["dataset"]),
+        (["--config=number.yaml"], ["data in config", "is 3"]),
+        (["--config=unknown.yaml"], ["kdpl.Nothing"]),
+        (["--config=nameless.yaml"], ["BoringDataModule does not say its class names"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_wrong_arguments_are_one_line_and_nothing_is_written(
+    settings, words, teacher_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    boring = "lightning.pytorch.demos.boring_classes.BoringDataModule"
+    contents = {
+        "twice.txt": b"one\ntwo\none \n",
+        "empty.txt": b"\n \n",
+        "latin.txt": b"caf\xe9\n",
+        "number.yaml": b"data: 3",
+        "unknown.yaml": b"data: {class_path: kdpl.Nothing}",
+        "nameless.yaml": f"data: {{class_path: {boring}}}".encode(),
+    }
+    for name, content in contents.items():
+        Path(name).write_bytes(content)
+    refused(capsys, encode(teacher_run, "out", *settings), *words)
+    assert sorted(contents) == sorted(path.name for path in tmp_path.iterdir())

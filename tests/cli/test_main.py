@@ -3,7 +3,6 @@ import sys
 
 import pytest
 
-import kdpl.__main__ as entry
 from kdpl import __version__
 from kdpl.__main__ import COMMANDS, STAGES, main
 from kdpl.errors import ConfigError
@@ -11,15 +10,23 @@ from kdpl.runtime.faults import Terminated
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["", *(command for command in COMMANDS if command not in STAGES)])
-def test_help_imports_nothing_heavy(command):
-    code = (
-        f"import sys; from kdpl.__main__ import main\ntry: main('{command} --help'.split())\nexcept SystemExit: pass\n"
-        "print({'torch', 'lightning', 'open_clip', 'wandb'} & set(sys.modules))"
-    )
+def test_help_of_each_command_lists_its_options_and_imports_nothing_heavy():
+    code = f"""
+import sys
+from kdpl.__main__ import main
+for command in {[command for command in COMMANDS if command not in STAGES]}:
+    try:
+        main([command, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+    print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m kdpl ")
-    assert done.stdout.endswith("\nset()\n")
+    helps = done.stdout.split("set()\n")
+    assert helps.pop() == ""
+    for command, text in zip([command for command in COMMANDS if command not in STAGES], helps, strict=True):
+        assert text.startswith(f"usage: python -m kdpl {command} ")
+        assert "--help" in text
 
 
 @pytest.mark.slow
@@ -55,11 +62,7 @@ def raising(monkeypatch, error):
     ("error", "code", "line"),
     [
         (ConfigError("that is wrong: do this"), 1, "error: that is wrong: do this\n"),
-        (
-            PermissionError(13, "Permission denied", "/runs/a"),
-            1,
-            "error: /runs/a: Permission denied: check path, permissions and disk\n",
-        ),
+        (PermissionError(13, "No", "/a"), 1, "error: /a: No: check path, permissions and disk\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (Terminated(), 143, "terminated\n"),
     ],
@@ -90,30 +93,9 @@ def test_output_that_nothing_reads_ends_a_command_without_a_word():
     assert process.wait() == 141
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in STAGES])
-def test_each_command_has_help_that_lists_its_options(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert f"kdpl {command}" in out
-    assert "--help" in out
-
-
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_knows_commands_and_options(shell, capsys):
     assert main(["completion", shell]) == 0
     out = capsys.readouterr().out
     for word in ("class-vectors", "predict", "checkpoint_every", "top_k"):
         assert word in out
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_locale_without_utf8_starts_python_again_in_its_utf8_mode(encoding, monkeypatch):
-    started = []
-    monkeypatch.delenv("PYTHONUTF8", raising=False)
-    monkeypatch.setattr("locale.getpreferredencoding", lambda _: encoding)
-    monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
-    monkeypatch.setattr("os.execve", lambda *args: started.append(args))
-    entry._require_utf8()
-    assert [each[2]["PYTHONUTF8"] for each in started] == ([] if encoding == "utf-8" else ["1"])

@@ -2,7 +2,6 @@ import csv
 import io
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from runs import refused, start_process
 from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
@@ -31,53 +31,39 @@ def rows(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_standard_output_is_csv_with_the_classifiers_predictions_in_order(classifier, digits, capsys):
-    paths = [str(digits / "z.png"), str(digits / "a, with comma.png"), str(digits / "b/1.jpg")]
-    assert main(["predict", str(classifier), *paths, "--batch-size=2"]) == 0
+def test_images_of_folders_are_predicted_to_standard_output_or_a_file(classifier, digits, tmp_path, capsys):
+    arguments = ["predict", str(classifier), str(digits / "b"), str(digits), "--batch-size=2"]
+    assert main(arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("path,class,probability,error\n")
-    expected = [each for (each,) in Classifier.load(classifier).predict(paths)]
-    assert [row["path"] for row in rows(out)] == paths
-    assert [row["class"] for row in rows(out)] == [each.class_name for each in expected]
-    found = [float(row["probability"]) for row in rows(out)]
-    assert found == pytest.approx([each.probability for each in expected], abs=2e-6)
-
-
-def test_folders_are_searched_recursively_and_a_file_has_the_same_lines(classifier, digits, tmp_path, capsys):
-    assert main(["predict", str(classifier), str(digits / "b"), str(digits)]) == 0
-    out = capsys.readouterr().out
-    found = [str(Path(row["path"]).relative_to(digits)) for row in rows(out)]
-    assert sorted(found[:3]) == ["b/1.jpg", "b/deep/10.PNG", "b/deep/2.png"]
-    assert sorted(found[3:]) == ["a, with comma.png", "b/1.jpg", "b/deep/10.PNG", "b/deep/2.png", "z.png"]
-    file = tmp_path / "new/table.csv"
-    assert main(["predict", str(classifier), str(digits / "b"), str(digits), f"--out={file}"]) == 0
+    paths = [row["path"] for row in rows(out)]
+    names = [str(Path(path).relative_to(digits)) for path in paths]
+    below = ["b/1.jpg", "b/deep/10.PNG", "b/deep/2.png"]
+    assert (sorted(names[:3]), sorted(names[3:])) == (below, ["a, with comma.png", *below, "z.png"])
+    for row, (expected,) in zip(rows(out), Classifier.load(classifier).predict(paths), strict=True):
+        assert row["class"] == expected.class_name
+        assert float(row["probability"]) == pytest.approx(expected.probability, abs=2e-6)
+    assert main([*arguments, f"--out={tmp_path}/new/table.csv"]) == 0
     assert capsys.readouterr().out == ""
-    assert file.read_text() == out
+    assert (tmp_path / "new/table.csv").read_text() == out
 
 
 def test_top_k_adds_columns_with_the_most_probable_class_first(classifier, digits, capsys):
-    assert main(["predict", str(classifier), str(digits / "b"), "--top-k=3"]) == 0
-    found = rows(capsys.readouterr().out)
-    assert len(found) == 3
+    assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=3"]) == 0
+    (row,) = rows(capsys.readouterr().out)
     names = ["path", "class", "probability", "class_2", "probability_2", "class_3", "probability_3", "error"]
-    for row in found:
-        assert list(row) == names
-        assert len({row["class"], row["class_2"], row["class_3"]}) == 3
-        assert float(row["probability"]) >= float(row["probability_2"]) >= float(row["probability_3"])
+    assert list(row) == names
+    assert len({row["class"], row["class_2"], row["class_3"]}) == 3
+    assert float(row["probability"]) >= float(row["probability_2"]) >= float(row["probability_3"])
     assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=99"]) == 0
     (row,) = rows(capsys.readouterr().out)
     probabilities = [float(value) for name, value in row.items() if name.startswith("probability")]
-    assert len(probabilities) == 10
-    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+    assert (len(probabilities), sum(probabilities)) == (10, pytest.approx(1, abs=1e-4))
 
 
 @pytest.mark.slow
 def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
-    code = (
-        f"import sys; from kdpl.__main__ import main; "
-        f"sys.exit(main(['predict', {str(classifier)!r}, *[{str(digits)!r}] * 400, '--top-k=1']))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_process(["predict", str(classifier), *[str(digits)] * 400], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "path,class,probability,error\n"
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
@@ -102,33 +88,25 @@ def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ("classifier", "--help")),
-        (["C"], ("no images",)),
-        (["gone", "D/z.png"], ("gone", "classifier")),
-        (["D", "D/z.png"], ("is not a classifier",)),
-        (["C", "D/z.png", "gone.png"], ("gone.png", "does not exist")),
-        (["C", "D", "--top-k=0"], ("top_k",)),
-        (["C", "D", "--batch-size=0"], ("batch_size",)),
-        (["C", "D", "--workers=0"], ("workers",)),
-        (["C", "D", "--top-k=x"], ("top_k",)),
-        (["C", "D", "--part=3/2"], ("--part",)),
-        (["C", "D", "--device=tpu"], ("device",)),
-        (["C", "D", "--out=."], ("--out . is a folder",)),
-        (["C", "D", "--add-classes=gone"], ("gone does not exist",)),
-        (["C", "D", "--out=a.xlsx"], ("a.xlsx has an unknown ending", ".parquet")),
+        ([], ["classifier", "--help"]),
+        (["C"], ["no images"]),
+        (["gone", "D/z.png"], ["gone", "classifier"]),
+        (["D", "D/z.png"], ["is not a classifier"]),
+        (["C", "D/z.png", "gone.png"], ["gone.png", "does not exist"]),
+        (["C", "D", "--top-k=0"], ["top_k"]),
+        (["C", "D", "--batch-size=0"], ["batch_size"]),
+        (["C", "D", "--workers=0"], ["workers"]),
+        (["C", "D", "--part=3/2"], ["--part"]),
+        (["C", "D", "--device=tpu"], ["device"]),
+        (["C", "D", "--out=."], ["--out . is a folder"]),
+        (["C", "D", "--add-classes=gone"], ["gone does not exist"]),
+        (["C", "D", "--out=a.xlsx"], ["a.xlsx has an unknown ending", ".parquet"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    replaced = [str(classifier) if arg == "C" else arg for arg in args]
-    assert main(["predict", *(f"{digits}{arg[1:]}" if arg[0] == "D" else arg for arg in replaced)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
+    places = {"C": str(classifier), "D": str(digits), "D/z.png": f"{digits}/z.png"}
+    refused(capsys, main(["predict", *(places.get(arg, arg) for arg in args)]), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,21 +124,19 @@ def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(classi
         shard.add(digits / "b" / "1.jpg", "in/1.jpg")
     listed = tmp_path / "list.txt"
     listed.write_text(f"{digits}/z.png\n{tmp_path}/gone.png\n")
-    arguments = [str(tmp_path / "empty.png"), str(tmp_path / "s.tar"), f"--list={listed}", "--top-k=2"]
-    arguments.insert(2, str(tmp_path / name))
+    images = [str(tmp_path / each) for each in ("empty.png", "s.tar", name)]
     for ending in ("csv", "parquet"):
         capsys.readouterr()
-        assert main(["predict", str(classifier), *arguments, f"--out={tmp_path}/t.{ending}"]) == 0
+        assert (
+            main(["predict", str(classifier), *images, f"--list={listed}", "--top-k=2", f"--out={tmp_path}/t.{ending}"])
+            == 0
+        )
     assert "5 images, 2 of them unreadable" in capsys.readouterr().err
     found = rows((tmp_path / "t.csv").read_text())
-    assert [row["path"].removeprefix(f"{tmp_path}/") for row in found] == [
-        *("empty.png", "s.tar/in/1.jpg", "caf\\xe9.png", f"{digits}/z.png", "gone.png")
-    ]
-    assert (
-        [bool(row["error"]) for row in found]
-        == [not row["class"] for row in found]
-        == [True, False, False, False, True]
-    )
+    paths = [row["path"].removeprefix(f"{tmp_path}/") for row in found]
+    assert paths == ["empty.png", "s.tar/in/1.jpg", "caf\\xe9.png", f"{digits}/z.png", "gone.png"]
+    assert [bool(row["error"]) for row in found] == [True, False, False, False, True]
+    assert [not row["class"] for row in found] == [True, False, False, False, True]
     table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     for row, expected in zip(table, found, strict=True):
         assert list(row) == list(expected)

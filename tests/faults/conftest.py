@@ -15,30 +15,22 @@ def _mounted(folder, *options):
 
 
 class Disk:
-    """A small file system of its own.
-
-    Args:
-        folder: Where it is mounted.
-    """
+    """A small file system, mounted at a folder."""
 
     def __init__(self, folder):
         self.folder = folder
         self._ballast = folder / "ballast"
 
     def fill(self, leave=0):
-        """Take all room but so many bytes."""
+        """Take all space but so many bytes."""
         self._ballast.touch()
         with self._ballast.open("ab", buffering=0) as file:
             while (free := shutil.disk_usage(self.folder).free - leave) >= 4096:
                 file.write(bytes(min(free, 2**20)))
 
     def free(self):
-        """Give the room back."""
+        """Give the space back."""
         self._ballast.unlink()
-
-    def names(self):
-        """What else there is, by relative paths."""
-        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p != self._ballast)
 
 
 @pytest.fixture

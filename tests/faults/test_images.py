@@ -1,8 +1,7 @@
 import pytest
-from runs import STUDENT, configs, files_of, folder_fit, image_folder
+from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder
 
 from kdpl.__main__ import main
-from kdpl.callbacks.throughput import Throughput
 
 
 def fit(root, out, *more):
@@ -10,26 +9,14 @@ def fit(root, out, *more):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(workers, tmp_path, capsys, monkeypatch):
-    root = image_folder(tmp_path / "dätä")
+def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(workers, tmp_path, capsys):
+    root, out = image_folder(tmp_path / "dätä"), tmp_path / "out"
     image, away = root / "train/dog/2.png", tmp_path / "away.png"
-    original = Throughput.on_train_batch_end
     number = f"--data.init_args.num_workers={workers}"
-
-    def vanish(self, trainer, *args):
-        if trainer.global_step == 2:
-            image.rename(away)
-        return original(self, trainer, *args)
-
     assert fit(root, tmp_path / "whole", number) == 0
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", vanish)
+    with at_step(2, lambda: image.rename(away)):
         assert fit(root, out, number) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: image {image} does not exist: "), line
-    assert "(after " in line
-    assert f"{out}/checkpoints/last.ckpt is kept)" in line
+    error_line(capsys, f"error: image {image} does not exist: ", "(after ", f"{out}/checkpoints/last.ckpt is kept)")
     away.rename(image)
     assert fit(root, out, number) == 0
     for name in ("class_vectors.safetensors", "prompts.safetensors"):
@@ -45,24 +32,29 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
     student = [*configs("data/folder.yaml", "trainer/cpu.yaml"), *STUDENT, f"--data.init_args.root={root}", *place]
     assert main(["cache", *student, "--views=1"]) == 0
     assert main(["init", str(root), f"--out={tmp_path}/init"]) == 0
-    assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/answers.csv"]) == 0
+    assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/predictions.csv"]) == 0
     assert files_of(data) == before
 
 
-def test_a_read_only_place_for_results_is_one_sentence(tmp_path, read_only, classifier, capsys):
-    (tmp_path / "place").mkdir()
-    place = read_only(tmp_path / "place")
-    root = image_folder(tmp_path / "data")
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("read-only", "Read-only file system"), ("file/below", "Not a directory"), ("x" * 256, "File name too long")],
+)
+def test_a_place_that_cannot_hold_results_is_named(place, words, tmp_path, classifier, capsys, request):
+    root, path = image_folder(tmp_path / "data"), tmp_path / place
+    (tmp_path / "file").write_text("mine")
+    if place == "read-only":
+        path.mkdir()
+        path = request.getfixturevalue("read_only")(path)
+    before = files_of(tmp_path)
     for command in (
-        lambda: fit(root, place / "out"),
-        lambda: main(["predict", str(classifier), str(root), f"--out={place}/answers.csv"]),
-        lambda: main(["init", str(root), f"--out={place}/init"]),
+        folder_fit(root, path / "out"),
+        ["predict", str(classifier), str(root), f"--out={path}/predictions.csv"],
+        ["init", str(root), f"--out={path}/init"],
     ):
-        capsys.readouterr()
-        assert command() == 1
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith(f"error: {place}"), line
-        assert "Read-only file system: check path, permissions and disk" in line
+        assert main(command) == 1
+        error_line(capsys, f"error: {path}", f"{words}: check path")
+    assert files_of(tmp_path) == before
 
 
 def test_paths_with_spaces_umlauts_and_great_length_are_paths(tmp_path):

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DATA, SHORT, STUDENT, TEACHER, processes_of, start_process, wait_for
+from runs import DATA, SHORT, STAGES, TEACHER, processes_of, start_process, wait_for
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 300  # a safety net alone
 QUICK = ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false", "--data.init_args.num_workers=1"]
 LONG = "--trainer.max_epochs=3000"
 FIT = ["fit", *DATA, *TEACHER, *QUICK]
@@ -19,11 +18,10 @@ ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
 
 def run_of(folder):
     """The arguments of a run whose second stage does not end by itself."""
-    for name, epochs in (("teacher", 1), ("student", 3000)):
-        (folder / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {epochs}}}")
-    configs = [arg.replace("--config", "--teacher") for arg in TEACHER]
-    configs += [arg.replace("--config", "--student") for arg in STUDENT]
-    return ["run", *DATA, *configs, f"--teacher={folder}/teacher.yaml", f"--student={folder}/student.yaml", *QUICK]
+    epochs = {"teacher": 1, "student": 3000}
+    for name, number in epochs.items():
+        (folder / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {number}}}")
+    return ["run", *DATA, *STAGES, *(f"--{name}={folder}/{name}.yaml" for name in epochs), *QUICK]
 
 
 @pytest.fixture
@@ -34,7 +32,7 @@ def started():
     def start(args, file, **variables):
         process = start_process(args, **variables)
         all_of_them.append(process)
-        wait_for(lambda: file.exists() or process.poll() is not None, SECONDS)
+        wait_for(lambda: file.exists() or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
         return process
 
@@ -46,8 +44,8 @@ def started():
 
 def ended(process):
     """What a process printed as it ended; no process of its group remains."""
-    _, err = process.communicate(timeout=SECONDS)
-    wait_for(lambda: not processes_of(process.pid), SECONDS)
+    _, err = process.communicate()
+    wait_for(lambda: not processes_of(process.pid))
     return err
 
 
@@ -120,10 +118,8 @@ def test_a_killed_worker_ends_the_fit(tmp_path, started):
     command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
     def workers():
-        return [p for p in processes_of(process.pid) if p != process.pid and same(p)]
-
-    def same(pid):
-        return Path(f"/proc/{pid}/cmdline").read_bytes() == command
+        found = [pid for pid in processes_of(process.pid) if pid != process.pid]
+        return [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes() == command]
 
     wait_for(workers)
     os.kill(workers()[0], signal.SIGKILL)

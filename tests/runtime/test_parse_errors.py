@@ -8,26 +8,10 @@ from jsonargparse.typing import PositiveInt
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.parse_errors import in_one_line, in_one_sentence
 
-NESTED = """\
-Parser key "data":
-  Does not validate against any of the Union subtypes
-  Subtypes: [Data, NoneType]
-  Errors:
-    - Problem with given class_path 'Data':
-        Parser key "shots":
-          Errors:
-            - Expected an int
-            - Expected a NoneType
-          Given value: many
-    - Expected a NoneType
-  Given value: {'init_args': {'shots': 'many'}}
-"""
-
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (NESTED, "data: Problem with given class_path 'Data': shots is many: Expected an int"),
         ("unrecognized arguments: --x=4", "unrecognized arguments: --x=4"),
         ("\n", "ValueError"),
         ("x" * 999, "x" * 200),
@@ -64,13 +48,8 @@ def test_an_own_error_within_a_parsers_is_the_one_that_is_raised():
         build()
 
 
-@pytest.mark.parametrize(
-    ("error", "expected", "words"),
-    [
-        (ModuleNotFoundError("No module named 'x'"), ConfigError, "No module named 'x'"),
-        (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
-    ],
-)
-def test_a_missing_package_is_named_and_a_bug_passes(error, expected, words):
-    with pytest.raises(expected, match=words), in_one_sentence():
-        raise error
+def test_a_missing_package_is_named_and_a_bug_passes():
+    with pytest.raises(ConfigError, match="No module named 'x'"), in_one_sentence():
+        raise ModuleNotFoundError("No module named 'x'")
+    with pytest.raises(ZeroDivisionError), in_one_sentence():
+        raise ZeroDivisionError

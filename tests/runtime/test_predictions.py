@@ -31,15 +31,6 @@ def test_predictions_are_read_in_order_of_the_test_split_whatever_their_names(tm
     assert first == ["0", "folder/with, comma.png", 'say "cheese", please', "line\nbreak", "0.250000"]
 
 
-def test_a_class_name_that_is_not_utf8_is_an_error(tmp_path):
-    write_predictions(tmp_path, PREDICTIONS)
-    file = tmp_path / PREDICTIONS_FILE
-    assert b"photos/\xff.png" in file.read_bytes()
-    file.write_bytes(file.read_bytes().replace(b",a,b,", b",a,\xff,"))
-    with pytest.raises(ValueError, match="utf-8"):
-        read_predictions(tmp_path)
-
-
 def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(tmp_path):
     assert read_results(tmp_path) == {}
     for accuracy in (0.5, 1 / 3):

@@ -45,7 +45,7 @@ _GRES = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero"))
 
 
 def missing():
-    """Return why there can be no Slurm here; empty if there can be one."""
+    """Why there can be no Slurm here; empty if there can be one."""
     gone = [name for name in (*_DAEMONS, "sbatch", "setpriv") if shutil.which(name) is None]
     if gone:
         return f"there is no {', '.join(gone)}: apt-get install slurm-wlm munge"
@@ -71,32 +71,24 @@ class Cluster:
             raise
 
     def _start(self):
+        state, host = self.state, socket.gethostname().split(".")[0]
         for name in ("controller", "node"):
-            (self.state / name).mkdir()
-        key = self.state / "munge.key"
+            (state / name).mkdir()
+        key = state / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(64))
-        ports = _free_ports(2)
-        (self.state / "slurm.conf").write_text(
-            _CONF.format(
-                host=socket.gethostname().split(".")[0],
-                state=self.state,
-                controller_port=ports[0],
-                node_port=ports[1],
-                cpus=self.cpus,
-            )
-        )
-        (self.state / "gres.conf").write_text(_GRES)
-        self._daemon(
-            "munged",
-            "--foreground",
-            f"--socket={self.state}/munge.socket",
-            f"--key-file={key}",
-            f"--pid-file={self.state}/munge.pid",
-            f"--log-file={self.state}/munge.log",
-            f"--seed-file={self.state}/munge.seed",
-        )
-        self._wait((self.state / "munge.socket").exists, "munged does not answer", 20)
+        with socket.socket() as one, socket.socket() as other:
+            ports = []
+            for each in (one, other):
+                each.bind(("127.0.0.1", 0))
+                ports.append(each.getsockname()[1])
+        conf = _CONF.format(host=host, state=state, controller_port=ports[0], node_port=ports[1], cpus=self.cpus)
+        (state / "slurm.conf").write_text(conf)
+        (state / "gres.conf").write_text(_GRES)
+        files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={state}/munge.{ending}" for option, ending in files.items()]
+        self._daemon("munged", "--foreground", f"--key-file={key}", *options)
+        self._wait((state / "munge.socket").exists, "munged does not answer", 20)
         self._daemon("slurmctld", "-D", "-c")
         self._daemon("slurmd", "-D", "-c")
         self._wait(lambda: "idle" in self._ask("sinfo", "-h", "-o", "%T", check=False), "the node does not come up", 60)
@@ -104,14 +96,12 @@ class Cluster:
     def _daemon(self, name, *args):
         log = (self.state / f"{name}.out").open("w")
         command = ["setpriv", "--pdeathsig", "KILL", name, *args]
-        self._daemons.append(
-            subprocess.Popen(command, stdout=log, stderr=log, env=self.env, start_new_session=True, cwd=self.state)
-        )
+        options = {"stdout": log, "stderr": log, "env": self.env, "start_new_session": True, "cwd": self.state}
+        self._daemons.append(subprocess.Popen(command, **options))
 
     def _ask(self, *command, check=True):
         done = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=60, check=False)
-        if check and done.returncode != 0:
-            raise AssertionError(f"{' '.join(map(str, command))}: {done.stderr}")
+        assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
     def _wait(self, condition, what, seconds):
@@ -127,15 +117,13 @@ class Cluster:
 
     def submit(self, script, *args, options=(), cwd, env=None):
         """Submit a job; returns its number."""
-        command = ["sbatch", "--parsable", *options, str(script), *map(str, args)]
-        environment = {**self.env, **(env or {})}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
-        assert done.returncode == 0, done.stderr
+        done = self.run("sbatch", "--parsable", *options, str(script), *map(str, args), cwd=cwd, env=env)
         return done.stdout.strip().split(";")[0]
 
-    def run(self, *command, cwd, check=True):
+    def run(self, *command, cwd, check=True, env=None):
         """Run a command of Slurm to its end."""
-        done = subprocess.run(command, capture_output=True, text=True, env=self.env, cwd=cwd, check=False)
+        environment = {**self.env, **(env or {})}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -146,7 +134,7 @@ class Cluster:
             subprocess.run(["scancel", "--signal=USR1", *options, job], env=self.env, timeout=3, check=False)
 
     def fields(self, job):
-        """Return the fields of a job, or of each element of an array."""
+        """The fields of a job, or of each element of an array."""
         text = self._ask("scontrol", "show", "job", job, "-o")
         return [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
 
@@ -172,7 +160,7 @@ class Cluster:
             time.sleep(0.5)
 
     def queued(self):
-        """Return the jobs that are pending or running."""
+        """The jobs that are pending or running."""
         return self._ask("squeue", "-h", "-o", "%i").split()
 
     def clear(self):
@@ -186,31 +174,17 @@ class Cluster:
         if len(self._daemons) == len(_DAEMONS):
             self.clear()
         for daemon in reversed(self._daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+            daemon.kill()
+            daemon.wait()
         for pid in self._left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.state, ignore_errors=True)
 
     def _left(self):
-        """Yield processes of jobs that outlived the daemons, known by this cluster's configuration."""
+        """The processes of jobs that outlived the daemons, known by this cluster's configuration."""
         mark = f"SLURM_CONF={self.state}/slurm.conf".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
                     yield int(folder.name)
-
-
-def _free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -9,32 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-from runs import CONFIGS, configs, processes_of, start_process, wait_for
+from runs import DATA, STAGES, processes_of, start_process, wait_for
 from soak.comparison import differences
 
-RUN = [
-    "run",
-    *configs("data/digits.yaml", "trainer/cpu.yaml"),
-    f"--teacher={CONFIGS / 'teacher/quickstart.yaml'}",
-    f"--student={CONFIGS / 'student/quickstart.yaml'}",
-    "--trainer.enable_progress_bar=false",
-]
+RUN = ["run", *DATA, *STAGES, "--trainer.enable_progress_bar=false"]
 ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
 MOST_KILLS = 4  # of one run
-SAFETY_SECONDS = 900
 
 
 def attempt(args, log, kill_after=None, alone=False):
-    """Start a command and kill it after some seconds.
+    """Start a command, and kill it after some seconds or let it end; returns its exit code once no process is left.
 
-    Args:
-        args: Arguments of ``python -m kdpl``.
-        log: File that its messages are appended to.
-        kill_after: Seconds; None lets it end by itself.
-        alone: Kill only the process that was started, and not those that it started.
-
-    Returns:
-        Its exit code, once all of its processes have ended.
+    ``alone`` kills only the process that was started, and not those that it started.
     """
     with log.open("a") as errors:
         process = start_process(args, stderr=errors)
@@ -44,18 +30,12 @@ def attempt(args, log, kill_after=None, alone=False):
                 (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.05)
-        wait_for(lambda: not processes_of(process.pid), SAFETY_SECONDS)
+        wait_for(lambda: not processes_of(process.pid))
         return process.wait()
 
 
 class Soak:
-    """Runs into one folder, so that paths in configs and checkpoints are the same.
-
-    Args:
-        out: Folder for everything; what is in it is removed.
-        draw: Source of the moments of the kills.
-        options: Settings of all runs.
-    """
+    """Runs into one folder, so that paths in configs and checkpoints are the same; what is in it is removed."""
 
     def __init__(self, out, draw, options):
         self.out, self.draw, self.options = out, draw, options

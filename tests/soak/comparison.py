@@ -1,7 +1,7 @@
 """Comparison of a run that was interrupted with one that was not."""
 
 import torch
-from runs import SPEED
+from runs import SPEED, files_of
 
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import LAST, METRICS_FILE
@@ -11,14 +11,11 @@ SHOWN = (".html", ".png")
 
 
 def differences(reference, folder):
-    """Compare a run's folder with that of a run that was never interrupted, written under the same name.
+    """The differences of a run's folder from that of a run that was never interrupted, a sentence each.
 
-    Rows of metrics.csv may be missing, of epochs in which the run was killed.
-
-    Returns:
-        A sentence for each difference.
+    Both were written under the same name; rows of metrics.csv may be missing, of epochs in which the run was killed.
     """
-    expected, found = files_of(reference), files_of(folder)
+    expected, found = set(files_of(reference)), set(files_of(folder))
     said = [f"{name} is missing" for name in sorted(expected - found)]
     said += [f"{name} was left behind" for name in sorted(found - expected)]
     for name in sorted(expected & found):
@@ -30,10 +27,6 @@ def differences(reference, folder):
         elif a.suffix not in SHOWN and a.read_bytes() != b.read_bytes():
             said.append(f"{name} differs")
     return said
-
-
-def files_of(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def different_metrics(reference, other):
