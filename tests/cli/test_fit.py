@@ -121,12 +121,12 @@ def test_images_that_cannot_be_used_are_named_and_a_corrected_start_is_not_refus
     broken = root / "train" / "dog" / "2.png"
     intact = broken.read_bytes()
     broken.write_bytes(b"not an image")
-    three = "--data.init_args.shots=3"
-    assert main([*folder_fit(root, out), three, "--data.init_args.num_workers=1"]) == 1
+    one_batch = "--data.init_args.batch_size=6"
+    assert main([*folder_fit(root, out), one_batch, "--data.init_args.shots=3", "--data.init_args.num_workers=1"]) == 1
     error_line(capsys, "train/dog/2.png", "cannot be read")
     assert nothing_written(out)
     broken.write_bytes(intact)
-    assert main([*folder_fit(root, out), three]) == 0
+    assert main([*folder_fit(root, out), "--data.init_args.shots=2"]) == 0
 
 
 def test_class_vectors_of_other_class_names_and_of_another_teacher_are_refused(tmp_path, capsys, teacher_run):
