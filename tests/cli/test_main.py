@@ -97,5 +97,5 @@ def test_output_that_nothing_reads_ends_a_command_without_a_word():
 def test_completion_knows_commands_and_options(shell, capsys):
     assert main(["completion", shell]) == 0
     out = capsys.readouterr().out
-    for word in ("class-vectors", "predict", "checkpoint_every", "top_k"):
+    for word in ("class-vectors", "predict", "checkpoint_every", "top-k"):
         assert word in out

@@ -1,5 +1,6 @@
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,34 @@ def test_what_has_its_name_is_on_the_disk(folder, tmp_path, monkeypatch):
         else:
             temporary.write_text("a")
     assert written == {"/deep/file" if folder else ""}
+
+
+@pytest.mark.parametrize("new", ["file", "folder"])
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_there_stays_until_it_is_replaced_as_a_whole(new, existing, fails, tmp_path):
+    def write(path, text):
+        if new == "folder":
+            path.mkdir()
+            path /= text
+        path.write_text(text)
+
+    def content():
+        return {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def replace():
+        with atomic_path(tmp_path / "a") as temporary:
+            write(temporary, "new")
+            if fails:
+                raise KeyboardInterrupt
+
+    if existing:
+        write(tmp_path / "a", "old")
+    before = content()
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        replace()
+    assert content() == (before if fails else {"a" if new == "file" else "a/new": "new"})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] * (existing or not fails)
 
 
 def test_others_may_read_what_was_written(tmp_path):

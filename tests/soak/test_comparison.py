@@ -11,7 +11,7 @@ from soak.comparison import differences
         ("test.json", b"", b"", []),
         ("test.json", b"899", b"898", ["test.json differs"]),
         ("classifier/model.safetensors", b"\x00\x00", b"\x00\x01", ["classifier/model.safetensors differs"]),
-        ("metrics.csv", b"0.", b"1.", ["metrics.csv: train/loss differs"]),
+        ("metrics.csv", b",,,0,0.", b",,,0,1.", ["metrics.csv: val/acc differs"]),
         ("test.json", None, None, ["test.json is missing"]),
         ("classifier/.model.tmp", None, b"", ["classifier/.model.tmp was left behind"]),
         ("checkpoints/last.ckpt", None, "another weight", ["checkpoints/last.ckpt: state_dict differs"]),
