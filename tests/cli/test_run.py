@@ -106,7 +106,7 @@ def test_other_settings_are_refused_by_name(change, words, finished, capsys):
         ([*RUN, "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*RUN, "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
         ([*RUN, "--out=out", "--student=misspelt.yaml"], ["kd_wieght"]),
-        ([*RUN, "--out=."], ["error: --out . holds something else than a run (broken.yaml): "]),
+        ([*RUN, "--out=."], ["error: --out . contains something other than a run (broken.yaml): "]),
     ],
 )
 def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path, capsys, monkeypatch):
