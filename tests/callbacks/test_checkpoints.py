@@ -75,7 +75,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     with world.refused(ConfigError, "does not exist"):
         require_intact(tmp_path / "x.ckpt")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "x.ckpt")
-    with world.refused(ArtifactError, "is not a checkpoint of a run"):
+    with world.refused(ArtifactError, "is not a run's checkpoint"):
         require_intact(tmp_path / "x.ckpt")
 
 
