@@ -80,15 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if said is None:
             raise
         if isinstance(error, KeyboardInterrupt):
-            if argv is None:
-                # who interrupts a group of processes may end each of them as well: this one is about to end
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             # of the processes of one training, the first one says it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 print(said, file=sys.stderr)
             return faults.exit_code(error)
         print(f"error: {said}", file=sys.stderr)
         return 1
+    finally:
+        if argv is None:
+            # this process is about to end: whoever ends a job or a group of processes may ask for it once more
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(args: list[str]) -> int:
