@@ -28,7 +28,7 @@ def name_classes(
     Args:
         keys: Their folders or labels.
         class_names: File with their names and texts; None: the keys are their names.
-        class_text: Text around each class's name, or its text where the file has one, in the place of ``{}``.
+        class_text: Text around each class's name, or its text where the file has one, instead of ``{}``.
 
     Returns:
         The names, and the texts that the text tower reads; None where these are the names.

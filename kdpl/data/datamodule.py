@@ -57,7 +57,7 @@ class DomainDataModule(LightningDataModule):
             ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.
         class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
             (``folder`` and ``table``); None: they are the names.
-        class_text: Text that the text tower reads for a class, with ``{}`` in the place of the name (likewise).
+        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name (likewise).
         held_out: Share of each class's training images that become test images, where there are no others; None: none.
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
