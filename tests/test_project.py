@@ -53,7 +53,7 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     listed = [*PYPROJECT["project"]["dependencies"], *(each for extra in extras for each in extra)]
     assert {name.lower().replace("_", "-") for name in found} == {name_of(each) for each in listed}
-    # not pinned, and past the uploads of Lightning that stole credentials
+    # not pinned, and past the malicious uploads of Lightning
     requirements = {name_of(each): each for each in listed}
     assert not {"==", "<"} & set(re.findall("==|<", requirements["torch"]))
     assert ">=2.6.6" in requirements["lightning"]
