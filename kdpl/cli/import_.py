@@ -23,8 +23,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
     """
     from lightning.pytorch import Callback
 
-    from kdpl.benchmark.checkpoints.importing import TakeOver, record_of, require_own_folder, require_same_clip
-    from kdpl.benchmark.checkpoints.names import read_published
+    from kdpl.benchmark.checkpoints import TakeOver, read_published, record_of, require_own_folder, require_same_clip
     from kdpl.cli.fit import KdplCLI, require_stage, run_command
     from kdpl.errors import ArtifactError, ConfigError
     from kdpl.runtime.messages import warn

@@ -1,0 +1,238 @@
+"""The checkpoints of PromptKD's authors: their names of tensors, a check of their CLIP, and their import."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kdpl.clip.torch_files import read_torch_file
+from kdpl.errors import ArtifactError, ConfigError, WeightsError
+from kdpl.runtime.files import write_text
+from kdpl.runtime.messages import inform
+from kdpl.runtime.run_folder import LAST, handed_over
+
+Kind = Literal["teacher", "student"]
+
+RECORD_FILE = "import.json"
+"""File in a run's folder with the name and SHA-256 of the file that was imported."""
+
+_CONTEXT = "prompt_learner.ctx"
+_VISION = "image_encoder.VPT"
+_PROJECTOR = "VPT_image_trans.conv1."
+# token embeddings of the class names that the teacher was tuned on, and of those it was tested on
+_BUFFERS = re.compile(r"prompt_learner\.token_(prefix|suffix)2?")
+# where CLIP's own weights stand, and in which tower
+_CLIP_NAMES = {
+    "teacher": re.compile(r"((?:prompt_learner\.ZS_)?image|text)_encoder\.(.+)"),
+    "student": re.compile(r"(image)_encoder\.(.+)"),
+}
+_FLOAT32_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Published:
+    """The content of a published checkpoint.
+
+    Attributes:
+        file: The file.
+        kind: ``teacher`` or ``student``.
+        epoch: The epoch after which it was saved, if it says so.
+        learned: The trained tensors and batch norm's statistics under the names of kdpl's own modules; floats in
+            float32.
+        clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower (``image`` or
+            ``text``), the weight's name in it, and the weight.
+        logit_scale: Logarithm of the factor on cosine similarities.
+        unknown: Names that have no place here.
+    """
+
+    file: Path
+    kind: Kind
+    epoch: int | None
+    learned: Mapping[str, Tensor]
+    clip: Mapping[str, tuple[str, str, Tensor]]
+    logit_scale: Tensor | None
+    unknown: tuple[str, ...]
+
+
+def read_published(file: Path, kind: Kind) -> Published:
+    """Read a published checkpoint, which must be of that kind.
+
+    Raises:
+        ArtifactError: It is missing, damaged, of the other kind, or lacks something.
+    """
+    content = read_torch_file(file)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ArtifactError(f"{file} has no state_dict, which the authors' checkpoints have: give one of those")
+    is_student = any(name.startswith(_PROJECTOR) for name in state)
+    if not is_student and _CONTEXT not in state:
+        raise ArtifactError(
+            f"{file} holds neither {_CONTEXT}, as a teacher does, nor {_PROJECTOR}*, as a student does: "
+            "give a checkpoint of the authors"
+        )
+    found = "student" if is_student else "teacher"
+    if found != kind:
+        raise ArtifactError(f"{file} holds a {found}, expected a {kind}: use the command import {found}")
+    part = _Part(file, dict(state))
+    if kind == "teacher":
+        context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
+        learned = {
+            "text_prompts.context": context,
+            "text_prompts.deep": torch.stack(deep) if deep else context.new_empty(0, *context.shape),
+            "vision_prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder")),
+        }
+    else:
+        learned = {"encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))}
+        learned |= part.take_projector()
+    clip: dict[str, tuple[str, str, Tensor]] = {}
+    for name in list(part.left):
+        if match := _CLIP_NAMES[kind].fullmatch(name):
+            clip[name] = ("text" if match[1] == "text" else "image", match[2], part.take(name))
+    scale = part.take("logit_scale") if "logit_scale" in part.left else None
+    unknown = tuple(name for name in part.left if not _BUFFERS.fullmatch(name))
+    epoch = content.get("epoch")
+    return Published(file, kind, epoch if type(epoch) is int else None, learned, clip, scale, unknown)
+
+
+class _Part:
+    """The tensors of a state dict that have not been taken yet."""
+
+    def __init__(self, file: Path, left: dict[str, object]) -> None:
+        self.file = file
+        self.left = left
+
+    def take(self, name: str) -> Tensor:
+        tensor = self.left.pop(name, None)
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"{self.file} has no tensor {name}: it is incomplete, download it again")
+        return tensor
+
+    def take_learned(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        """Take what was trained, in float32; None in the shape stands for any size."""
+        tensor = self.take(name)
+        fits = tensor.ndim == len(shape) and all(b in (None, a) for a, b in zip(tensor.shape, shape, strict=True))
+        if not fits or not tensor.is_floating_point() or not tensor.isfinite().all():
+            kind, wanted = str(tensor.dtype).removeprefix("torch."), ", ".join(str(n or "any") for n in shape)
+            raise ArtifactError(
+                f"{self.file} holds {name} as {kind} {list(tensor.shape)}, expected floats [{wanted}], all of them "
+                "finite: give another checkpoint of the authors"
+            )
+        return tensor.to(torch.float32, copy=True)
+
+    def take_prompts(self, first: str, tower: str) -> list[Tensor]:
+        """Take a tower's prompts [n, W], layer by layer."""
+        prompts = [self.take_learned(first, (None, None))]
+        pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
+        layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
+        # a gap is found by its name
+        for layer in range(1, max(layers, default=0) + 1):
+            name = f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
+            prompts.append(self.take_learned(name, tuple(prompts[0].shape)))
+        return prompts
+
+    def take_projector(self) -> dict[str, Tensor]:
+        """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
+        kernel = self.take_learned(f"{_PROJECTOR}0.weight", (None, None, 1, 1))
+        out_dim = len(kernel)
+        second = self.take_learned(f"{_PROJECTOR}3.weight", (out_dim, out_dim, 1, 1))
+        taken = {"0.weight": kernel.flatten(1), "3.weight": second.flatten(1)}
+        for name in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.bias"):
+            taken[name] = self.take_learned(_PROJECTOR + name, (out_dim,))
+        taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(torch.int64, copy=True)
+        return {f"encoder.projector.layers.{name}": tensor for name, tensor in taken.items()}
+
+
+def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float) -> set[str]:
+    """Compare CLIP's own weights in the file with those of a CLIP as it was loaded.
+
+    A weight in half precision may differ by one rounding step, since it was rounded once or twice on its way.
+
+    Args:
+        published: The file.
+        towers: State dicts of the towers ``image`` and ``text``.
+        log_scale: Logarithm of the logit scale.
+
+    Returns:
+        Names in the file that the CLIP does not have.
+
+    Raises:
+        WeightsError: A weight differs; the first one is named.
+    """
+    pairs = {name: (theirs, towers[tower].get(key)) for name, (tower, key, theirs) in published.clip.items()}
+    if published.logit_scale is not None:
+        pairs["logit_scale"] = (published.logit_scale.flatten(), torch.tensor([log_scale]))
+    for name, (theirs, ours) in pairs.items():
+        if ours is not None and not (theirs.shape == ours.shape and _is_same(theirs, ours.detach().cpu())):
+            raise WeightsError(
+                f"{published.file} was made on another CLIP than the settings name ({name} differs): set "
+                f"model.init_args.clip to the CLIP of that {published.kind}"
+            )
+    return {name for name, (_, ours) in pairs.items() if ours is None}
+
+
+def _is_same(theirs: Tensor, ours: Tensor) -> bool:
+    if theirs.dtype in (torch.float16, torch.bfloat16):
+        step, smallest = torch.finfo(theirs.dtype).eps, torch.finfo(theirs.dtype).smallest_normal
+        theirs, ours = theirs.double(), ours.to(theirs.dtype).double()
+        # the distance from a number to the next one above it
+        allowed = step * torch.minimum(theirs.abs(), ours.abs()).clamp(min=smallest)
+    else:
+        theirs, ours = theirs.double(), ours.double()
+        allowed = _FLOAT32_TOLERANCE * ours.abs().max()
+    return bool(((theirs - ours).abs() <= allowed).all())
+
+
+class TakeOver(Callback):
+    """Puts the published tensors into the module, and writes the checkpoint of a fit and the record of the file."""
+
+    def __init__(self, published: Published, record: Mapping[str, str]) -> None:
+        self._published = published
+        self._record = record
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over: the module is complete now, and nothing has been written yet."""
+        published = self._published
+        tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+        own = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
+        for name, tensor in published.learned.items():
+            if name not in own or own[name].shape != tensor.shape:
+                ours = f"as {list(own[name].shape)}" if name in own else "without it"
+                raise ConfigError(
+                    f"{published.file} has {name} as {list(tensor.shape)}, the settings ask for a {published.kind} "
+                    f"{ours}: set depth and length of the prompts, clip and teacher to those of that file"
+                )
+        for name, tensor in published.learned.items():
+            own[name].copy_(tensor)
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
+        trainer.save_checkpoint(folder / LAST, weights_only=False)
+        saved = f", saved after epoch {published.epoch}" if published.epoch is not None else ""
+        inform(
+            f"{published.file} ({published.kind}{saved}): {len(published.learned)} trained tensors taken over, "
+            f"{len(published.clip)} weights of its CLIP compared"
+        )
+
+
+def record_of(file: Path) -> dict[str, str]:
+    """Return what identifies a published file: its name and SHA-256."""
+    with file.open("rb") as opened:
+        return {"file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def require_own_folder(folder: Path, file: Path, record: Mapping[str, str]) -> None:
+    """Raise a ConfigError if a folder holds anything but the import of this file."""
+    there = folder / RECORD_FILE
+    same = there.is_file() and json.loads(there.read_text(encoding="utf-8")) == record
+    if (handed_over(folder) or (folder / LAST).is_file()) and not same:
+        raise ConfigError(
+            f"{folder} holds something other than the import of {file}: choose another --out, or remove that folder"
+        )

@@ -1,1 +1,0 @@
-"""The published checkpoints of PromptKD's authors, imported into run folders."""
