@@ -3,15 +3,15 @@
 import math
 import string
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
-from kdpl.errors import KdplError
 from kdpl.tiny.models import IMAGE_SIZE
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -25,7 +25,7 @@ FONTS = (
 )
 """Fonts with all digits and letters that every matplotlib since 3.11 ships."""
 
-MASK_SIZE = 64
+_MASK_SIZE = 64
 _GLYPH_SIZE = 46  # longer side of a glyph in its mask, with a margin for thicker strokes
 _FONT_SIZE = 56
 _CANVAS_SIZE = 128
@@ -33,16 +33,21 @@ _NO_CHARACTER = "\uffff"  # unassigned: every font draws its symbol for a missin
 
 
 class GlyphClass(NamedTuple):
-    """A class of glyphs: its kind, its name, and its characters."""
+    """A class of glyphs: what captions call it, and its characters."""
 
-    kind: Literal["digit", "letter"]
-    name: str
+    nouns: tuple[str, ...]
     characters: tuple[str, ...]
 
 
 CLASSES = (
-    *(GlyphClass("digit", name, (str(value),)) for value, name in enumerate(DIGIT_NAMES)),
-    *(GlyphClass("letter", letter, (letter, letter.upper())) for letter in string.ascii_lowercase),
+    *(
+        GlyphClass((f"digit {name}", f"number {name}", name, f"numeral {name}"), (str(value),))
+        for value, name in enumerate(DIGIT_NAMES)
+    ),
+    *(
+        GlyphClass((f"letter {letter}", f"character {letter}", f"symbol {letter}"), (letter, letter.upper()))
+        for letter in string.ascii_lowercase
+    ),
 )
 """Ten digits and 26 letters; lowercase and uppercase letters are one class."""
 
@@ -63,22 +68,11 @@ class GlyphBank(NamedTuple):
 
 
 def render_bank(fonts: tuple[str, ...] = FONTS) -> GlyphBank:
-    """Render every character of every class in every font; characters that a font lacks are left out.
-
-    Raises:
-        KdplError: matplotlib is not installed, or does not ship one of the fonts.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise KdplError("the glyphs need matplotlib for its fonts: pip install 'kdpl[quickstart]'") from error
+    """Render every character of every class in every font; characters that a font lacks are left out."""
     masks: list[Tensor] = []
     classes: list[int] = []
     for name in fonts:
-        path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-        if not path.is_file():
-            raise KdplError(f"matplotlib lacks its font {path}: pip install --force-reinstall matplotlib")
-        font = ImageFont.truetype(str(path), _FONT_SIZE)
+        font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", _FONT_SIZE)
         missing = _draw(_NO_CHARACTER, font).tobytes()
         for index, glyph_class in enumerate(CLASSES):
             for drawing in (_draw(character, font) for character in glyph_class.characters):
@@ -99,8 +93,8 @@ def _to_mask(glyph: Image.Image) -> Tensor:
     """Scale a cropped glyph to a common size and centre it: float32 [64, 64] in [0, 1]."""
     scale = _GLYPH_SIZE / max(glyph.size)
     width, height = (max(1, round(side * scale)) for side in glyph.size)
-    mask = Image.new("L", (MASK_SIZE, MASK_SIZE), 0)
-    corner = ((MASK_SIZE - width) // 2, (MASK_SIZE - height) // 2)
+    mask = Image.new("L", (_MASK_SIZE, _MASK_SIZE), 0)
+    corner = ((_MASK_SIZE - width) // 2, (_MASK_SIZE - height) // 2)
     mask.paste(glyph.resize((width, height), Image.Resampling.BICUBIC), corner)
     return torch.from_numpy(np.array(mask)).float() / 255
 

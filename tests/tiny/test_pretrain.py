@@ -3,23 +3,47 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors import safe_open
 
 from kdpl.tiny import pretrain
-from kdpl.tiny.models import CONFIGS, load_weights
-from kdpl.tiny.pretrain import RECIPES, contrastive_loss, main
+from kdpl.tiny.glyphs import CLASSES, render_bank
+from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
+from kdpl.tiny.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
 
 SHORT = replace(RECIPES["tiny-student"], steps=3, agreement_steps=2, batch_size=8)
+PLAIN = 4 * len(PLAIN_TEMPLATES)
+tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
 
 
 @pytest.fixture(scope="module")
-def world():
-    """The glyphs, and a sixth of the captions, with which models are pretrained here."""
-    glyphs, captions = pretrain.render_bank(), pretrain.caption_bank(plain_share=1.0)
+def captions():
+    return caption_bank()
+
+
+@pytest.fixture(scope="module")
+def world(captions):
+    """The glyphs, and the plain captions, with which models are pretrained here."""
+    glyphs, plain = render_bank(), CaptionBank(captions.tokens[:, :PLAIN], captions.shares[:PLAIN], captions.token_ids)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "render_bank", lambda: glyphs)
-        patch.setattr(pretrain, "caption_bank", lambda: captions)
-        yield glyphs, captions
+        patch.setattr(pretrain, "caption_bank", lambda: plain)
+        yield glyphs, plain
+
+
+def test_captions_are_every_template_with_every_noun_and_half_of_those_drawn_are_plain(captions):
+    wide = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60]]
+    for index in (3, 20):
+        texts = [t.format(noun) for t in (*PLAIN_TEMPLATES, *wide) for noun in CLASSES[index].nouns]
+        rows = captions.token_ids[captions.tokens[index]]
+        assert torch.equal(rows.unique(dim=0), tokenizer(texts).unique(dim=0))
+    assert CLASSES[7].nouns == ("digit seven", "number seven", "seven", "numeral seven")
+    assert captions.token_ids.tolist() == sorted(set(captions.token_ids.tolist()))
+    assert captions.token_ids[-1] == tokenizer.eot_token_id
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([captions.sample(generator) for _ in range(200)])
+    assert (drawn < PLAIN).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert len(drawn.unique()) == captions.tokens.shape[1]
 
 
 def plain_loss(logits, classes):
@@ -67,21 +91,14 @@ def test_the_losses_of_both_phases_fall(world):
     recipe = replace(RECIPES["tiny-student"], steps=60, batch_size=64)
     steps = pretrain.train_contrastively(model, world[1], world[0], recipe, torch.Generator().manual_seed(1))
     losses = [loss for loss, _ in steps]
-    assert len(losses) == 60
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
 
 
-def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, capsys, world):
+@pytest.mark.usefixtures("world")
+def test_the_command_writes_weights_that_load(tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny-student", SHORT)
     out = tmp_path / "student.safetensors"
-    assert main(["student", "--steps", "2", "--seed", "5", "--out", str(out)]) == 0
+    main(["tiny-student", "--steps", "2", "--seed", "5", "--out", str(out)])
     with safe_open(out, framework="pt") as file:
         assert (file.metadata()["steps"], file.metadata()["seed"]) == ("2", "5")
     open_clip.CLIP(**CONFIGS["tiny-student"]).load_state_dict(load_weights("tiny-student", out))
-    assert str(out) in capsys.readouterr().out
-
-
-def test_the_command_rejects_a_number_of_steps_below_1(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["student", "--steps=0"])
-    assert "--steps is 0, expected 1 or more" in capsys.readouterr().err
