@@ -274,6 +274,15 @@ def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, sta
     return record
 
 
+def disturbed(module, by):
+    """Move what a module trains away from its start, so that every part matters; returns the module."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += by * torch.randn(parameter.shape, generator=draw)
+    return module
+
+
 class NoStep(Callback):
     def on_train_batch_start(self, *_):
         raise AssertionError("training began")
