@@ -9,6 +9,7 @@ import torch
 import world
 from PIL import Image
 from plain import PlainProjector, normalized, relative_error
+from runs import noise
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
 
@@ -27,10 +28,7 @@ def make_classifier(clip, depth=3, vectors=None):
     # statistics and affine parameters of the batch norm that are not those of a new one
     for _ in range(3):
         encoder.projector(torch.randn(16, 20) + 1)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return Classifier(encoder, vectors or world.frozen_vectors(), 17.0, clip.identity)
+    return Classifier(world.disturbed(encoder, 0.2), vectors or world.frozen_vectors(), 17.0, clip.identity)
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +108,14 @@ def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folde
     ("images", "options", "words"),
     [
         ("one.png", {}, "takes any number of images, not one: put it into a list"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), {}, "takes any number of images, not one"),
         ([np.zeros((8, 8, 3), np.uint8)], {}, "was given a ndarray, expected paths, PIL images or tensors"),
         (["one.png"], {"top_k": 0}, "top_k is 0, expected 1 or more"),
-        (["one.png"], {"batch_size": 0}, "batch_size is 0, expected 1 or more"),
     ],
-    ids=["a path", "a tensor", "an array", "top_k", "batch_size"],
+    ids=["a path", "an array", "top_k"],
 )
 def test_what_is_no_list_of_images_is_one_sentence(images, options, words, classifier):
     with pytest.raises(ConfigError, match=words):
         classifier.predict(images, **options)
-
-
-def test_an_image_of_16_bits_has_one_answer_by_its_path_and_as_it_is(classifier, tmp_path):
-    path = tmp_path / "16.png"
-    Image.fromarray((np.arange(40 * 40, dtype=np.uint16) * 40).reshape(40, 40)).save(path)
-    assert classifier.predict([path]) == classifier.predict([Image.open(path)])
-    path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(DataError, match="an image cannot be decoded"):
-        classifier.predict([Image.open(path)])
 
 
 @pytest.mark.slow
@@ -156,19 +143,11 @@ assert not loaded, loaded
 
 
 class TestPredict:
-    @pytest.fixture
-    def pictures(self, tmp_path):
-        """Images of several sizes as PIL images, and their PNG files."""
-        draw = np.random.RandomState(0)
-        sizes = [(32, 32), (50, 40), (20, 33), (64, 32), (32, 31)]
-        pictures = [Image.fromarray(draw.randint(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
-        paths = [tmp_path / f"{i}.png" for i in range(len(pictures))]
-        for picture, path in zip(pictures, paths, strict=True):
+    def test_paths_pictures_and_tensors_are_the_same_images(self, classifier, tmp_path):
+        pil = [noise(*size) for size in [(32, 32), (50, 40), (20, 33), (64, 32), (32, 31)]]
+        paths = [tmp_path / f"{i}.png" for i in range(len(pil))]
+        for picture, path in zip(pil, paths, strict=True):
             picture.save(path)
-        return pictures, paths
-
-    def test_paths_pictures_and_tensors_are_the_same_images(self, classifier, pictures):
-        pil, paths = pictures
         tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pil]
         expected = classifier.predict(pil, top_k=5)
         assert classifier.predict(paths, top_k=5) == expected
@@ -182,8 +161,8 @@ class TestPredict:
         got, wanted = ([g.probability for row in rows for g in row] for rows in (one_by_one, expected))
         assert got == pytest.approx(wanted, rel=1e-4)
 
-    def test_probabilities_are_the_softmax_over_all_classes_highest_first(self, classifier, pictures):
-        square = pictures[0][0]
+    def test_probabilities_are_the_softmax_over_all_classes_highest_first(self, classifier):
+        square = noise(32, 32)
         guesses = classifier.predict([square], top_k=5)[0]
         logits = classifier(torch.from_numpy(np.array(square)).permute(2, 0, 1)[None])[0].detach().double()
         probabilities = (logits.exp() / logits.exp().sum()).tolist()
@@ -192,17 +171,25 @@ class TestPredict:
         assert [g.probability for g in guesses] == pytest.approx([probabilities[i] for i in order], rel=1e-5)
         assert sum(g.probability for g in guesses) == pytest.approx(1)
 
-    def test_grey_and_transparent_pictures_are_read_as_rgb(self, classifier):
+    def test_grey_and_transparent_pictures_are_read_as_rgb(self, classifier, tmp_path):
         grey = Image.new("L", (32, 32), 77)
         expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
-        assert classifier.predict([grey]) == expected
-        assert classifier.predict([grey.convert("RGBA")]) == expected
+        assert classifier.predict([grey]) == classifier.predict([grey.convert("RGBA")]) == expected
+        deep = tmp_path / "16 bits.png"
+        Image.fromarray((np.arange(40 * 40, dtype=np.uint16) * 40).reshape(40, 40)).save(deep)
+        assert classifier.predict([deep]) == classifier.predict([Image.open(deep)])
 
     def test_an_unreadable_image_is_named(self, classifier, tmp_path):
-        (tmp_path / "broken.png").write_bytes(b"no image")
-        for name in ("broken.png", "missing.png"):
-            with world.refused(DataError, name):
-                classifier.predict([tmp_path / name])
+        broken = tmp_path / "broken.png"
+        noise(32, 32).save(broken)
+        broken.write_bytes(broken.read_bytes()[:-60])
+        for image, words in (
+            (broken, "broken.png"),
+            (tmp_path / "missing.png", "missing.png"),
+            (Image.open(broken), "an image cannot be decoded"),
+        ):
+            with world.refused(DataError, words):
+                classifier.predict([image])
 
 
 def further(classifier, **changes):
@@ -252,33 +239,20 @@ class TestRefusals:
         assert str(folder) in str(error.value)
 
     def test_a_folder_that_is_not_there(self, tmp_path):
-        self.refused(
-            tmp_path / "no", r"the classifier .*no does not exist: give the classifier folder of a student's run"
-        )
+        self.refused(tmp_path / "no", r"the classifier .*no does not exist: give the classifier folder of a student's")
 
     @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
-    @pytest.mark.parametrize("length", [0, -20])
-    def test_a_truncated_file(self, name, length, folder):
-        (folder / name).write_bytes((folder / name).read_bytes()[:length])
+    def test_a_truncated_file(self, name, folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-20])
         self.refused(folder, r"is damaged \(.+\): give the classifier folder")
 
     @pytest.mark.parametrize(
-        ("fields", "match"),
-        [
-            ({"kind": "pear"}, "holds .*version.*expected 'kdpl classifier' version 1"),
-            ({"version": 2}, "holds .*version.*expected 'kdpl classifier' version 1"),
-            ({"prompt_depth": 2}, "is damaged"),
-            ({"prompt_length": 3}, "is damaged"),
-            ({"prompt_depth": 9}, "is damaged"),
-            ({"image_config": {"embed_dim": 20}}, "is damaged"),
-            ({"image_config": {"embed_dim": 20, "vision_cfg": {"layers": 4, "nonsense": 32}}}, "is damaged"),
-        ],
-        ids=str,
+        "fields", [{"prompt_depth": 2}, {"prompt_length": 3}, {"prompt_depth": 9}, {"image_config": {"embed_dim": 20}}]
     )
-    def test_fields_that_do_not_fit(self, fields, match, folder):
+    def test_settings_that_do_not_fit_the_tensors(self, fields, folder):
         path = folder / "classifier.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-        self.refused(folder, match)
+        self.refused(folder, "is damaged")
 
     @pytest.mark.parametrize("name", ["class_vectors", "tower.proj", "encoder.prompts.tokens", "another width"])
     def test_tensors_that_do_not_fit(self, name, folder):

@@ -15,8 +15,11 @@ import browser
 import pytest
 import yaml
 from report_pages import Elements
+from runs import noise
 
 import kdpl
+from kdpl import Classifier
+from kdpl.__main__ import main
 from kdpl.cli import COMMANDS, STAGES
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
@@ -138,13 +141,14 @@ def settings_of(config, prefix=""):
 
 
 def test_every_config_and_setting_that_a_text_names_exists(teacher_run, student_run):
-    named = set(re.findall(r"configs/[\w/]+\.yaml", "".join(TEXTS.values())))
+    texts = [*TEXTS.values(), (ROOT / "Makefile").read_text(encoding="utf-8")]
+    named = set(re.findall(r"configs/[\w/]+\.yaml", "".join(texts)))
     assert len(named) > 20
     assert {name for name in named if not (ROOT / name).is_file()} <= {"configs/data/NAME.yaml"}
     known = {"--data.init_args.NAME", "--model.init_args.NAME"}
     for run in (teacher_run, student_run):
         known.update(settings_of(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
-    named = set(re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", "".join(TEXTS.values())))
+    named = set(re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", "".join(texts)))
     assert len(named) > 20
     assert named - known == set()
 
@@ -164,6 +168,12 @@ def commands_of(text):
                 words = shlex.split(line.split(COMMAND)[1], comments=True)
                 end = next((i for i, word in enumerate(words) if word in ("|", ">", "&&", "&", ";")), len(words))
                 yield words[:end]
+
+
+def python_of(page, word=""):
+    """The one Python block of a page that has this word."""
+    (code,) = (code for language, code in FENCE.findall(TEXTS[DOCS / page]) if language == "python" and word in code)
+    return code
 
 
 def fits_of(words):
@@ -204,7 +214,20 @@ def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, mo
     Path("runs/quickstart/student").symlink_to(student_run)
     shown = {"quickstart.md": "digit.png", "api/index.md": "runs/mine/teacher/class_vectors.safetensors"}
     for page, leaves in shown.items():
-        (code,) = (block for language, block in FENCE.findall(TEXTS[DOCS / page]) if language == "python")
-        exec(compile(code, page, "exec"), {})  # noqa: S102
+        exec(compile(python_of(page), page, "exec"), {})  # noqa: S102
         assert Path(leaves).is_file()
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
+
+
+def test_the_script_without_torch_makes_the_classifiers_predictions(classifier, tmp_path):
+    assert main(["export", str(classifier), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
+    pictures = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, size in zip(pictures, [(47, 90), (101, 64)], strict=True):
+        noise(*size).save(path)
+    forbidding = "import sys; sys.modules.update(torch=None, torchvision=None, kdpl=None)\n"
+    script = forbidding + python_of("deployment.md", "onnxruntime")
+    for path, (expected,) in zip(pictures, Classifier.load(classifier).predict(pictures), strict=True):
+        command = [sys.executable, "-c", script, path.name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        name, probability = done.stdout.rsplit(maxsplit=1)
+        assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))

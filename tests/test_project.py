@@ -1,3 +1,5 @@
+"""The package as it is installed: what it brings, what it needs, and what its build files say."""
+
 import ast
 import importlib.metadata
 import os
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from runs import DATA, SHORT, TEACHER, error_line, image_folder
 
 import kdpl
+from kdpl.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -21,13 +26,6 @@ REQUIREMENT = re.compile(r'\s*"([A-Za-z0-9_-]+)(\[[^\]]*\])?([^"]*)",?')
 
 def name_of(requirement):
     return re.match(r"[A-Za-z0-9_-]+", requirement).group().lower().replace("_", "-")
-
-
-def make(*args):
-    # not as a child of the make that may run these tests
-    outer = ("MAKE", "MFLAGS", "PYTHON", "TESTS", "VENV")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
-    return subprocess.run(["make", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -52,42 +50,23 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
             assert ">=" in match[3] or match[1] == "kdpl", f"{match[1]}: no floor"
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     listed = [*PYPROJECT["project"]["dependencies"], *(each for extra in extras for each in extra)]
-    assert {name.lower().replace("_", "-") for name in found} == {name_of(each) for each in listed}
-    # not pinned, and past the malicious uploads of Lightning
-    requirements = {name_of(each): each for each in listed}
-    assert not {"==", "<"} & set(re.findall("==|<", requirements["torch"]))
-    assert ">=2.6.6" in requirements["lightning"]
+    assert {name_of(name) for name in found} == {name_of(each) for each in listed}
 
 
 def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():
     project = PYPROJECT["project"]
     core = {name_of(each) for each in project["dependencies"]}
-    extras = {
-        name_of(each) for key, extra in project["optional-dependencies"].items() if key != "dev" for each in extra
-    }
+    extras = [extra for name, extra in project["optional-dependencies"].items() if name != "dev"]
+    later = core | {name_of(each) for extra in extras for each in extra}
     providers = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / "kdpl").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        at_once = set(tree.body)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules = [node.module]
-            else:
-                continue
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"kdpl"}:
-                distributions = {name.lower().replace("_", "-") for name in providers.get(module, [])}
-                allowed = core if node in at_once else core | extras
-                assert distributions & allowed, f"{path.relative_to(ROOT)} imports {module}"
-
-
-def test_help_is_the_default_and_says_a_line_on_every_target():
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
-    said = make()
-    assert said.returncode == 0
-    lines = dict(line.split(maxsplit=1) for line in said.stdout.splitlines()[1:])
-    assert list(lines) == ["help", *[target for target in targets if target != "help"]]
+                allowed = core if node in tree.body else later
+                assert {name_of(name) for name in providers.get(module, [])} & allowed, f"{path} imports {module}"
 
 
 def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left(tmp_path):
@@ -95,35 +74,70 @@ def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left
     pretend = "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])"
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n', encoding="utf-8")
     old.chmod(0o755)
+    # not as a child of the make that may run these tests
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     too_old = f"kdpl needs Python 3.11 or newer, but {old} is 3.10: set another with PYTHON=…"
     for python, sentence in ((old, too_old), ("no-such-python", "no-such-python does not exist: ")):
-        refused = make("test", f"PYTHON={python}", f"VENV={venv}")
+        command = ["make", "test", f"PYTHON={python}", f"VENV={venv}"]
+        refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert refused.returncode != 0
         assert refused.stderr.splitlines()[0].startswith(sentence)
         assert refused.stdout == ""
         assert not venv.exists()
 
 
-def test_the_quickstart_composes_configs_that_are_there(tmp_path):
-    command = make("--dry-run", "quickstart", f"VENV={tmp_path}").stdout.splitlines()[-1]
-    configs = re.findall(r"configs/\S+", command)
-    assert len(configs) >= 3
-    assert [name for name in configs if not (ROOT / name).is_file()] == []
-
-
-def test_continuous_integration_runs_the_script_on_every_python_that_is_claimed():
+def test_versions_are_the_same_in_all_files():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PYPROJECT["project"]["classifiers"]))
-    job = workflow["jobs"]["check"]
-    assert job["strategy"]["matrix"]["python"] == claimed
-    assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
-    assert "make lint typecheck test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
-
-
-def test_citation_and_changelog_are_of_this_version():
+    assert workflow["jobs"]["check"]["strategy"]["matrix"]["python"] == claimed
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == kdpl.__version__
-    assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def brought_by(name, extras=("",)):
+    """Yield what a distribution requires, with the extras of that, as far as it is installed here."""
+    try:
+        listed = [Requirement(each) for each in importlib.metadata.requires(name) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for each in listed:
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
+            yield name_of(each.name), tuple(sorted(each.extras))
+
+
+def test_a_plain_installation_brings_nothing_that_only_some_need():
+    seen, waiting = set(), [("kdpl", ())]
+    while waiting:
+        each = waiting.pop()
+        if each not in seen:
+            seen.add(each)
+            waiting += brought_by(*each)
+    names = {name for name, _ in seen}
+    assert {"torch", "lightning", "open-clip-torch", "wandb"} <= names
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    assert names & {name_of(each) for extra in extras for each in extra} <= {"kdpl"}
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["predict", "{classifier}", "{folder}/pets", "--out={folder}/answers.parquet"], "parquet"),
+        (["export", "{classifier}", "--format=onnx", "--out={folder}/c.onnx"], "export"),
+        (["demo", "{classifier}", "--no-browser"], "demo"),
+        (["completion", "bash"], "completion"),
+        (["fit", *DATA, *TEACHER, *SHORT, "--out={folder}/digits"], "quickstart"),
+    ],
+)
+def test_commands_name_the_extra_that_they_lack(command, extra, classifier, tmp_path, monkeypatch, capsys):
+    image_folder(tmp_path / "pets")
+    for module in ("pyarrow", "pyarrow.parquet", "onnxruntime", "gradio", "shtab", "sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
+    digits = sys.modules["kdpl.data.readers.digits"]
+    monkeypatch.setattr(digits, "_arrays", digits._arrays.__wrapped__)
+    capsys.readouterr()
+    assert main([word.format(classifier=classifier, folder=tmp_path) for word in command]) == 1
+    assert f"pip install 'kdpl[{extra}]'" in error_line(capsys)
+    assert not list(tmp_path.glob("[ac]*"))
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a git checkout")

@@ -86,17 +86,6 @@ def filled(teacher, tmp_path_factory):
     return get
 
 
-def test_more_epochs_than_views_see_the_views_again(teacher, filled, tmp_path):
-    cached = Distilled(teacher, tmp_path, filled(1), trainer={"limit_train_batches": 14})
-    epochs = []
-    for batches in (cached.batches[:14], cached.batches[14:]):
-        indices = torch.cat([batch.image_index for batch in batches])
-        order = indices.argsort()
-        assert indices[order].tolist() == list(range(700))
-        epochs.append(torch.cat([batch.image for batch in batches])[order])
-    assert torch.equal(*epochs)
-
-
 def test_a_cache_of_something_else_is_refused(teacher, filled, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist: fill it with"):
         Distilled(teacher, tmp_path, tmp_path / "nowhere")
