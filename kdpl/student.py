@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
@@ -24,11 +24,13 @@ from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.runtime.messages import warn
 from kdpl.runtime.registry import find_class
 
 _TEACHER_KEY = "kdpl_teacher"
 _VIEWS_KEY = "kdpl_views"
 _PREVIEW_IMAGES = 256
+_PUBLISHED_BATCH = 8
 
 # the words before a class name for the student's own text tower
 _OWN_CONTEXT = "a photo of a"
@@ -220,6 +222,23 @@ class StudentDistillation(ClassifyingModule):
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
             prompts.init_at_mean_tokens(promptable(self.encoder.tower.module), images.to(self.device))
+            if self.trainer.world_size > 1:  # other hardware rounds differently, and the copies would never meet again
+                distributed.broadcast(prompts.tokens.data, src=0)
+
+    def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:
+        """Before the first step, refuse a batch of one image, and warn of one that is small for the batch norm.
+
+        Raises:
+            ConfigError: All processes together have one image a batch.
+        """
+        images = len(batch[0]) * self.trainer.world_size
+        if batch_idx or self.encoder.projector is None or images >= _PUBLISHED_BATCH:
+            return
+        remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"
+        if images == 1:
+            raise ConfigError(f"a batch has one image, but the projector's batch norm needs several: {remedy}")
+        if self.trainer.global_step == 0:
+            warn(f"the projector's batch norm has {images} images at a time, which costs accuracy: {remedy}")
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""

@@ -58,19 +58,15 @@ class Notes(Callback):
 
     def on_train_batch_end(self, _, pl_module, outputs, *__):
         self.steps[-1]["loss"] = outputs["loss"].item()
-        self.statistics.append(statistics(pl_module))
+        self.statistics.append({n: t.clone() for n, t in pl_module.named_buffers() if "running" in n})
 
     def on_train_end(self, trainer, pl_module):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        seen = {"steps": self.steps, "metrics": metrics, "statistics": self.statistics, "end": statistics(pl_module)}
+        seen = {"steps": self.steps, "metrics": metrics, "statistics": self.statistics}
         torch.save({**seen, **self.more(trainer)}, self.folder / f"{trainer.global_rank}.pt")
 
     def more(self, _):
         return {}
-
-
-def statistics(module):
-    return {name: tensor.clone() for name, tensor in module.named_buffers() if "running" in name}
 
 
 def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):

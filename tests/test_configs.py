@@ -63,7 +63,7 @@ STUDENTS = {
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
 # in tests of their own below, the last in tests/distributed/test_batch_norm.py
-OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml", "trainer/ddp_sync_batchnorm.yaml"}
+OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml"}
 
 
 def fit_on(data, root, out, shots=1):

@@ -108,6 +108,22 @@ def test_a_custom_target_is_found_by_its_class_path(tmp_path, plain_of, monkeypa
     assert seen.losses == [pytest.approx(expected.item(), rel=1e-5)]
 
 
+@pytest.mark.parametrize(("images", "said"), [(2, "has 2 images at a time"), (8, "")])
+def test_a_batch_below_the_published_one_is_warned_of(images, said, tmp_path, capsys):
+    world.write_teacher(tmp_path)
+    domain = world.TinyDomain(num_base=3, batch_size=images)
+    world.fit(make_student(tmp_path), tmp_path, domain=domain, limit_train_batches=2)
+    warned = capsys.readouterr().err
+    assert warned.count("batch norm") == bool(said)
+    assert said in warned
+
+
+def test_a_batch_of_one_image_is_refused(tmp_path):
+    world.write_teacher(tmp_path)
+    with pytest.raises(ConfigError, match=r"one image.*batch_size"):
+        world.fit(make_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1))
+
+
 def test_both_towers_see_the_same_image(tmp_path, monkeypatch):
     seen = []
 

@@ -44,7 +44,6 @@ class BestOnBaseTest(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch restore the best ones."""
-        _share_buffers(pl_module)
         accuracy = _base_accuracy(trainer, pl_module, self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
@@ -64,14 +63,6 @@ class BestOnBaseTest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best epoch of a checkpoint."""
         self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
-
-
-@torch.no_grad()
-def _share_buffers(module: LightningModule) -> None:
-    """Broadcast the buffers of the first process, which the checkpoint holds: statistics of batch norms differ."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pydantic.dataclasses
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from kdpl.clip.families import MOST_LAYERS, require_modest
@@ -16,6 +16,41 @@ from kdpl.clip.modules import Float32Module, Frozen, Trained
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
+
+
+def _own(rows: Tensor) -> Tensor:
+    """This process's part of the rows of all."""
+    return rows.reshape(distributed.get_world_size(), -1, rows.shape[1])[distributed.get_rank()]
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all processes, [B, D] to [W·B, D]; gradients of all of them reach the process that a row is from."""
+
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return _own(gradient)
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the images of all processes, each with as many, as one process with the whole batch computes it.
+
+    Unlike ``nn.SyncBatchNorm`` it works on the CPU as well. Each process normalises all rows, which are few.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalise this process's rows [B, D]."""
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return super().forward(rows)
+        whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]
+        return _own(whole)
 
 
 class Projector(Float32Module):
@@ -32,7 +67,7 @@ class Projector(Float32Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(in_dim, out_dim, dtype=torch.float32),
-            nn.BatchNorm1d(out_dim, dtype=torch.float32),
+            GlobalBatchNorm(out_dim, dtype=torch.float32),
             nn.ReLU(inplace=True),
             nn.Linear(out_dim, out_dim, dtype=torch.float32),
         )

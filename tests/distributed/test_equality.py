@@ -1,21 +1,30 @@
-"""Two processes and more compute what one does with the same global batches, where no batch norm is trained."""
+"""Two processes and more compute what one does with the same global batches, batch norm included."""
 
 from collections import Counter
 
 import fits
 import pytest
+import torch
 import world
 from runs import rows_of
+from torch import distributed
 
+from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.results import SaveTestResults
+from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
+from kdpl.student import StudentDistillation
 
 pytestmark = pytest.mark.slow
 
 STEPS = 20
 
 
-MODULES = {"teacher": lambda _: fits.teacher(), "student": fits.student}
+MODULES = {
+    "teacher": lambda _: fits.teacher(),
+    "student": lambda folder: fits.student(folder, StudentDistillation),
+    "student without batch norm": fits.student,
+}
 
 
 @pytest.fixture(scope="module", params=MODULES)
@@ -68,8 +77,44 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
         # what is logged is of all images: the same on all processes
         assert {name: process["metrics"][name] for name in losses} == pytest.approx(losses, rel=1e-5)
         assert process["metrics"]["val/acc"] == one["metrics"]["val/acc"]
+        for name, first_step in one["statistics"][0].items():
+            assert torch.allclose(process["statistics"][0][name], first_step, rtol=1e-5, atol=1e-6), name
+            assert torch.equal(process["statistics"][-1][name], seen[0]["statistics"][-1][name]), name
 
 
+class Prompts(fits.Notes):
+    def more(self, trainer):
+        return {"prompts": trainer.lightning_module.encoder.prompts.tokens.data}
+
+
+def test_prompts_that_a_process_rounds_differently_start_equal(teacher_folder, tmp_path, monkeypatch):
+    def init(prompts, *_):
+        prompts.tokens.data += distributed.get_rank()
+
+    monkeypatch.setattr(VisionPrompts, "init_at_mean_tokens", init)
+    student = fits.student(teacher_folder, prompt_init="mean_token")
+    first, second = fits.fit(student, fits.digits(12), tmp_path / "fit", 2, notes=Prompts, epochs=1, steps=1)
+    assert torch.equal(first["prompts"], second["prompts"])
+
+
+class Chosen(fits.Notes):
+    def more(self, trainer):
+        (choice,) = (c for c in trainer.callbacks if isinstance(c, BestOnBaseTest))
+        return {"accuracy": choice.accuracy, "epoch": choice.epoch}
+
+
+def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
+    chosen = []
+    for processes in (1, 2):
+        student = fits.student(teacher_folder, StudentDistillation, choice="best_on_base_test")
+        data, options = fits.digits(24 // processes), {"notes": Chosen, "steps": 5}
+        seen = fits.fit(student, data, tmp_path / str(processes), processes, **options)
+        chosen += [(process["accuracy"], process["epoch"]) for process in seen]
+    assert chosen[0][0] > 0
+    assert len(set(chosen)) == 1
+
+
+@pytest.mark.parametrize("fitted", ["teacher", "student without batch norm"], indirect=True)
 def test_gradient_accumulation_is_a_larger_batch(fitted):
     one, otherwise = fitted
     seen = otherwise("accumulation", 12, steps=20, accumulate_grad_batches=2)
