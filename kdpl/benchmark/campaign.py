@@ -83,18 +83,12 @@ class Row(_Settings):
     def _is_one_stage(self) -> "Row":
         if bool(self.teacher) == bool(self.student):
             raise ValueError("needs either 'teacher:' or 'student:' with config files: give one of them")
-        if self.student and not self.of:
-            raise ValueError("is a student without a teacher: name the row of its teacher as 'of:'")
-        if self.teacher and self.of:
-            raise ValueError("is a teacher and has an 'of:': remove it, or give 'student:' configs")
+        if bool(self.student) != bool(self.of):
+            raise ValueError("needs 'of:' with the row of its teacher if it is a student, and only then: correct it")
         if self.student and self.teacher_file:
             raise ValueError("is a student and has an 'import:': remove it, only teachers are imported")
         if self.published is not None and self.published not in METHODS:
             raise ValueError(f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}")
-        try:
-            (self.teacher_file or "").format(dataset="", seed=0)
-        except (LookupError, ValueError) as error:
-            raise ValueError(f"imports {self.teacher_file}: use the placeholders {{dataset}} and {{seed}}") from error
         return self
 
 
@@ -146,13 +140,11 @@ class Campaign(_Settings):
         for names in (self.datasets, self.variants):
             if len({dataset_name(each) for each in names}) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
-        teachers = self.rows_of("teacher")
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
-            if row.of is not None and row.of not in teachers:
-                known = f"choose from {', '.join(teachers)}" if teachers else "add the row of a teacher"
-                raise ValueError(f"row {name!r} is of {row.of!r}, which is not the row of a teacher: {known}")
+            if row.of is not None and row.of not in self.rows_of("teacher"):
+                raise ValueError(f"row {name!r} is of {row.of!r}, which is not the row of a teacher: name one of those")
         return self
 
     def title(self, row: str) -> str:
@@ -171,21 +163,21 @@ class Campaign(_Settings):
         Raises:
             ConfigError: Something is chosen that the campaign does not have.
         """
-        choices: dict[str, tuple[Collection[Any], Collection[Any]]] = {
+        known: dict[str, tuple[Collection[Any], Collection[Any]]] = {
             "dataset": (datasets, (*self.datasets, *self.variants)),
             "seed": (seeds, self.seeds),
             "row": (rows, self.rows),
         }
-        for kind, (wanted, known) in choices.items():
+        for kind, (wanted, there) in known.items():
             for each in wanted:
-                if each not in known:
-                    choice = ", ".join(map(str, known))
-                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {choice}, or add it")
+                if each not in there:
+                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {', '.join(map(str, there))}")
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
         parts = {
-            key: [each for each in getattr(self, key) if not wanted or each in wanted] for key, wanted in chosen.items()
+            key: tuple(each for each in getattr(self, key) if not wanted or each in wanted)
+            for key, wanted in chosen.items()
         }
-        return self.model_copy(update={key: tuple(part) for key, part in parts.items()})
+        return self.model_copy(update=parts)
 
     def config_files(self) -> list[str]:
         """Return all config files that the campaign names, those of its datasets included."""
@@ -224,20 +216,8 @@ def parse_campaign(content: dict[str, Any], file: Path) -> Campaign:
     try:
         return Campaign.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"campaign {file}: {_first_fault(error)}") from error
-
-
-def _first_fault(error: ValidationError) -> str:
-    """Return what is wrong in the first invalid place and what to do, after the place's name."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    if first["type"] == "value_error":
-        return f"{place} {first['ctx']['error']}".strip()
-    if first["type"] == "extra_forbidden":
-        nested: dict[str, type[_Settings]] = {"rows": Row, "per_dataset": Exceptional}
-        model = nested[str(first["loc"][0])] if len(first["loc"]) > 1 else Campaign
-        settings = (field.alias or name for name, field in model.model_fields.items())
-        return f"{place} is not a setting: use {', '.join(settings)}"
-    if first["type"] == "missing":
-        return f"{place} is missing: add '{first['loc'][-1]}:'"
-    return f"{place} is {first['input']!r} ({first['msg']}): correct it"
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        own = first["type"] == "value_error"
+        fault = f"{place} {first['ctx']['error']}" if own else f"{place}: {first['msg']}, correct it"
+        raise ConfigError(f"campaign {file}: {fault.strip()}") from error

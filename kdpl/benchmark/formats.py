@@ -1,7 +1,9 @@
 """A campaign's tables as Markdown, CSV and LaTeX."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -27,14 +29,12 @@ def markdown(tables: Sequence[Table]) -> str:
     """Write one Markdown table for each table, with its title above it where there are several."""
     parts = []
     for table in tables:
-        labels = 2 if table.grouped else 1
-        rows = [[""] * labels + [_markdown_text(title) for title in table.columns]]
-        rows += [cells for _, cells in _lines(table, _markdown_text, "**{}**")]
-        lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
-        lines.insert(1, "|" + "---|" * labels + "--:|" * len(table.columns))
+        lines, notes = _lines(table, _markdown_text, "**{}**")
+        rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
+        labels = len(lines[0]) - len(table.columns)
+        rows.insert(1, "|" + "---|" * labels + "--:|" * len(table.columns))
         title = [f"### {_markdown_text(table.title)}", ""] if len(tables) > 1 else []
-        notes = [part for note in _notes(table) for part in ("", _markdown_text(note))]
-        parts.append("\n".join([*title, *lines, *notes, ""]))
+        parts.append("\n".join([*title, *rows, *(line for note in notes for line in ("", note)), ""]))
     return "\n".join(parts)
 
 
@@ -52,17 +52,15 @@ def latex(tables: Sequence[Table]) -> str:
     """Write one tabular for each table, with the rules of the package booktabs; rules separate the datasets."""
     parts = ["% \\usepackage{booktabs}"]
     for table in tables:
-        labels = 2 if table.grouped else 1
-        head = [""] * labels + [_latex_text(title) for title in table.columns]
-        lines, before = [" & ".join(head) + r" \\"], None
-        for group, cells in _lines(table, _latex_text, r"\textbf{{{}}}"):
-            lines += [r"\midrule"] if group != before else []
-            lines += [" & ".join(cells) + r" \\"]
-            before = group
+        (head, *lines), notes = _lines(table, _latex_text, r"\textbf{{{}}}")
+        rows, labels = [r"\toprule", " & ".join(head) + r" \\"], len(head) - len(table.columns)
+        # by what stands before the title
+        for _, group in groupby(lines, itemgetter(slice(labels - 1))):
+            rows += [r"\midrule", *(" & ".join(line) + r" \\" for line in group)]
         begin = rf"\begin{{tabular}}{{{'l' * labels}{'r' * len(table.columns)}}}"
-        notes = [rf"\par {_latex_text(note)}" for note in _notes(table)]
-        lines = [f"% {_latex_text(table.title)}", begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", *notes]
-        parts.append("\n".join([*lines, ""]))
+        end = [r"\bottomrule", r"\end{tabular}"]
+        rows = [f"% {_latex_text(table.title)}", begin, *rows, *end, *(rf"\par {note}" for note in notes)]
+        parts.append("\n".join([*rows, ""]))
     return "\n".join(parts)
 
 
@@ -74,8 +72,9 @@ FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
 """Each format's file name ending, and what writes it."""
 
 
-def _lines(table: Table, escape: Callable[[str], str], bold: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the group of each line and its texts."""
+def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
+    """Return the texts of the head and of each line, and the notes below the table."""
+    lines = [[""] * (2 if table.grouped else 1) + [escape(title) for title in table.columns]]
     for line in table.lines():
         first = line.iloc[0]
         plain = first["title"].strip("*")
@@ -85,7 +84,14 @@ def _lines(table: Table, escape: Callable[[str], str], bold: str) -> Iterator[tu
         # what is published has two decimals
         digits = 2 if table.with_published else 1
         cells = [escape(_cell(cell, digits)) for cell in line.itertuples()]
-        yield first["group"], [*group, f"{title} {escape(marks)}".strip(), *cells]
+        lines.append([*group, f"{title} {escape(marks)}".strip(), *cells])
+    notes = {
+        "† transductive: unlabelled images of the novel classes were seen in distillation": "transductive",
+        "‡ the epoch was chosen by the accuracy on the base classes' test images": "selected_on_test",
+    }
+    shown = [escape(note) for note, flag in notes.items() if table.cells[flag].any()]
+    brackets = escape("in brackets the published figure, and how far the mean is above it")
+    return lines, [*shown, *([brackets] if table.with_published else [])]
 
 
 def _cell(cell: Any, digits: int) -> str:
@@ -103,16 +109,6 @@ def _cell(cell: Any, digits: int) -> str:
         return text
     difference = "" if pd.isna(cell.difference) else f", {cell.difference:+.{digits}f}".replace("-", "−")
     return f"{text} [{cell.published:.{digits}f}{difference}]"
-
-
-def _notes(table: Table) -> Iterator[str]:
-    """Yield the notes below a table."""
-    if table.cells["transductive"].any():
-        yield "† transductive: unlabelled images of the novel classes were seen in distillation"
-    if table.cells["selected_on_test"].any():
-        yield "‡ the epoch was chosen by the accuracy on the base classes' test images"
-    if table.with_published:
-        yield "in brackets the published figure, and how far the mean is above it"
 
 
 def _markdown_text(text: str) -> str:

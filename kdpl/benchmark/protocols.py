@@ -17,8 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Stage, config_of, dataset_name
-from kdpl.benchmark.results import RUN_FILE
-from kdpl.benchmark.tasks import Run, Task
+from kdpl.benchmark.tasks import RUN_FILE, Run, Task
 from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
@@ -142,7 +141,7 @@ class _Planner:
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
         if row.teacher_file is not None:
-            file = row.teacher_file.format(dataset=dataset_name(dataset), seed=run.seed)
+            file = row.teacher_file.replace("{dataset}", dataset_name(dataset)).replace("{seed}", str(run.seed))
             return Task(run, "import", ("import", "teacher", file, *args), folder, result, tuple(needs))
         return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
 

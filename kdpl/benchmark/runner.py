@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.display import Display
-from kdpl.benchmark.results import Result
-from kdpl.benchmark.tasks import FITS, Task
+from kdpl.benchmark.tasks import FITS, Result, Task
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.predictions import read_results

@@ -16,7 +16,7 @@ import pandas as pd
 
 from kdpl.benchmark.campaign import Campaign, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
-from kdpl.benchmark.results import Result
+from kdpl.benchmark.tasks import Result
 from kdpl.metrics import test_key
 
 AVERAGE = "average"

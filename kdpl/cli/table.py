@@ -23,8 +23,8 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
     """
     from kdpl.benchmark.campaign import parse_campaign
     from kdpl.benchmark.formats import FORMATS
-    from kdpl.benchmark.results import read_all
     from kdpl.benchmark.table import tables
+    from kdpl.benchmark.tasks import read_all
 
     files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
     if not files:

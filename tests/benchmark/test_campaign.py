@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from world import one_sentence
+from world import refused
 
 from kdpl.benchmark.campaign import parse_campaign, read_campaign
 from kdpl.errors import ConfigError
@@ -40,38 +40,29 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "word"),
     [
-        ({"protocol": ["few_shot"]}, ["protocol is not a setting", "protocols"]),
-        ({"protocols": ["zero_shot"]}, ["protocols.0 is 'zero_shot'", "few_shot"]),
-        ({"protocols": ["few_shot"]}, ["few_shot needs shots: add 'shots:'"]),
-        ({"datasets": ["dtd", "dtd"]}, ["datasets names something twice"]),
-        ({"datasets": ["dtd", "my/dtd.yaml"]}, ["two datasets have one name"]),
-        ({"seeds": ["one"]}, ["seeds.0 is 'one'", "integer"]),
-        ({"seeds": [-1]}, ["seeds.0 is -1"]),
-        ({"source": ["imagenet"]}, ["source is ['imagenet']"]),
-        ({"rows": {}}, ["rows is {}"]),
-        ({"rows": {"a": {"student": "s.yaml"}}}, ["rows.a is a student without a teacher"]),
-        ({"rows": {"a": {"student": "s.yaml", "of": "b"}}}, ["row 'a' is of 'b'", "teacher"]),
-        ({"rows": {"a": {"teacher": "t.yaml", "of": "a"}}}, ["rows.a", "'of:'"]),
-        ({"rows": {"a": {"teacher": "t.yaml", "student": "s.yaml"}}}, ["rows.a needs either"]),
-        ({"rows": {"a": {"titel": "A", "teacher": "t.yaml"}}}, ["rows.a.titel", "title", "import"]),
-        ({"rows": {"a/b": {"teacher": "t.yaml"}}}, ["'a/b'", "letters"]),
-        ({"rows": {"a": "t.yaml"}}, ["rows.a is 't.yaml'"]),
-        ({"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}}, ["'mine'", "promptkd"]),
-        ({"rows": {"a": {"teacher": "t.yaml", "import": "{set}.pt"}}}, ["{set}", "{dataset}"]),
-        ({"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}}, ["import"]),
-        ({"per_dataset": [{"student": "s.yaml"}]}, ["per_dataset.0.datasets is missing"]),
+        ({"protocol": ["few_shot"]}, "protocol: Extra inputs"),
+        ({"protocols": ["zero_shot"]}, "protocols.0: Input should be 'few_shot'"),
+        ({"protocols": ["few_shot"]}, "few_shot needs shots: add 'shots:'"),
+        ({"datasets": ["dtd", "dtd"]}, "datasets names something twice"),
+        ({"datasets": ["dtd", "my/dtd.yaml"]}, "two datasets have one name"),
+        ({"seeds": ["one"]}, "seeds.0: Input should be a valid integer"),
+        ({"rows": {}}, "rows: "),
+        ({"rows": {"a": {"student": "s.yaml"}}}, "rows.a needs 'of:'"),
+        ({"rows": {"a": {"student": "s.yaml", "of": "b"}}}, "row 'a' is of 'b', which is not the row of a teacher"),
+        ({"rows": {"a": {"teacher": "t.yaml", "student": "s.yaml"}}}, "rows.a needs either"),
+        ({"rows": {"a": {"titel": "A", "teacher": "t.yaml"}}}, "rows.a.titel: Extra inputs"),
+        ({"rows": {"a/b": {"teacher": "t.yaml"}}}, "'a/b' names a folder: use letters"),
+        ({"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}}, "'mine': choose from clip, coop"),
+        ({"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}}, "only teachers are imported"),
+        ({"per_dataset": [{"student": "s.yaml"}]}, "per_dataset.0.datasets: Field required"),
     ],
     ids=str,
 )
-def test_an_invalid_campaign_is_one_sentence_that_names_the_file_and_the_place(changes, words):
-    with pytest.raises(ConfigError) as error:
+def test_an_invalid_campaign_is_one_sentence_that_names_the_file_and_the_place(changes, word):
+    with refused(ConfigError, f"^campaign mine.yaml: .*{word}"):
         parse_campaign({**yaml.safe_load(TEXT), **changes}, Path("mine.yaml"))
-    assert one_sentence(error)
-    assert str(error.value).startswith("campaign mine.yaml: ")
-    for word in words:
-        assert word in str(error.value)
 
 
 @pytest.mark.parametrize(

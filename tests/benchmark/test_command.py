@@ -15,7 +15,7 @@ from runs import error_line, files_of, rows_of
 
 from kdpl.__main__ import main
 from kdpl.benchmark.published import METHODS
-from kdpl.benchmark.results import read_all
+from kdpl.benchmark.tasks import read_all
 
 
 @pytest.fixture(autouse=True)

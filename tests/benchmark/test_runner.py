@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from kdpl.benchmark import runner
 from kdpl.benchmark.protocols import Place, plan
-from kdpl.benchmark.results import read_all
 from kdpl.benchmark.runner import last_error, run_tasks
+from kdpl.benchmark.tasks import read_all
 from kdpl.runtime import slurm
 
 WHOLE = campaign(BASE_TO_NOVEL)

@@ -7,8 +7,8 @@ import pytest
 
 from kdpl.benchmark.formats import latex, markdown, to_csv
 from kdpl.benchmark.published import METHODS
-from kdpl.benchmark.results import Result
 from kdpl.benchmark.table import harmonic_mean, published_average, tables
+from kdpl.benchmark.tasks import Result
 
 CAMPAIGN = """
 protocols: [base_to_novel]
