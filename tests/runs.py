@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kdpl.__main__ import main
-from kdpl.callbacks.throughput import Throughput
+from kdpl.callbacks.progress import Throughput
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
 

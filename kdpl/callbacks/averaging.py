@@ -13,13 +13,8 @@ from kdpl.errors import ConfigError
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
     """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
 
-    Args:
-        epochs: Number of epochs E.
-        mean: μ, in epochs.
-        std: σ, in epochs; above 0.
-
     Raises:
-        ConfigError: σ is not above 0, or μ lies so far outside the epochs that every weight vanishes.
+        ConfigError: ``std`` is not above 0, or ``mean`` lies so far outside the epochs that every weight vanishes.
     """
     if std <= 0:
         raise ConfigError(f"the standard deviation of the prompt averaging is {std}: it must be above 0")
@@ -66,8 +61,7 @@ class GaussianPromptAveraging(Callback):
         last = trainer.current_epoch == len(weights) - 1
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                so_far = self.sums.get(name)
-                now = parameter.detach() * weight
+                so_far, now = self.sums.get(name), parameter.detach() * weight
                 self.sums[name] = now if so_far is None else so_far.to(now.device) + now
                 if last:
                     parameter.copy_(self.sums[name])

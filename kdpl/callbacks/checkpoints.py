@@ -1,10 +1,10 @@
-"""Checkpoints of a run: the last one, and the one before it until the run is finished."""
+"""Checkpoints of a run: the last one, the one before it until the run is finished, and how a run may resume."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
@@ -51,6 +51,38 @@ class RunCheckpoint(ModelCheckpoint):
             (folder / PREVIOUS).unlink(missing_ok=True)
 
 
+class SameSteps(Callback):
+    """Keeps in the checkpoint how many images all processes together take in a step, and refuses to resume with others.
+
+    Learning rate and schedule were chosen for those, and an interrupted epoch would see some images twice or not at
+    all.
+    """
+
+    def __init__(self) -> None:
+        self._batch_size = 0
+        self._processes = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the images of a step, for a fit."""
+        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if stage == "fit" and isinstance(batch_size, int):
+            self._batch_size, self._processes = batch_size, trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the images of a step."""
+        return {"images_per_step": self._batch_size * self._processes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the images of a step in a checkpoint; a ConfigError if they differ."""
+        before, now = state_dict["images_per_step"], self._batch_size * self._processes
+        if 0 in (before, now) or before == now:
+            return
+        each, rest = divmod(before, self._processes)
+        change = f"trainer.devices to a divisor of {before}" if rest else f"data.init_args.batch_size to {each}"
+        several = f" ({self._batch_size} on each of {self._processes} processes)" if self._processes > 1 else ""
+        raise ConfigError(f"the run took {before} images a step, and would take {now}{several} now: set {change}")
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint to a temporary name and renames it, so that the previous one survives a kill or a full disk.
 
@@ -78,12 +110,9 @@ def _keep(last: Path, previous: Path) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run; None if there is none.
+    """Return the newest intact checkpoint of a run; None if there is none, an ArtifactError if all are damaged.
 
     A damaged one is named in a warning, and the one before it is returned.
-
-    Raises:
-        ArtifactError: There are checkpoints, and all are damaged.
     """
     damaged: ArtifactError | None = None
     for file in (folder / LAST, folder / PREVIOUS):
@@ -93,22 +122,17 @@ def newest(folder: Path) -> Path | None:
             require_intact(file)
         except ArtifactError as error:
             damaged = error
-            continue
-        if damaged is not None:
-            warn(f"{str(damaged).split(': ')[0]}; resuming from the one before it, {file}")
-        return file
+        else:
+            if damaged is not None:
+                warn(f"{str(damaged).split(': ')[0]}; resuming from the one before it, {file}")
+            return file
     if damaged is not None:
         raise damaged
     return None
 
 
 def require_intact(file: Path) -> None:
-    """Refuse a file that is not an intact checkpoint, before anything is built for it.
-
-    Raises:
-        ConfigError: It does not exist.
-        ArtifactError: It is damaged or not a checkpoint.
-    """
+    """Raise a ConfigError for a missing checkpoint, and an ArtifactError for a damaged one or another file."""
     if not file.is_file():
         raise ConfigError(f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path")
     try:

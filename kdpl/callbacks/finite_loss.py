@@ -41,12 +41,7 @@ class FiniteLoss(Callback):
         self._steps = []
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the terms of the loss, and check them every few steps."""
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
@@ -63,11 +58,7 @@ class FiniteLoss(Callback):
         self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop on all processes if one of them found a value that is not finite.
-
-        Raises:
-            TrainingError: It names the step, the terms and the images.
-        """
+        """Raise a TrainingError on all processes if one of them found a value that is not finite."""
         found = self._wrong_loss(trainer) or _wrong_weights(trainer, pl_module)
         self._steps = []
         if trainer.strategy.reduce_boolean_decision(found is not None, all=False):

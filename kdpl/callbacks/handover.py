@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.metrics import ACCURACY_TITLES, val_key
-from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
@@ -54,11 +53,6 @@ def _is_finished(trainer: Trainer) -> bool:
     return epochs or steps or early
 
 
-class _Freezable(Protocol):
-    def class_vectors(self) -> ClassVectors: ...
-    def tuned_prompts(self) -> TunedPrompts: ...
-
-
 class FreezeClassVectors(_Handover):
     """At the end of stage 1, encodes all class names with the tuned prompts and writes them to the run's folder.
 
@@ -68,8 +62,8 @@ class FreezeClassVectors(_Handover):
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one."""
-        teacher: _Freezable = pl_module  # type: ignore[assignment]
-        vectors = teacher.class_vectors()
+        teacher: Any = pl_module
+        vectors: ClassVectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
@@ -83,31 +77,24 @@ class FreezeClassVectors(_Handover):
         log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
 
 
-class _Classifying(Protocol):
-    shared_vectors: ClassVectors
-
-    def classifier(self) -> Classifier: ...
-
-
 class SaveClassifier(_Handover):
     """Copies the class vectors that stage 2 learns from into the run's folder, and at its end writes the classifier."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the class vectors: the run's folder holds everything that its checkpoints need."""
         if trainer.is_global_zero:
-            student: _Classifying = pl_module  # type: ignore[assignment]
-            vectors, file = student.shared_vectors, Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
+            vectors: ClassVectors = pl_module.shared_vectors  # type: ignore[assignment]
+            file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
             vectors.save(file)
-            log_input(
-                trainer.loggers, CLASS_VECTORS, artifact_name(CLASS_VECTORS, vectors.teacher), file, _about(vectors)
-            )
+            name = artifact_name(CLASS_VECTORS, vectors.teacher)
+            log_input(trainer.loggers, CLASS_VECTORS, name, file, _about(vectors))
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Write on one process."""
-        student: _Classifying = pl_module  # type: ignore[assignment]
         if not trainer.is_global_zero:
             return
-        classifier = student.classifier()
+        student: Any = pl_module
+        classifier: Classifier = student.classifier()
         classifier.save(folder / CLASSIFIER_FOLDER)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {

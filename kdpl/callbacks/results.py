@@ -26,15 +26,7 @@ class SaveTestResults(Callback):
         """Forget an earlier test."""
         self._rows, self._sketches, self._metrics = [], [], None
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep index, label, prediction, its probability and the sketch of the logits of each image."""
         top = outputs["logits"].softmax(dim=1).max(dim=1)
         columns = (outputs["indices"], outputs["labels"], top.indices, top.values)

@@ -15,16 +15,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, newest, require_intact
+from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.pictures import DrawPictures
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
-from kdpl.callbacks.progress import ProgressBar
+from kdpl.callbacks.progress import ProgressBar, Throughput
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig
-from kdpl.callbacks.same_steps import SameSteps
 from kdpl.callbacks.teacher_cache import FillTeacherCache
-from kdpl.callbacks.throughput import Throughput
 from kdpl.cli.same_settings import require_same_settings
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime import slurm
