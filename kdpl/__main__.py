@@ -1,11 +1,9 @@
 """``python -m kdpl``: the dispatch of commands, each of which is imported only when it is called."""
 
-import codecs
-import locale
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 
 from kdpl import __version__
@@ -38,21 +36,17 @@ usage: python -m kdpl COMMAND …
 python -m kdpl COMMAND --help tells more.
 """
 
-_PIPE_CLOSED = 141  # as a shell reports SIGPIPE
+# as a shell reports Ctrl-C, SIGPIPE and SIGTERM
+_INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Args:
-        argv: The arguments; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 75 for a Slurm job that is in
-        the queue again; 130 for Ctrl-C; 141 where nothing reads what is printed; 143 for SIGTERM.
+    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 75 for a Slurm job that is
+    in the queue again; 130 for Ctrl-C; 141 where nothing reads what is printed; 143 for SIGTERM.
     """
     if argv is None:
-        _require_utf8()
         faults.handle_sigterm()
         if slurm.in_job():
             slurm.listen()
@@ -83,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # of the processes of one training, the first one says it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 print(said, file=sys.stderr)
-            return faults.exit_code(error)
+            return _TERMINATED if isinstance(error, faults.Terminated) else _INTERRUPTED
         print(f"error: {said}", file=sys.stderr)
         return 1
     finally:
@@ -95,19 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     from kdpl.cli import arguments
 
-    function = resolve_name(COMMANDS[args[0]])
+    function: Callable[..., int] = resolve_name(COMMANDS[args[0]])
     if args[0] in STAGES:
-        code: int = function(args)
-        return code
+        return function(args)
     return arguments.call(function, args[1:], f"python -m kdpl {args[0]}")
-
-
-def _require_utf8() -> None:
-    """Start again in Python's UTF-8 mode under a locale of another encoding, in which libraries would read configs."""
-    encodings = {codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())}
-    if encodings != {"utf-8"} and os.environ.get("PYTHONUTF8") != "1":
-        # in the environment, which child processes inherit
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import warn
-from kdpl.runtime.registry import find_class
 
 _TEACHER_KEY = "kdpl_teacher"
 _VIEWS_KEY = "kdpl_views"

@@ -1,4 +1,7 @@
-"""The commands of ``python -m kdpl``, one file each; none is imported before it is called."""
+"""The commands of ``python -m kdpl``, one file each; none is imported before it is called.
+
+Each returns its exit code, and raises a ``KdplError`` for what the user can fix.
+"""
 
 STAGES = ("fit", "validate", "test")
 """The commands of LightningCLI, which parse their arguments by themselves."""

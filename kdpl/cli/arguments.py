@@ -11,7 +11,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
-from kdpl.runtime.parse_errors import in_one_line
+from kdpl.runtime.faults import in_one_line
 
 Command = Callable[..., int]
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,6 @@ def benchmark(
         sbatch: With --slurm, options of sbatch, as in --sbatch=--time=8:00:00; instead of --gres=gpu:1 and
             --cpus-per-task=8.
         settings: Options for every fit.
-
-    Returns:
-        1 if something is missing, invalid or failed, else 0.
-
-    Raises:
-        ConfigError: The campaign is invalid, or does not have what is chosen.
     """
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import Place, plan
@@ -110,8 +105,8 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     faults: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
-    def check(command: Command, args: Sequence[str], check_only: bool) -> KdplCLI:
-        cli = KdplCLI(command, args, check_only)
+    def check(command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> KdplCLI:
+        cli = KdplCLI(command, args, check_only, at_end)
         model = cli.config.model
         is_student = str(model.class_path).endswith("StudentDistillation")
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None

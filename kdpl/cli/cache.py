@@ -13,13 +13,6 @@ def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, setti
         views: Views of each image; by default as many as trainer.max_epochs.
         verify: Number of random entries to compute again, and compare.
         settings: Options of the student's fit.
-
-    Returns:
-        0.
-
-    Raises:
-        KdplError: The settings are not those of a student with a cache, the cache is of something else or damaged, or
-            an entry that was verified differs.
     """
     from lightning.pytorch import Callback
 

@@ -29,12 +29,6 @@ def class_vectors(
         class_list: Text file with a class name on each line, in that order.
         config: Config whose data section names the classes, for example a run's config.yaml; may be repeated.
         settings: Settings of the data.
-
-    Returns:
-        0.
-
-    Raises:
-        KdplError: The teacher, the data or a file is missing or damaged, or names are empty, repeated or too long.
     """
     file = output_file("--out", out)
     if sum(map(bool, (classes, class_list, config))) != 1:

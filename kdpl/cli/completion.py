@@ -12,12 +12,6 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
 
     Args:
         shell: The shell.
-
-    Returns:
-        0.
-
-    Raises:
-        ConfigError: The package shtab is not installed.
     """
     from pkgutil import resolve_name
 

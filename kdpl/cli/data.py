@@ -28,12 +28,6 @@ def data(
         unlabeled: Folder, pattern, list or shards of unlabelled images, for folder and table.
         class_names: File that names the class folders or labels, for folder and table.
         workers: Processes that decode; by default one for each processor core.
-
-    Returns:
-        0, or 1 if the dataset is not complete or cannot be downloaded for others.
-
-    Raises:
-        KdplError: The dataset is unknown, missing or damaged, or the hub cannot be reached.
     """
     from kdpl.errors import ConfigError
 

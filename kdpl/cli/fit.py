@@ -1,7 +1,7 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over the two modules and the one datamodule."""
 
-import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -21,21 +21,20 @@ from kdpl.callbacks.pictures import DrawPictures
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
 from kdpl.callbacks.progress import ProgressBar, Throughput
 from kdpl.callbacks.results import SaveTestResults
-from kdpl.callbacks.run_config import RunConfig
+from kdpl.callbacks.run_config import RunConfig, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
-from kdpl.cli.same_settings import require_same_settings
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, require_configs
+from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.messages import inform, process_rank, quiet_libraries
-from kdpl.runtime.parse_errors import in_one_sentence
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
 from kdpl.runtime.wandb_logger import finish_logging, point_loggers
 
 Command = Literal["fit", "validate", "test"]
 
-_ABOUT: dict[str, str] = {
+_ABOUT = {
     "fit": "Train one stage: the teacher's prompts, or the student. An interrupted fit is resumed by the same command.",
     "validate": "Accuracies of a run on the validation images.",
     "test": "Accuracies, predictions and pictures of a run on the test images.",
@@ -61,27 +60,14 @@ usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
 
 class KdplCLI(LightningCLI):
-    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder.
+    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder."""
 
-    Args:
-        command: What is to be run.
-        args: Its arguments.
-        check_only: Check the settings and do nothing.
-    """
-
-    def __init__(self, command: Command, args: Sequence[str], check_only: bool = False) -> None:
+    def __init__(self, command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> None:
         self.command: Command = command
         self.check_only = check_only
         self.finished = False
         self._args = list(args)
-        self._lock: RunLock | None = None
-        try:
-            self._build()
-        except BaseException:
-            self.release()
-            raise
-
-    def _build(self) -> None:
+        self._at_end = at_end
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -134,8 +120,8 @@ class KdplCLI(LightningCLI):
             self._begin(folder)
         elif process_rank() == 0 and not self.check_only and (folder / LOCK_FILE).is_file():
             # removes what a killed test left; beside a fit, a test needs no lock
-            with contextlib.suppress(ConfigError):
-                self._lock = RunLock(folder, patience=0)
+            with suppress(ConfigError):
+                self._at_end.callback(RunLock(folder, patience=0).release)
         # the config as given: the rest is worked out anew each time, and config.yaml must not keep it
         self._given = self.config.clone()
         if self.check_only or self.finished:
@@ -157,7 +143,7 @@ class KdplCLI(LightningCLI):
             )
         first = process_rank() == 0 and not self.check_only
         if first and not handed_over(folder):
-            self._lock = RunLock(folder)
+            self._at_end.callback(RunLock(folder).release)
         self.finished = handed_over(folder)
         if first and self.finished:
             (folder / PREVIOUS).unlink(missing_ok=True)
@@ -263,11 +249,6 @@ class KdplCLI(LightningCLI):
     def _trains(self) -> bool:
         return any(p.requires_grad for p in self.model.parameters())
 
-    def release(self) -> None:
-        """Release the run's folder."""
-        if self._lock is not None:
-            self._lock.release()
-
     def _require_own_folder(self, folder: Path) -> None:
         """Refuse to write where something else lies: beside the stages of a whole run, or where a copy came from."""
         if self.command == "fit" and (folder / RUN_FILE).is_file():
@@ -287,16 +268,7 @@ class KdplCLI(LightningCLI):
 
 
 def require_stage(config: Namespace, stage: type[LightningModule], name: str) -> None:
-    """Refuse settings of a fit that are not those of a stage.
-
-    Args:
-        config: The settings.
-        stage: The stage's LightningModule.
-        name: ``teacher`` or ``student``, as the folders of configs are called.
-
-    Raises:
-        ConfigError: They are of another module.
-    """
+    """Refuse settings of a fit that are not those of a stage, whose folder of configs has this name."""
     if not issubclass(resolve_name(config.model.class_path), stage):
         raise ConfigError(
             f"the settings are those of {config.model.class_path}, expected those of a {name}: give a --config of "
@@ -307,21 +279,14 @@ def require_stage(config: Namespace, stage: type[LightningModule], name: str) ->
 def run_command(
     args: Sequence[str],
     check_only: bool = False,
-    make: Callable[[Command, Sequence[str], bool], KdplCLI] = KdplCLI,
+    make: Callable[[Command, Sequence[str], bool, ExitStack], KdplCLI] = KdplCLI,
 ) -> int:
-    """Run ``fit``, ``validate`` or ``test``.
+    """Run ``fit``, ``validate`` or ``test``; returns 0.
 
     Args:
         args: The command and its arguments.
         check_only: Check the settings and do nothing.
         make: Builds what runs it; another KdplCLI for another kind of fit.
-
-    Returns:
-        0.
-
-    Raises:
-        KdplError: Anything that the user can fix.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
@@ -332,11 +297,11 @@ def run_command(
     quiet_libraries()
     options = ["--help" if arg == "--full_help" else arg for arg in args[1:]]
     require_configs(config_files(options))
-    cli: KdplCLI | None = None
     try:
-        with in_one_sentence():
-            cli = make(command, options, check_only)
-        cli.execute()
+        with ExitStack() as at_end:
+            with in_one_sentence():
+                cli = make(command, options, check_only, at_end)
+            cli.execute()
     except MisconfigurationException as error:
         raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
     except SystemExit as error:
@@ -344,7 +309,4 @@ def run_command(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
-    finally:
-        if cli is not None:
-            cli.release()
     return 0

@@ -17,9 +17,6 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
         kind: What the file holds: teacher or student.
         file: The checkpoint.
         settings: Options of the fit.
-
-    Raises:
-        KdplError: The file is missing or damaged, or does not fit the settings.
     """
     from lightning.pytorch import Callback
 

@@ -42,13 +42,6 @@ def init(
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
         workers: Processes that decode; by default one for each processor core.
-
-    Returns:
-        0.
-
-    Raises:
-        ConfigError: There is a config already, or a URL is of a kind that cannot be opened.
-        DataError: There are no images to learn classes from, or something is missing or damaged.
     """
     source, folder = Path(path).expanduser(), Path(out).expanduser()
     for name in (_CONFIG, _TABLE):

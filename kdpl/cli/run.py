@@ -1,14 +1,17 @@
 """``python -m kdpl run``: both stages and their tests, one after another, each as a command of its own."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdpl.errors import ConfigError, visible
+from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -29,18 +32,12 @@ _NO_PROMPTS = (
 
 @dataclass(frozen=True)
 class _Step:
-    """One command of the run.
-
-    Attributes:
-        title: Shown before it starts.
-        args: Arguments of ``python -m kdpl``.
-        result: File or folder that exists once it is done.
-        clip_of: For a zero-shot test, the folder of the stage whose CLIP is tested.
-    """
+    """One command of the run; its result exists once it is done."""
 
     title: str
     args: tuple[str, ...]
     result: Path
+    # for a zero-shot test, the folder of the stage whose CLIP is tested
     clip_of: Path | None = None
 
 
@@ -65,43 +62,40 @@ def run(
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
         settings: Options for both stages.
-
-    Returns:
-        0.
-
-    Raises:
-        KdplError: A config is missing or wrong, the folder holds something else, or a step failed.
     """
     from rich.console import Console
 
+    from kdpl.cli.report import report
     from kdpl.runtime.configs import require_configs
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
-    require_configs((*config, *teacher, *student))
+    configs = [config, teacher, student]
+    require_configs(itertools.chain(*configs))
     folder = Path(out)
     _require_own_folder(folder)
     steps = _steps(folder, config, teacher, student, [f"--seed_everything={seed}", *settings])
-    orders = _orders(config, teacher, student, seed, settings)
+    digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
+    orders = {"configs": digests, "seed": seed, "settings": settings}
+    known = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).is_file() else orders
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     first = process_rank() == 0
     unfinished = any(not step.result.exists() for step in steps)
-    lock = RunLock(folder) if first and unfinished else None
-    try:
-        _check(steps, everything=_read_orders(folder) not in (None, orders))
-        if lock is not None:
-            _write_json(folder / RUN_FILE, orders)
+    with ExitStack() as at_end:
+        if first and unfinished:
+            at_end.callback(RunLock(folder).release)
+        _check(steps, everything=known != orders)
+        if first and unfinished:
+            write_text(folder / RUN_FILE, json.dumps(orders, indent=2))
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):
             _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
         if first:
-            _report(folder, again=unfinished)
+            if unfinished or not (folder / REPORT_FILE).is_file():
+                report(str(folder), trust=True)
             _summarize(console, folder, nothing_done=not unfinished)
-    finally:
-        if lock is not None:
-            lock.release()
     return 0
 
 
@@ -172,33 +166,6 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     gc.collect()
 
 
-def _report(out: Path, again: bool) -> None:
-    from kdpl.cli.report import report
-
-    if again or not (out / REPORT_FILE).is_file():
-        report(str(out), trust=True)
-
-
-def _orders(
-    config: list[str], teacher: list[str], student: list[str], seed: int, settings: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Return what each stage was asked to do."""
-
-    def contents(files: list[str]) -> list[str]:
-        return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-
-    shared = {"--config": contents(config), "--seed": seed, "other options": settings}
-    return {
-        "teacher": {**shared, "--teacher": contents(teacher)},
-        "student": {**shared, "--student": contents(student)},
-    }
-
-
-def _read_orders(out: Path) -> Any:
-    file = out / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
 def _require_own_folder(out: Path) -> None:
     """Refuse a file, or a folder that contains anything other than a run."""
     if out.exists() and not out.is_dir():
@@ -211,12 +178,6 @@ def _require_own_folder(out: Path) -> None:
             f"--out {out} contains something other than a run ({visible(min(foreign))}): choose another --out or empty "
             "it"
         )
-
-
-def _write_json(file: Path, content: Any) -> None:
-    from kdpl.runtime.files import write_text
-
-    write_text(file, json.dumps(content, indent=2))
 
 
 def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
@@ -233,7 +194,7 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
     }
     results = {title: read_results(folder) for title, folder in rows.items()}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
-        _write_json(out / SUMMARY_FILE, results)
+        write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
     columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
     columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
     some = next(iter(results.values()))

@@ -16,10 +16,6 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
         folder: The --out of benchmark.
         format: Format that is printed.
         out: File to write what is printed to as well.
-
-    Raises:
-        ConfigError: The folder is not one of a campaign.
-        ArtifactError: A result in it is damaged.
     """
     from kdpl.benchmark.campaign import parse_campaign
     from kdpl.benchmark.formats import FORMATS

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
-from kdpl.runtime.parse_errors import in_one_sentence
+from kdpl.runtime.faults import in_one_sentence
 
 
 def build_data(sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> LightningDataModule:

@@ -14,7 +14,7 @@ from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
-from kdpl.runtime.registry import find_class
+from kdpl.runtime.configs import find_class
 
 
 @dataclass(frozen=True)

@@ -44,14 +44,10 @@ def write_tensors(
 
 
 def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``write_tensors``.
-
-    Returns:
-        The tensors, and the JSON fields without kind and version.
+    """Read the tensors and fields of a file of ``write_tensors``.
 
     Raises:
-        ArtifactError: The file is missing, damaged, of another kind or of another version; the message ends with
-            ``remedy``.
+        ArtifactError: The file is missing, damaged, of another kind or version; the message ends with ``remedy``.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")

@@ -1,9 +1,11 @@
-"""Reading of config files: YAML mappings of plain values."""
+"""Config files, which are YAML mappings of plain values, and classes that settings name."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -11,6 +13,8 @@ from kdpl.errors import ConfigError, reason
 
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
+
+T = TypeVar("T")
 
 
 def config_files(args: Sequence[str]) -> list[str]:
@@ -20,11 +24,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 
 def require_configs(files: Iterable[str]) -> None:
-    """Refuse config files that are missing or hold no settings.
-
-    Raises:
-        ConfigError: The first file that is not a YAML mapping.
-    """
+    """Refuse config files that ``read_config`` cannot read."""
     for name in files:
         read_config(name)
 
@@ -71,3 +71,28 @@ def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
     return f"line {mark.line + 1}: {problem}" if mark is not None and problem else reason(error)
+
+
+def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
+    """Find a class by its name in a registry of the package's own classes, or by its dotted path.
+
+    Args:
+        name: The name or path.
+        registry: Dotted paths by name.
+        base: Class that it must be a subclass of.
+        kind: What such a class is called in messages.
+
+    Raises:
+        ConfigError: There is no such class, or it is of another kind.
+    """
+    remedy = f"use {', '.join(registry)}, or the dotted path of a subclass of {base.__module__}.{base.__qualname__}"
+    module, _, attribute = registry.get(name, name).rpartition(".")
+    # an artifact of a stranger may name the class: nothing is imported that is known not to hold one
+    known = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
+    try:
+        found = None if known or not module else getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigError(f"the {kind} {name!r} cannot be imported ({reason(error)}): {remedy}") from error
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise ConfigError(f"there is no {kind} {name!r}: {remedy}")
+    return found

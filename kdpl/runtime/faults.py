@@ -1,25 +1,27 @@
-"""Errors that are not kdpl's own, such as a full disk or an interruption, as one sentence each; imports no torch."""
+"""Errors that are not kdpl's own, such as a full disk or a setting that does not parse, as one sentence each.
+
+Imports no torch.
+"""
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
-from kdpl.errors import KdplError, reason, visible
+from kdpl.errors import ConfigError, KdplError, reason, visible
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The system's error numbers for a disk, a quota or a file that is full."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell reports it."""
-
-TERMINATED = 143
-"""Exit code after SIGTERM, as a shell reports it."""
-
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
+_LONGEST = 200
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,14 +37,10 @@ def handle_sigterm() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
 
-def exit_code(error: KeyboardInterrupt) -> int:
-    """Return the exit code of a command that this error ended."""
-    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-
-
 def sentence(error: BaseException) -> str | None:
     """Return an error as one sentence for the user; None where it is a bug."""
-    marks = list(dict.fromkeys(_marks(error)))
+    notes = dict.fromkeys(getattr(error, "__notes__", ()))
+    marks = [note.removeprefix(_MARK) for note in notes if note.startswith(_MARK)]
     if isinstance(error, KeyboardInterrupt):
         said: str | None = "terminated" if isinstance(error, Terminated) else "interrupted"
         return f"{said}: {_RESUME} ({'; '.join(marks)})" if marks else said
@@ -53,11 +51,6 @@ def sentence(error: BaseException) -> str | None:
 def mark(error: BaseException, where: str) -> None:
     """Attach where an error occurred and what is kept, which ends its sentence."""
     error.add_note(f"{_MARK}{where}")
-
-
-def _marks(error: BaseException | None) -> list[str]:
-    notes = getattr(error, "__notes__", ())
-    return [note.removeprefix(_MARK) for note in notes if note.startswith(_MARK)]
 
 
 def reader_is_gone() -> bool:
@@ -73,7 +66,11 @@ def reader_is_gone() -> bool:
 
 def _of_another(error: BaseException) -> str | None:
     if isinstance(error, OSError):
-        return _of_the_system(error)
+        file = f"{visible(str(error.filename))}: " if error.filename is not None else ""
+        if error.errno in FULL:
+            return f"{file}{error.strerror}: free some space, and {_RESUME}"
+        # an error without a file is not one that a user could fix
+        return f"{file}{error.strerror}: check path, permissions and disk" if file else None
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
@@ -83,11 +80,54 @@ def _of_another(error: BaseException) -> str | None:
     return None
 
 
-def _of_the_system(error: OSError) -> str | None:
-    file = f"{visible(str(error.filename))}: " if error.filename is not None else ""
-    if error.errno in FULL:
-        return f"{file}{error.strerror}: free some space, and {_RESUME}"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{file}{error.strerror}: raise the limit (ulimit -n) or lower data.init_args.num_workers, and {_RESUME}"
-    # an error without a file is not one that a user could fix
-    return f"{file}{error.strerror}: check path, permissions and disk" if file else None
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Turn errors that a user's settings raise while they are parsed or built into a KdplError; all others pass.
+
+    Raises:
+        ConfigError: Settings do not parse, or ask for a package that is missing.
+        KdplError: A class raised it when it was built; jsonargparse wraps it.
+    """
+    try:
+        yield
+    except KdplError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KdplError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from error
+        if isinstance(error, ModuleNotFoundError):
+            raise ConfigError(
+                f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
+            ) from error
+        if isinstance(error, ArgumentError | ValueError):
+            raise ConfigError(
+                f"{in_one_line(error)}: correct the config or the command line (--print_config shows all settings)"
+            ) from error
+        raise
+
+
+def in_one_line(error: Exception) -> str:
+    """Return a parser's message in one line: its innermost report, after the headings that it stands under.
+
+    Reports on settings within settings are nested by their indents, with one report for each type that is possible, and
+    the value at the end.
+    """
+    # types by their names alone
+    told = re.sub(r"<class '(?:\w+\.)*(\w+)'>|\btyping\.(\w+)", r"\1\2", str(error))
+    lines = [line for line in told.splitlines() if line.strip()]
+    indents = [len(line) - len(line.lstrip(" -")) for line in lines]
+    level = max(indents, default=0) + 1
+    at = indents.index(level - 1) if lines else 0
+    kept: list[str] = []
+    for line, indent in zip(lines[at::-1], indents[at::-1], strict=True):
+        text = line.strip(" -:.")
+        setting = re.search(r'"([^"]+)"$', text)
+        # a single word above a report is the title of a list
+        if indent < level and (setting or " " in text or not kept):
+            kept.insert(0, setting[1] if setting else text[:_LONGEST])
+        level = min(level, indent)
+    value = lines[-1].partition(": ")[2] if at < len(lines) - 1 else ""
+    return (": ".join(kept) or type(error).__name__) + (f" ({value})" if 0 < len(value) < _LONGEST else "")

@@ -17,26 +17,19 @@ _SUFFIX = ".unfinished"
 
 
 @contextmanager
-def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` to write a file or folder to; it is renamed once it is complete.
 
-    An existing file or folder of that name is replaced. If the block raises, nothing is left.
-
-    Args:
-        path: The name.
-        replace: Whether a folder that is not empty is replaced as well.
-
-    Raises:
-        FileExistsError: There is such a folder, and it is not to be replaced.
-        OSError: The disk is full; names ``path``.
+    An existing file or folder of that name is replaced. If the block raises, nothing is left. The error of a full disk
+    names ``path``.
     """
-    with naming(path):
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # a folder of its own, so that the temporary thing may be a file or a folder
         with (
             tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX) as scratch,
             # within: once the scratch folder is removed, there may be room again
-            naming(path),
+            _naming(path),
         ):
             temporary = Path(scratch) / path.name
             yield temporary
@@ -47,7 +40,7 @@ def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
                 if written.is_file():
                     written.chmod(example.stat().st_mode)
                     _write_through(written)
-            _take_place(temporary, path, Path(scratch) / "replaced" if replace else None)
+            _take_place(temporary, path, Path(scratch) / "replaced")
 
 
 def _write_through(path: Path) -> None:
@@ -63,33 +56,27 @@ def _write_through(path: Path) -> None:
         os.close(descriptor)
 
 
-def _take_place(new: Path, path: Path, replaced: Path | None) -> None:
+def _take_place(new: Path, path: Path, replaced: Path) -> None:
     """Rename a file or folder; a folder that has the name is moved away first."""
-    if replaced is not None and path.is_dir():
+    if path.is_dir():
         path.rename(replaced)
     try:
         new.replace(path)
-    except BaseException as error:
-        if replaced is not None and replaced.exists() and not path.exists():
+    except BaseException:
+        if replaced.exists() and not path.exists():
             replaced.rename(path)
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, that is complete or not there at all; see ``atomic_path``."""
+    """Write a text file in UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file, all of it or nothing.
-
-    Raises:
-        OSError: The disk is full; names ``path``.
-    """
-    with naming(path), path.open("ab", buffering=0) as file:
+    """Add text to a file, all of it or nothing."""
+    with _naming(path), path.open("ab", buffering=0) as file:
         content, before = text.encode(), file.tell()
         try:
             written = file.write(content)
@@ -113,12 +100,7 @@ def cut_to_whole_lines(path: Path) -> int:
 
 
 def remove_leftovers(folder: Path, but_with: str) -> None:
-    """Remove what killed processes left half-written in a folder that no other process writes into.
-
-    Args:
-        folder: The folder.
-        but_with: A name; subfolders that contain it are left alone.
-    """
+    """Remove what killed processes left half-written in a folder, but not in subfolders that contain ``but_with``."""
     for place, folders, names in os.walk(folder):
         if but_with in names and place != str(folder):
             folders.clear()
@@ -128,7 +110,7 @@ def remove_leftovers(folder: Path, but_with: str) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Name a file in the error of a full disk, of which the system and libraries do not say where it struck."""
     try:
         yield

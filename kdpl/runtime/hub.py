@@ -61,10 +61,9 @@ def model_card(run: Path | None, **facts: Any) -> ModelCard:
     """Write a classifier's model card.
 
     Args:
+        run: Folder of the student's run, for data, protocol and accuracies; None: the card says "not recorded".
         facts: What the template says of the classifier: ``names`` of its classes, ``num_base``, ``context``,
             ``image_size``, and ``student`` and ``teacher`` with the names of ``model`` and ``weights``.
-        run: Folder of the student's run, with data and protocol in its config and, if it was tested, accuracies. None:
-            the card says that they were not recorded.
 
     Raises:
         ArtifactError: The run's config cannot be read, or its accuracies are damaged.

@@ -58,7 +58,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Append a row, and add columns for metrics that were not there before."""
+        """Append a row, with new columns for new metrics."""
         path = self.experiment
         row = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
         if "epoch" in row:
@@ -88,14 +88,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read ``metrics.csv`` as curves.
-
-    Args:
-        path: The file.
-
-    Returns:
-        For each metric its (step, value) pairs in order of steps, the last value of each step.
-    """
+    """Read ``metrics.csv`` as curves: for each metric (step, value) in order of steps, the last value of each step."""
     curves: dict[str, dict[int, float]] = {}
     for row in _read(path)[1]:
         for key, value in row.items():
@@ -105,13 +98,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Show a picture in W&B and TensorBoard; call on one process.
-
-    Args:
-        loggers: The trainer's loggers.
-        name: Its name there, for example ``figures/confusion``.
-        path: A PNG file.
-    """
+    """Show a PNG file in W&B and TensorBoard under a name such as ``figures/confusion``; call on one process."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
@@ -122,14 +109,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
 
 
 def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
-    """Show images as a gallery in W&B; call on one process.
-
-    Args:
-        loggers: The trainer's loggers.
-        name: Their name there.
-        images: The images.
-        captions: One each.
-    """
+    """Show images with their captions as a gallery in W&B; call on one process."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, list(images), caption=list(captions))

@@ -3,7 +3,6 @@
 The hub's client retries for half a minute for each file, and prints lines of its own.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,6 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from kdpl.errors import KdplError, reason
 
 _SECONDS = 5.0
-_PAUSE_SECONDS = 1.0
 
 
 class HubUnreachableError(Exception):
@@ -24,17 +22,14 @@ def require_hub() -> None:
     """Ask the hub for any answer at all.
 
     Raises:
-        HubUnreachableError: It does not answer, nor a second later.
+        HubUnreachableError: It does not answer.
     """
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachableError("HF_HUB_OFFLINE is set")
     try:
-        try:
-            _ask()
-        except Exception:  # whatever the transport raises, which is another one in each generation of the client
-            time.sleep(_PAUSE_SECONDS)
-            _ask()
-    except Exception as error:
+        # what it answers does not matter
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except Exception as error:  # whatever the transport raises, which is another one in each generation of the client
         raise HubUnreachableError(f"{constants.ENDPOINT} does not answer: {reason(error)}") from error
 
 
@@ -60,8 +55,3 @@ def hub_or_cache() -> Iterator[None]:
             constants.HF_HUB_OFFLINE = before
     else:
         yield
-
-
-def _ask() -> None:
-    # what it answers does not matter
-    get_session().head(constants.ENDPOINT, timeout=_SECONDS)

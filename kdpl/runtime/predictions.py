@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The class predicted for an image of the test split, out of all classes, with its softmax probability."""
+    """The class predicted for a test image, out of all classes, with its softmax probability."""
 
     index: int
     source: str

@@ -14,7 +14,7 @@ REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
 RUN_FILE = "run.json"
-"""Of a whole run: the settings that each of its stages was given."""
+"""Of a whole run: digests of its configs, its seed and its settings."""
 SUMMARY_FILE = "results.json"
 """Of a whole run: the accuracies of all its tests."""
 

@@ -74,7 +74,7 @@ def point_loggers(loggers: Any, folder: Path, keep: bool) -> None:
     Args:
         loggers: The trainer's logger settings: one, several or none.
         folder: The run's folder.
-        keep: Write a new id down, as a fit does.
+        keep: Save a new id, as a fit does.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not isinstance(logger, Namespace) or "init_args" not in logger:
@@ -115,28 +115,18 @@ def artifact_name(kind: str, fingerprint: str) -> str:
 
 
 def log_output(loggers: Iterable[Logger], kind: str, name: str | None, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Log a file or folder as an artifact that the run made; call on one process.
+    """Log a file or folder as an artifact that the run made, in W&B alone; call on one process.
 
-    Args:
-        loggers: The trainer's loggers, of which only W&B's are used.
-        kind: Type of the artifact.
-        name: Its name; None takes the run's id.
-        path: The file or folder, which is read when it is sent and must not change.
-        metadata: Metadata of the artifact.
+    Without a name, the artifact is named after the run's id. The file is read when it is sent, and must not change.
     """
     for run in _runs(loggers):
         run.log_artifact(_artifact(kind, name or f"{kind}-{run.id}", path, metadata), aliases=["latest", run.id])
 
 
 def log_input(loggers: Iterable[Logger], kind: str, name: str, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Log which artifact the run starts from; call on one process.
+    """Log in W&B which artifact the run starts from; call on one process.
 
-    Args:
-        loggers: The trainer's loggers, of which only W&B's are used.
-        kind: Type of the artifact.
-        name: Its name.
-        path: The file, which is sent along unless the project has it already.
-        metadata: Metadata of the artifact.
+    Its file is sent along unless the project has it already.
     """
     for run in _runs(loggers):
         artifact = _artifact(kind, name, path, metadata)

@@ -51,7 +51,6 @@ def nothing_written(out):
         ("trainer: {logger: {class_path: kdpl.runtime.loggers.MetricsCSV, init_args: {dir: x}}}", ["dir"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
         ("model: {init_args: {optim: {optimizer: adam}}}", ["adam"]),
-        ("model: {init_args: {vision_prompts: 3}}", ["vision_prompts", "3"]),
         ("model: {class_path: kdpl.TeacherTuning}", ["kdpl.TeacherTuning"]),
         ("seed_everything: -3", ["seed_everything", "-3"]),
         ("seed_everything: false", ["seed", "False"]),
