@@ -16,16 +16,12 @@ def vectors():
     return world.frozen_vectors()
 
 
-def same(one, other):
-    return torch.equal(one.vectors, other.vectors) and one.fields() == other.fields()
-
-
 @pytest.mark.parametrize("changes", [{}, {"num_base": None, "context": None}])
 def test_they_come_back_as_they_were_saved(changes, vectors, tmp_path):
     saved = replace(vectors, **changes)
-    saved.save(tmp_path / "class_vectors.safetensors")
-    read = ClassVectors.load(tmp_path / "class_vectors.safetensors")
-    assert same(read, saved)
+    saved.save(tmp_path / "v.safetensors")
+    read = ClassVectors.load(tmp_path / "v.safetensors")
+    assert torch.equal(read.vectors, saved.vectors)
     assert replace(read, vectors=saved.vectors) == saved
 
 
@@ -56,19 +52,14 @@ def test_a_file_without_the_tensor_is_refused(vectors, tmp_path):
         ClassVectors.load(tmp_path / "v")
 
 
-ANOTHER_SHAPE = r"here holds class vectors of type .* for 5 class names, expected float32 \[5, D\]"
-NOT_NORMALISED = "here holds class vectors that are not normalised"
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda v: v[:4], ANOTHER_SHAPE),
-        (lambda v: v.double(), ANOTHER_SHAPE),
-        (lambda v: v.flatten(), ANOTHER_SHAPE),
-        (lambda v: v * torch.tensor([1, 1, 1, 1.01, 1])[:, None], NOT_NORMALISED),
-        (lambda v: v * torch.tensor([1, 1, 1, float("nan"), 1])[:, None], NOT_NORMALISED),
-        (lambda v: v[:, :0], NOT_NORMALISED),
+        (lambda v: v[:4], r"for 5 class names, expected float32 \[5, D\]"),
+        (lambda v: v.double(), r"for 5 class names, expected float32 \[5, D\]"),
+        (lambda v: v * torch.tensor([1, 1, 1, 1.01, 1])[:, None], "not normalised"),
+        (lambda v: v * torch.tensor([1, 1, 1, float("nan"), 1])[:, None], "not normalised"),
+        (lambda v: v[:, :0], "not normalised"),
     ],
 )
 def test_tensors_that_are_no_class_vectors_are_refused(change, match, vectors):
@@ -86,7 +77,5 @@ def test_tensors_that_are_no_class_vectors_are_refused(change, match, vectors):
 )
 def test_other_class_names_are_refused(names, match, vectors):
     vectors.require_names(list(world.NAMES), "here")
-    with world.refused(
-        ArtifactError, rf"class vectors of here are for other class names \({match}\): freeze .*stage 1"
-    ):
+    with world.refused(ArtifactError, rf"of here are for other class names \({match}\): freeze .*stage 1"):
         vectors.require_names(names, "here")

@@ -36,16 +36,6 @@ def test_accuracies_are_those_by_hand_however_the_images_are_batched(sizes):
     assert as_floats(metric.compute()) == pytest.approx(BY_HAND)
 
 
-def test_forward_and_reset_keep_epochs_apart():
-    metric = DomainAccuracy(num_base=3)
-    for _ in range(2):
-        first = metric(LOGITS[:4], LABELS[:4])
-        assert first["base_acc"].item() == pytest.approx(3 / 4)
-        metric(LOGITS[4:], LABELS[4:])
-        assert as_floats(metric.compute()) == pytest.approx(BY_HAND)
-        metric.reset()
-
-
 def test_without_a_split_there_is_one_accuracy():
     metric = DomainAccuracy()
     metric.update(LOGITS, LABELS)

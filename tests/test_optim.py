@@ -33,26 +33,20 @@ class Quadratic(LightningModule):
         return DataLoader(TensorDataset(torch.tensor([1.0, 2.0, 3.0])))
 
 
-def test_a_fit_steps_the_schedule_once_an_epoch(tmp_path):
+def test_a_fit_steps_the_schedule_once_an_epoch_and_sgd_is_the_plain_one(tmp_path):
     module = Quadratic(OptimConfig())
-    world.quiet_trainer(tmp_path, max_epochs=20).fit(module)
-    assert len(module.rates) == 60
-    expected = [plain.learning_rate(epoch, 20, 0.005) for epoch in range(20) for _ in range(3)]
-    assert module.rates == pytest.approx(expected, rel=1e-9)
-    for epoch, rate in TABLE.items():
-        assert module.rates[3 * epoch] == pytest.approx(rate, rel=1e-4)
-
-
-def test_sgd_is_the_plain_one_with_momentum_and_weight_decay(tmp_path):
-    module = Quadratic(OptimConfig(lr=0.05))
     exact = module.trained.detach().double().requires_grad_()
-    world.quiet_trainer(tmp_path, max_epochs=4).fit(module)
+    world.quiet_trainer(tmp_path, max_epochs=20).fit(module)
     optimizer = plain.PlainSGD([exact], momentum=0.9, weight_decay=5e-4)
-    for epoch in range(4):
+    expected = [plain.learning_rate(epoch, 20, 0.005) for epoch in range(20)]
+    for rate in expected:
         for factor in (1.0, 2.0, 3.0):
-            optimizer.step((factor * exact**2).sum(), plain.learning_rate(epoch, 4, 0.05))
+            optimizer.step((factor * exact**2).sum(), rate)
     assert plain.relative_error(module.trained, exact) < 1e-5
     assert torch.equal(module.frozen, torch.ones(2))
+    assert module.rates == pytest.approx([rate for rate in expected for _ in range(3)], rel=1e-9)
+    for epoch, rate in TABLE.items():
+        assert expected[epoch] == pytest.approx(rate, rel=1e-4)
 
 
 def test_adamw_has_the_same_schedule_and_sees_trained_parameters_alone():

@@ -52,13 +52,15 @@ CONFIGS = {
     "test-teacher-quickgelu": {**_TEACHER, "quick_gelu": True},
     "test-student": _STUDENT,
     "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
+    # as many layers as the published settings prompt
+    "test-deep": _config(16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16),
 }
 """Model configs by name."""
 
 CLIPS = ("test-teacher", "test-teacher-quickgelu", "test-student", "test-student-quickgelu")
 """Those whose both towers are transformers of CLIP's kind."""
 
-_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0}
+_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0, "test-deep": 21.0}
 
 
 @cache
