@@ -4,6 +4,7 @@ from functools import cache
 # before open_clip is imported: no test may reach for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import fits
 import pytest
 import runs
 import torch
@@ -60,3 +61,11 @@ def student_run(tmp_path_factory, teacher_run):
 def classifier(student_run):
     """The folder of that student's classifier; no test changes it."""
     return student_run / "classifier"
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory):
+    """What stage 1 leaves for the digits, of a random CLIP; no test changes it."""
+    folder = tmp_path_factory.mktemp("teacher")
+    world.write_teacher(folder, class_names=fits.DIGITS, num_base=None)
+    return folder

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from benchmarks.caching import Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
-from benchmarks.inference import CLASSIFIER, ONNX, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
+from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
 from benchmarks.memory import STAGE_1, peak_in_own_process
 from benchmarks.run import main
@@ -91,13 +89,10 @@ def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report["machine"]["threads"] == threads
-    assert len(report["machine"]["load_average"]) == 3
     assert len(report["rows"]) == 23
     assert all(row["value"] > 0 for row in report["rows"])
-    published = report["rows"][0]["details"]["published"]
-    assert len(published["seconds"]) == 1
-    assert published["flops"] > report["rows"][0]["details"]["kdpl"]["flops"]
+    sides = report["rows"][0]["details"]
+    assert sides["published"]["flops"] > sides["kdpl"]["flops"]
     assert "distillation step" in capsys.readouterr().out
 
 
@@ -110,15 +105,6 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert 1e8 < measured["before"] <= measured["peak"] < min(1.5e9, own - 4 * len(hog) / 2)
 
 
-def test_reading_a_cache_measures_whole_rows(tmp_path):
-    reading = Reading(settings_of(batch_size=8), tmp_path, width=768)
-    batch = next(iter(DataLoader(reading.dataset, 8, sampler=[(i, 0) for i in range(8)])))
-    assert batch.feature.shape == (8, 768)
-    assert batch.feature.dtype == torch.float16
-    assert batch.image.numel() == 0
-    assert 768 * 2 <= reading.bytes_per_view() < 1700
-
-
 @pytest.mark.slow
 def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
     inference = Inference(settings_of(batch_size=5), tmp_path)
@@ -126,10 +112,3 @@ def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
     names = set(SMALL.names(SMALL.few))
     assert all(len(each) == SMALL.infer_images and set(each) <= names for each in predictions.values())
     assert predictions[ONNX] == predictions[CLASSIFIER]
-    for side, width in ((OPEN_CLIP_TEACHER, 48), (OPEN_CLIP_STUDENT, 32)):
-        seen = []
-        handle = inference.towers[side].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-        inference.sides[side]()
-        handle.remove()
-        assert inference.towers[side].conv1.out_channels == width
-        assert sum(len(batch) for batch in seen) == SMALL.infer_images

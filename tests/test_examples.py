@@ -4,13 +4,10 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import runs
-from PIL import Image
 from runs import configs
 
-from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -32,21 +29,15 @@ def examples(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def adapter_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("adapter") / "teacher"
-    assert runs.fit_teacher(out, "--model.init_args.method=my_methods.Adapter") == 0
-    return out
-
-
-def test_a_teacher_method_is_fitted_handed_over_and_distilled(adapter_run, tmp_path):
-    prompts = TunedPrompts.load(adapter_run / PROMPTS_FILE)
+def test_a_teacher_method_is_fitted_handed_over_and_distilled(tmp_path):
+    teacher = tmp_path / "teacher"
+    assert runs.fit_teacher(teacher, "--model.init_args.method=my_methods.Adapter") == 0
+    prompts = TunedPrompts.load(teacher / PROMPTS_FILE)
     method = prompts.restore(prompts.load_image_clip())
     assert type(method).__name__ == "Adapter"
     assert {"layers.0.weight", "layers.2.weight"} <= set(method.state_dict())
-    zero_shot = [f"--config={adapter_run}/config.yaml", *configs("teacher/zero_shot.yaml"), f"--out={tmp_path}/zero"]
-    assert main(["test", *zero_shot]) == 0
-    assert runs.fit_student(tmp_path / "student", adapter_run) == 0
+    assert runs.test(teacher, *configs("teacher/zero_shot.yaml"), f"--out={tmp_path}/zero") == 0
+    assert runs.fit_student(tmp_path / "student", teacher) == 0
     assert runs.test(tmp_path / "student") == 0
     assert 0 <= json.loads((tmp_path / "student" / "test.json").read_text())["test/acc"] <= 1
 
@@ -59,22 +50,16 @@ def test_a_target_changes_what_is_distilled(student_run, teacher_run, tmp_path):
 
 
 def test_a_dataset_is_read_by_a_class_path(tmp_path, capsys):
-    photos = tmp_path / "photos"
+    photos, out = tmp_path / "photos", tmp_path / "teacher"
     photos.mkdir()
-    noise = np.random.default_rng(0)
-    for name in ("crab", "swan"):
-        for number in range(10):
-            Image.fromarray(noise.integers(0, 255, (40, 40, 3), np.uint8)).save(photos / f"{name}_{number:03}.jpg")
-    reader = [
-        "--data.init_args.dataset=my_readers.ByFileName",
-        "--data.init_args.shots=4",
-        "--data.init_args.batch_size=4",
-    ]
-    out = tmp_path / "teacher"
-    assert runs.fit_teacher(out, *reader, f"--data.init_args.dataset.init_args.root={photos}") == 0
+    for number in range(20):
+        runs.noise(40, 40, seed=number).save(photos / f"{('crab', 'swan')[number % 2]}_{number:03}.jpg")
+    few = [f"--data.init_args.{setting}=4" for setting in ("shots", "batch_size")]
+    reader = ["--data.init_args.dataset=my_readers.ByFileName", *few, "--data.init_args.dataset.init_args.root"]
+    assert runs.fit_teacher(out, *reader, str(photos)) == 0
     assert ClassVectors.load(out / CLASS_VECTORS_FILE).class_names == ("crab", "swan")
     assert runs.test(out) == 0
     assert json.loads((out / "test.json").read_text())["images"] == 4
     capsys.readouterr()
-    assert runs.fit_teacher(tmp_path / "other", *reader, f"--data.init_args.dataset.init_args.root={tmp_path}") == 1
+    assert runs.fit_teacher(tmp_path / "other", *reader, str(tmp_path)) == 1
     assert "has no images <class>_<number>.jpg: set root" in capsys.readouterr().err

@@ -20,12 +20,6 @@ pytestmark = [
 SCHEMES = {"light": False, "dark": True}
 
 
-@pytest.fixture
-def tab(tmp_path):
-    with browser(tmp_path / "browser") as tab:
-        yield tab
-
-
 def take(tab, name, scheme, height):
     """Take a picture, 1200 pixels wide, and see that the page is there in its colours."""
     tab.look(height=height, dark=SCHEMES[scheme])
@@ -37,17 +31,19 @@ def take(tab, name, scheme, height):
     assert len(pixels.getcolors(maxcolors=1200 * height)) > 100
 
 
-@pytest.mark.parametrize(("scheme", "height"), [("light", 2360), ("dark", 1440)])
-def test_the_report(scheme, height, tab):
-    tab.look(height=height, dark=SCHEMES[scheme])
-    tab.open((Path(RUN) / "report.html").absolute().as_uri())
-    tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
-    take(tab, "report", scheme, height)
+def test_the_report(tmp_path):
+    with browser(tmp_path) as tab:
+        for scheme, height in (("light", 2360), ("dark", 1440)):
+            tab.look(height=height, dark=SCHEMES[scheme])
+            tab.open((Path(RUN) / "report.html").absolute().as_uri())
+            tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
+            take(tab, "report", scheme, height)
 
 
-def test_the_demo(tab, tmp_path):
+def test_the_demo(tmp_path):
     of_class = {record.label: record.source for record in reversed(read_digits().test)}
-    with demo(tmp_path, f"{RUN}/student/classifier", f"{RUN}/teacher", of_class) as (_, url):
+    run = demo(tmp_path, f"{RUN}/student/classifier", f"{RUN}/teacher", of_class)
+    with browser(tmp_path / "browser") as tab, run as (_, url):
         tab.look()
         tab.open(url)
         tab.upload("#image input[type=file]", tmp_path / "examples/5.png")

@@ -31,13 +31,6 @@ class Distilled:
         self.state = self.student.encoder.state_dict()
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    world.write_teacher(folder, class_names=fits.DIGITS, num_base=None)
-    return folder
-
-
 VARIANTS = {
     "kl": {},
     "l1": {"distill": "l1"},
@@ -46,13 +39,13 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, teacher, tmp_path, monkeypatch):
+def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, teacher_folder, tmp_path, monkeypatch):
     options = VARIANTS[variant]
-    plain = Distilled(teacher, tmp_path, **options)
-    filling = Distilled(teacher, tmp_path, tmp_path / "cache", fill=True, **options)
+    plain = Distilled(teacher_folder, tmp_path, **options)
+    filling = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
     # a complete cache needs no teacher at all
     monkeypatch.setattr(TunedPrompts, "load", None)
-    cached = Distilled(teacher, tmp_path, tmp_path / "cache", **options)
+    cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
     assert cached.student.teacher.module.tower is None
     assert cached.losses == filling.losses
     assert all(torch.equal(value, filling.state[name]) for name, value in cached.state.items())
@@ -70,14 +63,14 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, tea
 
 
 @pytest.fixture(scope="module")
-def filled(teacher, tmp_path_factory):
+def filled(teacher_folder, tmp_path_factory):
     """Caches by number of views and seed; no test changes them."""
     folders = {}
 
     def get(views, seed=1):
         if (views, seed) not in folders:
             folder = folders[views, seed] = tmp_path_factory.mktemp("filled") / "cache"
-            student = fits.student(teacher, StudentDistillation)
+            student = fits.student(teacher_folder, StudentDistillation)
             student.configure_callbacks = list
             domain = fits.digits(50, seed=seed, teacher_cache=str(folder))
             world.quiet_trainer(folder.parent, 0, callbacks=[FillTeacherCache(views)]).fit(student, datamodule=domain)
@@ -86,40 +79,40 @@ def filled(teacher, tmp_path_factory):
     return get
 
 
-def test_a_cache_of_something_else_is_refused(teacher, filled, tmp_path):
+def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist: fill it with"):
-        Distilled(teacher, tmp_path, tmp_path / "nowhere")
+        Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
     with world.refused(DataError, r"is of something else \(image_size is 32 there and 48 here\): choose"):
-        Distilled(teacher, tmp_path, filled(1), **VARIANTS["another image size"])
+        Distilled(teacher_folder, tmp_path, filled(1), **VARIANTS["another image size"])
     world.write_teacher(tmp_path, class_names=fits.DIGITS, num_base=None, seed=1)
     with world.refused(DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"):
         Distilled(tmp_path, tmp_path, filled(1))
 
 
-def test_a_run_is_resumed_with_the_same_views_alone(teacher, filled, tmp_path):
+def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_path):
     saved = ModelCheckpoint(tmp_path / "saved", filename="{epoch}", save_top_k=-1)
-    whole = Distilled(teacher, tmp_path, callbacks=[saved], trainer={"enable_checkpointing": True})
+    whole = Distilled(teacher_folder, tmp_path, callbacks=[saved], trainer={"enable_checkpointing": True})
     resume = {"ckpt_path": tmp_path / "saved/epoch=0.ckpt"}
     for cache, words in ((filled(1), "1 of each, seed 1"), (filled(2, seed=5), "one in each epoch, seed 5")):
         match = rf"the run started with different views .* \(one in each epoch, seed 1\) from .* \({words}\): set"
         with world.refused(ConfigError, match):
-            Distilled(teacher, tmp_path, cache, **resume)
-    resumed = Distilled(teacher, tmp_path, tmp_path / "new", fill=True, **resume)
+            Distilled(teacher_folder, tmp_path, cache, **resume)
+    resumed = Distilled(teacher_folder, tmp_path, tmp_path / "new", fill=True, **resume)
     assert resumed.losses == pytest.approx(whole.losses[5:], rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_in_half_precision_the_teacher_computes_the_features_as_it_does_in_training(precision, teacher, tmp_path):
+def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_training(precision, teacher_folder, tmp_path):
     settings = {"trainer": {"precision": precision, "limit_train_batches": 1}}
-    plain = Distilled(teacher, tmp_path, **settings)
-    cached = Distilled(teacher, tmp_path, tmp_path / "cache", fill=True, **settings)
+    plain = Distilled(teacher_folder, tmp_path, **settings)
+    cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
 
 
 @pytest.mark.slow
-def test_two_processes_fill_a_cache_together(teacher, filled, tmp_path):
+def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
     cache = tmp_path / "cache"
-    student = fits.student(teacher, StudentDistillation)
+    student = fits.student(teacher_folder, StudentDistillation)
     student.configure_callbacks = list
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
     domain = fits.digits(25, teacher_cache=str(cache))
