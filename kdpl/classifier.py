@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import pydantic.dataclasses
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -24,12 +24,9 @@ from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.ahead import classify_ahead
-from kdpl.runtime.artifacts import STRICT, describe, parse_metadata
+from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
-
-KIND: Final = "kdpl classifier"
-VERSION: Final = 1
 
 T = TypeVar("T")
 
@@ -50,8 +47,8 @@ _REMEDY = "give the classifier folder of a student's run"
 class _Settings(EncoderSettings):
     """The contents of classifier.json."""
 
-    kind: Literal["kdpl classifier"] = KIND
-    version: Literal[1] = VERSION
+    kind: Literal["kdpl classifier"]
+    version: Annotated[int, Field(ge=1, le=1)]
     clip: ClipIdentity
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
@@ -157,13 +154,13 @@ class Classifier(nn.Module):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         rows: list[list[Prediction]] = []
-        for _, guesses in self.answers(images, _open, top_k, batch_size, workers):
-            if isinstance(guesses, DataError):
-                raise guesses
-            rows.append(guesses)
+        for _, predicted in self.predictions(images, _open, top_k, batch_size, workers):
+            if isinstance(predicted, DataError):
+                raise predicted
+            rows.append(predicted)
         return rows
 
-    def answers(
+    def predictions(
         self,
         items: Iterable[T],
         open_item: Callable[[T], Image.Image],
@@ -206,6 +203,8 @@ class Classifier(nn.Module):
             )
         depth, length = self.encoder.prompts.tokens.shape[:2] if self.encoder.prompts is not None else (0, 0)
         settings = _Settings(
+            kind="kdpl classifier",
+            version=1,
             clip=self.clip,
             image_config=image_config(self.clip.model),
             preprocessing=self.preprocessing,
@@ -219,9 +218,8 @@ class Classifier(nn.Module):
         tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
-            content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
             # not by save_file, whose error of a full disk has no number
-            (temporary / _WEIGHTS).write_bytes(content)
+            (temporary / _WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
@@ -304,14 +302,9 @@ class Classifier(nn.Module):
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
-            kind, version, own = config["kind"], config["version"], tensors.pop("class_vectors")
+            own = tensors.pop("class_vectors")
         except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {_REMEDY}") from error
-        if kind != KIND or type(version) is not int or version != VERSION:
-            raise ArtifactError(
-                f"{folder} holds {describe(kind)!r} version {describe(version)}, expected {KIND!r} version {VERSION}: "
-                f"{_REMEDY}"
-            )
         settings = parse_metadata(_Settings, config, source, _REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, _REMEDY)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, _REMEDY)

@@ -177,12 +177,10 @@ class TeacherPromptTuning(ClassifyingModule):
         return self.prompts.encode_names(names, self.text_tower.module, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
-        """Encode all class names with the prompts of this epoch."""
+        """Encode all class names with the prompts as they are now."""
         self._class_vectors = self.encode_names(domain_of(self).class_texts)
 
-    def on_test_epoch_start(self) -> None:
-        """Encode all class names with the tuned prompts."""
-        self._class_vectors = self.encode_names(domain_of(self).class_texts)
+    on_test_epoch_start = on_validation_epoch_start
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
@@ -60,12 +60,7 @@ class Clip(ImageClip):
     text_fingerprint: str
 
 
-class _Registered(NamedTuple):
-    config: ModelConfig
-    weights: Mapping[str, Callable[[], StateDict]]
-
-
-_REGISTRY: dict[str, _Registered] = {}
+_REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {}
 
 
 def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]) -> None:
@@ -76,7 +71,7 @@ def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callabl
         config: Model config in open_clip's form, as ``kdpl.clip.families.ModelConfig``.
         weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
     """
-    _REGISTRY[name] = _Registered(config, weights)
+    _REGISTRY[name] = config, weights
 
 
 def load_clip(config: ClipConfig) -> Clip:
@@ -130,7 +125,7 @@ def _config_of(name: str) -> ModelConfig:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or known[:3]
         raise WeightsError(f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}")
-    config: ModelConfig = _REGISTRY[name].config if name in _REGISTRY else open_clip.get_model_config(name)
+    config: ModelConfig = _REGISTRY[name][0] if name in _REGISTRY else open_clip.get_model_config(name)
     require_image_tower(name, config)
     return config
 
@@ -147,14 +142,14 @@ def _build(model_config: ModelConfig) -> Any:
 def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
     quick_gelu = bool(model_config.get("quick_gelu", False))
-    registered = _REGISTRY.get(config.model)
+    _, registered = _REGISTRY.get(config.model, (None, None))
     if config.pretrained == RANDOM:
         warnings.warn(f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3)
         weights = Weights(model.state_dict(), RANDOM)
-    elif registered and config.pretrained in registered.weights:
-        weights = Weights(registered.weights[config.pretrained](), f"{config.model} {config.pretrained}")
+    elif registered and config.pretrained in registered:
+        weights = Weights(registered[config.pretrained](), f"{config.model} {config.pretrained}")
     else:
-        weights = read_weights(config, quick_gelu, sorted(registered.weights) if registered else None)
+        weights = read_weights(config, quick_gelu, sorted(registered) if registered else None)
     load_weights(model, weights, config.model, parts)
     size = int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
     preprocessing = Preprocessing(size, tuple(weights.mean), tuple(weights.std))

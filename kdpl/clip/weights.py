@@ -19,8 +19,6 @@ from kdpl.runtime.network import hub_or_cache
 
 StateDict = dict[str, Tensor]
 
-_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
-
 
 class Weights(NamedTuple):
     """Weights, where they came from, and mean and standard deviation of the images that they were trained on."""
@@ -72,11 +70,9 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
     # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
     problems = [f"{k} is missing" for k in sorted(own.keys() - state.keys()) if not k.endswith("num_batches_tracked")]
     problems += [f"{k} is unknown" for k in sorted(state.keys() - own.keys() - {"attn_mask"})]
-    problems += [
-        f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & state.keys())
-        if own[k].shape != state[k].shape
-    ]
+    for k in sorted(own.keys() & state.keys()):
+        if own[k].shape != state[k].shape:
+            problems.append(f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}")
     if problems:
         raise WeightsError(
             f"{weights.source} does not hold the weights of {name} ({problems[0]}): use the model it was made for"
@@ -107,14 +103,10 @@ def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
 def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Path:
     path = Path(config.pretrained)
     if not path.is_file():
-        if path.suffix in _SUFFIXES:
-            raise WeightsError(f"weights file {path} does not exist: check the path given as pretrained")
         raise WeightsError(
-            f"{config.model} has no weights called {config.pretrained!r}: use one of "
-            f"{', '.join(tags) or 'none (no tags are known)'}, or the path of a weights file"
+            f"{config.model} has no weights called {config.pretrained!r}, nor does such a file exist: use one of "
+            f"{', '.join(tags)}, or the path of a weights file (.safetensors, .pt, .pth, .bin)"
         )
-    if path.suffix not in _SUFFIXES:
-        raise WeightsError(f"weights file {path} is of an unknown kind: use {', '.join(sorted(_SUFFIXES))}")
     told = _activation_in(path)
     if told is None and config.quick_gelu is None:
         raise WeightsError(
@@ -128,7 +120,7 @@ def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Pat
 
 
 def _activation_in(path: Path) -> bool | None:
-    """If the file says that its weights want QuickGELU; None if it does not say."""
+    """Return True for weights that want QuickGELU; None if the file does not say."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -155,6 +147,4 @@ def _read_tensors(path: Path) -> StateDict:
             "give CLIP weights as a state dict"
         ) from error
     except Exception as error:  # zip, json and torch each raise their own
-        raise WeightsError(
-            f"weights file {path} cannot be read ({reason(error)}): give CLIP weights as a state dict"
-        ) from error
+        raise WeightsError(f"{path} cannot be read ({reason(error)}): give CLIP weights as a state dict") from error

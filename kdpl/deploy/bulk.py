@@ -87,7 +87,7 @@ class BulkPrediction:
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
-        answers = self.classifier.answers(items, Item.open, self.top_k, self.batch_size, self.workers)
+        predictions = self.classifier.predictions(items, Item.open, self.top_k, self.batch_size, self.workers)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
         console, start = Console(stderr=True), time.perf_counter()
@@ -95,7 +95,7 @@ class BulkPrediction:
         shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not (show_bar and console.is_terminal)
         with Progress("classifying", *shown, console=console, transient=True, disable=hidden) as bar:
-            for item, predicted in bar.track(answers, total):
+            for item, predicted in bar.track(predictions, total):
                 count += 1
                 row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
                 if isinstance(predicted, DataError):

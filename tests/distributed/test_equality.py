@@ -128,16 +128,16 @@ def test_worker_processes_draw_the_same_views(fitted):
 
 def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
     """899 images: no two and no three processes have equally many."""
-    answers, results = {}, {}
+    rows, results = {}, {}
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
         settings = {"callbacks": [SaveTestResults()], "use_distributed_sampler": processes == 3, **several}
         world.quiet_trainer(folder, **settings).test(fits.teacher(), datamodule=fits.digits(8), verbose=False)
-        answers[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
-    assert [int(row["index"]) for row in answers[1]] == list(range(899))
+        rows[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
+    assert [int(row["index"]) for row in rows[1]] == list(range(899))
     for processes in (2, 3):
         assert results[processes] == results[1]
-        for row, expected in zip(answers[processes], answers[1], strict=True):
+        for row, expected in zip(rows[processes], rows[1], strict=True):
             assert float(row.pop("probability")) == pytest.approx(float(expected["probability"]), abs=2e-6)
             assert row == {name: value for name, value in expected.items() if name != "probability"}

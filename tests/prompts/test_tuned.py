@@ -103,7 +103,7 @@ def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, c
 def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     prompts, changed = world.tuned_prompts({}, "test-teacher"), dict(world.weights("test-teacher"))
     changed[name] = changed[name] + 1e-3
-    registered = kdpl.clip.loading._Registered(world.CONFIGS["test-teacher"], {world.TAG: lambda: changed})
+    registered = world.CONFIGS["test-teacher"], {world.TAG: lambda: changed}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
     match = "'noise' of test-teacher are not those that the teacher was tuned on: restore them"
     with world.refused(WeightsError, match):
