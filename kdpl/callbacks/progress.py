@@ -1,13 +1,17 @@
 """Speed of a training, and the progress bar that shows it with loss and accuracy on one line."""
 
 import time
+from math import isfinite
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from rich import get_console
-from rich.progress import TimeRemainingColumn
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+from torch import Tensor
 
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
 
@@ -15,7 +19,7 @@ _NAMES = {
     TRAIN_LOSS: "loss",
     val_key("acc"): "acc",
     val_key("hm"): "HM",
-    IMAGES_PER_SECOND: "images/s",
+    IMAGES_PER_SECOND: "img/s",
     DATA_WAIT: "wait",
 }
 _WIDTH_WITHOUT_BAR = 80
@@ -53,28 +57,87 @@ class Throughput(Callback):
         pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
 
 
+class _Label(ProgressColumn):
+    """The epoch, counted from 1, while training; else what is being done."""
+
+    def __init__(self, bar: "ProgressBar") -> None:
+        super().__init__()
+        self._bar = bar
+
+    def render(self, task: Task) -> Text:
+        epochs = f"/{self._bar.epochs}" if self._bar.epochs > 0 else ""
+        return Text(f"epoch {self._bar.epoch}{epochs}" if self._bar.trains(task) else task.description)
+
+
+class _TimeLeft(_Label):
+    """Time that a task will still take, at its speed so far; of a training over all of its epochs."""
+
+    def render(self, task: Task) -> Text:
+        batches = task.remaining
+        if batches is not None and self._bar.trains(task):
+            batches += (task.total or 0) * max(self._bar.epochs - self._bar.epoch, 0)
+        if batches == 0:
+            return Text("00:00")
+        if batches is None or not isfinite(batches) or not task.speed:
+            return Text("--:--")
+        minutes, seconds = divmod(round(batches / task.speed), 60)
+        return Text(f"{minutes:02}:{seconds:02}" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02}m")
+
+
 class ProgressBar(RichProgressBar):
-    """Rich's progress bar with short names of metrics."""
+    """Rich's progress bar with short names of metrics, the epoch's mean loss so far, and the time left for the fit."""
 
     def __init__(self) -> None:
-        # three digits of everything: a loss of 0.0123, an accuracy of 0.975, 1.23e+03 images a second
+        # three digits of everything: a loss of 0.0123, an accuracy of 0.975
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
+        self.epoch, self.epochs = 1, -1
+        self._losses: list[Tensor] = []
+        self._loss, self._steps, self._read = 0.0, 0, 0.0
+
+    def trains(self, task: Task) -> bool:
+        """True for the task of an epoch of training."""
+        return task.id == self.train_progress_bar_id
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the epoch, and begin a new mean of the loss with it."""
+        if batch_idx == 0 or not self._losses:
+            self.epoch, self.epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+            self._losses, self._steps, self._read = [], 0, 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the loss of a step to the mean, which is read from the device once a second."""
+        self._steps += 1
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        if time.monotonic() - self._read > 1:
+            self._losses = [torch.stack(self._losses).sum()]
+            self._loss, self._read = float(self._losses[0]) / self._steps, time.monotonic()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the mean that is logged, over the images of all processes."""
+        self._losses = []
+        super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return loss, accuracy (the harmonic mean if there is one), speed and wait for data by short names."""
         metrics = super().get_metrics(trainer, pl_module)
+        if self._losses:
+            metrics[TRAIN_LOSS] = self._loss
         short: dict[str, Any] = {label: metrics[name] for name, label in _NAMES.items() if name in metrics}
         if "HM" in short:
             del short["acc"]
-        if "images/s" in short:
-            short["images/s"] = f"{short['images/s']:.0f}"
+        if "img/s" in short:
+            rate = float(short["img/s"])
+            short["img/s"] = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
         if "wait" in short:
             short["wait"] = f"{short['wait']:.0%}"
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Return the columns without elapsed time and steps per second, and with a bar where the console has room."""
-        label, bar, batches, *_ = super().configure_columns(trainer)
+        _, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = min(40, get_console().width - _WIDTH_WITHOUT_BAR)
         bars = [bar] if bar.bar_width >= _LEAST_BAR else []
-        return [label, *bars, batches, TimeRemainingColumn(compact=True)]
+        return [_Label(self), *bars, batches, _TimeLeft(self)]

@@ -1,9 +1,10 @@
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 import world
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -13,7 +14,8 @@ from kdpl.callbacks.progress import ProgressBar, Throughput
 @pytest.mark.parametrize(
     ("metrics", "shown"),
     [
-        ({"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}, "loss: 0.5, acc: 0.9, images/s: 152"),
+        ({"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}, "loss: 0.5, acc: 0.9, img/s: 152"),
+        ({"train/images_per_s": 0.2345}, "img/s: 0.234"),
         ({"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}, "HM: 0.64"),
         ({}, ""),
     ],
@@ -51,10 +53,48 @@ def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(columns, 
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert len(lines) == 1
     assert len(lines[0]) <= columns
-    assert lines[0].startswith("Epoch 0/99")
-    assert lines[0].endswith("loss: 0.00123 acc: 0.975 images/s: 12346 wait: 100%")
+    assert lines[0].startswith("epoch 1/100 ")
+    assert lines[0].endswith("loss: 0.00123 acc: 0.975 img/s: 12346 wait: 100%")
     # what is left to do is blank where there are no colours
-    assert lines[0].index(" 1/1234 ") == len("Epoch 0/99") + (bar and bar + 1)
+    assert lines[0].index(" 1/1234 ") == len("epoch 1/100") + (bar and bar + 1)
+
+
+class Counting(Long):
+    """Has the losses 1, 2, 3 in each epoch."""
+
+    def training_step(self, _, batch_idx):
+        return self.weight.sum() * 0 + batch_idx + 1
+
+    def train_dataloader(self):
+        return DataLoader(range(3))
+
+
+class Seen(Callback):
+    """Notes the bar's loss, label and time left after each batch, at 1.5 batches a second."""
+
+    def __init__(self, bar):
+        self.bar, self.losses, self.lines = bar, [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(self.bar.get_metrics(trainer, pl_module)["loss"])
+        label, *_, left = self.bar.configure_columns(trainer)
+        task = SimpleNamespace(id=self.bar.train_progress_bar_id, total=3, remaining=2 - batch_idx, speed=1.5)
+        self.lines.append(f"{label.render(task)} {left.render(task)}")
+
+
+def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_after_each_batch(tmp_path, monkeypatch):
+    seconds = count(2, 2)
+    monkeypatch.setattr("kdpl.callbacks.progress.time.monotonic", lambda: next(seconds))
+    bar = ProgressBar()
+    seen = Seen(bar)
+    world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], enable_progress_bar=True).fit(Counting())
+    assert seen.losses == [1, 1.5, 2, 1, 1.5, 2]
+    assert seen.lines == [
+        f"epoch {epoch} {left}"
+        for epoch, left in zip(
+            ["1/2"] * 3 + ["2/2"] * 3, ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"], strict=True
+        )
+    ]
 
 
 def rates(batches, times, monkeypatch, processes=1, epochs=1):
