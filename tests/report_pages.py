@@ -1,7 +1,7 @@
 """Reports of a run that is put together from short fits, and their HTML as a parser sees it."""
 
-import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas
@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from kdpl.__main__ import main
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier
 
 HOSTILE = (
     "<script>document.documentElement.dataset.broken = 'yes'</script>",
@@ -43,10 +45,16 @@ def rename_classes(folder, old, new):
     for file in folder.rglob("test_predictions.csv"):
         table = pandas.read_csv(file, dtype=str)
         table.replace({"label": names, "prediction": names}).to_csv(file, index=False)
-    file = folder / "student/classifier/classifier.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["class_vectors"]["class_names"] = list(new)
-    file.write_text(json.dumps(config), encoding="utf-8")
+    change_vectors(folder / "student", class_names=new)
+
+
+def change_vectors(stage, **changes):
+    """Change a student's class vectors, and its classifier's."""
+    vectors = replace(ClassVectors.load(stage / "class_vectors.safetensors"), **changes)
+    vectors.save(stage / "class_vectors.safetensors")
+    old = Classifier.load(stage / "classifier")
+    shutil.rmtree(stage / "classifier")
+    Classifier(old.encoder, vectors, old.logit_scale, old.clip).save(stage / "classifier")
 
 
 def make(folder, out=None):

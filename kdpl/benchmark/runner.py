@@ -13,8 +13,8 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.display import Display
 from kdpl.benchmark.tasks import FITS, Result, Task
+from kdpl.metrics import ACCURACY_COLUMNS, test_key
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.predictions import read_results
@@ -57,12 +57,13 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
 
 
 def run_tasks(
-    campaign: Campaign, tasks: Sequence[Task], out: Path, display: Display, command: Command = in_subprocess
+    campaign: Campaign, tasks: Sequence[Task], out: Path, say: Callable[[str], None], command: Command = in_subprocess
 ) -> list[Failure]:
     """Run tasks until all are done or cannot be.
 
     They are run in their order, as their needs are met. A task that another process works on is left to it; one that
-    fails keeps back only those that need it. ``out`` is the campaign's folder.
+    fails keeps back only those that need it. ``out`` is the campaign's folder. ``say`` prints a line at the beginning
+    and at the end of each task.
 
     Returns:
         The tasks that failed, and those that could not be started for it.
@@ -73,6 +74,8 @@ def run_tasks(
     """
     failures: dict[str, Failure] = {}
     known = {task.name for task in tasks}
+    tests = [task for task in tasks if task.kind == "test"]
+    waits = False
     while missing := [task for task in tasks if not task.done() and task.name not in failures]:
         if slurm.signalled():
             raise slurm.requeue(str(out))
@@ -86,7 +89,7 @@ def run_tasks(
                     with _locked(out, task):
                         if task.done():
                             break
-                        display.begin(task)
+                        say(f"{task.name} begins (log: {task.log})")
                         start = time.monotonic()
                         fault = _run(campaign, task, command)
                 except Timeout:
@@ -94,15 +97,26 @@ def run_tasks(
                     continue
                 if fault is not None:
                     failures[task.name] = Failure(task, fault)
-                metrics = read_results(task.folder) if task.kind == "test" and fault is None else {}
-                done = sum(each.kind == "test" and each.done() for each in tasks)
-                display.end(task, done, time.monotonic() - start, fault, metrics)
+                outcome = f"failed ({fault})" if fault is not None else _accuracies(task)
+                minutes, seconds = divmod(round(time.monotonic() - start), 60)
+                done = f"{sum(test.done() for test in tests)}/{len(tests)}"
+                say(f"[{done}] {task.name}: {outcome} ({minutes} min {seconds} s)")
+                waits = False
                 break
         else:
             if busy:
-                display.wait(busy)
+                if not waits:
+                    say(f"waiting for other processes, which work on the last {busy} tasks")
+                waits = True
                 time.sleep(_WAIT_SECONDS)
     return list(failures.values())
+
+
+def _accuracies(task: Task) -> str:
+    """Return the accuracies of a test in %, or of another task that it is done."""
+    metrics = read_results(task.folder) if task.kind == "test" else {}
+    titles = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
+    return ", ".join(f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics) or "done"
 
 
 @contextmanager

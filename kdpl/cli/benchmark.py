@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,16 +127,12 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _run(campaign: "Campaign", tasks: "Sequence[Task]", out: Path) -> int:
-    from rich.console import Console
-
     from kdpl.benchmark import runner
-    from kdpl.benchmark.display import Display
 
-    tests = [task for task in tasks if task.kind == "test"]
-    with Display(Console(), total=len(tests), done=sum(task.done() for task in tests)) as display:
-        failures = runner.run_tasks(campaign, tasks, out, display, runner.in_subprocess)
+    failures = runner.run_tasks(campaign, tasks, out, partial(print, flush=True), runner.in_subprocess)
     for task, fault in failures:
         print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
     if not failures:
-        print(f"all {len(tests)} runs are done: python -m kdpl table {out}")
+        done = sum(task.kind == "test" for task in tasks)
+        print(f"all {done} runs are done: python -m kdpl table {out}")
     return 1 if failures else 0

@@ -1,22 +1,29 @@
-"""Accuracies of teacher, student and their original CLIPs, accuracies by class, and confusions."""
+"""Accuracies of teacher, student and their original CLIPs, accuracies by class, confusions, and disagreements."""
 
+import base64
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.Image import Image
 
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
 from kdpl.report.run_folder import Run, Stage
 from kdpl.report.statistics import Interval, bootstrap_difference, bootstrap_harmonic_mean, wilson
-from kdpl.runtime.predictions import ImagePrediction
+from kdpl.runtime.predictions import ImagePrediction, disagreements, spread
 
 MATRIX_CLASSES = 20
 """Largest number of classes with a confusion matrix, which could not be read beyond."""
 
+MAX_IMAGES = 30
+"""Largest number of images on which teacher and student disagree."""
+
+_EDGE = 112
 _TITLES = {
     "teacher_clip": "teacher's original CLIP (zero-shot)",
     "teacher": "tuned teacher",
@@ -110,13 +117,13 @@ def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; the gap says why the teacher's are missing."""
     own, gap = run.main.predictions, None
     if run.student is None:
-        return {"rows": class_rows(run.class_names, own, None), "gap": None}
+        return {"rows": class_rows(run.vectors.class_names, own, None), "gap": None}
     teacher = None
     try:
         teacher = [pair[0] for pair in run.pairs]
     except KdplError as error:
         gap = str(error)
-    return {"rows": class_rows(run.class_names, teacher, own), "gap": gap}
+    return {"rows": class_rows(run.vectors.class_names, teacher, own), "gap": gap}
 
 
 def class_rows(
@@ -137,7 +144,7 @@ def class_rows(
 
 def confusions(run: Run) -> dict[str, Any]:
     """Collect the confusion matrix of a few classes, and the largest confusions of any number."""
-    names, predictions = run.class_names, run.main.predictions
+    names, predictions = run.vectors.class_names, run.main.predictions
     readable = len(names) <= MATRIX_CLASSES
     return {
         "who": "student" if run.student is not None else "teacher",
@@ -162,3 +169,39 @@ def largest_confusions(predictions: Sequence[ImagePrediction], count: int) -> li
     # ties by name, so that the order is always the same
     ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [(label, prediction, n, n / images[label]) for (label, prediction), n in ordered]
+
+
+def find_examples(run: Run) -> dict[str, Any]:
+    """Count disagreements and choose examples as thumbnails, evenly over who is correct and over the test images."""
+    kinds = disagreements(run.pairs)
+    chosen = [pair for kind in kinds for pair in spread(kind, MAX_IMAGES // len(kinds))]
+    shown, gap = [], None
+    try:
+        read = run.tested_data().test_item
+    except KdplError as error:
+        chosen, gap = [], str(error)
+    for teacher, student in chosen:
+        try:
+            shown.append({"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])})
+        except (KdplError, OSError) as error:
+            gap = str(error)
+    only_teacher, only_student, neither = map(len, kinds)
+    return {
+        "disagreements": only_teacher + only_student + neither,
+        "images": len(run.pairs),
+        "only_teacher": only_teacher,
+        "only_student": only_student,
+        "neither": neither,
+        "shown": shown,
+        "gap": gap,
+    }
+
+
+def thumbnail(image: Image) -> dict[str, Any]:
+    """Return a data URI of an image, with width and height in pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((_EDGE, _EDGE))
+    buffer = BytesIO()
+    small.save(buffer, "webp", quality=80)
+    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"uri": uri, "width": small.width, "height": small.height}

@@ -11,30 +11,29 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl import __version__
-from kdpl.errors import KdplError, reason
-from kdpl.report.accuracy import accuracies, classes, confusions
+from kdpl.errors import KdplError
+from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.calibration import calibrate
 from kdpl.report.cost import costs
-from kdpl.report.disagreement import find_examples
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime.class_names import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_SECTIONS: dict[str, Callable[[Run], Any]] = {
+    **{"training": training, "accuracy": accuracies, "classes": classes, "confusions": confusions},
+    **{"calibration": calibrate, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
+}
 
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
-    makers: dict[str, Callable[[Run], Any]] = {
-        **{"training": training, "accuracy": accuracies, "classes": classes, "confusions": confusions},
-        **{"calibration": calibrate, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
-    }
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
-        sections={name: _section(make, run) for name, make in makers.items()},
+        sections={name: _section(make, run) for name, make in _SECTIONS.items()},
         name=run.folder.resolve().name,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
@@ -49,11 +48,8 @@ def _section(make: Callable[[Run], Any], run: Run) -> dict[str, Any]:
     """Return a section's ``data``, or the ``gap`` that says why there is none."""
     try:
         return {"data": make(run), "gap": None}
-    except (KdplError, OSError) as error:
+    except (KdplError, OSError, torch.OutOfMemoryError) as error:
         return {"data": None, "gap": str(error)}
-    except torch.OutOfMemoryError as error:
-        gap = f"the GPU has too little free memory ({reason(error)}): make the report again later"
-        return {"data": None, "gap": gap}
 
 
 def _percent(share: float) -> str:

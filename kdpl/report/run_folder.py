@@ -152,10 +152,7 @@ class Run:
     @property
     def main(self) -> Stage:
         """The student's stage, or the teacher's without a student."""
-        stage = self.student or self.teacher
-        if stage is None:
-            raise ConfigError(f"{self.folder} has no stage: give the --out of run or of fit")
-        return stage
+        return next(stage for stage in (self.student, self.teacher) if stage is not None)
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -166,18 +163,8 @@ class Run:
 
     @cached_property
     def vectors(self) -> ClassVectors:
-        """The classifier's class vectors, or the teacher's without a student."""
-        if self.student is not None:
-            return self.classifier.vectors
+        """Class vectors of the main stage."""
         return ClassVectors.load(self.main.folder / CLASS_VECTORS_FILE)
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """All class names by label; in alphabetical order, and only those in the predictions, without class vectors."""
-        try:
-            return self.vectors.class_names
-        except ArtifactError:
-            return tuple(sorted({name for p in self.main.predictions for name in (p.label, p.prediction)}))
 
     @cached_property
     def data(self) -> DomainDataModule:
@@ -191,7 +178,7 @@ class Run:
         return data
 
     def tested_data(self) -> DomainDataModule:
-        """Return the data; raises a DataError if its test images are not those that were tested."""
+        """Return the data, if its test images are those that were tested."""
         data = self.data
         present = [(r.source, data.class_names[r.label]) for r in data.test_records]
         if present != [(p.source, p.label) for p in self.main.predictions]:

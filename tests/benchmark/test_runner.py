@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -20,6 +19,9 @@ CHAIN_1, CHAIN_2 = (
 )
 
 
+METRICS = {"test/acc": 0.5, "test/base_acc": 0.25}
+
+
 class Commands:
     """Stands for processes: leaves the files of each command, and records what was run."""
 
@@ -35,7 +37,7 @@ class Commands:
         if name in self.fail:
             return self.code
         if args[0] == "test":
-            (folder / "test.json").write_text(json.dumps({"images": 7, "test/acc": 0.5}))
+            (folder / "test.json").write_text(json.dumps({"images": 7, **METRICS}))
         else:
             settings = {"model": {"init_args": {"choice": "best_on_base_test" if "student" in name else "last"}}}
             (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -48,17 +50,22 @@ def _no_pause(monkeypatch):
     monkeypatch.setattr(runner, "_WAIT_SECONDS", 0)
 
 
-def run(out, commands, shown=None, tasks=None):
-    return run_tasks(WHOLE, tasks or plan(WHOLE, Place(out)), out, shown or Mock(), commands)
+def run(out, commands, say=lambda _: None, tasks=None):
+    return run_tasks(WHOLE, tasks or plan(WHOLE, Place(out)), out, say, commands)
 
 
 def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
-    commands, shown = Commands(), Mock()
-    assert run(tmp_path, commands, shown) == []
+    commands, said = Commands(), []
+    assert run(tmp_path, commands, said.append) == []
     assert commands.ran == [*CHAIN_1, *CHAIN_2] * 2
-    ended = [call.args for call in shown.end.call_args_list]
-    assert [done for _, done, *_ in ended] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
-    assert ended[1][3:] == (None, {"images": 7, "test/acc": 0.5})
+    assert [line.partition(" (")[0] for line in said[:4]] == [
+        f"{DTD_1}/teacher/fit begins",
+        f"[0/8] {DTD_1}/teacher/fit: done",
+        f"{DTD_1}/teacher/test begins",
+        f"[1/8] {DTD_1}/teacher/test: all 50.00, base 25.00",
+    ]
+    assert f"(log: {tmp_path}/{DTD_1}/teacher/fit.log)" in said[0]
+    assert (len(said), said[-1][:5]) == (32, "[8/8]")
     again = Commands()
     assert run(tmp_path, again) == []
     assert again.ran == []
@@ -71,7 +78,7 @@ def test_a_result_has_its_coordinates(tmp_path):
     place = {"protocol": "base_to_novel", "setting": "", "dataset": "oxford_pets", "seed": 2, "row": "student"}
     assert results["oxford_pets", 2, "student"].model_dump() == {
         **place,
-        **{"title": "student, distilled", "metrics": {"test/acc": 0.5}, "images": 7},
+        **{"title": "student, distilled", "metrics": METRICS, "images": 7},
         **{"transductive": True, "selected_on_test": True},
     }
     teacher = results["dtd", 1, "teacher"]
@@ -136,15 +143,16 @@ def test_a_task_that_another_process_works_on_is_left_to_it_and_waited_for(lock,
     held.acquire()
     others = Commands()
 
-    def other_process_finishes():
+    def other_process_finishes(line):
+        if not line.startswith("waiting for other processes"):
+            return
         folder = tmp_path / DTD_1 / "teacher"
         folder.mkdir(parents=True, exist_ok=True)
         others(["fit", f"--out={folder}"], folder / "fit.log")
         held.release()
 
-    commands, shown, waits = Commands(), Mock(), iter([lambda: None, other_process_finishes])
-    shown.wait.side_effect = lambda _: next(waits)()
-    assert run(tmp_path, commands, shown) == []
+    commands = Commands()
+    assert run(tmp_path, commands, other_process_finishes) == []
     assert sorted([*commands.ran, *others.ran]) == sorted([*CHAIN_1, *CHAIN_2] * 2)
     assert commands.ran[-3:] == CHAIN_1[1:]
 
