@@ -4,7 +4,6 @@ import plain
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import ModelCheckpoint
 from plain import PlainProjector, normalized, relative_error
 
 from kdpl.clip import ClipConfig, load_clip
@@ -110,18 +109,16 @@ def test_a_custom_target_is_found_by_its_class_path(tmp_path, plain_of, monkeypa
 
 @pytest.mark.parametrize(("images", "said"), [(2, "has 2 images at a time"), (8, "")])
 def test_a_batch_below_the_published_one_is_warned_of(images, said, tmp_path, capsys):
-    world.write_teacher(tmp_path)
     domain = world.TinyDomain(num_base=3, batch_size=images)
-    world.fit(make_student(tmp_path), tmp_path, domain=domain, limit_train_batches=2)
+    world.fit(new_student(tmp_path), tmp_path, domain=domain, limit_train_batches=2)
     warned = capsys.readouterr().err
     assert warned.count("batch norm") == bool(said)
     assert said in warned
 
 
 def test_a_batch_of_one_image_is_refused(tmp_path):
-    world.write_teacher(tmp_path)
     with pytest.raises(ConfigError, match=r"one image.*batch_size"):
-        world.fit(make_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1))
+        world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1))
 
 
 def test_both_towers_see_the_same_image(tmp_path, monkeypatch):
@@ -147,10 +144,9 @@ def distilled(tmp_path_factory, plain_of):
     teacher, folder = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("student")
     written = world.write_teacher(teacher)
     student = make_student(teacher, **SETTINGS)
-    saved = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     start = lambda s: PlainStudent(world.disturbed(s, 0.3), *written, plain_of)  # noqa: E731
-    record = world.fit(student, folder, 3, [saved], start=start, enable_checkpointing=True)
-    metrics = world.quiet_trainer(folder).test(student, datamodule=world.TinyDomain(num_base=3), verbose=False)[0]
+    record = world.fit(student, folder, 3, start=start, save=True)
+    metrics = world.evaluate(student, folder)
     return {"student": student, "teacher": teacher, "folder": folder, "record": record, "metrics": metrics}
 
 
@@ -208,10 +204,10 @@ def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):
     assert copy.read_bytes() == (distilled["teacher"] / CLASS_VECTORS_FILE).read_bytes()
     monkeypatch.setattr(TunedPrompts, "load", None)
     student = make_student(tmp_path / "nowhere", class_vectors=str(copy))
-    trainer = world.quiet_trainer(tmp_path, limit_val_batches=1.0)
-    options = {"datamodule": world.TinyDomain(num_base=3), "ckpt_path": distilled["folder"] / "epoch=2.ckpt"}
-    assert trainer.test(student, **options, verbose=False, weights_only=True)[0] == distilled["metrics"]
-    validated = trainer.validate(student, **options, verbose=False, weights_only=True)[0]
+    options = {"ckpt_path": distilled["folder"] / "epoch=2.ckpt"}
+    assert world.evaluate(student, tmp_path, **options) == distilled["metrics"]
+    options |= {"datamodule": world.TinyDomain(num_base=3), "verbose": False, "weights_only": True}
+    validated = world.quiet_trainer(tmp_path, limit_val_batches=1.0).validate(student, **options)[0]
     # both splits of this domain hold the same images
     assert validated == {k.replace("test/", "val/"): v for k, v in distilled["metrics"].items()}
     assert student.teacher.module.tower is None
@@ -248,7 +244,7 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     kept = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
     momenta = [s["momentum_buffer"] for s in student.trainer.optimizers[0].state.values()]
     assert {t.dtype for t in (*kept.values(), *seen.gradients.values(), *momenta)} == {torch.float32}
-    assert torch.equal(student.head.module.class_vectors, student.vectors.vectors)
+    assert torch.equal(student.head.module.class_vectors, world.frozen_vectors().vectors)
     # the setting is for the arithmetic of the frozen towers
     half = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
     towers = student.encoder.tower.module, student.teacher.module.tower
@@ -276,7 +272,7 @@ class TestRefusals:
         domain = world.TinyDomain(names=world.NAMES[:4])
         refuse(make_student(distilled["teacher"]), tmp_path, ArtifactError, match, domain)
         with world.refused(ArtifactError, match):
-            world.quiet_trainer(tmp_path).test(make_student(distilled["teacher"]), datamodule=domain)
+            world.evaluate(make_student(distilled["teacher"]), tmp_path, domain)
 
     def test_class_vectors_of_another_teacher(self, tmp_path):
         world.write_teacher(tmp_path / "one")
@@ -286,16 +282,12 @@ class TestRefusals:
         refuse(student, tmp_path, ArtifactError, match)
 
     def test_a_teacher_whose_clip_has_other_weights_now(self, tmp_path):
-        state = dict(world.weights("test-teacher"))
-        torch.save(state, tmp_path / "weights.pt")
-        clip = load_clip(ClipConfig("test-teacher", str(tmp_path / "weights.pt"), quick_gelu=False)).identity
+        clip = replace(load_clip(ClipConfig("test-teacher", world.TAG)).identity, fingerprint="0" * 32)
         prompts = world.tuned_prompts({}, "test-teacher", clip=clip)
         prompts.save(tmp_path / PROMPTS_FILE)
         world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher).save(tmp_path / CLASS_VECTORS_FILE)
-        student = make_student(tmp_path)
-        state["visual.ln_post.bias"] = state["visual.ln_post.bias"] + 1e-3
-        torch.save(state, tmp_path / "weights.pt")
-        refuse(student, tmp_path, WeightsError, "of test-teacher are not those that the teacher was tuned on")
+        match = "of test-teacher are not those that the teacher was tuned on"
+        refuse(make_student(tmp_path), tmp_path, WeightsError, match)
 
     @pytest.mark.parametrize(
         ("options", "match"),

@@ -7,7 +7,6 @@ import plain
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from plain import normalized, relative_error
 from test_student import IMAGES, PlainStudent, first_batch, make_student, new_student
@@ -18,10 +17,6 @@ from kdpl.prompts import PromptConfig
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 
 NONE = PromptConfig(depth=0)
-
-
-def checkpoint(folder, name="{epoch}"):
-    return ModelCheckpoint(folder, filename=name, save_top_k=-1)
 
 
 @pytest.mark.parametrize("distill", ["l1", "mse"])
@@ -83,12 +78,11 @@ def test_fine_tuning_trains_the_whole_tower(tmp_path, plain_of):
 
 def test_a_fine_tuned_tower_is_in_the_checkpoint(tmp_path):
     student = new_student(tmp_path, fine_tune=True, vision_prompts=NONE)
-    world.fit(student, tmp_path, callbacks=[checkpoint(tmp_path, "tuned")], enable_checkpointing=True)
+    world.fit(student, tmp_path, save=True)
     state = student.encoder.tower.module.visual.state_dict()
     assert not [k for k, v in state.items() if torch.equal(v, world.weights("test-student")[f"visual.{k}"])]
     other = make_student(tmp_path, fine_tune=True, vision_prompts=NONE)
-    options = {"datamodule": world.TinyDomain(), "ckpt_path": tmp_path / "tuned.ckpt", "weights_only": True}
-    world.quiet_trainer(tmp_path).test(other, **options, verbose=False)
+    world.evaluate(other, tmp_path, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert torch.equal(other.eval().class_logits(IMAGES), student.eval().class_logits(IMAGES))
 
 
@@ -131,15 +125,14 @@ def test_a_teacher_of_another_image_size_sees_the_same_view_resized(tmp_path, pl
 def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_alone(tmp_path):
     vectors, _ = world.write_teacher(tmp_path)
     student, names = make_student(tmp_path), ("gull", "tern", "auk")
-    world.fit(student, tmp_path, callbacks=[checkpoint(tmp_path, "student")], enable_checkpointing=True)
+    world.fit(student, tmp_path, save=True)
 
     def a_test_of(**changes):
         rows = normalized(torch.randn(3, 24, generator=torch.Generator().manual_seed(4)))
         other = replace(vectors, vectors=rows, class_names=names, num_base=None, **changes)
         other.save(tmp_path / "other.safetensors")
         tested = make_student(tmp_path, class_vectors=str(tmp_path / "other.safetensors"))
-        options = {"ckpt_path": tmp_path / "student.ckpt", "weights_only": True, "verbose": False}
-        world.quiet_trainer(tmp_path).test(tested, datamodule=world.TinyDomain(names=names), **options)
+        world.evaluate(tested, tmp_path, world.TinyDomain(names=names), tmp_path / "epoch=0.ckpt")
         return tested.eval().class_logits(IMAGES), 17 * student.eval().encoder(IMAGES) @ rows.T
 
     assert relative_error(*a_test_of()) < 1e-6
@@ -153,8 +146,7 @@ class TestChoice:
         given = iter(accuracies)
         monkeypatch.setattr("kdpl.callbacks.choice._base_accuracy", lambda *_: next(given))
         student = new_student(folder, choice="best_on_base_test")
-        options = {"callbacks": [checkpoint(folder)], "ckpt_path": ckpt_path, "enable_checkpointing": True}
-        return student, world.fit(student, folder, 4, domain=self.domain(3), **options)
+        return student, world.fit(student, folder, 4, domain=self.domain(3), ckpt_path=ckpt_path, save=True)
 
     def domain(self, num_base, records=("one",)):
         domain = world.TinyDomain(num_base=num_base)
@@ -181,8 +173,7 @@ class TestChoice:
         world.write_teacher(tmp_path, num_base=num_base)
         student, domain = make_student(tmp_path, choice="best_on_base_test"), self.domain(num_base)
         chosen = world.fit(student, tmp_path, domain=domain).logged["choice/test_base_acc"]
-        tested = world.quiet_trainer(tmp_path).test(student, datamodule=domain, verbose=False)[0]
-        assert 0 < chosen == pytest.approx(tested[metric])
+        assert 0 < chosen == pytest.approx(world.evaluate(student, tmp_path, domain)[metric])
 
     def test_without_test_images_it_is_refused(self, tmp_path):
         with world.refused(DataError, "choice: best_on_base_test needs test images"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from plain import relative_error
 
 from kdpl.callbacks.teacher_cache import FillTeacherCache
@@ -19,11 +19,11 @@ from kdpl.student import StudentDistillation
 class Distilled:
     """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
 
-    def __init__(self, teacher, folder, cache=None, fill=False, callbacks=(), ckpt_path=None, trainer=(), **options):
+    def __init__(self, teacher, folder, cache=None, fill=False, ckpt_path=None, trainer=(), **options):
         self.student = fits.student(teacher, StudentDistillation, **options)
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
-        callbacks = [watch, *([FillTeacherCache()] if fill else []), *callbacks]
+        callbacks = [watch, *([FillTeacherCache()] if fill else [])]
         settings = {"limit_train_batches": 5, **dict(trainer)}
         domain = fits.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill)
         record = world.fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
@@ -90,9 +90,8 @@ def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
 
 
 def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_path):
-    saved = ModelCheckpoint(tmp_path / "saved", filename="{epoch}", save_top_k=-1)
-    whole = Distilled(teacher_folder, tmp_path, callbacks=[saved], trainer={"enable_checkpointing": True})
-    resume = {"ckpt_path": tmp_path / "saved/epoch=0.ckpt"}
+    whole = Distilled(teacher_folder, tmp_path, trainer={"save": True})
+    resume = {"ckpt_path": tmp_path / "epoch=0.ckpt"}
     for cache, words in ((filled(1), "1 of each, seed 1"), (filled(2, seed=5), "one in each epoch, seed 5")):
         match = rf"the run started with different views .* \(one in each epoch, seed 1\) from .* \({words}\): set"
         with world.refused(ConfigError, match):

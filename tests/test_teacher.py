@@ -2,7 +2,7 @@ import plain
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import normalized, relative_error
 
@@ -161,8 +161,7 @@ class Run:
         self.method, self.folder, self.domain = method, folder, world.TinyDomain(num_base=3)
         self.teacher = make_teacher(**method, **SETTINGS)
         self.start = leaves_of(self.teacher)
-        saved = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-        self.epochs = world.fit(self.teacher, folder, 3, [saved], self.domain, enable_checkpointing=True).epochs
+        self.epochs = world.fit(self.teacher, folder, 3, domain=self.domain, save=True).epochs
         self.prompts = TunedPrompts.load(folder / PROMPTS_FILE)
         self.vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
 
@@ -248,7 +247,7 @@ def test_evaluation_counts_all_classes_with_the_prompts_as_they_are(run, plain_o
     vision, text = (prompts.double() for prompts in prompts_of(run.teacher.state_dict()))
     texts = clip.text_features(texts_of(world.NAMES), text)
     logits = clip.logits(clip.image_features(domain.test_images, vision), texts)
-    metrics = world.quiet_trainer(tmp_path).test(run.teacher, datamodule=domain, verbose=False)[0]
+    metrics = world.evaluate(run.teacher, tmp_path, domain)
     expected = plain.accuracies(logits, domain.test_labels, 3)
     assert metrics == pytest.approx({f"test/{k}": v for k, v in expected.items()})
     with torch.no_grad():

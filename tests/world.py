@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
@@ -267,13 +268,21 @@ class Record(Callback):
         self.epochs = [*self.epochs[: trainer.current_epoch], state]
 
 
-def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=None, **options):
-    """Fit a module; returns its ``Record``, which also has what was logged."""
+def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=None, save=False, **options):
+    """Fit a module, and ``save`` epoch=N.ckpt of each epoch; returns its ``Record``, which also has what was logged."""
     record = Record(start)
-    trainer = quiet_trainer(folder, epochs, callbacks=[record, *callbacks], **options)
+    saving = [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)] if save else []
+    options = {"callbacks": [record, *callbacks, *saving], "enable_checkpointing": save, **options}
+    trainer = quiet_trainer(folder, epochs, **options)
     trainer.fit(module, datamodule=domain or TinyDomain(num_base=3), ckpt_path=ckpt_path, weights_only=True)
     record.logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
     return record
+
+
+def evaluate(module, folder, domain=None, ckpt_path=None):
+    """Test a module; returns its metrics."""
+    options = {"ckpt_path": ckpt_path, "verbose": False, "weights_only": True}
+    return quiet_trainer(folder).test(module, datamodule=domain or TinyDomain(num_base=3), **options)[0]
 
 
 def disturbed(module, by):

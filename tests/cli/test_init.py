@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 from runs import CONFIGS, SHORT, configs, error_line, image_folder, rows_of
-from shard_files import write_shard
+from zoo import write_shard
 
 from kdpl.__main__ import main
 from kdpl.data import DomainDataModule

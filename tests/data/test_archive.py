@@ -3,7 +3,7 @@ import zipfile
 from contextlib import suppress
 
 import pytest
-from shard_files import add
+from zoo import add
 
 from kdpl.data.archive import unpack
 from kdpl.errors import DataError

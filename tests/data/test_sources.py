@@ -5,7 +5,7 @@ import tarfile
 import pytest
 import world
 from runs import noise
-from shard_files import add, encoded, write_shard
+from zoo import add, encoded, write_shard
 
 from kdpl.data.readers.shards import index_shards
 from kdpl.data.sources import find_unlabeled, open_source
