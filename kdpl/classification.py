@@ -27,17 +27,10 @@ class Domain(Protocol):
         tuning_class_names: The names that the teacher is tuned on: the base ones where there is a split.
     """
 
-    @property
-    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def class_texts(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def num_base(self) -> int | None: ...  # noqa: D102
-
-    @property
-    def tuning_class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    class_names: tuple[str, ...]
+    class_texts: tuple[str, ...]
+    num_base: int | None
+    tuning_class_names: tuple[str, ...]
 
     def preview(self, n: int, image_size: int) -> Tensor:
         """Return up to n unlabelled images, uint8 [n, 3, image_size, image_size]."""
@@ -45,11 +38,7 @@ class Domain(Protocol):
 
 
 def domain_of(module: LightningModule) -> Domain:
-    """Return the domain that a module is run on.
-
-    Raises:
-        ConfigError: The trainer was not given a datamodule that knows its classes.
-    """
+    """Return the domain that a module is run on; a ConfigError if its trainer has no datamodule that knows classes."""
     datamodule = getattr(module.trainer, "datamodule", None)
     if not isinstance(datamodule, Domain):
         raise ConfigError(
@@ -59,13 +48,7 @@ def domain_of(module: LightningModule) -> Domain:
 
 
 class EvalOutput(TypedDict):
-    """Output of an evaluation step, for callbacks.
-
-    Attributes:
-        logits: [B, C].
-        labels: [B].
-        indices: Positions of the images in their split, [B].
-    """
+    """Output of an evaluation step: logits [B, C], labels [B] and the images' positions in their split, [B]."""
 
     logits: Tensor
     labels: Tensor
@@ -112,11 +95,7 @@ class ClassifyingModule(LightningModule, ABC):
         checkpoint[_CLIP_KEY] = self.clip.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another CLIP.
-
-        Raises:
-            WeightsError: The image tower's weights are not those that the checkpoint was made with.
-        """
+        """Raise a WeightsError for a checkpoint that was made with other weights of the image tower."""
         if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
             raise WeightsError(
                 f"the checkpoint was made with other weights than {self.clip.pretrained!r} of {self.clip.model}: "

@@ -40,17 +40,11 @@ def visible(text: str) -> str:
 
     These are control characters, line separators, bidirectional control characters and surrogates.
     """
-    if text.isprintable():
-        return text
-    return "".join(_shown(c) if _acts(c) else c for c in text)
+    return "".join(c.encode("unicode_escape").decode("ascii") if _acts(c) else c for c in text)
 
 
 def _acts(character: str) -> bool:
     return character in _TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-
-
-def _shown(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 class ConfigError(KdplError):

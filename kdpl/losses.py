@@ -24,12 +24,7 @@ def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature:
 def zero_shot_kl(logits: Tensor, zero_shot_logits: Tensor) -> Tensor:
     """Compute the KL divergence between zero-shot and tuned predictions, over B·C (PromptSRC, arXiv 2307.06948, eq. 4).
 
-    Args:
-        logits: The tuned logits, [B, C].
-        zero_shot_logits: The frozen CLIP's logits, [B, C], without gradient.
-
-    Returns:
-        A scalar.
+    Both logits are [B, C], those of the frozen CLIP without gradient; the result is a scalar.
     """
     return _mean_kl(zero_shot_logits, logits)
 

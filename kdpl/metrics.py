@@ -59,12 +59,7 @@ class DomainAccuracy(Metric):
         self.add_state("total", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            logits: [B, C].
-            labels: Indices into all C classes, [B].
-        """
+        """Count a batch of logits [B, C] and labels [B], which are indices into all C classes."""
         self._count(_ALL, logits, labels)
         if self.num_base is not None:
             base = labels < self.num_base

@@ -35,14 +35,7 @@ class OptimConfig:
 def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
     """Compute the learning rate of an epoch: ``warmup_lr`` in epoch 0, then a cosine that lags by one epoch.
 
-    Args:
-        epoch: The epoch, from 0.
-        epochs: Number of epochs E.
-        lr: Peak learning rate.
-        warmup_lr: Learning rate of epoch 0.
-
-    Returns:
-        lr/2 · (1 + cos(π(epoch − 1)/E)) if epoch ≥ 1.
+    From epoch 1 on it is lr/2 · (1 + cos(π(epoch − 1)/E)), with the peak ``lr`` and E ``epochs``.
     """
     return warmup_lr if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
@@ -50,12 +43,7 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
 def build_optimizer(
     parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None
 ) -> OptimizerLRSchedulerConfig:
-    """Build the optimiser over the trainable parameters, with the schedule stepped once per epoch.
-
-    Args:
-        parameters: Parameters; those that do not require gradients are ignored.
-        config: Optimiser and learning rates.
-        epochs: Number of epochs of the schedule.
+    """Build the optimiser over those parameters that require gradients, with the schedule stepped once per epoch.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.

@@ -45,9 +45,6 @@ class Target(nn.Module):
     """The distribution that the student learns: this one is the published target, the teacher's prediction of the view.
 
     A subclass is another target; the setting ``target`` names its class.
-
-    Args:
-        teacher: The teacher.
     """
 
     def __init__(self, teacher: FrozenTeacher) -> None:
@@ -55,14 +52,11 @@ class Target(nn.Module):
         self.teacher = teacher
 
     def forward(self, features: Tensor, indices: Tensor) -> Tensor:
-        """Return the logits that the student should match.
+        """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
             features: The teacher's normalised features of the views, float32 [B, D].
             indices: Indices of the images in the list of unlabelled images, [B].
-
-        Returns:
-            Logits of the target distribution, such as log probabilities, [B, C].
         """
         return self.teacher.logits(features)
 
@@ -206,11 +200,7 @@ class StudentDistillation(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """With ``prompt_init: mean_token``, move the prompts to the mean patch tokens, unless the run resumes.
-
-        Raises:
-            ConfigError: A resumed run would see other views than before.
-        """
+        """Move the prompts to the mean patch tokens if asked to; a ConfigError if a resumed run would see new views."""
         # not when the checkpoint is read: callbacks may fill a cache until here
         before, now = self._views_before, getattr(domain_of(self), "view_source", None)
         if before is not None and now is not None and tuple(before) != now:
@@ -226,11 +216,7 @@ class StudentDistillation(ClassifyingModule):
                 distributed.broadcast(prompts.tokens.data, src=0)
 
     def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:
-        """Before the first step, refuse a batch of one image, and warn of one that is small for the batch norm.
-
-        Raises:
-            ConfigError: All processes together have one image a batch.
-        """
+        """Before the first step, refuse a batch of one image, and warn of one that is small for the batch norm."""
         images = len(batch[0]) * self.trainer.world_size
         if batch_idx or self.encoder.projector is None or images >= _PUBLISHED_BATCH:
             return
@@ -269,11 +255,7 @@ class StudentDistillation(ClassifyingModule):
         checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another stage or teacher.
-
-        Raises:
-            ArtifactError: It does not belong to a student of this teacher.
-        """
+        """Raise an ArtifactError for a checkpoint that is not a student's of this teacher."""
         if _TEACHER_KEY not in checkpoint:
             raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         super().on_load_checkpoint(checkpoint)

@@ -117,11 +117,8 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Average the prompts if asked to, then freeze the class vectors."""
-        averaging = self.averaging
-        return [
-            *([GaussianPromptAveraging(averaging.mean, averaging.std)] if averaging else []),
-            FreezeClassVectors(),
-        ]
+        averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
+        return [*averaging, FreezeClassVectors()]
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
@@ -149,11 +146,10 @@ class TeacherPromptTuning(ClassifyingModule):
         images, labels = batch
         tower, weights = self.image_tower.module, self.regularizers
         features = self.prompts.encode_images(tower, images)
-        text = (
-            self.fixed_text
-            if self.prompts.text_is_fixed
-            else self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
-        )
+        if self.prompts.text_is_fixed:
+            text = self.fixed_text
+        else:
+            text = self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
         logits = cosine_logits(features, text, self.logit_scale)
         terms = {"ce": F.cross_entropy(logits, labels)}
         if weights.text:
@@ -196,6 +192,5 @@ class TeacherPromptTuning(ClassifyingModule):
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
         domain = domain_of(self)
-        vectors = self.encode_names(domain.class_texts).cpu()
         names, texts = domain.class_names, domain.class_texts
-        return ClassVectors.of(self.tuned_prompts(), vectors, names, domain.num_base, texts)
+        return ClassVectors.of(self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts)

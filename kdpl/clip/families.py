@@ -110,10 +110,10 @@ def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily
 
 def require_image_tower(name: str, config: ModelConfig) -> None:
     """Raise a WeightsError for a CoCa, and for images that are not square."""
-    coca, size = "multimodal_cfg" in config, config["vision_cfg"].get("image_size")
-    if coca or isinstance(size, list | tuple):
-        why = "it is a CoCa" if coca else "its image tower is not square"
-        raise WeightsError(f"{name} cannot be used, because {why}: {_USE}")
+    if "multimodal_cfg" in config:
+        raise WeightsError(f"{name} cannot be used, because it is a CoCa: {_USE}")
+    if isinstance(config["vision_cfg"].get("image_size"), list | tuple):
+        raise WeightsError(f"{name} cannot be used, because its image tower is not square: {_USE}")
 
 
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it

@@ -67,17 +67,25 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
     # some files write the one number as a list of one
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
+    state.pop("attn_mask", None)
     # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
-    problems = [f"{k} is missing" for k in sorted(own.keys() - state.keys()) if not k.endswith("num_batches_tracked")]
-    problems += [f"{k} is unknown" for k in sorted(state.keys() - own.keys() - {"attn_mask"})]
-    for k in sorted(own.keys() & state.keys()):
-        if own[k].shape != state[k].shape:
-            problems.append(f"{k} has shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}")
-    if problems:
+    own = {k: v for k, v in own.items() if k in state or not k.endswith("num_batches_tracked")}
+    problem = misfit(own, state)
+    if problem is not None:
         raise WeightsError(
-            f"{weights.source} does not hold the weights of {name} ({problems[0]}): use the model it was made for"
+            f"{weights.source} does not hold the weights of {name} ({problem}): use the model it was made for"
         )
-    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    model.load_state_dict(state, strict=False)
+
+
+def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return the first difference in name or shape between a module's own tensors and others; None if they fit."""
+    for name in sorted(own.keys() | found.keys()):
+        if name not in own or name not in found:
+            return f"tensor '{name[:80]}' is {'missing' if name in own else 'unknown'}"
+        if own[name].shape != found[name].shape:
+            return f"tensor '{name}' has shape {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
+    return None
 
 
 def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bool) -> None:

@@ -37,7 +37,7 @@ class CoupledPrompts(IndependentPrompts):
         self.maps = nn.ModuleList()
         if self.text_prompts is not None:
             tower, width = promptable(clip.image_tower), self.text_prompts.context.shape[1]
-            require_size(text.length, text.depth, tower)
+            require_size(text.length, text.depth, len(tower.blocks), "visual")
             self.maps.extend(nn.Linear(width, tower.width, dtype=torch.float32) for _ in range(text.depth))
 
     @property

@@ -12,6 +12,7 @@ from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.weights import misfit
 from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.configs import find_class
@@ -96,12 +97,11 @@ class PromptMethod(Float32Module):
         """
         method = cls(vision, text, context, clip)
         own = method.state_dict()
-        for name, tensor in own.items():
-            found = saved.get(name)
-            if found is None or found.shape != tensor.shape:
-                shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                raise ValueError(f"'{name}' is {shape}, expected shape {tuple(tensor.shape)}")
-        method.load_state_dict({name: saved[name] for name in own})
+        tensors = {name: tensor for name, tensor in saved.items() if name in own}
+        problem = misfit(own, tensors)
+        if problem is not None:
+            raise ValueError(problem)
+        method.load_state_dict(tensors)
         return method
 
 

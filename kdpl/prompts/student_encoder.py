@@ -13,6 +13,7 @@ from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Float32Module, Frozen, Trained
+from kdpl.clip.weights import misfit
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
@@ -152,11 +153,9 @@ def read_encoder(
 
 
 def _require_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in own or name not in tensors:
-            raise ValueError(f"tensor '{name[:80]}' is {'missing' if name in own else 'unknown'}")
-        found, expected = tensors[name], own[name]
-        if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
-            raise ValueError(f"tensor '{name}' is of shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-        if not found.isfinite().all():
-            raise ValueError(f"tensor '{name}' has numbers that are not finite")
+    problem = misfit(own, tensors)
+    if problem is not None:
+        raise ValueError(problem)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"tensor '{name}' has numbers of another type, or that are not finite")

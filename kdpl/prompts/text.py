@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError
-
-INIT_STD = 0.02
+from kdpl.prompts.vision import INIT_STD, require_size
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -61,12 +60,7 @@ class TextPrompts(Float32Module):
 
     def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenize) -> None:
         super().__init__()
-        layers = len(tower.blocks)
-        if length < 1 or not 1 <= depth <= layers:
-            raise ConfigError(
-                f"text prompts of length {length} and depth {depth} do not fit: length must be at least 1 and depth 1 "
-                f"to {layers}, the layers of the text tower"
-            )
+        require_size(length, depth, len(tower.blocks), "text")
         if context is None:
             start = torch.randn(length, tower.width) * INIT_STD
         else:

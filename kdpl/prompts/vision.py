@@ -31,7 +31,7 @@ class VisionPrompts(Float32Module):
     def __init__(self, length: int, depth: int, tower: ImageTower) -> None:
         super().__init__()
         tower = promptable(tower)
-        require_size(length, depth, tower)
+        require_size(length, depth, len(tower.blocks), "visual")
         self.tokens = nn.Parameter(torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD)
 
     def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
@@ -56,13 +56,12 @@ class VisionPrompts(Float32Module):
         self.tokens.add_(sums[:, None] / len(images))
 
 
-def require_size(length: int, depth: int, tower: PromptableImageTower) -> None:
-    """Raise a ConfigError for a length below 1, and for a depth that is not from 1 to the tower's layers."""
-    layers = len(tower.blocks)
+def require_size(length: int, depth: int, layers: int, kind: str) -> None:
+    """Raise a ConfigError for a length below 1, and for a depth that is not from 1 to a tower's layers."""
     if length < 1 or not 1 <= depth <= layers:
         raise ConfigError(
-            f"visual prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
-            f"depth 1 to {layers}, the layers of the image tower"
+            f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
+            f"depth 1 to {layers}, the layers of the tower"
         )
 
 

@@ -327,15 +327,15 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "value", "first"),
         [
-            ("visual.proj", None, "visual.proj is missing"),
-            ("visual.proj", {"a": 1}, "visual.proj is missing"),
-            ("extra", torch.ones(1), "extra is unknown"),
-            ("visual.proj", torch.ones(48, 25), r"visual.proj has shape \(48, 25\) instead of \(48, 24\)"),
+            ("visual.proj", None, "visual.proj' is missing"),
+            ("visual.proj", {"a": 1}, "visual.proj' is missing"),
+            ("extra", torch.ones(1), "extra' is unknown"),
+            ("visual.proj", torch.ones(48, 25), r"visual.proj' has shape \(48, 25\) instead of \(48, 24\)"),
         ],
     )
     def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(self, name, value, first, tmp_path):
         path = file(tmp_path / "w.pt", {**world.weights(NAME), name: value})
-        match = rf"w\.pt does not hold the weights of {NAME} \({first}\): use the model"
+        match = rf"w\.pt does not hold the weights of {NAME} \(tensor '{first}\): use the model"
         refused(ClipConfig(NAME, path, quick_gelu=False), match)
 
     @pytest.mark.parametrize("legacy", [False, True])
@@ -388,4 +388,4 @@ class TestImageHalf:
         load_image_clip(config)
         del state["visual.bn1.running_mean"]
         file(tmp_path / "rn.pt", state)
-        refused(config, r"visual.bn1.running_mean is missing", load=load_image_clip)
+        refused(config, r"visual.bn1.running_mean' is missing", load=load_image_clip)

@@ -126,7 +126,7 @@ class TestRestoring:
         saved = method.saved()
         for tensors, what in (
             ({k: v for k, v in saved.items() if k != name}, "is missing"),
-            (saved | {name: torch.ones(1)}, r"is of shape \(1,\), expected"),
+            (saved | {name: torch.ones(1)}, r"has shape \(1,\) instead of"),
         ):
             with pytest.raises(ValueError, match=rf"'{name}' {what}"):
                 IndependentPrompts.restore(*sizes, clip, tensors)
