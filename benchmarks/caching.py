@@ -15,9 +15,8 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, fill
-from kdpl.data.loader import LazyLoader
-from kdpl.data.sampler import TrainSampler
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, Work, fill
+from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
 
 _CLASSES = ("crab", "squid")
@@ -76,10 +75,7 @@ class Filling:
         done = fill(
             self.folder / f"cache-{self._fills}",
             manifest_of(self.images, self.width),
-            self.images,
-            self._encode,
-            batch_size=self.settings.batch_size,
-            num_workers=0,
+            Work(self.images, self._encode, self.settings.batch_size, num_workers=0),
         )
         if done != len(self.images):
             raise RuntimeError(f"{done} views were filled instead of {len(self.images)}")
@@ -117,7 +113,7 @@ class Reading:
         def encode(batch: Tensor) -> Tensor:
             return F.normalize(torch.randn(len(batch), width, generator=draw), dim=1)
 
-        fill(self.cache, manifest, images, encode, batch_size=settings.batch_size, num_workers=0)
+        fill(self.cache, manifest, Work(images, encode, settings.batch_size, num_workers=0))
         self.dataset = CachedImages(images, FeatureCache.open(self.cache, manifest))
 
     def read(self) -> None:

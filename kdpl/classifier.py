@@ -17,8 +17,8 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing
 from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import image_config
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import open_image, to_rgb
-from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder

@@ -8,8 +8,8 @@ import world
 from lightning.pytorch import Callback
 from torch import nn
 
+from kdpl import DomainDataModule
 from kdpl.clip import ClipConfig
-from kdpl.data import DomainDataModule
 from kdpl.prompts import PromptConfig
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
-from kdpl.data.feature_cache import FeatureCache, fill, verify
+from kdpl.data.feature_cache import FeatureCache, Work, fill, verify
+from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
 
 # relative distance of a feature that is computed again: float16 rounds by 0.0003, and kernels may differ a little
@@ -37,24 +36,18 @@ class FillTeacherCache(Callback):
         student: Any = pl_module
         folder = Path(data.teacher_cache).expanduser()
         needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, student.image_size, self.views)
-        work: dict[str, Any] = {
-            "images": data.unlabeled_images(student.image_size),
-            "encode": _encoder(trainer, student),
-            "batch_size": data.eval_batch_size,
-            "num_workers": data.num_workers,
-            "rank": trainer.global_rank,
-            "world_size": trainer.world_size,
-        }
-        with _progress(shown=trainer.is_global_zero) as progress:
+        images, processes = data.unlabeled_images(student.image_size), (trainer.global_rank, trainer.world_size)
+        work = Work(images, _encoder(trainer, student), data.eval_batch_size, data.num_workers, *processes)
+        with progress_bar(shown=trainer.is_global_zero) as progress:
             task = progress.add_task("teacher's features", total=None)
 
             def show(done: int, total: int) -> None:
                 # the processes share the work evenly
                 progress.update(task, completed=done * trainer.world_size, total=total * trainer.world_size)
 
-            done = fill(folder, needed, views=self.views, on_progress=show, **work)
+            done = fill(folder, needed, work, self.views, show)
         trainer.strategy.barrier("kdpl cache")
-        filled = FeatureCache.open(folder, needed)
+        filled = FeatureCache.open(folder, needed, None, *processes)
         manifest = filled.manifest
         inform(
             f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of each"
@@ -62,7 +55,7 @@ class FillTeacherCache(Callback):
         )
         if self.entries:
             exact = str(trainer.precision).startswith("32")
-            verify(filled, entries=self.entries, tolerance=_TOLERANCE if exact else _TOLERANCE_16_BIT, **work)
+            verify(filled, work, self.entries, _TOLERANCE if exact else _TOLERANCE_16_BIT)
             trainer.strategy.barrier("kdpl cache")
             inform(f"{self.entries} entries computed again: all equal to those in the cache")
 
@@ -80,9 +73,3 @@ def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
         return features
 
     return encode
-
-
-def _progress(shown: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

@@ -22,11 +22,8 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
     """Unpack a zip or tar archive into a folder, without what a Mac adds.
 
     Members of a zip that would leave the folder are left out. If all of the archive lies in one folder whose name
-    ``is_own``, one of the target itself, that folder is left out.
-
-    Raises:
-        DataError: The archive is damaged, a member of a tar would leave the folder or is a device, or all are too
-            large for the disk or for such an archive.
+    ``is_own``, one of the target itself, that folder is left out. DataError if the archive is damaged, a member of a
+    tar would leave the folder or is a device, or all are too large for the disk or for such an archive.
     """
     try:
         is_zip = zipfile.is_zipfile(archive)

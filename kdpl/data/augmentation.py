@@ -1,17 +1,44 @@
-"""Random views of training images: an augmentation draws a few numbers, which define a view, and applies them."""
+"""Views of images: the evaluation transform, and random ones of training images.
+
+An augmentation draws a few numbers, which define a view, and applies them.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL.Image import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from kdpl.data.image import resize_and_crop
 from kdpl.errors import ConfigError
 
 Parameters = tuple[float, ...]
+_LONGEST = 100  # times its short edge
+
+
+def resize_and_crop(image: Image, size: int) -> Image:
+    """The evaluation transform of an RGB image: short edge to ``size`` (bicubic, antialiased), then the centre crop."""
+    image = _without_ends(image)
+    resized = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    cropped: Image = functional.center_crop(resized, [size, size])
+    return cropped
+
+
+def _without_ends(image: Image) -> Image:
+    """Cut the ends off an image of 20,000 x 1 pixels, say, which would fill the memory when it is enlarged."""
+    most = _LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = ((edge - min(edge, most)) // 2 for edge in image.size)
+    return image.crop((left, top, left + min(image.width, most), top + min(image.height, most)))
+
+
+def to_tensor(image: Image) -> torch.Tensor:
+    """An RGB image as a uint8 tensor of shape [3, height, width], values 0 to 255, un-normalised."""
+    pixels: torch.Tensor = functional.pil_to_tensor(image)
+    return pixels
 
 
 class Augmentation(ABC):
@@ -45,9 +72,6 @@ class RandomResizedCrop(Augmentation):
         scale: Smallest and largest area of the crop, as a share of the image's.
         ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
         flip: Probability of a horizontal flip.
-
-    Raises:
-        ConfigError: A range is empty or not positive, or ``flip`` is not a probability.
     """
 
     def __init__(
@@ -96,9 +120,6 @@ class LightAffine(Augmentation):
         degrees: Largest rotation, either way.
         scale: Smallest and largest magnification.
         translate: Largest shift along each axis, as a share of the view's edge.
-
-    Raises:
-        ConfigError: ``degrees`` or ``translate`` is negative, or ``scale`` is empty or not positive.
     """
 
     def __init__(self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05) -> None:

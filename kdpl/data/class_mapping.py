@@ -23,19 +23,13 @@ class ClassName(NamedTuple):
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Name classes.
+    """Name classes; returns their names, and the texts that the text tower reads, None where these are the names.
 
     Args:
         keys: Their folders or labels.
-        class_names: File with their names and texts; None: the keys are their names.
-        class_text: Text around each class's name, or its text where the file has one, instead of ``{}``.
-
-    Returns:
-        The names, and the texts that the text tower reads; None where these are the names.
-
-    Raises:
-        ConfigError: ``class_text`` does not have exactly one place for the name.
-        DataError: The file does not fit.
+        class_names: File with their names and texts, see ``read_class_mapping``; None: the keys are their names.
+        class_text: Text around each class's name, or its text where the file has one; ConfigError unless it has one
+            ``{}`` for it.
     """
     if class_text is not None and class_text.count("{}") != 1:
         raise ConfigError(f"class_text is {class_text!r}, expected a text with one {{}}: give '{{}}, a type of pet'")
@@ -56,9 +50,7 @@ def _without_stop(text: str) -> str:
 def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
     """Read the names of classes from a ``.json`` or ``.csv`` file; ``keys`` are the dataset's class folders or labels.
 
-    Raises:
-        DataError: The file cannot be read, lacks a class, names one that the dataset does not have, or gives two
-            classes the same name.
+    DataError if the file cannot be read, lacks a class, names another, or gives two classes the same name.
     """
     readers = {".json": _read_json, ".csv": _read_csv}
     kind = path.suffix.lower()
@@ -70,19 +62,16 @@ def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
         raise DataError(f"class names file {path} does not exist: check class_names") from error
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
-    expected = set(keys)
-    for key in sorted(expected - mapping.keys()):
-        raise DataError(f"class names file {path} lacks class {key!r}: name every class in it")
-    for key in sorted(mapping.keys() - expected):
-        raise DataError(f"class names file {path} names class {key!r}, which the dataset does not have: correct it")
+    if differing := sorted(mapping.keys() ^ set(keys)):
+        fault = "names class {!r}, which the dataset does not have" if differing[0] in mapping else "lacks class {!r}"
+        raise DataError(f"class names file {path} {fault.format(differing[0])}: name the dataset's classes, each once")
     key_of: dict[str, str] = {}
     for key, named in mapping.items():
         if not named.name:
             raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name")
-        if named.name in key_of:
-            said = f"gives classes {key_of[named.name]!r} and {key!r} the same name {named.name!r}"
+        if (other := key_of.setdefault(named.name, key)) != key:
+            said = f"gives classes {other!r} and {key!r} the same name {named.name!r}"
             raise DataError(f"class names file {path} {said}: rename one")
-        key_of[named.name] = key
     return mapping
 
 

@@ -1,29 +1,30 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
-from kdpl.data.augmentation import Augmentation, build_augmentation
+from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
-from kdpl.data.image import resize_and_crop, to_tensor
-from kdpl.data.loader import LazyLoader
+from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading, files_around
-from kdpl.data.sampler import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.scan import FILE
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.faults import in_one_sentence
 
 TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
@@ -162,11 +163,6 @@ class DomainDataModule(LightningDataModule):
         return self.class_names[: self.num_base]
 
     @property
-    def held_out(self) -> bool:
-        """Whether the test images are labelled images that were held out, since the dataset came with no others."""
-        return self.splits.held_out
-
-    @property
     def test_records(self) -> tuple[Record, ...]:
         """Source and label of the test images, by the indices in batches."""
         return self.splits.test
@@ -185,7 +181,6 @@ class DomainDataModule(LightningDataModule):
 
     @cached_property
     def _sample(self) -> tuple[list[Record], list[Record]]:
-        """The k-shot samples of training and validation images, of all classes."""
         return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
 
     def _training_records(self) -> list[Record]:
@@ -202,7 +197,6 @@ class DomainDataModule(LightningDataModule):
         return records
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
-        """The sample of validation images, or all test images, of all classes; DataError without such a split."""
         records = self._sample[1] if split == "val" else self.splits.test
         if not records:
             remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
@@ -211,7 +205,6 @@ class DomainDataModule(LightningDataModule):
 
     @cached_property
     def _unlabeled_sources(self) -> tuple[str, ...]:
-        """All unlabelled images; DataError if there are none."""
         self.splits.require_training_images()
         sources = self.splits.unlabeled
         if sources is None:
@@ -222,7 +215,6 @@ class DomainDataModule(LightningDataModule):
 
     @cached_property
     def _unlabeled_indices(self) -> Sequence[int]:
-        """Indices of the unlabelled images that are distilled on."""
         count, share = len(self._unlabeled_sources), self.unlabeled_share
         return share_of(count, share, self.seed) if share < 1 else range(count)
 
@@ -233,31 +225,33 @@ class DomainDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
         trainer = cast(Trainer, self.trainer)
-        self._reading.files = self._files_of(trainer)
-        self._reading.prepare(trains=trainer.state.fn == "fit" and (trainer.max_epochs != 0 or self.fill_teacher_cache))
+        self._use_files(trainer)
+        self._reading.prepare(trains=trainer.state.fn == "fit" and self._needs_images(trainer))
 
-    def _files_of(self, trainer: Trainer) -> tuple[Path, ...]:
-        # a cache may be filled without a run's folder
-        own, *others = files_around(Path(trainer.default_root_dir))
-        if self.teacher_cache is None:
-            return (own, *others)
-        cache = Path(f"{Path(self.teacher_cache).expanduser()}.{FILE}")
-        return (cache, own, *others) if self.fill_teacher_cache and not trainer.max_epochs else (own, cache, *others)
+    def _needs_images(self, trainer: Trainer) -> bool:
+        return trainer.max_epochs != 0 or self.fill_teacher_cache
+
+    def _use_files(self, trainer: Trainer) -> None:
+        files = files_around(Path(trainer.default_root_dir))
+        if self.teacher_cache is not None:
+            # a cache may be filled without a run's folder
+            own = int(trainer.max_epochs != 0 or not self.fill_teacher_cache)
+            files = (*files[:own], Path(f"{Path(self.teacher_cache).expanduser()}.{FILE}"), *files[own:])
+        self._reading.files = files
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""
-        if self.trainer is not None:
-            self._reading.files = self._files_of(self.trainer)
-        _ = self.splits  # reads the dataset
         if self.trainer is None:
+            _ = self.splits  # reads the dataset
             return
+        self._use_files(self.trainer)
         if stage in ("fit", "test"):
             for line in self._reading.notes():
                 rank_zero_info(line)
         # here rather than with the first batch: nothing has been written yet
-        if stage == "fit" and (self.trainer.max_epochs != 0 or self.fill_teacher_cache):
+        if stage == "fit" and self._needs_images(self.trainer):
             self.splits.require_training_images()
-            if _consumer_of(self.trainer).train_split == "labeled":
+            if self._module.train_split == "labeled":
                 self._training_records()
             elif not self.fill_teacher_cache:
                 self._open_cache()
@@ -300,27 +294,24 @@ class DomainDataModule(LightningDataModule):
             return None
         if self._cache is None:
             module: Any = self.trainer.lightning_module
-            if not hasattr(module, "teacher_fingerprint"):
-                name = type(module).__name__
-                raise ConfigError(f"{name} has no teacher_fingerprint: leave data.init_args.teacher_cache out")
             needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
-            self._cache = FeatureCache.open(Path(self.teacher_cache).expanduser(), needed)
+            folder, (rank, world_size) = Path(self.teacher_cache).expanduser(), self._processes()
+            self._cache = FeatureCache.open(folder, needed, rank=rank, world_size=world_size)
         return self._cache
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        module = _consumer_of(self.trainer)
-        return self.train_dataloader_for(module.train_split, module.image_size, *self._processes())
+        return self.train_dataloader_for(self._module.train_split, self._module.image_size, *self._processes())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         if not self.splits.val:
             return []
-        return self.evaluation_dataloader_for("val", _consumer_of(self.trainer).image_size, *self._processes())
+        return self.evaluation_dataloader_for("val", self._module.image_size, *self._processes())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.evaluation_dataloader_for("test", _consumer_of(self.trainer).image_size, *self._processes())
+        return self.evaluation_dataloader_for("test", self._module.image_size, *self._processes())
 
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
@@ -353,17 +344,28 @@ class DomainDataModule(LightningDataModule):
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
     def _batches_done(self) -> int:
-        """Batches of the current epoch that a resumed run was trained on already."""
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
+
+    @property
+    def _module(self) -> DataConsumer:
+        return cast(DataConsumer, cast(Trainer, self.trainer).lightning_module)
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def _consumer_of(trainer: Trainer | None) -> DataConsumer:
-    """The module that a trainer runs; ConfigError if it does not say what it needs."""
-    module = trainer.lightning_module if trainer else None
-    if getattr(module, "train_split", None) not in get_args(TrainSplit) or not hasattr(module, "image_size"):
-        expected = f"a train_split of {' or '.join(get_args(TrainSplit))} and an image_size"
-        raise ConfigError(f"{type(module).__name__} says too little for its data: give it {expected}")
-    return cast(DataConsumer, module)
+def build_data(sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> LightningDataModule:
+    """Build the datamodule of ``data`` sections of configs, of which later ones win, without a trainer or a model.
+
+    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``. ConfigError if they do
+    not parse.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+    parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
+    # a config of a whole run has other sections too, which this parser does not know: it gets the data section alone
+    configs = [f"--config={json.dumps({'data': section})}" for section in sections]
+    with in_one_sentence():
+        data: LightningDataModule = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
+    return data

@@ -7,9 +7,8 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from kdpl.data.augmentation import Augmentation, Parameters
-from kdpl.data.image import resize_and_crop, to_tensor
-from kdpl.data.randomness import generator
+from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
+from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
 
 OpenImage = Callable[[str], Image]
@@ -52,33 +51,30 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
         return self.view(source, index, epoch), label
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> Sequence[str]:
         """The images."""
-        return tuple(record.source for record in self.records)
+        return [record.source for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)
 
 
+@dataclass(eq=False)
 class UnlabeledImages(Dataset[tuple[torch.Tensor, int]]):
     """Random views of unlabelled images: item (i, epoch) is (uint8 [3, S, S], index).
 
-    It holds sources alone, so there is no label that could leak.
-
-    Args:
-        sources: The images.
-        view: Makes the views. A view belongs to an index, so that a share of the images has the views of the whole.
-        indices: The images' indices in the list of all unlabelled images; None: these are all.
+    It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
+    unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
     """
 
-    def __init__(self, sources: Sequence[str], view: RandomView, indices: Sequence[int] | None = None) -> None:
-        self.sources = tuple(sources)
-        self.view = view
-        self.indices = range(len(self.sources)) if indices is None else tuple(indices)
+    sources: Sequence[str]
+    view: RandomView
+    indices: Sequence[int] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         i, epoch = key
-        return self.view(self.sources[i], self.indices[i], epoch), self.indices[i]
+        index = i if self.indices is None else self.indices[i]
+        return self.view(self.sources[i], index, epoch), index
 
     def __len__(self) -> int:
         return len(self.sources)

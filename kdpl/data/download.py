@@ -33,12 +33,8 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 def download(name: str, root: Path) -> bool:
     """Download a dataset to below ``root``, completely or not at all; an interrupted download is resumed.
 
-    Returns:
-        Whether the dataset is there; False for ImageNet, for which instructions are printed.
-
-    Raises:
-        ConfigError: There is no such dataset.
-        DataError: The hub cannot be reached, does not have the dataset, or has it in another form than expected.
+    Returns whether the dataset is there: for ImageNet, instructions are printed instead. ConfigError if there is no
+    such dataset, DataError if the hub cannot be reached or does not have it in the form that is expected.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}")

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdpl.data.augmentation import Augmentation
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path, write_text
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,6 @@ class Manifest(BaseModel):
         image_size: Edge of a view in pixels.
         augmentation: Class and settings of the augmentation.
         views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
-        images_per_shard: Images whose views a shard holds.
         made_with: Versions of the libraries that made the views, for information.
     """
 
@@ -69,10 +68,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":
-        """Describe the features of views of a list of images, made with the installed libraries.
-
-        ``settings`` are ``teacher``, ``width``, ``dataset``, ``image_size`` and ``view_seed``.
-        """
+        """Describe the features of views of a list of images; ``settings`` are the other fields."""
         kind = type(augmentation)
         described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
         return cls(
@@ -87,16 +83,10 @@ class Manifest(BaseModel):
 
     @classmethod
     def load(cls, folder: Path, needed: "Manifest", views: int | None = None) -> "Manifest":
-        """Read the manifest of a cache.
+        """Read the manifest of a cache; DataError if it is missing, damaged, of another version or of something else.
 
-        Args:
-            folder: The cache's folder.
-            needed: The manifest that a run would write; number and seed of the views may differ.
-            views: Views of each image that the cache must have; None: any number.
-
-        Raises:
-            DataError: The folder holds no cache, or one of another version, damaged or of something else; the first
-                difference is named.
+        ``needed`` is the manifest that a run would write; number and seed of the views may differ, unless the cache
+        must have so many ``views`` of each image.
         """
         file = folder / MANIFEST
         if not file.is_file():
@@ -105,16 +95,16 @@ class Manifest(BaseModel):
             manifest = cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
             fault = error.errors()[0]
-            field = ".".join(map(str, fault["loc"])) or "the file"
-            said = f"is damaged or of another version ({field}: {fault['msg']:.200})"
+            where = ".".join(map(str, fault["loc"])) or "the file"
+            said = f"is damaged or of another version ({where}: {fault['msg']:.200})"
             raise DataError(f"{file} {said}: remove the folder {folder} and fill the cache again") from error
         for name in _MUST_AGREE:
             theirs, ours = getattr(manifest, name), getattr(needed, name)
             if theirs != ours:
                 said = f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
                 raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
-        if manifest.views == 0 or (views is not None and manifest.views != views):
-            said = f"has {manifest.views} views of each image, expected {views or 'some'}"
+        if views is not None and manifest.views != views:
+            said = f"has {manifest.views} views of each image, expected {views}"
             raise DataError(f"the teacher cache {folder} {said}: leave --views out, or {_OTHER_FOLDER}")
         return manifest
 
@@ -137,13 +127,13 @@ class FeatureCache:
         return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(cls, folder: Path, needed: Manifest, views: int | None = None) -> "FeatureCache":
-        """Open a cache and compare the checksums of its shards, for which all of it is read once.
+    def open(
+        cls, folder: Path, needed: Manifest, views: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> "FeatureCache":
+        """Open a cache; DataError if it does not exist, is of something else, damaged or incomplete.
 
-        Arguments are those of ``Manifest.load``.
-
-        Raises:
-            DataError: The cache does not exist, is of something else, damaged or incomplete.
+        Further arguments are those of ``Manifest.load``. For the checksums the shards are read once: process ``rank``
+        reads every ``world_size``-th.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
@@ -153,7 +143,7 @@ class FeatureCache:
         if missing:
             said = f"is incomplete, {missing} of {len(shards)} shards are missing"
             raise DataError(f"the teacher cache {folder} {said}: {_FILL}")
-        for path, indices in shards.items():
+        for path, indices in list(shards.items())[rank::world_size]:
             _require_intact(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
 
@@ -166,17 +156,11 @@ class FeatureCache:
 
 
 class CachedView(NamedTuple):
-    """A view of an unlabelled image and the teacher's feature of it; in a batch, each stacked.
+    """A view of an unlabelled image, its index, and the teacher's normalised feature; in a batch, each stacked."""
 
-    Attributes:
-        image: uint8 [3, S, S].
-        image_index: Index of the image, int64 [].
-        feature: Normalised, float16 [D].
-    """
-
-    image: Tensor
-    image_index: Tensor
-    feature: Tensor
+    image: Tensor  # uint8 [3, S, S]
+    image_index: Tensor  # int64 []
+    feature: Tensor  # float16 [D]
 
 
 @dataclass(eq=False)
@@ -195,7 +179,7 @@ class CachedImages(Dataset[CachedView]):
         return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> Sequence[str]:
         """The images."""
         return self.images.sources
 
@@ -203,35 +187,44 @@ class CachedImages(Dataset[CachedView]):
         return len(self.images)
 
 
+@dataclass(frozen=True)
+class Work:
+    """How this process, one of several, computes features of ``images``, which are all unlabelled ones.
+
+    Attributes:
+        encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
+        batch_size: Most views B that are encoded at a time.
+        num_workers: Worker processes that decode.
+        rank: This process, which does every ``world_size``-th part.
+    """
+
+    images: UnlabeledImages
+    encode: Callable[[Tensor], Tensor]
+    batch_size: int
+    num_workers: int
+    rank: int = 0
+    world_size: int = 1
+
+    def with_seed(self, seed: int) -> UnlabeledImages:
+        """The images under views of another seed."""
+        return replace(self.images, view=replace(self.images.view, seed=seed))
+
+
 def fill(
     folder: Path,
     needed: Manifest,
-    images: UnlabeledImages,
-    encode: Callable[[Tensor], Tensor],
-    *,
+    work: Work,
     views: int | None = None,
-    batch_size: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
     on_progress: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
 ) -> int:
-    """Compute the shards that a cache lacks; a cache that does not exist is made.
+    """Compute the shards that a cache lacks; returns how many features this process computed.
 
     Args:
-        folder: The cache's folder.
+        folder: The cache's folder, which is made if it does not exist.
         needed: The manifest of the cache; number and seed of the views count only where it does not exist yet.
-        images: All unlabelled images.
-        encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
+        work: How this process computes its share.
         views: Views of each image that the cache must have; None: any number.
-        batch_size: Most views B that are encoded at a time.
-        num_workers: Worker processes that decode.
-        rank: This process, which computes every ``world_size``-th of the missing shards.
-        world_size: Number of processes that fill the cache together.
         on_progress: Called after each batch with the numbers of features computed and to be computed here.
-
-    Returns:
-        How many features this process computed.
 
     Raises:
         ConfigError: The cache does not exist, and ``needed`` has no number of views.
@@ -240,54 +233,44 @@ def fill(
     _make(folder, needed)
     manifest = Manifest.load(folder, needed, views)
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0) if rank == 0 else contextlib.nullcontext():
-            missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()][rank::world_size]
+        with FileLock(folder / ".lock").acquire(timeout=0) if work.rank == 0 else contextlib.nullcontext():
+            missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
+            missing = missing[work.rank :: work.world_size]
             done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
-            pixels = _load_views(images, manifest, [indices for _, indices in missing], batch_size, num_workers)
+            pixels = _load_views(work, manifest, [indices for _, indices in missing])
             for path, indices in missing:
                 features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
                 flat, filled = features.reshape(-1, manifest.width), 0
                 while filled < len(flat):
-                    for part in torch.split(next(pixels).flatten(0, 1), batch_size):
-                        encoded = encode(part)
-                        _require_finite(encoded, indices, filled, manifest.views)
-                        flat[filled : filled + len(part)] = encoded.half().cpu().numpy()
+                    for part in torch.split(next(pixels).flatten(0, 1), work.batch_size):
+                        flat[filled : filled + len(part)] = work.encode(part).half().cpu().numpy()
                         filled, done = filled + len(part), done + len(part)
                         on_progress(done, total)
+                if not np.isfinite(features).all():
+                    said = f"the teacher's features of unlabelled images {indices[0]} to {indices[-1]} are not finite"
+                    raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
                 _write(path, features)
             return done
     except Timeout as error:
         raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
 
 
-def verify(
-    cache: FeatureCache,
-    images: UnlabeledImages,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    entries: int,
-    tolerance: float,
-    batch_size: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> int:
+def verify(cache: FeatureCache, work: Work, entries: int, tolerance: float) -> int:
     """Compute random ``entries`` of a cache again, over all processes, and compare them; returns how many were here.
 
     ``tolerance`` is the largest relative distance of a feature from the stored one; DataError if one is further away.
-    Other arguments are those of ``fill``.
     """
     manifest = cache.manifest
     total = manifest.images * manifest.views
-    chosen = np.sort(np.random.default_rng(0).choice(total, min(entries, total), replace=False))[rank::world_size]
-    keys = [divmod(int(entry), manifest.views) for entry in chosen]
-    cached = CachedImages(_with_seed(images, manifest.view_seed), cache)
+    chosen = np.sort(np.random.default_rng(0).choice(total, min(entries, total), replace=False))
+    keys = [divmod(int(entry), manifest.views) for entry in chosen[work.rank :: work.world_size]]
+    cached = CachedImages(work.with_seed(manifest.view_seed), cache)
     loader: DataLoader[CachedView] = DataLoader(
-        cached, batch_size, sampler=keys, num_workers=num_workers, generator=torch.Generator()
+        cached, work.batch_size, sampler=keys, num_workers=work.num_workers, generator=torch.Generator()
     )
     distances: list[float] = []
     for batch in loader:
-        features = encode(batch.image).float().cpu()
+        features = work.encode(batch.image).float().cpu()
         distances += ((features - batch.feature.float()).norm(dim=1) / features.norm(dim=1)).tolist()
     different = [(*key, far) for key, far in zip(keys, distances, strict=True) if not far <= tolerance]
     if different:
@@ -311,34 +294,17 @@ class _AllViews(Dataset[Tensor]):
         return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
 
 
-def _load_views(
-    images: UnlabeledImages, manifest: Manifest, shards: Sequence[range], batch_size: int, num_workers: int
-) -> Iterator[Tensor]:
+def _load_views(work: Work, manifest: Manifest, shards: Sequence[range]) -> Iterator[Tensor]:
     """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
-    at_once = max(1, batch_size // manifest.views)
-    batches = [
-        list(indices[start : start + at_once]) for indices in shards for start in range(0, len(indices), at_once)
-    ]
-    loader: DataLoader[Tensor] = DataLoader(
-        _AllViews(_with_seed(images, manifest.view_seed), manifest.views),
-        batch_sampler=batches,
-        num_workers=num_workers,
+    at_once = max(1, work.batch_size // manifest.views)
+    starts = [(indices, start) for indices in shards for start in range(0, len(indices), at_once)]
+    yield from DataLoader(
+        _AllViews(work.with_seed(manifest.view_seed), manifest.views),
+        batch_sampler=[list(indices[start : start + at_once]) for indices, start in starts],
+        num_workers=work.num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
-    yield from loader
-
-
-def _require_finite(features: Tensor, indices: range, filled: int, views: int) -> None:
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        image, view = divmod(filled + int((~finite).nonzero()[0]), views)
-        said = f"the teacher's features of view {view} of unlabelled image {indices[image]} are not finite"
-        raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
-
-
-def _with_seed(images: UnlabeledImages, seed: int) -> UnlabeledImages:
-    return UnlabeledImages(images.sources, replace(images.view, seed=seed))
 
 
 def _make(folder: Path, needed: Manifest) -> None:
@@ -348,7 +314,7 @@ def _make(folder: Path, needed: Manifest) -> None:
         raise ConfigError(f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs")
     # another process of the same command may be ahead
     own = (".", MANIFEST, "shard-")
-    if folder.exists() and not (folder.is_dir() and all(path.name.startswith(own) for path in folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and not all(path.name.startswith(own) for path in folder.iterdir())):
         raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
     write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
 
@@ -365,16 +331,15 @@ def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
 
 
 def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
-    fault = "it is truncated, or not an array, or has no checksum"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
         expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["crc32"]
-        fault = f"it is {features.dtype} {features.shape}, expected float16 {shape}"
-        if features.dtype == np.float16 and features.shape == shape:
-            fault = "its checksum differs"
-            if zlib.crc32(np.ascontiguousarray(features).data) == expected:
-                return
-    raise DataError(f"{path} is damaged ({fault}): remove {path.name} and {_FILL}")
+        if features.dtype != np.float16 or features.shape != shape:
+            raise ValueError(f"it is {features.dtype} {features.shape}, expected float16 {shape}")
+        if zlib.crc32(np.ascontiguousarray(features).data) != expected:
+            raise ValueError("its checksum differs")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}") from error
 
 
 def _digest(sources: Sequence[str]) -> str:

@@ -19,6 +19,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def progress_bar(shown: bool = True) -> Progress:
+    """A bar with a title, counts and the remaining time, on a terminal's standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+
+
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], title: str, workers: int | None = None
 ) -> Iterator[Result]:
@@ -39,10 +46,8 @@ def in_parallel(
         collate_fn=partial(_apply, function=function),
         generator=torch.Generator(),
     )
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(items))
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(items))
         for results in loader:
             progress.advance(task, len(results))
             yield from results

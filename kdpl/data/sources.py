@@ -18,14 +18,11 @@ def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
     Args:
         where: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
             ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, relative to the file's folder; a
-            ``.tar`` shard. Any but the list may be a URL that fsspec opens.
+            ``.tar`` shard. Any but the list may be a URL that fsspec opens. KdplError if something is missing,
+            damaged or cannot be reached.
 
     Returns:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: Something is missing, damaged or cannot be reached, or there are no images.
     """
     files = find_files([where] if isinstance(where, str) else where)
     members = index_shards(list(dict.fromkeys(file for file in files if is_shard(file))))
@@ -48,12 +45,7 @@ def find_files(where: Sequence[str]) -> list[str]:
 
 
 def open_source(source: str) -> Image.Image:
-    """Open an image by its path, its URL, or its place in a shard, as RGB.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: It is missing or unreadable.
-    """
+    """Open an image by its path, its URL, or its place in a shard, as RGB; DataError if it is missing or unreadable."""
     return open_image(source, content_of(source) if isinstance(source, ShardImage) or is_url(source) else None)
 
 

@@ -49,8 +49,7 @@ class Splits:
     def __post_init__(self) -> None:
         """Refuse class names that no table, page or artifact could hold, by a DataError."""
         for name in self.class_names:
-            fault = fault_of_name(name)
-            if fault:
+            if fault := fault_of_name(name):
                 raise DataError(f"{self.origin} has a class name that {fault}: rename the class")
 
     @property

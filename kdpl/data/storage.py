@@ -1,4 +1,8 @@
-"""Files by path or URL: found by patterns, opened, and read in part; what is not on this machine through fsspec."""
+"""Files by path or URL: found by patterns, opened, and read in part; what is not on this machine through fsspec.
+
+Functions that take a URL raise a ConfigError if it is of a kind that cannot be opened, and a DataError if it does not
+exist or cannot be reached.
+"""
 
 import os
 import re
@@ -52,11 +56,7 @@ def find_images(folder: Path) -> list[str]:
 def resolve(place: str) -> list[str]:
     """Find the image files and shards that a path, URL or pattern names, sorted within each folder and pattern.
 
-    A folder is searched recursively for images. A file behind a URL is not looked for yet.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: It does not exist, cannot be reached, or has no images.
+    A folder is searched recursively for images; DataError if it has none. A file behind a URL is not looked for yet.
     """
     place = place.removeprefix("file://")
     if is_url(place):
@@ -91,20 +91,14 @@ def read_list(file: Path) -> list[str]:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a file by path or URL to read bytes from any position.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: A URL cannot be reached.
-        OSError: A file does not exist, or may not be read.
-    """
+    """Open a file by path or URL to read bytes from any position; OSError if a file cannot be opened."""
     if not is_url(path):
         return Path(path).open("rb")
     return cast(IO[bytes], _ask(path, lambda files, name: files.open(name, "rb")))
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
-    """Read a file, or ``size`` bytes of it from ``start`` on; fewer where it ends before. Raises as ``open_file``."""
+    """Read a file, or ``size`` bytes of it from ``start`` on; fewer where it ends before; OSError as ``open_file``."""
     if not is_url(path):
         with Path(path).open("rb") as file:
             file.seek(start)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.shards import ShardImage
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
-from kdpl.data.storage import find_images, is_image, is_url, unlisted
-from kdpl.errors import DataError, reason, visible
+from kdpl.data.storage import find_images, is_image, unlisted
+from kdpl.errors import DataError, visible
 
 # common names of the folders of splits
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -48,11 +47,8 @@ def find(path: Path) -> list[Found]:
     """List the images of a folder or table without opening them.
 
     A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without splits; in either a
-    folder ``unlabeled``, beside the classes or the splits, holds images without labels.
-
-    Raises:
-        ConfigError: It is a Parquet file, and pyarrow is not installed.
-        DataError: It does not exist or is damaged, or no class has a training image.
+    folder ``unlabeled``, beside the classes or the splits, holds images without labels. DataError if it does not exist
+    or is damaged, or no class has a training image.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
         return _find_in_table(path.absolute())
@@ -133,16 +129,16 @@ def with_test(images: list[Found], share: float) -> list[Found]:
 
 
 def _look(image: Found) -> Found:
-    distant = isinstance(image.path, ShardImage) or is_url(image.path)
     try:
         image.path.encode()  # for the table
-        content = content_of(image.path) if distant else None
+        content = content_of(image.path)
         size = open_image(image.path, content).size
-        digest = hashlib.blake2b(content or content_of(image.path), digest_size=16).hexdigest()
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:
         return replace(image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it")
     except OSError as error:
-        return replace(image, fault=f"image {image.path} cannot be read ({reason(error)}): check its permissions")
-    return replace(image, size=size, digest=digest)
+        return replace(
+            image, fault=f"image {image.path} cannot be read ({error.strerror}): restore it, or let it be read"
+        )
+    return replace(image, size=size, digest=hashlib.blake2b(content, digest_size=16).hexdigest())

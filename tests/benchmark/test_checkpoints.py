@@ -12,13 +12,13 @@ import yaml
 from plain import PlainProjector, normalized, prompt_text, relative_error
 from world import TAG, refused, write_teacher
 
+from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.benchmark.checkpoints import read_published, require_same_clip
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.clip.modules import cosine_logits
-from kdpl.data import DomainDataModule
 from kdpl.data.readers.digits import CLASS_NAMES
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts.tuned import TunedPrompts

@@ -5,9 +5,9 @@ import pytest
 import torch
 from runs import DATA, STUDENT, TEACHER, curves_of, error_line, files_of, fit_student
 
+from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.data import DomainDataModule
 from kdpl.data import feature_cache as module
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
 

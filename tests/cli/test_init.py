@@ -11,8 +11,8 @@ from PIL import Image
 from runs import CONFIGS, SHORT, configs, error_line, image_folder, rows_of
 from zoo import write_shard
 
+from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data import DomainDataModule
 from kdpl.data.scan import FILE, Checked
 
 

@@ -7,8 +7,14 @@ from PIL import Image
 from runs import noise
 from torchvision.transforms import v2
 
-from kdpl.data.augmentation import LightAffine, NoAugmentation, RandomResizedCrop, build_augmentation
-from kdpl.data.image import resize_and_crop, to_tensor
+from kdpl.data.augmentation import (
+    LightAffine,
+    NoAugmentation,
+    RandomResizedCrop,
+    build_augmentation,
+    resize_and_crop,
+    to_tensor,
+)
 from kdpl.errors import ConfigError
 
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kdpl.data.augmentation import LightAffine
+from kdpl.data.augmentation import LightAffine, to_tensor
 from kdpl.data.datasets import LabeledImages, RandomView, UnlabeledImages
-from kdpl.data.image import to_tensor
-from kdpl.data.randomness import generator
+from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
 
 RECORDS = [Record(f"{shade}", shade % 3) for shade in range(10, 130, 10)]

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdpl.__main__ import main
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import open_image
-from kdpl.data.image import resize_and_crop, to_tensor
 from kdpl.errors import DataError
 
 

@@ -3,9 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from kdpl.data.randomness import generator
-from kdpl.data.sampler import TrainSampler
-from kdpl.data.sampling import few_shot, require_shots
+from kdpl.data.loader import TrainSampler
+from kdpl.data.sampling import few_shot, generator, require_shots
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
 

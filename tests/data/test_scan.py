@@ -5,8 +5,8 @@ import world
 import zoo
 from safetensors.torch import load_file
 
+from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data import DomainDataModule
 from kdpl.data.scan import FILE, Checked
 from kdpl.data.sources import open_source
 from kdpl.errors import DataError

@@ -3,7 +3,7 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdpl.data.sampler import EvaluationSampler, TrainSampler
+from kdpl.data.loader import EvaluationSampler, TrainSampler
 
 images = st.integers(1, 80)
 batches = st.integers(1, 9)

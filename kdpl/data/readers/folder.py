@@ -13,16 +13,10 @@ from kdpl.errors import DataError
 
 @dataclass
 class Folder(Reader):
-    """A folder with a folder for each class.
+    """A folder that holds ``train`` and, if there are any, ``val`` and ``test``, each with a folder for each class.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
-    their paths. Hidden files and folders are skipped.
-
-    Attributes:
-        root: Folder that holds ``train`` and, if there are any, ``val`` and ``test``.
-        unlabeled: Places of unlabelled images, see ``find_unlabeled``; None: the training images.
-        class_names: File that maps folder to class name and text; None: the folders' names.
-        class_text: Text around each class's name or text, with ``{}`` in its place.
+    their paths. Hidden files and folders are skipped. The settings are those of ``DomainDataModule``.
     """
 
     root: str
@@ -31,11 +25,7 @@ class Folder(Reader):
     class_text: str | None = None
 
     def read(self) -> Splits:
-        """Read the dataset; sources are paths that begin with ``root`` or ``unlabeled`` as given.
-
-        Raises:
-            KdplError: A folder is missing or holds no images, or class names or places of images do not fit.
-        """
+        """Read the dataset; sources are paths that begin with ``root`` or ``unlabeled`` as given."""
         top = Path(self.root).expanduser()
         if not top.is_dir():
             raise DataError(f"dataset folder {top} does not exist: set root to the folder that holds train/<class>/")

@@ -4,12 +4,13 @@ Within a class of ImageNet images come in the sorted order of their names. The f
 the file system lists them, which differs from disk to disk, so that no two machines share a k-shot sample of it.
 """
 
-import json
 import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.benchmark import BENCHMARKS, Layout, Location
@@ -18,12 +19,7 @@ from kdpl.data.storage import is_image, stays_inside
 
 
 class BenchmarkSet(Reader):
-    """A dataset of the benchmark.
-
-    Args:
-        name: A key of ``BENCHMARKS``.
-        root: The folder of all datasets, which holds the dataset's own.
-    """
+    """A dataset of the benchmark: a key of ``BENCHMARKS``, below the ``root`` of all datasets."""
 
     own = False
 
@@ -36,49 +32,44 @@ class BenchmarkSet(Reader):
         return _LAYOUTS[self.location.benchmark.layout](self.location)
 
 
+def _inside(path: str) -> str:
+    if not stays_inside(path):
+        raise ValueError("the path does not stay in the image folder")
+    return path
+
+
+_Entry = tuple[Annotated[str, AfterValidator(_inside)], NonNegativeInt, Annotated[str, Field(pattern=r"\S")]]
+
+
+class _SplitFile(BaseModel):
+    train: list[_Entry] = Field(min_length=1)
+    val: list[_Entry]
+    test: list[_Entry] = Field(min_length=1)
+
+
 def _read_split_file(location: Location) -> Splits:
     """``{"train": [[path, label, class name], …], "val": […], "test": […]}``: labels, names and order are the file's.
 
     The images themselves are not looked for, which takes minutes on a network disk.
     """
     try:
-        content = json.loads(location.read_text(location.index))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise location.damaged(location.index, "is not JSON") from error
+        content = _SplitFile.model_validate_json(location.read_text(location.index), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise location.damaged(location.index, f"is invalid ({where}: {fault['msg']:.200})") from error
     location.require_folder(location.images)
     folder = os.path.normpath(location.images)
     names: dict[int, str] = {}
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for split in records:
-        entries = content.get(split) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise location.damaged(location.index, f"lacks the list {split}")
-        for number, entry in enumerate(entries):
-            fault = _fault(entry, names)
-            if fault:
-                raise location.damaged(location.index, f"has an invalid entry {number} in {split} ({fault})")
-            path, label, names[entry[1]] = entry
-            records[split].append(Record(f"{folder}{os.sep}{path}", label))
-        if not entries and split != "val":
-            raise location.damaged(location.index, f"has no images in {split}")
-    gap = next((label for label in range(len(names)) if label not in names), None)
-    if gap is not None:
-        raise location.damaged(location.index, f"has label {max(names)} but no label {gap}, labels count from 0")
+    for split, listed in records.items():
+        for path, label, name in getattr(content, split):
+            if names.setdefault(label, name) != name:
+                raise location.damaged(location.index, f"calls label {label} {names[label]!r} and {name!r}")
+            listed.append(Record(f"{folder}{os.sep}{path}", label))
+    if len(names) <= max(names):
+        raise location.damaged(location.index, f"has label {max(names)} but only {len(names)} labels, from 0 on")
     return _splits(location, [names[label] for label in range(len(names))], **records)
-
-
-def _fault(entry: Any, names: dict[int, str]) -> str | None:
-    if not isinstance(entry, list) or len(entry) != 3:
-        return f"{entry!r:.80} is not [path, label, class name]"
-    path, label, name = entry
-    if not isinstance(path, str) or not stays_inside(path):
-        return f"path {path!r:.80} does not stay in the image folder"
-    if type(label) is not int or label < 0:
-        return f"label {label!r:.80} is not 0, 1, 2, …"
-    if not isinstance(name, str) or not name.strip():
-        return f"class name {name!r:.80} is not a name"
-    known = names.get(label, name)
-    return None if known == name else f"label {label} is called {name!r} here and {known!r} before"
 
 
 def _read_aircraft(location: Location) -> Splits:

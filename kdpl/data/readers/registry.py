@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 from kdpl.data.readers.benchmark import BENCHMARKS
@@ -24,8 +24,7 @@ READERS: dict[str, Callable[..., Reader]] = {
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
     """Build the reader of a dataset from settings of the data section, of which None means not given.
 
-    A reader is returned as it is. ConfigError if the name is unknown, a setting is missing, or one is given that the
-    reader does not take.
+    A reader is returned as it is. ConfigError if the name is unknown, or the settings are not the reader's.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Reader):
@@ -37,10 +36,8 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
         known = ", ".join(sorted(READERS))
         raise ConfigError(f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path")
     parameters = signature(READERS[dataset]).parameters
-    for name, value in given.items():
-        if name not in parameters:
-            raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {value}")
-    for name, parameter in parameters.items():
-        if parameter.default is Parameter.empty and name not in given:
-            raise ConfigError(f"dataset {dataset!r} needs {name}: set it to where the dataset lies")
+    for name in given.keys() - parameters:
+        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {given[name]}")
+    if "root" in parameters and "root" not in given:
+        raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
     return READERS[dataset](**given)

@@ -89,8 +89,7 @@ def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
 def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members of an open shard that are images, in order; not links, hidden files and paths that leave a folder.
 
-    Raises:
-        tarfile.ReadError: The shard is truncated or damaged.
+    A tarfile.ReadError if the shard is truncated or damaged.
     """
     while (member := shard.next()) is not None:
         # tarfile remembers all members, of which a shard may have millions
@@ -105,12 +104,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def index_shards(shards: Sequence[str]) -> dict[str, list[ShardImage]]:
-    """Find all images of shards, several shards at a time, under a progress bar on a terminal.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: A shard does not exist, is compressed or damaged, or has no image.
-    """
+    """Find all images of shards; DataError if a shard does not exist, is compressed or damaged, or has no image."""
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = pool.map(_index, shards)

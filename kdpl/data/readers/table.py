@@ -27,14 +27,7 @@ class Table(Reader):
 
     Images without a label are unlabelled ones. The split ``held_out`` is of test images that were set aside by chance,
     for lack of others, as ``init`` does. The classes are the sorted labels. Relative paths begin at the table's
-    folder; URLs are taken as they are.
-
-    Attributes:
-        root: The table, a ``.csv`` or ``.parquet`` file.
-        unlabeled: Places of further unlabelled images, see ``find_unlabeled``. With neither these nor rows without a
-            label, the training images.
-        class_names: As for ``Folder``, from labels.
-        class_text: As for ``Folder``.
+    folder; URLs are taken as they are. The settings are those of ``DomainDataModule``.
     """
 
     root: str
@@ -43,11 +36,7 @@ class Table(Reader):
     class_text: str | None = None
 
     def read(self) -> Splits:
-        """Read the dataset, in the order of the rows.
-
-        Raises:
-            KdplError: The table is missing or invalid, or class names or places of images do not fit.
-        """
+        """Read the dataset, in the order of the rows."""
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
