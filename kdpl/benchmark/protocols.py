@@ -174,13 +174,13 @@ class _Planner:
 
     def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> Run:
         name = dataset_name(dataset)
-        parts = [protocol, name, setting, f"seed_{seed}", row]
-        return Run(protocol, setting, name, seed, row, "/".join(filter(None, parts)))
+        folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))
+        return Run(protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder)
 
     def _source_run(self, seed: int, row: str) -> Run:
-        name = dataset_name(self._source)
         # its own accuracy is one of domain generalisation
-        return Run("domain_generalization", "", name, seed, row, f"source/{name}/seed_{seed}/{row}")
+        run = self._run("domain_generalization", self._source, seed, row)
+        return run.model_copy(update={"name": f"source/{run.dataset}/seed_{seed}/{row}"})
 
     def _folder(self, run: Run) -> Path:
         return self.place.out / run.name

@@ -6,17 +6,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.tasks import FITS, Result, Task
+from kdpl.benchmark.tasks import FITS, RUN_FILE, Result, Task
 from kdpl.metrics import ACCURACY_COLUMNS, test_key
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
 
@@ -163,7 +163,7 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     if code > 0:
         return last_error(task.log, logged)
     if task.kind == "test":
-        result_of(campaign, task).save(task.folder)
+        write_text(task.folder / RUN_FILE, result_of(campaign, task).model_dump_json(indent=2))
     if not task.done():
         return f"it ended without {task.result}: start the same command again to resume it"
     return None
@@ -179,16 +179,15 @@ def last_error(log: Path, begin: int = 0) -> str:
 
 def result_of(campaign: Campaign, task: Task) -> Result:
     """Read the result that the test of a run left in its folder."""
-    run = task.run
     metrics = read_results(task.folder)
     images = int(metrics.pop("images"))
     # the run's own config comes first
     model = read_config(config_files(task.args)[0])["model"]
     return Result(
-        **asdict(run),
-        title=campaign.title(run.row).strip("*"),
+        **task.run.model_dump(exclude={"name"}),
+        title=campaign.title(task.run.row).strip("*"),
         metrics=metrics,
         images=images,
-        transductive=run.protocol == "base_to_novel" and campaign.rows[run.row].stage == "student",
+        transductive=task.run.protocol == "base_to_novel" and campaign.rows[task.run.row].stage == "student",
         selected_on_test=model["init_args"].get("choice") == "best_on_base_test",
     )

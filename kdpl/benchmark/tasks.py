@@ -22,9 +22,8 @@ RUN_FILE = "results.json"
 _ORDERS_FILE = "orders.json"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One variant on one dataset under one protocol with one seed: a folder, and a value in the table.
+class Coordinates(BaseModel):
+    """One variant on one dataset under one protocol with one seed.
 
     Attributes:
         protocol: The experiment.
@@ -32,25 +31,6 @@ class Run:
         dataset: The dataset that it is tested on.
         seed: The seed.
         row: The variant's name.
-        name: Its folder below the campaign's.
-    """
-
-    protocol: str
-    setting: str
-    dataset: str
-    seed: int
-    row: str
-    name: str
-
-
-class Result(BaseModel):
-    """A run's coordinates, as ``Run`` has them, and its accuracies.
-
-    Attributes:
-        metrics: Accuracies as fractions, by metric name.
-        images: Number of test images.
-        transductive: Unlabelled images of novel classes were seen in training.
-        selected_on_test: The epoch was chosen by its accuracy on the base classes' test images.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -60,15 +40,29 @@ class Result(BaseModel):
     dataset: str
     seed: int
     row: str
+
+
+class Run(Coordinates):
+    """A run, whose ``name`` is its folder below the campaign's."""
+
+    name: str
+
+
+class Result(Coordinates):
+    """A run's accuracies.
+
+    Attributes:
+        metrics: Accuracies as fractions, by metric name.
+        images: Number of test images.
+        transductive: Unlabelled images of novel classes were seen in training.
+        selected_on_test: The epoch was chosen by its accuracy on the base classes' test images.
+    """
+
     title: str
     metrics: dict[str, float]
     images: int
     transductive: bool
     selected_on_test: bool
-
-    def save(self, folder: Path) -> None:
-        """Write into a run's folder, atomically."""
-        write_text(folder / RUN_FILE, self.model_dump_json(indent=2))
 
 
 def read_all(out: Path) -> Iterator[Result]:

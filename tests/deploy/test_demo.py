@@ -64,7 +64,7 @@ def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encod
         (" \n\t", "empty"),
         ("five", "'five' exists already"),
         (" eel ", "'eel' exists already"),
-        ("x" * 10_000, "10,000 characters, expected at most 200"),
+        ("x" * 10_000, "all 32 tokens"),
         ("word " * 35, "all 32 tokens"),
     ],
 )

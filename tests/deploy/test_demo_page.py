@@ -37,7 +37,7 @@ def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page
     tab.wait("document.querySelector('.predictions').innerText.includes('added')")
     tab.write("#name input", "x" * 10_000)
     tab.click("#name button")
-    tab.wait("document.querySelector('.note.fault')?.innerText.includes('10,000 characters')")
+    tab.wait("document.querySelector('.note.fault')?.innerText.includes('tokens')")
     assert tab.run("document.querySelectorAll('#predictions b, #added b').length") == 0
     for dark in (False, True):
         tab.look(dark=dark)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier, Prediction
 from kdpl.data.decoding import open_image
-from kdpl.data.storage import find_images
+from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import spread
 
 MAX_ADDED = 50
 """Largest number of further classes of a visitor."""
 
-_NAME_LENGTH = 200  # far more than any text tower reads
 _EXAMPLES = 12
 
 
@@ -68,10 +66,6 @@ class Demo:
         name = " ".join(typed.split())
         if not name:
             raise ConfigError("the class name is empty: type one, such as the name of a thing")
-        if len(name) > _NAME_LENGTH:
-            raise ConfigError(
-                f"the class name has {len(name):,} characters, expected at most {_NAME_LENGTH}: shorten it"
-            )
         if name in visit.added or name in self.classifier.class_names:
             raise ConfigError(f"the class {name!r} exists already: type another name")
         if len(visit.added) >= MAX_ADDED:
@@ -96,13 +90,7 @@ class Demo:
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
     """Choose up to twelve images, evenly spread over image files and folders; raises a DataError if one is invalid."""
-    found: list[str] = []
-    for argument in arguments:
-        images = find_images(Path(argument)) if Path(argument).is_dir() else [argument]
-        if not images:
-            raise DataError(f"folder {argument} has no images: give --examples some")
-        found += images
-    chosen = spread(found, _EXAMPLES)
+    chosen = spread(find_files(arguments), _EXAMPLES)
     for path in chosen:
         open_image(path)
     return chosen
