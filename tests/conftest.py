@@ -11,8 +11,6 @@ import torch
 import world
 from plain import PlainClip
 
-from kdpl.clip import ClipConfig, load_clip
-
 # the models are too small for threads to pay, and several test processes share the machine
 torch.set_num_threads(1)
 
@@ -24,8 +22,7 @@ def _registered_models():
 
 @pytest.fixture(scope="session")
 def clip_of():
-    """A frozen Clip by the name of its model; the same object for all tests, which do not change it."""
-    return cache(lambda name: load_clip(ClipConfig(name, world.TAG)))
+    return world.clip_of
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig, load_clip, load_image_clip, register_model
+from kdpl.clip import ClipConfig, load_clip, register_model
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -97,6 +97,12 @@ def register():
         register_model(name, config, {TAG: lambda name=name: weights(name)})
 
 
+@cache
+def clip_of(name):
+    """A frozen Clip by the name of its model; the same object for all tests, which do not change it."""
+    return load_clip(ClipConfig(name, TAG))
+
+
 NAMES = ("sea_horse", "crab", "blue whale", "squid", "star_fish")
 
 
@@ -152,7 +158,7 @@ def quiet_trainer(folder, max_epochs=1, **options):
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
     """These prompts as those of a teacher with independent prompts."""
-    clip = load_clip(ClipConfig(model, TAG))
+    clip = clip_of(model)
     tokens, deep = tensors.get("vision_prompts.tokens"), tensors.get("text_prompts.deep")
     none = PromptConfig(depth=0)
     fields = {
@@ -168,19 +174,9 @@ def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a
     return TunedPrompts(tensors=tensors, **{**fields, **changes})
 
 
-def image_half(model):
-    return load_image_clip(ClipConfig(model, TAG))
-
-
-def tuned(method, model="test-teacher-quickgelu"):
-    """What stage 1 would write of a prompt method on a model."""
-    clip = load_clip(ClipConfig(model, TAG))
-    return TunedPrompts.of(method, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing)
-
-
 def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **changes):
     """Class vectors that nothing was tuned for: random directions, tied to a model and to prompts."""
-    clip = load_clip(ClipConfig(model, TAG))
+    clip = clip_of(model)
     draw = torch.Generator().manual_seed(seed)
     vectors = torch.randn(len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim, generator=draw)
     fields = {

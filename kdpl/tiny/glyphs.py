@@ -5,7 +5,6 @@ import string
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,9 @@ class GlyphBank(NamedTuple):
 
 def render_bank(fonts: tuple[str, ...] = FONTS) -> GlyphBank:
     """Render every character of every class in every font; characters that a font lacks are left out."""
+    # in the extra quickstart
+    import matplotlib
+
     masks: list[Tensor] = []
     classes: list[int] = []
     for name in fonts:

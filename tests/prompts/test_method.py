@@ -7,9 +7,11 @@ import torch
 import world
 from plain import normalized, prompt_text, relative_error
 
+from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import CoupledPrompts, IndependentPrompts, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import method_name
+from kdpl.prompts.tuned import TunedPrompts
 
 NONE = PromptConfig(depth=0)
 WORDS = "a photo of a"
@@ -26,23 +28,15 @@ class ScaledPrompts(IndependentPrompts):
         return torch.nn.functional.normalize(super().encode_images(tower, images) * self.scale, dim=-1)
 
 
-def disturbed(method):
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
-    return method
-
-
 def independent(clip, vision=(3, 2), text=(4, 3), context=WORDS):
     torch.manual_seed(0)
-    return disturbed(IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip))
+    return world.disturbed(IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip), 0.5)
 
 
 def coupled(clip, depth=3, length=2):
     torch.manual_seed(0)
     size = PromptConfig(length, depth)
-    return disturbed(CoupledPrompts(size, size, None, clip))
+    return world.disturbed(CoupledPrompts(size, size, None, clip), 0.5)
 
 
 def text_layers(method):
@@ -114,7 +108,9 @@ class TestRestoring:
         assert torch.equal(restored.encode_images(tower, images), method.encode_images(tower, images))
         names = [m.encode_names(world.NAMES, clip.text_tower, clip.tokenize) for m in (restored, method)]
         assert torch.equal(*names)
-        image_half = type(method).restore(*sizes, world.image_half("test-teacher"), method.saved())
+        image_half = type(method).restore(
+            *sizes, load_image_clip(ClipConfig("test-teacher", world.TAG)), method.saved()
+        )
         assert torch.equal(image_half.encode_images(tower, images), method.encode_images(tower, images))
         assert [name for name, _ in image_half.named_parameters()] == ["vision_prompts.tokens"]
 
@@ -173,10 +169,10 @@ class TestCoupled:
 def test_a_way_of_prompting_outside_the_package_comes_back_from_its_file(clip_of, tmp_path, images):
     clip = clip_of("test-teacher")
     torch.manual_seed(0)
-    method = disturbed(ScaledPrompts(PromptConfig(3, 2), PromptConfig(4, 3), WORDS, clip))
-    tuned = world.tuned(method, "test-teacher")
+    method = world.disturbed(ScaledPrompts(PromptConfig(3, 2), PromptConfig(4, 3), WORDS, clip), 0.5)
+    tuned = TunedPrompts.of(method, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing)
     tuned.save(tmp_path / "prompts.safetensors")
-    read = type(tuned).load(tmp_path / "prompts.safetensors")
+    read = TunedPrompts.load(tmp_path / "prompts.safetensors")
     assert read.method == f"{__name__}.ScaledPrompts"
     restored = read.restore(read.load_image_clip())
     assert isinstance(restored, ScaledPrompts)
