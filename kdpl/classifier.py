@@ -224,9 +224,11 @@ class Classifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
         """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
-        from kdpl.runtime.hub import HubFolder
-
-        HubFolder(self.save, self.model_card(run)).save_pretrained(Path(folder))
+        card = self.model_card(run)
+        self.save(folder)
+        card.save(Path(folder) / "README.md")
+        # the hub counts downloads by this file, and takes the library's name from it
+        (Path(folder) / "config.json").write_text('{"library_name": "kdpl"}')
 
     def model_card(self, run: str | Path | None = None) -> "ModelCard":
         """Return the model card; with the folder of the student's run also data, protocol and accuracies."""
@@ -262,9 +264,9 @@ class Classifier(nn.Module):
         Raises:
             ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
         """
-        from kdpl.runtime.hub import HubFolder, push_to_hub
+        from kdpl.runtime.hub import push_to_hub
 
-        return push_to_hub(repo_id, HubFolder(self.save, self.model_card(run)), private=private, token=token)
+        return push_to_hub(repo_id, lambda folder: self.save_pretrained(folder, run), private, token)
 
     @classmethod
     def from_pretrained(

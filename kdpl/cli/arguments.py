@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from docstring_parser import Docstring
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
@@ -25,7 +24,7 @@ def call(command: Command, argv: Sequence[str], prog: str) -> int:
 
 
 def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
-    """Parse the arguments of a command.
+    """Parse the arguments of a command; returns the values of its parameters.
 
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional arguments, where
@@ -33,9 +32,6 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
             flag. A last parameter ``settings`` takes all options that are not the command's own.
         argv: Its arguments; an option may be written with underscores instead of hyphens.
         prog: Name of the command, for help and errors.
-
-    Returns:
-        The values of its parameters.
 
     Raises:
         ConfigError: The arguments do not parse.
@@ -60,7 +56,7 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         prog=prog,
         exit_on_error=False,
         allow_abbrev=False,
-        description=_description(doc),
+        description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=RawDescriptionHelpFormatter,
     )
     helps = {each.arg_name: " ".join((each.description or "").split()) for each in doc.params}
@@ -89,11 +85,6 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
             default = {"required": True} if required else {"default": parameter.default}
             parser.add_argument(*names, type=kind, help=shown, **default)
     return parser
-
-
-def _description(doc: Docstring) -> str:
-    parts = [doc.short_description, doc.long_description]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -90,8 +90,7 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
     # other commands may mean the same settings, as another number of GPUs does: fit can tell
     changed = [task for task in changed if task.kind == "fit"]
     fits = {task.name: task for task in (*changed, *one_of_each_kind(missing))}
-    if fits:
-        faults += _invalid_settings([task.fit_command() for task in fits.values()])
+    faults += _invalid_settings([task.fit_command() for task in fits.values()])
     if not faults:
         for task in changed:
             task.save_orders()

@@ -1,6 +1,13 @@
 """``python -m kdpl completion``: completion of commands and options in a shell."""
 
+from pkgutil import resolve_name
 from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from kdpl.cli import COMMANDS, STAGES
+from kdpl.cli.arguments import build_parser
+from kdpl.errors import ConfigError
 
 _OPTIONS = ("config", "out", "seed_everything", "ckpt_path", "checkpoint_every", "print_config")
 
@@ -13,14 +20,6 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
     Args:
         shell: The shell.
     """
-    from pkgutil import resolve_name
-
-    from jsonargparse import ArgumentParser
-
-    from kdpl.cli import COMMANDS, STAGES
-    from kdpl.cli.arguments import build_parser
-    from kdpl.errors import ConfigError
-
     try:
         import shtab
     except ImportError as error:

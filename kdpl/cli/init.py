@@ -107,11 +107,9 @@ def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     print(f"  labelled to train on: {_some([f'{name} {count}' for name, count in fewest])}")
-    poor = [name for name, count in fewest if count < _FEW]
-    if poor:
+    if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
-    untested = sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)})
-    if untested:
+    if untested := sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)}):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     for title, lines in (("not taken", aside), ("left out", left_out)):
         for line in lines[:_NAMED]:

@@ -19,7 +19,6 @@ from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.deploy.tables import Journal, Row, columns, write_csv
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.faults import reader_is_gone
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -48,14 +47,10 @@ class BulkPrediction:
         self.columns = columns(self.top_k)
 
     def print(self) -> None:
-        """Write CSV to standard output; ends early if its reader is gone."""
-        try:
-            # rows on the terminal show the progress themselves
-            write_csv(sys.stdout, self._rows(0, show_bar=not sys.stdout.isatty()), self.columns)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            if not reader_is_gone():
-                raise
+        """Write CSV to standard output."""
+        # rows on the terminal show the progress themselves
+        write_csv(sys.stdout, self._rows(0, show_bar=not sys.stdout.isatty()), self.columns)
+        sys.stdout.flush()
 
     def write(self, out: Path, files: Sequence[Path]) -> None:
         """Write a table, resuming one that was interrupted; the files are those of the classifier.

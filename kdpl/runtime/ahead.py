@@ -7,7 +7,7 @@ and share the network. Torch's own threads within an operation would mostly wait
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -53,23 +53,26 @@ def classify_ahead(
         return _classify([attempt(item) for item in batch], network)
 
     rest = iter(items)
-    first, second = (list(islice(rest, batch_size)) for _ in range(2))
+    batches = iter(lambda: list(islice(rest, batch_size)), [])
+    begin = list(islice(batches, 2))
     torch_threads = torch.get_num_threads()
     waiting: deque[tuple[list[T], Future[list[TopK | DataError]]]] = deque()
+
+    def finished() -> Iterator[tuple[T, TopK | DataError]]:
+        batch, future = waiting.popleft()
+        return zip(batch, future.result(), strict=True)
+
     with ThreadPoolExecutor(workers, "classify", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            if not second:
-                yield from zip(first, _classify(list(pool.map(attempt, first)), network), strict=True)
+            if len(begin) == 1:
+                yield from zip(begin[0], _classify(list(pool.map(attempt, begin[0])), network), strict=True)
                 return
-            batch = first
-            while batch:
+            for batch in chain(begin, batches):
                 waiting.append((batch, pool.submit(work, batch)))
-                batch, second = second, list(islice(rest, batch_size))
                 if len(waiting) > workers:
-                    done, future = waiting.popleft()
-                    yield from zip(done, future.result(), strict=True)
-            for done, future in waiting:
-                yield from zip(done, future.result(), strict=True)
+                    yield from finished()
+            while waiting:
+                yield from finished()
         finally:
             # a caller that stops early does not wait for the other batches
             for _, future in waiting:

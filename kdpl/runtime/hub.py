@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from kdpl import __version__
@@ -18,31 +19,19 @@ from kdpl.runtime.run_folder import CONFIG_FILE, RESULTS_FILE
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
-class HubFolder(ModelHubMixin):
-    """A folder of files, which ``save`` writes, with a model card, as the hub's client uploads it."""
-
-    def __init__(self, save: Callable[[Path], None], card: ModelCard) -> None:
-        self._save = save
-        self._card = card
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self._save(save_directory)
-        # the hub counts downloads by this file, and takes the library's name from it
-        (save_directory / "config.json").write_text('{"library_name": "kdpl"}')
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card."""
-        return self._card
-
-
-def push_to_hub(repo_id: str, files: HubFolder, **options: Any) -> str:
-    """Upload the files and their model card; see ``Classifier.push_to_hub``."""
-    try:
-        return str(files.push_to_hub(repo_id, commit_message="Upload classifier", **options))
-    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
-        raise ArtifactError(
-            f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
-        ) from error
+def push_to_hub(repo_id: str, save: Callable[[Path], None], private: bool | None, token: str | None) -> str:
+    """Upload the folder that ``save`` writes; see ``Classifier.push_to_hub``."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "classifier"
+        save(folder)
+        try:
+            api = HfApi(token=token)
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload classifier"))
+        except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
+            raise ArtifactError(
+                f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
+            ) from error
 
 
 def download(name: str, files: Sequence[str], **options: Any) -> Path:

@@ -20,10 +20,7 @@ class RunLock:
 
     Args:
         folder: The run's folder; created if it does not exist.
-        patience: Seconds to wait for it; None waits as long as the lock of a killed process may stay.
-
-    Raises:
-        ConfigError: Another process holds it.
+        patience: Seconds until a ConfigError; None waits as long as the lock of a killed process may stay.
     """
 
     def __init__(self, folder: Path, patience: float | None = None) -> None:

@@ -62,10 +62,10 @@ class LogitSketch:
     def load(cls, folder: Path) -> "LogitSketch":
         """Read the file of a run's folder; raises an ArtifactError if it is missing or damaged."""
         tensors, _ = read_tensors(folder / FILE, KIND, VERSION, _REMEDY)
-        values, counts = tensors.get("values"), tensors.get("counts")
-        if values is None or counts is None or values.ndim != 2 or counts.shape != values.shape[1:]:
-            raise ArtifactError(f"{folder / FILE} is damaged (it lacks logits, or their counts): {_REMEDY}")
-        dtypes = values.dtype == torch.float16 and counts.dtype == torch.int64
-        if not dtypes or not values.isfinite().all() or (counts < 1).any() or (counts > 2**31).any():
+        nothing = torch.empty(0)
+        values, counts = tensors.get("values", nothing), tensors.get("counts", nothing)
+        valid = (values.dtype, counts.dtype) == (torch.float16, torch.int64)
+        valid = valid and values.ndim == 2 and counts.shape == values.shape[1:]
+        if not valid or not values.isfinite().all() or not ((counts >= 1) & (counts <= 2**31)).all():
             raise ArtifactError(f"{folder / FILE} is damaged (its numbers are invalid): {_REMEDY}")
         return cls(values, counts)

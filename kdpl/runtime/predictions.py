@@ -68,11 +68,7 @@ def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> No
 
 
 def read_results(folder: Path) -> dict[str, float]:
-    """Read a run's test accuracies, fractions by metric name; empty if it was not tested yet.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """Read a run's test accuracies, fractions by metric name; empty if not tested yet, a ValueError if damaged."""
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}

@@ -44,12 +44,7 @@ def signalled() -> bool:
 
 
 def require_srun() -> None:
-    """Refuse a process that would wait forever for tasks that nobody starts.
-
-    Raises:
-        ConfigError: The job has several tasks, and srun did not start this process, or it is not known how many of
-            them each node has.
-    """
+    """Refuse a process of a job of several tasks that would wait forever for those that nobody starts."""
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
     if tasks == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         return
@@ -66,7 +61,7 @@ def requeue(what: str, checkpoint: Path | None = None) -> Requeued:
     """Put the job back into the queue; returns the exception that ends the command.
 
     Args:
-        what: What resumes later, for the message.
+        what: What resumes later.
         checkpoint: The checkpoint that it resumes from, if one was just written.
 
     Raises:

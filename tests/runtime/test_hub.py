@@ -59,7 +59,7 @@ def hub(tmp_path, monkeypatch):
             raise LocalEntryNotFoundError(f"{repo_id} is not there.")
         return str(root / repo_id)
 
-    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    monkeypatch.setattr(kdpl.runtime.hub, "HfApi", Api)
     monkeypatch.setattr(kdpl.runtime.hub, "snapshot_download", snapshot)
     return root
 
@@ -134,6 +134,6 @@ def test_an_unreachable_hub_is_one_sentence(classifier, hub, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub.hub_mixin.HfApi, "upload_folder", unreachable)
+    monkeypatch.setattr(kdpl.runtime.hub.HfApi, "upload_folder", unreachable)
     with world.refused(ArtifactError, r"me/digits \(no route to host\): check"):
         classifier.push_to_hub("me/digits")
