@@ -175,8 +175,7 @@ class KdplCLI(LightningCLI):
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
         callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
-        callbacks += [SaveTestResults(), DrawPictures()]
-        callbacks += self.own_callbacks()
+        callbacks += [SaveTestResults(), DrawPictures(), *self.own_callbacks()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:
@@ -217,7 +216,10 @@ class KdplCLI(LightningCLI):
         if self.trainer.world_size == 1 and process_rank() > 0:
             # started by Lightning for another step of a run, on several processes; the first does this one alone
             return
-        getattr(self, self.command)()
+        if self.command == "fit":
+            self.fit()
+        else:
+            self._evaluate()
 
     def fit(self) -> None:
         """Train."""
@@ -227,18 +229,11 @@ class KdplCLI(LightningCLI):
             )
         self._run(self.trainer.fit)
 
-    def validate(self) -> None:
-        """Measure the accuracies on validation images, and print them in one line."""
-        self._evaluate(self.trainer.validate)
-
-    def test(self) -> None:
-        """Measure the accuracies on test images, and print them in one line."""
-        self._evaluate(self.trainer.test)
-
-    def _evaluate(self, function: Callable[..., Any]) -> None:
+    def _evaluate(self) -> None:
+        """Measure the accuracies on validation or test images, and print them in one line."""
         if self._trains() and self._ckpt_path is None:
             raise ConfigError(f"{self._given.out} has no {LAST} to test: run fit with this --out, or give --ckpt_path")
-        self._run(function, verbose=False)
+        self._run(getattr(self.trainer, self.command), verbose=False)
         metrics = self.trainer.callback_metrics
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
 

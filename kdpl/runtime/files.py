@@ -45,15 +45,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _write_through(path: Path) -> None:
     """Write a file through to the disk before it is renamed: a power cut would leave the name without content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # file systems without it
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            # file systems without it
+            if error.errno != errno.EINVAL:
+                raise
 
 
 def _take_place(new: Path, path: Path, replaced: Path) -> None:

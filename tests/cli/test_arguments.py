@@ -39,7 +39,6 @@ DEFAULTS = {"images": [], "out": None, "top_k": 1, "format": "csv", "tags": [], 
     ("argv", "values"),
     [
         (["s"], {}),
-        (["s", "a", "b"], {"images": ["a", "b"]}),
         (["s", "--out", "x", "--quick", "a"], {"out": "x", "quick": True, "images": ["a"]}),
         (["--top-k=3", "s"], {"top_k": 3}),
         (["s", "--top_k", "3", "--quick"], {"top_k": 3, "quick": True}),
@@ -57,7 +56,6 @@ def test_arguments_are_those_of_the_signature(argv, values):
         ([], ["source"]),
         (["s", "--top_k=0"], ["top_k", "0"]),
         (["s", "--format=xml"], ["format", "xml"]),
-        (["s", "--size=3"], ["has no option --size"]),
         (["s", "--top=3"], ["has no option --top"]),
     ],
 )

@@ -96,7 +96,6 @@ def test_a_missing_shard_is_filled_again_and_verify_finds_an_entry_of_another_im
         ([*DATA, *TEACHER], "expected those of a student"),
         (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
         (["--views=0", *DATA], "views"),
-        ([*DATA, *STUDENT, "--verfy=3"], "--verfy"),
     ],
 )
 def test_wrong_settings_are_one_line_and_nothing_is_written(args, words, tmp_path, capsys, monkeypatch):

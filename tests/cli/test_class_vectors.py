@@ -5,7 +5,7 @@ import torch
 import world
 from fits import DIGITS
 from plain import normalized, prompt_text, relative_error
-from runs import AVERAGING, TEACHER, configs, files_of, fit_teacher, image_folder, refused
+from runs import AVERAGING, configs, fit_teacher, image_folder, refused
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
@@ -20,12 +20,8 @@ def encode(teacher, out, *more):
     return main(["class-vectors", f"--teacher={teacher}", f"--out={out}", *more])
 
 
-def same(one, other):
-    return torch.equal(one.vectors, other.vectors) and one.fields() == other.fields()
-
-
-def frozen_in(run):
-    return ClassVectors.load(run / "class_vectors.safetensors")
+def require_frozen(file, run):
+    assert file.read_bytes() == (run / "class_vectors.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("source", ["one by one", "a list", "the data", "a whole config"])
@@ -41,7 +37,7 @@ def test_the_names_of_the_teachers_own_run_give_its_class_vectors_bit_for_bit(
         "a whole config": [f"--config={teacher_run}/config.yaml"],
     }
     assert encode(teacher_run, out, *options[source]) == 0
-    assert same(ClassVectors.load(out), frozen_in(teacher_run))
+    require_frozen(out, teacher_run)
     assert capsys.readouterr() == (f"class vectors of 10 classes: {out}\n", "")
 
 
@@ -49,11 +45,10 @@ def test_the_names_of_the_teachers_own_run_give_its_class_vectors_bit_for_bit(
 def test_base_and_novel_classes_have_the_class_vectors_of_their_teachers_run(tmp_path, out):
     data = ["data/digits.yaml", "data/base_to_novel.yaml"]
     assert fit_teacher(tmp_path / "run", *configs(data[1]), *AVERAGING) == 0
-    expected = frozen_in(tmp_path / "run")
-    assert expected.num_base == 5
+    assert ClassVectors.load(tmp_path / "run" / "class_vectors.safetensors").num_base == 5
     for settings in (configs(*data), [*configs(data[0]), "--data.init_args.protocol", "base_to_novel"]):
         assert encode(tmp_path / "run", out, *settings) == 0
-        assert same(ClassVectors.load(out), expected)
+        require_frozen(out, tmp_path / "run")
 
 
 def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path, out, plain_of):
@@ -73,15 +68,6 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     assert vectors.preprocessing == prompts.preprocessing
 
 
-def test_a_second_start_replaces_the_file_and_leaves_nothing_else(teacher_run, out):
-    before = files_of(teacher_run)
-    assert encode(teacher_run, out, "--classes", "one", "two") == 0
-    assert encode(teacher_run, out, "--classes", "three") == 0
-    assert ClassVectors.load(out).class_names == ("three",)
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
-    assert files_of(teacher_run) == before
-
-
 def test_other_data_may_be_a_folder_of_images(teacher_run, out, tmp_path):
     image_folder(tmp_path / "data", classes=("dog", "cat", "eel"))
     settings = ["--data.init_args.root", str(tmp_path / "data"), "--data.init_args.protocol=base_to_novel"]
@@ -96,22 +82,14 @@ def test_other_data_may_be_a_folder_of_images(teacher_run, out, tmp_path):
         (["--classes", "one", "two", " one"], ["--classes", "'one' twice"]),
         (["--classes", "one", "  "], ["--classes", "class name that is empty"]),
         (["--classes", "word " * 100], ["all 32 tokens", "shorten the class name"]),
-        (["--class-list=twice.txt"], ["twice.txt", "'one' twice"]),
         (["--class-list=empty.txt"], ["empty.txt", "no class names"]),
         (["--class-list=latin.txt"], ["latin.txt", "cannot be read"]),
-        (["--class-list=gone.txt"], ["gone.txt", "cannot be read", "No such file"]),
         (["--classes", "one", "--teacher=."], ["prompts.safetensors", "does not exist", "run folder of a teacher"]),
         ([], ["one source: give --classes, --class-list or --config"]),
-        (["--classes", "one", "--config=a.yaml"], ["one source"]),
         (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
         (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*configs("data/digits.yaml"), "--data.init_args.shot=1"], ["'shot'"]),
-        ([*configs("data/digits.yaml"), "--data.init_args.shots=0"], ["shots must be at least 1"]),
-        ([*configs("data/digits.yaml"), "--shots=1"], ["--shots=1"]),
-        ([*configs("data/folder.yaml"), "--data.init_args.root=gone"], ["gone does not exist"]),
-        (TEACHER, ["dataset"]),
         (["--config=number.yaml"], ["data in config", "is 3"]),
-        (["--config=unknown.yaml"], ["kdpl.Nothing"]),
         (["--config=nameless.yaml"], ["BoringDataModule does not say its class names"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -122,11 +100,9 @@ def test_wrong_arguments_are_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     boring = "lightning.pytorch.demos.boring_classes.BoringDataModule"
     contents = {
-        "twice.txt": b"one\ntwo\none \n",
         "empty.txt": b"\n \n",
         "latin.txt": b"caf\xe9\n",
         "number.yaml": b"data: 3",
-        "unknown.yaml": b"data: {class_path: kdpl.Nothing}",
         "nameless.yaml": f"data: {{class_path: {boring}}}".encode(),
     }
     for name, content in contents.items():

