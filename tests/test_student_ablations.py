@@ -162,7 +162,7 @@ class TestChoice:
         assert torch.equal(read(IMAGES), student.eval().class_logits(IMAGES))
         said = capsys.readouterr().err
         assert "warning: choice: best_on_base_test looks at the TEST set" in said
-        assert "epoch 1 is the result, chosen by its accuracy on the base classes' TEST images (60.00 %)" in said
+        assert "epoch 2 is the result, chosen by its accuracy on the base classes' TEST images (60.00 %)" in said
         for accuracy, best in ((0.3, 1), (0.7, 3)):
             resumed, again = self.fit(tmp_path, [accuracy], monkeypatch, ckpt_path=tmp_path / "epoch=2.ckpt")
             expected = record.epochs[1] if best == 1 else again.epochs[-1]

@@ -52,7 +52,7 @@ class BestOnBaseTest(Callback):
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             pl_module.load_state_dict(self.weights)
             inform(
-                f"epoch {self.epoch} is the result, chosen by its accuracy on the base classes' TEST images "
+                f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base classes' TEST images "
                 f"({100 * self.accuracy:.2f} %)"
             )
 

@@ -1,6 +1,6 @@
 """Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,16 +10,17 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 
+from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.loggers import log_images, log_picture, read_metrics
-from kdpl.runtime.messages import inform
+from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, Pair, disagreements, read_predictions, spread
 from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
-_NAMED_CLASSES, _COUNTED_CLASSES = 40, 16
+_MOST_CLASSES, _NAMED_CLASSES, _COUNTED_CLASSES = 200, 40, 16
 _SHEET, _DISAGREEMENTS = 40, 30
 _CORRECT, _WRONG = "#1a7f37", "#c62828"
 
@@ -35,7 +36,8 @@ class DrawPictures(Callback):
         """Draw the learning curves from metrics.csv."""
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
-            _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics)))
+            title = f"{type(pl_module).__name__}, {trainer.default_root_dir}"
+            _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics), title))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them after a resume from the last epoch's end, in which no training ends."""
@@ -48,7 +50,10 @@ class DrawPictures(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         predictions = read_predictions(Path(trainer.default_root_dir))
-        _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
+        if len(data.class_names) <= _MOST_CLASSES:
+            _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
+        else:
+            inform(f"no picture of the confusions of {len(data.class_names)} classes: a report lists the largest ones")
         teacher_folder: Path | None = getattr(pl_module, "teacher_folder", None)
         teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
         if [p.source for p in teacher] == [p.source for p in predictions]:
@@ -89,10 +94,35 @@ def _figure(trainer: Trainer, name: str) -> Path:
 
 
 def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
+    import matplotlib
+
     path = _figure(trainer, name)
-    draw(path)
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    try:
+        with matplotlib.rc_context({"font.family": font_families(data.class_names)}):
+            draw(path)
+    except Exception as error:  # the results are written, and no picture is worth a test
+        warn(f"cannot draw {path} ({reason(error)})")
+        return
     log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{name}", path)
     inform(f"picture: {path}")
+
+
+def font_families(texts: Iterable[str]) -> list[str]:
+    """Return matplotlib's own font, and installed ones with the characters that it lacks, such as Chinese ones."""
+    from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
+
+    families = ["DejaVu Sans"]
+    missing = set(map(ord, "".join(texts))) - get_font(findfont(families[0])).get_charmap().keys()
+    for path in findSystemFonts() if missing else ():
+        font = get_font(path)
+        if found := missing & font.get_charmap().keys():
+            fontManager.addfont(path)  # it may be newer than matplotlib's list
+            families.append(font.family_name)
+            missing -= found
+    if missing:
+        warn(f"no installed font has the characters {''.join(map(chr, sorted(missing)[:5]))} of the class names")
+    return families
 
 
 def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -107,18 +137,19 @@ def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
     return {"training loss": {"loss": line(TRAIN_LOSS)}, "validation accuracy, %": accuracies}
 
 
-def draw_curves(curves: Curves, path: Path) -> None:
+def draw_curves(curves: Curves, title: str, path: Path) -> None:
     """Draw training loss and validation accuracies over the epochs; ``curves`` are those of ``read_metrics``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axis, (title, lines) in zip(figure.subplots(1, 2), panels(curves).items(), strict=True):
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
+    for axis, (heading, lines) in zip(figure.subplots(1, 2), panels(curves).items(), strict=True):
         drawn = {label: line for label, line in lines.items() if line}
         for label, line in drawn.items():
             axis.plot(*zip(*line, strict=True), marker="." if len(line) < 30 else "", label=label)
-        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_title(heading, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
-        axis.locator_params(axis="x", integer=True)
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if len(drawn) > 1:
@@ -191,7 +222,7 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
 
 def _line(letter: str, each: ImagePrediction, limit: int | None = None) -> str:
     name = each.prediction if limit is None else _short(each.prediction, limit)
-    return f"{letter} {name} {100 * each.probability:.0f} %"
+    return f"{letter} {'✓' if each.correct else '✗'} {name} {100 * each.probability:.0f} %"
 
 
 def _short(name: str, limit: int) -> str:

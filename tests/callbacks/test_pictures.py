@@ -1,12 +1,14 @@
+import re
 import shutil
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 from runs import fit_teacher, noise
 from runs import test as run_test
 
-from kdpl.callbacks.pictures import choose_for_sheet, draw_confusion, draw_curves, draw_sheet
+from kdpl.callbacks.pictures import choose_for_sheet, draw_confusion, draw_curves, draw_sheet, font_families
 from kdpl.runtime.predictions import ImagePrediction
 from kdpl.runtime.run_folder import RESULTS_FILE
 
@@ -51,7 +53,7 @@ def sheet(images, *predictions):
 RIGHT, WRONG, NAMES, MANY = [0] * 9, [1] * 9, ["a", "b", "never seen"], list(range(60))
 PICTURES = {
     "curves": [
-        lambda path, curves=curves: draw_curves(curves, path)
+        lambda path, curves=curves: draw_curves(curves, "a run", path)
         for curves in (
             CURVES,
             {**CURVES, "train/loss": [(9, 0.5), (19, 1.0), (29, 2.0)]},
@@ -95,6 +97,16 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
     pixels(tmp_path / "s.png")
 
 
+def test_characters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypatch, capsys):
+    other = findfont("STIXGeneral")
+    lacking = set(get_font(other).get_charmap()) - set(get_font(findfont("DejaVu Sans")).get_charmap())
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [other])
+    assert font_families(["cat", chr(min(lacking))]) == ["DejaVu Sans", "STIXGeneral"]
+    assert not capsys.readouterr().err
+    assert font_families(["cat", "\U000e0fff"]) == ["DejaVu Sans"]
+    assert "no installed font" in capsys.readouterr().err
+
+
 def test_half_of_the_sheet_are_mistakes_of_either_and_the_rest_is_spread_evenly():
     pairs = pairs_of([int(i >= 90) for i in range(100)], [int(i < 30) for i in range(100)])
     chosen = choose_for_sheet(pairs, count=20)
@@ -124,6 +136,23 @@ def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch,
     assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == 0
     assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
+
+
+def test_a_picture_that_fails_or_would_be_too_large_does_not_end_the_test(tmp_path, teacher_run, monkeypatch, capsys):
+    def broken(*_):
+        raise MemoryError("no memory for that")
+
+    for attribute, value, said in (
+        ("draw_confusion", broken, r"warning: cannot draw \S+confusion.png \(no memory for that\)"),
+        ("_MOST_CLASSES", 3, "no picture of the confusions of"),
+    ):
+        monkeypatch.setattr(f"kdpl.callbacks.pictures.{attribute}", value)
+        copy = tmp_path / attribute
+        shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
+        assert run_test(copy, f"--out={copy}") == 0
+        assert re.search(said, capsys.readouterr().err)
+        assert (copy / RESULTS_FILE).is_file()
+        assert not (copy / "figures/confusion.png").exists()
 
 
 def test_a_student_is_tested_from_its_folder_alone_without_a_sheet(tmp_path, student_run):
