@@ -13,13 +13,8 @@ from kdpl.prompts.text import ensemble_features, prompt_texts, tokenize_prompts
 WORDS = "a photo of a"
 
 
-def noisy_prompts(clip, depth, words=WORDS, length=4):
-    prompts = TextPrompts(length, depth, words, clip.text_tower, clip.tokenize)
-    draw = torch.Generator().manual_seed(depth)
-    with torch.no_grad():
-        prompts.context += 0.5 * torch.randn(prompts.context.shape, generator=draw)
-        prompts.deep.copy_(torch.randn(prompts.deep.shape, generator=draw))
-    return prompts
+def noisy_prompts(clip, depth, length=4):
+    return world.disturbed(TextPrompts(length, depth, WORDS, clip.text_tower, clip.tokenize), 0.5)
 
 
 def arranged(clip, texts):
@@ -27,20 +22,15 @@ def arranged(clip, texts):
     return ArrangedTexts.of(clip.tokenize(texts))
 
 
-def all_layers(prompts):
-    """All prompts as one leaf, float64 [J, n, W]."""
-    return torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
-
-
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
 @pytest.mark.parametrize(("depth", "length"), [(1, 4), (2, 4), (4, 4), (3, 2)])
 def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of):
     clip, plain = clip_of(name), plain_of(name)
-    prompts = noisy_prompts(clip, depth, length=length)
+    prompts = noisy_prompts(clip, depth, length)
     texts = [prompt_text(WORDS, n) for n in world.NAMES]
     assert prompt_texts(WORDS, length, world.NAMES) == texts
     ids = arranged(clip, texts)
-    layers = all_layers(prompts)
+    layers = torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
     direction = torch.randn(len(texts), 24, generator=torch.Generator().manual_seed(0))
 
     features, expected = prompts(clip.text_tower, ids), plain.text_features(texts, layers)
@@ -75,10 +65,8 @@ def test_the_context_starts_at_copies_of_the_first_words(length, clip_of, plain_
 def test_a_learnt_context_stands_in_for_any_words(clip_of):
     clip = clip_of("test-teacher")
     prompts = noisy_prompts(clip, 3)
-    ids = [clip.tokenize(prompt_texts(words, 4, ["crab"])) for words in (WORDS, None)]
-    assert not torch.equal(*ids)
-    one, other = (prompts(clip.text_tower, ArrangedTexts.of(each)) for each in ids)
-    assert torch.equal(one, other)
+    one, other = (arranged(clip, prompt_texts(words, 4, ["crab"])) for words in (WORDS, None))
+    assert torch.equal(prompts(clip.text_tower, one), prompts(clip.text_tower, other))
 
 
 def test_noise_starts_context_and_deep_prompts_small(clip_of):

@@ -3,23 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 import world
-from plain import normalized, prompt_text, relative_error
 
 import kdpl.clip.loading
-from kdpl.clip import ClipIdentity, Preprocessing
 from kdpl.errors import ArtifactError, WeightsError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import KIND, VERSION, TunedPrompts
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
-CLIP = ClipIdentity("some-clip", "some-tag", True, "0123456789abcdef" * 2)
-IMAGES = Preprocessing(32, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
-NONE = PromptConfig(depth=0)
-WORDS = "a photo of a"
 
-
-def tensors(seed=0, vision_width=48, text_width=40):
-    draw = torch.Generator().manual_seed(seed)
+def tensors(vision_width=48, text_width=40):
+    draw = torch.Generator().manual_seed(0)
     return {
         "vision_prompts.tokens": torch.randn(2, 3, vision_width, generator=draw),
         "text_prompts.context": torch.randn(4, text_width, generator=draw),
@@ -28,21 +21,10 @@ def tensors(seed=0, vision_width=48, text_width=40):
 
 
 def tuned(**changes):
-    fields = {
-        "tensors": tensors(),
-        "method": "independent",
-        "vision": PromptConfig(3, 2),
-        "text": PromptConfig(4, 3),
-        "context": WORDS,
-        "clip": CLIP,
-        "text_fingerprint": "f" * 32,
-        "logit_scale": 30.0,
-        "preprocessing": IMAGES,
-    }
-    return TunedPrompts(**{**fields, **changes})
+    return world.tuned_prompts(changes.pop("tensors", tensors()), "test-teacher", **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context": None}, {"tensors": {}, "vision": NONE, "text": NONE}])
+@pytest.mark.parametrize("changes", [{}, {"context": None}, {"tensors": {}}])
 def test_prompts_come_back_as_they_were_saved(changes, tmp_path):
     written = tuned(**changes)
     written.save(tmp_path / "run" / "prompts.safetensors")
@@ -63,23 +45,10 @@ def test_the_fingerprint_tells_teachers_apart():
         {"context": "None"},
         {"method": "coupled"},
         {"text_fingerprint": "e" * 32},
-        {"clip": replace(CLIP, fingerprint=CLIP.fingerprint[::-1])},
+        {"clip": replace(tuned().clip, fingerprint="f" * 32)},
     ]
     assert len({tuned().teacher, *(tuned(**other).teacher for other in others)}) == 8
     assert tuned().teacher == tuned().teacher
-
-
-def test_restored_prompts_are_frozen_and_those_that_were_saved(clip_of, images, plain_of):
-    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-    method = tuned().restore(clip)
-    assert not method.training
-    assert not [p for p in method.parameters() if p.requires_grad]
-    features = method.encode_images(clip.image_tower, images)
-    tokens = tensors()["vision_prompts.tokens"].double()
-    assert relative_error(features, normalized(plain.image_features(images, tokens))) < 1e-5
-    layers = torch.cat([tensors()["text_prompts.context"][None], tensors()["text_prompts.deep"]]).double()
-    expected = normalized(plain.text_features([prompt_text(WORDS, name) for name in world.NAMES], layers))
-    assert relative_error(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -87,7 +56,7 @@ def test_restored_prompts_are_frozen_and_those_that_were_saved(clip_of, images, 
     [
         {"tensors": tensors(vision_width=32)},
         {"tensors": tensors(text_width=32)},
-        {"tensors": {}},
+        {"tensors": {}, "vision": PromptConfig(3, 2)},
         {"vision": PromptConfig(3, 4)},
         {"text": PromptConfig(4, 5)},
         {"vision": PromptConfig(1000, 2)},

@@ -1,17 +1,10 @@
 import pytest
 import torch
+import world
 from plain import relative_error
 
 from kdpl.errors import ConfigError
 from kdpl.prompts import VisionPrompts
-
-
-def noisy_prompts(tower, length, depth, size=1.0):
-    prompts = VisionPrompts(length, depth, tower)
-    draw = torch.Generator().manual_seed(depth)
-    with torch.no_grad():
-        prompts.tokens.copy_(size * torch.randn(prompts.tokens.shape, generator=draw))
-    return prompts
 
 
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
@@ -19,7 +12,7 @@ def noisy_prompts(tower, length, depth, size=1.0):
 @pytest.mark.parametrize("length", [1, 4])
 def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of, images):
     tower, plain = clip_of(name).image_tower, plain_of(name)
-    prompts = noisy_prompts(tower, length, depth)
+    prompts = world.disturbed(VisionPrompts(length, depth, tower), 1)
     tokens = prompts.tokens.detach().double().requires_grad_()
     direction = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +28,7 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
 
 def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images, monkeypatch):
     tower = clip_of("test-teacher").image_tower
-    prompts = noisy_prompts(tower, 4, 2, size=5.0)
+    prompts = world.disturbed(VisionPrompts(4, 2, tower), 5)
     entered, left, run_block = [], [], tower.run_block
 
     def watched(layer, tokens):
