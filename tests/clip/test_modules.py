@@ -60,10 +60,6 @@ def test_what_is_trained_is_part_of_the_owners_state_in_float32():
 
 def test_logits_are_scaled_cosines():
     logits = CosineHead(VECTORS)(FEATURES, 100.0)
-    for i in range(3):
-        for c in range(5):
-            cosine = sum(a * b for a, b in zip(FEATURES[i].tolist(), VECTORS[c].tolist(), strict=True))
-            assert abs(logits[i, c].item() - 100 * cosine) < 1e-3
     assert relative_error(logits, 100 * FEATURES.double() @ VECTORS.double().T) < 1e-6
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(cosine_logits(FEATURES, VECTORS, 100.0), logits)

@@ -8,6 +8,7 @@ import torch
 import world
 from runs import rows_of
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.results import SaveTestResults
@@ -18,7 +19,6 @@ from kdpl.student import StudentDistillation
 pytestmark = pytest.mark.slow
 
 STEPS = 20
-
 
 MODULES = {
     "teacher": lambda _: fits.teacher(),
@@ -141,3 +141,26 @@ def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
         for row, expected in zip(rows[processes], rows[1], strict=True):
             assert float(row.pop("probability")) == pytest.approx(float(expected["probability"]), abs=2e-6)
             assert row == {name: value for name, value in expected.items() if name != "probability"}
+
+
+class Sent(fits.Notes):
+    """Notes the parameters and buffers of the wrapped model at the end of a fit."""
+
+    def more(self, trainer):
+        wrapper = trainer.strategy.model
+        assert isinstance(wrapper, DistributedDataParallel)
+        return {
+            "parameters": {name: p.requires_grad for name, p in wrapper.named_parameters()},
+            "buffers": list(wrapper.named_module_buffers),
+            "checkpoint": list(trainer.lightning_module.state_dict()),
+        }
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_path):
+    module = MODULES[stage](teacher_folder)
+    seen, _ = fits.fit(module, fits.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
+    assert all(seen["parameters"].values())
+    assert all("prompts" in name or "projector" in name for name in seen["parameters"])
+    assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
+    assert not any("tower" in name for name in seen["checkpoint"])

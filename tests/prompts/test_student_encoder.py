@@ -1,5 +1,6 @@
 import pytest
 import torch
+import world
 from plain import PlainProjector, normalized, relative_error
 from torch import nn
 
@@ -8,16 +9,8 @@ from kdpl.prompts.student_encoder import Projector, StudentEncoder
 FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 
 
-def disturbed_projector():
-    projector = Projector(20, 24)
-    with torch.no_grad():
-        for parameter in projector.layers[1].parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return projector
-
-
 def test_projection_gradients_and_running_statistics_are_the_plain_ones():
-    projector = disturbed_projector()
+    projector = world.disturbed(Projector(20, 24), 0.3)
     plain = PlainProjector(projector.state_dict())
     leaves = {k: v.requires_grad_() for k, v in plain.parameters.items() if "running" not in k}
     for step in range(3):
@@ -40,7 +33,7 @@ def test_projection_gradients_and_running_statistics_are_the_plain_ones():
 
 
 def test_the_published_form_with_1x1_convolutions_is_the_same_function():
-    projector = disturbed_projector()
+    projector = world.disturbed(Projector(20, 24), 0.3)
     convolutions = nn.Sequential(nn.Conv2d(20, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 1))
     shapes = {k: v.shape for k, v in convolutions.state_dict().items()}
     state = {k.removeprefix("layers."): v for k, v in projector.state_dict().items()}
@@ -52,11 +45,8 @@ def test_the_published_form_with_1x1_convolutions_is_the_same_function():
 def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, images):
     plain = plain_of("test-student")
     encoder = StudentEncoder(clip_of("test-student").image_tower, 2, depth, 24).eval()
-    prompts = None
-    if depth:
-        with torch.no_grad():
-            encoder.prompts.tokens += torch.randn_like(encoder.prompts.tokens)
-        prompts = encoder.prompts.tokens.detach().double()
+    world.disturbed(encoder, 1)
+    prompts = encoder.prompts.tokens.detach().double() if depth else None
     projector = PlainProjector(encoder.projector.state_dict())
     expected = normalized(projector(plain.image_features(images, prompts), training=False))
     assert relative_error(encoder(images), expected) < 1e-5
