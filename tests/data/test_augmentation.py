@@ -111,7 +111,6 @@ def test_names_build_what_they_say():
     ("build", "message"),
     [
         (lambda: build_augmentation("cutmix"), "augmentation 'cutmix' is unknown: choose one of random_resized_crop"),
-        (lambda: RandomResizedCrop(scale=(0.0, 1.0)), "scale of RandomResizedCrop"),
         (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "scale of RandomResizedCrop"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio of RandomResizedCrop"),
         (lambda: RandomResizedCrop(flip=1.5), "flip of RandomResizedCrop"),

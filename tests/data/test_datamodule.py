@@ -4,13 +4,12 @@ from collections import Counter
 import pytest
 import torch
 import world
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from world import Probe
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.datamodule import build_data
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
@@ -42,10 +41,7 @@ def trainer(folder, **options):
     return world.quiet_trainer(folder, **{"limit_val_batches": 1.0, "use_distributed_sampler": False, **options})
 
 
-# what the protocols give
-
-
-def test_labelled_split_is_the_few_shot_sample_and_the_base_subset_is_taken_after_it(folder):
+def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelled_all_training_images(folder):
     every, base = in_folder(folder, seed=3), in_folder(folder, seed=3, protocol="base_to_novel")
     assert (every.class_names, every.num_base, every.tuning_class_names) == (tuple("abcde"), None, tuple("abcde"))
     assert (base.class_names, base.num_base, base.tuning_class_names) == (tuple("abcde"), 3, tuple("abc"))
@@ -54,15 +50,10 @@ def test_labelled_split_is_the_few_shot_sample_and_the_base_subset_is_taken_afte
     assert list(every.train_dataloader_for("labeled", 8).dataset.records) == sample
     first = [record for record in sample if record.label < 3]
     assert list(base.train_dataloader_for("labeled", 8).dataset.records) == first
-
-
-@pytest.mark.parametrize("protocol", ["all", "base_to_novel"])
-def test_unlabelled_split_is_all_training_images_of_all_classes(folder, protocol):
-    datamodule = in_folder(folder, protocol=protocol)
-    dataset = datamodule.train_dataloader_for("unlabeled", 8).dataset
-    assert isinstance(dataset, UnlabeledImages)
-    assert list(dataset.sources) == [record.source for record in datamodule.splits.train]
-    assert len(dataset) == 30
+    for datamodule in (every, base):
+        unlabelled = datamodule.train_dataloader_for("unlabeled", 8).dataset
+        assert isinstance(unlabelled, UnlabeledImages)
+        assert list(unlabelled.sources) == [record.source for record in every.splits.train], "of all classes"
 
 
 def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
@@ -85,13 +76,9 @@ def test_validation_is_capped_and_test_is_not(folder):
         assert len(datamodule.evaluation_dataloader_for("test", 8).dataset) == 5 * 3
 
 
-# what the batches are
-
-
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
     batches = list(datamodule.evaluation_dataloader_for("test", 8))
-    assert [len(images) for images, _, _ in batches] == [4, 4, 4, 3]
     images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert indices.tolist() == list(range(15))
     assert labels.tolist() == [record.label for record in datamodule.test_records]
@@ -99,17 +86,6 @@ def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
         source, image, label = datamodule.test_item(i)
         assert (source, label) == datamodule.test_records[i]
         assert torch.equal(images[i], to_tensor(resize_and_crop(image, 8)))
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_the_images(folder, world_size):
-    datamodule = in_folder(folder, batch_size=2)
-    test = [datamodule.evaluation_dataloader_for("test", 8, rank, world_size) for rank in range(world_size)]
-    assert sorted(torch.cat([batch[2] for loader in test for batch in loader]).tolist()) == list(range(15))
-    train = [datamodule.train_dataloader_for("unlabeled", 8, rank, world_size) for rank in range(world_size)]
-    assert len({len(loader) for loader in train}) == 1
-    seen = torch.cat([batch[1] for loader in train for batch in loader]).tolist()
-    assert len(seen) == len(set(seen)) == 30 // (2 * world_size) * 2 * world_size
 
 
 def epochs(split, numbers, **options):
@@ -151,9 +127,6 @@ def test_preview_is_spread_over_the_unlabelled_images(folder):
     chosen = [datamodule.splits.open_image(datamodule.splits.train[i].source) for i in (0, 6, 12, 18, 24)]
     assert torch.equal(preview, torch.stack([to_tensor(resize_and_crop(image, 8)) for image in chosen]))
     assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, 8)[:, 0, 0, 0].tolist() == [71, 72, 73, 74]
-
-
-# under a trainer
 
 
 def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
@@ -203,9 +176,6 @@ def test_unreadable_image_ends_a_fit_with_one_sentence(folder):
         trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, num_workers=1, batch_size=30, scan=False))
 
 
-# what is refused
-
-
 def test_fewer_test_images_than_processes_are_refused(folder):
     with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
         in_folder(folder).evaluation_dataloader_for("test", 8, rank=0, world_size=16)
@@ -238,16 +208,11 @@ def test_base_to_novel_needs_two_classes(folder):
         ({"dataset": "mnist"}, "dataset 'mnist' is unknown: choose one of .*, or give a Reader's class path"),
         ({"dataset": "folder"}, "dataset 'folder' needs root: set it to where the dataset lies"),
         ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
-        ({"unlabeled": "pool"}, "dataset 'digits' takes no unlabeled"),
-        ({"dataset": "dtd", "root": "x", "class_names": "a.json"}, "dataset 'dtd' takes no class_names"),
         ({"dataset": Digits(), "root": "x"}, "dataset is a Digits with init_args of its own: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"shots": 0}, "shots must be at least 1, not 0"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
-        ({"unlabeled_share": 1.5}, "unlabeled_share must be above 0 and at most 1, not 1.5"),
-        ({"augmentation": "mixup"}, "augmentation 'mixup' is unknown"),
-        ({"held_out": 0}, "held_out"),
         ({"held_out": 1.0}, "held_out"),
         ({"bad_images": "ignore"}, "bad_images"),
     ],
@@ -257,14 +222,8 @@ def test_arguments_that_cannot_be_are_refused_at_once(options, message):
         DomainDataModule(**{"dataset": "digits", **options})
 
 
-# construction from a config
-
-
 def test_config_may_set_an_augmentation_up():
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    augmentation = ["--data.augmentation=LightAffine", "--data.augmentation.scale=[0.5,2.0]"]
-    settings = ["--data=kdpl.DomainDataModule", "--data.dataset=digits", "--data.shots=null", *augmentation]
-    built = parser.instantiate_classes(parser.parse_args(settings)).data
+    augmentation = {"class_path": "LightAffine", "init_args": {"scale": [0.5, 2.0]}}
+    built = build_data([{"init_args": {"dataset": "digits", "augmentation": augmentation}}], ["--data.shots=null"])
     assert built.augmentation.scale == (0.5, 2.0)
     assert built.shots is None

@@ -33,11 +33,8 @@ def test_view_is_drawn_from_seed_epoch_and_index():
     assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, 16)))
     assert label == RECORDS[4].label
     assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
-
-
-def test_unlabelled_item_is_image_and_index():
-    image, index = unlabeled()[(4, 2)]
-    assert torch.equal(image, labeled()[(4, 2)][0])
+    view, index = unlabeled()[(4, 2)]
+    assert torch.equal(view, labeled()[(4, 2)][0])
     assert index == 4
 
 

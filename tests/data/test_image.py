@@ -57,15 +57,12 @@ def test_a_bad_image_is_one_sentence_that_names_it_and_says_why(kind, tmp_path):
     assert str(error.value).startswith(f"image {tmp_path / name} ")
 
 
-@pytest.mark.parametrize("batch_size", [4, 64])
-def test_bad_images_among_others_are_rows_with_their_error_and_change_no_other_row(
-    batch_size, classifier, tmp_path, capsys
-):
+def test_bad_images_among_others_are_rows_with_their_error_and_change_no_other_row(classifier, tmp_path, capsys):
     folder = tmp_path / "zoo"
     good = zoo.write(folder, zoo.GOOD)
 
     def predict(out):
-        assert main(["predict", str(classifier), str(folder), f"--out={out}", f"--batch-size={batch_size}"]) == 0
+        assert main(["predict", str(classifier), str(folder), f"--out={out}", "--batch-size=4"]) == 0
         return out.read_text().splitlines()
 
     clean = predict(tmp_path / "clean.csv")

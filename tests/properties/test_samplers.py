@@ -44,6 +44,11 @@ def test_what_processes_see_together_is_what_one_sees_alone(num_images, batch_si
     assert merged[: len(alone)] == list(alone)
 
 
+def test_the_order_is_a_shuffle_drawn_from_seed_and_epoch():
+    orders = [list(*train_samplers(40, 8, 1, seed, epoch)) for seed in (1, 2) for epoch in range(3)]
+    assert len({tuple(index for index, _ in order) for order in [*orders, [(i, 0) for i in range(40)]]}) == 7
+
+
 @given(images, batches, processes, seeds, epochs, st.data())
 def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(num_images, batch_size, world_size, seed, epoch, data):
     for sampler in train_samplers(num_images, batch_size, world_size, seed, epoch):

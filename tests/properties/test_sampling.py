@@ -39,6 +39,7 @@ def test_a_sample_has_its_shots_of_each_class_and_each_image_once(train, val, sh
         assert counts(part) == at_most(most, whole)
         assert len(set(part)) == len(part)
         assert set(part) <= set(whole)
+    assert shots is not None or sample == train
 
 
 @given(labels, labels, labels, shots, seeds)

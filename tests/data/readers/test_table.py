@@ -56,15 +56,10 @@ def test_absolute_paths_spaces_and_a_byte_order_mark_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        (
-            "x.csv",
-            b"file,label\n1.png,cat\n",
-            "has no column 'image' but file, label: its first row must be image,label",
-        ),
+        ("x.csv", b"file,label\n1.png,cat\n", "has no column 'image' but file, label: its first row must be"),
         ("x.csv", b"image,label\n,cat\n", "row 1 of .* names no image"),
         ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training': use train, val, test"),
         ("x.csv", b"image,label,split\n1.png,cat,train\n./1.png,dog,test\n", "row 2 of .* again, .*train"),
-        ("x.csv", b"image,label\n1.png,cat\n1.png,\n", "row 2 of .* again"),
         ("x.csv", b"image,label\n", "no row with a label"),
         ("x.csv", b"image,label\n\xff\xfe.png,cat\n", "cannot be read"),
         ("x.csv", b"", "has no column 'image' but none"),
