@@ -1,7 +1,5 @@
 """Every file in configs/ is parsed and run here; miniature CLIPs stand in for those whose weights are a download."""
 
-from collections import Counter
-
 import pytest
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
@@ -161,22 +159,14 @@ def test_published_settings_are_those_of_the_papers(files, capsys):
 @pytest.mark.slow
 def test_two_processes_distil_and_test_as_one_does(tmp_path, teacher_run):
     out = tmp_path / "out"
-    fit = [*DATA, *STUDENT, *ONE_EPOCH, *configs("trainer/ddp.yaml"), "--trainer.devices=2"]
-    for args in (
-        ["fit", *fit, f"--model.init_args.teacher={teacher_run}", f"--out={out}"],
-        ["test", f"--config={out}/config.yaml"],
-    ):
+    fit = [*DATA, *STUDENT, *ONE_EPOCH, *configs("trainer/ddp.yaml"), "--trainer.devices=2", f"--out={out}"]
+    for args in (["fit", *fit, f"--model.init_args.teacher={teacher_run}"], ["test", f"--config={out}/config.yaml"]):
         process = start_process(args)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert err.count("classifier: ") == (args[0] == "fit")
-    predictions = rows_of(out / "test_predictions.csv")
-    assert Counter(int(row["index"]) for row in predictions) == Counter(range(899))
-    correct = sum(row["label"] == row["prediction"] for row in predictions)
-    assert read_results(out)["images"] == 899
-    assert read_results(out)["test/acc"] == pytest.approx(correct / 899, rel=1e-6)
-    assert len(Classifier.load(out / "classifier").class_names) == 10
-    assert {path.name for path in out.rglob(".*")} == {".lock"}
+    predictions, results = rows_of(out / "test_predictions.csv"), read_results(out)
     assert run_test(out, "--trainer.devices=1", "--trainer.strategy=auto") == 0
     alone = rows_of(out / "test_predictions.csv")
     assert [row["prediction"] for row in alone] == [row["prediction"] for row in predictions]
+    assert results["test/acc"] == pytest.approx(read_results(out)["test/acc"], rel=1e-6)

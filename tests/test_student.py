@@ -215,16 +215,6 @@ def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):
         student.teacher.module.features(IMAGES)
 
 
-@pytest.mark.parametrize(("prompt_init", "epoch"), [("normal", 0), ("mean_token", 1)])
-def test_a_resumed_run_ends_the_same(prompt_init, epoch, distilled, tmp_path):
-    resumed = make_student(distilled["teacher"], prompt_init=prompt_init, **SETTINGS)
-    for parameter in resumed.parameters():
-        parameter.data += 1
-    world.fit(resumed, tmp_path, 3, ckpt_path=distilled["folder"] / f"epoch={epoch}.ckpt")
-    last = distilled["record"].epochs[-1]
-    assert all(torch.equal(v, last[k]) for k, v in resumed.state_dict().items())
-
-
 def test_prompts_may_start_at_the_mean_tokens_of_the_domain(tmp_path):
     starts = {}
     for kind in ("normal", "mean_token"):

@@ -206,18 +206,6 @@ def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(run, plai
     assert (run.vectors.clip, run.vectors.preprocessing) == (run.teacher.clip, run.teacher.preprocessing)
 
 
-def test_stage_two_reads_the_prompts_as_tokens(run):
-    vision, text = prompts_of(run.teacher.state_dict())
-    tensors = run.prompts.tensors
-    expected = {"vision_prompts.tokens": vision, "text_prompts.context": text[0], "text_prompts.deep": text[1:]}
-    assert tensors.keys() == expected.keys(), "and no maps"
-    assert all(relative_error(tensors[name], expected[name]) < 1e-6 for name in expected)
-    tower, images = run.teacher.image_tower.module, run.domain.test_images
-    read = run.prompts.restore(run.prompts.load_image_clip())
-    expected = run.teacher.prompts.encode_images(tower, images)
-    assert relative_error(read.encode_images(tower, images), expected) < 1e-6
-
-
 def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_the_prompts_alone(run):
     world.assert_untouched(run.teacher.image_tower.module.visual, "test-teacher", "visual.")
     world.assert_untouched(run.teacher.text_tower.module, "test-teacher")
@@ -228,18 +216,6 @@ def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_the_prompts_alone
     # parameters, momentum and the running average, and little more
     size = sum(p.numel() for p in run.teacher.parameters()) * 4
     assert 3 * size <= file.stat().st_size < 3 * size + 20_000
-
-
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_a_resumed_run_ends_with_the_same_prompts_and_class_vectors(epoch, run, tmp_path):
-    resumed = make_teacher(**run.method, **SETTINGS)
-    for parameter in resumed.parameters():
-        parameter.data += 1
-    world.fit(resumed, tmp_path, 3, ckpt_path=run.folder / f"epoch={epoch}.ckpt")
-    for name, parameter in run.teacher.named_parameters():
-        assert torch.equal(resumed.state_dict()[name], parameter)
-    for file in (PROMPTS_FILE, CLASS_VECTORS_FILE):
-        assert (tmp_path / file).read_bytes() == (run.folder / file).read_bytes()
 
 
 def test_evaluation_counts_all_classes_with_the_prompts_as_they_are(run, plain_of, tmp_path):
