@@ -161,11 +161,9 @@ class FrozenTeacher(nn.Module):
         self.prompts: PromptMethod | None = None
 
     def load(self) -> None:
-        """Load image tower and prompts, unless that was done: a student with all features in a cache needs neither.
+        """Load image tower and prompts, unless that was done; an ArtifactError or WeightsError if they do not fit.
 
-        Raises:
-            ArtifactError: Prompts and class vectors are missing or not of one teacher.
-            WeightsError: The teacher's CLIP cannot be loaded, or has other weights than it was tuned on.
+        A student with all features in a cache needs neither.
         """
         if self.tower is not None:
             return

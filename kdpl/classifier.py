@@ -97,8 +97,7 @@ class Classifier(nn.Module):
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with further, novel classes behind its own, and the same encoder.
 
-        Raises:
-            ArtifactError: The class vectors come from another teacher, or have a class that is already here.
+        An ArtifactError if the class vectors come from another teacher, or have a class that is already here.
         """
         self.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]

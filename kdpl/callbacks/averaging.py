@@ -11,11 +11,7 @@ from kdpl.errors import ConfigError
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
-
-    Raises:
-        ConfigError: ``std`` is not above 0, or ``mean`` lies so far outside the epochs that every weight vanishes.
-    """
+    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1, or a ConfigError."""
     if std <= 0:
         raise ConfigError(f"the standard deviation of the prompt averaging is {std}: it must be above 0")
     densities = [math.exp(-0.5 * ((e - mean) / std) ** 2) for e in range(1, epochs + 1)]
@@ -31,11 +27,8 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
 class GaussianPromptAveraging(Callback):
     """Adds the trained parameters to a running sum after each epoch; the sum replaces them after the last one.
 
-    The sum is part of checkpoints, so a resumed run ends with the same prompts.
-
-    Args:
-        mean: μ of the weights, in epochs.
-        std: σ of the weights, in epochs.
+    The sum is part of checkpoints, so a resumed run ends with the same prompts. ``mean`` and ``std`` of the weights are
+    in epochs.
     """
 
     def __init__(self, mean: float, std: float) -> None:

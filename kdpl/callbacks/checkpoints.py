@@ -15,11 +15,7 @@ from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST, PREVIOUS, handed_o
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves the last checkpoint of a run into its folder.
-
-    Args:
-        every_n_steps: Steps between checkpoints; None saves at the end of each epoch.
-    """
+    """Saves the last checkpoint of a run into its folder, every so many steps or at the end of each epoch."""
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__(
@@ -54,8 +50,7 @@ class RunCheckpoint(ModelCheckpoint):
 class SameSteps(Callback):
     """Keeps in the checkpoint how many images all processes together take in a step, and refuses to resume with others.
 
-    Learning rate and schedule were chosen for those, and an interrupted epoch would see some images twice or not at
-    all.
+    Learning rate and schedule fit those, and an interrupted epoch would see some images twice or not at all.
     """
 
     def __init__(self) -> None:

@@ -27,9 +27,6 @@ class FiniteLoss(Callback):
 
     Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is an error only if all of
     the last ``every_n_steps`` steps were skipped.
-
-    Args:
-        every_n_steps: Steps between two checks.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:

@@ -80,15 +80,7 @@ class RunConfig(SaveConfigCallback):
 
 
 def require_same_settings(config: Path, now: str) -> None:
-    """Refuse to resume a run with settings that would change its result.
-
-    Args:
-        config: ``config.yaml`` in its folder, the settings that it was started with.
-        now: The settings of this start, as YAML.
-
-    Raises:
-        ConfigError: They differ; the first difference is named.
-    """
+    """Raise a ConfigError if settings, as YAML, would change the result of a run that ``config`` is from."""
     before, after = (_flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now))
     for key in sorted(before.keys() | after.keys()):
         if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):

@@ -23,9 +23,8 @@ ModelConfig = Mapping[str, Any]
 class ImageFamily:
     """A kind of image tower.
 
-    Attributes:
-        fits: If a model config, and open_clip's visual module that was built from it, are of this kind.
-        tower: Wraps the visual module, with its preprocessing and the width of its embedding.
+    ``fits`` takes a model config and open_clip's visual module that was built from it; ``tower`` wraps that module with
+    its preprocessing and the width of its embedding.
     """
 
     fits: Callable[[ModelConfig, Any], bool]
@@ -101,11 +100,11 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
 
 def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:
     """Find the family of a model's text tower, by its config and, if it is built, its modules, or a WeightsError."""
-    # from the last to the first, so that the first one that fits is kept
-    misfits = {family.misfit(config, model): family for family in reversed(TEXT_FAMILIES.values())}
-    if None not in misfits:
-        raise WeightsError(f"{name} cannot be a teacher, because {[*misfits][-1]}: {_USE}")
-    return misfits[None]
+    for family in TEXT_FAMILIES.values():
+        reason = family.misfit(config, model)
+        if reason is None:
+            return family
+    raise WeightsError(f"{name} cannot be a teacher, because {reason}: {_USE}")
 
 
 def require_image_tower(name: str, config: ModelConfig) -> None:

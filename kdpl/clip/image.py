@@ -14,10 +14,7 @@ from kdpl.errors import ConfigError
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture: open_clip's module, which normalises images on the device.
-
-    ``embed_dim`` is the width of the joint embedding.
-    """
+    """An image tower of any architecture, into a joint embedding of width ``embed_dim``; normalises on the device."""
 
     mean: Tensor
     std: Tensor

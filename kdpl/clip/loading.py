@@ -33,27 +33,17 @@ _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "laye
 
 @dataclass(frozen=True)
 class ImageClip:
-    """The image half of a frozen CLIP, which is all that stage 2 needs.
-
-    Attributes:
-        image_tower: The image tower; promptable where it is a transformer of CLIP's kind.
-        logit_scale: The factor on cosine similarities, already exponentiated (100 for OpenAI's weights).
-    """
+    """The image half of a frozen CLIP, which is all that stage 2 needs."""
 
     image_tower: ImageTower
-    logit_scale: float
+    logit_scale: float  # of cosine similarities, already exponentiated: 100 for OpenAI's weights
     identity: ClipIdentity
     preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
 class Clip(ImageClip):
-    """A frozen CLIP, taken apart.
-
-    Attributes:
-        tokenize: Texts to token ids [N, context_length].
-        text_fingerprint: Digest of the text tower's weights.
-    """
+    """A frozen CLIP, taken apart; ``tokenize`` makes token ids [N, context_length] of texts."""
 
     text_tower: TextTower
     tokenize: Callable[[list[str]], Tensor]
@@ -64,12 +54,9 @@ _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] 
 
 
 def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]) -> None:
-    """Make a CLIP known by name.
+    """Make a CLIP known to configs by name, with a model config as ``kdpl.clip.families.ModelConfig``.
 
-    Args:
-        name: The name that configs use.
-        config: Model config in open_clip's form, as ``kdpl.clip.families.ModelConfig``.
-        weights: For each pretrained tag a function that returns the whole float32 state dict of the ``open_clip.CLIP``.
+    ``weights`` are functions by pretrained tag that return the whole float32 state dict of the ``open_clip.CLIP``.
     """
     _REGISTRY[name] = config, weights
 
@@ -78,8 +65,7 @@ def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
 
     Raises:
-        WeightsError: The model or its weights cannot be loaded, its text tower is of a kind that cannot be prompted, or
-            the weights were trained with another activation than the model has.
+        WeightsError: Model or weights cannot be loaded or do not fit each other, or the text tower cannot be prompted.
     """
     model_config = _config_of(config.model)
     text_family(config.model, model_config)  # before anything is built or fetched

@@ -84,16 +84,13 @@ class TextTower(FrozenTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode texts, optionally with learnt prompts instead of the words after the start token.
+        """Encode N texts into features [N, embed_dim], not normalised.
 
         Args:
-            texts: The N texts, which begin with the start token and the words that ``context`` replaces.
-            context: Prompts of layer 0, [n, W], at positions 1..n.
-            deep: Prompts of the next layers, [J - 1, n, W], at the same positions.
+            texts: The texts, which begin with the start token and the words that ``context`` replaces.
+            context: Learnt prompts of layer 0, [n, W], at positions 1..n.
+            deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
             classes_at_once: Texts whose activations are kept at a time for the backward pass; the result is the same.
-
-        Returns:
-            Features [N, embed_dim], not normalised.
         """
         prefix = self._embed(texts.prefix[None], 0)
         if context is not None:

@@ -40,11 +40,8 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 def read_torch_file(path: Path) -> Any:
     """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
 
-    Returns:
-        What was saved: tensors, numbers, strings and plain containers, and a meaningless object for anything else.
-
-    Raises:
-        ArtifactError: The file is missing, damaged or of another kind.
+    Returns what was saved: tensors, numbers, strings and plain containers, and a meaningless object for anything else.
+    An ArtifactError if the file is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")
@@ -72,11 +69,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_openai_archive(path: Path) -> dict[str, Tensor]:
-    """Load the state dict of a TorchScript archive, whose code runs: only of a file that OpenAI published.
-
-    Raises:
-        ArtifactError: Its SHA-256 is not one of those in open_clip's table of pretrained weights.
-    """
+    """Load the state dict of a TorchScript archive, whose code runs; an ArtifactError unless OpenAI published it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest not in openai_digests():

@@ -57,11 +57,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
 
 
 def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
-    """Load the weights whose names begin with one of ``prefixes`` into an ``open_clip.CLIP``.
-
-    Raises:
-        WeightsError: Names or shapes are not the model's; the first difference is named.
-    """
+    """Load the weights that begin with one of ``prefixes`` into an ``open_clip.CLIP``, or raise a WeightsError."""
     own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
     state = {k: v for k, v in weights.state.items() if k.startswith(prefixes)}
     # some files write the one number as a list of one

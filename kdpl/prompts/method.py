@@ -91,9 +91,7 @@ class PromptMethod(Float32Module):
     ) -> "PromptMethod":
         """Build the method from what ``saved`` returned; with the image half of a CLIP, for images alone.
 
-        Raises:
-            ConfigError: The sizes do not fit the CLIP.
-            ValueError: The tensors are not those of such prompts; the message names the first difference.
+        A ConfigError or ValueError if sizes or tensors do not fit.
         """
         method = cls(vision, text, context, clip)
         own = method.state_dict()
@@ -118,11 +116,7 @@ METHODS = {
 
 
 def prompt_method(name: str) -> type[PromptMethod]:
-    """Find a way of prompting by its name in ``METHODS``, or by the dotted path of a class outside the package.
-
-    Raises:
-        ConfigError: There is no such class, or it is not a ``PromptMethod``.
-    """
+    """Find a way of prompting by its name in ``METHODS``, or by the dotted path of another class, or a ConfigError."""
     return find_class(name, METHODS, PromptMethod, "prompt method")
 
 

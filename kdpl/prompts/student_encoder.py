@@ -57,11 +57,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 class Projector(Float32Module):
     """Maps the student's embedding to the teacher's: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
 
-    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 always.
-
-    Args:
-        in_dim: The student's embed_dim d.
-        out_dim: The teacher's embed_dim D.
+    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 always. The
+    embeddings have the widths ``in_dim`` d and ``out_dim`` D.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -128,11 +125,7 @@ def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
 def read_encoder(
     settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
 ) -> StudentEncoder:
-    """Build an encoder from its settings and ``encoder_tensors``, for class vectors of a width.
-
-    Raises:
-        ArtifactError: The settings are invalid, or the tensors are not those of such an encoder.
-    """
+    """Build an encoder from settings and ``encoder_tensors``, for class vectors of a width, or an ArtifactError."""
 
     def build() -> StudentEncoder:
         tower = build_image_tower(settings.image_config, settings.preprocessing)

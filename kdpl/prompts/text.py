@@ -79,12 +79,9 @@ class TextPrompts(Float32Module):
             self.deep.requires_grad_(False)
 
     def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode C arranged ``prompt_texts`` with the prompts in place of their context.
+        """Encode C arranged ``prompt_texts`` with the prompts as their context; features [C, embed_dim], not normalised.
 
         ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
-
-        Returns:
-            Text features [C, embed_dim], not normalised.
         """
         return cast(Tensor, tower(texts, self.context, self.deep, classes_at_once))
 
@@ -93,18 +90,11 @@ class TextPrompts(Float32Module):
 def ensemble_features(
     tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
 ) -> Tensor:
-    """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3).
+    """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 
-    The mean is taken before normalising, as the published code does. Underscores of the C names become spaces.
-
-    Returns:
-        Normalised features, float32 [C, embed_dim].
-
-    Raises:
-        ConfigError: There is no template, or a name is too long for the tower's context.
+    The mean is taken before normalising, as the published code does. Underscores of the C names become spaces. A
+    ConfigError for a name that is too long for the tower's context.
     """
-    if not templates:
-        raise ConfigError("the text regulariser needs at least one prompt template: give one")
     names = [name.replace("_", " ") for name in class_names]
     texts = ([template(name) for name in names] for template in templates)
     features = (tower(tokenize_prompts(tokenize, of_one_template, tower)).float() for of_one_template in texts)
