@@ -45,27 +45,14 @@ def test_a_fit_is_the_command_that_a_person_would_type():
     rows = {**ROWS, "teacher": {**ROWS["teacher"], "options": ["--model.init_args.optim.lr=1"]}}
     place = Place(Path("out"), "data", ("--trainer.max_epochs", "2"))
     tasks = planned(BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions)
-    shared = ["configs/data/dtd.yaml", "configs/data/base_to_novel.yaml", "configs/trainer/cpu.yaml"]
-    run = "base_to_novel/dtd/seed_2"
+    shared = [f"--config=configs/{each}.yaml" for each in ("data/dtd", "data/base_to_novel", "trainer/cpu")]
+    run, root, epochs = "base_to_novel/dtd/seed_2", "--data.init_args.root=data", ("--trainer.max_epochs", "2")
     teacher, student, test = (tasks[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test"))
-    assert teacher.args == (
-        "fit",
-        *(f"--config={file}" for file in (*shared, "configs/teacher/quickstart.yaml")),
-        "--data.init_args.root=data",
-        "--model.init_args.optim.lr=1",
-        *("--trainer.max_epochs", "2"),
-        "--seed_everything=2",
-        f"--out=out/{run}/teacher",
-    )
-    assert student.args == (
-        "fit",
-        *(f"--config={file}" for file in (*shared, "configs/student/quickstart.yaml", exceptions[0]["student"])),
-        "--data.init_args.root=data",
-        *("--trainer.max_epochs", "2"),
-        f"--model.init_args.teacher=out/{run}/teacher",
-        "--seed_everything=2",
-        f"--out=out/{run}/student",
-    )
+    own = ["--config=configs/teacher/quickstart.yaml", root, "--model.init_args.optim.lr=1", *epochs]
+    assert teacher.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/teacher")
+    own = [f"--config={file}" for file in ("configs/student/quickstart.yaml", exceptions[0]["student"])]
+    own += [root, *epochs, f"--model.init_args.teacher=out/{run}/teacher"]
+    assert student.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/student")
     assert test.args == ("test", f"--config=out/{run}/student/config.yaml", f"--out=out/{run}/student")
     results = ("teacher/class_vectors.safetensors", "student/classifier", "student/results.json")
     assert [task.result for task in (teacher, student, test)] == [Path("out", run, name) for name in results]

@@ -1,6 +1,7 @@
 import csv
 import io
 import statistics
+from functools import partial
 
 import campaigns
 import pytest
@@ -21,8 +22,7 @@ rows:
 """
 
 
-def campaign(**changes):
-    return campaigns.campaign(CAMPAIGN, **changes)
+campaign = partial(campaigns.campaign, CAMPAIGN)
 
 
 def result(dataset, seed, row, protocol="base_to_novel", setting="", **changes):
@@ -120,10 +120,8 @@ def test_one_dataset_has_its_protocols_side_by_side():
 
 def test_few_shot_has_a_column_for_each_number_of_shots():
     few = campaign(protocols=["few_shot"], shots=[1, 16], seeds=[1])
-    found = [
-        result(dataset, 1, "teacher", "few_shot", f"shots_{shots}", metrics={"test/acc": value})
-        for dataset, shots, value in (("dtd", 1, 0.1), ("oxford_pets", 1, 0.3), ("dtd", 16, 0.4))
-    ]
+    values = {("dtd", 1): 0.1, ("oxford_pets", 1): 0.3, ("dtd", 16): 0.4}
+    found = [result(d, 1, "teacher", "few_shot", f"shots_{n}", metrics={"test/acc": v}) for (d, n), v in values.items()]
     (made,) = tables(few, found)
     assert made.columns == ("1 shot", "16 shots")
     assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
@@ -168,14 +166,9 @@ def test_csv_has_one_row_for_each_cell():
 def test_markdown_and_latex_escape_their_own_signs():
     hostile = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
     made = tables(campaign(rows=hostile, seeds=[1]), [])
-    text = markdown(made)
-    assert r"| 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` |" in text
-    assert len({line.replace(r"\|", "").count("|") for line in text.splitlines() if line}) == 1
-    tex = latex(made)
-    assert (
-        r"dtd & 50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d` & " in tex
-    )
-    assert r"oxford\_pets & " in tex
+    assert r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing" in markdown(made)
+    title = r"50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d`"
+    assert rf"oxford\_pets & {title} & missing" in latex(made)
 
 
 def test_latex_is_a_tabular_with_rules_between_datasets():
@@ -188,4 +181,3 @@ def test_latex_is_a_tabular_with_rules_between_datasets():
     ):
         assert line in text.splitlines()
     assert text.count(r"\midrule") == 3
-    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 1

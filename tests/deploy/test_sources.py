@@ -1,11 +1,12 @@
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from world import refused
 
-from kdpl.deploy.sources import find_sources, part_of, printable, read_items
+from kdpl.deploy.sources import find_sources, part_of, read_items
 from kdpl.errors import ConfigError, DataError
 
 
@@ -28,19 +29,13 @@ def write_shard(path, members, mode="w", links=()):
     return path
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder with the names of three images and a text."""
-    (tmp_path / "p" / "deep").mkdir(parents=True)
-    for name in ("a.png", "deep/b.jpg", "deep/c.PNG", "deep/note.txt"):
-        (tmp_path / "p" / name).touch()
-    return tmp_path / "p"
-
-
-def test_files_folders_patterns_and_lists_come_in_the_order_given(pictures, tmp_path):
-    listed = tmp_path / "list.txt"
+def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
+    pictures, listed = tmp_path / "p", tmp_path / "list.txt"
+    (pictures / "deep").mkdir(parents=True)
+    # the first is a file, though its name looks like a pattern
+    for name in ("[1].png", "a.png", "deep/b.jpg", "deep/c.PNG", "deep/note.txt"):
+        (pictures / name).touch()
     listed.write_bytes(b"x y.png\r\n\nnot there.jpg\n" + str(pictures).encode() + b"/a.png")
-    (pictures / "[1].png").touch()  # a file, though its name looks like a pattern
     arguments = ["deep/c.PNG", "", "**/*.[jp][pn]g", "[1].png"]
     found = find_sources([f"{pictures}/{each}" for each in arguments], listed)
     assert [path.removeprefix(f"{pictures}/") for path in found] == [
@@ -53,17 +48,16 @@ def test_files_folders_patterns_and_lists_come_in_the_order_given(pictures, tmp_
     ("arguments", "listed", "match"),
     [
         (["gone.png"], None, "gone.png does not exist"),
-        (["{}/*.gif"], None, "does not exist"),
         ([], None, "no images to classify"),
-        ([], "gone.txt", r"gone\.txt does not exist"),
+        ([], Path("gone.txt"), r"gone\.txt does not exist"),
     ],
 )
-def test_a_missing_argument_is_named(arguments, listed, match, pictures):
+def test_a_missing_argument_is_named(arguments, listed, match):
     with refused(DataError, match):
-        find_sources([each.format(pictures) for each in arguments], listed and pictures / listed)
+        find_sources(arguments, listed)
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "-1/3", "1/2/3", "1/0"])
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/2/3"])
 def test_an_invalid_part_is_named(part):
     with refused(ConfigError, f"--part is {part}, expected I/N"):
         part_of([], part)
@@ -100,7 +94,3 @@ def test_a_missing_shard_of_a_list_is_an_error_in_its_place(tmp_path):
     assert (gone.name, after.name) == (f"{tmp_path}/gone.tar", "after.png")
     with refused(DataError, r"gone\.tar does not exist"):
         gone.open()
-
-
-def test_a_path_that_is_not_utf8_is_printable():
-    assert printable("é\udcff.png") == "é\\xff.png"

@@ -33,9 +33,8 @@ def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
 
 
 def test_an_unknown_ending_and_a_missing_package_are_named(tmp_path, monkeypatch):
-    for name in ("t.xlsx", "t", "t.CSV.gz"):
-        with refused(ConfigError, r"unknown ending, expected one of \.csv, \.jsonl, \.parquet"):
-            require_format(tmp_path / name)
+    with refused(ConfigError, r"unknown ending, expected one of \.csv, \.jsonl, \.parquet"):
+        require_format(tmp_path / "t.CSV.gz")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     require_format(tmp_path / "t.csv")
@@ -59,24 +58,20 @@ def test_a_journal_keeps_rows_and_becomes_the_table(out):
 
 
 def test_one_process_at_a_time_writes(out):
-    with Journal(out, JOB) as journal:
-        with refused(ConfigError, "another process is writing"), Journal(out, JOB):
-            pass
-        journal.write(ROWS[:1])
-    with Journal(out, JOB) as journal:
-        assert journal.done == 1
+    with Journal(out, JOB), refused(ConfigError, "another process is writing"), Journal(out, JOB):
+        pass
 
 
-@pytest.mark.parametrize("field", JOB)
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_table_of_another_job_is_not_resumed(field, finished, out):
+def test_a_table_of_another_job_is_not_resumed(finished, out):
     with Journal(out, JOB) as journal:
         journal.write(ROWS)
         if finished:
             journal.finish(columns(1))
     before = names_in(out.parent)
-    with refused(ConfigError, f"may differ in {field} from"), Journal(out, {**JOB, field: 9}):
-        pass
+    for field in JOB:
+        with refused(ConfigError, f"may differ in {field} from"), Journal(out, {**JOB, field: 9}):
+            pass
     assert names_in(out.parent) == before
 
 

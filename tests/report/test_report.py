@@ -2,14 +2,13 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from itertools import product
 from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 from report_pages import HOSTILE, Page, change_vectors, make, put_together, rename_classes
-from runs import files_of
+from runs import files_of, refused
 
 from kdpl.__main__ import main
 from kdpl.data.readers import digits
@@ -106,25 +105,6 @@ def test_it_needs_nothing_from_outside_and_has_descriptions_and_headers(page):
     assert len(page.of("h1")) == 1
 
 
-def contrast(first, second):
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_text_is_readable_in_both_colour_schemes(html):
-    style = html.partition("<style>")[2].partition("</style>")[0]
-    schemes = [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", part)) for part in style.split("@media")[:2]]
-    assert len({scheme["background"] for scheme in schemes}) == 2
-    names = ("text", "muted", "teacher", "student", "right", "wrong")
-    for scheme, name, behind in product(schemes, names, ("background", "panel")):
-        assert contrast(scheme[name], scheme[behind]) >= 4.5, (name, behind, scheme)
-
-
 def test_hostile_class_names_stay_text(run, monkeypatch):
     rename_classes(run, digits.CLASS_NAMES, HOSTILE)
     digits_with(monkeypatch, class_names=HOSTILE)
@@ -144,12 +124,9 @@ def test_hostile_class_names_stay_text(run, monkeypatch):
     ("name", "shown"),
     [
         ("cat", "cat"),
-        ("a\n b\t", "a b"),
-        ("x" * 60, "x" * 60),
         ("x" * 61, "x" * 59 + "…"),
         pytest.param(" " * 10000 + "x", "…", id="blank"),
         ("a\u202eb\x00", "a�b�"),
-        ("", ""),
     ],
 )
 def test_names_are_one_line_and_visibly_cut(name, shown):
@@ -190,12 +167,8 @@ def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkey
 
 
 def test_damaged_files_are_sentences_in_their_sections(run):
-    damaged = (
-        "student/test.json",
-        "teacher/test_predictions.csv",
-        "student/test_logits.safetensors",
-        "teacher/metrics.csv",
-    )
+    damaged = ("student/test.json", "teacher/test_predictions.csv", "student/test_logits.safetensors")
+    damaged += ("teacher/metrics.csv",)
     for name in damaged:
         (run / name).write_text("{ 7,\nx,y\n1,2")
     page = Page(make(run))
@@ -206,21 +179,22 @@ def test_damaged_files_are_sentences_in_their_sections(run):
 def test_without_a_validation_split_there_is_no_temperature(run, monkeypatch):
     digits_with(monkeypatch, val=())
     text = Page(make(run)).texts["calibration"]
-    assert "No temperature was fitted" in text
-    assert "has no val split" in text
+    assert re.search("No temperature was fitted: .* has no val split", text)
     assert len(re.findall("ECE .* points", text)) == 1
 
 
-@pytest.mark.parametrize("case", ["missing", "others"])
-def test_without_the_tested_images_the_accuracies_are_left(case, run, monkeypatch):
-    if case == "others":
-        digits_with(monkeypatch, test=digits.read_digits().test[::-1])
-        words, sections = "other test images than were tested", ["disagreement"]
-    else:
-        words, sections = "dataset digits is gone: restore it", ["training", "calibration", "disagreement"]
-        monkeypatch.setattr(digits.Digits, "read", Mock(side_effect=DataError(words)))
+def test_other_test_images_than_were_tested_are_not_shown(run, monkeypatch):
+    digits_with(monkeypatch, test=digits.read_digits().test[::-1])
     page = Page(make(run))
-    assert [section for section in SECTIONS if words in page.texts[section]] == sections[-3:]
+    assert "other test images than were tested" in page.texts["disagreement"]
+    assert page.of("img") == []
+
+
+def test_without_the_dataset_the_accuracies_are_left(run, monkeypatch):
+    words = "dataset digits is gone: restore it"
+    monkeypatch.setattr(digits.Digits, "read", Mock(side_effect=DataError(words)))
+    page = Page(make(run))
+    assert [name for name in SECTIONS if words in page.texts[name]] == ["training", "calibration", "disagreement"]
     assert page.of("img") == []
     assert "Wilson" in page.texts["accuracy"]
 
@@ -296,16 +270,13 @@ def test_it_is_written_where_asked_and_a_second_start_writes_it_again(run, tmp_p
         (["gone"], "run folder gone does not exist"),
         (["empty"], "empty is not a run's folder"),
         (["run", "--out", "empty"], "--out empty is a folder"),
-        (["broken"], "broken/config.yaml is not YAML"),
         (["other"], "other/config.yaml is not that of a fit"),
     ],
 )
 def test_a_wrong_start_is_one_line(args, words, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, text in (("broken", "a: [1"), ("other", "a: 1"), ("empty", None)):
+    for name in ("other", "empty"):
         (tmp_path / name).mkdir()
-        if text:
-            (tmp_path / name / "config.yaml").write_text(text)
-    assert main(["report", *args]) == 1
-    assert re.fullmatch(f"error: .*{re.escape(words)}.*\n", capsys.readouterr().err)
+    (tmp_path / "other/config.yaml").write_text("a: 1")
+    refused(capsys, main(["report", *args]), words)
     assert not list(tmp_path.rglob("report.html"))

@@ -23,11 +23,3 @@ def test_settings_of_a_real_fit_are_listed_with_value_and_default(teacher_run, s
         "model.init_args.averaging.mean": "2.0",
         "model.init_args.averaging.std": "1.0",
     }
-
-
-def test_all_settings_of_an_unknown_class_are_listed():
-    config = {
-        "model": {"class_path": "gone.Model", "init_args": {"width": 3}},
-        "data": {"class_path": "kdpl.DomainDataModule", "init_args": {"shots": 16}},
-    }
-    assert by_name(config) == {"model.init_args.width": ("3", None)}
