@@ -66,8 +66,6 @@ def test_sample_of_seed_1_by_hand():
 
 
 def test_too_few_images_name_class_found_expected_and_what_to_do():
-    with world.refused(
-        DataError, "class 'dog' has 1 training images where shots asks for 2: lower shots, or"
-    ):
+    with world.refused(DataError, "class 'dog' has 1 training images where shots asks for 2: lower shots, or"):
         require_shots(records("", [0, 0, 1, 0, 2]), ["cat", "dog"], 2)
     require_shots(records("", [0, 0, 1, 0, 1]), ["cat", "dog"], 2)

@@ -1,6 +1,7 @@
 """Artifacts crafted on purpose: each is refused in one sentence that names the file and its own remedy."""
 
 import json
+import re
 import struct
 from functools import partial
 
@@ -49,13 +50,10 @@ def fits(path, title):
 
 
 def refused(call, path, remedy):
-    with pytest.raises(KdplError) as error:
+    with world.refused(KdplError, re.escape(remedy)) as error:
         call()
-    assert world.one_sentence(error)
-    text = str(error.value)
-    assert str(path) in text
-    assert remedy in text
-    assert len(text) < 1000
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def paths_of(fields, prefix=""):
