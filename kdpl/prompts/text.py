@@ -79,7 +79,7 @@ class TextPrompts(Float32Module):
             self.deep.requires_grad_(False)
 
     def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode C arranged ``prompt_texts`` with the prompts as their context; features [C, embed_dim], not normalised.
+        """Encode C arranged ``prompt_texts`` with the prompts as context; features [C, embed_dim], not normalised.
 
         ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
         """

@@ -8,8 +8,6 @@ from torch.utils.data import DataLoader
 
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier
-from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 
 FILES = ["class_vectors.safetensors", "prompts.safetensors"]
@@ -113,18 +111,3 @@ def test_a_resumed_fit_hands_over_at_its_end_also_after_its_last_epoch(epochs, t
     trainer.fit(Teacher())
     fit(tmp_path, ckpt_path=tmp_path / "checkpoints" / "saved.ckpt")
     assert number_in(tmp_path) == 4
-
-
-def test_a_student_leaves_the_class_vectors_from_the_start_and_a_classifier_in_the_end(clip_of, tmp_path):
-    clip, student = clip_of("test-student"), Teacher()
-    student.shared_vectors = world.frozen_vectors()
-    encoder = StudentEncoder(clip.image_tower, 2, 2, 24)
-    student.classifier = lambda: Classifier(encoder, student.shared_vectors, 17.0, clip.identity)
-
-    def look(*_):
-        assert ClassVectors.load(tmp_path / FILES[0]).teacher == student.shared_vectors.teacher
-        assert files(tmp_path) == [FILES[0]]
-
-    fit(tmp_path, 2, At(look), module=student, handover=SaveClassifier)
-    assert files(tmp_path) == [FILES[0], "classifier"]
-    assert Classifier.load(tmp_path / "classifier").class_names == world.NAMES

@@ -15,7 +15,7 @@ from torch import nn
 import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip, register_model
 from kdpl.clip.families import require_image_tower, text_family
-from kdpl.clip.loading import build_image_tower, fingerprint, image_config
+from kdpl.clip.loading import build_image_tower, fingerprint
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
 
@@ -74,14 +74,6 @@ class TestRegistry:
             assert torch.equal(torch.random.get_rng_state(), before), "the caller's random stream is its own"
         assert found[0].identity == found[1].identity
         assert not same_weights(found[0])
-
-    def test_the_image_tower_alone_is_that_of_the_whole_clip(self, clip_of, images):
-        clip = clip_of(QUICK)
-        tower = build_image_tower(image_config(QUICK), clip.preprocessing)
-        tower.visual.load_state_dict(clip.image_tower.visual.state_dict())
-        assert torch.equal(tower(images), clip.image_tower(images))
-        assert set(image_config(QUICK)) == {"embed_dim", "vision_cfg", "quick_gelu"}
-        assert image_config("ViT-B-16")["embed_dim"] == 512
 
     def test_a_fingerprint_changes_with_each_weight_name_and_shape(self, clip_of):
         state = clip_of(NAME).image_tower.visual.state_dict()

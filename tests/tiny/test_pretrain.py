@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import open_clip
@@ -6,8 +7,8 @@ import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors import safe_open
 
-from kdpl.tiny import pretrain
-from kdpl.tiny.glyphs import CLASSES, render_bank
+from kdpl.tiny import glyphs, pretrain
+from kdpl.tiny.glyphs import CLASSES, FONTS, augment, render_bank
 from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
 from kdpl.tiny.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
 
@@ -24,11 +25,11 @@ def captions():
 @pytest.fixture(scope="module")
 def world(captions):
     """The glyphs, and the plain captions, with which models are pretrained here."""
-    glyphs, plain = render_bank(), CaptionBank(captions.tokens[:, :PLAIN], captions.shares[:PLAIN], captions.token_ids)
+    bank, plain = render_bank(), CaptionBank(captions.tokens[:, :PLAIN], captions.shares[:PLAIN], captions.token_ids)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "render_bank", lambda: glyphs)
+        patch.setattr(pretrain, "render_bank", lambda: bank)
         patch.setattr(pretrain, "caption_bank", lambda: plain)
-        yield glyphs, plain
+        yield bank, plain
 
 
 def test_captions_are_every_template_with_every_noun_and_half_of_those_drawn_are_plain(captions):
@@ -44,6 +45,33 @@ def test_captions_are_every_template_with_every_noun_and_half_of_those_drawn_are
     drawn = torch.cat([captions.sample(generator) for _ in range(200)])
     assert (drawn < PLAIN).float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert len(drawn.unique()) == captions.tokens.shape[1]
+
+
+def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font_with_a_margin(world):
+    bank = world[0]
+    assert len(CLASSES) == 36
+    expected = {index: len(FONTS) * len(each.characters) for index, each in enumerate(CLASSES)}
+    assert Counter(bank.classes.tolist()) == expected
+    assert bank.masks.shape[1:] == (64, 64)
+    assert (bank.masks.min(), bank.masks.max()) == (0, 1)
+    assert (bank.masks.flatten(1).sum(dim=1) > 20).all()
+    edge = torch.ones(64, 64, dtype=torch.bool)
+    edge[8:56, 8:56] = False
+    assert (bank.masks[:, edge] == 0).all()
+
+
+def test_a_character_that_a_font_lacks_is_left_out(monkeypatch):
+    monkeypatch.setattr(glyphs, "CLASSES", (glyphs.GlyphClass(("seven",), ("7", "٧")),))
+    assert len(render_bank(("DejaVuSans", "cmr10")).masks) == 3  # cmr10 has only the Latin seven
+
+
+def test_ink_contrasts_with_the_background_and_is_mostly_light_on_dark():
+    half = torch.zeros(400, 64, 64)
+    half[:, 20:44, 20:44] = 1
+    images = augment(half, torch.Generator().manual_seed(0)).mean(dim=1)
+    contrast = images[:, 14:18, 14:18].mean(dim=(1, 2)) - images[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(dim=1)
+    assert (contrast.abs() > 0.15).float().mean() > 0.97
+    assert 0.8 < (contrast > 0).float().mean() < 0.97
 
 
 def plain_loss(logits, classes):
@@ -75,11 +103,11 @@ def test_weights_depend_only_on_the_seed_and_the_global_generator_is_untouched(w
 
 
 def test_the_text_tower_is_frozen_during_its_locked_share(world):
-    glyphs, captions = world
+    bank, captions = world
     model = pretrain.build_model("tiny-student", len(captions.token_ids), seed=0)
     recipe = replace(SHORT, steps=4, locked_share=0.5)
     before = model.text_projection.detach().clone()
-    steps = pretrain.train_contrastively(model, captions, glyphs, recipe, torch.Generator().manual_seed(0))
+    steps = pretrain.train_contrastively(model, captions, bank, recipe, torch.Generator().manual_seed(0))
     assert [not torch.equal(before, model.text_projection) for _ in steps] == [False, False, True, True]
 
 
