@@ -41,7 +41,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(config.model) if registered_tags is None else registered_tags
-        return Weights(_read_tensors(_checked_file(config, quick_gelu, tags)), config.pretrained)
+        return Weights(_read_own(config, quick_gelu, tags), config.pretrained)
     _require_activation(config, bool(tag.get("quick_gelu", False)), quick_gelu)
     _require_resize(config, tag)
     try:
@@ -53,7 +53,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
             "there is a network and give the file's path as pretrained"
         ) from error
     means = {key: tuple(tag[key]) for key in ("mean", "std") if key in tag}
-    return Weights(_read_tensors(path), str(path), **means)
+    return Weights(_read_file(path)[0], str(path), **means)
 
 
 def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
@@ -104,14 +104,15 @@ def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
         warnings.warn(f"{who} was trained on images resized {interpolation}; kdpl resizes bicubic", stacklevel=2)
 
 
-def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Path:
+def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDict:
+    """Read the weights file that a config names."""
     path = Path(config.pretrained)
     if not path.is_file():
         raise WeightsError(
             f"{config.model} has no weights called {config.pretrained!r}, nor does such a file exist: use one of "
             f"{', '.join(tags)}, or the path of a weights file (.safetensors, .pt, .pth, .bin)"
         )
-    told = _activation_in(path)
+    state, told = _read_file(path)
     if told is None and config.quick_gelu is None:
         raise WeightsError(
             f"{path} does not say with which activation it was trained: set clip.quick_gelu to true "
@@ -120,28 +121,20 @@ def _checked_file(config: ClipConfig, model_quick: bool, tags: list[str]) -> Pat
     if told is not None and config.quick_gelu is not None and told != config.quick_gelu:
         raise ConfigError(f"clip.quick_gelu is {config.quick_gelu} but {path} says {told}: remove the setting")
     _require_activation(config, told if told is not None else bool(config.quick_gelu), model_quick)
-    return path
+    return state
 
 
-def _activation_in(path: Path) -> bool | None:
-    """Return True for weights that want QuickGELU; None if the file does not say."""
-    if path.suffix == ".safetensors":
-        try:
+def _read_file(path: Path) -> tuple[StateDict, bool | None]:
+    """Return a file's tensors, and True if it says that they were trained with QuickGELU; None if it does not say."""
+    said = None
+    try:
+        if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 said = (file.metadata() or {}).get("quick_gelu")
-        except Exception as error:
-            raise WeightsError(f"weights file {path} is damaged ({reason(error)}): fetch it again") from error
-        return None if said is None else said == "true"
-    # the only TorchScript archives that are read are OpenAI's
-    return True if is_torchscript(path) else None
-
-
-def _read_tensors(path: Path) -> StateDict:
-    try:
-        if path.suffix != ".safetensors" and is_torchscript(path):
-            return read_openai_archive(path)
+        elif is_torchscript(path):
+            return read_openai_archive(path), True
         state = read_state_dict(str(path), weights_only=True)
-        return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+        return {k: v for k, v in state.items() if isinstance(v, Tensor)}, None if said is None else said == "true"
     except ArtifactError as error:
         raise WeightsError(f"weights file {error}") from error
     except UnpicklingError as error:
