@@ -3,17 +3,7 @@ from itertools import count
 
 import pytest
 import world
-from runs import (
-    DATA,
-    SHORT,
-    STUDENT,
-    at_step,
-    error_line,
-    files_of,
-    fit_student,
-    image_folder,
-    rows_of,
-)
+from runs import at_step, error_line, files_of, fit_student, image_folder, rows_of
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
@@ -60,14 +50,6 @@ def test_class_vectors_and_a_classifier_that_do_not_fit_leave_those_before(disk,
             assert files_of(disk.folder) == before, "nothing unfinished"
 
 
-def test_a_report_that_does_not_fit_leaves_nothing(disk, student_run, capsys):
-    out = disk.folder / "report.html"
-    disk.fill(20_000)
-    assert main(["report", str(student_run), f"--out={out}"]) == 1
-    full(capsys, out)
-    assert [path.name for path in disk.folder.iterdir()] == ["ballast"]
-
-
 def test_metrics_that_do_not_fit_leave_complete_rows(disk):
     logger = MetricsCSV(str(disk.folder))
     logger.log_metrics({"train/loss": 0.5}, step=0)
@@ -98,20 +80,3 @@ def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(di
     assert not (disk.folder / f"{out.name}.partial").exists()
     assert predict(tmp_path / out.name) == 0
     assert out.read_bytes() == (tmp_path / out.name).read_bytes()
-
-
-def test_a_teacher_cache_that_does_not_fit_is_resumed(disk, teacher_run, tmp_path, capsys):
-    def fill(folder):
-        settings = [*DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher_run}", "--out=unused"]
-        return main(["cache", *settings, f"--data.init_args.teacher_cache={folder}", "--data.init_args.num_workers=0"])
-
-    cache = disk.folder / "cache"
-    disk.fill(leave=120_000)
-    assert fill(cache) == 1
-    full(capsys, cache / "shard-00000.npy")
-    assert not list(cache.glob("*.npy"))
-    disk.free()
-    assert fill(cache) == 0
-    assert fill(tmp_path / "cache") == 0
-    (made,) = (tmp_path / "cache").glob("*.npy")
-    assert (cache / made.name).read_bytes() == made.read_bytes()

@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -19,10 +19,6 @@ def network(images):
     return torch.stack([value / 100, value / 200], dim=1), torch.stack([value.long(), value.long() + 1], dim=1)
 
 
-def expected(item):
-    return TopK([item, item + 1], pytest.approx([item / 100, item / 200]))
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("items", [[], [5], list(range(23)), [3, -1, 5, -2, -3, -4, 7]])
@@ -33,7 +29,7 @@ def test_every_item_comes_once_in_order_with_its_own_classes_or_its_own_error(ba
         if item < 0:
             assert str(classes).startswith(f"{item} is negative")
         else:
-            assert classes == expected(item)
+            assert classes == TopK([item, item + 1], pytest.approx([item / 100, item / 200]))
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_bad_image():
@@ -59,17 +55,10 @@ def test_items_are_read_no_further_ahead_than_the_threads_need():
     assert len(read) <= (2 + 3) * 4
 
 
-@pytest.fixture
-def _three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_three_threads")
-def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch():
+def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch(request):
     together, threads = threading.Barrier(2, timeout=30), set()
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(3)
 
     def meeting(images):
         together.wait()  # breaks unless two batches are here at once
@@ -79,16 +68,3 @@ def test_batches_are_worked_on_at_the_same_time_each_in_one_thread_of_torch():
     assert len(list(classify_ahead(range(8), prepare, meeting, 2, 2))) == 8
     assert threads == {1}
     assert torch.get_num_threads() == 3
-    with ThreadPoolExecutor(1) as other:
-        assert other.submit(torch.get_num_threads).result() == 3
-
-
-def test_one_batch_alone_is_left_to_the_threads_of_torch():
-    seen = []
-
-    def spy(images):
-        seen.append(threading.current_thread())
-        return network(images)
-
-    list(classify_ahead(range(4), prepare, spy, 4, 2))
-    assert seen == [threading.current_thread()]

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -37,7 +36,7 @@ GresTypes=gpu
 KillWait=5
 # jobs are scheduled at once, and not once a minute
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus}
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2
 PartitionName=main Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
 """
 # devices that nothing opens: the job files ask for GPUs
@@ -52,10 +51,14 @@ def missing():
     return "" if os.geteuid() == 0 else "Slurm's daemons need root to start jobs"
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Cluster:
     """The daemons, all of whose state is in one folder; nothing of the system's Slurm is touched."""
-
-    cpus = 2
 
     def __init__(self):
         # munge needs a path that others may traverse, which pytest's folders are not
@@ -63,7 +66,7 @@ class Cluster:
         self.state.chmod(0o755)
         self._daemons = []
         self._hastened = set()
-        self.env = {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        self._env = {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf"), "OMP_NUM_THREADS": "1"}
         try:
             self._start()
         except BaseException:
@@ -71,103 +74,86 @@ class Cluster:
             raise
 
     def _start(self):
-        state, host = self.state, socket.gethostname().split(".")[0]
+        state = self.state
         for name in ("controller", "node"):
             (state / name).mkdir()
         key = state / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(64))
-        with socket.socket() as one, socket.socket() as other:
-            ports = []
-            for each in (one, other):
-                each.bind(("127.0.0.1", 0))
-                ports.append(each.getsockname()[1])
-        conf = _CONF.format(host=host, state=state, controller_port=ports[0], node_port=ports[1], cpus=self.cpus)
+        ports = {"controller_port": _free_port(), "node_port": _free_port()}
+        conf = _CONF.format(host=socket.gethostname().split(".")[0], state=state, **ports)
         (state / "slurm.conf").write_text(conf)
         (state / "gres.conf").write_text(_GRES)
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={state}/munge.{ending}" for option, ending in files.items()]
         self._daemon("munged", "--foreground", f"--key-file={key}", *options)
-        self._wait((state / "munge.socket").exists, "munged does not answer", 20)
+        self._wait((state / "munge.socket").exists)
         self._daemon("slurmctld", "-D", "-c")
         self._daemon("slurmd", "-D", "-c")
-        self._wait(lambda: "idle" in self._ask("sinfo", "-h", "-o", "%T", check=False), "the node does not come up", 60)
+        self._wait(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False).stdout)
 
     def _daemon(self, name, *args):
         log = (self.state / f"{name}.out").open("w")
         command = ["setpriv", "--pdeathsig", "KILL", name, *args]
-        options = {"stdout": log, "stderr": log, "env": self.env, "start_new_session": True, "cwd": self.state}
+        options = {"stdout": log, "stderr": log, "env": self._env, "start_new_session": True, "cwd": self.state}
         self._daemons.append(subprocess.Popen(command, **options))
 
-    def _ask(self, *command, check=True):
-        done = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=60, check=False)
-        assert not check or done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
-
-    def _wait(self, condition, what, seconds):
+    def _wait(self, condition, seconds=60):
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"{what}\n{self.logs()}"
-            time.sleep(0.3)
+            if time.monotonic() > end:
+                logs = (f"{file.name}: {file.read_text()[-1500:]}" for file in self.state.glob("*.out"))
+                raise AssertionError("\n".join(logs))
+            time.sleep(0.5)
 
-    def logs(self):
-        """The last messages of the daemons."""
-        files = [*self.state.glob("*.out"), self.state / "munge.log"]
-        return "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in files if file.is_file())
-
-    def submit(self, script, *args, options=(), cwd, env=None):
-        """Submit a job; returns its number."""
-        done = self.run("sbatch", "--parsable", *options, str(script), *map(str, args), cwd=cwd, env=env)
-        return done.stdout.strip().split(";")[0]
-
-    def run(self, *command, cwd, check=True, env=None):
-        """Run a command of Slurm to its end."""
-        environment = {**self.env, **(env or {})}
+    def run(self, *command, cwd=None, check=True, **variables):
+        """Run a command to its end, with these variables in its environment."""
+        environment = {**self._env, **variables}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done
+
+    def submit(self, script, *args, options, cwd, **variables):
+        """Submit a job; returns its number."""
+        command = ("sbatch", "--parsable", *options, str(script), *map(str, args))
+        return self.run(*command, cwd=cwd, **variables).stdout.strip().split(";")[0]
 
     def signal(self, job, *options):
         """Send the notice to a job, as Slurm does before its time limit."""
         # scancel retries for long if the job is requeued at once
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(["scancel", "--signal=USR1", *options, job], env=self.env, timeout=3, check=False)
-
-    def fields(self, job):
-        """The fields of a job, or of each element of an array."""
-        text = self._ask("scontrol", "show", "job", job, "-o")
-        return [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
+            subprocess.run(["scancel", "--signal=USR1", *options, job], env=self._env, timeout=3, check=False)
 
     def hasten(self, job):
-        """Start a requeued job in seconds, and not after two minutes as Slurm would; returns its fields."""
-        known = self.fields(job)
+        """Start a requeued job in seconds, not after two minutes as Slurm would.
+
+        Returns the fields of the job, or of each element of an array.
+        """
+        text = self.run("scontrol", "show", "job", job, "-o").stdout
+        known = [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
         for each in known:
             life = (each["JobId"], each.get("Restarts"))
             # once for each restart, or it would be delayed again and again; not at once, as the job is still ending
             if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime" and life not in self._hastened:
                 self._hastened.add(life)
-                self._ask("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False)
+                self.run("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False)
         return known
 
-    def finish(self, job, seconds=1500):
+    def finish(self, job):
         """Wait for a job's end, through requeues; returns its fields, or those of each element of an array."""
-        end = time.monotonic() + seconds
-        while True:
-            known = self.hasten(job)
-            if all(each["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for each in known):
-                return known
-            assert time.monotonic() < end, f"job {job}: {known}\n{self.logs()}"
-            time.sleep(0.5)
+        running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+        self._wait(lambda: all(each["JobState"] not in running for each in self.hasten(job)), seconds=1500)
+        return self.hasten(job)
 
     def queued(self):
         """The jobs that are pending or running."""
-        return self._ask("squeue", "-h", "-o", "%i").split()
+        return self.run("squeue", "-h", "-o", "%i", check=False).stdout.split()
 
     def clear(self):
         """End all jobs."""
-        self._ask("scancel", "--user=root", check=False)
+        self.run("scancel", "--user=root", check=False)
         with contextlib.suppress(AssertionError):
-            self._wait(lambda: not self._ask("squeue", "-h", check=False), "jobs stay", 20)
+            self._wait(lambda: not self.queued())
 
     def stop(self):
         """End all jobs and daemons, and remove the state."""
@@ -176,15 +162,4 @@ class Cluster:
         for daemon in reversed(self._daemons):
             daemon.kill()
             daemon.wait()
-        for pid in self._left():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.state, ignore_errors=True)
-
-    def _left(self):
-        """The processes of jobs that outlived the daemons, known by this cluster's configuration."""
-        mark = f"SLURM_CONF={self.state}/slurm.conf".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
-                    yield int(folder.name)

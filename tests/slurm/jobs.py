@@ -35,13 +35,13 @@ def _no_job_stays(slurm):
 
 
 def submit(slurm, script, *args, options, log, **more):
-    env = {"PYTHON": sys.executable, "WANDB_MODE": "offline", **more}
-    return slurm.submit(ROOT / "slurm" / script, *args, options=[*options, f"--output={log}"], cwd=ROOT, env=env)
+    variables = {"PYTHON": sys.executable, "WANDB_MODE": "offline", **more}
+    return slurm.submit(ROOT / "slurm" / script, *args, options=[*options, f"--output={log}"], cwd=ROOT, **variables)
 
 
 def kdpl(slurm, *args):
     """Run a command outside of any job."""
-    slurm.run(sys.executable, "-m", "kdpl", *map(str, args), cwd=ROOT, env={"WANDB_MODE": "offline"})
+    slurm.run(sys.executable, "-m", "kdpl", *map(str, args), cwd=ROOT, WANDB_MODE="offline")
 
 
 def require_same(slurm, tmp_path, out, *args):
@@ -141,11 +141,11 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
     fit = [*DATA, *TEACHER, "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3000", f"--out={out}"]
     job = submit(slurm, "fit.sbatch", *fit, options=ONE, log=log)
     wait_for((out / "checkpoints/last.ckpt").exists)
-    slurm.run("scancel", "--signal=KILL", job, cwd=ROOT)
+    slurm.run("scancel", "--signal=KILL", job)
     slurm.finish(job)
     job = submit(slurm, "fit.sbatch", *fit, options=[*ONE, "--no-requeue"], log=log)
     wait_for(lambda: "resuming from" in log.read_text())
-    slurm.run("scontrol", "update", f"JobId={job}", "Requeue=0", cwd=ROOT)
+    slurm.run("scontrol", "update", f"JobId={job}", "Requeue=0")
     slurm.signal(job)
     (done,) = slurm.finish(job)
     text = log.read_text()
@@ -155,20 +155,16 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
 
 
 @pytest.mark.parametrize(
-    ("command", "more", "words"),
+    ("command", "devices", "words"),
     [
-        (["srun", "--ntasks=2", "--ntasks-per-node=2"], [], "devices=1"),
-        (["srun", "--ntasks=2"], ["--trainer.devices=2"], "give --ntasks-per-node instead of --ntasks"),
-        (
-            ["salloc", "-J", "mine", "--ntasks-per-node=2", "--nodes=1"],
-            ["--trainer.devices=2"],
-            "put srun before the command",
-        ),
+        ("srun --ntasks=2 --ntasks-per-node=2", 1, "devices=1"),
+        ("srun --ntasks=2", 2, "give --ntasks-per-node instead of --ntasks"),
+        ("salloc -J mine --ntasks-per-node=2 --nodes=1", 2, "put srun before the command"),
     ],
 )
-def test_a_job_that_would_hang_is_refused(command, more, words, slurm, tmp_path):
-    fit = [sys.executable, "-m", "kdpl", "fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]
-    done = slurm.run(*command, *fit, *more, cwd=ROOT, check=False)
+def test_a_job_that_would_hang_is_refused(command, devices, words, slurm, tmp_path):
+    fit = [*DATA, *TEACHER, *SHORT, f"--trainer.devices={devices}", f"--out={tmp_path / 'out'}"]
+    done = slurm.run(*command.split(), sys.executable, "-m", "kdpl", "fit", *fit, cwd=ROOT, check=False)
     assert done.returncode != 0
     assert any(line.startswith("error: ") and words in line for line in done.stderr.splitlines()), done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))

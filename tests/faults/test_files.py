@@ -1,5 +1,8 @@
+import os
+import subprocess
+
 import pytest
-from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder
+from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder, start_process
 
 from kdpl.__main__ import main
 
@@ -62,3 +65,32 @@ def test_paths_with_spaces_umlauts_and_great_length_are_paths(tmp_path):
     root = image_folder(folder / "Bilder neu", classes=("Bär", "Hund, groß"))
     assert fit(root, folder / "ein Lauf", "--data.init_args.num_workers=1") == 0
     assert (folder / "ein Lauf" / "class_vectors.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_locale_without_umlauts_another_date_and_a_name_that_is_not_utf8_change_no_result(
+    tmp_path, classifier, capsys
+):
+    def output(args):
+        # where it is tomorrow already
+        process = start_process(args, stdout=subprocess.PIPE, LC_ALL="C", TZ="Pacific/Kiritimati")
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return out
+
+    root = image_folder(tmp_path / "Größen", classes=("Bär", "Großer Hund"))
+    image = root / "test" / "Bär" / os.fsdecode(b"caf\xe9.png")
+    (root / "test" / "Bär" / "3.png").rename(image)
+    (root / "train" / "Bär" / "3.png").rename(root / "train" / "Bär" / image.name)
+    output(folder_fit(root, tmp_path / "Läufe"))
+    assert main(folder_fit(root, tmp_path / "runs")) == 0
+    for file in ("class_vectors.safetensors", "prompts.safetensors", "checked_images.json"):
+        assert (tmp_path / "Läufe" / file).read_bytes() == (tmp_path / "runs" / file).read_bytes(), file
+    assert main(["test", f"--config={tmp_path}/runs/config.yaml"]) == 0
+    assert os.fsencode(image) in (tmp_path / "runs" / "test_predictions.csv").read_bytes()
+    capsys.readouterr()
+    predict = ["predict", str(classifier), str(root / "test")]
+    assert main(predict) == 0
+    expected = capsys.readouterr().out
+    assert output(predict) == expected
+    assert f"{root}/test/Bär/caf\\xe9.png," in expected
