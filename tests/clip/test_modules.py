@@ -63,11 +63,3 @@ def test_logits_are_scaled_cosines():
     assert relative_error(logits, 100 * FEATURES.double() @ VECTORS.double().T) < 1e-6
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(cosine_logits(FEATURES, VECTORS, 100.0), logits)
-
-
-def test_class_vectors_are_a_buffer_of_the_heads_own():
-    head = CosineHead(VECTORS)
-    assert set(head.state_dict()) == {"class_vectors"}
-    assert not list(head.parameters())
-    head.class_vectors.zero_()
-    assert VECTORS.any()

@@ -1,7 +1,5 @@
 """The ways of prompting behind their interface: what they train, encode and save."""
 
-import copy
-
 import pytest
 import torch
 import world
@@ -152,18 +150,12 @@ class TestCoupled:
             assert relative_error(mapped.weight.grad, weights[layer].grad) < 1e-5
             assert relative_error(mapped.bias.grad, biases[layer].grad) < 1e-5
 
-    def test_the_text_prompts_are_followed_and_a_copy_follows_its_own(self, clip_of):
+    def test_visual_prompts_stay_in_float32_under_half_precision(self, clip_of):
         method = coupled(clip_of("test-teacher"))
-        other, before = copy.deepcopy(method), method.tokens.detach().clone()
-        with torch.no_grad():
-            method.text_prompts.context += 1
-        assert not torch.equal(method.tokens[0], before[0])
-        assert torch.equal(method.tokens[1:], before[1:])
-        assert torch.equal(other.tokens, before)
-        assert [m.weight.shape for m in method.maps] == [(48, 40)] * 3
-        other.to(torch.bfloat16)
+        before = method.tokens
+        method.to(torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(other.tokens, before), "float32 under half precision too"
+            assert torch.equal(method.tokens, before)
 
 
 def test_a_way_of_prompting_outside_the_package_comes_back_from_its_file(clip_of, tmp_path, images):

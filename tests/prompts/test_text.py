@@ -117,9 +117,7 @@ def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
 @pytest.mark.parametrize(
     ("length", "depth", "words", "match"),
     [
-        (0, 1, None, "length 0 and depth 1 do not fit.*1 to 4"),
-        (4, 0, None, "length 4 and depth 0 do not fit"),
-        (4, 5, None, "length 4 and depth 5 do not fit"),
+        (4, 5, None, "text prompts of length 4 and depth 5 do not fit.*1 to 4"),
         (4, 2, "a photo of", "'a photo of' has 3 tokens, fewer than .* length 4: give more"),
         (4, 2, "", "'' has 0 tokens, fewer than"),
     ],

@@ -26,26 +26,6 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
         assert relative_error(prompts.tokens.grad[layer], tokens.grad[layer]) < 1e-5
 
 
-def test_only_the_last_tokens_are_replaced_and_prompts_enter_deep_layers_raw(clip_of, images, monkeypatch):
-    tower = clip_of("test-teacher").image_tower
-    prompts = world.disturbed(VisionPrompts(4, 2, tower), 5)
-    entered, left, run_block = [], [], tower.run_block
-
-    def watched(layer, tokens):
-        entered.append(tokens)
-        left.append(run_block(layer, tokens))
-        return left[-1]
-
-    monkeypatch.setattr(tower, "run_block", watched)
-    prompts(tower, images)
-    patches = (32 // 8) ** 2
-    assert [x.shape for x in entered] == [(3, 1 + patches + 4, 48)] * 3
-    assert torch.equal(entered[0][:, -4:], tower.visual.ln_pre(prompts.tokens[0]).expand(3, -1, -1))
-    assert torch.equal(entered[1][:, -4:], prompts.tokens[1].expand(3, -1, -1))
-    assert torch.equal(entered[1][:, :-4], left[0][:, :-4])
-    assert torch.equal(entered[2], left[1]), "from layer J on the tokens flow"
-
-
 def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(clip_of, plain_of):
     tower, plain = clip_of("test-teacher").image_tower, plain_of("test-teacher")
     # more images than are taken at once, so that the last batch is smaller
