@@ -74,24 +74,26 @@ FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
 
 def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
     """Return the texts of the head and of each line, and the notes below the table."""
-    lines = [[""] * (2 if table.grouped else 1) + [escape(title) for title in table.columns]]
-    for line in table.lines():
+    cells = table.cells
+    grouped, with_published = cells["group"].any(), cells["published"].notna().any()
+    lines = [[""] * (2 if grouped else 1) + [escape(title) for title in table.columns]]
+    for start in range(0, len(cells), len(table.columns)):
+        line = cells.iloc[start : start + len(table.columns)]
         first = line.iloc[0]
         plain = first["title"].strip("*")
         title = bold.format(escape(plain)) if first["title"] == f"**{plain}**" else escape(first["title"])
         marks = ("†" if first["transductive"] else "") + ("‡" if first["selected_on_test"] else "")
-        group = [escape(first["group"])] if table.grouped else []
+        group = [escape(first["group"])] if grouped else []
         # what is published has two decimals
-        digits = 2 if table.with_published else 1
-        cells = [escape(_cell(cell, digits)) for cell in line.itertuples()]
-        lines.append([*group, f"{title} {escape(marks)}".strip(), *cells])
+        texts = [escape(_cell(cell, 2 if with_published else 1)) for cell in line.itertuples()]
+        lines.append([*group, f"{title} {escape(marks)}".strip(), *texts])
     notes = {
         "† transductive: unlabelled images of the novel classes were seen in distillation": "transductive",
         "‡ the epoch was chosen by the accuracy on the base classes' test images": "selected_on_test",
     }
-    shown = [escape(note) for note, flag in notes.items() if table.cells[flag].any()]
+    shown = [escape(note) for note, flag in notes.items() if cells[flag].any()]
     brackets = escape("in brackets the published figure, and how far the mean is above it")
-    return lines, [*shown, *([brackets] if table.with_published else [])]
+    return lines, [*shown, *([brackets] if with_published else [])]
 
 
 def _cell(cell: Any, digits: int) -> str:

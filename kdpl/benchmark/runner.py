@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -27,13 +26,6 @@ the signal that ended it."""
 _WAIT_SECONDS = 0.5
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 _NO_BAR = "--trainer.enable_progress_bar=false"
-
-
-class Failure(NamedTuple):
-    """A task that was not done, and what went wrong, in one sentence."""
-
-    task: Task
-    fault: str
 
 
 def in_subprocess(args: Sequence[str], log: Path) -> int:
@@ -58,7 +50,7 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
 
 def run_tasks(
     campaign: Campaign, tasks: Sequence[Task], out: Path, say: Callable[[str], None], command: Command = in_subprocess
-) -> list[Failure]:
+) -> list[tuple[Task, str]]:
     """Run tasks until all are done or cannot be.
 
     They are run in their order, as their needs are met. A task that another process works on is left to it; one that
@@ -66,13 +58,13 @@ def run_tasks(
     and at the end of each task.
 
     Returns:
-        The tasks that failed, and those that could not be started for it.
+        The tasks that failed, and those that could not be started for it, with what went wrong, in one sentence.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the interrupted task is resumed at the next start.
         Requeued: Slurm will start the same command again.
     """
-    failures: dict[str, Failure] = {}
+    failures: dict[str, str] = {}
     known = {task.name for task in tasks}
     tests = [task for task in tasks if task.kind == "test"]
     waits = False
@@ -83,7 +75,7 @@ def run_tasks(
         busy = 0
         for task in missing:
             if fault := _out_of_reach(task, failures, known, out):
-                failures[task.name] = Failure(task, fault)
+                failures[task.name] = fault
             elif not waiting.intersection(task.needs):
                 try:
                     with _locked(out, task):
@@ -96,7 +88,7 @@ def run_tasks(
                     busy += 1
                     continue
                 if fault is not None:
-                    failures[task.name] = Failure(task, fault)
+                    failures[task.name] = fault
                 outcome = f"failed ({fault})" if fault is not None else _accuracies(task)
                 minutes, seconds = divmod(round(time.monotonic() - start), 60)
                 done = f"{sum(test.done() for test in tests)}/{len(tests)}"
@@ -109,7 +101,7 @@ def run_tasks(
                     say(f"waiting for other processes, which work on the last {busy} tasks")
                 waits = True
                 time.sleep(_WAIT_SECONDS)
-    return list(failures.values())
+    return [(task, failures[task.name]) for task in tasks if task.name in failures]
 
 
 def _accuracies(task: Task) -> str:
@@ -136,7 +128,7 @@ def _locked(out: Path, task: Task) -> Iterator[None]:
         yield
 
 
-def _out_of_reach(task: Task, failures: Mapping[str, Failure], known: set[str], out: Path) -> str | None:
+def _out_of_reach(task: Task, failures: Mapping[str, str], known: set[str], out: Path) -> str | None:
     for need in task.needs:
         if need in failures:
             return f"it needs {need}, which failed"

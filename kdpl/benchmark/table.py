@@ -8,7 +8,7 @@ to 86.96 and 80.73, whose harmonic mean is the published 83.73; the mean of its 
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,21 +52,6 @@ class Table:
     title: str
     columns: tuple[str, ...]
     cells: pd.DataFrame
-
-    @property
-    def grouped(self) -> bool:
-        """True if several datasets stand below each other."""
-        return bool(self.cells["group"].any())
-
-    @property
-    def with_published(self) -> bool:
-        """True if published figures stand beside the campaign's own."""
-        return bool(self.cells["published"].notna().any())
-
-    def lines(self) -> Iterator[pd.DataFrame]:
-        """Yield the cells of each line."""
-        for start in range(0, len(self.cells), len(self.columns)):
-            yield self.cells.iloc[start : start + len(self.columns)]
 
 
 class _Column(NamedTuple):

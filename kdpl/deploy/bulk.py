@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.data.parallel import cores
+from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.deploy.tables import Journal, Row, columns, write_csv
@@ -85,12 +83,10 @@ class BulkPrediction:
         predictions = self.classifier.predictions(items, Item.open, self.top_k, self.batch_size, self.workers)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
-        console, start = Console(stderr=True), time.perf_counter()
+        start = time.perf_counter()
         count = unreadable = 0
-        shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = not (show_bar and console.is_terminal)
-        with Progress("classifying", *shown, console=console, transient=True, disable=hidden) as bar:
-            for item, predicted in bar.track(predictions, total):
+        with progress_bar(show_bar) as bar:
+            for item, predicted in bar.track(predictions, total, description="classifying"):
                 count += 1
                 row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
                 if isinstance(predicted, DataError):

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -113,15 +113,10 @@ class Journal:
         """Add rows, which a kill from here on does not lose."""
         append(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def rows(self) -> Iterator[Row]:
-        """Read all rows in order."""
-        with self.path.open(encoding="utf-8", newline="\n") as lines:
-            yield from map(json.loads, lines)
-
     def finish(self, names: Sequence[str]) -> None:
         """Write the table with the given columns; leaving the journal then removes it."""
-        with atomic_path(self.out) as temporary:
-            write_table(temporary, self.rows(), names)
+        with self.path.open(encoding="utf-8", newline="\n") as lines, atomic_path(self.out) as temporary:
+            write_table(temporary, map(json.loads, lines), names)
         self.finished = True
 
     def _require_same_job(self) -> None:

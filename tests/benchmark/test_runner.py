@@ -91,7 +91,7 @@ def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
     assert commands.ran == [*CHAIN_1, "seed_2/teacher/fit"] * 2
     assert len(failures) == 8
     run_2 = DTD_1.replace("seed_1", "seed_2")
-    assert {failure.task.name: failure.fault for failure in failures if failure.task.run.dataset == "dtd"} == {
+    assert {task.name: fault for task, fault in failures if task.run.dataset == "dtd"} == {
         f"{run_2}/teacher/fit": "it broke",
         f"{run_2}/teacher/test": f"it needs {run_2}/teacher/fit, which failed",
         f"{run_2}/student/fit": f"it needs {run_2}/teacher/fit, which failed",
@@ -108,7 +108,7 @@ def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
 )
 def test_a_command_that_leaves_no_result_has_failed(code, said, tmp_path):
     failures = run(tmp_path, lambda *_: code)
-    assert failures[0].fault.startswith(said.format(tmp_path / DTD_1))
+    assert failures[0][1].startswith(said.format(tmp_path / DTD_1))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_task_by_itself_needs_others_to_be_done(tmp_path):
     commands = Commands()
     failures = run(tmp_path, commands, tasks=tasks)
     assert commands.ran == []
-    assert failures[0].fault == f"it needs {DTD_1}/teacher/fit, which is not done: run that first"
+    assert failures[0][1] == f"it needs {DTD_1}/teacher/fit, which is not done: run that first"
     assert len(failures) == 2
     (tmp_path / DTD_1 / "teacher").mkdir(parents=True)
     (tmp_path / DTD_1 / "teacher/class_vectors.safetensors").touch()

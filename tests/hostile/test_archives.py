@@ -158,6 +158,6 @@ def test_data_with_a_class_name_that_cannot_be_shown_is_refused_before_training(
 
 
 def test_paths_and_errors_do_not_act_on_a_terminal():
-    assert printable("a\x1b[2J\n.png") == "a\\x1b[2J\\n.png"
+    assert printable("a\x1b[2J\n\udcff.png") == "a\\x1b[2J\\n\\xff.png"
     assert str(DataError("a\x1b[2J \u202e")) == "a\\x1b[2J \\u202e"
     assert visible("né 日本") == "né 日本"
