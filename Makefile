@@ -53,7 +53,7 @@ fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 set
 slurm: $(WITH_DEV) ## test jobs in a local Slurm; needs root, slurm-wlm and munge
 	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
 
-screenshots: quickstart $(WITH_DEV) ## retake the screenshots of report and demo in docs/images, with chromium
+screenshots: quickstart $(WITH_DEV) ## make the pictures in docs/images again, with chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
 
 lint: $(WITH_DEV) ## check code style and formatting

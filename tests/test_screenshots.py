@@ -1,12 +1,15 @@
-"""The pictures of pages in docs/images, of the quickstart's run: ``make screenshots`` makes them again."""
+"""The pictures in docs/images, of the quickstart's run: ``make screenshots`` makes them again."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
 
-from kdpl.data.readers.digits import read_digits
+from kdpl.callbacks.pictures import choose_for_sheet, draw_sheet
+from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.runtime.predictions import read_predictions
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -29,6 +32,15 @@ def take(tab, name, scheme, height):
     corner = pixels.getpixel((2, 2))
     assert max(corner) < 60 if scheme == "dark" else min(corner) > 240
     assert len(pixels.getcolors(maxcolors=1200 * height)) > 100
+
+
+def test_the_figures():
+    for name in ("confusion", "learning_curves", "test_images"):
+        shutil.copy(Path(RUN) / f"student/figures/{name}.png", IMAGES)
+    pairs = list(zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True))
+    chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
+    images = [open_digit(student.source) for _, student in chosen]
+    draw_sheet(images, chosen, "half of these are mistakes", IMAGES / "examples.png")
 
 
 def test_the_report(tmp_path):
