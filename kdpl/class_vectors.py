@@ -26,19 +26,12 @@ _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class VectorSettings(TeacherSettings):
-    """The metadata of class vectors.
+    """The metadata of class vectors."""
 
-    Attributes:
-        class_names: The C names, by label.
-        num_base: Number of base classes, which come first; None where there is no such split.
-        teacher: Fingerprint of the tuned teacher.
-        class_texts: What the text tower read for each class; None where that was its name.
-    """
-
-    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]
-    num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
-    teacher: Text
-    class_texts: tuple[Text, ...] | None = None
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
+    num_base: Annotated[int, Field(ge=0, lt=2**31)] | None  # classes that come first; None without such a split
+    teacher: Text  # fingerprint
+    class_texts: tuple[Text, ...] | None = None  # what the text tower read; None where that was the names
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})

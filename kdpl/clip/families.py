@@ -35,10 +35,8 @@ class ImageFamily:
 class TextFamily:
     """A kind of text tower that a teacher can be tuned with.
 
-    Attributes:
-        misfit: Why a model config, or the model if it is built already, is not of this kind; None if it is.
-        tower: Wraps the text half of the model.
-        tokenizer: The model's tokenizer, texts to token ids [N, context_length].
+    ``misfit`` returns why a model config, or the model if it is built already, is not of this kind; ``tower`` wraps the
+    text half of a model; ``tokenizer`` returns its tokenizer, texts to token ids [N, context_length].
     """
 
     misfit: Callable[[ModelConfig, Any], str | None]

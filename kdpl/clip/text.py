@@ -26,17 +26,11 @@ _KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ArrangedTexts:
-    """Token ids of N texts, split into a shared prefix and the rest of each text.
+    """Token ids of N texts, split into a shared prefix and the rest of each text, by the length L of the rest."""
 
-    Attributes:
-        prefix: Ids that all texts begin with, int64 [P], at most up to the first end of text.
-        places: For each length of the rest, the indices of its texts, int64 [N_l].
-        rests: For each length L of the rest, its ids up to the end of text, int64 [N_l, L].
-    """
-
-    prefix: Tensor
-    places: tuple[Tensor, ...]
-    rests: tuple[Tensor, ...]
+    prefix: Tensor  # ids that all texts begin with, int64 [P], at most up to the first end of text
+    places: tuple[Tensor, ...]  # indices of the texts with each length, int64 [N_l]
+    rests: tuple[Tensor, ...]  # their ids up to the end of text, int64 [N_l, L]
 
     @classmethod
     def of(cls, ids: Tensor) -> "ArrangedTexts":

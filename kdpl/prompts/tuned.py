@@ -29,33 +29,19 @@ def _modest(size: PromptConfig) -> PromptConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherSettings:
-    """What prompts and class vectors say of their teacher.
-
-    Attributes:
-        clip: The CLIP that it was tuned on.
-        logit_scale: Its factor on cosine similarities, exponentiated.
-        context: The words before a class name that the text prompts were started from; None if from noise.
-        preprocessing: The images that it expects.
-    """
+    """What prompts and class vectors say of their teacher and of the CLIP that it was tuned on."""
 
     clip: ClipIdentity
     logit_scale: LogitScale
-    context: Text | None
+    context: Text | None  # words before a class name that the text prompts were started from; None if from noise
     preprocessing: Preprocessing
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings(TeacherSettings):
-    """The metadata of tuned prompts.
+    """The metadata of tuned prompts."""
 
-    Attributes:
-        method: Name or class path of the prompt method.
-        vision: Size of the visual prompts.
-        text: Size of the text prompts.
-        text_fingerprint: Digest of the CLIP's text tower.
-    """
-
-    method: Text
+    method: Text  # name or class path
     vision: Annotated[PromptConfig, AfterValidator(_modest)]
     text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text

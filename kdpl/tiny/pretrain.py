@@ -55,17 +55,11 @@ PLAIN_TEMPLATES = (
 
 
 class CaptionBank(NamedTuple):
-    """The captions of all classes, in a vocabulary of the tokens that occur in them.
+    """The captions of all classes, in a vocabulary of the tokens that occur in them."""
 
-    Attributes:
-        tokens: Indices into ``token_ids``, int64 [C, N, 32].
-        shares: Probability of each of the N captions of a class, float32 [N].
-        token_ids: Ids in CLIP's vocabulary, ascending, int64 [T]; a CLIP text tower expects end-of-text last.
-    """
-
-    tokens: Tensor
-    shares: Tensor
-    token_ids: Tensor
+    tokens: Tensor  # indices into token_ids, int64 [C, N, 32]
+    shares: Tensor  # probability of each of the N captions of a class, float32 [N]
+    token_ids: Tensor  # ids in CLIP's vocabulary, int64 [T]; ascending, as a text tower expects end-of-text last
 
     def sample(self, generator: Generator) -> Tensor:
         """Draw the index of one caption for each class, int64 [C]."""
