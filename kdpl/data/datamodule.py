@@ -190,8 +190,7 @@ class DomainDataModule(LightningDataModule):
         names = self.tuning_class_names
         records = with_labels(self._sample[0], range(len(names)))
         if self.shots is not None and not self.allow_fewer_shots:
-            note = ", others having been held out for the test," if self.splits.held_out else ""
-            require_shots(records, names, self.shots, note)
+            require_shots(records, names, self.shots)
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some")
         return records

@@ -108,7 +108,7 @@ class Reading:
 
 
 def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
-    """Leave images out of a dataset; DataError if a class, or the unlabelled images, have none left to train on."""
+    """Leave images out of a dataset; DataError if a class has none left to train on."""
     gone = frozenset(sources)
     if not gone:
         return splits
@@ -120,8 +120,6 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
         said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used"
         raise DataError(f"{said}: add some, or remove the class")
     unlabeled = splits.unlabeled and tuple(source for source in splits.unlabeled if source not in gone)
-    if splits.unlabeled and not unlabeled:
-        raise DataError(f"none of the unlabelled images of {splits.origin} can be used: check unlabeled")
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
 
 

@@ -3,15 +3,17 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import unlisted
 from kdpl.errors import DataError
+
+Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 _PURPOSES = {"augmentation": 0, "order": 1, "share": 2}
 
@@ -72,21 +74,24 @@ def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
     return tuple(sorted(order[: max(1, round(share * num_images))].tolist()))
 
 
-def held_out_of(count: int, share: float) -> tuple[int, ...]:
-    """Draw the images of a class of ``count`` that become test images, and return their positions, rising.
+def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str]:
+    """Draw the images of each class that become test images, from sources and labels.
 
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least one stays.
     """
-    number = min(count - 1, max(1, round(share * count)))
-    # a seed of its own: all runs are measured on the same images
-    return tuple(sorted(random.Random(0).sample(range(count), number)))  # noqa: S311
+    chosen: set[str] = set()
+    for items in _by_label(images):
+        number = min(len(items) - 1, max(1, round(share * len(items))))
+        # a seed of its own: all runs are measured on the same images
+        chosen.update(source for source, _ in random.Random(0).sample(items, number))  # noqa: S311
+    return chosen
 
 
 def hold_out(splits: Splits, share: float) -> Splits:
     """Set a share of each class's training images aside as test images if a dataset has none; see ``held_out_of``."""
     if splits.test or not splits.train:
         return splits
-    chosen = {items[i].source for items in _by_label(splits.train) for i in held_out_of(len(items), share)}
+    chosen = held_out_of(splits.train, share)
     return replace(
         splits,
         train=tuple(record for record in splits.train if record.source not in chosen),
@@ -104,12 +109,12 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
     return replace(splits, unlabeled=unlabeled), len(splits.unlabeled) - len(unlabeled)
 
 
-def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int, note: str = "") -> None:
-    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError with a ``note`` on them."""
+def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
+    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError."""
     found = Counter(record.label for record in records)
     for label, name in enumerate(class_names):
         if found[label] < shots:
-            said = f"class {name!r} has {found[label]} training images{note} where shots asks for {shots}"
+            said = f"class {name!r} has {found[label]} training images where shots asks for {shots}"
             raise DataError(f"{said}: lower shots, or set allow_fewer_shots: true to take what there is")
 
 
@@ -120,9 +125,9 @@ def _sample(records: Sequence[Record], shots: int | None, stream: random.Random)
     return [record for items in classes for record in (stream.sample(items, shots) if len(items) >= shots else items)]
 
 
-def _by_label(records: Iterable[Record]) -> Collection[list[Record]]:
-    """The records of each class; the classes come in the order of their first record."""
-    by_label: defaultdict[int, list[Record]] = defaultdict(list)
-    for record in records:
-        by_label[record.label].append(record)
+def _by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
+    """The images of each class; the classes come in the order of their first image."""
+    by_label: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
+    for image in images:
+        by_label[image[1]].append(image)
     return by_label.values()

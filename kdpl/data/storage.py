@@ -6,13 +6,14 @@ exist or cannot be reached.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any
 
-from kdpl.errors import ConfigError, DataError, KdplError, reason
+from kdpl.errors import ConfigError, DataError, reason
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -20,8 +21,6 @@ EXTENSIONS = frozenset(
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
-
-T = TypeVar("T")
 
 
 def is_url(path: str) -> bool:
@@ -94,7 +93,9 @@ def open_file(path: str) -> IO[bytes]:
     """Open a file by path or URL to read bytes from any position; OSError if a file cannot be opened."""
     if not is_url(path):
         return Path(path).open("rb")
-    return cast(IO[bytes], _ask(path, lambda files, name: files.open(name, "rb")))
+    with _store(path) as (files, name):
+        file: IO[bytes] = files.open(name, "rb")
+    return file
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
@@ -104,7 +105,8 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
             file.seek(start)
             return file.read(-1 if size is None else size)
     end = None if size is None else start + size
-    content = cast(bytes, _ask(path, lambda files, name: files.cat_file(name, start=start or None, end=end)))
+    with _store(path) as (files, name):
+        content: bytes = files.cat_file(name, start=start or None, end=end)
     # a web server that ignores ranges sends the whole file
     return content if size is None or len(content) <= size else content[start:end]
 
@@ -133,7 +135,8 @@ def stamp(path: str) -> str:
         if not is_url(path):
             status = Path(path).stat()
             return f"{status.st_size} {status.st_mtime_ns}"
-        info = _ask(path, lambda files, name: files.info(name))
+        with _store(path) as (files, name):
+            info = files.info(name)
     except (OSError, DataError):
         return ""
     keys = ("size", "ETag", "etag", "mtime", "LastModified", "created")
@@ -171,11 +174,9 @@ def _of_url(url: str) -> list[str]:
     if not is_pattern and (is_shard(url) or is_image(url) or _plain(url).endswith(".txt")):
         return [url]
 
-    def list_files(files: Any, name: str) -> list[str]:
-        found = files.glob(name) if is_pattern else files.find(name)
-        return [files.unstrip_protocol(each) for each in sorted(found)]
-
-    return _required(url, [u for u in _ask(url, list_files) if is_image(u) or (is_pattern and is_shard(u))])
+    with _store(url) as (files, name):
+        found = [files.unstrip_protocol(each) for each in sorted(files.glob(name) if is_pattern else files.find(name))]
+    return _required(url, [each for each in found if is_image(each) or (is_pattern and is_shard(each))])
 
 
 def _required(place: str, images: list[str]) -> list[str]:
@@ -185,7 +186,9 @@ def _required(place: str, images: list[str]) -> list[str]:
     return images
 
 
-def _ask(url: str, question: Callable[[Any, str], T]) -> T:
+@contextmanager
+def _store(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system behind a URL, and the URL's name in it; what the block raises becomes a DataError."""
     # takes a fifth of a second, which most commands have no use for
     from fsspec.core import url_to_fs
 
@@ -194,9 +197,7 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{url} cannot be opened ({reason(error)}): install what it needs, or give a path") from error
     try:
-        return question(files, name)
-    except KdplError:
-        raise
+        yield files, name
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: check the address") from error
     except Exception as error:  # each store raises its own

@@ -121,10 +121,8 @@ def with_test(images: list[Found], share: float) -> list[Found]:
     """Hold out a share of each class's labelled images as test images, if there are none; the same ones every time."""
     if any(image.split in ("test", HELD_OUT) for image in images):
         return images
-    held: set[str] = set()
-    for label in {image.label for image in images if image.label}:
-        paths = [image.path for image in images if image.label == label and image.split == "train"]
-        held |= {paths[i] for i in held_out_of(len(paths), share)}
+    train = [(image.path, image.label) for image in images if image.label and image.split == "train"]
+    held = held_out_of(train, share)
     return [replace(image, split=HELD_OUT) if image.path in held else image for image in images]
 
 

@@ -100,7 +100,7 @@ def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
     [
         ("gone.tar", None, "does not exist"),
         ("x.tar", lambda whole: whole[:700], "is damaged"),
-        ("x.tar", gzip.compress, "is compressed"),
+        ("x.tar", gzip.compress, "is damaged"),
         ("x.tar.gz", gzip.compress, "is compressed"),
         ("x.tar", lambda _: bytes(10_240), "has no images"),
     ],

@@ -31,7 +31,6 @@ LARGEST_IMAGE = 2**29
 
 _LARGEST_NOTE = 2**20  # bytes of a long name or other notes before a member, which are read at once
 _NOTES = b"xgXLK"  # the types of such members
-_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _AT_ONCE = 8  # shards that are indexed at a time; mostly waits for the network
 
 
@@ -135,14 +134,12 @@ def _index(shard: str) -> list[ShardImage]:
 def _look_through(shard: str) -> list[ShardImage]:
     # by name: of two members of one name the later one counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
+    if shard.lower().endswith(COMPRESSED_ENDINGS):
+        raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
     try:
-        with open_file(shard) as file:
-            if shard.lower().endswith(COMPRESSED_ENDINGS) or file.read(5).startswith(_MAGIC):
-                raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
-            file.seek(0)
-            with open_tar(file, "r:") as opened:
-                for member in images_of(opened):
-                    members[member.name] = ShardImage(shard, member.name, member.offset_data, member.size)
+        with open_file(shard) as file, open_tar(file, "r:") as opened:
+            for member in images_of(opened):
+                members[member.name] = ShardImage(shard, member.name, member.offset_data, member.size)
     except FileNotFoundError as error:
         raise DataError(f"shard {shard} does not exist: restore it, or leave it out of unlabeled") from error
     except UNREADABLE as error:
