@@ -10,7 +10,6 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 
 from kdpl.data.readers.table import HELD_OUT, Table
-from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps
 from kdpl.data.storage import is_url
 from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
 from kdpl.errors import ConfigError, DataError, visible
@@ -50,8 +49,6 @@ def init(
     places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
     listed = find(source)
     further = find_further(places, listed) if places else []
-    everything = [image.path for image in (*listed, *further)]
-    stamps = digest_stamps(everything)  # before: an image that is changed meanwhile does not count as decoded
     seen = look([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
@@ -62,9 +59,7 @@ def init(
     elsewhere = {image.path for image in further}
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
     _write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
-    sources, skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
-    if digest_stamps(everything) == stamps:
-        Checked(digest_names(sources), digest_stamps(sources), len(sources), {}).save(folder / FILE)
+    skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
     _write_config(folder, images, places, skips)
     # last, since the reader of a pipe may close it
     _print(source, images, [*left_out.values()], aside)
@@ -132,14 +127,14 @@ def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
         csv.writer(lines).writerows(rows)
 
 
-def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> tuple[list[str], bool]:
-    """Write the images that are left out; returns those that a run reads, and whether it needs the file for that."""
+def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> bool:
+    """Write the images that are left out; returns whether a run needs the file."""
     sources = Table(str((out / _TABLE).absolute()), places or None).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
     if left_out or more:
         _write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
-    return [source for source in sources if source not in more], bool(more)
+    return bool(more)
 
 
 def _write_config(out: Path, images: list[Found], places: list[str], skips: bool) -> None:

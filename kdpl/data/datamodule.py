@@ -19,7 +19,7 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
-from kdpl.data.reading import BadImages, Reading, files_around
+from kdpl.data.reading import BadImages, Reading
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.scan import FILE
 from kdpl.data.splits import Reader, Record, Splits
@@ -219,31 +219,28 @@ class DomainDataModule(LightningDataModule):
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
-        self._reading.files = files_around(folder)
+        self._reading.file = folder / FILE
 
     def prepare_data(self) -> None:
         """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
         trainer = cast(Trainer, self.trainer)
-        self._use_files(trainer)
+        self._reading.file = self._file_of(trainer)
         self._reading.prepare(trains=trainer.state.fn == "fit" and self._needs_images(trainer))
 
     def _needs_images(self, trainer: Trainer) -> bool:
         return trainer.max_epochs != 0 or self.fill_teacher_cache
 
-    def _use_files(self, trainer: Trainer) -> None:
-        files = files_around(Path(trainer.default_root_dir))
-        if self.teacher_cache is not None:
-            # a cache may be filled without a run's folder
-            own = int(trainer.max_epochs != 0 or not self.fill_teacher_cache)
-            files = (*files[:own], Path(f"{Path(self.teacher_cache).expanduser()}.{FILE}"), *files[own:])
-        self._reading.files = files
+    def _file_of(self, trainer: Trainer) -> Path:
+        # a cache may be filled without a run's folder
+        alone = self.teacher_cache if self.fill_teacher_cache and not trainer.max_epochs else None
+        return Path(f"{Path(alone).expanduser()}.{FILE}") if alone else Path(trainer.default_root_dir) / FILE
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""
         if self.trainer is None:
             _ = self.splits  # reads the dataset
             return
-        self._use_files(self.trainer)
+        self._reading.file = self._file_of(self.trainer)
         if stage in ("fit", "test"):
             for line in self._reading.notes():
                 rank_zero_info(line)

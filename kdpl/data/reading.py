@@ -1,14 +1,13 @@
 """A dataset as a run takes it: read once, without the images that cannot be used, with test images of some kind."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
 from kdpl.data.sampling import hold_out, keep_apart
-from kdpl.data.scan import FILE, Checked, digest_names, digest_stamps, read_skip_list
+from kdpl.data.scan import Checked, digest_names, read_skip_list
 from kdpl.data.splits import Reader, Splits
 from kdpl.errors import ConfigError, DataError
 
@@ -17,17 +16,14 @@ BadImages = Literal["error", "skip"]
 
 @dataclass
 class Reading:
-    """How a dataset is read, by the settings of ``DomainDataModule``.
-
-    ``files`` remember which images can be used: this run's own, then those of others.
-    """
+    """How a dataset is read, by the settings of ``DomainDataModule``; ``file`` remembers which images can be used."""
 
     reader: Reader
     bad_images: BadImages = "error"
     scan: bool | None = None
     skip_list: str | None = None
     held_out: float | None = None
-    files: Sequence[Path] = field(default=())
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.bad_images not in get_args(BadImages):
@@ -57,13 +53,13 @@ class Reading:
             return
         if self.bad_images == "error":
             self._checked.require_none()
-        if self.files and Checked.load(self.files[0]) != self._checked:
-            self._checked.save(self.files[0])
+        if self.file and Checked.load(self.file) != self._checked:
+            self._checked.save(self.file)
 
     def notes(self) -> Iterator[str]:
         """One line for each way in which the dataset differs from what lies on the disk."""
         if self._scans and self.bad_images == "skip" and self._checked.skipped:
-            where = f", listed in {self.files[0]}" if self.files else ""
+            where = f", listed in {self.file}" if self.file else ""
             yield f"left out {len(self._checked.skipped)} of {self._checked.images} images, which cannot be used{where}"
         if self.splits.held_out:
             yield (
@@ -93,17 +89,10 @@ class Reading:
     def _checked(self) -> Checked:
         """The remembered result for these images, or a new one."""
         sources = self._listed.sources
-        names, stamps = digest_names(sources), ""
-        for file in self.files:
-            checked = Checked.load(file)
-            if checked is None or checked.names != names:
-                continue
-            # a run's own images are fixed when it begins, whatever becomes of them later
-            if file == self.files[0]:
-                return checked
-            stamps = stamps or digest_stamps(sources)
-            if checked.stamps == stamps:
-                return checked
+        known = Checked.load(self.file) if self.file else None
+        # a run's images are fixed when it begins, whatever becomes of them later
+        if known is not None and known.names == digest_names(sources):
+            return known
         return Checked.look(sources, self._listed.open_image)
 
 
@@ -121,10 +110,3 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
         raise DataError(f"{said}: add some, or remove the class")
     unlabeled = splits.unlabeled and tuple(source for source in splits.unlabeled if source not in gone)
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
-
-
-def files_around(folder: Path) -> tuple[Path, ...]:
-    """Files that remember which images can be used: this run's, those beside it, and those beside the folder above."""
-    folder = folder.absolute()
-    around = chain(folder.parent.glob("*/"), folder.parent.parent.glob("*/"))
-    return tuple(each / FILE for each in dict.fromkeys((folder, *around)))

@@ -5,16 +5,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from PIL.Image import Image
 
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.shards import ShardImage
-from kdpl.data.storage import is_url, stamp
 from kdpl.errors import DataError
 from kdpl.runtime.files import atomic_path
 
@@ -23,29 +20,26 @@ FILE = "checked_images.json"
 
 _VERSION = 1
 _SHOWN = 10
-_STAMPS_AT_ONCE = 16  # mostly waits for a file server
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of decoding all ``images`` of a dataset, whose list and sizes and times have these digests.
+    """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
 
     ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it.
     """
 
     names: str
-    stamps: str
     images: int
     skipped: dict[str, str]
 
     @classmethod
     def look(cls, sources: Sequence[str], open_image: Callable[[str], Image], workers: int | None = None) -> "Checked":
         """Decode every image, in parallel under a progress bar; see ``in_parallel``."""
-        stamps = digest_stamps(sources)  # before: an image that is changed meanwhile is decoded again
         faults = faults_of(sources, open_image, "looking at all images", workers)
         # without what to do about it
         skipped = {source: fault.rpartition(": ")[0] for source, fault in faults}
-        return cls(digest_names(sources), stamps, len(sources), skipped)
+        return cls(digest_names(sources), len(sources), skipped)
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
@@ -55,7 +49,7 @@ class Checked:
             skipped = {str(source): str(reason) for source, reason in fields["skipped"].items()}
             if fields["version"] != _VERSION:
                 return None
-            return cls(str(fields["names"]), str(fields["stamps"]), int(fields["images"]), skipped)
+            return cls(str(fields["names"]), int(fields["images"]), skipped)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -94,20 +88,6 @@ def _fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
 def digest_names(sources: Iterable[str]) -> str:
     """Digest a list of images."""
     return hashlib.blake2b(b"".join(os.fsencode(source) + b"\0" for source in sources), digest_size=16).hexdigest()
-
-
-def digest_stamps(sources: Sequence[str]) -> str:
-    """Digest sizes and times of images; of those in a shard, the shard's, and of one behind a URL its name alone."""
-    of_shard = cache(stamp)
-
-    def each(source: str) -> str:
-        if isinstance(source, ShardImage):
-            return f"{of_shard(source.shard)} {source.offset} {source.size}"
-        return "" if is_url(source) else stamp(source)
-
-    with ThreadPoolExecutor(_STAMPS_AT_ONCE) as pool:
-        pairs = zip(sources, pool.map(each, sources), strict=True)
-        return digest_names(part for pair in pairs for part in pair)
 
 
 def read_skip_list(file: Path) -> frozenset[str]:

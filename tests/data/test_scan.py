@@ -42,9 +42,7 @@ def test_bad_images_are_named_before_anything_is_trained_or_written(pets, tmp_pa
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_fit_that_skips_bad_images_is_that_without_them_and_runs_beside_it_do_not_look_again(
-    pets, tmp_path, monkeypatch
-):
+def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
     clean, skipping = tmp_path / "clean/run", tmp_path / "skipping/run"
     assert fit(pets, clean) == runs.test(clean) == 0
     bad = spoil(pets)
@@ -55,17 +53,12 @@ def test_a_fit_that_skips_bad_images_is_that_without_them_and_runs_beside_it_do_
     rows, expected = (runs.rows_of(run / "test_predictions.csv") for run in (skipping, clean))
     assert rows == expected
     assert len(rows) == 4
-    monkeypatch.setattr("kdpl.data.reading.Checked.look", None)
-    second = skipping.with_name("second")
-    assert fit(pets, second, "--data.init_args.bad_images=skip") == 0
-    assert (second / FILE).read_bytes() == (skipping / FILE).read_bytes()
 
 
-def test_what_is_remembered_of_other_runs_holds_until_an_image_changes(pets, tmp_path):
+def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
     sources = in_pets(pets, bad_images="skip").splits.sources
     Checked.look(sources, open_source).save(tmp_path / "runs/first" / FILE)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
-    # a run's own list is fixed when it begins
     for folder, left in (("first", 12), ("second", 11)):
         again = in_pets(pets, bad_images="skip")
         again.of_run(tmp_path / "runs" / folder)
@@ -76,7 +69,7 @@ def test_a_list_of_images_to_leave_out_may_be_of_three_kinds(pets, tmp_path):
     dog = str(pets / "train/dog/5.png")
     (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
     (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
-    Checked("", "", 1, {dog: "blurred"}).save(tmp_path / "skip.json")
+    Checked("", 1, {dog: "blurred"}).save(tmp_path / "skip.json")
     for file in tmp_path.glob("skip.*"):
         assert len(in_pets(pets, skip_list=str(file)).splits.train) == 11
 
