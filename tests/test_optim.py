@@ -50,16 +50,15 @@ def test_a_fit_steps_the_schedule_once_an_epoch_and_sgd_is_the_plain_one(tmp_pat
 
 
 def test_adamw_has_the_same_schedule_and_sees_trained_parameters_alone():
-    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    module = Quadratic(OptimConfig())
     config = OptimConfig(optimizer="adamw", lr=0.001, weight_decay=0.01)
-    built = build_optimizer([nn.Parameter(torch.zeros(2)), frozen], config, 10)
+    built = build_optimizer(module.parameters(), config, 10)
     optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert [p.numel() for p in optimizer.param_groups[0]["params"]] == [2]
-    assert optimizer.param_groups[0]["weight_decay"] == 0.01
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
+    (group,) = optimizer.param_groups
+    assert [p is module.trained for p in group["params"]] == [True]
+    assert group["weight_decay"] == 0.01
+    for epoch in range(10):
+        assert group["lr"] == pytest.approx(plain.learning_rate(epoch, 10, 0.001), rel=1e-9)
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx([plain.learning_rate(e, 10, 0.001) for e in range(10)], rel=1e-9)
