@@ -18,12 +18,11 @@ PUBLISHED_TEACHER, PUBLISHED_STUDENT = "teacher/promptsrc_vit_l14.yaml", "studen
 QUICKSTART = {"data/digits.yaml", "trainer/cpu.yaml", "teacher/quickstart.yaml", "student/quickstart.yaml"}
 TEACHERS = [name for name in NAMES if name.startswith("teacher/") and name not in QUICKSTART]
 STUDENTS = [name for name in NAMES if name.startswith("student/") and name not in QUICKSTART]
-LOGGERS = ("logger/csv.yaml", "logger/tensorboard.yaml", "logger/wandb.yaml")
-OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", *LOGGERS)
+OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "logger/csv.yaml")
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
-# in tests of their own below, the last in tests/distributed/test_batch_norm.py
-OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml"}
+# in tests of their own, below and in tests/runtime
+OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml", "logger/tensorboard.yaml", "logger/wandb.yaml"}
 
 
 def test_every_config_is_run_by_a_test():
@@ -33,11 +32,7 @@ def test_every_config_is_run_by_a_test():
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
+def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path):
     args = [*DATA, *TEACHER, *configs(name), *ONE_EPOCH, "--trainer.accelerator=cpu"]
     assert main(["fit", *args, f"--out={tmp_path / 'out'}"]) == 0
     vectors = ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors")

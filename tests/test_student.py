@@ -121,19 +121,6 @@ def test_a_batch_of_one_image_is_refused(tmp_path):
         world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1))
 
 
-def test_both_towers_see_the_same_image(tmp_path, monkeypatch):
-    seen = []
-
-    def watch(module):
-        for tower in (module.encoder.tower.module, module.teacher.module.tower):
-            monkeypatch.setattr(tower, "embed", lambda images, embed=tower.embed: seen.append(images) or embed(images))
-
-    world.fit(new_student(tmp_path), tmp_path, start=watch)
-    assert len(seen) == 6
-    assert all(first is second for first, second in zip(seen[::2], seen[1::2], strict=True))
-    assert torch.equal(torch.cat(seen[::2]), world.TinyDomain().unlabeled)
-
-
 # a random student is pulled far by one step of the published weight
 SETTINGS = {"kd_weight": 20, "optim": OptimConfig(lr=0.01)}
 
