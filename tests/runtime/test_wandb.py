@@ -116,11 +116,11 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     assert pictures == {"learning_curves", "confusion", "test_images", "disagreements"}
     (captions,) = [row["disagreements/captions"] for row in rows if "disagreements/captions" in row]
     pairs = zip(read_predictions(teacher), read_predictions(student), strict=True)
-    different = {
-        f"{t.label}: T {t.prediction} {100 * t.probability:.0f} %, S {s.prediction} {100 * s.probability:.0f} %"
-        for t, s in pairs
-        if t.prediction != s.prediction
-    }
+
+    def said(by, each):
+        return f"{by} {'✓' if each.correct else '✗'} {each.prediction} {100 * each.probability:.0f} %"
+
+    different = {f"{t.label}: {said('T', t)}, {said('S', s)}" for t, s in pairs if t.prediction != s.prediction}
     assert captions
     assert set(captions) <= different
     assert len(list(student.rglob("media/images/disagreements*.png"))) == len(captions) <= 30
