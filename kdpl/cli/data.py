@@ -47,7 +47,7 @@ def _check(name: str, workers: int | None, **options: str | list[str] | None) ->
     """
     from kdpl.data.readers.benchmark import BENCHMARKS
     from kdpl.data.readers.registry import build_reader
-    from kdpl.data.scan import faults_of
+    from kdpl.data.reading import faults_of
 
     splits = build_reader(name, **options).read()
     print(splits.origin)

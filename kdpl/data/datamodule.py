@@ -19,9 +19,8 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
-from kdpl.data.reading import BadImages, Reading
+from kdpl.data.reading import FILE, BadImages, Reading
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
-from kdpl.data.scan import FILE
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import in_one_sentence

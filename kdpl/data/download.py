@@ -65,8 +65,7 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
     """Dataset that a file of the repository belongs to by its name, and its path below the dataset's folder."""
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
-        name = _dataset_called(SUFFIX.sub("", part))
-        if name:
+        if name := _dataset_called(SUFFIX.sub("", part)):
             return name, PurePosixPath(*(parts[number + 1 :] or [part]))
     return None
 

@@ -136,7 +136,5 @@ def _look(image: Found) -> Found:
     except UnicodeEncodeError:
         return replace(image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it")
     except OSError as error:
-        return replace(
-            image, fault=f"image {image.path} cannot be read ({error.strerror}): restore it, or let it be read"
-        )
+        return replace(image, fault=f"image {image.path} cannot be read ({error.strerror}): check the file")
     return replace(image, size=size, digest=hashlib.blake2b(content, digest_size=16).hexdigest())

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data.scan import FILE, Checked
+from kdpl.data.reading import FILE, Checked
 from kdpl.data.sources import open_source
 from kdpl.errors import DataError
 
