@@ -246,3 +246,10 @@ def relative_error(actual, expected):
     scale = expected.abs().max()
     assert scale > 0, "nothing to compare: all expected values are zero"
     return ((actual - expected).abs().max() / scale).item()
+
+
+def backward(*outputs):
+    """Backpropagate one random direction from each of several outputs that are to have the same gradients."""
+    direction = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0))
+    for output in outputs:
+        (output * direction).sum().backward()

@@ -16,8 +16,8 @@ from kdpl.prompts.vision import encode_with_tokens, require_size
 class CoupledPrompts(IndependentPrompts):
     """Text prompts, and learnt linear maps from each layer's text prompts to the visual prompts of the same layer.
 
-    Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts`` do. What is saved are
-    the visual prompts as the maps make them, so that stage 2 reads ``IndependentPrompts``. The ``maps`` are a
+    Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts`` do. The visual
+    prompts are saved as the maps make them, so that stage 2 reads ``IndependentPrompts``. The ``maps`` are a
     Linear(W_t, W_v) with bias for each of the J layers, initialised as torch does.
 
     Raises:
