@@ -14,12 +14,11 @@ TEACHER, STUDENT = "test-teacher-quickgelu", "test-student-quickgelu"
 LENGTH, VISION_DEPTH, TEXT_DEPTH, STUDENT_DEPTH = 4, 3, 2, 4
 
 
+CONFIGS = {**tiny.CONFIGS, **world.CONFIGS}
+
+
 def _weights(name):
     return tiny.load_weights(name) if name in tiny.CONFIGS else world.weights(name)
-
-
-def _config(name):
-    return tiny.CONFIGS[name] if name in tiny.CONFIGS else world.CONFIGS[name]
 
 
 class Originals(NamedTuple):
@@ -34,7 +33,7 @@ class Originals(NamedTuple):
 def originals(teacher=TEACHER, student=STUDENT):
     """Draw prompts [J, n, W] and a projector whose batch norm is not that of a new one."""
     draw = torch.Generator().manual_seed(11)
-    teacher, student = _config(teacher), _config(student)
+    teacher, student = CONFIGS[teacher], CONFIGS[student]
 
     def noise(*shape):
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
@@ -105,10 +104,7 @@ def student_state(dtype=torch.float16, name=STUDENT):
 
 def published(state):
     """All that is in a published file: beside the state dict objects that only running code could build."""
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.005, momentum=0.9)
-    parameter.sum().backward()
-    optimizer.step()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.005, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20.0)
     # as a state dict of a module has it
     state = OrderedDict(state)

@@ -163,15 +163,12 @@ class Campaign(_Settings):
         Raises:
             ConfigError: Something is chosen that the campaign does not have.
         """
-        known: dict[str, tuple[Collection[Any], Collection[Any]]] = {
-            "dataset": (datasets, (*self.datasets, *self.variants)),
-            "seed": (seeds, self.seeds),
-            "row": (rows, self.rows),
-        }
-        for kind, (wanted, there) in known.items():
+        known = {"dataset": (*self.datasets, *self.variants), "seed": self.seeds, "row": tuple(self.rows)}
+        for kind, wanted in {"dataset": datasets, "seed": seeds, "row": rows}.items():
             for each in wanted:
-                if each not in there:
-                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {', '.join(map(str, there))}")
+                if each not in known[kind]:
+                    choice = ", ".join(map(str, known[kind]))
+                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {choice}")
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
         parts = {
             key: tuple(each for each in getattr(self, key) if not wanted or each in wanted)

@@ -43,7 +43,6 @@ class Published:
     Attributes:
         file: The file.
         kind: ``teacher`` or ``student``.
-        epoch: The epoch after which it was saved, if it says so.
         learned: The trained tensors and batch norm's statistics under the names of kdpl's own modules; floats in
             float32.
         clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower (``image`` or
@@ -54,7 +53,6 @@ class Published:
 
     file: Path
     kind: Kind
-    epoch: int | None
     learned: Mapping[str, Tensor]
     clip: Mapping[str, tuple[str, str, Tensor]]
     logit_scale: Tensor | None
@@ -97,8 +95,7 @@ def read_published(file: Path, kind: Kind) -> Published:
             clip[name] = ("text" if match[1] == "text" else "image", match[2], part.take(name))
     scale = part.take("logit_scale") if "logit_scale" in part.left else None
     unknown = tuple(name for name in part.left if not _BUFFERS.fullmatch(name))
-    epoch = content.get("epoch")
-    return Published(file, kind, epoch if type(epoch) is int else None, learned, clip, scale, unknown)
+    return Published(file, kind, learned, clip, scale, unknown)
 
 
 class _Part:
@@ -215,11 +212,8 @@ class TakeOver(Callback):
         if trainer.is_global_zero:
             write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
         trainer.save_checkpoint(folder / LAST, weights_only=False)
-        saved = f", saved after epoch {published.epoch}" if published.epoch is not None else ""
-        inform(
-            f"{published.file} ({published.kind}{saved}): {len(published.learned)} trained tensors taken over, "
-            f"{len(published.clip)} weights of its CLIP compared"
-        )
+        taken, compared = len(published.learned), len(published.clip)
+        inform(f"{published.file}: {taken} trained tensors taken over, {compared} weights of its CLIP compared")
 
 
 def record_of(file: Path) -> dict[str, str]:

@@ -115,15 +115,13 @@ class ClassRow(NamedTuple):
 
 def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; the gap says why the teacher's are missing."""
-    own, gap = run.main.predictions, None
+    names, own = run.vectors.class_names, run.main.predictions
     if run.student is None:
-        return {"rows": class_rows(run.vectors.class_names, own, None), "gap": None}
-    teacher = None
+        return {"rows": class_rows(names, own, None), "gap": None}
     try:
-        teacher = [pair[0] for pair in run.pairs]
+        return {"rows": class_rows(names, [teacher for teacher, _ in run.pairs], own), "gap": None}
     except KdplError as error:
-        gap = str(error)
-    return {"rows": class_rows(run.vectors.class_names, teacher, own), "gap": gap}
+        return {"rows": class_rows(names, None, own), "gap": str(error)}
 
 
 def class_rows(

@@ -5,7 +5,9 @@ import re
 import shlex
 import shutil
 import subprocess
+from contextlib import chdir
 from itertools import product
+from unittest.mock import patch
 
 import published_files as files
 import pytest
@@ -18,21 +20,18 @@ from kdpl.benchmark.published import METHODS
 from kdpl.benchmark.tasks import read_all
 
 
-@pytest.fixture(autouse=True)
-def _no_processes(monkeypatch):
-    monkeypatch.setattr("kdpl.benchmark.runner.in_subprocess", in_this_process)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_trees(tmp_path_factory.mktemp("data"))
 
 
 def benchmark(file, data, out, *more):
-    return main(["benchmark", str(file), f"--root={data}", f"--out={out}", *map(str, more)])
+    with patch("kdpl.benchmark.runner.in_subprocess", in_this_process):
+        return main(["benchmark", str(file), f"--root={data}", f"--out={out}", *map(str, more)])
 
 
-def refused(capsys, *args):
+def faults(capsys, *args):
+    """The errors of a command that is refused."""
     capsys.readouterr()
     assert main(["benchmark", *map(str, args)]) == 1
     err = capsys.readouterr().err.splitlines()
@@ -42,18 +41,18 @@ def refused(capsys, *args):
 
 def test_missing_data_weights_and_files_are_named_before_anything_is_started(data, tmp_path, capsys):
     rows = ROWS.replace("of: teacher,", "of: teacher, options: [--model.init_args.clip.pretrained=gone.pt],")
-    file = written(tmp_path, BASE_TO_NOVEL, rows)
-    faults = refused(capsys, file, f"--root={tmp_path / 'data'}", f"--out={tmp_path / 'out'}")
-    for fault, word in zip(faults, ("dtd", "oxford_pets", "gone.pt"), strict=True):
+    file, out = written(tmp_path, BASE_TO_NOVEL, rows), f"--out={tmp_path / 'out'}"
+    found = faults(capsys, file, f"--root={tmp_path / 'data'}", out)
+    for fault, word in zip(found, ("dtd", "oxford_pets", "gone.pt"), strict=True):
         assert word in fault
-    faults = refused(capsys, file, f"--out={tmp_path / 'out'}", "--rows", "teacher")
-    assert faults == [
+    found = faults(capsys, file, out, "--rows", "teacher")
+    assert found == [
         f"error: dataset {name} needs the folder of all datasets: give it as --root" for name in ("dtd", "oxford_pets")
     ]
     rows = ROWS.replace('title: "teacher, tuned",', 'import: "{dataset}_{seed}.pt",')
-    faults = refused(capsys, written(tmp_path, BASE_TO_NOVEL, rows), f"--root={data}", f"--out={tmp_path / 'out'}")
-    assert len(faults) == 4
-    assert faults[0].startswith("error: row teacher imports dtd_1.pt, which does not exist: ")
+    found = faults(capsys, written(tmp_path, BASE_TO_NOVEL, rows), f"--root={data}", out)
+    assert len(found) == 4
+    assert found[0].startswith("error: row teacher imports dtd_1.pt, which does not exist: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -71,7 +70,7 @@ def test_missing_data_weights_and_files_are_named_before_anything_is_started(dat
 )
 def test_a_wrong_option_is_one_line(args, words, data, tmp_path, capsys):
     out = [f"--out={tmp_path / 'out'}", f"--root={data}"] if args else []
-    (fault,) = refused(capsys, written(tmp_path, BASE_TO_NOVEL), *out, *args)
+    (fault,) = faults(capsys, written(tmp_path, BASE_TO_NOVEL), *out, *args)
     for word in words:
         assert word in fault
 
@@ -81,9 +80,7 @@ def whole(data, tmp_path_factory):
     """A finished campaign; no test changes it."""
     folder = tmp_path_factory.mktemp("whole")
     file, out = written(folder, BASE_TO_NOVEL.replace("[1, 2]", "[1]").replace(", oxford_pets", "")), folder / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr("kdpl.benchmark.runner.in_subprocess", in_this_process)
+    with chdir(ROOT):
         assert benchmark(file, data, out, *FEW) == 0
     return file, out
 
@@ -117,7 +114,7 @@ def test_a_table_is_printed_and_written_in_all_formats(whole, tmp_path, capsys):
 def test_a_finished_run_of_other_settings_is_refused_by_name(whole, data, capsys):
     file, out = whole
     other = [arg.replace("shots=1", "shots=2") for arg in FEW]
-    (fault,) = refused(capsys, file, f"--root={data}", f"--out={out}", *other, "--rows", "teacher")
+    (fault,) = faults(capsys, file, f"--root={data}", f"--out={out}", *other, "--rows", "teacher")
     assert f"{out}/base_to_novel/dtd/seed_1/teacher holds a run with other settings" in fault
     assert "shots" in fault
     # another command for the same settings is accepted
@@ -131,7 +128,7 @@ def test_job_files_are_written_and_nothing_is_run(data, tmp_path, capsys):
     assert f"bash {out}/slurm/submit.sh" in capsys.readouterr().out
     assert not (out / "base_to_novel").exists()
     script = (out / "slurm/level_0.sbatch").read_text()
-    assert "#SBATCH --time=10" in script
+    assert "#SBATCH --time=10\n" in script
     assert "--gres" not in script
     assert shlex.join(FEW) in script
 

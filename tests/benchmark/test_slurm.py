@@ -27,10 +27,14 @@ def tasks(out):
     return plan(campaign(text), Place(out))
 
 
+def finish(task):
+    task.folder.mkdir(parents=True)
+    task.result.touch()
+
+
 def test_runs_are_in_the_level_after_those_that_they_need_and_finished_ones_are_left_out(tasks):
     assert levels(tasks) == LEVELS
-    tasks[0].folder.mkdir(parents=True)
-    tasks[0].result.touch()
+    finish(tasks[0])
     assert levels(tasks) == LEVELS[1:]
 
 
@@ -39,15 +43,10 @@ def test_the_scripts_submit_level_after_level_and_an_element_asks_for_its_own_ru
     submit = write_slurm(tasks, out, command, ["--time=8:00:00"])
     scripts = sorted(submit.parent.glob("*.sbatch"))
     assert [script.name for script in scripts] == ["level_0.sbatch", "level_1.sbatch", "level_2.sbatch"]
-    head = [line for line in scripts[1].read_text().splitlines() if line.startswith("#SBATCH")]
-    assert head == [
-        "#SBATCH --job-name=kdpl_1",
-        "#SBATCH --array=0-1",
-        f"#SBATCH '--output={out}/slurm/logs/%A_%a.log'",
-        "#SBATCH --signal=B:USR1@120",
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        "#SBATCH --time=8:00:00",
+    head = "\n".join(line for line in scripts[1].read_text().splitlines() if line.startswith("#SBATCH"))
+    assert head.replace("#SBATCH ", "").split("\n") == [
+        *("--job-name=kdpl_1", "--array=0-1", f"'--output={out}/slurm/logs/%A_%a.log'"),
+        *("--signal=B:USR1@120", "--requeue", "--open-mode=append", "--time=8:00:00"),
     ]
     fake = tmp_path / "sbatch"
     fake.write_text('#!/bin/sh\nprintf "%s|" "$@" >&2\necho >&2\necho "17;cluster"\n')
@@ -70,8 +69,7 @@ def test_elements_that_wait_keep_their_runs_when_the_files_are_written_again(tas
     write_slurm(tasks, out, ["benchmark"], [])
     # what sbatch keeps of it
     kept = (out / "slurm/level_1.sbatch").read_text()
-    tasks[0].folder.mkdir(parents=True)
-    tasks[0].result.touch()
+    finish(tasks[0])
     write_slurm(tasks, out, ["benchmark"], [])
     assert all(run in kept for run in LEVELS[1])
     assert len(list((out / "slurm").glob("level_*"))) == 2

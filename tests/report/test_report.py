@@ -199,21 +199,6 @@ def test_without_the_dataset_the_accuracies_are_left(run, monkeypatch):
     assert "Wilson" in page.texts["accuracy"]
 
 
-def test_a_missing_image_is_left_out(run, monkeypatch, page):
-    gone = int(re.match(r"test image (\d+)", page.of("img")[0]["alt"])[1])
-    source = digits.read_digits().test[gone].source
-
-    def open_image(name):
-        if name == source:
-            raise DataError(f"image {name} does not exist: restore it")
-        return digits.open_digit(name)
-
-    digits_with(monkeypatch, open_image=open_image)
-    changed = Page(make(run))
-    assert [a["alt"] for a in changed.of("img")] == [a["alt"] for a in page.of("img")][1:]
-    assert f"image {source} does not exist" in changed.texts["disagreement"]
-
-
 def test_a_full_gpu_leaves_out_only_the_costs(run, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
     monkeypatch.setattr("kdpl.report.cost.measure", full)
