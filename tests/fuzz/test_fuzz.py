@@ -31,10 +31,6 @@ PIECES = (
     *(b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"x"', b"true", b"9" * 30, b"[" * 2000, b"\xff\xfe", b"\0"),
     *(b'""', b"\\ud800", b"../", b"\n", b",", b'"', b"\xe2\x80\xae", b"\x1b[2J"),
 )
-VALUES = (
-    *(None, True, -1, 0, 3, 2**31, 2**63, 10**30, 0.5, float("nan"), "", "x", "\n", "\ud800", "x" * 5000),
-    *([], {}, [0], [[]], ["x"], {"x": 0}, "F64", "../x", [-1, 2], [2**62, 2**62]),
-)
 READERS = {
     "vectors.safetensors": ClassVectors.load,
     "prompts.safetensors": TunedPrompts.load,
@@ -66,7 +62,6 @@ def folder(tmp_path_factory, clip_of):
     (folder / "table.csv").write_text("image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n")
     for ending in ("png", "jpeg"):
         noise(9, 7).save(folder / f"image.{ending}")
-
     with zipfile.ZipFile(folder / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / "table.csv", "d/é.csv")
     return folder
@@ -79,7 +74,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_sentence(name, folder, tmp_pat
     READERS[name](folder / name)
     refusals = 0
     for number in range(INPUTS):
-        content = mutate(intact, name, draw)
+        content = mutate(intact, draw)
         (folder / name).write_bytes(content)
         try:
             READERS[name](folder / name)
@@ -93,14 +88,8 @@ def test_a_mutated_file_is_read_or_refused_in_one_sentence(name, folder, tmp_pat
     assert refusals > INPUTS / 20
 
 
-def mutate(content, name, draw):
-    """Change a file at some bytes, or its JSON at one place."""
-    if draw.random() < 0.5 and name.endswith(".json"):
-        return changed_json(content, draw)
-    if draw.random() < 0.5 and name.endswith(".safetensors"):
-        end = 8 + int.from_bytes(content[:8], "little")
-        header = changed_json(content[8:end], draw)
-        return len(header).to_bytes(8, "little") + header + content[end:]
+def mutate(content, draw):
+    """Change a file at some bytes, mostly near its beginning or its end."""
     if draw.random() < 0.05:
         return content[: draw.randrange(len(content))]
     mutated = bytearray(content)
@@ -110,21 +99,3 @@ def mutate(content, name, draw):
         piece = draw.choice((*PIECES, bytes([draw.randrange(256)])))
         mutated[at : at + draw.choice((0, 1, len(piece)))] = piece
     return bytes(mutated)
-
-
-def changed_json(content, draw):
-    return json.dumps(changed(json.loads(content), draw)).encode()
-
-
-def changed(value, draw):
-    """A JSON value with one place in it changed; JSON within a text is changed as well."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        return changed_json(value, draw).decode()
-    if not isinstance(value, dict | list) or not value or draw.random() < 0.05:
-        return draw.choice(VALUES)
-    key, copy = draw.choice(list(value) if isinstance(value, dict) else range(len(value))), value.copy()
-    if draw.random() < 0.1:
-        del copy[key]
-    else:
-        copy[key] = changed(copy[key], draw)
-    return copy
