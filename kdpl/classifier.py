@@ -62,13 +62,9 @@ class Prediction(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Classifies images of the domain that it was distilled for.
+    """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
-    Args:
-        encoder: Image to feature in the teacher's embedding.
-        vectors: The frozen class vectors.
-        logit_scale: The student CLIP's factor on cosine similarities.
-        clip: The student's CLIP.
+    ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities.
     """
 
     def __init__(self, encoder: StudentEncoder, vectors: ClassVectors, logit_scale: float, clip: ClipIdentity) -> None:

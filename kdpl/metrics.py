@@ -40,11 +40,7 @@ class DomainAccuracy(Metric):
 
     ``acc`` is over all classes. With ``num_base``, ``base_acc`` classifies base images among base classes,
     ``novel_acc`` novel images among novel classes, and ``hm`` is their harmonic mean 2·b·n/(b + n). All are fractions,
-    and NaN without images.
-
-    Args:
-        num_base: Number of base classes, which come first; None without a base/novel split.
-        **kwargs: Passed to ``torchmetrics.Metric``.
+    and NaN without images. Base classes come first. ``kwargs`` are those of ``torchmetrics.Metric``.
     """
 
     full_state_update = False

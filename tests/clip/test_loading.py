@@ -210,31 +210,17 @@ class TestTags:
         assert refusals > 10
 
 
-class Node(nn.Module):
-    """A tree of modules with the names of a state dict and no forward of its own, as an archive has them."""
-
-    def __init__(self, state):
-        super().__init__()
-        children = {}
-        for name, tensor in state.items():
-            head, _, rest = name.partition(".")
-            if rest:
-                children.setdefault(head, {})[rest] = tensor
-            else:
-                self.register_parameter(head, nn.Parameter(tensor, requires_grad=False))
-        for name, inner in children.items():
-            self.add_module(name, Node(inner))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
 def write_archive(path, half=False):
     """Write weights as OpenAI does: a TorchScript archive with three sizes among the tensors."""
-    root = Node({k: v.half() if half and v.ndim > 1 else v for k, v in world.weights(QUICK).items()})
+    model = open_clip.CLIP(**world.CONFIGS[QUICK]).eval()
+    model.load_state_dict(world.weights(QUICK))
     for name, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
-        root.register_buffer(name, torch.tensor(value))
-    torch.jit.script(root).save(str(path))
+        vars(model).pop(name, None)
+        model.register_buffer(name, torch.tensor(value))
+    archive = torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)))
+    for weight in archive.parameters():
+        weight.data = weight.data.half() if half and weight.ndim > 1 else weight.data
+    archive.save(str(path))
 
 
 class Payload:
