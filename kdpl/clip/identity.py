@@ -1,7 +1,7 @@
 """A CLIP's name, source and preprocessing, as plain values that configs and artifacts hold."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic.dataclasses
 from pydantic import Field
@@ -24,11 +24,19 @@ class ClipConfig:
         pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin), or ``random``.
         quick_gelu: The activation that a weights file was trained with, needed where the file does not say it: true for
             QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
+        mean: Per-channel mean of the images in [0, 1] that a weights file was trained on. This and the next two are
+            needed where the model's pretrained weights differ in them and no ``open_clip_config.json`` lies beside
+            the file.
+        std: Their standard deviation.
+        resize_mode: Their resizing; only ``shortest``, by the short edge, can be done.
     """
 
     model: str
     pretrained: str
     quick_gelu: bool | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resize_mode: Literal["shortest", "squash", "longest"] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

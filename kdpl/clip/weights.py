@@ -1,5 +1,6 @@
 """Where a CLIP's weights come from: a pretrained tag or a file, checked against the model before they are loaded."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,6 +19,13 @@ from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
 
 StateDict = dict[str, Tensor]
+
+_OPENAI = {
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "resize_mode": "shortest",
+    "interpolation": "bicubic",
+}
 
 
 class Weights(NamedTuple):
@@ -41,7 +49,9 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(config.model) if registered_tags is None else registered_tags
-        return Weights(_read_own(config, quick_gelu, tags), config.pretrained)
+        state, shown = _read_own(config, quick_gelu, tags), preprocessing_of_file(config)
+        _require_resize(config, shown)
+        return Weights(state, config.pretrained, tuple(shown["mean"]), tuple(shown["std"]))
     _require_activation(config, bool(tag.get("quick_gelu", False)), quick_gelu)
     _require_resize(config, tag)
     try:
@@ -102,6 +112,31 @@ def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
         )
     if interpolation != "bicubic":
         warnings.warn(f"{who} was trained on images resized {interpolation}; kdpl resizes bicubic", stacklevel=2)
+
+
+def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
+    """Mean, std and resizing that the config, the JSON file beside the weights, or all tags of the model agree on."""
+    path = Path(config.pretrained)
+    beside = path.with_name("open_clip_config.json")
+    known: list[Mapping[str, Any]] = [{}]
+    if beside.is_file():
+        try:
+            known = [{**json.loads(beside.read_text(encoding="utf-8"))["preprocess_cfg"]}]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{beside} has no preprocess_cfg ({reason(error)}): fetch it again") from error
+    elif not is_torchscript(path):  # which only OpenAI's are
+        known = [open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == config.model]
+    shown = {}
+    for key, usual in _OPENAI.items():
+        said = {json.dumps(each.get(key, usual)) for each in known or [{}]}
+        given = getattr(config, key, None)
+        if given is None and len(said) > 1:
+            raise WeightsError(
+                f"{path} does not say how its images were prepared, and pretrained weights of {config.model} differ in "
+                f"{key}: set clip.{key}, or put the weights' own open_clip_config.json beside the file"
+            )
+        shown[key] = json.loads(said.pop()) if given is None else given
+    return shown
 
 
 def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDict:
