@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import ArgumentParser
@@ -29,13 +29,6 @@ TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
 
 
-class DataConsumer(Protocol):
-    """The side of a LightningModule that the datamodule sees."""
-
-    train_split: TrainSplit
-    image_size: int
-
-
 class DomainDataModule(LightningDataModule):
     """A domain's images, for both stages and the test.
 
@@ -47,7 +40,8 @@ class DomainDataModule(LightningDataModule):
       and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features);
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
-    Validation and test hold the images of all classes under either protocol; labels index ``class_names``.
+    Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
+    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, and an ``image_size`` S.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark (``kdpl/data/readers/benchmark.py``), or
@@ -76,9 +70,6 @@ class DomainDataModule(LightningDataModule):
             e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each image of each epoch.
         fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
-
-    Raises:
-        ConfigError: Arguments are out of range or do not go together.
     """
 
     def __init__(
@@ -183,7 +174,6 @@ class DomainDataModule(LightningDataModule):
         return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
 
     def _training_records(self) -> list[Record]:
-        """The k-shot sample of the classes that are tuned on; DataError if a class has too few images."""
         self.splits.require_training_images()
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         names = self.tuning_class_names
@@ -204,9 +194,8 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def _unlabeled_sources(self) -> tuple[str, ...]:
         self.splits.require_training_images()
-        sources = self.splits.unlabeled
-        if sources is None:
-            sources = tuple(record.source for record in self.splits.train)
+        unlabeled, train = self.splits.unlabeled, self.splits.train
+        sources = tuple(record.source for record in train) if unlabeled is None else unlabeled
         if not sources:
             raise DataError(f"{self.splits.origin} has no images to distil on: add some")
         return sources
@@ -284,11 +273,11 @@ class DomainDataModule(LightningDataModule):
         return cache.manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
 
     def _open_cache(self) -> FeatureCache | None:
-        """Open the teacher cache of a fit on first use; None where there is none, or nothing is trained."""
+        """The teacher cache of a fit, opened on first use; None where there is none, or nothing is trained."""
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return None
         if self._cache is None:
-            module: Any = self.trainer.lightning_module
+            module = self._module
             needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
             folder, (rank, world_size) = Path(self.teacher_cache).expanduser(), self._processes()
             self._cache = FeatureCache.open(folder, needed, rank=rank, world_size=world_size)
@@ -342,8 +331,8 @@ class DomainDataModule(LightningDataModule):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
 
     @property
-    def _module(self) -> DataConsumer:
-        return cast(DataConsumer, cast(Trainer, self.trainer).lightning_module)
+    def _module(self) -> Any:
+        return cast(Trainer, self.trainer).lightning_module
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
