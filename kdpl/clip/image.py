@@ -9,33 +9,41 @@ from torch import Tensor, nn
 
 from kdpl.clip.block import run_block, run_first_token
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.modules import FrozenTower
+from kdpl.clip.modules import Float32Module, FrozenTower
 from kdpl.errors import ConfigError
 
 
-class ImageTower(FrozenTower):
-    """An image tower of any architecture, into a joint embedding of width ``embed_dim``; normalises on the device."""
+class Pixels(Float32Module):
+    """Normalises images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], on their device and in float32."""
 
     mean: Tensor
     std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalised images, float32."""
+        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+        return (pixels - self.mean) / self.std
+
+
+class ImageTower(FrozenTower):
+    """An image tower of any architecture, into a joint embedding of width ``embed_dim``."""
 
     def __init__(self, visual: nn.Module, preprocessing: Preprocessing, embed_dim: int) -> None:
         super().__init__()
         self.visual: Any = visual
         self.preprocessing = preprocessing
         self.embed_dim = embed_dim
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.pixels = Pixels(preprocessing)
         self.requires_grad_(False).train()
 
     def compile_parts(self) -> None:
         """Compile the tower in place; names of weights stay the same."""
         self.visual.compile()
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Normalise images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], in float32."""
-        pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
-        return (pixels - self.mean.float()) / self.std.float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""

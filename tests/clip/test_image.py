@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 import world
 from plain import backward, relative_error
 from torch import nn
@@ -37,6 +38,12 @@ def test_both_towers_stay_in_evaluation_mode_and_ask_for_no_gradient():
         nn.Sequential(tower).train()
         assert not [module for module in tower.modules() if module.training]
         assert not [parameter for parameter in tower.parameters() if parameter.requires_grad]
+
+
+def test_half_precision_does_not_round_the_statistics_that_images_are_normalised_by(images):
+    tower = load_clip(ClipConfig("test-teacher", world.TAG)).image_tower
+    expected = tower.pixels(images)
+    assert torch.equal(tower.to(torch.bfloat16).pixels(images), expected)
 
 
 @pytest.mark.slow
