@@ -35,23 +35,20 @@ class GaussianPromptAveraging(Callback):
         self.mean = mean
         self.std = std
         self.sums: dict[str, Tensor] = {}
+        self._weights: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse weights that vanish before any time is spent."""
+        """Compute the weights, or raise a ConfigError before any time is spent."""
         if stage == "fit":
-            self._weights(trainer)
-
-    def _weights(self, trainer: Trainer) -> list[float]:
-        if not trainer.max_epochs or trainer.max_epochs < 1:
-            raise ConfigError("prompt averaging needs to know the number of epochs: set trainer.max_epochs")
-        return gaussian_weights(trainer.max_epochs, self.mean, self.std)
+            if not trainer.max_epochs or trainer.max_epochs < 1:
+                raise ConfigError("prompt averaging needs to know the number of epochs: set trainer.max_epochs")
+            self._weights = gaussian_weights(trainer.max_epochs, self.mean, self.std)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add this epoch's prompts; after the last epoch replace them with the average."""
-        weights = self._weights(trainer)
-        weight = weights[trainer.current_epoch]
-        last = trainer.current_epoch == len(weights) - 1
+        weight = self._weights[trainer.current_epoch]
+        last = trainer.current_epoch == len(self._weights) - 1
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
                 so_far, now = self.sums.get(name), parameter.detach() * weight

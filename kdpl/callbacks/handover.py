@@ -23,14 +23,7 @@ class _Handover(Callback):
         self._written = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write while the model is still on its device."""
-        self._finish(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write after a fit in which no training ends: one without epochs, or resumed after its last epoch."""
-        self._finish(trainer, pl_module)
-
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write while the model is still on its device, or after a fit without epochs or resumed after its last one."""
         if self._written:
             return
         self._written = True
@@ -39,6 +32,8 @@ class _Handover(Callback):
             return
         self.write(trainer, pl_module, Path(trainer.default_root_dir))
         trainer.strategy.barrier("kdpl handover")
+
+    on_fit_end = on_train_end
 
     @abstractmethod
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:

@@ -52,17 +52,12 @@ class RunConfig(SaveConfigCallback):
         """Do nothing yet: data and model are checked first."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config."""
-        self._save_once(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config of a fit without epochs, in which no training starts."""
-        self._save_once(trainer, pl_module)
-
-    def _save_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config; also at the end of a fit without epochs, in which no training starts."""
         if trainer.is_global_zero and not self.already_saved:
             self.already_saved = True
             self.save_config(trainer, pl_module, "fit")
+
+    on_fit_end = on_train_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the config again unless there is a checkpoint to resume from."""
