@@ -10,7 +10,6 @@ import torch
 import world
 from safetensors.torch import load_file, save_file
 
-from kdpl.__main__ import main
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -219,12 +218,3 @@ def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompt
     refused(lambda: TunedPrompts.load(path), path, r"holds a tensor '\n' that is not finite")
     (tmp_path / "names.json").write_text(f'{{"a": {"[" * 10_000}')
     refused(lambda: read_class_mapping(tmp_path / "names.json", ["a"]), tmp_path, "cannot be read as JSON")
-
-
-def test_the_command_ends_with_an_error_and_writes_nothing(classifier_folder, tmp_path, capsys):
-    (classifier_folder / "model.safetensors").write_bytes(HEADERS["length 2^60"])
-    before = sorted(tmp_path.rglob("*"))
-    image = tmp_path / "c" / "classifier.json"
-    assert main(["predict", str(classifier_folder), str(image), "--out", str(tmp_path / "answers.csv")]) == 1
-    assert "is damaged" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
