@@ -38,16 +38,14 @@ class Tab:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
+        while (answer := self._next()).get("id") != self._number:
+            pass
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
 
     def _next(self):
-        end = time.monotonic() + _PATIENCE_SECONDS
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._from], [], [], max(0, end - time.monotonic()))
+            ready, _, _ = select.select([self._from], [], [], _PATIENCE_SECONDS)
             assert ready, "the browser says nothing"
             more = os.read(self._from, 1 << 20)
             assert more, "the browser is gone"
@@ -58,9 +56,9 @@ class Tab:
         if event.get("method") == "Network.requestWillBeSent":
             self.requested.append(params["request"]["url"])
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(params["entry"]["text"] + " " + params["entry"].get("url", ""))
+            self.complaints.append(params["entry"])
         elif event.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(params["exceptionDetails"]))
+            self.complaints.append(params["exceptionDetails"])
         return event
 
     def look(self, width=1200, height=900, dark=False):
@@ -79,20 +77,19 @@ class Tab:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def wait(self, script, seconds=_PATIENCE_SECONDS):
+    def wait(self, script):
         """Wait until a script's value is true, and return it."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + _PATIENCE_SECONDS
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"{script} does not come true; the page shows: {self.text()}"
+            assert time.monotonic() < end, f"{script} does not come true; the page shows: {self.text('body')}"
             time.sleep(0.05)
         return value
 
-    def text(self, selector="body"):
-        """Return the visible text of an element."""
+    def text(self, selector):
+        """Return the visible text of an element, empty without it."""
         return self.run(f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText")
 
     def click(self, selector):
-        self.wait(f"!!document.querySelector({json.dumps(selector)})")
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def write(self, selector, text):

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from kdpl.benchmark.tasks import Task
@@ -53,11 +54,11 @@ def levels(tasks: Sequence[Task]) -> list[list[str]]:
     for task in missing:
         others = {run_of[need] for need in task.needs if need in run_of} - {task.run.name}
         needs.setdefault(task.run.name, set()).update(others)
-    result: list[list[str]] = []
-    while needs:
-        level = [run for run, others in needs.items() if not others & needs.keys()]
+    sorter, result = TopologicalSorter(needs), []
+    sorter.prepare()
+    while level := list(sorter.get_ready()):
         result.append(level)
-        needs = {run: others for run, others in needs.items() if run not in level}
+        sorter.done(*level)
     return result
 
 

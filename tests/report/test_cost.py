@@ -1,11 +1,9 @@
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 from world import CONFIGS
 
-from kdpl.report.cost import Encoder, count_flops, measure
+from kdpl.report.cost import Encoder, count_flops
 
 
 def by_hand(config, tokens):
@@ -31,17 +29,3 @@ def test_operations_are_those_counted_by_hand(images, clip_of):
 def test_a_parameter_in_two_modules_counts_once():
     inner = nn.Linear(3, 4)
     assert Encoder(inner, [nn.Sequential(inner, nn.ReLU()), inner], 8).parameters == 16
-
-
-def test_encoders_take_turns(monkeypatch):
-    monkeypatch.setattr("kdpl.report.cost._SECONDS", 0)
-    calls, x = [], torch.ones(100, 100)
-
-    def encode(name, images):
-        calls.append((name, tuple(images.shape)))
-        return x @ x
-
-    costs = measure({name: Encoder(partial(encode, name), [], 8) for name in "ab"}, torch.device("cpu"))
-    assert costs["a"]["flops"] == costs["b"]["flops"] == 2 * 100**3
-    # last the count of operations
-    assert calls[:6] == [(name, (costs["a"]["batch_size"], 3, 8, 8)) for name in "ab"] * 3
