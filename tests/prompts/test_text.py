@@ -24,7 +24,8 @@ def arranged(clip, texts):
 
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
 @pytest.mark.parametrize(("depth", "length"), [(1, 4), (2, 4), (4, 4), (3, 2)])
-def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of):
+@pytest.mark.parametrize("at_once", [1, 2, 3, 128])
+def test_prompted_features_and_gradients_are_the_plain_ones(at_once, depth, length, name, clip_of, plain_of):
     clip, plain = clip_of(name), plain_of(name)
     prompts = noisy_prompts(clip, depth, length)
     texts = [prompt_text(WORDS, n) for n in world.NAMES]
@@ -32,7 +33,7 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
     ids = arranged(clip, texts)
     layers = torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
 
-    features, expected = prompts(clip.text_tower, ids), plain.text_features(texts, layers)
+    features, expected = prompts(clip.text_tower, ids, at_once), plain.text_features(texts, layers)
     assert relative_error(features, expected) < 1e-5
     assert relative_error(features, plain.text_features(texts)) > 1e-3, "the prompts must matter"
 
@@ -124,3 +125,25 @@ def test_sizes_and_words_that_do_not_fit_are_refused(length, depth, words, match
     clip = clip_of("test-teacher")
     with world.refused(ConfigError, match):
         TextPrompts(length, depth, words, clip.text_tower, clip.tokenize)
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_classes(clip_of):
+    clip = clip_of("test-teacher")
+    prompts = noisy_prompts(clip, 4)
+    names = [f"a photo of a {one} {other}." for one in ("sea", "river", "lake") for other in "abcdefghij"]
+
+    def kept(classes, at_once):
+        """Bytes that autograd holds between forward and backward."""
+        found = {}
+
+        def count(tensor):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        texts = arranged(clip, names[:classes])
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            features = prompts(clip.text_tower, texts, at_once)
+        return sum(found.values()) if features.requires_grad else 0
+
+    assert kept(30, at_once=128) > 2 * kept(10, at_once=128)
+    assert kept(30, at_once=9) < 1.1 * kept(10, at_once=9)
