@@ -8,8 +8,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.data.archive import SUFFIX, unpack
-from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark, Location
-from kdpl.data.readers.layouts import BenchmarkSet
+from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark, BenchmarkSet, Location
 from kdpl.data.storage import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path

@@ -30,7 +30,6 @@ class Splits:
         test: Labelled test images; empty where the dataset has no such split.
         unlabeled: Sources of images without labels; None: the training images, without their labels.
         open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
-        test_only: Whether there are only test images, so that nothing can be trained on it.
         class_texts: Text that the text tower reads for each class, by label; None: its name.
         held_out: Whether the test images are training images that were set aside, for lack of others.
     """
@@ -42,7 +41,6 @@ class Splits:
     test: tuple[Record, ...]
     unlabeled: tuple[str, ...] | None
     open_image: Callable[[str], Image]
-    test_only: bool = False
     class_texts: tuple[str, ...] | None = None
     held_out: bool = False
 
@@ -60,7 +58,7 @@ class Splits:
 
     def require_training_images(self) -> None:
         """Refuse a dataset that has only test images, by a DataError."""
-        if self.test_only:
+        if not self.train and not self.unlabeled:
             raise DataError(f"{self.origin} is for tests alone: train on another dataset, then test on this one")
 
 

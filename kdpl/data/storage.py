@@ -74,9 +74,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     choices = braces[1].split(",")
     if len(choices) == 1:
         first, last = braces[1].split("..")
-        step = 1 if int(first) <= int(last) else -1
-        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
+        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     for choice in choices:
         yield from expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
 

@@ -5,10 +5,9 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
-from kdpl.data.readers.layouts import BenchmarkSet
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
