@@ -1,5 +1,4 @@
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,19 +78,6 @@ def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch,
     assert run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}") == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
-
-
-@pytest.mark.parametrize("checkpoint", [True, False])
-def test_an_error_says_after_how_many_steps_it_occurred_and_which_checkpoint_is_kept(checkpoint, tmp_path):
-    if checkpoint:
-        (tmp_path / LAST).parent.mkdir()
-        (tmp_path / LAST).touch()
-    state, strategy = SimpleNamespace(fn="fit"), SimpleNamespace(launcher=None)
-    trainer = SimpleNamespace(state=state, strategy=strategy, default_root_dir=str(tmp_path), global_step=7)
-    error = KeyboardInterrupt()
-    WhereItStopped().on_exception(trainer, None, error)
-    kept = f"{tmp_path / LAST} is kept" if checkpoint else "there is no checkpoint yet"
-    assert faults.sentence(error) == f"interrupted: rerun the same command to resume (after 7 steps; {kept})"
 
 
 def test_sigterm_interrupts_a_training(monkeypatch):
