@@ -4,7 +4,6 @@ from functools import cache
 # before open_clip is imported: no test may reach for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import fits
 import pytest
 import runs
 import torch
@@ -64,5 +63,5 @@ def classifier(student_run):
 def teacher_folder(tmp_path_factory):
     """What stage 1 leaves for the digits, of a random CLIP; no test changes it."""
     folder = tmp_path_factory.mktemp("teacher")
-    world.write_teacher(folder, class_names=fits.DIGITS, num_base=None)
+    world.write_teacher(folder, class_names=world.DIGITS, num_base=None)
     return folder

@@ -14,12 +14,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
 
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig
 from kdpl.data.augmentation import to_tensor
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.student import StudentDistillation
 
 
 def make_classifier(clip, depth=3, vectors=None):
@@ -78,12 +76,10 @@ def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, cl
 )
 def test_logits_are_those_of_the_student_that_it_was_made_of(model, settings, tmp_path):
     world.write_teacher(tmp_path)
-    config = ClipConfig(model, world.TAG)
-    student = StudentDistillation(config, str(tmp_path), **{"vision_prompts": PromptConfig(2, 3), **settings})
-    domain = world.TinyDomain(num_base=3)
-    world.quiet_trainer(tmp_path, 2).fit(student, datamodule=domain)
+    student = world.make_student(tmp_path, model, **settings)
+    world.fit(student, tmp_path, 2)
     student.eval()
-    images = resize(domain.test_images, [student.preprocessing.image_size] * 2)
+    images = resize(world.TinyDomain().test_images, [student.preprocessing.image_size] * 2)
     expected = student.class_logits(images)
     loaded = Classifier.load(tmp_path / "classifier")
     assert relative_error(loaded(images), expected) < 1e-5

@@ -5,6 +5,7 @@ import pytest
 import torch
 import world
 from plain import PlainProjector, normalized, relative_error
+from world import make_student
 
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
@@ -12,15 +13,9 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import StudentDistillation, Target
+from kdpl.student import Target
 
 IMAGES = world.TinyDomain().unlabeled[:6]
-
-
-def make_student(teacher, model="test-student", **options):
-    torch.manual_seed(0)
-    sizes = {"vision_prompts": PromptConfig(2, 3)}
-    return StudentDistillation(ClipConfig(model, world.TAG), str(teacher), **{**sizes, **options})
 
 
 def new_student(folder, **options):

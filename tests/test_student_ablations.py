@@ -9,7 +9,8 @@ import torch
 import world
 from PIL import Image
 from plain import normalized, relative_error
-from test_student import IMAGES, PlainStudent, first_batch, make_student, new_student
+from test_student import IMAGES, PlainStudent, first_batch, new_student
+from world import make_student
 
 from kdpl import Classifier
 from kdpl.errors import ArtifactError, ConfigError, DataError

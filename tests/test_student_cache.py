@@ -1,6 +1,5 @@
 """Distillation from a cache of the teacher's features, against distillation with the teacher itself."""
 
-import fits
 import numpy as np
 import pytest
 import torch
@@ -13,19 +12,18 @@ from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.student import StudentDistillation
 
 
 class Distilled:
     """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
 
     def __init__(self, teacher, folder, cache=None, fill=False, ckpt_path=None, trainer=(), **options):
-        self.student = fits.student(teacher, StudentDistillation, **options)
+        self.student = world.make_student(teacher, **{"kd_weight": 20, **options})
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
         callbacks = [watch, *([FillTeacherCache()] if fill else [])]
         settings = {"limit_train_batches": 5, **dict(trainer)}
-        domain = fits.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill)
+        domain = world.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill)
         record = world.fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
         self.losses = record.losses
         self.state = self.student.encoder.state_dict()
@@ -70,9 +68,9 @@ def filled(teacher_folder, tmp_path_factory):
     def get(views, seed=1):
         if (views, seed) not in folders:
             folder = folders[views, seed] = tmp_path_factory.mktemp("filled") / "cache"
-            student = fits.student(teacher_folder, StudentDistillation)
+            student = world.make_student(teacher_folder, kd_weight=20)
             student.configure_callbacks = list
-            domain = fits.digits(50, seed=seed, teacher_cache=str(folder))
+            domain = world.digits(50, seed=seed, teacher_cache=str(folder))
             world.quiet_trainer(folder.parent, 0, callbacks=[FillTeacherCache(views)]).fit(student, datamodule=domain)
         return folders[views, seed]
 
@@ -84,7 +82,7 @@ def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
     with world.refused(DataError, r"is of something else \(image_size is 32 there and 48 here\): choose"):
         Distilled(teacher_folder, tmp_path, filled(1), **VARIANTS["another image size"])
-    world.write_teacher(tmp_path, class_names=fits.DIGITS, num_base=None, seed=1)
+    world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None, seed=1)
     with world.refused(DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"):
         Distilled(tmp_path, tmp_path, filled(1))
 
@@ -111,10 +109,10 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
 @pytest.mark.slow
 def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
     cache = tmp_path / "cache"
-    student = fits.student(teacher_folder, StudentDistillation)
+    student = world.make_student(teacher_folder, kd_weight=20)
     student.configure_callbacks = list
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    domain = fits.digits(25, teacher_cache=str(cache))
+    domain = world.digits(25, teacher_cache=str(cache))
     world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2, 50)], **two).fit(student, datamodule=domain)
     by_two, by_one = (np.load(folder / "shard-00000.npy") for folder in (cache, filled(2)))
     assert np.allclose(by_two, by_one, rtol=0, atol=3e-4)

@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.student import StudentDistillation
 
 TAG = "noise"
 """The pretrained tag of every model here."""
@@ -214,6 +216,21 @@ def refused(kind, match):
     with pytest.raises(kind, match=match) as error:
         yield error
     assert one_sentence(error), str(error.value)
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def digits(batch_size, **options):
+    all_of_them = {"shots": None, "val_shots": None}
+    settings = {"augmentation": "light_affine", "num_workers": 0, "eval_batch_size": 40, **all_of_them, **options}
+    return DomainDataModule("digits", batch_size=batch_size, **settings)
+
+
+def make_student(folder, model="test-student", kind=StudentDistillation, **options):
+    """A student of the teacher in a folder, the same each time."""
+    torch.manual_seed(0)
+    return kind(ClipConfig(model, TAG), str(folder), **{"vision_prompts": PromptConfig(2, 3), **options})
 
 
 class Probe(LightningModule):

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 import world
-from fits import DIGITS
 from plain import normalized, prompt_text, relative_error
 from runs import AVERAGING, configs, fit_teacher, image_folder, refused
+from world import DIGITS
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors

@@ -1,29 +1,92 @@
 """Two processes and more compute what one does with the same global batches, batch norm included."""
 
+import hashlib
+import os
 from collections import Counter
+from functools import partial
 
-import fits
 import pytest
 import torch
 import world
+from lightning.pytorch import Callback
 from runs import rows_of
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.results import SaveTestResults
+from kdpl.clip import ClipConfig
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
 from kdpl.student import StudentDistillation
+from kdpl.teacher import TeacherPromptTuning
 
 pytestmark = pytest.mark.slow
 
 STEPS = 20
 
+
+class WithoutBatchNorm(StudentDistillation):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.encoder.projector.layers[1] = nn.Identity()
+
+
+def teacher(_=None):
+    torch.manual_seed(0)
+    prompts = PromptConfig(2, 3)
+    return TeacherPromptTuning(ClipConfig("test-teacher", world.TAG), vision_prompts=prompts, text_prompts=prompts)
+
+
+def student(folder, kind=StudentDistillation, **options):
+    return world.make_student(folder, kind=kind, kd_weight=20, **options)
+
+
+class Notes(Callback):
+    """Writes notes of its process to a file, as nothing else comes back from a forked process.
+
+    Of each step the loss, the learning rate, a digest of each view, and the running statistics of batch norms after it;
+    at the end the metrics, and those statistics.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.steps, self.statistics = [], []
+
+    def on_train_batch_start(self, trainer, _, batch, *__):
+        views = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:12] for image in batch[0]]
+        self.steps.append({"lr": trainer.optimizers[0].param_groups[0]["lr"], "views": views})
+
+    def on_train_batch_end(self, _, pl_module, outputs, *__):
+        self.steps[-1]["loss"] = outputs["loss"].item()
+        self.statistics.append({n: t.clone() for n, t in pl_module.named_buffers() if "running" in n})
+
+    def on_train_end(self, trainer, pl_module):
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        seen = {"steps": self.steps, "metrics": metrics, "statistics": self.statistics}
+        torch.save({**seen, **self.more(trainer)}, self.folder / f"{trainer.global_rank}.pt")
+
+    def more(self, _):
+        return {}
+
+
+def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):
+    """Fit with notes in a new folder; returns those of each process."""
+    folder.mkdir()
+    # commands leave it behind, and with it Lightning seeds several processes again, but not one alone
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+    settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
+    trainer = world.quiet_trainer(folder, epochs, callbacks=[notes(folder)], **several, **settings)
+    trainer.fit(module, datamodule=data)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
 MODULES = {
-    "teacher": lambda _: fits.teacher(),
-    "student": lambda folder: fits.student(folder, StudentDistillation),
-    "student without batch norm": fits.student,
+    "teacher": teacher,
+    "student": student,
+    "student without batch norm": partial(student, kind=WithoutBatchNorm),
 }
 
 
@@ -33,7 +96,7 @@ def fitted(request, tmp_path_factory, teacher_folder):
     make, root = MODULES[request.param], tmp_path_factory.mktemp(request.param)
 
     def otherwise(name, batch_size, data=None, **options):
-        return fits.fit(make(teacher_folder), fits.digits(batch_size, **(data or {})), root / name, **options)
+        return fit(make(teacher_folder), world.digits(batch_size, **(data or {})), root / name, **options)
 
     return otherwise("one", 24)[0], otherwise
 
@@ -82,7 +145,7 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
             assert torch.equal(process["statistics"][-1][name], seen[0]["statistics"][-1][name]), name
 
 
-class Prompts(fits.Notes):
+class Prompts(Notes):
     def more(self, trainer):
         return {"prompts": trainer.lightning_module.encoder.prompts.tokens.data}
 
@@ -92,12 +155,12 @@ def test_prompts_that_a_process_rounds_differently_start_equal(teacher_folder, t
         prompts.tokens.data += distributed.get_rank()
 
     monkeypatch.setattr(VisionPrompts, "init_at_mean_tokens", init)
-    student = fits.student(teacher_folder, prompt_init="mean_token")
-    first, second = fits.fit(student, fits.digits(12), tmp_path / "fit", 2, notes=Prompts, epochs=1, steps=1)
+    module = student(teacher_folder, prompt_init="mean_token")
+    first, second = fit(module, world.digits(12), tmp_path / "fit", 2, notes=Prompts, epochs=1, steps=1)
     assert torch.equal(first["prompts"], second["prompts"])
 
 
-class Chosen(fits.Notes):
+class Chosen(Notes):
     def more(self, trainer):
         (choice,) = (c for c in trainer.callbacks if isinstance(c, BestOnBaseTest))
         return {"accuracy": choice.accuracy, "epoch": choice.epoch}
@@ -106,9 +169,9 @@ class Chosen(fits.Notes):
 def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
     chosen = []
     for processes in (1, 2):
-        student = fits.student(teacher_folder, StudentDistillation, choice="best_on_base_test")
-        data, options = fits.digits(24 // processes), {"notes": Chosen, "steps": 5}
-        seen = fits.fit(student, data, tmp_path / str(processes), processes, **options)
+        module = student(teacher_folder, choice="best_on_base_test")
+        data, options = world.digits(24 // processes), {"notes": Chosen, "steps": 5}
+        seen = fit(module, data, tmp_path / str(processes), processes, **options)
         chosen += [(process["accuracy"], process["epoch"]) for process in seen]
     assert chosen[0][0] > 0
     assert len(set(chosen)) == 1
@@ -133,7 +196,7 @@ def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
         folder = tmp_path / str(processes)
         several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
         settings = {"callbacks": [SaveTestResults()], "use_distributed_sampler": processes == 3, **several}
-        world.quiet_trainer(folder, **settings).test(fits.teacher(), datamodule=fits.digits(8), verbose=False)
+        world.quiet_trainer(folder, **settings).test(teacher(), datamodule=world.digits(8), verbose=False)
         rows[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
     assert [int(row["index"]) for row in rows[1]] == list(range(899))
     for processes in (2, 3):
@@ -143,7 +206,7 @@ def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
             assert row == {name: value for name, value in expected.items() if name != "probability"}
 
 
-class Sent(fits.Notes):
+class Sent(Notes):
     """Notes the parameters and buffers of the wrapped model at the end of a fit."""
 
     def more(self, trainer):
@@ -159,7 +222,7 @@ class Sent(fits.Notes):
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_path):
     module = MODULES[stage](teacher_folder)
-    seen, _ = fits.fit(module, fits.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
+    seen, _ = fit(module, world.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
     assert all(seen["parameters"].values())
     assert all("prompts" in name or "projector" in name for name in seen["parameters"])
     assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
