@@ -163,10 +163,9 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
     """Draw the confusion matrix of all classes, in order, as shares of each class's images."""
     from matplotlib.figure import Figure
 
-    number = {name: i for i, name in enumerate(class_names)}
     counts = np.zeros((len(class_names), len(class_names)))
     for each in predictions:
-        counts[number[each.label], number[each.prediction]] += 1
+        counts[each.label_number, each.prediction_number] += 1
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.2 + 0.42 * min(len(class_names), _COUNTED_CLASSES)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")

@@ -41,7 +41,7 @@ class SaveTestResults(Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.test_records
-            predictions = [ImagePrediction(i, records[i].source, names[y], names[p], q) for i, y, p, q in rows]
+            predictions = [ImagePrediction(i, records[i].source, names[y], names[p], q, y, p) for i, y, p, q in rows]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
             if values:
                 order = torch.tensor([row[0] for row in rows]).argsort()

@@ -74,12 +74,12 @@ def accuracies(run: Run) -> dict[str, Any]:
 
 def _values(run: Run, stage: Stage) -> dict[str, Accuracy]:
     try:
-        base_names = frozenset(run.vectors.class_names[: run.vectors.num_base or 0])
+        num_base = run.vectors.num_base or 0
     except KdplError:
-        base_names = frozenset()  # without intervals, base and novel accuracies are left out
+        num_base = 0  # without intervals, base and novel accuracies are left out
     results, total = stage.results, len(stage.predictions)
-    base = sum(p.label in base_names for p in stage.predictions)
-    images = {"acc": total, "base_acc": base, "novel_acc": total - base if base_names else 0}
+    base = sum(p.label_number < num_base for p in stage.predictions)
+    images = {"acc": total, "base_acc": base, "novel_acc": total - base if num_base else 0}
     shares = {key: results.get(test_key(key), float("nan")) for key in ACCURACY_TITLES}
     correct = {key: round(shares[key] * n) for key, n in images.items() if n and not isnan(shares[key])}
     values = {key: Accuracy(shares[key], wilson(n, images[key])) for key, n in correct.items()}
@@ -128,15 +128,15 @@ def class_rows(
     names: Sequence[str], teacher: Sequence[ImagePrediction] | None, student: Sequence[ImagePrediction] | None
 ) -> list[ClassRow]:
     """Count by class, the student's largest losses first; None stands for a model that was not tested."""
-    images = Counter(p.label for p in student or teacher or ())
+    images = Counter(p.label_number for p in student or teacher or ())
 
-    def share(predictions: Sequence[ImagePrediction] | None) -> dict[str, float]:
-        correct = Counter(p.label for p in predictions or () if p.correct)
-        return {} if predictions is None else {name: correct[name] / images[name] for name in images}
+    def share(predictions: Sequence[ImagePrediction] | None) -> dict[int, float]:
+        correct = Counter(p.label_number for p in predictions or () if p.correct)
+        return {} if predictions is None else {i: correct[i] / images[i] for i in images}
 
     of_teacher, of_student = share(teacher), share(student)
-    numbered = [(number, name) for number, name in enumerate(names) if images[name]]
-    rows = [ClassRow(i, name, images[name], of_teacher.get(name), of_student.get(name)) for i, name in numbered]
+    numbered = [(i, name) for i, name in enumerate(names) if images[i]]
+    rows = [ClassRow(i, name, images[i], of_teacher.get(i), of_student.get(i)) for i, name in numbered]
     return sorted(rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None))
 
 
@@ -149,24 +149,26 @@ def confusions(run: Run) -> dict[str, Any]:
         "names": names,
         "matrix": confusion_matrix(names, predictions) if readable else None,
         # a longer list where there is no matrix
-        "largest": largest_confusions(predictions, 10 if readable else 40),
+        "largest": largest_confusions(names, predictions, 10 if readable else 40),
         "wrong": sum(not p.correct for p in predictions),
     }
 
 
 def confusion_matrix(names: Sequence[str], predictions: Sequence[ImagePrediction]) -> list[list[int]]:
     """Count images by true class (rows) and predicted class (columns)."""
-    counts = Counter((p.label, p.prediction) for p in predictions)
-    return [[counts[label, prediction] for prediction in names] for label in names]
+    counts = Counter((p.label_number, p.prediction_number) for p in predictions)
+    return [[counts[label, prediction] for prediction in range(len(names))] for label in range(len(names))]
 
 
-def largest_confusions(predictions: Sequence[ImagePrediction], count: int) -> list[tuple[str, str, int, float]]:
+def largest_confusions(
+    names: Sequence[str], predictions: Sequence[ImagePrediction], count: int
+) -> list[tuple[str, str, int, float]]:
     """List at most ``count`` pairs of classes: true class, predicted class, images, share of the true class's."""
-    images = Counter(p.label for p in predictions)
-    wrong = Counter((p.label, p.prediction) for p in predictions if not p.correct)
+    images = Counter(p.label_number for p in predictions)
+    wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
+    found = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
     # ties by name, so that the order is always the same
-    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [(label, prediction, n, n / images[label]) for (label, prediction), n in ordered]
+    return sorted(found, key=lambda row: (-row[2], row))[:count]
 
 
 def find_examples(run: Run) -> dict[str, Any]:

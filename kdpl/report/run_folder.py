@@ -179,8 +179,8 @@ class Run:
     def tested_data(self) -> DomainDataModule:
         """Return the data, if its test images are those that were tested."""
         data = self.data
-        present = [(r.source, data.class_names[r.label]) for r in data.test_records]
-        if present != [(p.source, p.label) for p in self.main.predictions]:
+        present = [(r.source, r.label) for r in data.test_records]
+        if present != [(p.source, p.label_number) for p in self.main.predictions]:
             raise DataError(f"{data.splits.origin} has other test images than were tested: restore it, or test again")
         return data
 
@@ -190,7 +190,7 @@ class Run:
         if self.teacher is None or self.student is None:
             raise ArtifactError(f"{self.folder} has only one stage: a comparison needs teacher and student")
         pairs = list(zip(self.teacher.predictions, self.student.predictions, strict=False))
-        same = all((t.index, t.source, t.label) == (s.index, s.source, s.label) for t, s in pairs)
+        same = all((t.index, t.source, t.label_number) == (s.index, s.source, s.label_number) for t, s in pairs)
         if not same or len(self.teacher.predictions) != len(self.student.predictions):
             raise ArtifactError("teacher and student were tested on other images: test them on the same ones")
         return pairs

@@ -17,18 +17,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The class predicted for a test image, out of all classes, with its softmax probability."""
+    """The class predicted for a test image, out of all classes, with its softmax probability.
+
+    ``label`` and ``prediction`` are names to show, which several classes may share; the numbers tell classes apart.
+    """
 
     index: int
     source: str
     label: str
     prediction: str
     probability: float
+    label_number: int
+    prediction_number: int
 
     @property
     def correct(self) -> bool:
         """True if the prediction is the label."""
-        return self.prediction == self.label
+        return self.prediction_number == self.label_number
 
 
 Pair = tuple[ImagePrediction, ImagePrediction]
@@ -57,7 +62,15 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
     # only paths may hold bytes that are not UTF-8: this raises where a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
     return [
-        ImagePrediction(int(row["index"]), row["source"], row["label"], row["prediction"], float(row["probability"]))
+        ImagePrediction(
+            int(row["index"]),
+            row["source"],
+            row["label"],
+            row["prediction"],
+            float(row["probability"]),
+            int(row["label_number"]),
+            int(row["prediction_number"]),
+        )
         for row in rows
     ]
 
@@ -85,7 +98,7 @@ def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[P
     """Sort the pairs whose predictions differ: only the teacher is correct, only the student is, neither is."""
     only_teacher, only_student, neither = found = ([], [], [])  # type: tuple[list[Pair], list[Pair], list[Pair]]
     for teacher, student in pairs:
-        if teacher.prediction != student.prediction:
+        if teacher.prediction_number != student.prediction_number:
             kind = only_teacher if teacher.correct else only_student if student.correct else neither
             kind.append((teacher, student))
     return found

@@ -17,7 +17,7 @@ CURVES = {"epoch": [(9, 0.0), (29, 2.0)], "train/loss": [(9, 2.0), (19, 1.0), (2
 
 def predictions_of(labels, predictions, names):
     return [
-        ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5 + 0.1 * (i % 5))
+        ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5 + 0.1 * (i % 5), y, p)
         for i, (y, p) in enumerate(zip(labels, predictions, strict=True))
     ]
 

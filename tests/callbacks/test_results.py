@@ -47,7 +47,9 @@ def test_predictions_logits_and_accuracies_are_saved_in_the_order_of_the_split(t
     assert [p.index for p in found] == [0, 1, 2, 3, 4]
     assert [p.source for p in found] == [f"image {i}.png" for i in range(5)]
     assert [p.label for p in found] == [NAMES[y] for y in LABELS]
+    assert [p.label_number for p in found] == LABELS.tolist()
     assert [p.prediction for p in found] == [NAMES[i] for i in (0, 2, 1, 0, 1)]
+    assert [p.prediction_number for p in found] == [0, 2, 1, 0, 1]
     expected = [float((row.double().exp() / row.double().exp().sum()).max()) for row in LOGITS]
     assert [p.probability for p in found] == pytest.approx(expected, abs=1e-6)
     assert read_results(tmp_path) == {"images": 5, "test/acc": pytest.approx(sum(p.correct for p in found) / 5)}

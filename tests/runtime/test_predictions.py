@@ -14,9 +14,9 @@ from kdpl.runtime.predictions import (
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
 PREDICTIONS = [
-    ImagePrediction(2, "digits:2", "a", "b", 0.5),
-    ImagePrediction(0, "folder/with, comma.png", 'say "cheese", please', "line\nbreak", 0.25),
-    ImagePrediction(1, "photos/\udcff.png", "猫", "a", 1.0),
+    ImagePrediction(2, "digits:2", "a", "b", 0.5, 0, 1),
+    ImagePrediction(0, "folder/with, comma.png", 'say "cheese", please', "line\nbreak", 0.25, 2, 3),
+    ImagePrediction(1, "photos/\udcff.png", "猫", "a", 1.0, 4, 0),
 ]
 
 
@@ -26,8 +26,8 @@ def test_predictions_are_read_in_order_of_the_test_split_whatever_their_names(tm
     assert read_predictions(tmp_path) == sorted(PREDICTIONS, key=lambda p: p.index)
     with (tmp_path / PREDICTIONS_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         header, first, *_ = csv.reader(file)
-    assert header == ["index", "source", "label", "prediction", "probability"]
-    assert first == ["0", "folder/with, comma.png", 'say "cheese", please', "line\nbreak", "0.250000"]
+    assert header == ["index", "source", "label", "prediction", "probability", "label_number", "prediction_number"]
+    assert first == ["0", "folder/with, comma.png", 'say "cheese", please', "line\nbreak", "0.250000", "2", "3"]
 
 
 def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(tmp_path):
@@ -40,9 +40,9 @@ def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(t
 
 def test_disagreements_are_sorted_by_who_is_correct():
     def pair(label, teacher, student):
-        return tuple(ImagePrediction(0, "x.png", label, prediction, 0.5) for prediction in (teacher, student))
+        return tuple(ImagePrediction(0, "x.png", "one", "name", 0.5, label, number) for number in (teacher, student))
 
-    pairs = [pair("a", "a", "a"), pair("a", "a", "b"), pair("a", "b", "a"), pair("a", "b", "c"), pair("a", "b", "b")]
+    pairs = [pair(0, 0, 0), pair(0, 0, 1), pair(0, 1, 0), pair(0, 1, 2), pair(0, 1, 1)]
     assert disagreements(pairs) == ([pairs[1]], [pairs[2]], [pairs[3]])
 
 
