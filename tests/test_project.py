@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from runs import DATA, SHORT, TEACHER, error_line, image_folder
 
 import kdpl
@@ -50,8 +49,9 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
 def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():
     project = PYPROJECT["project"]
     core = {name_of(each) for each in project["dependencies"]}
-    extras = [extra for name, extra in project["optional-dependencies"].items() if name != "dev"]
-    later = core | {name_of(each) for extra in extras for each in extra}
+    groups = [group for name, group in project["optional-dependencies"].items() if name != "dev"]
+    extras = {name_of(each) for group in groups for each in group}
+    assert core & extras == set()
     providers = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / "kdpl").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_th
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"kdpl"}:
-                allowed = core if node in tree.body else later
+                allowed = core if node in tree.body else core | extras
                 assert {name_of(name) for name in providers.get(module, [])} & allowed, f"{path} imports {module}"
 
 
@@ -86,30 +86,6 @@ def test_versions_are_the_same_in_all_files():
     assert workflow["jobs"]["check"]["strategy"]["matrix"]["python"] == claimed
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == kdpl.__version__
-
-
-def brought_by(name, extras=("",)):
-    """Yield what a distribution requires, with the extras of that, as far as it is installed here."""
-    try:
-        listed = [Requirement(each) for each in importlib.metadata.requires(name) or ()]
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for each in listed:
-        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
-            yield name_of(each.name), tuple(sorted(each.extras))
-
-
-def test_a_plain_installation_brings_nothing_that_only_some_need():
-    seen, waiting = set(), [("kdpl", ())]
-    while waiting:
-        each = waiting.pop()
-        if each not in seen:
-            seen.add(each)
-            waiting += brought_by(*each)
-    names = {name for name, _ in seen}
-    assert {"torch", "lightning", "open-clip-torch", "wandb"} <= names
-    extras = PYPROJECT["project"]["optional-dependencies"].values()
-    assert names & {name_of(each) for extra in extras for each in extra} <= {"kdpl"}
 
 
 @pytest.mark.parametrize(

@@ -205,17 +205,16 @@ def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **cha
     return vectors, prompts.get("vision_prompts.tokens")
 
 
-def one_sentence(error):
-    """Whether an error's message is one sentence on one line that says what to do."""
-    text = str(error.value)
-    return "\n" not in text and len(text) > 30 and ": " in text and "Traceback" not in text
-
-
 @contextmanager
 def refused(kind, match):
+    """Expect an error whose message is one sentence on one line that says what to do."""
     with pytest.raises(kind, match=match) as error:
         yield error
-    assert one_sentence(error), str(error.value)
+    text = str(error.value)
+    assert "\n" not in text, text
+    assert len(text) > 30, text
+    assert ": " in text, text
+    assert "Traceback" not in text, text
 
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
