@@ -69,13 +69,9 @@ def read_published(file: Path, kind: Kind) -> Published:
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ArtifactError(f"{file} has no state_dict, which the authors' checkpoints have: give one of those")
-    is_student = any(name.startswith(_PROJECTOR) for name in state)
-    if not is_student and _CONTEXT not in state:
-        raise ArtifactError(
-            f"{file} holds neither {_CONTEXT}, as a teacher does, nor {_PROJECTOR}*, as a student does: "
-            "give a checkpoint of the authors"
-        )
-    found = "student" if is_student else "teacher"
+    found = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
+    if found == "teacher" and _CONTEXT not in state:
+        raise ArtifactError(f"{file} has no prompts and no projector of the authors: give one of their checkpoints")
     if found != kind:
         raise ArtifactError(f"{file} holds a {found}, expected a {kind}: use the command import {found}")
     part = _Part(file, dict(state))
@@ -111,37 +107,29 @@ class _Part:
             raise ArtifactError(f"{self.file} has no tensor {name}: it is incomplete, download it again")
         return tensor
 
-    def take_learned(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """Take what was trained, in float32; None in the shape stands for any size."""
+    def take_learned(self, name: str) -> Tensor:
+        """Take what was trained, in float32."""
         tensor = self.take(name)
-        fits = tensor.ndim == len(shape) and all(b in (None, a) for a, b in zip(tensor.shape, shape, strict=True))
-        if not fits or not tensor.is_floating_point() or not tensor.isfinite().all():
-            kind, wanted = str(tensor.dtype).removeprefix("torch."), ", ".join(str(n or "any") for n in shape)
-            raise ArtifactError(
-                f"{self.file} holds {name} as {kind} {list(tensor.shape)}, expected floats [{wanted}], all of them "
-                "finite: give another checkpoint of the authors"
-            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ArtifactError(f"{self.file} holds {name}, expected finite floats: give another checkpoint")
         return tensor.to(torch.float32, copy=True)
 
     def take_prompts(self, first: str, tower: str) -> list[Tensor]:
         """Take a tower's prompts [n, W], layer by layer."""
-        prompts = [self.take_learned(first, (None, None))]
         pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
         layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
         # a gap is found by its name
-        for layer in range(1, max(layers, default=0) + 1):
-            name = f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
-            prompts.append(self.take_learned(name, tuple(prompts[0].shape)))
+        deep = [f"{tower}.transformer.resblocks.{layer}.VPT_shallow" for layer in range(1, max(layers, default=0) + 1)]
+        prompts = [self.take_learned(name) for name in (first, *deep)]
+        if {prompt.shape for prompt in prompts} != {prompts[0].shape}:
+            raise ArtifactError(f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint")
         return prompts
 
     def take_projector(self) -> dict[str, Tensor]:
         """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
-        kernel = self.take_learned(f"{_PROJECTOR}0.weight", (None, None, 1, 1))
-        out_dim = len(kernel)
-        second = self.take_learned(f"{_PROJECTOR}3.weight", (out_dim, out_dim, 1, 1))
-        taken = {"0.weight": kernel.flatten(1), "3.weight": second.flatten(1)}
-        for name in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.bias"):
-            taken[name] = self.take_learned(_PROJECTOR + name, (out_dim,))
+        names = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight", "3.bias")
+        taken = {name: self.take_learned(_PROJECTOR + name) for name in names}
+        taken |= {name: tensor.flatten(1) for name, tensor in taken.items() if tensor.ndim > 1}
         taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(torch.int64, copy=True)
         return {f"encoder.projector.layers.{name}": tensor for name, tensor in taken.items()}
 

@@ -12,7 +12,6 @@ The last two share what is fitted on the source.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -25,27 +24,19 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFI
 _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Folders of a campaign, and options for all its fits.
-
-    Attributes:
-        out: The campaign's folder.
-        root: The folder of all datasets of the benchmark.
-        options: Options for every fit, after all others.
-    """
-
-    out: Path
-    root: str | None = None
-    options: tuple[str, ...] = ()
-
-
-def plan(campaign: Campaign, place: Place, rows: Sequence[str] = ()) -> list[Task]:
+def plan(
+    campaign: Campaign, out: Path, root: str | None = None, options: Sequence[str] = (), rows: Sequence[str] = ()
+) -> list[Task]:
     """Return a campaign's tasks in the order in which one process does them.
 
-    Only ``rows`` are tested, or all if none are named; teachers that they need are fitted without a test.
+    Args:
+        campaign: The campaign.
+        out: Its folder.
+        root: The folder of all datasets of the benchmark.
+        options: Options for every fit, after all others.
+        rows: The rows that are tested, all if none are named; teachers that they need are fitted without a test.
     """
-    planner = _Planner(campaign, place)
+    planner = _Planner(campaign, out, root, options)
     tasks: dict[str, Task] = {}
     for protocol in campaign.protocols:
         for task in getattr(planner, protocol)():
@@ -59,9 +50,8 @@ def plan(campaign: Campaign, place: Place, rows: Sequence[str] = ()) -> list[Tas
 
 
 class _Planner:
-    def __init__(self, campaign: Campaign, place: Place) -> None:
-        self.campaign = campaign
-        self.place = place
+    def __init__(self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]) -> None:
+        self.campaign, self.out, self.root, self.options = campaign, out, root, options
         self.rows = campaign.rows
         self.teachers, self.students = campaign.rows_of("teacher"), campaign.rows_of("student")
 
@@ -126,7 +116,7 @@ class _Planner:
         own = [*row.configs, *(file for each in exceptions for file in getattr(each, row.stage))]
         configs = [config_of(dataset), *overlays, *self.campaign.configs, *own]
         args = [f"--config={file}" for file in configs]
-        args += [*self._root(dataset), *options, *row.options, *self.place.options]
+        args += [*self._root_of(dataset), *options, *row.options, *self.options]
         trainers = [read_config(file).get("trainer") or {} for file in own]
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
             # nothing is tuned, whatever the options for every fit say
@@ -153,7 +143,7 @@ class _Planner:
         """Yield the tasks on a target of what was fitted on the source: class vectors for its students, and a test."""
         run, source, of = self._run(protocol, dataset, seed, row), self._source_run(seed, row), self.rows[row].of
         folder, fitted, needs = self._folder(run), self._folder(source), [self._fit_name(source)]
-        data = [f"--config={config_of(dataset)}", *self._root(dataset)]
+        data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
         if row in {each.of for each in self.rows.values()}:
             file = folder / CLASS_VECTORS_FILE
             args = ["class-vectors", f"--teacher={fitted}", *data, f"--out={file}"]
@@ -183,11 +173,11 @@ class _Planner:
         return run.model_copy(update={"name": f"source/{run.dataset}/seed_{seed}/{row}"})
 
     def _folder(self, run: Run) -> Path:
-        return self.place.out / run.name
+        return self.out / run.name
 
     def _fit_name(self, run: Run) -> str:
         return f"{run.name}/{'fit' if self.rows[run.row].teacher_file is None else 'import'}"
 
-    def _root(self, dataset: str) -> list[str]:
-        known = self.place.root is not None and dataset_name(dataset) in BENCHMARKS
-        return [f"--data.init_args.root={self.place.root}"] if known else []
+    def _root_of(self, dataset: str) -> list[str]:
+        known = self.root is not None and dataset_name(dataset) in BENCHMARKS
+        return [f"--data.init_args.root={self.root}"] if known else []

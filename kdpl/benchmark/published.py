@@ -18,13 +18,7 @@ METRICS = tuple(map(test_key, ("base_acc", "novel_acc", "hm")))
 
 @dataclass(frozen=True)
 class Method:
-    """Published figures of a method.
-
-    Attributes:
-        title: The method.
-        average: Base, novel and their harmonic mean, averaged over the eleven datasets.
-        by_dataset: The same for each dataset, where it is kept here.
-    """
+    """Figures of a method: averages over the eleven datasets, and those of each dataset where they are kept here."""
 
     title: str
     average: Figures

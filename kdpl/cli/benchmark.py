@@ -48,12 +48,12 @@ def benchmark(
         settings: Options for every fit.
     """
     from kdpl.benchmark.campaign import read_campaign
-    from kdpl.benchmark.protocols import Place, plan
+    from kdpl.benchmark.protocols import plan
     from kdpl.benchmark.slurm import DEFAULT_OPTIONS, write_slurm
 
     file, folder = Path(campaign), Path(out)
     whole = read_campaign(file)
-    tasks = plan(whole.choose(datasets, seeds, rows), Place(folder, root, tuple(settings)), rows)
+    tasks = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
     if only is not None:
         chosen = [task for task in tasks if f"{task.name}/".startswith(f"{only.rstrip('/')}/")]
         if not chosen:

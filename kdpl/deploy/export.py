@@ -1,12 +1,12 @@
 """Export of a classifier to a file that runs without kdpl: ONNX, 8-bit ONNX, or a program of torch.export."""
 
-import importlib
 import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -41,10 +41,8 @@ def require_format(kind: Format, out: Path, has_calibration: bool) -> None:
     if kind == "onnx-int8" and not has_calibration:
         raise ConfigError("--format onnx-int8 needs images to calibrate on: give --calibration FOLDER, unlabelled ones")
     for package in ("onnx", "onnxruntime", "onnxscript") if out.suffix == ".onnx" else ():
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError(f"--format {kind} needs {package}: pip install 'kdpl[export]'") from error
+        if find_spec(package) is None:
+            raise ConfigError(f"--format {kind} needs {package}: pip install 'kdpl[export]'")
 
 
 class _Graph(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 from campaigns import ROOT
 
 from kdpl.benchmark.campaign import read_campaign
-from kdpl.benchmark.protocols import Place, plan
+from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.tasks import one_of_each_kind
 from kdpl.cli.fit import KdplCLI, run_command
 from kdpl.data.readers.benchmark import BENCHMARKS
@@ -24,7 +24,7 @@ SIZES = {
 
 
 def tasks_of(name):
-    return plan(read_campaign(ROOT / f"configs/benchmark/{name}.yaml"), Place(Path("out"), "data"))
+    return plan(read_campaign(ROOT / f"configs/benchmark/{name}.yaml"), Path("out"), "data")
 
 
 def settings_of(task):

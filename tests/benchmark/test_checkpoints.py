@@ -42,12 +42,10 @@ DEEP, PROJECTOR = "image_encoder.transformer.resblocks.2.VPT_shallow", "VPT_imag
     ("name", "value", "message"),
     [
         *((name, None, f"has no tensor {name}: ") for name in ("image_encoder.VPT", DEEP, f"{PROJECTOR}.1.bias")),
-        ("image_encoder.VPT", torch.zeros(1, 4, 32).half(), r"as float16 \[1, 4, 32\], expected floats \[any, any\]"),
-        ("image_encoder.VPT", torch.zeros(4, 32).long(), "as int64"),
-        ("image_encoder.VPT", torch.full((4, 32), torch.nan), "all of them finite"),
+        ("image_encoder.VPT", torch.zeros(4, 32).long(), "image_encoder.VPT, expected finite floats"),
+        ("image_encoder.VPT", torch.full((4, 32), torch.nan), "expected finite floats"),
         ("image_encoder.VPT", torch.nn.Linear, "no tensor image_encoder.VPT"),
-        (DEEP, torch.zeros(3, 32), r"expected floats \[4, 32\]"),
-        (f"{PROJECTOR}.3.weight", torch.zeros(24, 20, 1, 1), r"expected floats \[24, 24, 1, 1\]"),
+        (DEEP, torch.zeros(3, 32), "image_encoder with prompts of several sizes"),
         ("image_encoder.proj", "x", "no tensor image_encoder.proj"),
     ],
 )
@@ -65,7 +63,7 @@ def test_a_missing_tensor_and_one_of_another_kind_are_named(name, value, message
         ({"model": {}}, "has no state_dict"),
         ([1], "has no state_dict"),
         ({"state_dict": {1: 2}}, "has no state_dict"),
-        ({"state_dict": {"proj": torch.zeros(1)}}, "neither prompt_learner.ctx, .* nor VPT_image_trans.conv1"),
+        ({"state_dict": {"proj": torch.zeros(1)}}, "no prompts and no projector"),
     ],
 )
 def test_a_file_of_something_else_is_refused(content, message, tmp_path):

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import campaigns
 
-from kdpl.benchmark.protocols import Place, plan
+from kdpl.benchmark.protocols import plan
 
 ROWS = {
     "teacher": {"teacher": "configs/teacher/quickstart.yaml"},
     "student": {"student": "configs/student/quickstart.yaml", "of": "teacher"},
 }
-PLACE = Place(Path("out"), "data")
+OUT = Path("out")
 BASE_TO_NOVEL = "{protocols: [base_to_novel], datasets: [dtd], seeds: [1, 2]}"
 CROSS = "{protocols: [cross_dataset], source: imagenet, datasets: [dtd], seeds: [3]}"
 SHIFT = "{protocols: [domain_generalization], source: imagenet, variants: [imagenet_a], seeds: [3]}"
@@ -16,9 +16,9 @@ CHAIN = ["teacher/fit", "teacher/test", "student/fit", "student/test"]
 SOURCE, DTD, OTHER = "source/imagenet/seed_3", "cross_dataset/dtd/seed_3", "domain_generalization/imagenet_a/seed_3"
 
 
-def planned(text, place=PLACE, rows=ROWS, only=(), **changes):
+def planned(text, place=(OUT, "data"), rows=ROWS, only=(), **changes):
     """The tasks by name."""
-    tasks = plan(campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), place, only)
+    tasks = plan(campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), *place, rows=only)
     return {task.name: task for task in tasks}
 
 
@@ -43,7 +43,7 @@ def test_a_fit_is_the_command_that_a_person_would_type():
         {"datasets": ["oxford_pets"], "student": "configs/student/cross_dataset.yaml"},
     ]
     rows = {**ROWS, "teacher": {**ROWS["teacher"], "options": ["--model.init_args.optim.lr=1"]}}
-    place = Place(Path("out"), "data", ("--trainer.max_epochs", "2"))
+    place = (OUT, "data", ("--trainer.max_epochs", "2"))
     tasks = planned(BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions)
     shared = [f"--config=configs/{each}.yaml" for each in ("data/dtd", "data/base_to_novel", "trainer/cpu")]
     run, root, epochs = "base_to_novel/dtd/seed_2", "--data.init_args.root=data", ("--trainer.max_epochs", "2")
@@ -109,7 +109,7 @@ def test_the_two_experiments_of_a_source_share_what_is_fitted_on_it():
 
 
 def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
-    task = planned(CROSS, Place(tmp_path))[f"{DTD}/teacher/test"]
+    task = planned(CROSS, (tmp_path, "data"))[f"{DTD}/teacher/test"]
     assert task.command() == list(task.args)
     checkpoint = tmp_path / SOURCE / "teacher/checkpoints/last.ckpt"
     checkpoint.parent.mkdir(parents=True)
@@ -135,10 +135,10 @@ def test_a_published_teacher_is_imported_instead_of_fitted():
 
 def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
     zero_shot = {"teacher": ["configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"]}
-    place = Place(Path("out"), None, ("--trainer.max_epochs", "2"))
+    place = (OUT, None, ("--trainer.max_epochs", "2"))
     tasks = planned(BASE_TO_NOVEL, place, {"tuned": ROWS["teacher"], "untuned": zero_shot})
-    assert tasks["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place.options
-    assert tasks["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (*place.options, "--trainer.max_epochs=0")
+    assert tasks["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place[2]
+    assert tasks["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (*place[2], "--trainer.max_epochs=0")
 
 
 def test_a_dataset_of_ones_own_is_a_config_and_gets_no_root():

@@ -7,7 +7,7 @@ from campaigns import BASE_TO_NOVEL, campaign
 from filelock import FileLock
 
 from kdpl.benchmark import runner
-from kdpl.benchmark.protocols import Place, plan
+from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.runner import last_error, run_tasks
 from kdpl.benchmark.tasks import read_all
 from kdpl.runtime import slurm
@@ -51,7 +51,7 @@ def _no_pause(monkeypatch):
 
 
 def run(out, commands, say=lambda _: None, tasks=None):
-    return run_tasks(WHOLE, tasks or plan(WHOLE, Place(out)), out, say, commands)
+    return run_tasks(WHOLE, tasks or plan(WHOLE, out), out, say, commands)
 
 
 def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
@@ -124,7 +124,7 @@ def test_an_interruption_ends_the_campaign_which_is_resumed(code, error, tmp_pat
 
 
 def test_a_task_by_itself_needs_others_to_be_done(tmp_path):
-    tasks = [task for task in plan(WHOLE, Place(tmp_path)) if task.run.name == f"{DTD_1}/student"]
+    tasks = [task for task in plan(WHOLE, tmp_path) if task.run.name == f"{DTD_1}/student"]
     commands = Commands()
     failures = run(tmp_path, commands, tasks=tasks)
     assert commands.ran == []

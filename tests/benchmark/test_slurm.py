@@ -6,7 +6,7 @@ import sys
 import pytest
 from campaigns import campaign
 
-from kdpl.benchmark.protocols import Place, plan
+from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.slurm import levels, write_slurm
 
 LEVELS = [
@@ -24,7 +24,7 @@ def out(tmp_path):
 @pytest.fixture
 def tasks(out):
     text = "{protocols: [cross_dataset], source: imagenet, datasets: [dtd, oxford_pets]}"
-    return plan(campaign(text), Place(out))
+    return plan(campaign(text), out)
 
 
 def finish(task):
