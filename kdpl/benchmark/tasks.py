@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.readers.benchmark import BENCHMARKS, Location
+from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
@@ -151,10 +151,10 @@ def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
         if root is None:
             faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
             continue
-        location = Location(BENCHMARKS[name], Path(root))
+        dataset = BenchmarkSet(name, root)
         try:
-            location.require_folder(location.images)
-            location.read_text(location.index)
+            dataset.require_folder(dataset.images)
+            dataset.read_text(dataset.index)
         except DataError as error:
             faults.append(str(error))
     return faults

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.data.archive import SUFFIX, unpack
-from kdpl.data.readers.benchmark import BENCHMARKS, Benchmark, BenchmarkSet, Location
+from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
 from kdpl.data.storage import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path
@@ -37,26 +37,26 @@ def download(name: str, root: Path) -> bool:
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}")
-    location = Location(BENCHMARKS[name], root)
-    if location.benchmark.layout == "imagenet":
-        print(_IMAGENET.format(images=location.images, index=location.index, root=root), end="")
+    dataset = BenchmarkSet(name, str(root))
+    if dataset.benchmark.layout == "imagenet":
+        print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
         return False
-    if location.folder.exists():
+    if dataset.folder.exists():
         if fault := _fault(name, root):
-            said = f"folder {location.folder} exists but is incomplete ({fault})"
+            said = f"folder {dataset.folder} exists but is incomplete ({fault})"
             raise DataError(f"{said}: move or remove it, then start again")
-        print(f"{location.origin} is there already: nothing to do")
+        print(f"{dataset.origin} is there already: nothing to do")
         return True
     store = root / f".{name}.download"
-    files = _fetch(location.benchmark, store)
-    with atomic_path(location.folder) as staging:
+    files = _fetch(name, store)
+    with atomic_path(dataset.folder) as staging:
         staging.mkdir()
-        _lay_out(location.benchmark, store, files, staging)
+        _lay_out(name, store, files, staging)
         if fault := _fault(name, staging.parent):
             said = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
-            raise DataError(f"{said}: arrange the files of {store} by hand as {location.folder}")
+            raise DataError(f"{said}: arrange the files of {store} by hand as {dataset.folder}")
     shutil.rmtree(store)
-    print(f"{location.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
+    print(f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
     return True
 
 
@@ -69,7 +69,7 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
     return None
 
 
-def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
+def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     """Download the files of a dataset; returns them and their paths below the dataset's folder."""
     try:
         require_hub()
@@ -80,23 +80,23 @@ def _fetch(benchmark: Benchmark, store: Path) -> dict[str, PurePosixPath]:
             kind = "model"
             listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
         places = {file: place_of(file) for file in listed if stays_inside(file)}
-        files = {file: place[1] for file, place in places.items() if place and place[0] == benchmark.name}
+        files = {file: place[1] for file, place in places.items() if place and place[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
     except Exception as error:  # the hub's client raises its own errors, its transport's and the system's
         if isinstance(error, OSError) and error.filename is not None:  # the disk's, which names the file
             raise
-        said = f"dataset {benchmark.name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
+        said = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
         raise DataError(f"{said}: check the network and start again, what has been downloaded is kept") from error
     if not files:
-        raise DataError(f"repository {REPOSITORY} has no file for {benchmark.name}: get the dataset elsewhere")
+        raise DataError(f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere")
     return files
 
 
-def _lay_out(benchmark: Benchmark, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
-    def is_dataset(name: str) -> bool:
+def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
+    def is_dataset(folder: str) -> bool:
         # SUN397 in sun397: the images' own folder stays
-        return name != benchmark.images and _dataset_called(name) == benchmark.name
+        return folder != BENCHMARKS[name].images and _dataset_called(folder) == name
 
     for file, place in files.items():
         if SUFFIX.search(file):

@@ -66,15 +66,22 @@ _ALL = (
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 
 
-class Location:
-    """A dataset of the benchmark below somebody's ``root``, the folder of all datasets."""
+class BenchmarkSet(Reader):
+    """A dataset of the benchmark, a key of ``BENCHMARKS``, below the ``root`` of all datasets."""
 
-    def __init__(self, benchmark: Benchmark, root: Path) -> None:
-        self.benchmark, self.root = benchmark, root
-        self.folder = root / benchmark.folder
-        self.images = self.folder / benchmark.images
-        self.index = self.folder / benchmark.index
-        self.origin = f"dataset {benchmark.name} in {self.folder}"
+    own = False
+
+    def __init__(self, name: str, root: str) -> None:
+        self.benchmark, self.root = BENCHMARKS[name], Path(root).expanduser()
+        self.folder = self.root / self.benchmark.folder
+        self.images = self.folder / self.benchmark.images
+        self.index = self.folder / self.benchmark.index
+        self.origin = f"dataset {name} in {self.folder}"
+
+    def read(self) -> Splits:
+        """Read it; a DataError names the path that is missing or damaged and the command that gets the data."""
+        self.require_folder(self.folder)
+        return _LAYOUTS[self.benchmark.layout](self)
 
     def require_folder(self, path: Path) -> None:
         """Raise a DataError that names the command which gets the data if this folder is missing."""
@@ -104,20 +111,6 @@ class Location:
         return f"{command} tells how" if self.benchmark.layout == "imagenet" else command
 
 
-class BenchmarkSet(Reader):
-    """A dataset of the benchmark: a key of ``BENCHMARKS``, below the ``root`` of all datasets."""
-
-    own = False
-
-    def __init__(self, name: str, root: str) -> None:
-        self.location = Location(BENCHMARKS[name], Path(root).expanduser())
-
-    def read(self) -> Splits:
-        """Read it; a DataError names the path that is missing or damaged and the command that gets the data."""
-        self.location.require_folder(self.location.folder)
-        return _LAYOUTS[self.location.benchmark.layout](self.location)
-
-
 def _inside(path: str) -> str:
     if not stays_inside(path):
         raise ValueError("the path does not stay in the image folder")
@@ -133,129 +126,132 @@ class _SplitFile(BaseModel):
     test: list[_Entry] = Field(min_length=1)
 
 
-def _read_split_file(location: Location) -> Splits:
+def _read_split_file(dataset: BenchmarkSet) -> Splits:
     """``{"train": [[path, label, class name], …], "val": […], "test": […]}``: labels, names and order are the file's.
 
     The images themselves are not looked for, which takes minutes on a network disk.
     """
     try:
-        content = _SplitFile.model_validate_json(location.read_text(location.index), strict=True)
+        content = _SplitFile.model_validate_json(dataset.read_text(dataset.index), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the file"
-        raise location.damaged(location.index, f"is invalid ({where}: {fault['msg']:.200})") from error
-    location.require_folder(location.images)
-    folder = os.path.normpath(location.images)
+        raise dataset.damaged(dataset.index, f"is invalid ({where}: {fault['msg']:.200})") from error
+    dataset.require_folder(dataset.images)
+    folder = os.path.normpath(dataset.images)
     names: dict[int, str] = {}
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for split, listed in records.items():
         for path, label, name in getattr(content, split):
             if names.setdefault(label, name) != name:
-                raise location.damaged(location.index, f"calls label {label} {names[label]!r} and {name!r}")
+                raise dataset.damaged(dataset.index, f"calls label {label} {names[label]!r} and {name!r}")
             listed.append(Record(f"{folder}{os.sep}{path}", label))
     if len(names) <= max(names):
-        raise location.damaged(location.index, f"has label {max(names)} but only {len(names)} labels, from 0 on")
-    return _splits(location, [names[label] for label in range(len(names))], **records)
+        raise dataset.damaged(dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on")
+    return _splits(dataset, [names[label] for label in range(len(names))], *records.values())
 
 
-def _read_aircraft(location: Location) -> Splits:
+def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     """``variants.txt``, one class name a line by label, and ``images_variant_{train,val,test}.txt``.
 
     The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
     """
-    names = [line.strip() for line in location.read_text(location.index).splitlines() if line.strip()]
+    names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
     label_of: dict[str, int] = {}
     for label, name in enumerate(names):
         if label_of.setdefault(name, label) != label:
-            raise location.damaged(location.index, f"lists class {name!r} twice")
-    location.require_folder(location.images)
+            raise dataset.damaged(dataset.index, f"lists class {name!r} twice")
+    dataset.require_folder(dataset.images)
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for split, listed in records.items():
-        path = location.folder / f"images_variant_{split}.txt"
-        for number, line in enumerate(location.read_text(path).splitlines(), start=1):
+        path = dataset.folder / f"images_variant_{split}.txt"
+        for number, line in enumerate(dataset.read_text(path).splitlines(), start=1):
             image, _, name = line.strip().partition(" ")
             if not image:
                 continue
             if name.strip() not in label_of:
-                raise location.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
+                raise dataset.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
             if not stays_inside(image):
-                raise location.damaged(path, f"has an image in line {number} that does not stay in the image folder")
-            listed.append(Record(f"{location.images}{os.sep}{image}.jpg", label_of[name.strip()]))
+                raise dataset.damaged(path, f"has an image in line {number} that does not stay in the image folder")
+            listed.append(Record(f"{dataset.images}{os.sep}{image}.jpg", label_of[name.strip()]))
         if not listed and split != "val":
-            raise location.damaged(path, "lists no images")
-    return _splits(location, names, **records)
+            raise dataset.damaged(path, "lists no images")
+    return _splits(dataset, names, *records.values())
 
 
-def _read_imagenet(location: Location) -> Splits:
+def _read_imagenet(dataset: BenchmarkSet) -> Splits:
     """``images/train/<wnid>/`` and ``images/val/<wnid>/``: a label is the rank of the folder's name.
 
     ImageNet's validation images are the test split, since their true test labels are not public; there is no
     validation split.
     """
-    train, val = location.images / "train", location.images / "val"
-    folders = _class_folders(location, train)
-    differing = sorted(set(folders) ^ set(_class_folders(location, val)))
+    train, val = dataset.images / "train", dataset.images / "val"
+    folders = _class_folders(dataset, train)
+    differing = sorted(set(folders) ^ set(_class_folders(dataset, val)))
     if differing:
-        raise location.damaged(location.images, f"has class {differing[0]} in only one of train and val")
-    names = _names_of(location, folders)
-    return _splits(location, names, _records(location, train, folders), [], _records(location, val, folders))
+        raise dataset.damaged(dataset.images, f"has class {differing[0]} in only one of train and val")
+    names = _names_of(dataset, folders)
+    return _splits(dataset, names, _records(dataset, train, folders), [], _records(dataset, val, folders))
 
 
-def _read_class_folders(location: Location) -> Splits:
+def _read_class_folders(dataset: BenchmarkSet) -> Splits:
     """Test images in folders ``<wnid>/``: a label is the rank of the folder's name among those that there are."""
-    folders = _class_folders(location, location.images)
-    return _splits(location, _names_of(location, folders), [], [], _records(location, location.images, folders))
+    folders = _class_folders(dataset, dataset.images)
+    return _splits(dataset, _names_of(dataset, folders), [], [], _records(dataset, dataset.images, folders))
 
 
-def _read_numbered_folders(location: Location) -> Splits:
+def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
     """Test images in folders ``0/``, ``1/``, …: the folder's number is the label among all of ImageNet's classes."""
-    names = [name for _, name in sorted(_names_by_wnid(location).items())]
-    folders = _class_folders(location, location.images)
+    names = [name for _, name in sorted(_names_by_wnid(dataset).items())]
+    folders = _class_folders(dataset, dataset.images)
     for folder in folders:
         if not (folder.isascii() and folder.isdecimal()) or int(folder) >= len(names):
-            raise location.damaged(location.images / folder, f"is not one of the folders 0 to {len(names) - 1}")
+            raise dataset.damaged(dataset.images / folder, f"is not one of the folders 0 to {len(names) - 1}")
     folders.sort(key=int)
-    records = _records(location, location.images, folders)
-    return _splits(location, names, [], [], [Record(source, int(folders[label])) for source, label in records])
+    records = _records(dataset, dataset.images, folders)
+    return _splits(dataset, names, [], [], [Record(source, int(folders[label])) for source, label in records])
 
 
-def _splits(location: Location, names: list[str], train: list[Record], val: list[Record], test: list[Record]) -> Splits:
-    return Splits(location.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, open_image)
+def _splits(
+    dataset: BenchmarkSet, names: list[str], train: list[Record], val: list[Record], test: list[Record]
+) -> Splits:
+    train, val, test = map(tuple, parts)
+    return Splits(dataset.origin, tuple(names), train, val, test, None, open_image)
 
 
-def _class_folders(location: Location, top: Path) -> list[str]:
-    location.require_folder(top)
+def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
+    dataset.require_folder(top)
     with os.scandir(top) as entries:
         folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     if not folders:
-        raise location.damaged(top, "has no class folders")
+        raise dataset.damaged(top, "has no class folders")
     return folders
 
 
-def _records(location: Location, top: Path, folders: list[str]) -> list[Record]:
+def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Record]:
     """The images of class folders, with the rank of their folder as label."""
     records = []
     for label, folder in enumerate(folders):
         path = f"{top}{os.sep}{folder}"
         names = sorted(name for name in os.listdir(path) if is_image(name))  # noqa: PTH208 - a Path for each of a million files is slow
         if not names:
-            raise location.damaged(Path(path), "has no images")
+            raise dataset.damaged(Path(path), "has no images")
         records += [Record(f"{path}{os.sep}{name}", label) for name in names]
     return records
 
 
-def _names_of(location: Location, folders: list[str]) -> list[str]:
-    names = _names_by_wnid(location)
+def _names_of(dataset: BenchmarkSet, folders: list[str]) -> list[str]:
+    names = _names_by_wnid(dataset)
     for folder in folders:
         if folder not in names:
-            raise location.damaged(location.images, f"has a class folder {folder} that no class name belongs to")
+            raise dataset.damaged(dataset.images, f"has a class folder {folder} that no class name belongs to")
     return [names[folder] for folder in folders]
 
 
-def _names_by_wnid(location: Location) -> dict[str, str]:
+def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     """Class names by WordNet id; several ids may share a name, as in ImageNet two of them do."""
-    if location.index.exists():
-        text = location.read_text(location.index)
+    if dataset.index.exists():
+        text = dataset.read_text(dataset.index)
     else:  # the names that open_clip uses
         text = files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     names: dict[str, str] = {}
@@ -264,14 +260,14 @@ def _names_by_wnid(location: Location) -> dict[str, str]:
         if not wnid:
             continue
         if not name.strip():
-            raise location.damaged(location.index, f"is not '<wnid> <class name>' in line {number}")
+            raise dataset.damaged(dataset.index, f"is not '<wnid> <class name>' in line {number}")
         if wnid in names:
-            raise location.damaged(location.index, f"has {wnid} twice, again in line {number}")
+            raise dataset.damaged(dataset.index, f"has {wnid} twice, again in line {number}")
         names[wnid] = name.strip()
     return names
 
 
-_LAYOUTS: dict[Layout, Callable[[Location], Splits]] = {
+_LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {
     "split_file": _read_split_file,
     "aircraft": _read_aircraft,
     "imagenet": _read_imagenet,
