@@ -148,7 +148,7 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
             listed.append(Record(f"{folder}{os.sep}{path}", label))
     if len(names) <= max(names):
         raise dataset.damaged(dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on")
-    return _splits(dataset, [names[label] for label in range(len(names))], *records.values())
+    return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
 def _read_aircraft(dataset: BenchmarkSet) -> Splits:
@@ -176,7 +176,7 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
             listed.append(Record(f"{dataset.images}{os.sep}{image}.jpg", label_of[name.strip()]))
         if not listed and split != "val":
             raise dataset.damaged(path, "lists no images")
-    return _splits(dataset, names, *records.values())
+    return _splits(dataset, names, **records)
 
 
 def _read_imagenet(dataset: BenchmarkSet) -> Splits:
@@ -215,8 +215,7 @@ def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
 def _splits(
     dataset: BenchmarkSet, names: list[str], train: list[Record], val: list[Record], test: list[Record]
 ) -> Splits:
-    train, val, test = map(tuple, parts)
-    return Splits(dataset.origin, tuple(names), train, val, test, None, open_image)
+    return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, open_image)
 
 
 def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
