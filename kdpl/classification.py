@@ -18,19 +18,12 @@ _CLIP_KEY = "kdpl_clip"
 
 @runtime_checkable
 class Domain(Protocol):
-    """The side of the datamodule that both stages see.
+    """The side of the datamodule that both stages see."""
 
-    Attributes:
-        class_names: All C class names, by label.
-        class_texts: What the text tower reads for each; mostly its name.
-        num_base: How many of them, the first ones, are base classes; None without such a split.
-        tuning_class_names: The names that the teacher is tuned on: the base ones where there is a split.
-    """
-
-    class_names: tuple[str, ...]
-    class_texts: tuple[str, ...]
-    num_base: int | None
-    tuning_class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # all C, by label
+    class_texts: tuple[str, ...]  # what the text tower reads for each; mostly its name
+    num_base: int | None  # base classes, which come first; None without such a split
+    tuning_class_names: tuple[str, ...]  # those that the teacher is tuned on: the base ones where there is a split
 
     def preview(self, n: int, image_size: int) -> Tensor:
         """Return up to n unlabelled images, uint8 [n, 3, image_size, image_size]."""

@@ -40,11 +40,8 @@ def visible(text: str) -> str:
 
     These are control characters, line separators, bidirectional control characters and surrogates.
     """
-    return "".join(c.encode("unicode_escape").decode("ascii") if _acts(c) else c for c in text)
-
-
-def _acts(character: str) -> bool:
-    return character in _TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    acting = {c for c in text if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    return "".join(c.encode("unicode_escape").decode("ascii") if c in acting else c for c in text)
 
 
 class ConfigError(KdplError):

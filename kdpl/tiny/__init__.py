@@ -10,10 +10,7 @@ from kdpl.tiny.models import CONFIGS, TAG, load_weights
 
 
 def register() -> None:
-    """Register ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet``, each with the tag ``glyphs``.
-
-    Called through the entry point group ``kdpl.models``. Weights are read when a model is loaded.
-    """
+    """Register ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet`` with the tag ``glyphs``, as an entry point."""
     from kdpl.clip.loading import register_model
 
     for name, config in CONFIGS.items():

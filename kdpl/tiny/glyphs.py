@@ -102,11 +102,7 @@ def _to_mask(glyph: Image.Image) -> Tensor:
 
 
 def augment(masks: Tensor, generator: Generator) -> Tensor:
-    """Vary strokes, shape, sharpness and colours of masks, float32 [B, 64, 64], and add noise.
-
-    Returns:
-        RGB images, float32 [B, 3, 32, 32] in [0, 1].
-    """
+    """Paint masks, float32 [B, 64, 64], in varied strokes, shapes and colours: float32 [B, 3, 32, 32] in [0, 1]."""
     ink = _soften(_warp(_change_strokes(masks[:, None], generator), generator), generator)
     images = _colour(ink, generator)
     noise = torch.randn(images.shape, generator=generator) * _uniform(0.0, 0.08, len(images), generator)

@@ -51,10 +51,9 @@ def weights_path(name: str) -> Path:
 def save_compact(
     path: Path, state_dict: Mapping[str, Tensor], token_ids: Tensor, *, name: str, steps: int, seed: int
 ) -> None:
-    """Write a model as float16 safetensors, atomically.
+    """Write a model as float16 safetensors, atomically, with one token embedding for each of the ``token_ids`` [T].
 
-    Its token embedding has one row for each of the ``token_ids`` in CLIP's vocabulary, ascending, int64 [T]. Name,
-    contrastive steps and seed go into the metadata.
+    Name, contrastive steps and seed go into the metadata.
     """
     tensors = {key: value.detach().half().contiguous() for key, value in state_dict.items()}
     # half precision would save two bytes and change every logit by up to 0.2 %
