@@ -1,6 +1,5 @@
 import hashlib
 import importlib.metadata
-import json
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip, register_model
 from kdpl.clip.families import require_image_tower, text_family
 from kdpl.clip.loading import build_image_tower, fingerprint
-from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
 
@@ -225,64 +223,25 @@ def write_archive(path, half=False):
     archive.save(str(path))
 
 
-class Payload:
-    """Unpickled the ordinary way, it makes a file."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 class TestFiles:
     @pytest.mark.parametrize(
         ("name", "metadata", "told"),
         [
             ("w.pt", {}, False),
+            ("checkpoint.pt", {}, False),
             ("w.bin", {}, False),
             ("w.safetensors", {"quick_gelu": "false"}, None),
             ("w.safetensors", {"format": "pt"}, False),
         ],
     )
     def test_a_state_dict_is_loaded(self, name, metadata, told, tmp_path):
-        path = file(tmp_path / name, world.weights(NAME), **metadata)
+        state = world.weights(NAME)
+        if name == "checkpoint.pt":  # as open_clip trains
+            state = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+        path = file(tmp_path / name, state, **metadata)
         clip = load_clip(ClipConfig(NAME, path, quick_gelu=told))
         assert same_weights(clip)
         assert clip.identity.pretrained == path
-
-    def test_a_training_checkpoint_of_open_clip_is_loaded(self, tmp_path):
-        state = {f"module.{k}": v for k, v in world.weights(NAME).items()}
-        path = file(tmp_path / "epoch_3.pt", {"epoch": 3, "name": "run", "state_dict": state})
-        assert same_weights(load_clip(ClipConfig(NAME, path, quick_gelu=False)))
-
-    @pytest.mark.parametrize("model", ["MobileCLIP-S1", "MobileCLIP2-S0", "PE-Core-T-16-384", "ViT-B-16-SigLIP"])
-    def test_its_images_are_prepared_as_for_the_models_pretrained_weights(self, model):
-        (expected,) = {
-            tuple(map(str, (tag["mean"], tag["std"], tag["resize_mode"], tag["interpolation"])))
-            for tag in (open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == model)
-        }
-        shown = preprocessing_of_file(ClipConfig(model, "w.pt"))
-        assert tuple(str(tuple(v) if isinstance(v, list) else v) for v in shown.values()) == expected
-
-    def test_where_those_differ_the_config_or_the_file_beside_it_tells(self, tag, monkeypatch, tmp_path):
-        entries = {"a": {"mean": (0.5,) * 3}, "b": {"resize_mode": "squash"}}
-        monkeypatch.setattr(open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries])
-        monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entries.get(name, {}))
-        path = file(tmp_path / "w.pt", world.weights(NAME))
-        mean, std, told = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"quick_gelu": False, "mean": (0.1, 0.2, 0.3)}
-        refused(ClipConfig(NAME, path, False), r"w\.pt does not say .* differ in mean: set clip\.mean, or put")
-        refused(ClipConfig(NAME, path, **told), r"differ in resize_mode: set clip\.resize_mode, or put")
-        refused(ClipConfig(NAME, path, **told, resize_mode="squash"), "wants images resized in another way")
-        clip = load_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="shortest"))
-        assert clip.preprocessing == Preprocessing(32, mean, std)
-        beside = tmp_path / "open_clip_config.json"
-        beside.write_text(json.dumps({"preprocess_cfg": {"mean": mean, "std": std}}))
-        assert load_image_clip(ClipConfig(NAME, path, False)).preprocessing == Preprocessing(32, mean, std)
-        beside.write_text('{"preprocess_cfg": {"resize_mode": "longest"}}')
-        refused(ClipConfig(NAME, path, False), "wants images resized in another way")
-        beside.write_text("{}")
-        refused(ClipConfig(NAME, path, False), r"open_clip_config\.json has no preprocess_cfg")
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
@@ -349,7 +308,7 @@ class TestFiles:
     @pytest.mark.parametrize("legacy", [False, True])
     def test_code_in_a_file_does_not_run(self, legacy, tmp_path):
         path, target = tmp_path / "w.pt", tmp_path / "pwned"
-        state = {**world.weights("test-student"), "extra": Payload(target)}
+        state = {**world.weights("test-student"), "extra": world.Call(Path.touch, target)}
         torch.save(state, path, _use_new_zipfile_serialization=not legacy)
         config = ClipConfig("test-student", str(path), quick_gelu=False)
         refused(config, r"w\.pt is damaged or holds more than tensors, which")

@@ -15,23 +15,13 @@ from kdpl.clip.torch_files import openai_digests, read_openai_archive, read_torc
 from kdpl.errors import ArtifactError
 
 
-class Call:
-    """Pickles as the call of a function."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
 class TestNothingRuns:
     @pytest.mark.parametrize("place", ["state_dict", "scheduler"])
     @pytest.mark.parametrize("function", [os.system, exec])
     def test_a_call_that_plain_loading_makes_is_not_made(self, place, function, tmp_path):
         trace, path = tmp_path / "trace", tmp_path / "f"
         code = f"touch {trace}" if function is os.system else f"open({str(trace)!r}, 'w').close()"
-        torch.save({"state_dict": {}, "scheduler": None, place: Call(function, code)}, path)
+        torch.save({"state_dict": {}, "scheduler": None, place: world.Call(function, code)}, path)
         torch.load(path, weights_only=False)
         assert trace.exists(), "the file was harmless: this test shows nothing"
         trace.unlink()
