@@ -42,11 +42,10 @@ class Table:
     Attributes:
         title: Its title.
         columns: Titles of the columns with numbers.
-        cells: One row for each cell, line by line, with the columns ``group`` (the dataset, where several stand below
-            each other, else empty), ``title`` (of the variant; ``**title**`` is bold), ``protocol``, ``setting``,
-            ``dataset`` (or ``average``), ``row``, ``metric``, ``mean`` and ``standard_deviation`` over the ``seeds``
-            that are there, out of ``seeds_expected``, ``published``, ``difference`` of the mean to it, ``transductive``
-            and ``selected_on_test``. Accuracies are in %; what is missing is NaN.
+        cells: One row for each cell, line by line: its ``group`` (the dataset, where several stand below each other,
+            else empty), ``title`` (of the variant; ``**title**`` is bold), coordinates, ``mean`` and
+            ``standard_deviation`` over the ``seeds`` that are there, out of ``seeds_expected``, ``published``,
+            ``difference`` of the mean to it, and flags. Accuracies are in %; what is missing is NaN.
     """
 
     title: str

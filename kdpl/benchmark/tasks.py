@@ -107,11 +107,6 @@ class Task:
         return f"{self.run.name}/{self.kind}"
 
     @property
-    def datasets(self) -> list[str]:
-        """Names of the benchmark's datasets whose images or class names it takes."""
-        return [name for name in (Path(file).stem for file in config_files(self.args)) if name in BENCHMARKS]
-
-    @property
     def log(self) -> Path:
         """File that the command's output is appended to."""
         return self.folder / f"{self.kind}.log"
@@ -147,7 +142,8 @@ class Task:
 def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
     """Describe what is missing below ``root`` of the benchmark's datasets that tasks need."""
     faults = []
-    for name in dict.fromkeys(name for task in tasks for name in task.datasets):
+    configs = dict.fromkeys(Path(file).stem for task in tasks for file in config_files(task.args))
+    for name in (name for name in configs if name in BENCHMARKS):
         if root is None:
             faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
             continue

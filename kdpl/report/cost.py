@@ -1,7 +1,6 @@
 """Cost of encoding an image: parameters, floating-point operations, and images per second on this machine."""
 
 import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,10 +96,9 @@ def _device_name(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     info, threads = Path("/proc/cpuinfo"), torch.get_num_threads()
-    found = (
-        re.search(r"^model name\s*: (.+)", info.read_text(errors="replace"), re.MULTILINE) if info.is_file() else None
-    )
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
