@@ -2,7 +2,6 @@ import io
 import json
 import pickle
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from runs import noise
 from kdpl import DomainDataModule
 from kdpl.data import feature_cache as module
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
-from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest, Work, fill, verify
+from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest, Work, fill
 from kdpl.errors import ConfigError, DataError
 
 WIDTH, SIZE, VIEWS = 4, 8, 3
@@ -88,10 +87,8 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     cache = opened(folder)
     for each in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
         for index, view in np.ndindex(10, VIEWS):
-            feature = each.read(view, index)
-            assert feature.dtype == np.float16
-            assert np.array_equal(feature, encode(images[index, view][0][None])[0].half().numpy())
-            assert np.array_equal(feature, stored[index, view])
+            assert np.array_equal(each.read(view, index), encode(images[index, view][0][None])[0].half().numpy())
+            assert np.array_equal(each.read(view, index), stored[index, view])
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
 
@@ -223,12 +220,8 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
 
 def test_sources_are_told_apart_whatever_they_are():
     rest = {"teacher": "t", "width": 1, "dataset": "d", "image_size": 1, "view_seed": 0, "views": 1}
-
-    def digest(*sources):
-        return Manifest.of(sources=sources, augmentation=LightAffine(), **rest).sources
-
-    assert digest("a.png", "b.png") == digest("/x/a.png", "/x/b.png") != digest("/x/ab.png", "/x/.png")
-    assert digest("/x/\udcff.png", "/x/a.png") != digest("/x/\udcfe.png", "/x/a.png"), "not UTF-8"
+    lists = [["/x/ab.png", "/x/.png"], ["/x/a.png", "/x/b.png"], ["/x/\udcff.png"] * 2, ["/x/\udcfe.png", "/x/a.png"]]
+    assert len({Manifest.of(sources=each, augmentation=LightAffine(), **rest).sources for each in lists}) == 4
 
 
 def npy(array):
@@ -259,9 +252,3 @@ def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(fol
     file.write_bytes(damage(file.read_bytes()))
     with world.refused(DataError, words):
         fit(folder)
-
-
-def test_verifying_is_shared_by_the_processes(folder):
-    filled(folder, views=2)
-    cache, work = opened(folder), Work(data(folder).unlabeled_images(SIZE), encode, batch_size=4, num_workers=0)
-    assert [verify(cache, replace(work, rank=rank, world_size=2), 7, 2e-3) for rank in (0, 1)] == [4, 3]

@@ -8,7 +8,6 @@ import zoo
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdpl.__main__ import main
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import open_image
 from kdpl.errors import DataError
@@ -55,23 +54,3 @@ def test_a_bad_image_is_one_sentence_that_names_it_and_says_why(kind, tmp_path):
     with world.refused(DataError, reason) as error:
         open_image(str(tmp_path / name))
     assert str(error.value).startswith(f"image {tmp_path / name} ")
-
-
-def test_bad_images_among_others_are_rows_with_their_error_and_change_no_other_row(classifier, tmp_path, capsys):
-    folder = tmp_path / "zoo"
-    good = zoo.write(folder, zoo.GOOD)
-
-    def predict(out):
-        assert main(["predict", str(classifier), str(folder), f"--out={out}", "--batch-size=4"]) == 0
-        return out.read_text().splitlines()
-
-    clean = predict(tmp_path / "clean.csv")
-    capsys.readouterr()
-    bad = zoo.write(folder, zoo.BAD)
-    mixed = predict(tmp_path / "mixed.csv")
-    assert f"{len(good) + len(bad)} images, {len(bad)} of them unreadable" in capsys.readouterr().err
-    rows = runs.rows_of(tmp_path / "mixed.csv")
-    assert [row["path"] for row in rows] == sorted([*good, *bad])
-    assert [row["path"] for row in rows if row["error"]] == bad
-    assert all(row["path"] in row["error"] and not row["class"] for row in rows if row["error"])
-    assert [line for line, row in zip(mixed[1:], rows, strict=True) if not row["error"]] == clean[1:]
