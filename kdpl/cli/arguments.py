@@ -71,19 +71,19 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         text = helps.get(name, "").rstrip(".") + default_text
         # as in argparse's own lines, but for a word such as YAML
         shown = text if text[1:2].isupper() else text[:1].lower() + text[1:]
+        how: dict[str, Any] = {"help": shown}
+        if not required:
+            how["default"] = parameter.default
+        elif not positional:
+            how["required"] = True
         if kind is bool:
-            parser.add_argument(*names, action="store_true", help=shown)
+            how["action"] = "store_true"
         elif get_origin(kind) is list:
-            more: dict[str, Any] = {"nargs": "+" if required else "*"}
-            if not positional:
-                more = {"nargs": "+", "action": "extend", "required": required}
-            default: dict[str, Any] = {} if required else {"default": list(parameter.default)}
-            parser.add_argument(*names, type=get_args(kind)[0], help=shown, **more, **default)
-        elif positional:
-            parser.add_argument(*names, type=kind, help=shown)
+            how |= {"type": get_args(kind)[0], "nargs": "+" if required or not positional else "*"}
+            how |= {} if positional else {"action": "extend"}
         else:
-            default = {"required": True} if required else {"default": parameter.default}
-            parser.add_argument(*names, type=kind, help=shown, **default)
+            how["type"] = kind
+        parser.add_argument(*names, **how)
     return parser
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
-from runs import CONFIGS, SHORT, configs, error_line, image_folder, rows_of
+from runs import CONFIGS, SHORT, configs, error_line, files_of, image_folder, rows_of
 from zoo import write_shard
 
 from kdpl import DomainDataModule
@@ -94,7 +94,6 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
     assert splits_of(tmp_path / "out").held_out
-    assert len(splits_of(tmp_path / "out").test) == 5
     assert init(tmp_path / "out/images.csv", tmp_path / "third") == 0
     assert splits_of(tmp_path / "third").held_out
 
@@ -207,8 +206,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more
 @pytest.mark.parametrize("name", ["data.yaml", "images.csv"])
 def test_a_config_or_table_that_is_there_is_not_overwritten(name, tmp_path, capsys):
     table = pets_table(tmp_path).rename(tmp_path / name)
-    before = table.read_bytes()
+    before = files_of(tmp_path)
     assert init(table if name == "images.csv" else tmp_path / "photos", tmp_path) == 1
     error_line(capsys, f"{name} exists already: choose another --out")
-    assert table.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {name, "photos"}
+    assert files_of(tmp_path) == before

@@ -1,7 +1,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -44,19 +43,16 @@ def disk(tmp_path):
 
 
 @pytest.fixture
-def read_only(tmp_path):
+def read_only(tmp_path, request):
     """Gives a folder with the content of another that nothing can be written into, not by root either."""
-    mounted = []
 
     def mount(source):
-        folder = tmp_path / f"read_only_{len(mounted)}"
+        folder = tmp_path / "read_only"
         folder.mkdir()
         _mounted(folder, "--bind", "-o", "ro", source)
-        mounted.append(folder)
+        request.addfinalizer(lambda: subprocess.run(["umount", "-l", folder], check=True))
         if os.access(folder, os.W_OK):
             pytest.skip("this mount does not bind read-only")
-        return Path(folder)
+        return folder
 
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=True)
+    return mount

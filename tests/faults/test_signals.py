@@ -18,10 +18,9 @@ ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
 
 def run_of(folder):
     """The arguments of a run whose second stage does not end by itself."""
-    epochs = {"teacher": 1, "student": 3000}
-    for name, number in epochs.items():
+    for name, number in {"teacher": 1, "student": 3000}.items():
         (folder / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {number}}}")
-    return ["run", *DATA, *STAGES, *(f"--{name}={folder}/{name}.yaml" for name in epochs), *QUICK]
+    return ["run", *DATA, *STAGES, f"--teacher={folder}/teacher.yaml", f"--student={folder}/student.yaml", *QUICK]
 
 
 @pytest.fixture
@@ -105,14 +104,8 @@ def test_an_error_of_one_of_two_processes_is_printed_and_ends_both(rank, tmp_pat
     assert not (out / "class_vectors.safetensors").exists()
 
 
-def test_workers_end_with_a_killed_process(tmp_path, started):
-    process = started([*FIT, LONG, f"--out={tmp_path}"], tmp_path / "checkpoints" / "last.ckpt")
-    assert len(processes_of(process.pid)) >= 2
-    os.kill(process.pid, signal.SIGKILL)
-    ended(process)
-
-
-def test_a_killed_worker_ends_the_fit(tmp_path, started):
+@pytest.mark.parametrize("killed", ["process", "worker"])
+def test_a_process_and_its_workers_end_together(killed, tmp_path, started):
     last = tmp_path / "checkpoints" / "last.ckpt"
     process = started([*FIT, LONG, f"--out={tmp_path}"], last)
     command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
@@ -122,8 +115,8 @@ def test_a_killed_worker_ends_the_fit(tmp_path, started):
         return [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes() == command]
 
     wait_for(workers)
-    os.kill(workers()[0], signal.SIGKILL)
+    os.kill(process.pid if killed == "process" else workers()[0], signal.SIGKILL)
     err = ended(process)
-    assert process.returncode == 1
-    assert "DataLoader worker" in err
+    assert process.returncode == (-signal.SIGKILL if killed == "process" else 1)
+    assert ("DataLoader worker" in err) == (killed == "worker")
     assert torch.load(last, weights_only=True)["global_step"] > 0

@@ -39,8 +39,7 @@ class Soak:
 
     def __init__(self, out, draw, options):
         self.out, self.draw, self.options = out, draw, options
-        self.run, self.log = out / "run", out / "log.txt"
-        self.seconds = {}
+        self.run, self.log, self.seconds = out / "run", out / "log.txt", {}
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
 
