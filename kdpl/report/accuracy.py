@@ -178,13 +178,10 @@ def find_examples(run: Run) -> dict[str, Any]:
     shown, gap = [], None
     try:
         read = run.tested_data().test_item
-    except KdplError as error:
-        chosen, gap = [], str(error)
-    for teacher, student in chosen:
-        try:
+        for teacher, student in chosen:
             shown.append({"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])})
-        except (KdplError, OSError) as error:
-            gap = str(error)
+    except (KdplError, OSError) as error:
+        gap = str(error)
     only_teacher, only_student, neither = map(len, kinds)
     return {
         "disagreements": only_teacher + only_student + neither,

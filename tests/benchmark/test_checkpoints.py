@@ -273,24 +273,6 @@ def test_an_interrupted_import_is_resumed(kind, importer, imported, tmp_path):
         assert after[part][1] == whole[part][1]
 
 
-@pytest.mark.slow
-def test_run_resumes_from_an_imported_teacher(tmp_path):
-    teacher, student = tmp_path / "run/teacher", tmp_path / "run/student"
-    file = files.write(tmp_path / "tiny.pth", files.teacher_state(name="tiny-teacher"))
-    depth = f"--model.init_args.vision_prompts.depth={files.VISION_DEPTH}"
-    assert main(["import", "teacher", str(file), *runs.DATA, *runs.TEACHER, depth, f"--out={teacher}"]) == 0
-    imported = runs.files_of(teacher)
-    run = ["run", *runs.DATA, *runs.STAGES, *runs.SHORT, "--trainer.max_epochs=1", f"--out={tmp_path / 'run'}"]
-    assert main(run) == 0
-    # it is as it was, and tested; the student comes from it
-    for name in ("prompts.safetensors", "class_vectors.safetensors", "import.json"):
-        assert runs.files_of(teacher)[name] == imported[name]
-    for stage in (teacher, student):
-        assert json.loads((stage / "test.json").read_text())["images"] == 899
-    vectors = ClassVectors.load(teacher / "class_vectors.safetensors")
-    assert Classifier.load(student / "classifier").vectors.teacher == vectors.teacher
-
-
 def test_the_teacher_needs_no_training_images(importer, teacher_file, tmp_path):
     # two images of a class are fewer than the 16 shots that a fit asks for
     root = runs.image_folder(tmp_path / "images", images=2)
