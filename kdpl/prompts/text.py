@@ -44,18 +44,14 @@ class TextPrompts(Float32Module):
     words' embeddings, with positions added; at each of the following ``depth - 1`` layers the positions
     1..length are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
 
+    The learnt ``context`` is float32 [n, W], and ``deep``, for layers 1..J-1, float32 [J - 1, n, W], drawn from
+    N(0, 0.02²). A ConfigError if an argument does not fit.
+
     Args:
         length: Context tokens, n.
         depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
         context: Words whose token embeddings start the context, at least ``length`` tokens: the first ``length`` are
             learnt, the others stay words. None draws N(0, 0.02²).
-
-    Attributes:
-        context: Layer 0's prompts, float32 [n, W].
-        deep: The prompts of layers 1..J-1, float32 [J - 1, n, W], drawn from N(0, 0.02²).
-
-    Raises:
-        ConfigError: ``length``, ``depth`` or ``context`` does not fit.
     """
 
     def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenize) -> None:

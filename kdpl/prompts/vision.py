@@ -11,7 +11,7 @@ INIT_STD = 0.02
 
 
 class VisionPrompts(Float32Module):
-    """Prompt tokens for the first layers of an image tower.
+    """Prompts for the first layers of an image tower: ``tokens``, float32 [J, n, W], drawn from N(0, 0.02²).
 
     Layer 0's prompts are appended after class token and patches and before ``ln_pre``, without positional
     embeddings; at each of the following ``depth - 1`` layers the last ``length`` tokens are replaced by that
@@ -19,13 +19,7 @@ class VisionPrompts(Float32Module):
 
     Args:
         length: Prompt tokens per layer, n.
-        depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
-
-    Attributes:
-        tokens: The prompts, float32 [J, n, W], drawn from N(0, 0.02²).
-
-    Raises:
-        ConfigError: ``length`` or ``depth`` does not fit the tower.
+        depth: Layers with prompts of their own, J; at least 1 and at most the tower's, or a ConfigError.
     """
 
     def __init__(self, length: int, depth: int, tower: ImageTower) -> None:

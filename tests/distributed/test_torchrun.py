@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from runs import CONFIGS, DATA, SHORT, TEACHER
+from runs import DATA, SHORT, STAGES, TEACHER
 from soak.comparison import differences
 
 pytestmark = pytest.mark.slow
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kdpl"]
-STAGES = [f"--teacher={CONFIGS}/teacher/quickstart.yaml", f"--student={CONFIGS}/student/quickstart.yaml"]
 TWO = "--trainer.devices=2"
 
 
