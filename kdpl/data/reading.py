@@ -15,6 +15,7 @@ from PIL.Image import Image
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.splits import Reader, Splits
+from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 
@@ -40,7 +41,7 @@ class Checked:
 
     @classmethod
     def look(cls, sources: Sequence[str], open_image: Callable[[str], Image]) -> "Checked":
-        """Decode every image, in parallel under a progress bar; see ``in_parallel``."""
+        """Decode every image, in parallel under a progress bar."""
         faults = faults_of(sources, open_image, "looking at all images")
         # without what to do about it
         skipped = {source: fault.rpartition(": ")[0] for source, fault in faults}
@@ -103,10 +104,10 @@ def read_skip_list(file: Path) -> frozenset[str]:
     """
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check skip_list")
-    if file.suffix in (".txt", ".csv"):
+    if file.suffix == ".txt":
+        return frozenset(read_list(file))
+    if file.suffix == ".csv":
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            if file.suffix == ".txt":
-                return frozenset(path for line in lines if (path := line.strip("\r\n")))
             return frozenset(row[0] for row in csv.reader(lines) if row)
     checked = Checked.load(file)
     if checked is None:
