@@ -44,8 +44,7 @@ usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
 {about}
 
-  --config FILE          settings; may be repeated, and later files and options win (configs/ has many to combine; the
-                         config.yaml of a run has all of them)
+  --config FILE          settings, as in configs/ or a run's config.yaml; may be repeated: later files and options win
   --out FOLDER           the run's folder
   --seed_everything N    seed of sampling, initialisation and order (default: 1)
   --ckpt_path FILE       a checkpoint other than the run's last one

@@ -1,5 +1,6 @@
 """``python -m kdpl run``: both stages and their tests, one after another, each as a command of its own."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.errors import ConfigError, visible
+from kdpl.runtime import slurm
+from kdpl.runtime.configs import read_config, require_configs
 from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
@@ -65,8 +68,8 @@ def run(
     """
     from rich.console import Console
 
+    from kdpl.cli.fit import run_command
     from kdpl.cli.report import report
-    from kdpl.runtime.configs import require_configs
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
@@ -86,7 +89,10 @@ def run(
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.callback(RunLock(folder).release)
-        _check(steps, everything=known != orders)
+        # the student's settings as well, before the teacher is tuned
+        for step in steps:
+            if step.args[0] == "fit" and (known != orders or not step.result.exists()):
+                run_command(step.args, check_only=True)
         if first and unfinished:
             write_text(folder / RUN_FILE, json.dumps(orders, indent=2))
         console = Console(quiet=not first)
@@ -134,21 +140,8 @@ def _steps(
     ]
 
 
-def _check(steps: Sequence[_Step], everything: bool) -> None:
-    """Check the settings of the fits before the first one starts: the student's as well as the teacher's."""
-    from kdpl.cli.fit import run_command
-
-    for step in steps:
-        if step.args[0] == "fit" and (everything or not step.result.exists()):
-            run_command(step.args, check_only=True)
-
-
 def _do(step: _Step, title: str, console: Any, out: Path) -> None:
-    import gc
-
     from kdpl.cli.fit import run_command
-    from kdpl.runtime import slurm
-    from kdpl.runtime.configs import read_config
     from kdpl.runtime.messages import process_rank
 
     if step.result.exists():

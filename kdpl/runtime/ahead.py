@@ -1,7 +1,6 @@
 """Many images through a network on all cores, by threads that each decode a batch and classify it.
 
-Pillow and torch release Python's lock while they compute, so threads fill the cores as processes would, start at once,
-and share the network. Torch's own threads within an operation would mostly wait for each other.
+Pillow and torch release Python's lock; torch's own threads within an operation would mostly wait for each other.
 """
 
 from collections import deque

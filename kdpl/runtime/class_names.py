@@ -13,8 +13,8 @@ _LONGEST = 1000  # CLIP's text tower reads 77 tokens, which are a few hundred le
 def fault_of_name(name: object) -> str | None:
     """The fault of a class name, as the rest of a sentence that begins with it; None if it is valid.
 
-    Characters with a meaning in tables, pages or terminals are escaped there. Refused here are those that cannot be
-    shown at all: line breaks, control characters, marks that change a line's direction, and lone surrogates.
+    Refused are characters that cannot be shown: line breaks, control characters, marks that change a line's direction,
+    and lone surrogates. Those with a meaning in tables, pages or terminals are escaped there.
     """
     if not isinstance(name, str):
         return f"is of type {type(name).__name__} instead of text"

@@ -1,6 +1,6 @@
 """A classifier and its model card on the Hugging Face hub: safetensors, JSON and Markdown, nothing unpickled."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,37 +58,28 @@ def model_card(run: Path | None, **facts: Any) -> ModelCard:
         ArtifactError: The run's config cannot be read, or its accuracies are damaged.
     """
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
-    data, seed = _data(run) if run is not None else (None, None)
     card: ModelCard = ModelCard.from_template(
         ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),
         template_path=str(_TEMPLATE),
-        data=data,
-        seed=seed,
-        accuracy=_accuracy(run) if run is not None else None,
         version=__version__,
+        **(_of_run(run) if run is not None else {"data": None, "seed": None, "accuracy": None}),
         **facts,
     )
     return card
 
 
-def _data(run: Path) -> tuple[Mapping[str, Any], int]:
+def _of_run(run: Path) -> dict[str, Any]:
+    """Return data, seed and, if the student was tested, number of test images and accuracies as text."""
     try:
-        config = read_config(str(run / CONFIG_FILE))
+        config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
         settings = config["data"]["init_args"]
-        return {key: settings[key] for key in ("dataset", "protocol", "shots")}, config["seed_everything"]
-    except (ConfigError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{run} is not the folder of a student's run, because its {CONFIG_FILE} cannot be read ({reason(error)}): "
-            "give one"
-        ) from error
-
-
-def _accuracy(run: Path) -> tuple[int, dict[str, str]] | None:
-    """Return the number of test images and the accuracies as text; None if the student was not tested."""
-    try:
-        results = read_results(run)
+        data = {key: settings[key] for key in ("dataset", "protocol", "shots")}
         keys = {test_key(key): title for key, title in ACCURACY_TITLES.items()}
         texts = {title: f"{results[key]:.1%}" for key, title in keys.items() if key in results}
-        return (int(results["images"]), texts) if results else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{run / RESULTS_FILE} is damaged ({reason(error)}): test the student again") from error
+        accuracy = (int(results["images"]), texts) if results else None
+        return {"data": data, "seed": config["seed_everything"], "accuracy": accuracy}
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{CONFIG_FILE} or {RESULTS_FILE} in {run} is missing or damaged ({reason(error)}): give the folder of a "
+            "student's run, or test the student again"
+        ) from error
