@@ -34,23 +34,18 @@ def _config(vision_width, vision_layers, patch_size, head_width, text_width, tex
 
 _TEACHER = _config(48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24)
 _STUDENT = _config(32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20)
-
-_RESNET = {
-    "embed_dim": 20,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8},
-    "text_cfg": _STUDENT["text_cfg"],
-}
-# a text tower of another kind than CLIP's beside it, as in MobileCLIP
-_TIMM = {
-    "embed_dim": 20,
-    "vision_cfg": {"image_size": 48, "timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"},
-    "text_cfg": {**_STUDENT["text_cfg"], "no_causal_mask": True},
-    "custom_text": True,
-}
+_RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
+_TIMM = {"image_size": 48, "timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"}
 
 CONFIGS = {
-    "test-resnet": _RESNET,
-    "test-timm": _TIMM,
+    "test-resnet": {**_STUDENT, "vision_cfg": _RESNET},
+    # a text tower of another kind than CLIP's beside it, as in MobileCLIP
+    "test-timm": {
+        **_STUDENT,
+        "vision_cfg": _TIMM,
+        "text_cfg": {**_STUDENT["text_cfg"], "no_causal_mask": True},
+        "custom_text": True,
+    },
     "test-teacher": _TEACHER,
     "test-teacher-quickgelu": {**_TEACHER, "quick_gelu": True},
     "test-student": _STUDENT,
