@@ -148,7 +148,8 @@ def test_published_settings_are_those_of_the_papers(files, capsys):
         main(["fit", *args, *given, "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     found = {**printed["trainer"], **printed["data"]["init_args"], **printed["model"]["init_args"]}
-    assert {key: found[key] for key in PUBLISHED[files]} == PUBLISHED[files]
+    for name, value in PUBLISHED[files].items():
+        assert found[name] == (found[name] | value if isinstance(value, dict) else value), name
 
 
 @pytest.mark.slow
