@@ -8,14 +8,17 @@ from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL.Image import Image
+from scipy.stats import binomtest
 
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
 from kdpl.report.run_folder import Run, Stage
-from kdpl.report.statistics import Interval, bootstrap_difference, bootstrap_harmonic_mean, wilson
 from kdpl.runtime.predictions import ImagePrediction, disagreements, spread
+
+Interval = tuple[float, float]
 
 MATRIX_CLASSES = 20
 """Largest number of classes with a confusion matrix, which could not be read beyond."""
@@ -24,6 +27,7 @@ MAX_IMAGES = 30
 """Largest number of images on which teacher and student disagree."""
 
 _EDGE = 112
+_LEVEL, _DRAWS, _SEED = 0.95, 20_000, 0
 _TITLES = {
     "teacher_clip": "teacher's original CLIP (zero-shot)",
     "teacher": "tuned teacher",
@@ -96,6 +100,35 @@ def _difference(run: Run) -> Accuracy | None:
         return None
     teacher, student = (np.array([p.correct for p in side]) for side in zip(*pairs, strict=True))
     return Accuracy(float(student.mean() - teacher.mean()), bootstrap_difference(teacher, student))
+
+
+def wilson(correct: int, images: int) -> Interval:
+    """Wilson's score interval, at 95 %, of the share of images classified correctly (JASA 22, 1927)."""
+    interval = binomtest(correct, images).proportion_ci(_LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> Interval:
+    """Bootstrap interval, at 95 %, of the harmonic mean of two accuracies, each given as correct and all images."""
+    # resampling n images of which r are correct gives Binomial(n, r/n) correct ones, at once for any n
+    draw = np.random.default_rng(_SEED)
+    b, n = (draw.binomial(images, correct / images, _DRAWS) / images for correct, images in (base, novel))
+    total = b + n
+    return _percentiles(np.where(total > 0, 2 * b * n / np.where(total > 0, total, 1), 0.0))
+
+
+def bootstrap_difference(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Interval:
+    """Bootstrap interval, at 95 %, of the second accuracy minus the first; both [N], True for a correct image."""
+    images = len(first)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    shares = [gained / images, lost / images, (images - gained - lost) / images]
+    drawn = np.random.default_rng(_SEED).multinomial(images, shares, _DRAWS)
+    return _percentiles((drawn[:, 0] - drawn[:, 1]) / images)
+
+
+def _percentiles(values: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)
 
 
 class ClassRow(NamedTuple):

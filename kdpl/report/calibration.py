@@ -1,10 +1,11 @@
 """Calibration of a student's confidences, and the temperature that improves it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import brentq
 from torch.utils.data import SequentialSampler
 
 from kdpl.data.datasets import EvaluationImages
@@ -12,10 +13,15 @@ from kdpl.data.loader import LazyLoader
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
-from kdpl.report.statistics import TEMPERATURES, Bools, Floats, calibration_error, fit_temperature, reliability
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import spread
 
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+NUM_BINS = 15
+TEMPERATURES = (0.05, 20.0)
+"""Bounds of a fitted temperature."""
 MAX_IMAGES = 2000
 """Largest number of validation images that the temperature is fitted on: one number needs no more."""
 
@@ -62,3 +68,56 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
         logits.append(classifier(batch.to(where)).float().cpu())
         labels.append(batch_labels)
     return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
+
+
+class Bin(NamedTuple):
+    """Predictions with ``low`` < confidence <= ``high``; an empty bin has accuracy and mean confidence 0."""
+
+    low: float
+    high: float
+    images: int
+    accuracy: float
+    confidence: float
+
+
+def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
+    """Sort predictions [N] into 15 bins by confidence in (0, 1] (Guo et al., arXiv 1706.04599, section 2)."""
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a confidence of 1
+    number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
+    bins = []
+    for i in range(NUM_BINS):
+        inside = number == i
+        count = int(inside.sum())
+        means = (float(values[inside].mean()) if count else 0.0 for values in (correct, confidences))
+        bins.append(Bin(float(edges[i]), float(edges[i + 1]), count, *means))
+    return bins
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Expected calibration error: mean distance of accuracy and confidence over all predictions."""
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / sum(b.images for b in bins)
+
+
+def fit_temperature(logits: Floats, labels: npt.NDArray[np.int64]) -> float:
+    """Find the temperature that maximises the likelihood of labels [N] (Guo et al., arXiv 1706.04599, section 4.2).
+
+    The logits [N, C] are of images that neither training nor the test used. Returns a bound of ``TEMPERATURES`` if
+    there is no maximum between them.
+    """
+    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    labelled = shifted[np.arange(len(labels)), labels].mean()
+
+    def slope(log_temperature: float) -> float:
+        weights = np.exp(shifted / np.exp(log_temperature))
+        expected = (weights * shifted).sum(axis=1) / weights.sum(axis=1)
+        return float(expected.mean() - labelled)
+
+    low, high = (float(np.log(t)) for t in TEMPERATURES)
+    # the slope falls as the temperature rises
+    if slope(low) <= 0:
+        return TEMPERATURES[0]
+    if slope(high) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(brentq(slope, low, high, xtol=1e-12)))

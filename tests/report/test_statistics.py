@@ -3,15 +3,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from kdpl.report.statistics import (
-    TEMPERATURES,
-    bootstrap_difference,
-    bootstrap_harmonic_mean,
-    calibration_error,
-    fit_temperature,
-    reliability,
-    wilson,
-)
+from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, wilson
+from kdpl.report.calibration import TEMPERATURES, calibration_error, fit_temperature, reliability
 
 
 @pytest.mark.parametrize(
