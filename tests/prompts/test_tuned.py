@@ -79,22 +79,10 @@ def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
         prompts.load_clip()
 
 
-@pytest.mark.parametrize(
-    ("fields", "match"),
-    [
-        ({"clip": {"model": "x"}}, "has an invalid field 'clip.pretrained'"),
-        (
-            {"preprocessing": {"image_size": 32, "mean": [0, 0, 0], "std": [1, 1, 0]}},
-            "has an invalid field 'preprocessing.std.2'",
-        ),
-        ({"more": 1}, "has an invalid field 'more'"),
-        ({"context": "other words"}, "holds other prompts than its fingerprint says"),
-    ],
-)
-def test_a_file_that_was_changed_is_refused(fields, match, tmp_path):
+def test_a_file_that_was_changed_is_refused(tmp_path):
     path = tmp_path / "prompts.safetensors"
     tuned().save(path)
     kept, read = read_tensors(path, KIND, VERSION, "")
-    write_tensors(path, KIND, VERSION, kept, {**read, **fields})
-    with world.refused(ArtifactError, rf"prompts\.safetensors {match}"):
+    write_tensors(path, KIND, VERSION, kept, {**read, "context": "other words"})
+    with world.refused(ArtifactError, r"prompts\.safetensors holds other prompts than its fingerprint says"):
         TunedPrompts.load(path)
