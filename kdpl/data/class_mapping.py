@@ -6,6 +6,7 @@ with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,8 +104,7 @@ def _read_csv(text: str) -> dict[str, ClassName]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of pairs; ValueError where a key comes twice, of which a dict would silently keep the last."""
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"it has {next(key for key in keys if keys.count(key) > 1)!r} twice, keep one")
-    return mapping
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"it has {key!r} twice, keep one")
+    return dict(pairs)
