@@ -27,12 +27,9 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
     parser = ArgumentParser(prog="kdpl")
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
-        if name in STAGES:
-            own = ArgumentParser(prog=f"kdpl {name}")
-            for option in _OPTIONS:
-                own.add_argument(f"--{option}")
-        else:
-            own = build_parser(resolve_name(function), f"kdpl {name}")
+        own = ArgumentParser() if name in STAGES else build_parser(resolve_name(function), f"kdpl {name}")
+        for option in _OPTIONS if name in STAGES else ():
+            own.add_argument(f"--{option}")
         commands.add_subcommand(name, own, help=own.description or f"{name} a stage")
     print(shtab.complete(parser, shell))
     return 0

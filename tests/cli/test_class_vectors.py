@@ -4,7 +4,7 @@ import pytest
 import torch
 import world
 from plain import normalized, prompt_text, relative_error
-from runs import AVERAGING, configs, fit_teacher, image_folder, refused
+from runs import AVERAGING, configs, fit_teacher, refused
 from world import DIGITS
 
 from kdpl.__main__ import main
@@ -66,14 +66,6 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     assert vectors.logit_scale == pytest.approx(30)
     assert (vectors.clip, vectors.teacher) == (prompts.clip, prompts.teacher)
     assert vectors.preprocessing == prompts.preprocessing
-
-
-def test_other_data_may_be_a_folder_of_images(teacher_run, out, tmp_path):
-    image_folder(tmp_path / "data", classes=("dog", "cat", "eel"))
-    settings = ["--data.init_args.root", str(tmp_path / "data"), "--data.init_args.protocol=base_to_novel"]
-    assert encode(teacher_run, out, *configs("data/folder.yaml"), *settings) == 0
-    vectors = ClassVectors.load(out)
-    assert (vectors.class_names, vectors.num_base) == (("cat", "dog", "eel"), 2)
 
 
 @pytest.mark.parametrize(
