@@ -1,10 +1,9 @@
 """``python -m kdpl init PATH``: survey images of one's own, and write a config that runs."""
 
-import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
@@ -14,7 +13,7 @@ from kdpl.data.storage import is_url
 from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
-from kdpl.runtime.files import atomic_path, write_text
+from kdpl.runtime.files import write_rows, write_text
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
@@ -58,7 +57,7 @@ def init(
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
-    _write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
+    write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
     _write_config(folder, images, places, skips)
     # last, since the reader of a pipe may close it
@@ -118,22 +117,13 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
-def _write_rows(file: Path, rows: Iterable[Sequence[str]]) -> None:
-    # an image may be left out for a path that is not UTF-8
-    with (
-        atomic_path(file) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
-    ):
-        csv.writer(lines).writerows(rows)
-
-
 def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> bool:
     """Write the images that are left out; returns whether a run needs the file."""
     sources = Table(str((out / _TABLE).absolute()), places or None).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
     if left_out or more:
-        _write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
+        write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
     return bool(more)
 
 

@@ -1,11 +1,12 @@
 """Files and folders that are complete or not there at all."""
 
+import csv
 import errno
 import fnmatch
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file in UTF-8, atomically; a path among its values keeps bytes that are not UTF-8."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        csv.writer(file).writerows(rows)
 
 
 def append(path: Path, text: str) -> None:

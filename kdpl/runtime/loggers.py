@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch import Tensor
 
-from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
+from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
 from kdpl.runtime.run_folder import METRICS_FILE
 
 
@@ -71,10 +71,7 @@ class MetricsCSV(Logger):
             # a test of the same run may have added some of its own
             there, rows = _read(path) if path.is_file() else ([], [])
             self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
-            with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows([*rows, row])
+            write_rows(path, [self._columns, *([each.get(key, "") for key in self._columns] for each in (*rows, row))])
         else:
             line = io.StringIO(newline="")
             csv.DictWriter(line, self._columns).writerow(row)

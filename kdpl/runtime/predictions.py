@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kdpl.runtime.files import atomic_path, write_text
+from kdpl.runtime.files import write_rows, write_text
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
-
-_ERRORS = "surrogateescape"  # keeps the bytes of a path that is not UTF-8
 
 T = TypeVar("T")
 
@@ -43,13 +41,7 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
     """Write predictions into a run's folder, in the order of the test split."""
     rows = [{**asdict(p), "probability": f"{p.probability:.6f}"} for p in sorted(predictions, key=lambda p: p.index)]
-    with (
-        atomic_path(folder / PREDICTIONS_FILE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file,
-    ):
-        writer = csv.DictWriter(file, list(ImagePrediction.__annotations__))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / PREDICTIONS_FILE, [list(ImagePrediction.__annotations__), *(row.values() for row in rows)])
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:
@@ -57,7 +49,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8", errors=_ERRORS) as lines:
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
         rows = list(csv.DictReader(lines))
     # only paths may hold bytes that are not UTF-8: this raises where a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
