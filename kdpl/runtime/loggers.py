@@ -60,7 +60,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
         path = self.experiment
-        row = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
+        row: dict[str, Any] = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
         if "epoch" in row:
             row["epoch"] = int(metrics["epoch"])
         if not self._columns and path.is_file():
@@ -69,9 +69,10 @@ class MetricsCSV(Logger):
         new = [key for key in row if key not in self._columns]
         if new:
             # a test of the same run may have added some of its own
-            there, rows = _read(path) if path.is_file() else ([], [])
+            there, before = _read(path) if path.is_file() else ([], [])
             self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
-            write_rows(path, [self._columns, *([each.get(key, "") for key in self._columns] for each in (*rows, row))])
+            rows: list[dict[str, Any]] = [*before, row]
+            write_rows(path, [self._columns, *([each.get(key, "") for key in self._columns] for each in rows)])
         else:
             line = io.StringIO(newline="")
             csv.DictWriter(line, self._columns).writerow(row)
