@@ -19,11 +19,7 @@ class HubUnreachableError(Exception):
 
 
 def require_hub() -> None:
-    """Ask the hub for any answer at all.
-
-    Raises:
-        HubUnreachableError: It does not answer.
-    """
+    """Ask the hub for any answer at all; a HubUnreachableError says why there is none."""
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachableError("HF_HUB_OFFLINE is set")
     try:
@@ -35,11 +31,7 @@ def require_hub() -> None:
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the hub's client use its cache alone if the hub cannot be reached.
-
-    Raises:
-        HubUnreachableError: The block failed and the hub cannot be reached, which is why.
-    """
+    """Let the hub's client use its cache alone if the hub cannot be reached; if the block then fails, say that."""
     try:
         require_hub()
     except HubUnreachableError as unreachable:
