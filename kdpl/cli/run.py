@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
     CONFIG_FILE,
+    DECODED_FILE,
     FIGURES_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
@@ -150,6 +152,11 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
     console.rule(title, align="left")
+    decoded, own = out / "teacher" / DECODED_FILE, step.result.parent / DECODED_FILE
+    if process_rank() == 0 and decoded.is_file() and not own.exists():
+        # the images are the same, and need not be decoded once more
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(decoded, own)
     args = list(step.args)
     if step.clip_of is not None:
         clip = read_config(str(step.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]

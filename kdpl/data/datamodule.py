@@ -19,11 +19,12 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
-from kdpl.data.reading import FILE, BadImages, Reading
+from kdpl.data.reading import BadImages, Reading
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import in_one_sentence
+from kdpl.runtime.run_folder import DECODED_FILE
 
 TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
@@ -207,7 +208,7 @@ class DomainDataModule(LightningDataModule):
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
-        self._reading.file = folder / FILE
+        self._reading.file = folder / DECODED_FILE
 
     def prepare_data(self) -> None:
         """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
@@ -221,7 +222,11 @@ class DomainDataModule(LightningDataModule):
     def _file_of(self, trainer: Trainer) -> Path:
         # a cache may be filled without a run's folder
         alone = self.teacher_cache if self.fill_teacher_cache and not trainer.max_epochs else None
-        return Path(f"{Path(alone).expanduser()}.{FILE}") if alone else Path(trainer.default_root_dir) / FILE
+        return (
+            Path(f"{Path(alone).expanduser()}.{DECODED_FILE}")
+            if alone
+            else Path(trainer.default_root_dir) / DECODED_FILE
+        )
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""

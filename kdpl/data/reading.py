@@ -18,9 +18,7 @@ from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
-
-FILE = "checked_images.json"
-"""Name of the file in a run's folder that remembers which images can be used."""
+from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
 
@@ -111,7 +109,7 @@ def read_skip_list(file: Path) -> frozenset[str]:
             return frozenset(row[0] for row in csv.reader(lines) if row)
     checked = Checked.load(file)
     if checked is None:
-        raise DataError(f"skip list {file} is of an unknown kind: give a {FILE}, .txt or .csv file")
+        raise DataError(f"skip list {file} is of an unknown kind: give a {DECODED_FILE}, .txt or .csv file")
     return frozenset(checked.skipped)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
+DECODED_FILE = "checked_images.json"
 PROMPTS_FILE = "prompts.safetensors"
 CLASS_VECTORS_FILE = "class_vectors.safetensors"
 CLASSIFIER_FOLDER = "classifier"

@@ -11,6 +11,7 @@ from soak.comparison import differences
 
 import kdpl.cli.fit
 from kdpl.__main__ import main
+from kdpl.data.reading import Checked, digest_names
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results
 
@@ -39,6 +40,14 @@ def test_the_single_commands_give_the_same_bit_for_bit(finished, tmp_path):
         assert run_test(stage) == 0
         # the configs name the folder
         assert differences(finished / stage.name, stage) == ["config.yaml differs"]
+
+
+def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(Checked, "look", lambda sources, _: looked.append(1) or Checked(digest_names(sources), 1, {}))
+    options = ("--data.init_args.scan=true", "--data.init_args.bad_images=skip")
+    assert run_into(tmp_path / "out", *options) == 0
+    assert len(looked) == 1
 
 
 def test_the_results_are_those_of_the_four_tests(finished):

@@ -6,9 +6,10 @@ from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data.reading import FILE, Checked
+from kdpl.data.reading import Checked
 from kdpl.data.sources import open_source
 from kdpl.errors import DataError
+from kdpl.runtime.run_folder import DECODED_FILE
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_bad_images_are_named_before_anything_is_trained_or_written(pets, tmp_pa
     assert fit(pets, tmp_path / "run") == 1
     said = f"{len(bad)} of {12 + len(bad)} images cannot be used ("
     runs.error_line(capsys, said, *bad[:10], "; and 2 more)", "bad_images")
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / DECODED_FILE).exists()
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -49,7 +50,7 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
     assert fit(pets, skipping, "--data.init_args.bad_images=skip") == runs.test(skipping) == 0
     for name in ("prompts.safetensors", "class_vectors.safetensors"):
         assert save(load_file(skipping / name)) == save(load_file(clean / name))
-    assert list(Checked.load(skipping / FILE).skipped) == bad
+    assert list(Checked.load(skipping / DECODED_FILE).skipped) == bad
     rows, expected = (runs.rows_of(run / "test_predictions.csv") for run in (skipping, clean))
     assert rows == expected
     assert len(rows) == 4
@@ -57,7 +58,7 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
     sources = in_pets(pets, bad_images="skip").splits.sources
-    Checked.look(sources, open_source).save(tmp_path / "runs/first" / FILE)
+    Checked.look(sources, open_source).save(tmp_path / "runs/first" / DECODED_FILE)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
         again = in_pets(pets, bad_images="skip")
