@@ -1,5 +1,4 @@
 import hashlib
-import importlib.metadata
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kdpl.clip.loading
-from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip, register_model
+from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip
 from kdpl.clip.families import require_image_tower, text_family
 from kdpl.clip.loading import build_image_tower, fingerprint
 from kdpl.errors import ConfigError, WeightsError
@@ -54,15 +53,6 @@ class TestRegistry:
         assert clip.tokenize(["crab", "a blue whale"]).shape == (2, 77)
         assert (clip.identity.model, clip.identity.pretrained, clip.identity.quick_gelu) == (NAME, world.TAG, False)
         assert load_clip(ClipConfig(QUICK, world.TAG)).identity.quick_gelu
-
-    def test_other_packages_add_models_through_an_entry_point(self, monkeypatch):
-        def register():
-            register_model("test-entered", world.CONFIGS[NAME], {"t": lambda: world.weights(NAME)})
-
-        entry = importlib.metadata.EntryPoint("x", "x:y", "kdpl.models")
-        monkeypatch.setattr(type(entry), "load", lambda _: register)
-        monkeypatch.setattr("kdpl.clip.loading.entry_points", lambda group: [entry] if group == "kdpl.models" else [])
-        assert same_weights(load_clip(ClipConfig("test-entered", "t")))
 
     def test_random_weights_are_the_same_each_time_and_said_to_be_random(self):
         found = []

@@ -9,7 +9,6 @@ from torchvision.transforms import v2
 
 from kdpl.data.augmentation import (
     LightAffine,
-    NoAugmentation,
     RandomResizedCrop,
     build_augmentation,
     resize_and_crop,
@@ -98,13 +97,6 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
     turned = to_tensor(LightAffine().apply(square, (45, 1, 0, 0), 40))[0]
     assert turned[20, 8] > 0, "a corner of the square points left now"
     assert turned[11, 11] == 0
-
-
-def test_names_build_what_they_say():
-    kinds = {"random_resized_crop": RandomResizedCrop, "light_affine": LightAffine, "none": NoAugmentation}
-    assert {name: type(build_augmentation(name)) for name in kinds} == kinds
-    own = LightAffine(degrees=1)
-    assert build_augmentation(own) is own
 
 
 @pytest.mark.parametrize(

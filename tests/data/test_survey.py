@@ -1,9 +1,7 @@
 import pytest
-import world
 from PIL import Image
 
 from kdpl.data.survey import Found, find, leave_out_copies, look
-from kdpl.errors import DataError
 
 
 def make(root, *paths):
@@ -23,13 +21,6 @@ def test_classes_and_splits_are_those_of_the_folders(expected, tmp_path):
     make(tmp_path, ".git/a/0.png", *(line.split(" ")[0] for line in reversed(expected)))
     found = [f"{image.path} {image.label} {image.split}" for image in find(tmp_path)]
     assert [line.removeprefix(f"{tmp_path}/") for line in found] == expected
-
-
-@pytest.mark.parametrize("path", ["1.png", "test/dog/1.png", "unlabeled/1.png"])
-def test_a_folder_without_training_images_of_classes_is_refused(path, tmp_path):
-    make(tmp_path, path)
-    with world.refused(DataError, "has no images in folders of classes"):
-        find(tmp_path)
 
 
 def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(tmp_path):

@@ -8,22 +8,9 @@ from plain import backward, normalized, prompt_text, relative_error
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import CoupledPrompts, IndependentPrompts, PromptConfig, PromptMethod, prompt_method
-from kdpl.prompts.method import method_name
-from kdpl.prompts.tuned import TunedPrompts
 
 NONE = PromptConfig(depth=0)
 WORDS = "a photo of a"
-
-
-class ScaledPrompts(IndependentPrompts):
-    """A way of prompting outside the package: each prompted feature is scaled by a learnt vector."""
-
-    def __init__(self, vision, text, context, clip):
-        super().__init__(vision, text, context, clip)
-        self.scale = torch.nn.Parameter(torch.ones(clip.image_tower.embed_dim))
-
-    def encode_images(self, tower, images):
-        return torch.nn.functional.normalize(super().encode_images(tower, images) * self.scale, dim=-1)
 
 
 def independent(clip, vision=(3, 2), text=(4, 3), context=WORDS):
@@ -43,19 +30,12 @@ def text_layers(method):
     return torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
 
 
-class TestRegistry:
-    def test_classes_are_found_by_name_or_by_their_path(self):
-        path = f"{__name__}.ScaledPrompts"
-        named = {"independent": IndependentPrompts, "coupled": CoupledPrompts, path: ScaledPrompts}
-        assert {name: prompt_method(name) for name in named} == named
-        assert [method_name(kind) for kind in named.values()] == [*named]
-
-    @pytest.mark.parametrize(
-        "name", ["couple", "", ".", "os.system", "no_such_package.Prompts", "antigravity.fly", "pip.__main__.main"]
-    )
-    def test_another_name_is_refused_and_imports_no_script(self, name):
-        with world.refused(ConfigError, r"use independent, coupled, or the dotted path"):
-            prompt_method(name)
+@pytest.mark.parametrize(
+    "name", ["couple", "", ".", "os.system", "no_such_package.Prompts", "antigravity.fly", "pip.__main__.main"]
+)
+def test_another_name_is_refused_and_imports_no_script(name):
+    with world.refused(ConfigError, r"use independent, coupled, or the dotted path"):
+        prompt_method(name)
 
 
 class TestEncoding:
@@ -140,18 +120,3 @@ class TestCoupled:
         method.to(torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(method.tokens, before)
-
-
-def test_a_way_of_prompting_outside_the_package_comes_back_from_its_file(clip_of, tmp_path, images):
-    clip = clip_of("test-teacher")
-    torch.manual_seed(0)
-    method = world.disturbed(ScaledPrompts(PromptConfig(3, 2), PromptConfig(4, 3), WORDS, clip), 0.5)
-    tuned = TunedPrompts.of(method, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing)
-    tuned.save(tmp_path / "prompts.safetensors")
-    read = TunedPrompts.load(tmp_path / "prompts.safetensors")
-    assert read.method == f"{__name__}.ScaledPrompts"
-    restored = read.restore(read.load_image_clip())
-    assert isinstance(restored, ScaledPrompts)
-    tower = clip.image_tower
-    assert torch.equal(restored.encode_images(tower, images), method.encode_images(tower, images))
-    assert not [p for p in restored.parameters() if p.requires_grad]
