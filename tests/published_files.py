@@ -1,7 +1,7 @@
 """Files as PromptKD's authors publish them, from the random CLIPs of ``world`` or the miniature ones."""
 
 from collections import OrderedDict
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,17 +21,8 @@ def _weights(name):
     return tiny.load_weights(name) if name in tiny.CONFIGS else world.weights(name)
 
 
-class Originals(NamedTuple):
-    """What was trained, in float64."""
-
-    vision: torch.Tensor
-    text: torch.Tensor
-    student: torch.Tensor
-    projector: dict
-
-
 def originals(teacher=TEACHER, student=STUDENT):
-    """Draw prompts [J, n, W] and a projector whose batch norm is not that of a new one."""
+    """What was trained, in float64: prompts [J, n, W], and a projector whose batch norm is not that of a new one."""
     draw = torch.Generator().manual_seed(11)
     teacher, student = CONFIGS[teacher], CONFIGS[student]
 
@@ -39,7 +30,7 @@ def originals(teacher=TEACHER, student=STUDENT):
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
     d, out = student["embed_dim"], teacher["embed_dim"]
-    return Originals(
+    return SimpleNamespace(
         vision=0.5 * noise(VISION_DEPTH, LENGTH, teacher["vision_cfg"]["width"]),
         text=0.5 * noise(TEXT_DEPTH, LENGTH, teacher["text_cfg"]["width"]),
         student=0.5 * noise(STUDENT_DEPTH, LENGTH, student["vision_cfg"]["width"]),
@@ -102,23 +93,13 @@ def student_state(dtype=torch.float16, name=STUDENT):
     return state
 
 
-def published(state):
-    """All that is in a published file: beside the state dict objects that only running code could build."""
+def write(path, state, **changes):
+    """Write a published file, with objects that only running code could build; returns its path."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.005, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20.0)
     # as a state dict of a module has it
     state = OrderedDict(state)
     state._metadata = OrderedDict({"": {"version": 1}})
-    return {
-        "state_dict": state,
-        "epoch": 20,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler,
-        "val_result": np.float64(85.84),
-    }
-
-
-def write(path, state, **changes):
-    """Write a published file; returns its path."""
-    torch.save({**published(state), **changes}, path)
+    content = {"state_dict": state, "epoch": 20, "optimizer": optimizer.state_dict(), "scheduler": scheduler}
+    torch.save({**content, "val_result": np.float64(85.84), **changes}, path)
     return path

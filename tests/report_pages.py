@@ -66,39 +66,28 @@ def make(folder, out=None):
     return (out or folder / "report.html").read_text(encoding="utf-8")
 
 
-class Elements(HTMLParser):
-    """A page's elements, as pairs of name and attributes."""
+class Page(HTMLParser):
+    """A report's elements as pairs of name and attributes, and the text of each section by its id."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements = []
+        self.elements, self.open, self.texts, self.section = [], [], {}, "header"
         self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+        assert self.open == [], "an element is not closed"
 
     def of(self, tag):
         """Return the attributes of all elements of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]
 
-
-class Page(Elements):
-    """A report's elements, each of which must be closed, and the text of each section by its id."""
-
-    def __init__(self, html):
-        self.open, self.texts, self.section = [], {}, "header"
-        super().__init__(html)
-        assert self.open == [], "an element is not closed"
-
     def handle_starttag(self, tag, attrs):
-        super().handle_starttag(tag, attrs)
+        self.elements.append((tag, dict(attrs)))
         if tag == "h2":
             self.section = dict(attrs)["id"]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        super().handle_starttag(tag, attrs)
+        self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag

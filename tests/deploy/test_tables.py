@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pyarrow.parquet
 import pytest
@@ -7,7 +6,7 @@ from runs import rows_of
 from world import refused
 
 from kdpl.deploy import tables
-from kdpl.deploy.tables import Journal, columns, require_format, write_table
+from kdpl.deploy.tables import Journal, columns, write_table
 from kdpl.errors import ConfigError
 
 ROWS = [
@@ -33,16 +32,6 @@ def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
 
 
-def test_an_unknown_ending_and_a_missing_package_are_named(tmp_path, monkeypatch):
-    with refused(ConfigError, r"unknown ending, expected one of \.csv, \.jsonl, \.parquet"):
-        require_format(tmp_path / "t.CSV.gz")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    require_format(tmp_path / "t.csv")
-    with refused(ConfigError, r"pip install 'kdpl\[parquet\]'"):
-        require_format(tmp_path / "t.parquet")
-
-
 def test_a_journal_keeps_rows_and_becomes_the_table(out):
     with Journal(out, JOB) as journal:
         assert (journal.done, journal.finished) == (0, False)
@@ -63,12 +52,9 @@ def test_one_process_at_a_time_writes(out):
         pass
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_table_of_another_job_is_not_resumed(finished, out):
+def test_a_table_of_another_job_is_not_resumed(out):
     with Journal(out, JOB) as journal:
         journal.write(ROWS)
-        if finished:
-            journal.finish(columns(1))
     before = names_in(out.parent)
     for field in JOB:
         with refused(ConfigError, f"may differ in {field} from"), Journal(out, {**JOB, field: 9}):

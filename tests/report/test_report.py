@@ -120,17 +120,9 @@ def test_hostile_class_names_stay_text(run, monkeypatch):
     assert "long " * 20 not in html
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("cat", "cat"),
-        ("x" * 61, "x" * 59 + "…"),
-        pytest.param(" " * 10000 + "x", "…", id="blank"),
-        ("a\u202eb\x00", "a�b�"),
-    ],
-)
-def test_names_are_one_line_and_visibly_cut(name, shown):
-    assert shorten(name) == shown
+def test_names_are_one_line_and_visibly_cut():
+    shown = {"cat": "cat", "x" * 61: "x" * 59 + "…", " " * 10000 + "x": "…", "a\u202eb\x00": "a�b�"}
+    assert {name: shorten(name) for name in shown} == shown
 
 
 # --- missing and damaged parts ---
@@ -142,7 +134,6 @@ def test_names_are_one_line_and_visibly_cut(name, shown):
         ("student/classifier", "cost", "classifier"),
         ("student/test_logits.safetensors", "calibration", "run the test again"),
         ("student/test_predictions.csv", "confusions", "was not tested"),
-        ("teacher/test_predictions.csv", "disagreement", "teacher was not tested"),
         ("student/metrics.csv", "curves", "metrics.csv does not exist"),
         ("teacher/prompts.safetensors", "cost", "prompts.safetensors does not exist"),
         ("zero_shot/teacher", "accuracy", "teacher's original CLIP (zero-shot)"),

@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from runs import rows_of
 
+from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.data.readers.digits import open_digit
 
 SLOWLY = (
     "import sys, time; from kdpl.deploy.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
@@ -76,3 +79,18 @@ def test_the_parts_in_order_are_the_complete_table(classifier, pictures, tmp_pat
     complete, *parts = ([(row["path"], row["class"]) for row in rows_of(table)] for table in tables.values())
     assert [len(part) for part in parts] == [15] * 4
     assert [row for part in parts for row in part] == complete
+
+
+def test_predict_and_the_classifier_predict_as_the_student_in_its_test(classifier, student_run, tmp_path):
+    tested, out = rows_of(student_run / "test_predictions.csv"), tmp_path / "table.csv"
+    assert len(tested) == 899
+    for row in tested:
+        open_digit(row["source"]).save(tmp_path / f"{int(row['index']):03}.png")
+    assert predict(classifier, tmp_path, out) == 0
+    assert [row["class"] for row in rows_of(out)] == [row["prediction"] for row in tested]
+    loaded = Classifier.load(classifier)
+    with torch.inference_mode():
+        logits = loaded(torch.stack([loaded.prepare(open_digit(row["source"])) for row in tested]))
+    assert [loaded.class_names[label] for label in logits.argmax(dim=1)] == [row["prediction"] for row in tested]
+    saved = torch.tensor([float(row["probability"]) for row in tested])
+    torch.testing.assert_close(logits.softmax(dim=1).amax(dim=1), saved, atol=2e-6, rtol=0)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+import yaml
+from torch import nn
+from world import CONFIGS
+
+from kdpl.report.charts import Axis, interval_chart, line_chart
+from kdpl.report.cost import Encoder, count_flops
+from kdpl.report.training import differing_settings
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (13.1, 95, ["20", "40", "60", "80"]),
+        (0, 400, ["0", "100", "200", "300", "400"]),
+        (0.013, 0.029, ["0.015", "0.020", "0.025"]),
+    ],
+)
+def test_ticks_are_round_and_within_the_axis(low, high, texts):
+    axis = Axis(low, high, 0, 100)
+    assert [text for _, text in axis.ticks] == texts
+    assert all(0 <= x <= 100 for x, _ in axis.ticks)
+
+
+def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_right_if_there_are_any():
+    chart = line_chart("loss", {"loss": [(1, 4.0), (2, 3.0), (3, 1.0)], "none": []})
+    assert [line["name"] for line in chart["lines"]] == ["loss"]
+    assert chart["lines"][0]["points"] == [(48, 12), (219, pytest.approx(12 + 174 / 3)), (390, 186)]
+    assert chart["lines"][0]["last"] == 1.0
+    assert len(line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})["lines"][0]["points"]) == 2
+    assert line_chart("accuracy", {"all": []}) is None
+
+
+def test_an_interval_includes_its_value_and_the_chart_all_intervals():
+    chart = interval_chart([("a", 0.7, 0.6, 0.8), ("b", 0.99, 0.97, 1.0)])
+    for mark in chart["marks"]:
+        assert chart["x"].start <= mark["low"] < mark["value"] < mark["high"] <= chart["x"].end
+    assert chart["marks"][0]["y"] < chart["marks"][1]["y"] < chart["height"]
+
+
+def by_hand(config, tokens):
+    """Operations of a CLIP vision transformer for one image: two for each multiplication and its addition."""
+    vision = config["vision_cfg"]
+    width, patches = vision["width"], (vision["image_size"] // vision["patch_size"]) ** 2
+    embedding = patches * 3 * vision["patch_size"] ** 2 * width
+    # queries, keys, values and output; the attention's two products; the MLP of four times the width
+    block = tokens * 4 * width**2 + 2 * tokens**2 * width + tokens * 8 * width**2
+    # in the last block nothing but the class token leaves, so that it alone asks
+    last = (1 + 2 * tokens + 1) * width**2 + 2 * tokens * width + 8 * width**2
+    projection = width * config["embed_dim"]
+    return 2 * (embedding + (vision["layers"] - 1) * block + last + projection)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_operations_are_those_counted_by_hand(images, clip_of):
+    tower = clip_of("test-student").image_tower
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    assert count_flops(tower, pixels) == images * by_hand(CONFIGS["test-student"], tokens=5)
+
+
+def test_a_parameter_in_two_modules_counts_once():
+    inner = nn.Linear(3, 4)
+    assert Encoder(inner, [nn.Sequential(inner, nn.ReLU()), inner], 8).parameters == 16
+
+
+def by_name(config):
+    return {s.name: (s.value, s.default) for s in differing_settings(config)}
+
+
+def test_settings_of_a_real_fit_are_listed_with_value_and_default(teacher_run, student_run):
+    found = by_name(yaml.safe_load((student_run / "config.yaml").read_text()))
+    assert found["model.init_args.vision_prompts.depth"] == ("2", "9")
+    assert found["model.init_args.prompt_init"] == ("mean_token", "normal")
+    assert found["model.init_args.optim.lr"] == ("0.003", str(0.005))
+    assert found["data.init_args.dataset"] == ("digits", None)
+    assert found["trainer.max_epochs"] == ("2", "none")
+    for default in ("model.init_args.kd_weight", "data.init_args.shots", "trainer.num_nodes", "data.init_args.root"):
+        assert default not in found
+    assert not [name for name in found if name.startswith("trainer.logger")]
+    # a group whose default is None is listed part by part
+    teacher = by_name(yaml.safe_load((teacher_run / "config.yaml").read_text()))
+    assert {name: value for name, (value, _) in teacher.items() if "averaging" in name} == {
+        "model.init_args.averaging.mean": "2.0",
+        "model.init_args.averaging.std": "1.0",
+    }
