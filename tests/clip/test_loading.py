@@ -114,9 +114,7 @@ class TestNames:
             ("vision_cfg", {"image_size": [32, 48]}, "its image tower is not square"),
             ("text_cfg", {"no_causal_mask": True}, "its text tower has no causal mask"),
             ("text_cfg", {"pool_type": "last"}, "its text tower does not pool at the end of text"),
-            ("text_cfg", {"embed_cls": True}, "its text tower does not pool at the end of text"),
             ("text_cfg", {"proj_type": "none"}, "its text projection is not a matrix"),
-            ("text_cfg", {"proj_bias": True}, "its text projection is not a matrix"),
             ("text_cfg", {"block_type": "custom"}, "the blocks of its text tower are not CLIP's"),
         ],
     )
@@ -219,9 +217,7 @@ class TestFiles:
         [
             ("w.pt", {}, False),
             ("checkpoint.pt", {}, False),
-            ("w.bin", {}, False),
             ("w.safetensors", {"quick_gelu": "false"}, None),
-            ("w.safetensors", {"format": "pt"}, False),
         ],
     )
     def test_a_state_dict_is_loaded(self, name, metadata, told, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from plain import normalized, relative_error
 from torch import nn
 
-from kdpl.clip import CosineHead, Float32Module, Frozen, Trained, cosine_logits
+from kdpl.clip import CosineHead, Float32Module, Frozen, cosine_logits
 
 VECTORS = normalized(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)))
 FEATURES = normalized(torch.randn(3, 24, generator=torch.Generator().manual_seed(1)))
@@ -47,15 +47,6 @@ def test_what_is_frozen_moves_with_its_owner_in_evaluation_mode_and_is_no_part_o
     assert owner[1].module.weight.dtype == torch.float64
     assert not owner[1].module.training
     assert owner.to("meta")[1].module.weight.device.type == "meta"
-
-
-def test_what_is_trained_is_part_of_the_owners_state_in_float32():
-    owner = nn.Sequential(Trained(nn.Linear(3, 3).requires_grad_(False)))
-    assert set(owner.state_dict()) == {"0.module.weight", "0.module.bias"}
-    assert all(p.requires_grad for p in owner.parameters())
-    before = owner[0].module.weight.clone()
-    owner.to(torch.bfloat16)
-    assert torch.equal(owner[0].module.weight, before)
 
 
 def test_logits_are_scaled_cosines():

@@ -62,7 +62,6 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
     ("args", "message"),
     [
         ("check dtd", "dataset 'dtd' needs root: set it to where the dataset lies"),
-        ("check mnist", "dataset 'mnist' is unknown: choose one of "),
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
         ("check dtd --root=gone --workers=0", ""),
         ("download dtd", "download needs the folder of all datasets: give --root"),

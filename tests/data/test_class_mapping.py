@@ -16,8 +16,7 @@ def written(tmp_path, name, content):
     [
         ("names.json", '{"n02": "crane, the bird", "n01": "tench"}'),
         ("names.csv", 'n02,"crane, the bird"\nn01,tench\n'),
-        ("names.csv", 'folder,name\nn01, tench \n\nn02,"crane, the bird"\n'),
-        ("names.CSV", '\ufefffolder,name\r\n"n01","tench"\r\nn02,"crane, the bird"\r\n'),
+        ("names.CSV", '\ufefffolder,name\r\n"n01", tench \r\n\r\nn02,"crane, the bird"\r\n'),
     ],
 )
 def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
@@ -55,10 +54,8 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ("a.json", '{"n01": "a", "n02": "a"}', "gives classes 'n01' and 'n02' the same name 'a': .*"),
         ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', "cannot be read as JSON: it has 'n01' twice, keep one"),
         ("a.json", '{"n01": "a", "n02": " "}', "gives class 'n02' an empty name: .*"),
-        ("a.json", '{"n01": "a", "n02": 3}', "cannot be read as JSON: expected one object .*"),
         ("a.json", '["n01", "n02"]', "cannot be read as JSON: expected one object .*"),
-        ("a.json", '{"n01": ', "cannot be read as JSON: .*"),
-        ("a.csv", "n01,a\nn02\n", "cannot be read as CSV: row 2 has 1 columns .*"),
+        pytest.param("a.json", '{"n01": ' + "[" * 10_000, "cannot be read as JSON: .*", id="deep"),
         ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", "cannot be read as CSV: row 3 has 2 columns where class, .*"),
         ("a.csv", b"n01,\xff\xfe\n", "cannot be read as CSV: .*utf-8.*"),
         ("a.csv", None, "does not exist: check class_names"),

@@ -166,13 +166,6 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
             use(probe, datamodule=in_folder(folder))
 
 
-def test_unreadable_image_ends_a_fit_with_one_sentence(folder):
-    broken = folder / "data/train/c/3.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    with world.refused(DataError, rf"^image {broken} cannot be read \("):
-        trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, num_workers=1, batch_size=30, scan=False))
-
-
 def test_fewer_test_images_than_processes_are_refused(folder):
     with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
         in_folder(folder).evaluation_dataloader_for("test", 8, rank=0, world_size=16)

@@ -76,10 +76,8 @@ def files_of(folder):
         ("food101", "food-101.zip", "food101"),
         ("caltech101", "data/caltech-101.zip", ""),
         ("sun397", "sun397.zip", "sun397"),
-        ("sun397", "sun397.zip", ""),
         ("imagenetv2", "imagenetv2-matched-frequency.zip", "imagenetv2"),
         ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
-        ("imagenet_a", "imagenet-a.zip", ""),
     ],
 )
 def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hub, name, archive, inside, capsys):

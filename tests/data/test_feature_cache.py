@@ -192,7 +192,6 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        (lambda folder: needed(data(folder), teacher="u"), "teacher is 't' there and 'u' here"),
         (lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))), "augmentation is {"),
         (lambda folder: needed(data(folder, unlabeled=f"{folder}/data/train/a")), "images is 10 there and 5 here"),
     ],

@@ -52,31 +52,23 @@ def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped,
     assert written.exists()  # as it would have, unpickled
 
 
-def run_folder(folder, data="kdpl.DomainDataModule", model="kdpl.TeacherPromptTuning", **init_args):
-    folder.mkdir(exist_ok=True)
-    config = {
-        "seed_everything": 1,
-        "model": {"class_path": model, "init_args": {}},
-        "data": {"class_path": data, "init_args": {"dataset": "digits", **init_args}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"data": "stranger.Data"},
-        {"model": "stranger.Model"},
-        {"augmentation": "stranger.Views"},
-        {"augmentation": {"class_path": "stranger.Views"}},
-    ],
-    ids=str,
-)
-def test_a_report_imports_no_class_that_an_untrusted_run_names(changes, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["model", "data", "augmentation", "augmentation as a section"])
+def test_a_report_imports_no_class_that_an_untrusted_run_names(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
-    run = run_folder(tmp_path / "run", **changes)
+    stranger = {"class_path": "stranger.Thing"}
+    config = {
+        "seed_everything": 1,
+        "model": {"class_path": "kdpl.TeacherPromptTuning", "init_args": {}},
+        "data": {"class_path": "kdpl.DomainDataModule", "init_args": {"dataset": "digits"}},
+    }
+    if place in config:
+        config[place] |= stranger
+    else:
+        config["data"]["init_args"]["augmentation"] = stranger if place.endswith("section") else "stranger.Thing"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["report", str(run)]) == 1
     assert "names the class stranger." in capsys.readouterr().err
     assert not (tmp_path / "written").exists()

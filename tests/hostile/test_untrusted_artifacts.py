@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.data.class_mapping import read_class_mapping
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
@@ -137,12 +136,6 @@ def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, 
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
 
-def test_two_classes_may_share_a_name_as_in_imagenet_two_do(vectors):
-    names = ("crane", "crane", "a", "b", "c")
-    read = ClassVectors.from_fields(vectors.vectors, {**vectors.fields(), "class_names": list(names)}, "here")
-    assert read.class_names == names
-
-
 def raw(header, data=b"\0" * 64, length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
@@ -154,15 +147,12 @@ def entry(dtype="F32", shape=(4, 4), offsets=(0, 64)):
 
 HEADERS = {
     "length 2^60": raw({}, length=2**60),
-    "beyond the file": raw({"t": entry(shape=(4, 2**30), offsets=(0, 2**34))}),
     "10^9 classes": raw({"t": entry(shape=(10**9, 512), offsets=(0, 2048 * 10**9))}),
-    "a negative edge": raw({"t": entry(shape=(-4, -4))}),
     "edges that overflow": raw({"t": entry(shape=(2**63, 2, 2**62), offsets=(0, 64))}),
     "other size than its offsets": raw({"t": entry(shape=(4, 5))}),
     "double keys": raw(b'{"t":' + json.dumps(entry()).encode() + b',"t":' + json.dumps(entry()).encode() + b"}"),
     "10^6 edges": raw({"t": entry(shape=(1,) * 1_000_000, offsets=(0, 4))}),
     "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
-    "not json": raw(b"\xff" * 40),
     "no edges": raw({"t": entry(shape=(0, 5), offsets=(0, 0))}, b""),
 }
 
@@ -180,9 +170,7 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
     "settings",
     [
         {"embed_dim": 10**9},
-        {"vision_cfg": {"width": 10**6, "layers": 200}},
         {"vision_cfg": {"layers": 10**9}},
-        {"vision_cfg": {"image_size": 10**6}},
         {"vision_cfg": {"timm_model_name": "hf-hub:somebody/model"}},
         {"vision_cfg": {"layers": [256] * 10_000}},
         {"text_cfg": {"hf_model_name": "somebody/model"}},
@@ -216,5 +204,3 @@ def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompt
     header = {"kind": "tuned prompts", **header_of(path)}
     save_file({"\n": torch.full((2,), float("nan"))}, path, metadata={"kdpl": json.dumps(header)})
     refused(lambda: TunedPrompts.load(path), path, r"holds a tensor '\n' that is not finite")
-    (tmp_path / "names.json").write_text(f'{{"a": {"[" * 10_000}')
-    refused(lambda: read_class_mapping(tmp_path / "names.json", ["a"]), tmp_path, "cannot be read as JSON")

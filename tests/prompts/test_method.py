@@ -67,13 +67,6 @@ class TestEncoding:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), names)
 
-    def test_sizes_that_do_not_fit_are_refused(self, clip_of):
-        clip, four = clip_of("test-teacher"), PromptConfig(2, 4)
-        with world.refused(ConfigError, r"text_prompts\.depth 0.*give context"):
-            IndependentPrompts(PromptConfig(), NONE, None, clip)
-        with world.refused(ConfigError, r"length 2 and depth 4 do not fit.*1 to 3"):
-            CoupledPrompts(four, four, None, clip)
-
 
 class TestRestoring:
     @pytest.mark.parametrize("make", [independent, coupled])
@@ -113,6 +106,10 @@ class TestCoupled:
         for layer, mapped in enumerate(method.maps):
             assert relative_error(mapped.weight.grad, weights[layer].grad) < 1e-5
             assert relative_error(mapped.bias.grad, biases[layer].grad) < 1e-5
+
+    def test_a_depth_that_only_one_tower_has_is_refused(self, clip_of):
+        with world.refused(ConfigError, r"length 2 and depth 4 do not fit.*1 to 3"):
+            coupled(clip_of("test-teacher"), depth=4)
 
     def test_visual_prompts_stay_in_float32_under_half_precision(self, clip_of):
         method = coupled(clip_of("test-teacher"))

@@ -57,9 +57,7 @@ def test_the_fingerprint_tells_teachers_apart():
         {"tensors": tensors(vision_width=32)},
         {"tensors": tensors(text_width=32)},
         {"tensors": {}, "vision": PromptConfig(3, 2)},
-        {"vision": PromptConfig(3, 4)},
         {"text": PromptConfig(4, 5)},
-        {"vision": PromptConfig(1000, 2)},
         {"method": "no_such_package.Prompts"},
     ],
 )

@@ -1,8 +1,6 @@
 import csv
 import json
 import os
-import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -15,9 +13,8 @@ from kdpl.data.storage import is_url
 
 
 @pytest.fixture(scope="module")
-def folder():
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("files")
 
 
 def write_rows(file, rows):
