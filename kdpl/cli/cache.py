@@ -1,9 +1,9 @@
 """``python -m kdpl cache``: the teacher's features of all views, computed once for any number of students."""
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 
-def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, settings: list[str]) -> int:
+def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """Compute the teacher's features of views of the unlabelled images, for a student's fit to read.
 
     All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN, and
@@ -11,7 +11,6 @@ def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, setti
 
     Args:
         views: Views of each image; by default as many as trainer.max_epochs.
-        verify: Number of random entries to compute again, and compare.
         settings: Options of the student's fit.
     """
     from lightning.pytorch import Callback
@@ -41,7 +40,7 @@ def cache(*, views: PositiveInt | None = None, verify: NonNegativeInt = 0, setti
             self.trainer.fit(self.model, datamodule=self.datamodule)
 
         def own_callbacks(self) -> list[Callback]:
-            return [FillTeacherCache(self.views, verify)]
+            return [FillTeacherCache(self.views)]
 
     if not settings:
         raise ConfigError("cache needs the settings of a student's fit: give --config FILE (--help tells more)")

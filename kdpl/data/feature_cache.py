@@ -255,31 +255,6 @@ def fill(
         raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
 
 
-def verify(cache: FeatureCache, work: Work, entries: int, tolerance: float) -> int:
-    """Compute random ``entries`` of a cache again, over all processes, and compare them; returns how many were here.
-
-    ``tolerance`` is the largest relative distance of a feature from the stored one; DataError if one is further away.
-    """
-    manifest = cache.manifest
-    total = manifest.images * manifest.views
-    chosen = np.sort(np.random.default_rng(0).choice(total, min(entries, total), replace=False))
-    keys = [divmod(int(entry), manifest.views) for entry in chosen[work.rank :: work.world_size]]
-    cached = CachedImages(work.with_seed(manifest.view_seed), cache)
-    loader: DataLoader[CachedView] = DataLoader(
-        cached, work.batch_size, sampler=keys, num_workers=work.num_workers, generator=torch.Generator()
-    )
-    distances: list[float] = []
-    for batch in loader:
-        features = work.encode(batch.image).float().cpu()
-        distances += ((features - batch.feature.float()).norm(dim=1) / features.norm(dim=1)).tolist()
-    different = sum(not far <= tolerance for far in distances)
-    if different:
-        said = f"differ from what the teacher computes now, by up to {max(distances):.1%}"
-        remedy = "restore the images and libraries that it was made with, or remove the folder and fill it again"
-        raise DataError(f"{different} of {len(keys)} entries of the teacher cache {cache.folder} {said}: {remedy}")
-    return len(keys)
-
-
 @dataclass(eq=False)
 class _AllViews(Dataset[Tensor]):
     """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""

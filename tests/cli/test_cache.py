@@ -65,9 +65,7 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     assert files_of(filled) == before
 
 
-def test_a_missing_shard_is_filled_again_and_verify_finds_an_entry_of_another_image(
-    tmp_path, teacher_run, filled, capsys
-):
+def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
     cache = tmp_path / "cache"
     cache.mkdir()
     for file in filled.iterdir():
@@ -78,13 +76,6 @@ def test_a_missing_shard_is_filled_again_and_verify_finds_an_entry_of_another_im
     assert fill(teacher_run, cache) == 0
     assert "2 views of each, 128 features computed" in capsys.readouterr().err
     assert np.array_equal(features_in(cache), features_in(filled))
-    assert fill(teacher_run, cache, "--verify=9") == 0
-    assert "9 entries computed again: all equal to those in the cache" in capsys.readouterr().err
-    features = np.load(cache / "shard-00000.npy")
-    features[0, 0] = features[1, 0]
-    module._write(cache / "shard-00000.npy", features)
-    assert fill(teacher_run, cache, "--verify=1400") == 1
-    error_line(capsys, f"1 of 1400 entries of the teacher cache {cache} differ", "by up to ")
 
 
 @pytest.mark.parametrize(
