@@ -3,38 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pkgutil import resolve_name
+from collections.abc import Sequence
 
 from kdpl import __version__
-from kdpl.cli import COMMANDS, STAGES
+from kdpl.cli import COMMANDS, STAGES, USAGE, find_command
 from kdpl.runtime import faults, slurm
-
-USAGE = """\
-usage: python -m kdpl COMMAND …
-
-  init           look at a folder of images of your own, and write a config for it
-  run            both stages on your data: tune the teacher, freeze class vectors, distil the student, test, classifier
-  fit            one stage: train what --config says into the folder --out
-  validate       accuracies of a run on the validation split
-  test           accuracies, predictions and pictures of a run on the test split
-  predict        classify images with a finished classifier
-  demo           a page in the browser that classifies the images dropped on it
-  cache          the teacher's image features of all views, computed once for any number of students
-  export         write a finished classifier as ONNX or a torch.export program, and check it
-  class-vectors  class vectors of other class names, from a teacher that is tuned already
-  benchmark      run what is missing of a campaign over datasets, seeds and variants
-  table          the tables of a campaign, beside published figures
-  report         what was trained and how well, in one HTML file
-  data           download a dataset of the benchmark, or check that a dataset is intact
-  import         import a teacher or student that PromptKD's authors published into a run's folder
-  completion     print a script that completes commands and options in bash, zsh or tcsh
-
-  --version      the version
-  --debug        with any command: show the traceback of an error
-
-python -m kdpl COMMAND --help tells more.
-"""
 
 # as a shell reports Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -89,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     from kdpl.cli import arguments
 
-    function: Callable[..., int] = resolve_name(COMMANDS[args[0]])
+    function = find_command(args[0])
     if args[0] in STAGES:
         return function(args)
     return arguments.call(function, args[1:], f"python -m kdpl {args[0]}")

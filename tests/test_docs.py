@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from pkgutil import resolve_name
 
 import browser
 import pytest
@@ -18,7 +17,7 @@ import kdpl
 import kdpl.prompts
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.cli import COMMANDS, STAGES
+from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 
@@ -145,7 +144,7 @@ def python_of(page, word=""):
 
 def fits_of(words):
     """Parse the arguments of a command; yields the fits that it would start."""
-    options = parse(resolve_name(COMMANDS[words[0]]), words[1:], COMMAND)
+    options = parse(find_command(words[0]), words[1:], COMMAND)
     settings = options.get("settings", [])
     if words[0] == "run":
         shared = [f"--config={file}" for file in options["config"]]

@@ -1,11 +1,10 @@
 """``python -m kdpl completion``: completion of commands and options in a shell."""
 
-from pkgutil import resolve_name
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from kdpl.cli import COMMANDS, STAGES
+from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import build_parser
 from kdpl.errors import ConfigError
 
@@ -26,8 +25,8 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
         raise ConfigError("completion needs shtab: pip install 'kdpl[completion]'") from error
     parser = ArgumentParser(prog="kdpl")
     commands = parser.add_subcommands()
-    for name, function in COMMANDS.items():
-        own = ArgumentParser() if name in STAGES else build_parser(resolve_name(function), f"kdpl {name}")
+    for name in COMMANDS:
+        own = ArgumentParser() if name in STAGES else build_parser(find_command(name), f"kdpl {name}")
         for option in _OPTIONS if name in STAGES else ():
             own.add_argument(f"--{option}")
         commands.add_subcommand(name, own, help=own.description or f"{name} a stage")

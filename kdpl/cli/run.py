@@ -15,6 +15,7 @@ from typing import Any
 from kdpl.errors import ConfigError, visible
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import read_config, require_configs
+from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
@@ -99,7 +100,12 @@ def run(
             write_text(folder / RUN_FILE, json.dumps(orders, indent=2))
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):
-            _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
+            try:
+                _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
+            except (Exception, KeyboardInterrupt) as error:
+                if number > 1:
+                    mark(error, f"step {number - 1} of {len(steps)} is finished")
+                raise
         if first:
             if unfinished or not (folder / REPORT_FILE).is_file():
                 report(str(folder), trust=True)

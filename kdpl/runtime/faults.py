@@ -71,6 +71,11 @@ def _of_another(error: BaseException) -> str | None:
             return f"{file}{error.strerror}: free some space, and {_RESUME}"
         # an error without a file is not one that a user could fix
         return f"{file}{error.strerror}: check path, permissions and disk" if file else None
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "kdpl":
+        return (
+            f"{sys.executable} has no package {error.name}: activate the environment that kdpl is installed in, such "
+            "as by source .venv/bin/activate, or install it"
+        )
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (

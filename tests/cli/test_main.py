@@ -41,6 +41,9 @@ def test_an_unknown_command_is_one_line_that_lists_the_known_ones(command, capsy
     assert capsys.readouterr() == ("", error)
 
 
+ACTIVATE = "activate the environment that kdpl is installed in, such as by source .venv/bin/activate, or install it"
+
+
 def raising(monkeypatch, error):
     monkeypatch.setattr("kdpl.cli.fit.run_command", Mock(side_effect=error))
 
@@ -50,6 +53,7 @@ def raising(monkeypatch, error):
     [
         (ConfigError("that is wrong: do this"), 1, "error: that is wrong: do this\n"),
         (PermissionError(13, "No", "/a"), 1, "error: /a: No: check path, permissions and disk\n"),
+        (ModuleNotFoundError("", name="rich"), 1, f"error: {sys.executable} has no package rich: {ACTIVATE}\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (Terminated(), 143, "terminated\n"),
     ],

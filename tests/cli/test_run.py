@@ -126,7 +126,8 @@ def test_a_run_interrupted_between_any_two_steps_is_resumed(step, finished, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.cli.fit.run_command", command)
         assert run_into(out) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
+    kept = f"interrupted: rerun the same command to resume (step {step - 1} of {STEPS} is finished)\n"
+    assert capsys.readouterr().err.endswith(kept)
     assert run_into(out) == 0
     text = capsys.readouterr().out
     assert [n for n in range(1, STEPS + 1) if f"{n}/{STEPS} " in text] == list(range(step, STEPS + 1))
