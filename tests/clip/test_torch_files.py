@@ -40,24 +40,25 @@ class TestNothingRuns:
         assert "stranger" not in sys.modules
 
 
+DAMAGED = r"is damaged, or not a checkpoint .* since version 1\.6.*: fetch"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
-@pytest.mark.parametrize("kind", ["missing", "truncated", "before 1.6", "pickle", "empty zip", "TorchScript"])
-def test_another_or_a_damaged_file_is_refused(kind, tmp_path):
-    path, match = tmp_path / "f", r"is damaged, or not a checkpoint .* since version 1\.6.*: fetch"
-    if kind == "missing":
-        match = "f does not exist"
-    elif kind == "truncated":
-        content = files.write(path, files.student_state()).read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-    elif kind == "before 1.6":
-        torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    elif kind == "TorchScript":
-        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-        match = "is a TorchScript archive, expected a checkpoint: give the authors' own file"
-    else:
-        path.write_bytes(pickle.dumps(OrderedDict(a=1)) if kind == "pickle" else b"PK\x05\x06" + bytes(18))
+@pytest.mark.parametrize(
+    ("write", "match"),
+    [
+        pytest.param(lambda _: None, "f does not exist", id="missing"),
+        pytest.param(lambda path: os.truncate(files.write(path, {}), 700), DAMAGED, id="truncated"),
+        pytest.param(lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), DAMAGED, id="before 1.6"),
+        pytest.param(lambda path: path.write_bytes(pickle.dumps(OrderedDict(a=1))), DAMAGED, id="pickle"),
+        pytest.param(lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), DAMAGED, id="empty zip"),
+        pytest.param(torch.jit.script(torch.nn.Linear(2, 2)).save, "is a TorchScript archive, expected a", id="script"),
+    ],
+)
+def test_another_or_a_damaged_file_is_refused(write, match, tmp_path):
+    write(tmp_path / "f")
     with world.refused(ArtifactError, match):
-        read_torch_file(path)
+        read_torch_file(tmp_path / "f")
 
 
 class CreatesAFile(torch.nn.Module):

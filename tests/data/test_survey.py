@@ -1,13 +1,7 @@
 import pytest
-from PIL import Image
+from benchmark_tree import image
 
 from kdpl.data.survey import Found, find, leave_out_copies, look
-
-
-def make(root, *paths):
-    for number, path in enumerate(paths):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 5), (number, 0, 0)).save(root / path)
 
 
 @pytest.mark.parametrize(
@@ -18,21 +12,23 @@ def make(root, *paths):
     ],
 )
 def test_classes_and_splits_are_those_of_the_folders(expected, tmp_path):
-    make(tmp_path, ".git/a/0.png", *(line.split(" ")[0] for line in reversed(expected)))
-    found = [f"{image.path} {image.label} {image.split}" for image in find(tmp_path)]
+    for path in [".git/a/0.png", *(line.split(" ")[0] for line in reversed(expected))]:
+        image(tmp_path / path)
+    found = [f"{each.path} {each.label} {each.split}" for each in find(tmp_path)]
     assert [line.removeprefix(f"{tmp_path}/") for line in found] == expected
 
 
 def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(tmp_path):
-    make(tmp_path, "a/1.png", "a/3.png")
+    image(tmp_path / "a/1.png")
+    image(tmp_path / "a/3.png", shade=100)
     (tmp_path / "a/2.png").write_bytes(b"no image")
     (tmp_path / "a/4.png").write_bytes((tmp_path / "a/1.png").read_bytes())
     alone, helped = (look(find(tmp_path), workers) for workers in (1, 2))
     assert alone == helped
-    assert [image.size for image in alone] == [(4, 5), None, (4, 5), (4, 5)]
+    assert [each.size for each in alone] == [(12, 10), None, (12, 10), (12, 10)]
     assert alone[0].digest == alone[3].digest != alone[2].digest
     assert "2.png cannot be read" in alone[1].fault
-    assert [image.fault is None for image in alone] == [True, False, True, True]
+    assert [each.fault is None for each in alone] == [True, False, True, True]
 
 
 def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unlabelled():
@@ -42,5 +38,5 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
         digest, label, split = text.split(" ")
         images.append(Found(str(number), label, split, digest=digest))
     kept, copies = leave_out_copies(images)
-    assert [image.path for image in kept] == ["3", "4", "5"]
-    assert [(image.path, stays.path) for image, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]
+    assert [each.path for each in kept] == ["3", "4", "5"]
+    assert [(each.path, stays.path) for each, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]

@@ -1,11 +1,7 @@
-import sys
-
 import numpy as np
-import pytest
 from sklearn.datasets import load_digits
 
 from kdpl.data.readers import digits
-from kdpl.errors import DataError
 
 
 def test_split_is_a_fixed_permutation_in_700_198_and_899():
@@ -29,10 +25,3 @@ def test_image_is_the_enlarged_scan_in_a_black_frame():
     # averaging 3 x 3 pixels undoes the enlargement, up to bicubic overshoot
     small = image[4:28, 4:28, 0].reshape(8, 3, 8, 3).mean((1, 3)) * 16 / 255
     assert np.corrcoef(small.ravel(), load_digits().images[123].ravel())[0, 1] > 0.98
-
-
-def test_missing_scikit_learn_is_one_sentence(monkeypatch):
-    digits._arrays.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"^dataset digits needs scikit-learn: pip install 'kdpl\[quickstart\]'$"):
-        digits.read_digits()
