@@ -158,10 +158,9 @@ class Campaign(_Settings):
     def choose(
         self, datasets: Collection[str] = (), seeds: Collection[int] = (), rows: Collection[str] = ()
     ) -> "Campaign":
-        """Return a part of the campaign; an empty choice is all. All rows stay, since those chosen may need them.
+        """Return a part of the campaign, or raise a ConfigError; an empty choice is all.
 
-        Raises:
-            ConfigError: Something is chosen that the campaign does not have.
+        All rows stay, since those chosen may need them.
         """
         known = {"dataset": (*self.datasets, *self.variants), "seed": self.seeds, "row": tuple(self.rows)}
         for kind, wanted in {"dataset": datasets, "seed": seeds, "row": rows}.items():
@@ -198,11 +197,7 @@ def dataset_name(dataset: str) -> str:
 
 
 def read_campaign(file: Path) -> Campaign:
-    """Read a campaign's file.
-
-    Raises:
-        ConfigError: The file, or one that it names, is missing or invalid.
-    """
+    """Read a campaign's file; a ConfigError if it, or one that it names, is missing or invalid."""
     campaign = parse_campaign(read_config(str(file)), file)
     require_configs(campaign.config_files())
     return campaign

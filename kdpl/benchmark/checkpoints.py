@@ -60,11 +60,7 @@ class Published:
 
 
 def read_published(file: Path, kind: Kind) -> Published:
-    """Read a published checkpoint, which must be of that kind.
-
-    Raises:
-        ArtifactError: It is missing, damaged, of the other kind, or lacks something.
-    """
+    """Read a published checkpoint; an ArtifactError if it is missing, damaged, of another kind, or lacks something."""
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -145,10 +141,7 @@ def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Te
         log_scale: Logarithm of the logit scale.
 
     Returns:
-        Names in the file that the CLIP does not have.
-
-    Raises:
-        WeightsError: A weight differs; the first one is named.
+        Names in the file that the CLIP does not have; a WeightsError if a weight differs.
     """
     pairs = {name: (theirs, towers[tower].get(key)) for name, (tower, key, theirs) in published.clip.items()}
     if published.logit_scale is not None:

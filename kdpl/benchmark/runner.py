@@ -59,10 +59,6 @@ def run_tasks(
 
     Returns:
         The tasks that failed, and those that could not be started for it, with what went wrong, in one sentence.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the interrupted task is resumed at the next start.
-        Requeued: Slurm will start the same command again.
     """
     failures: dict[str, str] = {}
     known = {task.name for task in tasks}
@@ -113,11 +109,7 @@ def _accuracies(task: Task) -> str:
 
 @contextmanager
 def _locked(out: Path, task: Task) -> Iterator[None]:
-    """Lock a task against other processes of the campaign.
-
-    Raises:
-        Timeout: Another process works on it.
-    """
+    """Lock a task against other processes of the campaign; a Timeout if one of them works on it."""
     lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=0):

@@ -66,11 +66,7 @@ class Result(Coordinates):
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Read the results of all finished runs below a campaign's folder.
-
-    Raises:
-        ArtifactError: A file is not the result of a campaign's run.
-    """
+    """Read the results of all finished runs below a campaign's folder; an ArtifactError for any other file."""
     for file in sorted(out.glob(f"*/**/{RUN_FILE}")):
         try:
             yield Result.model_validate_json(file.read_bytes())

@@ -24,7 +24,7 @@ def call(command: Command, argv: Sequence[str], prog: str) -> int:
 
 
 def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
-    """Parse the arguments of a command; returns the values of its parameters.
+    """Parse the arguments of a command, or raise a ConfigError; returns the values of its parameters.
 
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional arguments, where
@@ -32,9 +32,6 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
             flag. A last parameter ``settings`` takes all options that are not the command's own.
         argv: Its arguments; an option may be written with underscores instead of hyphens.
         prog: Name of the command, for help and errors.
-
-    Raises:
-        ConfigError: The arguments do not parse.
     """
     parser = build_parser(command, prog)
     own, others = _split(command, argv)
@@ -115,11 +112,7 @@ def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def output_file(option: str, value: str) -> Path:
-    """Return the file that an option names, which writing may replace.
-
-    Raises:
-        ConfigError: It is a folder, which would be replaced with all that is in it.
-    """
+    """Return the file that an option names, which writing may replace; a ConfigError for a folder."""
     path = Path(value)
     if path.is_dir():
         raise ConfigError(f"{option} {value} is a folder, expected the name of a file: give one")

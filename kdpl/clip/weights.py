@@ -40,11 +40,8 @@ class Weights(NamedTuple):
 def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str] | None) -> Weights:
     """Read the weights that a config names, for a model with or without QuickGELU.
 
-    A message about an unknown tag lists ``registered_tags``, or open_clip's own if that is None.
-
-    Raises:
-        WeightsError: The weights cannot be loaded, or were trained with another activation than the model has.
-        ConfigError: The config says another activation than the file.
+    A message about an unknown tag lists ``registered_tags``, or open_clip's own if that is None. A WeightsError if they
+    cannot be loaded, or were trained with another activation; a ConfigError if the config contradicts the file.
     """
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:

@@ -51,11 +51,7 @@ class BulkPrediction:
         sys.stdout.flush()
 
     def write(self, out: Path, files: Sequence[Path]) -> None:
-        """Write a table, resuming one that was interrupted; the files are those of the classifier.
-
-        Raises:
-            ConfigError: Another process writes the table, or it is of another classifier, other images or settings.
-        """
+        """Write a table, resuming an interrupted one unless it is of another classifier (``files``) or other images."""
         with Journal(out, self._job(files)) as journal:
             if journal.finished:
                 print(f"{out} is finished: remove it to classify these images again", file=sys.stderr)

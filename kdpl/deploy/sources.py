@@ -29,15 +29,10 @@ class Item(NamedTuple):
 
 
 def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> list[str]:
-    """Find image files and shards, in the order given.
+    """Find image files and shards, in the order given; a DataError if there are none.
 
-    Args:
-        arguments: What ``kdpl.data.sources.find_files`` takes: files, folders, patterns, lists and URLs.
-        list_file: A file with one path on each line, relative to the working directory, which need not exist yet.
-
-    Raises:
-        ConfigError: A URL is of a kind that cannot be opened.
-        DataError: An argument does not exist, or has no images.
+    ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files`` takes them. The
+    ``list_file`` has one path on each line, relative to the working directory, which need not exist yet.
     """
     sources = find_files(arguments)
     if list_file is not None:

@@ -44,11 +44,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and fields of a file of ``write_tensors``.
-
-    Raises:
-        ArtifactError: The file is missing, damaged, of another kind or version; the message ends with ``remedy``.
-    """
+    """Read the tensors and fields of a file of ``write_tensors``; an ArtifactError, with ``remedy``, for any other."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
     try:
@@ -69,11 +65,7 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
 
 
 def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
-    """Validate JSON fields, in which a tuple may stand for a list, as a pydantic dataclass.
-
-    Raises:
-        ArtifactError: A field is missing, unknown or invalid; the first one is named.
-    """
+    """Validate JSON fields, in which a tuple may stand for a list, or raise an ArtifactError that names the first."""
     try:
         # as JSON, since there strict tuples and dataclasses may be read from lists and objects
         return TypeAdapter(kind).validate_json(json.dumps(fields, default=lambda value: type(value).__name__))

@@ -30,11 +30,7 @@ def require_configs(files: Iterable[str]) -> None:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read a config file.
-
-    Raises:
-        ConfigError: It is missing, not a YAML mapping of plain values, or far larger than a config.
-    """
+    """Read a config file; a ConfigError if it is missing, not a YAML mapping of plain values, or far too large."""
     file = Path(name)
     if not file.is_file():
         raise ConfigError(f"config {name} {'is a folder' if file.is_dir() else 'does not exist'}: check the path")
@@ -74,16 +70,9 @@ def _place(error: Exception) -> str:
 
 
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
-    """Find a class by its name in a registry of the package's own classes, or by its dotted path.
+    """Find a subclass of ``base`` by its name in a registry of dotted paths, or by its dotted path, or a ConfigError.
 
-    Args:
-        name: The name or path.
-        registry: Dotted paths by name.
-        base: Class that it must be a subclass of.
-        kind: What such a class is called in messages.
-
-    Raises:
-        ConfigError: There is no such class, or it is of another kind.
+    ``kind`` is what such a class is called in messages.
     """
     remedy = f"use {', '.join(registry)}, or the dotted path of a subclass of {base.__module__}.{base.__qualname__}"
     module, _, attribute = registry.get(name, name).rpartition(".")

@@ -47,15 +47,12 @@ def download(name: str, files: Sequence[str], **options: Any) -> Path:
 
 
 def model_card(run: Path | None, **facts: Any) -> ModelCard:
-    """Write a classifier's model card.
+    """Write a classifier's model card; an ArtifactError if the run's config or accuracies are damaged.
 
     Args:
         run: Folder of the student's run, for data, protocol and accuracies; None: the card says "not recorded".
         facts: What the template says of the classifier: ``names`` of its classes, ``num_base``, ``context``,
             ``image_size``, and ``student`` and ``teacher`` with the names of ``model`` and ``weights``.
-
-    Raises:
-        ArtifactError: The run's config cannot be read, or its accuracies are damaged.
     """
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(

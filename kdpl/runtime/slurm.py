@@ -58,14 +58,9 @@ def require_srun() -> None:
 
 
 def requeue(what: str, checkpoint: Path | None = None) -> Requeued:
-    """Put the job back into the queue; returns the exception that ends the command.
+    """Put the job back into the queue; returns the exception that ends the command, or raises a RequeueError.
 
-    Args:
-        what: What resumes later.
-        checkpoint: The checkpoint that it resumes from, if one was just written.
-
-    Raises:
-        RequeueError: Slurm refuses.
+    ``what`` resumes later, from the ``checkpoint`` if one was just written.
     """
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
