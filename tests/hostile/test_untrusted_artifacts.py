@@ -3,7 +3,7 @@
 import json
 import re
 import struct
-from functools import partial
+from functools import partial, reduce
 
 import pytest
 import torch
@@ -61,26 +61,19 @@ def paths_of(fields, prefix=""):
             yield from paths_of(value, f"{prefix}{name}.")
 
 
-def with_value(fields, path, value):
-    """JSON of the fields with another value in one place; None leaves it out."""
-    copy = json.loads(json.dumps(fields))
-    *outer, name = path.split(".")
-    inner = copy
-    for each in outer:
-        inner = inner[each]
-    if value is None:
-        del inner[name]
-        return json.dumps(copy)
-    inner[name] = "@here@"
-    return json.dumps(copy).replace('"@here@"', value)
-
-
 def invalid(fields):
     """The fields as JSON with one of them left out or invalid, in every way."""
     for path in paths_of(fields):
-        for title, value in {"left out": None, **VALUES}.items():
-            if not fits(path, title):
-                yield with_value(fields, path, value)
+        for title, value in {"left out": "", **VALUES}.items():
+            if fits(path, title):
+                continue
+            copy = json.loads(json.dumps(fields))
+            *outer, name = path.split(".")
+            inner = reduce(dict.__getitem__, outer, copy)
+            inner[name] = "@here@"
+            if title == "left out":
+                del inner[name]
+            yield json.dumps(copy).replace('"@here@"', value)
 
 
 def header_of(path):
