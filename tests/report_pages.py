@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from kdpl.__main__ import main
-from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 
 HOSTILE = (
@@ -48,13 +47,17 @@ def rename_classes(folder, old, new):
     change_vectors(folder / "student", class_names=new)
 
 
+def with_vectors(classifier, **changes):
+    """The classifier with changed class vectors."""
+    vectors = replace(classifier.vectors, **changes)
+    return Classifier(classifier.encoder, vectors, classifier.logit_scale, classifier.clip)
+
+
 def change_vectors(stage, **changes):
     """Change a student's class vectors, and its classifier's."""
-    vectors = replace(ClassVectors.load(stage / "class_vectors.safetensors"), **changes)
-    vectors.save(stage / "class_vectors.safetensors")
-    old = Classifier.load(stage / "classifier")
-    shutil.rmtree(stage / "classifier")
-    Classifier(old.encoder, vectors, old.logit_scale, old.clip).save(stage / "classifier")
+    changed = with_vectors(Classifier.load(stage / "classifier"), **changes)
+    changed.vectors.save(stage / "class_vectors.safetensors")
+    changed.save(stage / "classifier")
 
 
 def make(folder, out=None):

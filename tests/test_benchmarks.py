@@ -1,5 +1,3 @@
-"""The benchmarks on miniatures: both sides compute the same, and every comparison runs."""
-
 import json
 import os
 from pathlib import Path

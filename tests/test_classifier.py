@@ -99,17 +99,16 @@ def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folde
 
 
 @pytest.mark.parametrize(
-    ("images", "options", "words"),
+    ("images", "words"),
     [
-        ("one.png", {}, "takes any number of images, not one: put it into a list"),
-        ([np.zeros((8, 8, 3), np.uint8)], {}, "was given a ndarray, expected paths, PIL images or tensors"),
-        (["one.png"], {"top_k": 0}, "top_k is 0, expected 1 or more"),
+        ("one.png", "takes any number of images, not one: put it into a list"),
+        ([np.zeros((8, 8, 3), np.uint8)], "was given a ndarray, expected paths, PIL images or tensors"),
     ],
-    ids=["a path", "an array", "top_k"],
+    ids=["a path", "an array"],
 )
-def test_what_is_no_list_of_images_is_one_sentence(images, options, words, classifier):
+def test_what_is_no_list_of_images_is_one_sentence(images, words, classifier):
     with pytest.raises(ConfigError, match=words):
-        classifier.predict(images, **options)
+        classifier.predict(images)
 
 
 @pytest.mark.slow
@@ -230,9 +229,6 @@ class TestRefusals:
         with world.refused(ArtifactError, match) as error:
             Classifier.load(folder)
         assert str(folder) in str(error.value)
-
-    def test_a_folder_that_is_not_there(self, tmp_path):
-        self.refused(tmp_path / "no", r"the classifier .*no does not exist: give the classifier folder of a student's")
 
     @pytest.mark.parametrize("name", ["classifier.json", "model.safetensors"])
     def test_a_truncated_file(self, name, folder):

@@ -1,5 +1,3 @@
-"""The documentation: what it names exists, what it shows runs, and the site is complete and self-contained."""
-
 import inspect
 import os
 import re

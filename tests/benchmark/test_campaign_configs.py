@@ -1,10 +1,15 @@
-"""Every campaign in configs/benchmark: its tasks are counted, and each kind of fit goes through the real parser."""
+"""The configs of many runs: every campaign, each kind of fit of which goes through the real parser, and the sweep."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from campaigns import ROOT
+from runs import SHORT
 
+from kdpl.__main__ import main
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.tasks import one_of_each_kind
@@ -13,7 +18,7 @@ from kdpl.data.readers.benchmark import BENCHMARKS
 
 FILES = sorted((ROOT / "configs/benchmark").glob("*.yaml"))
 
-# fits and tests, over 3 seeds and 2 rows
+# fits and tests of the campaigns, over 3 seeds and 2 rows
 SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
@@ -79,3 +84,39 @@ def test_the_readmes_table_has_the_rows_of_its_campaign():
     readme = (ROOT / "README.md").read_text()
     for row in read_campaign(ROOT / "configs/benchmark/quickstart.yaml").rows.values():
         assert f"| {row.title} " in readme
+
+
+# --- the sweep, turned into a command as the agent of W&B does it ---
+
+SWEEP = yaml.safe_load((ROOT / "configs/sweep/student.yaml").read_text())
+
+
+def command_of(parameters, interpreter=sys.executable):
+    """The command of a run, with the agent's macros filled in."""
+    args = [f"--{name}={value}" for name, value in parameters.items()]
+    macros = {"${env}": ["/usr/bin/env"], "${interpreter}": [interpreter], "${args}": args}
+    return [word for part in SWEEP["command"] for word in macros.get(part, [part])]
+
+
+def test_each_run_has_a_folder_of_its_own(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    command = command_of({"model.init_args.kd_weight": 200}, "echo")
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("-m kdpl fit ")
+    assert said.endswith(" --model.init_args.kd_weight=200 --out=runs/sweep/abc\n")
+
+
+@pytest.mark.parametrize("end", [0, -1], ids=["first values", "last values"])
+def test_the_parameters_are_settings_of_fit(end, tmp_path, teacher_run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    ends = {name: each.get("values") or [each["min"], each["max"]] for name, each in SWEEP["parameters"].items()}
+    command = command_of({name: values[end] for name, values in ends.items()})
+    fit = [word for word in command[command.index("fit") :] if "logger/wandb" not in word]
+    own = [f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path / 'run'}"]
+    assert main([*fit, *SHORT, "--trainer.max_epochs=1", *own]) == 0
+    settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]
+    assert settings["kd_weight"] == ends["model.init_args.kd_weight"][end]
+    assert settings["optim"]["lr"] == ends["model.init_args.optim.lr"][end]
+    header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0]
+    assert SWEEP["metric"] == {"name": "val/acc", "goal": "maximize"}
+    assert "val/acc" in header.split(",")

@@ -1,5 +1,3 @@
-"""The authors' published checkpoints: how they are read, compared with a CLIP, and imported as run folders."""
-
 import json
 import math
 import shutil
@@ -44,7 +42,6 @@ DEEP, PROJECTOR = "image_encoder.transformer.resblocks.2.VPT_shallow", "VPT_imag
         *((name, None, f"has no tensor {name}: ") for name in ("image_encoder.VPT", DEEP, f"{PROJECTOR}.1.bias")),
         ("image_encoder.VPT", torch.zeros(4, 32).long(), "image_encoder.VPT, expected finite floats"),
         ("image_encoder.VPT", torch.full((4, 32), torch.nan), "expected finite floats"),
-        ("image_encoder.VPT", torch.nn.Linear, "no tensor image_encoder.VPT"),
         (DEEP, torch.zeros(3, 32), "image_encoder with prompts of several sizes"),
         ("image_encoder.proj", "x", "no tensor image_encoder.proj"),
     ],
@@ -60,7 +57,6 @@ def test_a_missing_tensor_and_one_of_another_kind_are_named(name, value, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {}}, "has no state_dict"),
         ([1], "has no state_dict"),
         ({"state_dict": {1: 2}}, "has no state_dict"),
         ({"state_dict": {"proj": torch.zeros(1)}}, "no prompts and no projector"),
@@ -281,16 +277,9 @@ def test_the_teacher_needs_no_training_images(importer, teacher_file, tmp_path):
     assert ClassVectors.load(tmp_path / "t/class_vectors.safetensors").class_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--trainer.max_epochs=3", "--trainer.fast_dev_run=true", "--trainer.limit_train_batches=2"],
-        ["--trainer.precision=bf16-mixed"],
-        ["--trainer.precision=bf16-true"],
-    ],
-    ids=["training", "bf16-mixed", "bf16-true"],
-)
-def test_nothing_is_trained_or_rounded_whatever_the_settings_say(options, importer, teacher_file, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, importer, teacher_file, tmp_path):
+    options = [f"--trainer.precision={precision}", "--trainer.max_epochs=3", "--trainer.fast_dev_run=true"]
     assert importer("teacher", teacher_file, tmp_path / "t", *options) == 0
     tokens = TunedPrompts.load(tmp_path / "t/prompts.safetensors").tensors["vision_prompts.tokens"]
     assert torch.equal(tokens, files.originals().vision.half().float())
@@ -315,13 +304,11 @@ def test_names_without_a_place_are_listed_and_left_out(importer, tmp_path, capsy
         ("teacher", "student", [], "expected a teacher: use the command import student"),
         ("teacher", "teacher", ["vision_prompts.depth=2"], "as [3, 4, 48], the settings ask for a teacher as [2, 4,"),
         ("teacher", "teacher", ["vision_prompts.depth=0"], "ask for a teacher without it: set depth and length"),
-        ("teacher", "teacher", ["text_prompts.depth=1"], "text_prompts.deep as [1, 4, 40]"),
         # the student's text tower has one layer: no deep prompts in it
         ("teacher", "teacher", [f"clip.model={files.STUDENT}", "text_prompts.depth=1"], "made on another CLIP"),
         ("teacher", "teacher", ["method=coupled"], "model.init_args.method is 'coupled': set it to independent"),
         ("student", "student", ["teacher={other}"], "[24, 20], the settings ask for a student as [20, 20]: set"),
         ("student", "student", ["text_features=student"], "the settings ask for a student without it"),
-        ("student", "student", ["teacher=null"], "teacher"),
         ("teacher", "damaged", [], "is damaged"),
     ],
 )

@@ -1,5 +1,3 @@
-"""The commands benchmark and table, with the tasks in the process of the test."""
-
 import csv
 import re
 import shlex
@@ -59,20 +57,18 @@ def test_missing_data_weights_and_files_are_named_before_anything_is_started(dat
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ["out"]),
-        (["--seeds", "5"], ["seed 5", "1, 2"]),
-        (["--datasets", "dtd", "pets"], ["pets"]),
-        (["--rows", "pupil"], ["pupil"]),
-        (["--only", "base_to_novel/dtd/seed_3"], ["seed_3", "base_to_novel/dtd/seed_1/teacher"]),
-        (["--trainer.epochs=3"], ["trainer.epochs"]),
+        ([], "required: out: "),
+        (["--seeds", "5"], "seed 5.* 1, 2"),
+        (["--datasets", "dtd", "pets"], "pets"),
+        (["--rows", "pupil"], "pupil"),
+        (["--only", "base_to_novel/dtd/seed_3"], "seed_3.*base_to_novel/dtd/seed_1/teacher"),
+        (["--trainer.epochs=3"], "trainer.epochs"),
     ],
-    ids=["no folder", "seed", "dataset", "row", "task", "setting of all runs"],
 )
 def test_a_wrong_option_is_one_line(args, words, data, tmp_path, capsys):
     out = [f"--out={tmp_path / 'out'}", f"--root={data}"] if args else []
     (fault,) = faults(capsys, written(tmp_path, BASE_TO_NOVEL), *out, *args)
-    for word in words:
-        assert word in fault
+    assert re.search(words, fault)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,3 @@
-"""Campaigns in processes of their own, which are killed, interrupted and started twice."""
-
 import os
 import re
 import signal

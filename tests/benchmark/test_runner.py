@@ -89,14 +89,7 @@ def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
     commands = Commands(fail=["seed_2/teacher/fit"])
     failures = run(tmp_path, commands)
     assert commands.ran == [*CHAIN_1, "seed_2/teacher/fit"] * 2
-    assert len(failures) == 8
-    run_2 = DTD_1.replace("seed_1", "seed_2")
-    assert {task.name: fault for task, fault in failures if task.run.dataset == "dtd"} == {
-        f"{run_2}/teacher/fit": "it broke",
-        f"{run_2}/teacher/test": f"it needs {run_2}/teacher/fit, which failed",
-        f"{run_2}/student/fit": f"it needs {run_2}/teacher/fit, which failed",
-        f"{run_2}/student/test": f"it needs {run_2}/student/fit, which failed",
-    }
+    assert (len(failures), {task.run.seed for task, _ in failures}) == (8, {2})
     fixed = Commands()
     assert run(tmp_path, fixed) == []
     assert fixed.ran == CHAIN_2 * 2
@@ -157,13 +150,9 @@ def test_a_task_that_another_process_works_on_is_left_to_it_and_waited_for(lock,
     assert commands.ran[-3:] == CHAIN_1[1:]
 
 
-def test_the_last_error_of_a_log_is_what_went_wrong(tmp_path):
+def test_without_an_error_the_last_line_that_a_start_wrote_is_what_went_wrong(tmp_path):
     log = tmp_path / "fit.log"
     assert last_error(log) == "it printed nothing"
-    log.write_text("error: first\nTraceback:\n  ValueError: 3\n\n")
-    assert last_error(log) == "first"
-    log.write_text("Traceback:\n  ValueError: 3\n\n")
-    assert last_error(log) == "ValueError: 3"
     before = "error: of an earlier start, café\n"
-    log.write_text(f"{before}Killed\n")
-    assert last_error(log, len(before.encode())) == "Killed"
+    log.write_text(f"{before}Traceback:\n  ValueError: 3\n\n")
+    assert last_error(log, len(before.encode())) == "ValueError: 3"

@@ -1,8 +1,6 @@
-from dataclasses import replace
-
 import pytest
 import torch
-from report_pages import HOSTILE
+from report_pages import HOSTILE, with_vectors
 from runs import image_folder, noise
 from world import refused
 
@@ -27,12 +25,6 @@ def demo(classifier, encoder):
 def photo(tmp_path):
     noise(50, 40).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
-
-
-def with_vectors(classifier, **changes):
-    """The classifier with changed class vectors."""
-    vectors = replace(classifier.vectors, **changes)
-    return Classifier(classifier.encoder, vectors, classifier.logit_scale, classifier.clip)
 
 
 def test_predictions_are_those_of_predict(demo, photo):

@@ -1,5 +1,3 @@
-"""The page as the command serves it, in a real browser without a network."""
-
 import signal
 from pathlib import Path
 from tempfile import gettempdir
@@ -24,7 +22,6 @@ def page(tmp_path_factory, classifier, teacher_run):
     with served as (process, url), browser(folder / "browser", nowhere) as tab:
         tab.look()
         tab.open(url)
-        tab.wait(f"!!document.querySelector('{FILE}')")
         yield url, process, tab, folder
 
 
@@ -56,7 +53,6 @@ def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page
 def test_a_file_that_is_not_an_image_is_a_sentence_in_the_page(page, tmp_path):
     tab = page[2]
     tab.open(page[0])
-    tab.wait(f"!!document.querySelector('{FILE}')")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     tab.upload(FILE, tmp_path / "broken.png")
     tab.wait("document.querySelector('#predictions').innerText.includes('The file broken.png cannot be read')")

@@ -76,10 +76,3 @@ def test_a_damaged_shard_gives_what_it_has_and_then_an_error(damage, tmp_path):
     assert len(images) == (1 if damage == "garbled" else damage // 1536)
     with refused(DataError, r"shard .*s\.tar is damaged \("):
         error.open()
-
-
-def test_a_missing_shard_of_a_list_is_an_error_in_its_place(tmp_path):
-    gone, after = read_items([str(tmp_path / "gone.tar"), "after.png"])
-    assert (gone.name, after.name) == (f"{tmp_path}/gone.tar", "after.png")
-    with refused(DataError, r"gone\.tar does not exist"):
-        gone.open()

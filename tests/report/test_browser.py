@@ -1,5 +1,3 @@
-"""The report in a real browser."""
-
 import base64
 import re
 
