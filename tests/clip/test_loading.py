@@ -203,20 +203,10 @@ def write_archive(path, half=False):
 
 
 class TestFiles:
-    @pytest.mark.parametrize(
-        ("name", "metadata", "told"),
-        [
-            ("w.pt", {}, False),
-            ("checkpoint.pt", {}, False),
-            ("w.safetensors", {"quick_gelu": "false"}, None),
-        ],
-    )
-    def test_a_state_dict_is_loaded(self, name, metadata, told, tmp_path):
-        state = world.weights(NAME)
-        if name == "checkpoint.pt":  # as open_clip trains
-            state = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
-        path = file(tmp_path / name, state, **metadata)
-        clip = load_clip(ClipConfig(NAME, path, quick_gelu=told))
+    def test_a_checkpoint_of_open_clips_training_is_loaded(self, tmp_path):
+        state = {f"module.{name}": tensor for name, tensor in world.weights(NAME).items()}
+        path = file(tmp_path / "checkpoint.pt", {"epoch": 3, "state_dict": state})
+        clip = load_clip(ClipConfig(NAME, path, quick_gelu=False))
         assert same_weights(clip)
         assert clip.identity.pretrained == path
 

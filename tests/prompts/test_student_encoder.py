@@ -2,7 +2,6 @@ import pytest
 import torch
 import world
 from plain import PlainProjector, normalized, relative_error
-from torch import nn
 
 from kdpl.prompts.student_encoder import Projector, StudentEncoder
 
@@ -30,15 +29,6 @@ def test_projection_gradients_and_running_statistics_are_the_plain_ones():
     assert relative_error(projector(FEATURES), plain(FEATURES.double(), training=False)) < 1e-5
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(projector(FEATURES.bfloat16()), projector(FEATURES.bfloat16().float()))
-
-
-def test_the_published_form_with_1x1_convolutions_is_the_same_function():
-    projector = world.disturbed(Projector(20, 24), 0.3)
-    convolutions = nn.Sequential(nn.Conv2d(20, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 1))
-    shapes = {k: v.shape for k, v in convolutions.state_dict().items()}
-    state = {k.removeprefix("layers."): v for k, v in projector.state_dict().items()}
-    convolutions.load_state_dict({k: v.reshape(shapes[k]) for k, v in state.items()})
-    assert relative_error(projector(FEATURES), convolutions(FEATURES[:, :, None, None])[:, :, 0, 0]) < 1e-5
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
