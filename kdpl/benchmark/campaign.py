@@ -93,12 +93,7 @@ class Row(_Settings):
 
 
 class Exceptional(_Settings):
-    """Settings that differ on some datasets.
-
-    Attributes:
-        datasets: Their names.
-        teacher, student: Config files of the stage, after those of its rows.
-    """
+    """Config files of the stages on some datasets, after those of their rows."""
 
     datasets: Several[str]
     teacher: Several[str] = ()

@@ -52,10 +52,8 @@ def plan(
 class _Planner:
     def __init__(self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]) -> None:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
-        self.rows = campaign.rows
+        self.rows, self._source = campaign.rows, campaign.source or ""
         self.teachers, self.students = campaign.rows_of("teacher"), campaign.rows_of("student")
-
-    # --- the protocols ---
 
     def few_shot(self) -> Iterator[Task]:
         for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
@@ -98,8 +96,6 @@ class _Planner:
             of = self.rows[name].of
             teacher = self._source_run(seed, of) if of else None
             yield self._fit(self._source_run(seed, name), self._source, teacher=teacher)
-
-    # --- single tasks ---
 
     def _fit(
         self,
@@ -155,12 +151,6 @@ class _Planner:
             needs.append(f"{vectors.name}/class_vectors")
         args.append(f"--out={folder}")
         yield Task(run, "test", tuple(args), folder, folder / RUN_FILE, tuple(needs), fitted / LAST)
-
-    # --- names and options ---
-
-    @property
-    def _source(self) -> str:
-        return self.campaign.source or ""
 
     def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> Run:
         name = dataset_name(dataset)

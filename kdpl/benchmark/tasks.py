@@ -23,14 +23,9 @@ _ORDERS_FILE = "orders.json"
 
 
 class Coordinates(BaseModel):
-    """One variant on one dataset under one protocol with one seed.
+    """One variant, the ``row``, tested on one dataset under one protocol with one seed.
 
-    Attributes:
-        protocol: The experiment.
-        setting: Distinguishes runs of a protocol, as ``shots_4`` does; may be empty.
-        dataset: The dataset that it is tested on.
-        seed: The seed.
-        row: The variant's name.
+    The ``setting`` tells runs of a protocol apart, as ``shots_4`` does; it may be empty.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -49,13 +44,10 @@ class Run(Coordinates):
 
 
 class Result(Coordinates):
-    """A run's accuracies.
+    """A run's accuracies, fractions by metric name, on so many test images.
 
-    Attributes:
-        metrics: Accuracies as fractions, by metric name.
-        images: Number of test images.
-        transductive: Unlabelled images of novel classes were seen in training.
-        selected_on_test: The epoch was chosen by its accuracy on the base classes' test images.
+    ``transductive``: unlabelled images of novel classes were seen in training. ``selected_on_test``: the epoch was
+    chosen by its accuracy on the base classes' test images.
     """
 
     title: str

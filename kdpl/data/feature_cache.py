@@ -205,10 +205,6 @@ class Work:
     rank: int = 0
     world_size: int = 1
 
-    def with_seed(self, seed: int) -> UnlabeledImages:
-        """The images under views of a seed."""
-        return replace(self.images, view=replace(self.images.view, seed=seed))
-
 
 def fill(
     folder: Path,
@@ -272,8 +268,9 @@ def _load_views(work: Work, manifest: Manifest, shards: Sequence[range]) -> Iter
     """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
     at_once = max(1, work.batch_size // manifest.views)
     starts = [(indices, start) for indices in shards for start in range(0, len(indices), at_once)]
+    images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
     yield from DataLoader(
-        _AllViews(work.with_seed(manifest.view_seed), manifest.views),
+        _AllViews(images, manifest.views),
         batch_sampler=[list(indices[start : start + at_once]) for indices, start in starts],
         num_workers=work.num_workers,
         pin_memory=torch.cuda.is_available(),

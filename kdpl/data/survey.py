@@ -25,14 +25,10 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class Found:
-    """An image that was found.
+    """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
 
-    Attributes:
-        path: The file, absolute; a URL; or its place in a shard.
-        label: Its class; empty for an unlabelled image.
-        split: ``train``, ``val``, ``test``, or ``held_out`` of test images that were set aside by chance.
-        size: Width and height; None, and ``digest`` of the file's bytes empty, before it was looked at.
-        fault: Reason why it cannot be used; None if it can.
+    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
+    fills in width and height, the digest of the file's bytes, or the ``fault`` for which it cannot be used.
     """
 
     path: str
