@@ -76,7 +76,7 @@ class RunConfig(SaveConfigCallback):
 
 def require_same_settings(config: Path, now: str) -> None:
     """Raise a ConfigError if settings, as YAML, would change the result of a run that ``config`` is from."""
-    before, after = (_flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now))
+    before, after = (flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now))
     for key in sorted(before.keys() | after.keys()):
         if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):
             raise ConfigError(
@@ -85,7 +85,8 @@ def require_same_settings(config: Path, now: str) -> None:
             )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree of settings by their names on the command line."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}
+    return {k: v for key, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}

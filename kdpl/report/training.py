@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 
 from kdpl.callbacks.pictures import panels
+from kdpl.callbacks.run_config import flatten
 from kdpl.errors import KdplError
 from kdpl.report.charts import line_chart
 from kdpl.report.run_folder import Run, Stage
@@ -57,11 +58,11 @@ class Setting(NamedTuple):
 
 def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
     """List the settings of model, data and trainer that differ from the defaults, from a fit's complete config."""
-    given, known = _flatten(config.get("trainer") or {}, "trainer"), _flatten(_defaults(Trainer), "trainer")
+    given, known = flatten(config.get("trainer") or {}, "trainer"), flatten(_defaults(Trainer), "trainer")
     for section in ("data", "model"):
         settings, prefix = config[section], f"{section}.init_args"
-        given = _flatten(settings["init_args"], prefix) | given
-        known |= _flatten(_defaults_of(str(settings.get("class_path"))), prefix)
+        given = flatten(settings["init_args"], prefix) | given
+        known |= flatten(_defaults_of(str(settings.get("class_path"))), prefix)
     return [
         Setting(name, _text(value), _text(known[name]) if name in known else None)
         for name, value in given.items()
@@ -81,12 +82,6 @@ def _defaults(kind: Any) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()}
-
-
-def _flatten(tree: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {name: value for key, sub in tree.items() for name, value in _flatten(sub, f"{prefix}.{key}").items()}
 
 
 def _text(value: Any) -> str:
