@@ -126,61 +126,33 @@ def test_another_scale_is_another_clip(compare):
 # --- importing ---
 
 
-def prompts(depth):
-    return {"length": files.LENGTH, "depth": depth}
+def settings(model, clip, depth, *more):
+    """Settings of a fit that the file of a random CLIP fits."""
+    own = [f"clip={{model: {clip}, pretrained: {TAG}}}", f"vision_prompts={{length: {files.LENGTH}, depth: {depth}}}"]
+    options = [f"--model.init_args.{each}" for each in (*own, *more)]
+    return [*runs.DATA, f"--model=kdpl.{model}", *options, "--trainer.max_epochs=20"]
 
 
-MODELS = {
-    "teacher": {
-        "class_path": "kdpl.TeacherPromptTuning",
-        "init_args": {
-            "clip": {"pretrained": TAG, "model": files.TEACHER},
-            "vision_prompts": prompts(files.VISION_DEPTH),
-            "text_prompts": prompts(files.TEXT_DEPTH),
-            # as a config of configs/teacher has them; importing leaves them aside
-            "averaging": {"mean": 15, "std": 1},
-        },
-    },
-    "student": {
-        "class_path": "kdpl.StudentDistillation",
-        "init_args": {
-            "clip": {"pretrained": TAG, "model": files.STUDENT},
-            "vision_prompts": prompts(files.STUDENT_DEPTH),
-            "prompt_init": "mean_token",
-        },
-    },
+TEXT = f"text_prompts={{length: {files.LENGTH}, depth: {files.TEXT_DEPTH}}}"
+SETTINGS = {
+    # averaging as configs in configs/teacher have it; importing leaves it aside
+    "teacher": settings("TeacherPromptTuning", files.TEACHER, files.VISION_DEPTH, TEXT, "averaging={mean: 15, std: 1}"),
+    "student": settings("StudentDistillation", files.STUDENT, files.STUDENT_DEPTH, "prompt_init=mean_token"),
 }
-"""Settings that the files of the random CLIPs fit."""
 
 
-class Importer:
-    """Imports published files as models for the digits, with ``settings`` by kind."""
-
-    def __init__(self, folder):
-        self.settings = {}
-        for kind, model in MODELS.items():
-            (folder / f"{kind}.yaml").write_text(yaml.safe_dump({"model": model, "trainer": {"max_epochs": 20}}))
-            own = [f"--config={folder}/{kind}.yaml", "--trainer.enable_progress_bar=false"]
-            self.settings[kind] = [*runs.DATA, *own]
-
-    def __call__(self, kind, file, out, *more):
-        return main(["import", kind, str(file), *self.settings[kind], f"--out={out}", *more])
-
-
-@pytest.fixture
-def importer(tmp_path):
-    return Importer(tmp_path)
+def import_as(kind, file, out, *more):
+    return main(["import", kind, str(file), *SETTINGS[kind], f"--out={out}", *more])
 
 
 @pytest.fixture(scope="module", params=[HALF, FLOAT], ids=["half", "float32"])
 def imported(request, tmp_path_factory):
     """Folder of an imported teacher and student and their files; no test changes it."""
     folder = tmp_path_factory.mktemp("half" if request.param == HALF else "float32")
-    importer = Importer(folder)
     teacher = files.write(folder / "teacher.pth", files.teacher_state(request.param))
     student = files.write(folder / "student.pth", files.student_state(request.param))
-    assert importer("teacher", teacher, folder / "teacher") == 0
-    assert importer("student", student, folder / "student", f"--model.init_args.teacher={folder / 'teacher'}") == 0
+    assert import_as("teacher", teacher, folder / "teacher") == 0
+    assert import_as("student", student, folder / "student", f"--model.init_args.teacher={folder / 'teacher'}") == 0
     return folder
 
 
@@ -234,53 +206,53 @@ def test_a_folder_holds_what_fit_leaves_and_which_file_it_was(imported):
         assert torch.equal(state[f"encoder.{name}"], tensor)
 
 
-def test_a_finished_import_is_finished_and_another_file_is_refused(importer, teacher_file, tmp_path, capsys):
+def test_a_finished_import_is_finished_and_another_file_is_refused(teacher_file, tmp_path, capsys):
     out = tmp_path / "teacher"
-    assert importer("teacher", teacher_file, out) == 0
+    assert import_as("teacher", teacher_file, out) == 0
     before = runs.files_of(out)
-    assert importer("teacher", teacher_file, out) == main(["fit", f"--config={out}/config.yaml"]) == 0
+    assert import_as("teacher", teacher_file, out) == main(["fit", f"--config={out}/config.yaml"]) == 0
     assert capsys.readouterr().err.count(f"{out} is finished: nothing to do") == 2
     other = files.write(tmp_path / "other.pth", {**files.teacher_state(), "more": torch.ones(1)})
-    assert importer("teacher", other, out) == 1
+    assert import_as("teacher", other, out) == 1
     assert f"{out} holds something other than the import of {other}" in capsys.readouterr().err
     assert runs.files_of(out) == before
 
 
-def test_a_folder_of_a_trained_run_is_refused(importer, teacher_file, tmp_path, capsys):
+def test_a_folder_of_a_trained_run_is_refused(teacher_file, tmp_path, capsys):
     out = tmp_path / "teacher"
-    assert main(["fit", *importer.settings["teacher"], *runs.SHORT, *runs.AVERAGING, f"--out={out}"]) == 0
+    assert main(["fit", *SETTINGS["teacher"], *runs.SHORT, *runs.AVERAGING, f"--out={out}"]) == 0
     before = runs.files_of(out)
-    assert importer("teacher", teacher_file, out) == 1
+    assert import_as("teacher", teacher_file, out) == 1
     assert f"{out} holds a run with other settings" in capsys.readouterr().err
     assert runs.files_of(out) == before
 
 
 @half
 @pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_an_interrupted_import_is_resumed(kind, importer, imported, tmp_path):
+def test_an_interrupted_import_is_resumed(kind, imported, tmp_path):
     out = shutil.copytree(imported / kind, tmp_path / kind)
     shutil.rmtree(out / "classifier", ignore_errors=True)
     (out / "class_vectors.safetensors").unlink()
     more = [f"--model.init_args.teacher={imported / 'teacher'}"] if kind == "student" else []
-    assert importer(kind, imported / f"{kind}.pth", out, *more) == 0
+    assert import_as(kind, imported / f"{kind}.pth", out, *more) == 0
     after, whole = runs.files_of(out), runs.files_of(imported / kind)
     assert after.keys() - {"metrics.csv", ".lock"} == whole.keys() - {"metrics.csv", ".lock"}
     for part in whole.keys() & {"prompts.safetensors", "class_vectors.safetensors", "classifier/model.safetensors"}:
         assert after[part][1] == whole[part][1]
 
 
-def test_the_teacher_needs_no_training_images(importer, teacher_file, tmp_path):
+def test_the_teacher_needs_no_training_images(teacher_file, tmp_path):
     # two images of a class are fewer than the 16 shots that a fit asks for
     root = runs.image_folder(tmp_path / "images", images=2)
     data = ["--data.init_args.dataset=folder", f"--data.init_args.root={root}"]
-    assert importer("teacher", teacher_file, tmp_path / "t", *data) == 0
+    assert import_as("teacher", teacher_file, tmp_path / "t", *data) == 0
     assert ClassVectors.load(tmp_path / "t/class_vectors.safetensors").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, importer, teacher_file, tmp_path):
+def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, teacher_file, tmp_path):
     options = [f"--trainer.precision={precision}", "--trainer.max_epochs=3", "--trainer.fast_dev_run=true"]
-    assert importer("teacher", teacher_file, tmp_path / "t", *options) == 0
+    assert import_as("teacher", teacher_file, tmp_path / "t", *options) == 0
     tokens = TunedPrompts.load(tmp_path / "t/prompts.safetensors").tensors["vision_prompts.tokens"]
     assert torch.equal(tokens, files.originals().vision.half().float())
     config = yaml.safe_load((tmp_path / "t/config.yaml").read_text())
@@ -288,10 +260,10 @@ def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, impo
     assert config["model"]["init_args"]["averaging"] is None
 
 
-def test_names_without_a_place_are_listed_and_left_out(importer, tmp_path, capsys):
+def test_names_without_a_place_are_listed_and_left_out(tmp_path, capsys):
     more = {f"something.else{i}": torch.zeros(2) for i in range(6)} | {"image_encoder.attnpool.weight": torch.zeros(2)}
     file = files.write(tmp_path / "more.pth", {**files.teacher_state(), **more})
-    assert importer("teacher", file, tmp_path / "teacher") == 0
+    assert import_as("teacher", file, tmp_path / "teacher") == 0
     assert "no place here: 7 tensors (image_encoder.attnpool.weight, something.else0, " in capsys.readouterr().err
     assert (tmp_path / "teacher/class_vectors.safetensors").exists()
 
@@ -312,15 +284,13 @@ def test_names_without_a_place_are_listed_and_left_out(importer, tmp_path, capsy
         ("teacher", "damaged", [], "is damaged"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_leaves_nothing(
-    kind, file, options, words, importer, imported, tmp_path, capsys
-):
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(kind, file, options, words, imported, tmp_path, capsys):
     write_teacher(tmp_path, files.STUDENT, class_names=CLASS_NAMES, num_base=None)
     (tmp_path / "damaged.pth").write_bytes((imported / "teacher.pth").read_bytes()[:-100])
     teacher = [f"teacher={imported / 'teacher'}"] if kind == "student" else []
     more = [f"--model.init_args.{each.format(other=tmp_path)}" for each in (*teacher, *options)]
     path = (tmp_path if file == "damaged" else imported) / f"{file}.pth"
-    assert importer(kind, path, tmp_path / "out", *more) == 1
+    assert import_as(kind, path, tmp_path / "out", *more) == 1
     runs.error_line(capsys, words)
     assert runs.files_of(tmp_path / "out") == {}
 

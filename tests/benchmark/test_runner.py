@@ -76,11 +76,9 @@ def test_a_result_has_its_coordinates(tmp_path):
     results = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path)}
     assert len(results) == 8
     place = {"protocol": "base_to_novel", "setting": "", "dataset": "oxford_pets", "seed": 2, "row": "student"}
-    assert results["oxford_pets", 2, "student"].model_dump() == {
-        **place,
-        **{"title": "student, distilled", "metrics": METRICS, "images": 7},
-        **{"transductive": True, "selected_on_test": True},
-    }
+    found = {"title": "student, distilled", "metrics": METRICS, "images": 7}
+    marks = {"transductive": True, "selected_on_test": True}
+    assert results["oxford_pets", 2, "student"].model_dump() == {**place, **found, **marks}
     teacher = results["dtd", 1, "teacher"]
     assert (teacher.title, teacher.transductive, teacher.selected_on_test) == ("teacher, tuned", False, False)
 
