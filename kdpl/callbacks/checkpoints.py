@@ -1,4 +1,8 @@
-"""Checkpoints of a run: the last one, the one before it until the run is finished, and how a run may resume."""
+"""Checkpoints of a run: the last one, the one before it until the run is finished, and how a run may resume.
+
+A checkpoint holds all parameters and buffers that no ``kdpl.clip.Frozen`` carries, optimiser and progress, the state of
+callbacks, and what the modules add in ``on_save_checkpoint``: fingerprints of CLIP and teacher, and the views' seed.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Interruptions of a training: Slurm's time limit, SIGTERM, Ctrl-C, errors."""
+"""Interruptions of a training: Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last one."""
 
 import atexit
 import subprocess

@@ -1,4 +1,7 @@
-"""The kinds of towers that kdpl works with; a new one is one file with its tower and one entry here."""
+"""The kinds of towers that kdpl works with; a new one is one file with its tower and one entry here.
+
+A model of a known kind needs no entry: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it known.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
