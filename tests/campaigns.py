@@ -42,7 +42,6 @@ def campaign(text="", **changes):
 
 
 def written(folder, text, rows=ROWS):
-    """Write a campaign's file."""
     file = folder / "mine.yaml"
     file.write_text(text + rows)
     return file

@@ -12,8 +12,6 @@ from kdpl import tiny
 
 TEACHER, STUDENT = "test-teacher-quickgelu", "test-student-quickgelu"
 LENGTH, VISION_DEPTH, TEXT_DEPTH, STUDENT_DEPTH = 4, 3, 2, 4
-
-
 CONFIGS = {**tiny.CONFIGS, **world.CONFIGS}
 
 

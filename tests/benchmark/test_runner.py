@@ -17,8 +17,6 @@ DTD_1 = "base_to_novel/dtd/seed_1"
 CHAIN_1, CHAIN_2 = (
     [f"seed_{seed}/{row}/{kind}" for row in ("teacher", "student") for kind in ("fit", "test")] for seed in (1, 2)
 )
-
-
 METRICS = {"test/acc": 0.5, "test/base_acc": 0.25}
 
 

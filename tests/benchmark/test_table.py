@@ -20,8 +20,6 @@ rows:
   teacher: {title: teacher, teacher: t.yaml}
   student: {title: "**student**", student: s.yaml, of: teacher, published: promptkd}
 """
-
-
 campaign = partial(campaigns.campaign, CAMPAIGN)
 
 

@@ -22,13 +22,11 @@ SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "dis
 
 @pytest.fixture
 def run(tmp_path, teacher_run, student_run):
-    """A run's folder, which tests may change."""
     return put_together(tmp_path / "run", teacher_run, student_run)
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory, teacher_run, student_run):
-    """The report of an unchanged run."""
     return make(put_together(tmp_path_factory.mktemp("complete") / "my run", teacher_run, student_run))
 
 
@@ -38,7 +36,6 @@ def page(html):
 
 
 def digits_with(monkeypatch, **changes):
-    """Change the dataset digits."""
     splits = replace(digits.read_digits(), **changes)
     monkeypatch.setattr(digits.Digits, "read", lambda _: splits)
 
