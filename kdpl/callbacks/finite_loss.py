@@ -6,16 +6,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.data.loader import LazyLoader
 from kdpl.errors import TrainingError
-
-_NAMED_IMAGES = 5
 
 
 class _Step(NamedTuple):
     number: int
-    epoch: int
-    batch: int
     terms: dict[str, Tensor]
 
 
@@ -42,7 +37,7 @@ class FiniteLoss(Callback):
     ) -> None:
         """Keep the terms of the loss, and check them every few steps."""
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
-        self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batch_idx, terms))
+        self._steps.append(_Step(trainer.global_step, terms))
         if len(self._steps) >= self.every_n_steps:
             self._check(trainer, pl_module)
 
@@ -73,8 +68,8 @@ class FiniteLoss(Callback):
         step = self._steps[wrong[0]]
         terms = ", ".join(f"{k} is {float(v)}" for k, v in step.terms.items() if not v.isfinite())
         return (
-            f"the loss of step {step.number} is not finite ({terms}){_on_images(trainer, step)}: look at them and at "
-            "their teacher's features, or lower model.init_args.optim.lr and start in another --out"
+            f"the loss of step {step.number} is not finite ({terms}): lower model.init_args.optim.lr, or set "
+            "trainer.precision to 32-true, and start in another --out"
         )
 
 
@@ -86,10 +81,3 @@ def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:
         f"trained parameters are not finite after step {trainer.global_step}: lower model.init_args.optim.lr and start "
         "in another --out"
     )
-
-
-def _on_images(trainer: Trainer, step: _Step) -> str:
-    loader = trainer.train_dataloader
-    names = loader.sources_of(step.epoch, step.batch) if isinstance(loader, LazyLoader) else []
-    more = f" and {len(names) - _NAMED_IMAGES} more" if len(names) > _NAMED_IMAGES else ""
-    return f" on the images {', '.join(names[:_NAMED_IMAGES])}{more}" if names else ""

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
 _HELD_OUT = 0.25
+_MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
 
@@ -64,8 +68,9 @@ def init(
     _print(source, images, [*left_out.values()], aside)
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
-    out = f"{folder.parent / folder.absolute().name}_run"
-    print(f"python -m kdpl run --config {folder / _CONFIG} --config configs/trainer/gpu.yaml {stages} --out {out}")
+    trainer = f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml"
+    config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
+    print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
     return 0
 
 
@@ -105,6 +110,9 @@ def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
     if untested := sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)}):
         print(f"  no test image of: {_some(untested)}: label more of their images")
+    if mute := [name for name in sorted(labeled) if _MUTE.fullmatch(name)]:
+        print(f"  names that tell the text tower nothing: {_some(mute)}: give words by data.init_args.class_names")
+    print("  the default augmentation crops and mirrors: for digits, letters, or left and right, choose light_affine")
     for title, lines in (("not taken", aside), ("left out", left_out)):
         for line in lines[:_NAMED]:
             print(f"  {title}: {visible(line)}")
@@ -129,6 +137,7 @@ def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict
 
 def _write_config(out: Path, images: list[Found], places: list[str], skips: bool) -> None:
     smallest = min(_counts(images).values())
+    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if smallest < _SHOTS else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
     if HELD_OUT in splits:
@@ -145,7 +154,7 @@ data:
     dataset: table
     root: {_quoted(str((out / _TABLE).absolute()))}
 {further}\
-    shots: {min(_SHOTS, smallest)}  # labelled images a class; the smallest class has {smallest}, published is {_SHOTS}
+    shots: {_SHOTS}  # labelled images a class, as published; the smallest class has {smallest}{fewer}
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of
 """

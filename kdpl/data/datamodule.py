@@ -57,7 +57,7 @@ class DomainDataModule(LightningDataModule):
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
         scan: Whether all images are decoded for that before a fit; None: those of one's own, not a benchmark's.
-        skip_list: File of images to leave out: a ``.txt``, a ``.csv``, or a run's ``checked_images.json``.
+        skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.

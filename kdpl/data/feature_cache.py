@@ -178,11 +178,6 @@ class CachedImages(Dataset[CachedView]):
         pixels, index = self.images[key[0], view]
         return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
 
-    @property
-    def sources(self) -> Sequence[str]:
-        """The images."""
-        return self.images.sources
-
     def __len__(self) -> int:
         return len(self.images)
 

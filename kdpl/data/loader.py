@@ -4,7 +4,6 @@ The samplers are distributed ones, so that Lightning does not shard them once mo
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -105,14 +104,6 @@ class LazyLoader(DataLoader[Any]):
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         yield from super().__iter__()
-
-    def sources_of(self, epoch: int, batch: int) -> list[str]:
-        """Names of this process's images in a training batch, counted from 0."""
-        sampler = self.sampler
-        if not isinstance(sampler, TrainSampler):
-            return []
-        keys, sources = sampler.keys(epoch, batch * (self.batch_size or 1)), self.dataset.sources  # type: ignore[attr-defined]
-        return [sources[i] for i, _ in islice(keys, self.batch_size)]
 
     def state_dict(self) -> dict[str, int]:
         """Empty, since the trainer's progress says where an epoch was interrupted; tells Lightning that it resumes."""

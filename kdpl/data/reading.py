@@ -18,7 +18,6 @@ from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
 
@@ -97,20 +96,16 @@ def digest_names(sources: Iterable[str]) -> str:
 def read_skip_list(file: Path) -> frozenset[str]:
     """Read which images to leave out; DataError if the file is missing, of another kind or unreadable.
 
-    It is a ``.txt`` file with a path on each line, a ``.csv`` file with the path in its first column, or a run's own
-    ``checked_images.json``.
+    It is a ``.txt`` file with a path on each line, or a ``.csv`` file with the path in its first column.
     """
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check skip_list")
     if file.suffix == ".txt":
         return frozenset(read_list(file))
-    if file.suffix == ".csv":
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            return frozenset(row[0] for row in csv.reader(lines) if row)
-    checked = Checked.load(file)
-    if checked is None:
-        raise DataError(f"skip list {file} is of an unknown kind: give a {DECODED_FILE}, .txt or .csv file")
-    return frozenset(checked.skipped)
+    if file.suffix != ".csv":
+        raise DataError(f"skip list {file} is of an unknown kind: give a .txt or .csv file")
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        return frozenset(row[0] for row in csv.reader(lines) if row)
 
 
 @dataclass

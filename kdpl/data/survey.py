@@ -9,14 +9,13 @@ from pathlib import Path
 
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import in_parallel
+from kdpl.data.readers.folder import split_folders
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.data.storage import find_images, is_image, unlisted
 from kdpl.errors import DataError, visible
 
-# common names of the folders of splits
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _UNLABELED = ("unlabeled", "unlabelled")
 # images that Pillow does not open
 _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
@@ -51,7 +50,7 @@ def find(path: Path) -> list[Found]:
     if not path.is_dir():
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     folder = path.absolute()
-    parts = [(split, folder / name) for name, split in _SPLITS.items() if (folder / name).is_dir()]
+    parts = split_folders(folder)
     found = []
     for split, top in parts or [("train", folder)]:
         for each in sorted(path for path in top.iterdir() if path.is_dir()):
@@ -84,7 +83,9 @@ def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
 def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:
     """One line for each folder with images, and each kind of file, of a folder that ``find`` did not find."""
     taken, elsewhere, foreign = {image.path for image in found}, Counter[str](), Counter[str]()
+    empty: list[str] = []
     for top, folders, files in os.walk(folder.absolute()):
+        empty += [] if folders or files else [top]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             ending = Path(name).suffix.lower()
@@ -92,8 +93,13 @@ def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:
                 foreign[ending] += 1
             elif is_image(name) and os.path.join(top, name) not in taken:  # noqa: PTH118
                 elsewhere[top] += 1
-    lines = [f"{count} images in {visible(top)}, which is not a folder of a class" for top, count in elsewhere.items()]
-    return lines + [f"{count} {ending} files, which cannot be read: convert them" for ending, count in foreign.items()]
+    lines = [f"{_count(n, 'image')} in {visible(at)}, which is not a class folder" for at, n in elsewhere.items()]
+    lines += [f"folder {visible(top)}, which is empty" for top in empty]
+    return lines + [f"{_count(n, f'{ending} file')}, which cannot be read: convert" for ending, n in foreign.items()]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def look(images: Sequence[Found], workers: int | None = None) -> list[Found]:

@@ -5,7 +5,6 @@ import torch
 import world
 from runs import error_line, fit_student, fit_teacher
 
-from kdpl import DomainDataModule
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.errors import TrainingError
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, LAST
@@ -23,12 +22,11 @@ def epoch_of(out):
 def test_the_images_of_the_step_are_named_and_the_next_start_ends_as_an_uninterrupted_run(
     tmp_path, teacher_run, student_run, capsys, monkeypatch
 ):
-    indices, original = [], StudentDistillation.training_step
+    original = StudentDistillation.training_step
 
     def training_step(self, batch, batch_idx):
         loss = original(self, batch, batch_idx)
         if self.trainer.global_step == 4:
-            indices.extend(batch[1].tolist())
             loss = loss * torch.nan
             self.loss_terms = {"kl": loss.detach()}
         return loss
@@ -37,12 +35,8 @@ def test_the_images_of_the_step_are_named_and_the_next_start_ends_as_an_uninterr
         patch.setattr(StudentDistillation, "training_step", training_step)
         assert fit_student(tmp_path, teacher_run) == 1
     line = error_line(capsys)
-    assert "the loss of step 5 is not finite (kl is nan) on the images " in line
-    assert " more: look at them and at their teacher" in line
+    assert "the loss of step 5 is not finite (kl is nan): lower model.init_args.optim.lr" in line
     assert f"{tmp_path / LAST} is kept" in line
-    sources = [record.source for record in DomainDataModule("digits").splits.train]
-    named = line.split("on the images ")[1].split(" and ")[0].split(", ")
-    assert named == [sources[i] for i in indices[:5]]
     assert epoch_of(tmp_path) == 0
     assert not (tmp_path / CLASSIFIER_FOLDER).exists()
     assert fit_student(tmp_path, teacher_run) == 0

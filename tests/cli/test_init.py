@@ -1,4 +1,5 @@
 import csv
+import shlex
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
     assert rows.count(("0.png", "cat", "train")) == rows.count(("0.png", "cat", "test")) == 1
     assert ("x.png", "", "train") in rows
     assert not {"torn.png", "leak.png", "wrong.png"} & {name for name, *_ in rows}
-    assert settings(tmp_path / "out")["shots"] == 5
+    assert (settings(tmp_path / "out")["shots"], settings(tmp_path / "out")["allow_fewer_shots"]) == (16, True)
     out = capsys.readouterr().out
     for words in (
         "2 classes, 21 images of 16 to 40 pixels",
@@ -89,7 +90,7 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     out = capsys.readouterr().out
     assert "test: 5, a quarter of each class, held out by chance" in out
     assert "fewer than 4 of: eel: label more" in out
-    assert settings(tmp_path / "out")["shots"] == 2, "those of the smallest class"
+    assert "the smallest class has 2" in (tmp_path / "out/data.yaml").read_text()
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
@@ -102,15 +103,29 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, c
     root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
     for number, path in enumerate(("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")):
         picture(root / path, 1, 2, number)
+    (root / "eel").mkdir()
     for name in ("a.heic", "b.HEIC"):
         (root / "train" / "cat" / name).touch()
     assert init(root, tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "unlabelled: 1" in out
     assert "val: 6" in out
-    folders = [f"1 images in {root}{place}, which is not a folder of a class" for place in ("", "/train", "/old/cat")]
+    folders = [f"1 image in {root}{place}, which is not a class folder" for place in ("", "/train", "/old/cat")]
     not_taken = {line.removeprefix("  not taken: ") for line in out.splitlines() if "not taken" in line}
-    assert not_taken == {*folders, "2 .heic files, which cannot be read: convert them"}
+    assert not_taken == {*folders, "2 .heic files, which cannot be read: convert", f"folder {root}/eel, which is empty"}
+
+
+def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_next_command_is_quoted(tmp_path, capsys):
+    root = plain_folders(tmp_path / "my pets", classes=("7", "class_07", "n01440764", "b", "cat2 dog"))
+    assert init(root, tmp_path / "my out") == 0
+    out = capsys.readouterr().out
+    assert "names that tell the text tower nothing: 7, b, class_07, n01440764: give words by" in out
+    assert "choose light_affine" in out
+    *_, command = out.splitlines()
+    words = shlex.split(command)
+    assert words[:4] == ["python", "-m", "kdpl", "run"]
+    assert words[words.index("--config") + 1] == f"{tmp_path}/my out/data.yaml"
+    assert f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml" in words
 
 
 def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys):
@@ -138,7 +153,7 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert len(splits.train) == 9
     assert all(Path(source).is_file() for source in splits.sources)
     assert not splits.held_out
-    assert settings(out)["shots"] == 4
+    assert settings(out)["shots"] == 16
 
 
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ from kdpl.data.survey import Found, find, leave_out_copies, look
     "expected",
     [
         ["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"],
+        ["Training/a/1.png a train", "valid/b/3.png b val", "Testing/a/2.png a test"],
         ["train/a/1.png a train", "val/b/3.png b val", "test/a/2.png a test", "unlabeled/a/4.png  train"],
     ],
 )

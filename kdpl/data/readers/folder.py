@@ -10,10 +10,24 @@ from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
+_SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def split_folders(top: Path) -> list[tuple[str, Path]]:
+    """Find the folders of the splits ``train``, ``val`` and ``test`` below a folder, in any usual spelling."""
+    folders = sorted(path for path in top.iterdir() if path.is_dir())
+    return [(split, path) for split, names in _SPELLINGS.items() for path in folders if path.name.lower() in names]
+
 
 @dataclass
 class Folder(Reader):
     """A folder that holds ``train`` and, if there are any, ``val`` and ``test``, each with a folder for each class.
+
+    ``Train``, ``validation`` and the like are known as well.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
     their paths. Hidden files and folders are skipped. The settings are those of ``DomainDataModule``.
@@ -29,9 +43,12 @@ class Folder(Reader):
         top = Path(self.root).expanduser()
         if not top.is_dir():
             raise DataError(f"dataset folder {top} does not exist: set root to the folder that holds train/<class>/")
-        if not (top / "train").is_dir():
+        images: dict[str, dict[str, list[str]]] = {split: {} for split in _SPELLINGS}
+        for split, folder in split_folders(top):
+            for name, paths in _images_by_class(folder).items():
+                images[split].setdefault(name, []).extend(paths)
+        if not images["train"]:
             raise DataError(f"dataset folder {top} has no folder train: put images into {top}/train/<class>/")
-        images = {split: _images_by_class(top / split) for split in ("train", "val", "test")}
         folders = sorted(set().union(*images.values()))
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (
@@ -43,8 +60,6 @@ class Folder(Reader):
 
 
 def _images_by_class(split: Path) -> dict[str, list[str]]:
-    if not split.is_dir():
-        return {}
     folders = sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"folder {split} has no class folders: put the images into {split}/<class>/")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import world
 from PIL import Image
@@ -37,6 +39,13 @@ def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(
     assert [r.label for r in splits.test] == [0]
     assert splits.unlabeled is None
     assert splits.open_image(splits.train[0].source).size == (4, 4)
+
+
+def test_splits_are_known_in_their_usual_spellings(tmp_path):
+    make(tmp_path, "Train/cat/1.png", "training/cat/2.png", "validation/cat/3.png", "TEST/cat/4.png")
+    splits = Folder(str(tmp_path)).read()
+    parts = [[Path(record.source).name for record in part] for part in (splits.train, splits.val, splits.test)]
+    assert parts == [["1.png", "2.png"], ["3.png"], ["4.png"]]
 
 
 def test_images_are_found_recursively_by_extension_without_hidden_ones(tmp_path):
