@@ -113,6 +113,6 @@ def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
     student.configure_callbacks = list
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
     domain = world.digits(25, teacher_cache=str(cache))
-    world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2, 50)], **two).fit(student, datamodule=domain)
+    world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2)], **two).fit(student, datamodule=domain)
     by_two, by_one = (np.load(folder / "shard-00000.npy") for folder in (cache, filled(2)))
     assert np.allclose(by_two, by_one, rtol=0, atol=3e-4)
