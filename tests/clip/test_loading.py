@@ -1,4 +1,5 @@
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip
 from kdpl.clip.families import require_image_tower, text_family
 from kdpl.clip.loading import build_image_tower, fingerprint
+from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
 
@@ -209,6 +211,34 @@ class TestFiles:
         clip = load_clip(ClipConfig(NAME, path, quick_gelu=False))
         assert same_weights(clip)
         assert clip.identity.pretrained == path
+
+    @pytest.mark.parametrize("model", ["MobileCLIP-S1", "MobileCLIP2-S0", "PE-Core-T-16-384", "ViT-B-16-SigLIP"])
+    def test_its_images_are_prepared_as_for_the_models_pretrained_weights(self, model):
+        (expected,) = {
+            tuple(map(str, (tag["mean"], tag["std"], tag["resize_mode"], tag["interpolation"])))
+            for tag in (open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == model)
+        }
+        shown = preprocessing_of_file(ClipConfig(model, "w.pt"))
+        assert tuple(str(tuple(v) if isinstance(v, list) else v) for v in shown.values()) == expected
+
+    def test_where_those_differ_the_config_or_the_file_beside_it_tells(self, tag, monkeypatch, tmp_path):
+        entries = {"a": {"mean": (0.5,) * 3}, "b": {"resize_mode": "squash"}}
+        monkeypatch.setattr(open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries])
+        monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entries.get(name, {}))
+        path = file(tmp_path / "w.pt", world.weights(NAME))
+        mean, std, told = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"quick_gelu": False, "mean": (0.1, 0.2, 0.3)}
+        refused(ClipConfig(NAME, path, False), r"w\.pt does not say .* differ in mean: set clip\.mean, or put")
+        refused(ClipConfig(NAME, path, **told), r"differ in resize_mode: set clip\.resize_mode, or put")
+        refused(ClipConfig(NAME, path, **told, resize_mode="squash"), "wants images resized in another way")
+        clip = load_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="shortest"))
+        assert clip.preprocessing == Preprocessing(32, mean, std)
+        beside = tmp_path / "open_clip_config.json"
+        beside.write_text(json.dumps({"preprocess_cfg": {"mean": mean, "std": std}}))
+        assert load_image_clip(ClipConfig(NAME, path, False)).preprocessing == Preprocessing(32, mean, std)
+        beside.write_text('{"preprocess_cfg": {"resize_mode": "longest"}}')
+        refused(ClipConfig(NAME, path, False), "wants images resized in another way")
+        beside.write_text("{}")
+        refused(ClipConfig(NAME, path, False), r"open_clip_config\.json has no preprocess_cfg")
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
