@@ -1,7 +1,7 @@
 """Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,8 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     inform(f"picture: {path}")
 
 
-def font_families(texts: Iterable[str]) -> list[str]:
+@cache
+def font_families(texts: tuple[str, ...]) -> list[str]:
     """Return matplotlib's own font, and installed ones with the characters that it lacks, such as Chinese ones."""
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 

@@ -222,11 +222,8 @@ class DomainDataModule(LightningDataModule):
     def _file_of(self, trainer: Trainer) -> Path:
         # a cache may be filled without a run's folder
         alone = self.teacher_cache if self.fill_teacher_cache and not trainer.max_epochs else None
-        return (
-            Path(f"{Path(alone).expanduser()}.{DECODED_FILE}")
-            if alone
-            else Path(trainer.default_root_dir) / DECODED_FILE
-        )
+        run = Path(trainer.default_root_dir)
+        return Path(f"{Path(alone).expanduser()}.{DECODED_FILE}") if alone else run / DECODED_FILE
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""

@@ -50,11 +50,6 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
         source, label = self.records[index]
         return self.view(source, index, epoch), label
 
-    @property
-    def sources(self) -> Sequence[str]:
-        """The images."""
-        return [record.source for record in self.records]
-
     def __len__(self) -> int:
         return len(self.records)
 

@@ -101,9 +101,9 @@ def test_characters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypa
     other = findfont("STIXGeneral")
     lacking = set(get_font(other).get_charmap()) - set(get_font(findfont("DejaVu Sans")).get_charmap())
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [other])
-    assert font_families(["cat", chr(min(lacking))]) == ["DejaVu Sans", "STIXGeneral"]
+    assert font_families(("cat", chr(min(lacking)))) == ["DejaVu Sans", "STIXGeneral"]
     assert not capsys.readouterr().err
-    assert font_families(["cat", "\U000e0fff"]) == ["DejaVu Sans"]
+    assert font_families(("cat", "\U000e0fff")) == ["DejaVu Sans"]
     assert "no installed font" in capsys.readouterr().err
 
 
