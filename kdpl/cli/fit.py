@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import distributed
 
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
@@ -212,6 +213,14 @@ class KdplCLI(LightningCLI):
         if self.finished:
             inform(f"{self.config.out} is finished: nothing to do; remove the folder to run it again")
             return
+        if self.trainer.world_size == 1 and distributed.is_initialized():
+            if self.command == "fit":
+                raise ConfigError(
+                    "this stage is for one process, and the one before it ran on several: run the same command again, "
+                    "or give both the same trainer.devices"
+                )
+            # of another step of a run; metrics would wait for its processes
+            distributed.destroy_process_group()
         if self.trainer.world_size == 1 and process_rank() > 0:
             # started by Lightning for another step of a run, on several processes; the first does this one alone
             return

@@ -1,4 +1,4 @@
-"""Commands that torchrun starts on two processes."""
+"""Commands that torchrun starts on two processes, and stages on different numbers of them."""
 
 import os
 import subprocess
@@ -35,3 +35,18 @@ def test_torchrun_with_other_devices_is_refused(tmp_path):
     assert done.returncode != 0
     assert any(line.startswith("error: ") and "devices" in line for line in done.stderr.splitlines()), done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_stages_on_different_numbers_of_processes(tmp_path):
+    devices = {"teacher": 2, "student": 1}
+    for stage, number in devices.items():
+        (tmp_path / f"{stage}.yaml").write_text(f"trainer: {{devices: {number}}}")
+    own = [f"--{stage}={tmp_path / stage}.yaml" for stage in devices]
+    command = [sys.executable, "-m", "kdpl", "run", *DATA, *STAGES, *own, *SHORT, f"--out={tmp_path / 'out'}"]
+    refused = started(*command)
+    assert refused.returncode == 1
+    assert "run the same command again" in refused.stderr
+    resumed = started(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "1/6" not in resumed.stdout
+    assert (tmp_path / "out" / "report.html").is_file()
