@@ -8,7 +8,6 @@ import pydantic.dataclasses
 import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdpl.clip import CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
@@ -174,14 +173,14 @@ class FrozenTeacher(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        Images of another size than the teacher's, as a student may take, are resized. A ConfigError before ``load``.
+        A ConfigError before ``load``, and for images of another size than the teacher's.
         """
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
         size = self.tower.preprocessing.image_size
         if images.shape[-1] != size:
-            pixels = images.float().div(255)
-            images = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            said = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
+            raise ConfigError(f"{said}: let the datamodule render each view for the teacher, as DomainDataModule does")
         return self.prompts.encode_images(self.tower, images)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -37,8 +37,11 @@ _OWN_CONTEXT = "a photo of a"
 
 _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
 
-UnlabeledBatch = tuple[Tensor, Tensor] | CachedView
-"""Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D]."""
+UnlabeledBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | CachedView
+"""Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D].
+
+Without one, for a teacher of another image size T, with the same views uint8 [B, 3, T, T].
+"""
 
 
 class Target(nn.Module):
@@ -174,6 +177,11 @@ class StudentDistillation(ClassifyingModule):
         """Width D of the teacher's features."""
         return self.shared_vectors.vectors.shape[1]
 
+    @property
+    def teacher_image_size(self) -> int:
+        """Edge T of the square images that the teacher takes, pixels."""
+        return self.shared_vectors.preprocessing.image_size
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """Choose the epoch if asked to, then write the classifier."""
         return [*([BestOnBaseTest()] if self.choice == "best_on_base_test" else []), SaveClassifier()]
@@ -229,7 +237,10 @@ class StudentDistillation(ClassifyingModule):
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
         images, teacher = batch[0], self.teacher.module
-        teacher_features = batch.feature.float() if isinstance(batch, CachedView) else teacher.features(images)
+        if isinstance(batch, CachedView):
+            teacher_features = batch.feature.float()
+        else:
+            teacher_features = teacher.features(batch[2] if len(batch) == 3 else images)
         target_logits = self.target.module(teacher_features, batch[1])
         features = self.encoder(images)
         logits = self.head.module(features, self.logit_scale)

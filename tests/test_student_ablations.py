@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 import plain
 import pytest
 import torch
 import world
-from PIL import Image
 from plain import normalized, relative_error
 from test_student import IMAGES, PlainStudent, first_batch, new_student
 from world import make_student
@@ -108,19 +106,11 @@ def test_a_student_without_tokens_learns_through_its_projector_alone(model, size
         make_student(tmp_path, model=model)
 
 
-def test_a_teacher_of_another_image_size_sees_the_same_view_resized(tmp_path, plain_of):
-    _, prompts = world.write_teacher(tmp_path)
-    student = make_student(tmp_path, model="test-timm", vision_prompts=NONE)
-    smooth = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
-    view = (smooth.repeat_interleave(8, 2).repeat_interleave(8, 3) * 255).to(torch.uint8)
-
-    def bicubic(channel):  # Pillow's, in floating point
-        image = Image.fromarray(channel.float().numpy()).resize((32, 32), Image.BICUBIC)
-        return torch.from_numpy(np.asarray(image))
-
-    small = torch.stack([torch.stack([bicubic(c) for c in image]) for image in view]).clamp(0, 255)
-    expected = normalized(plain_of("test-teacher-quickgelu").image_features(small, prompts.double()))
-    assert relative_error(student.load_teacher().features(view), expected) < 1e-4
+def test_a_teacher_refuses_images_of_another_size_than_its_own(tmp_path):
+    student = new_student(tmp_path, model="test-timm", vision_prompts=NONE)
+    assert (student.image_size, student.teacher_image_size) == (48, 32)
+    with world.refused(ConfigError, "the teacher takes images of 32 pixels, not 48: let the datamodule render"):
+        student.load_teacher().features(world.TinyDomain(image_size=48).unlabeled)
 
 
 def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_alone(tmp_path):

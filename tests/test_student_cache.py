@@ -1,14 +1,20 @@
 """Distillation from a cache of the teacher's features, against distillation with the teacher itself."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import world
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from plain import relative_error
 
 from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.feature_cache import CachedView
+from kdpl.data.readers.digits import read_digits
+from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -17,13 +23,13 @@ from kdpl.prompts.tuned import TunedPrompts
 class Distilled:
     """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
 
-    def __init__(self, teacher, folder, cache=None, fill=False, ckpt_path=None, trainer=(), **options):
+    def __init__(self, teacher, folder, cache=None, fill=False, ckpt_path=None, trainer=(), data=(), **options):
         self.student = world.make_student(teacher, **{"kd_weight": 20, **options})
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
         callbacks = [watch, *([FillTeacherCache()] if fill else [])]
         settings = {"limit_train_batches": 5, **dict(trainer)}
-        domain = world.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill)
+        domain = world.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data))
         record = world.fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
         self.losses = record.losses
         self.state = self.student.encoder.state_dict()
@@ -34,6 +40,18 @@ VARIANTS = {
     "l1": {"distill": "l1"},
     "another image size": {"model": "test-timm", "vision_prompts": PromptConfig(depth=0)},
 }
+
+
+def plain_views(indices, epoch, size):
+    """Crops of digits, rendered one by one from the images themselves, uint8 [B, 3, S, S]."""
+    digits, views = read_digits(), []
+    for index in indices.tolist():
+        image = digits.open_image(digits.train[index].source)
+        draw = generator(1, "augmentation", epoch=epoch, index=index)
+        top, left, height, width, flipped = RandomResizedCrop().parameters(draw, 32, 32)
+        view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+        views.append(np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view))
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -60,6 +78,32 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, tea
             assert relative_error(value, plain.state[name]) < (3e-2 if variant == "l1" else 5e-3), name
 
 
+def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(teacher_folder, tmp_path):
+    options = {**VARIANTS["another image size"], "data": {"augmentation": "random_resized_crop"}}
+    plain = Distilled(teacher_folder, tmp_path, **options)
+    cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
+    teacher = plain.student.load_teacher()
+    for step, (batch, from_cache) in enumerate(zip(plain.batches, cached.batches, strict=True)):
+        images, indices, for_teacher = batch
+        assert torch.equal(images, plain_views(indices, step // 5, 48))
+        assert torch.equal(for_teacher, plain_views(indices, step // 5, 32))
+        assert torch.equal(from_cache.image, images)
+        assert torch.allclose(from_cache.feature.float(), teacher.features(for_teacher), atol=1e-3)
+    assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
+    # a cache of crops that were rendered at the student's size
+    file = tmp_path / "cache/manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_size": 48}))
+    with world.refused(DataError, r"is of something else \(image_size is 48 there and 32 here\): choose"):
+        Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
+
+
+def test_one_cache_serves_students_of_any_image_size(teacher_folder, filled, tmp_path):
+    small, large = (Distilled(teacher_folder, tmp_path, filled(2), **VARIANTS[v]) for v in ("kl", "another image size"))
+    for one, other in zip(small.batches, large.batches, strict=True):
+        assert torch.equal(one.feature, other.feature)
+        assert (one.image.shape[-1], other.image.shape[-1]) == (32, 48)
+
+
 @pytest.fixture(scope="module")
 def filled(teacher_folder, tmp_path_factory):
     """Caches by number of views and seed; no test changes them."""
@@ -80,8 +124,6 @@ def filled(teacher_folder, tmp_path_factory):
 def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist: fill it with"):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
-    with world.refused(DataError, r"is of something else \(image_size is 32 there and 48 here\): choose"):
-        Distilled(teacher_folder, tmp_path, filled(1), **VARIANTS["another image size"])
     world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None, seed=1)
     with world.refused(DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"):
         Distilled(tmp_path, tmp_path, filled(1))

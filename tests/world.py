@@ -123,7 +123,10 @@ class TinyDomain(LightningDataModule):
         self.batch_size = batch_size
         self.labels = torch.arange(12) % len(self.tuning_class_names)
         self.labeled = images_of(self.labels, seed=1, size=image_size)
-        self.unlabeled = images_of(torch.arange(12) % len(NAMES), seed=2, size=image_size)
+        shown = torch.arange(12) % len(NAMES)
+        self.unlabeled = images_of(shown, seed=2, size=image_size)
+        # all teachers here take images of 32 pixels
+        self.for_teacher = [] if image_size == 32 else [images_of(shown, seed=2)]
         self.test_labels = torch.arange(11) % len(names)
         self.test_images = images_of(self.test_labels, seed=3, size=image_size)
         self.image_size = image_size
@@ -138,7 +141,7 @@ class TinyDomain(LightningDataModule):
     def train_dataloader(self):
         if self.trainer.lightning_module.train_split == "labeled":
             return self._loader(self.labeled, self.labels)
-        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)))
+        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)), *self.for_teacher)
 
     def val_dataloader(self):
         return self._loader(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))

@@ -28,8 +28,9 @@ class FillTeacherCache(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         student: Any = pl_module
         folder = Path(data.teacher_cache).expanduser()
-        needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, student.image_size, self.views)
-        images, processes = data.unlabeled_images(student.image_size), (trainer.global_rank, trainer.world_size)
+        size, processes = student.teacher_image_size, (trainer.global_rank, trainer.world_size)
+        needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, size, self.views)
+        images = data.unlabeled_images(size)
         work = Work(images, _encoder(trainer, student), data.eval_batch_size, data.num_workers, *processes)
         with progress_bar(shown=trainer.is_global_zero) as progress:
             task = progress.add_task("teacher's features", total=None)

@@ -38,11 +38,13 @@ class DomainDataModule(LightningDataModule):
 
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
     - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
-      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features);
+      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for a
+      teacher of another image size T, (images, indices, the same views as uint8 [B, 3, T, T]);
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, and an ``image_size`` S.
+    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, an ``image_size`` S, and for a teacher a
+    ``teacher_image_size`` T.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark (``kdpl/data/readers/benchmark.py``), or
@@ -280,14 +282,15 @@ class DomainDataModule(LightningDataModule):
             return None
         if self._cache is None:
             module = self._module
-            needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.image_size)
+            needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.teacher_image_size)
             folder, (rank, world_size) = Path(self.teacher_cache).expanduser(), self._processes()
             self._cache = FeatureCache.open(folder, needed, rank=rank, world_size=world_size)
         return self._cache
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        return self.train_dataloader_for(self._module.train_split, self._module.image_size, *self._processes())
+        module, teacher_size = self._module, getattr(self._module, "teacher_image_size", None)
+        return self.train_dataloader_for(module.train_split, module.image_size, *self._processes(), teacher_size)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
@@ -300,11 +303,12 @@ class DomainDataModule(LightningDataModule):
         return self.evaluation_dataloader_for("test", self._module.image_size, *self._processes())
 
     def train_dataloader_for(
-        self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1
+        self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1, teacher_size: int | None = None
     ) -> DataLoader[Any]:
         """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
-        With a trainer and a teacher cache, of ``CachedView``. The epoch is set on the loader's ``sampler``.
+        With a trainer and a teacher cache, of ``CachedView``; without one, unlabelled views are rendered at the
+        ``teacher_size`` as well if it is another. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
         if split == "labeled":
@@ -313,7 +317,10 @@ class DomainDataModule(LightningDataModule):
             cache, indices = self._open_cache(), self._unlabeled_indices
             view = self._view(image_size, self.seed if cache is None else cache.manifest.view_seed)
             dataset = UnlabeledImages([self._unlabeled_sources[i] for i in indices], view, indices)
-            dataset = dataset if cache is None else CachedImages(dataset, cache)
+            if cache is not None:
+                dataset = CachedImages(dataset, cache)
+            elif teacher_size != image_size:
+                dataset.teacher_size = teacher_size
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 

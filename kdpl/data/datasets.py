@@ -33,9 +33,9 @@ class RandomView:
         rng = generator(self.seed, "augmentation", epoch=epoch, index=index)
         return self.augmentation.parameters(rng, image.width, image.height)
 
-    def make(self, image: Image, parameters: Parameters) -> torch.Tensor:
-        """The view that the numbers define, uint8 [3, S, S]."""
-        return to_tensor(self.augmentation.apply(image, parameters, self.image_size))
+    def make(self, image: Image, parameters: Parameters, size: int | None = None) -> torch.Tensor:
+        """The view that the numbers define, uint8 [3, S, S]; rendered at another size S if one is given."""
+        return to_tensor(self.augmentation.apply(image, parameters, size or self.image_size))
 
 
 @dataclass(eq=False)
@@ -55,21 +55,27 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 @dataclass(eq=False)
-class UnlabeledImages(Dataset[tuple[torch.Tensor, int]]):
+class UnlabeledImages(Dataset[tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]]):
     """Random views of unlabelled images: item (i, epoch) is (uint8 [3, S, S], index).
 
     It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
     unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
+    With a ``teacher_size`` T the item goes on with the same view rendered for the teacher, uint8 [3, T, T].
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Sequence[int] | None = None
+    teacher_size: int | None = None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]:
         i, epoch = key
         index = i if self.indices is None else self.indices[i]
-        return self.view(self.sources[i], index, epoch), index
+        if self.teacher_size is None:
+            return self.view(self.sources[i], index, epoch), index
+        image = self.view.open_image(self.sources[i])
+        parameters = self.view.draw(image, index, epoch)
+        return self.view.make(image, parameters), index, self.view.make(image, parameters, self.teacher_size)
 
     def __len__(self) -> int:
         return len(self.sources)

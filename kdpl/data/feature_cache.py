@@ -45,7 +45,7 @@ class Manifest(BaseModel):
     Attributes:
         teacher: Fingerprint of the teacher, whose features are ``width`` D wide.
         sources: Digest of the list of the N ``images``, independent of where the dataset lies.
-        image_size: Edge of a view in pixels.
+        image_size: Edge of a view in pixels, as the teacher takes it.
         augmentation: Class and settings of the augmentation.
         views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
         made_with: Versions of the libraries that made the views, for information.
@@ -175,7 +175,7 @@ class CachedImages(Dataset[CachedView]):
 
     def __getitem__(self, key: tuple[int, int]) -> CachedView:
         view = key[1] % self.cache.manifest.views
-        pixels, index = self.images[key[0], view]
+        pixels, index = self.images[key[0], view][:2]
         return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
 
     def __len__(self) -> int:
