@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -56,11 +57,20 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
             path = Path(open_clip.download_pretrained(tag))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
-            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): fetch them where "
-            "there is a network and give the file's path as pretrained"
+            f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): where there is a "
+            f"network, fetch {_origin(tag)}; give the path of the weights as clip.pretrained, and clip.quick_gelu "
+            f"{str(quick_gelu).lower()}"
         ) from error
     means = {key: tuple(tag[key]) for key in ("mean", "std") if key in tag}
     return Weights(_read_file(path)[0], str(path), **means)
+
+
+def _origin(tag: Mapping[str, Any]) -> str:
+    """The files that a pretrained tag stands for, and where they are published."""
+    repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
+    if not repository:
+        return str(tag.get("url"))
+    return f"{file or f'{HF_SAFE_WEIGHTS_NAME} and open_clip_config.json'} of https://huggingface.co/{repository}"
 
 
 def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
@@ -128,9 +138,10 @@ def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
         said = {json.dumps(each.get(key, usual)) for each in known or [{}]}
         given = getattr(config, key, None)
         if given is None and len(said) > 1:
+            setting = f"set clip.{key}, or " if key in ClipConfig.__dataclass_fields__ else ""
             raise WeightsError(
                 f"{path} does not say how its images were prepared, and pretrained weights of {config.model} differ in "
-                f"{key}: set clip.{key}, or put the weights' own open_clip_config.json beside the file"
+                f"{key}: {setting}put the weights' own open_clip_config.json beside the file"
             )
         shown[key] = json.loads(said.pop()) if given is None else given
     return shown

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from kdpl import __version__
@@ -42,7 +42,7 @@ def download(name: str, files: Sequence[str], **options: Any) -> Path:
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtifactError(
             f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check name, token and "
-            "network, or give a folder"
+            f"network, or fetch {' and '.join(files)} of {constants.ENDPOINT}/{name} elsewhere and give their folder"
         ) from error
 
 

@@ -240,6 +240,13 @@ class TestFiles:
         beside.write_text("{}")
         refused(ClipConfig(NAME, path, False), r"open_clip_config\.json has no preprocess_cfg")
 
+    def test_no_setting_is_advised_that_does_not_exist(self, tag, monkeypatch, tmp_path):
+        entries = {"a": {"interpolation": "bilinear"}, "b": {}}
+        monkeypatch.setattr(open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries])
+        monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entries.get(name, {}))
+        path = file(tmp_path / "w.pt", world.weights(NAME))
+        refused(ClipConfig(NAME, path, False), r"differ in interpolation: put the weights' own open_clip_config\.json")
+
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
     def test_an_archive_that_openai_published_is_loaded_and_known_to_want_quickgelu(self, half, tmp_path, monkeypatch):
