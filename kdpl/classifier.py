@@ -26,21 +26,17 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 T = TypeVar("T")
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-_CONFIG, _WEIGHTS = "classifier.json", "model.safetensors"
-FILES = (_CONFIG, _WEIGHTS)
-"""The files of a classifier's folder."""
+_CONFIG, _WEIGHTS = CLASSIFIER_FILES
 
 HUB_FILES = ("README.md", "config.json")
 """Further files that ``save_pretrained`` writes."""
-
-_REMEDY = "give the classifier folder of a student's run"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -190,7 +186,7 @@ class Classifier(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        others = there - {*FILES, *HUB_FILES}
+        others = there - {*CLASSIFIER_FILES, *HUB_FILES}
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
@@ -282,29 +278,23 @@ class Classifier(nn.Module):
             return cls.load(name)
         from kdpl.runtime.hub import download
 
-        return cls.load(download(str(name), FILES, revision=revision, token=token, cache_dir=cache_dir))
+        return cls.load(download(str(name), CLASSIFIER_FILES, revision=revision, token=token, cache_dir=cache_dir))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
         """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
         folder = Path(folder)
         source = f"the classifier {folder}"
-        if not folder.is_dir():
-            raise ArtifactError(f"{source} does not exist: {_REMEDY}")
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
-            near = next((f"give {each}" for each in below if each.is_dir()), _REMEDY)
-            raise ArtifactError(f"{folder} is not a classifier, because it has no {missing[0]}: {near}")
+        require_classifier(folder)
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
             own = tensors.pop("class_vectors")
         except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
-            raise ArtifactError(f"{source} is damaged ({reason(error)}): {_REMEDY}") from error
-        settings = parse_metadata(_Settings, config, source, _REMEDY)
-        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, _REMEDY)
-        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, _REMEDY)
+            raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
+        settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
+        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
+        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
         return cls(encoder, vectors, settings.logit_scale, settings.clip)
 
 

@@ -111,6 +111,12 @@ def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]
     return positional + options, others
 
 
+def require_file(option: str, value: str | None) -> None:
+    """Raise a ConfigError if an option that is given names a file that does not exist."""
+    if value is not None and not Path(value).is_file():
+        raise ConfigError(f"{option} {value} does not exist: check its path")
+
+
 def output_file(option: str, value: str) -> Path:
     """Return the file that an option names, which writing may replace; a ConfigError for a folder."""
     path = Path(value)

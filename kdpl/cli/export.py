@@ -1,10 +1,12 @@
 """``python -m kdpl export CLASSIFIER --format … --out FILE``: write a file that runs without kdpl, and check it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdpl.cli.arguments import output_file
-from kdpl.errors import ArtifactError
+from kdpl.cli.arguments import output_file, require_file
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.run_folder import require_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +21,7 @@ def export(
     *,
     format: Literal["onnx", "torch", "onnx-int8"],
     out: str,
+    add_classes: str | None = None,
     input: Literal["uint8", "float"] = "uint8",
     calibration: str | None = None,
     check: str | None = None,
@@ -32,7 +35,8 @@ def export(
     Args:
         classifier: classifier folder of a student's run
         format: torch is a program of torch.export
-        out: file to write, .onnx or .pt2
+        out: file to write, .onnx or .pt2, which must not exist yet
+        add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
         calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256 are used
         check: folder of images to compare on, of which at most 1024 are used; those of --calibration if not given, or
@@ -41,14 +45,18 @@ def export(
         agreement: smallest share of equal predictions in 8 bits
     """
     path = output_file("--out", out)
+    if path.exists():
+        raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
+    require_classifier(Path(classifier))
+    require_file("--add-classes", add_classes)
 
     import torch
 
-    from kdpl.classifier import Classifier
+    from kdpl.deploy.bulk import load_classifier
     from kdpl.deploy.export import compare, require_format, write_int8_onnx, write_onnx, write_program
 
     require_format(format, path, calibration is not None)
-    loaded = Classifier.load(classifier)
+    loaded = load_classifier(classifier, add_classes)
     ranges = _images(loaded, calibration, _CALIBRATION_IMAGES) if calibration is not None else None
     images, note = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges, ""
     if images is None:
@@ -71,7 +79,7 @@ def export(
         # refuses NaN too
         if format != "onnx-int8" and not difference.logits <= tolerance:
             raise ArtifactError(
-                f"the file has {difference}, expected {tolerance:.1e} or less, and was not kept: "
+                f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
                 "accept more with --tolerance, or use another --format"
             )
     print(f"{path}: {difference}{note}")

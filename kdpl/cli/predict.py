@@ -5,7 +5,8 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import output_file
+from kdpl.cli.arguments import output_file, require_file
+from kdpl.runtime.run_folder import require_classifier
 
 
 def predict(
@@ -38,14 +39,19 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
     """
-    from kdpl.deploy.bulk import BulkPrediction, load_classifier
+    # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.deploy.sources import find_sources, part_of
     from kdpl.deploy.tables import require_format
 
+    require_classifier(Path(classifier))
+    require_file("--add-classes", add_classes)
     table = output_file("--out", out) if out is not None else None
     if table is not None:
         require_format(table)
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
+
+    from kdpl.deploy.bulk import BulkPrediction, load_classifier
+
     loaded = load_classifier(classifier, add_classes, device)
     bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers)
     if table is None:

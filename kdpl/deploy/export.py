@@ -171,7 +171,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         same = f"the same class for {self.same} of {self.images} images ({self.agreement:.1%})"
-        return f"{same}, logits off by at most {self.logits:.1e}"
+        return f"{same}, logits off by at most {self.logits:.2g}"
 
 
 @torch.inference_mode()

@@ -1,13 +1,16 @@
+import json
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import refused
 from sklearn.datasets import load_digits
 
+from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.deploy.export import Difference
+from kdpl.deploy.export import METADATA_FILE, Difference
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,6 @@ def test_a_file_is_written_and_compared(kind, name, options, words, classifier, 
 
 def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, capsys, monkeypatch):
     out = tmp_path / "c.pt2"
-    out.write_text("older")
     code = export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1")
     refused(capsys, code, "60 of 60 images", "was not kept", "--tolerance")
     monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
@@ -58,8 +60,32 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(capsys, code, "97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement")
     assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt2", "q.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
+
+
+def test_a_file_that_exists_is_not_overwritten(classifier, tmp_path, capsys):
+    out = tmp_path / "c.pt2"
+    out.write_text("older")
+    refused(capsys, export(classifier, "torch", out), f"--out {out} exists already: choose another --out, or remove it")
     assert out.read_text() == "older"
+
+
+def test_classes_are_added(classifier, teacher_run, digits, tmp_path, capsys):
+    further, out = tmp_path / "further.safetensors", tmp_path / "c.pt2"
+    assert main(["class-vectors", f"--teacher={teacher_run}", f"--out={further}", "--classes", "cross", "ring"]) == 0
+    assert export(classifier, "torch", out, f"--add-classes={further}", f"--check={digits}") == 0
+    assert "the same class for 60 of 60 images" in capsys.readouterr().out
+    files = {METADATA_FILE: ""}
+    module = torch.export.load(out, extra_files=files).module()
+    assert json.loads(json.loads(files[METADATA_FILE])["class_names"])[-3:] == ["nine", "cross", "ring"]
+    more = Classifier.load(classifier).add_classes(ClassVectors.load(further))
+    images = torch.stack([more.prepare(Image.open(path)) for path in sorted(digits.iterdir())[:3]])
+    assert torch.allclose(module(images)[0], more(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(("logits", "said"), [(0.0, "at most 0"), (1.3e-6, "at most 1.3e-06")])
+def test_a_difference_is_written_plainly(logits, said):
+    assert str(Difference(images=1, same=1, logits=logits)).endswith(said)
 
 
 @pytest.mark.parametrize(

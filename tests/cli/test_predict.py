@@ -2,6 +2,7 @@ import csv
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, mo
     places = {"C": str(classifier), "D": str(digits), "D/z.png": f"{digits}/z.png"}
     refused(capsys, main(["predict", *(places.get(arg, arg) for arg in args)]), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["predict", "gone", "D"], "the classifier gone does not exist"),
+        (["predict", "C", "gone.png"], "gone.png does not exist"),
+        (["predict", "C", "D", "--list=gone.txt"], "gone.txt"),
+        (["predict", "C", "D", "--add-classes=gone"], "--add-classes gone does not exist"),
+        (["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"], "--add-classes gone does not exist"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_named_before_torch_is_imported(args, words, classifier, digits):
+    places = {"C": str(classifier), "D": str(digits)}
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from kdpl.__main__ import main
+sys.exit(main({[places.get(arg, arg) for arg in args]}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert words in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
