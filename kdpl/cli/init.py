@@ -6,11 +6,12 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
+from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
 from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
@@ -32,6 +33,7 @@ def init(
     *,
     out: str,
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
+    class_names: str | None = None,
     workers: PositiveInt | None = None,
 ) -> int:
     """Survey images of your own and write a config for them.
@@ -43,6 +45,7 @@ def init(
             with the columns image, label and, optionally, split.
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
+        class_names: File with the names of all classes, .json or .csv, where the folders or labels say too little.
         workers: Processes that decode; by default one for each processor core.
     """
     source, folder = Path(path).expanduser(), Path(out).expanduser()
@@ -51,6 +54,8 @@ def init(
             raise ConfigError(f"{folder / name} exists already: choose another --out, or remove it")
     places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
     listed = find(source)
+    named = str(Path(class_names).expanduser().absolute()) if class_names else None
+    names = read_class_mapping(Path(named), {image.label for image in listed if image.label}) if named else {}
     further = find_further(places, listed) if places else []
     seen = look([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
@@ -63,9 +68,10 @@ def init(
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
     write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
-    _write_config(folder, images, places, skips)
+    _write_config(folder, images, places, skips, named)
     # last, since the reader of a pipe may close it
-    _print(source, images, [*left_out.values()], aside)
+    _print(source, images, {label: each.text or each.name for label, each in names.items()})
+    _print_not_taken([*left_out.values()], aside)
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
     trainer = f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml"
@@ -96,7 +102,7 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str]) -> None:
+def _print(path: Path, images: list[Found], words: Mapping[str, str]) -> None:
     labeled = _counts(images)
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
@@ -110,9 +116,12 @@ def _print(path: Path, images: list[Found], left_out: list[str], aside: list[str
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
     if untested := sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)}):
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    if mute := [name for name in sorted(labeled) if _MUTE.fullmatch(name)]:
-        print(f"  names that tell the text tower nothing: {_some(mute)}: give words by data.init_args.class_names")
+    if mute := [name for label in sorted(labeled) if _MUTE.fullmatch(name := words.get(label, label))]:
+        print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, choose light_affine")
+
+
+def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
     for title, lines in (("not taken", aside), ("left out", left_out)):
         for line in lines[:_NAMED]:
             print(f"  {title}: {visible(line)}")
@@ -135,7 +144,7 @@ def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict
     return bool(more)
 
 
-def _write_config(out: Path, images: list[Found], places: list[str], skips: bool) -> None:
+def _write_config(out: Path, images: list[Found], places: list[str], skips: bool, class_names: str | None) -> None:
     smallest = min(_counts(images).values())
     fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if smallest < _SHOTS else ""
     splits = {image.split for image in images}
@@ -143,6 +152,8 @@ def _write_config(out: Path, images: list[Found], places: list[str], skips: bool
     if HELD_OUT in splits:
         test = "its test images were held out of your labelled ones, by chance"
     further = f"    unlabeled: {_quoted(places)}\n" if places else ""
+    if class_names:
+        further += f"    class_names: {_quoted(class_names)}\n"
     if skips:
         further += f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}  # unusable images, and copies\n"
     text = f"""\
@@ -155,6 +166,7 @@ data:
     root: {_quoted(str((out / _TABLE).absolute()))}
 {further}\
     shots: {_SHOTS}  # labelled images a class, as published; the smallest class has {smallest}{fewer}
+    val_shots: null  # validate on all validation images, if there are any
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of
 """

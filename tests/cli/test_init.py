@@ -119,13 +119,53 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
     root = plain_folders(tmp_path / "my pets", classes=("7", "class_07", "n01440764", "b", "cat2 dog"))
     assert init(root, tmp_path / "my out") == 0
     out = capsys.readouterr().out
-    assert "names that tell the text tower nothing: 7, b, class_07, n01440764: give words by" in out
+    assert "names that tell the text tower nothing: 7, b, class_07, n01440764: give words for all classes by --class-names" in out
     assert "choose light_affine" in out
     *_, command = out.splitlines()
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "kdpl", "run"]
     assert words[words.index("--config") + 1] == f"{tmp_path}/my out/data.yaml"
     assert f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.csv", "label,name,text\n7,tench,\"tench, a fish\"\nclass_07,hen,\n"),
+        ("names.json", '{"7": {"name": "tench", "text": "tench, a fish"}, "class_07": "hen"}'),
+    ],
+)
+def test_words_for_such_names_are_read_from_a_file_and_a_run_takes_them(name, text, tmp_path, capsys, monkeypatch):
+    plain_folders(tmp_path / "pets", classes=("7", "class_07"))
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert init("pets", "out", f"--class-names={name}") == 0
+    assert "tell the text tower nothing" not in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    splits = splits_of(tmp_path / "out")
+    assert (splits.class_names, splits.class_texts) == (("tench", "hen"), ("tench, a fish", "hen"))
+
+
+def test_names_that_still_say_nothing_are_pointed_out(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets", classes=("7", "8"))
+    (tmp_path / "names.csv").write_text("7,hen\n8,class_08\n")
+    assert init(root, tmp_path / "out", f"--class-names={tmp_path}/names.csv") == 0
+    assert "tell the text tower nothing: class_08: give" in capsys.readouterr().out
+
+
+def test_validation_images_of_ones_own_are_all_used(tmp_path):
+    root = image_folder(tmp_path / "pets")
+    for i in range(12):
+        picture(root / "val" / ("cat", "dog")[i % 2] / f"{i}.png", 9, 9 * i, 255)
+    assert init(root, tmp_path / "out") == 0
+    own = [settings(tmp_path / "out")]
+    own += [
+        {**yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())["data"]["init_args"], "root": str(where)}
+        for name, where in (("folder", root), ("table", tmp_path / "out/images.csv"))
+    ]
+    for each in own:
+        data = DomainDataModule(**{"num_workers": 0, "allow_fewer_shots": True, **each})
+        assert len(data.evaluation_dataloader_for("val", 32).dataset) == 12
 
 
 def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys):
@@ -203,6 +243,9 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
         ("gone.csv", [], "gone.csv"),
         ("pets", ["--unlabeled=gone/"], "gone"),
         ("pets", ["--unlabeled=torn.tar"], "torn.tar is damaged"),
+        ("pets", ["--class-names=gone.csv"], "gone.csv does not exist"),
+        ("pets", ["--class-names=few.csv"], "few.csv lacks class 'dog'"),
+        ("pets", ["--class-names=more.csv"], "more.csv names class 'eel', which the dataset does not have"),
     ],
 )
 def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more, words, tmp_path, capsys, monkeypatch):
@@ -212,6 +255,8 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more
     (tmp_path / "unreadable/eel/1.png").write_bytes(b"")
     plain_folders(tmp_path / "misnamed", classes=("cat", "dog\nline"))
     (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
+    (tmp_path / "few.csv").write_text("cat,a cat\n")
+    (tmp_path / "more.csv").write_text("cat,a cat\ndog,a dog\neel,an eel\n")
     monkeypatch.chdir(tmp_path)
     assert init(source, "out", *more) == 1
     error_line(capsys, words)
