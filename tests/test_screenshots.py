@@ -40,7 +40,7 @@ def test_the_figures():
     pairs = list(zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True))
     chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
     images = [open_digit(student.source) for _, student in chosen]
-    draw_sheet(images, chosen, "half of these are mistakes", IMAGES / "examples.png")
+    draw_sheet(images, chosen, "8 test images, half of them mistakes", IMAGES / "examples.png")
 
 
 def test_the_report(tmp_path):

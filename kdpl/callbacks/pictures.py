@@ -79,11 +79,14 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
         _show(trainer, name, partial(draw_sheet, images, chosen, title))
         return images
 
-    draw("test_images", [pairs[i] for i in choose_for_sheet(pairs)], "mistakes are over-represented")
+    sheet = [pairs[i] for i in choose_for_sheet(pairs)]
+    wrong = sum(not (teacher.correct and student.correct) for teacher, student in sheet)
+    title = f"{len(sheet)} of {len(pairs)} test images, {wrong} of them misclassified by teacher or student"
+    draw("test_images", sheet, title)
     kinds = disagreements(pairs)
     found = [pair for kind in kinds for pair in spread(kind, _DISAGREEMENTS // len(kinds))]
     if found:
-        title = f"{len(found)} of {sum(map(len, kinds))} on which they disagree"
+        title = f"{len(found)} of {sum(map(len, kinds))} test images on which teacher and student disagree"
         images = draw("disagreements", found, title)
         captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in found]
         log_images(trainer.loggers, "disagreements", images, captions)
@@ -198,13 +201,13 @@ def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
 
 
 def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path: Path) -> None:
-    """Draw images of any size with true class and predictions; the title says how they were chosen."""
+    """Draw images of any size with true class and predictions; the title says which they are."""
     from matplotlib.figure import Figure
 
     columns = min(8, max(1, len(images)))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5), layout="constrained")
-    heading = f"true class, prediction of the teacher (T) and of the student (S); {title}"
+    heading = f"{title}\nabove each its true class, below it the predictions of teacher (T) and student (S)"
     figure.suptitle(heading, fontsize=10, x=0.01, ha="left")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:

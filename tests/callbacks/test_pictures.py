@@ -161,3 +161,16 @@ def test_a_student_is_tested_from_its_folder_alone_without_a_sheet(tmp_path, stu
     assert run_test(copy, f"--out={copy}", f"--model.init_args.teacher={tmp_path / 'gone'}") == 0
     assert sorted(p.name for p in (copy / "figures").iterdir()) == ["confusion.png"]
     assert (copy / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()
+
+
+def test_the_title_of_a_sheet_counts_what_it_shows(tmp_path, student_run, monkeypatch):
+    titles = {}
+    monkeypatch.setattr("kdpl.callbacks.pictures.draw_sheet", lambda *args: titles.update({args[3].stem: args[1:3]}))
+    copy = tmp_path / "student"
+    shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
+    assert run_test(copy, f"--out={copy}") == 0
+    pairs, title = titles["test_images"]
+    wrong = [pair for pair in pairs if not all(each.correct for each in pair)]
+    assert title == f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified by teacher or student"
+    pairs, title = titles["disagreements"]
+    assert re.fullmatch(rf"{len(pairs)} of \d+ test images on which teacher and student disagree", title)
