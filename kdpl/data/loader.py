@@ -4,12 +4,16 @@ The samplers are distributed ones, so that Lightning does not shard them once mo
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain, cycle, islice, repeat
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from kdpl.data.pieces import WINDOW, Indices, shuffle
 from kdpl.data.sampling import generator
+
+_PART = 2**16  # images of an order that are Python numbers at a time
 
 
 class TrainSampler(DistributedSampler[tuple[int, int]]):
@@ -20,14 +24,26 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     ``world_size``-th of them. The last, short batch is dropped if there is a full one; otherwise it is all there is,
     and it is kept, filled up from the start of the order so that every process gets as many images.
 
+    The order is a uniform permutation, but of more than ``WINDOW`` pieces of shards, whose first images are ``pieces``,
+    it is the one of ``kdpl.data.pieces.shuffle``.
+
     The epoch travels with the index, so that worker processes, persistent ones too, know it.
 
     Attributes:
         start: Images of this process that the next iteration leaves out, after an interrupted epoch.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pieces: Indices | None = None,
+    ) -> None:
         self.num_images = num_images
+        self.pieces = pieces
         self.seed = seed
         self.rank = rank
         self.num_replicas = world_size
@@ -43,13 +59,18 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return self.keys(self.epoch, self.start)
+        order = chain.from_iterable(part.tolist() for part in self._order())
+        # a cycle keeps what it has seen
+        images = order if self.num_used <= self.num_images else cycle(order)
+        own = islice(images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas)
+        return zip(own, repeat(self.epoch))
 
-    def keys(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
-        """This process's (index, epoch) pairs of an epoch, without the first ``start``."""
-        order = generator(self.seed, "order", epoch=epoch).permutation(self.num_images).tolist()
-        for position in range(self.rank + start * self.num_replicas, self.num_used, self.num_replicas):
-            yield order[position % self.num_images], epoch
+    def _order(self) -> Iterator[Indices]:
+        rng = generator(self.seed, "order", epoch=self.epoch)
+        if self.pieces is not None and len(self.pieces) > WINDOW:
+            return shuffle(self.pieces, self.num_images, rng)
+        order = rng.permutation(self.num_images)
+        return (order[first : first + _PART] for first in range(0, self.num_images, _PART))
 
     def __len__(self) -> int:
         return self.num_used // self.num_replicas

@@ -1,31 +1,51 @@
 from itertools import chain
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpl.data.loader import EvaluationSampler, TrainSampler
+from kdpl.data.pieces import WINDOW
+from kdpl.data.sampling import generator
 
-images = st.integers(1, 80)
+
+def in_pieces(sizes):
+    """The number of images in pieces of these sizes, and the first image of each piece."""
+    return sum(sizes), np.cumsum([0, *sizes[:-1]])
+
+
+def sorted_by_times(num_images, pieces, rng):
+    """Plainly: each image's time is its piece's turn and up to 64 more."""
+    times = []
+    for turn, piece in enumerate(rng.permutation(len(pieces))):
+        stop = pieces[piece + 1] if piece + 1 < len(pieces) else num_images
+        times += [(turn + 64 * rng.random(), image) for image in range(pieces[piece], stop)]
+    return [image for _, image in sorted(times)]
+
+
+many_pieces = st.lists(st.integers(1, 4), min_size=WINDOW + 1, max_size=2 * WINDOW).map(in_pieces)
+pools = st.tuples(st.integers(1, 80), st.none()) | many_pieces
 batches = st.integers(1, 9)
 processes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
 epochs = st.integers(0, 5)
 
 
-def train_samplers(num_images, batch_size, world_size, seed, epoch):
-    made = [TrainSampler(num_images, batch_size, seed, rank, world_size) for rank in range(world_size)]
+def train_samplers(pool, batch_size, world_size, seed, epoch):
+    num_images, pieces = pool
+    made = [TrainSampler(num_images, batch_size, seed, rank, world_size, pieces) for rank in range(world_size)]
     for sampler in made:
         sampler.set_epoch(epoch)
     return made
 
 
-@given(images, batches, processes, seeds, epochs)
-def test_an_epoch_has_each_image_once_in_full_batches(num_images, batch_size, world_size, seed, epoch):
-    lists = [list(sampler) for sampler in train_samplers(num_images, batch_size, world_size, seed, epoch)]
+@given(pools, batches, processes, seeds, epochs)
+def test_an_epoch_has_each_image_once_in_full_batches(pool, batch_size, world_size, seed, epoch):
+    lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
     assert len({len(each) for each in lists}) == 1
     seen = [index for index, _ in chain(*lists)]
     assert {at for _, at in chain(*lists)} == {epoch}
-    together = batch_size * world_size
+    (num_images, _), together = pool, batch_size * world_size
     if num_images >= together:
         assert len(seen) == len(set(seen)) == num_images // together * together
         assert set(seen) <= set(range(num_images))
@@ -35,23 +55,55 @@ def test_an_epoch_has_each_image_once_in_full_batches(num_images, batch_size, wo
         assert len(seen) - num_images < world_size
 
 
-@given(images, batches, processes, seeds, epochs)
-def test_what_processes_see_together_is_what_one_sees_alone(num_images, batch_size, world_size, seed, epoch):
+@given(pools, batches, processes, seeds, epochs)
+def test_what_processes_see_together_is_what_one_sees_alone(pool, batch_size, world_size, seed, epoch):
     together = batch_size * world_size
-    lists = [list(sampler) for sampler in train_samplers(num_images, batch_size, world_size, seed, epoch)]
-    (alone,) = train_samplers(num_images, together, 1, seed, epoch)
+    lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
+    (alone,) = train_samplers(pool, together, 1, seed, epoch)
     merged = [pair for step in zip(*lists, strict=True) for pair in step]
     assert merged[: len(alone)] == list(alone)
 
 
 def test_the_order_is_a_shuffle_drawn_from_seed_and_epoch():
-    orders = [list(*train_samplers(40, 8, 1, seed, epoch)) for seed in (1, 2) for epoch in range(3)]
+    orders = [list(*train_samplers((40, None), 8, 1, seed, epoch)) for seed in (1, 2) for epoch in range(3)]
     assert len({tuple(index for index, _ in order) for order in [*orders, [(i, 0) for i in range(40)]]}) == 7
 
 
-@given(images, batches, processes, seeds, epochs, st.data())
-def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(num_images, batch_size, world_size, seed, epoch, data):
-    for sampler in train_samplers(num_images, batch_size, world_size, seed, epoch):
+@given(pools, seeds, epochs)
+def test_the_order_is_a_uniform_permutation_or_that_of_plain_sorting_by_the_times_that_images_wait(pool, seed, epoch):
+    (num_images, pieces), rng = pool, generator(seed, "order", epoch=epoch)
+    expected = rng.permutation(num_images) if pieces is None else sorted_by_times(num_images, pieces, rng)
+    (sampler,) = train_samplers(pool, 1, 1, seed, epoch)
+    assert [index for index, _ in sampler] == list(expected)
+
+
+def test_a_pool_of_no_more_pieces_than_are_mixed_has_the_uniform_order_of_files():
+    num_images, pieces = in_pieces([3] * WINDOW)
+    (files,), (shards,) = (train_samplers((num_images, each), 8, 1, 1, 0) for each in (None, pieces))
+    assert list(shards) == list(files)
+
+
+def test_few_pieces_are_in_use_at_a_time_and_a_run_of_images_is_from_many():
+    pool = in_pieces([100] * 1000)
+    (sampler,) = train_samplers(pool, 1, 1, 1, 0)
+    order = np.array([index for index, _ in sampler])
+    piece_of = order // 100
+    first, last = (np.full(1000, -1) for _ in range(2))
+    last[piece_of] = np.arange(100_000)
+    first[piece_of[::-1]] = np.arange(100_000)[::-1]
+    in_use = [np.count_nonzero((first <= at) & (at <= last)) for at in range(0, 100_000, 50)]
+    assert max(in_use) <= WINDOW + 1
+    # 64 draws from 64 pieces find 40.6 of them
+    runs = [len(set(run)) for run in piece_of[10_000:90_000].reshape(-1, WINDOW)]
+    assert 39 < np.mean(runs) < 42
+    # a uniform shuffle within a piece: half of the neighbours in the list have changed places
+    swapped = np.argsort(order).reshape(1000, 100)
+    assert 0.49 < np.mean(swapped[:, 1:] < swapped[:, :-1]) < 0.51
+
+
+@given(pools, batches, processes, seeds, epochs, st.data())
+def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(pool, batch_size, world_size, seed, epoch, data):
+    for sampler in train_samplers(pool, batch_size, world_size, seed, epoch):
         whole = list(sampler)
         sampler.start = data.draw(st.integers(0, len(whole)), "start")
         assert list(sampler) == whole[sampler.start :]
