@@ -46,13 +46,13 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, An
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float, float]]) -> dict[str, Any]:
-    """Lay out name, fraction, lower and upper bound of at least one accuracy, one row each."""
-    width, row_height = 640, 34
+    """Lay out name, fraction, lower and upper bound of at least one accuracy, one row each, under its name."""
+    width, row_height = 400, 46
     low = max(0.0, 100 * min(r[2] for r in rows) - 3)
     high = min(100.0, 100 * max(r[3] for r in rows) + 3)
-    x = Axis(low, high, 256, width - 14)
+    x = Axis(low, high, 14, width - 14)
     marks = [
-        {"name": name, "y": row_height * (i + 0.5) + 6, "value": x(100 * v), "low": x(100 * a), "high": x(100 * b)}
+        {"name": name, "y": row_height * (i + 0.5) + 12, "value": x(100 * v), "low": x(100 * a), "high": x(100 * b)}
         for i, (name, v, a, b) in enumerate(rows)
     ]
     return {"width": width, "height": row_height * len(rows) + 44, "x": x, "marks": marks}

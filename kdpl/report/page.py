@@ -30,7 +30,7 @@ def render(run: Run) -> str:
     """Return a run's report as HTML."""
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count}
+    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count, "of": _of}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
         sections={name: _section(make, run) for name, make in _SECTIONS.items()},
@@ -54,6 +54,10 @@ def _section(make: Callable[[Run], Any], run: Run) -> dict[str, Any]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _of(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def _points(difference: float) -> str:

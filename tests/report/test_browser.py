@@ -48,7 +48,7 @@ def test_it_follows_the_colour_scheme_of_the_reader(dark, reports, tab, tmp_path
 
 @pytest.mark.parametrize("name", ["plain", "hostile"])
 def test_nothing_overflows_the_width_and_hostile_names_run_nothing(name, reports, tab):
-    for width in (1200, 520):
+    for width in (1920, 1366, 1200, 520, 390):
         show(tab, reports[name], width=width)
         assert tab.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert tab.run("document.documentElement.scrollHeight") > 3000
@@ -56,6 +56,16 @@ def test_nothing_overflows_the_width_and_hostile_names_run_nothing(name, reports
     assert tab.run("document.querySelectorAll('th button').length") > 0
     assert tab.run("document.documentElement.dataset.broken === undefined")
     assert ("document.documentElement.dataset.broken" in tab.text("body")) == (name == "hostile")
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1920, 2), (1366, 2), (1000, 1), (390, 1)])
+def test_a_wide_window_has_two_columns_and_captions_are_within_a_narrow_one(width, columns, reports, tab):
+    show(tab, reports["plain"], width=width)
+    lefts = tab.run("[...document.querySelectorAll('h2')].map((each) => Math.round(each.getBoundingClientRect().left))")
+    assert len(set(lefts)) == columns
+    rights = tab.run("[...document.querySelectorAll('caption')].map((each) => each.getBoundingClientRect().right)")
+    assert rights
+    assert max(rights) <= width
 
 
 def test_a_click_on_a_header_sorts_the_table_by_it(reports, tab):

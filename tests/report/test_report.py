@@ -74,6 +74,32 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
     assert len([a for a in page.of("svg") if "over epochs" in a["aria-label"]]) == 4
 
 
+def test_the_head_has_the_accuracies_before_training_too(page, run, teacher_run):
+    for stage in ("teacher", "student"):
+        shown = f"{100 * read_results(run / 'zero_shot' / stage)['test/acc']:.1f}"
+        assert f"accuracy of the {stage} its original CLIP, zero-shot: {shown} %" in page.texts["header"]
+    assert "zero-shot" not in Page(make(teacher_run, run / "teacher.html")).texts["header"]
+
+
+def test_one_of_something_is_not_many(run):
+    file = run / "student/config.yaml"
+    file.write_text(re.sub("(max_epochs|shots): .*", r"\1: 1", file.read_text()))
+    text = Page(make(run)).texts["training"]
+    assert "1 epoch, seed 1" in text
+    assert "1 image per class" in text
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [(500, "1/2 of the teacher's parameters"), (1026, "1.03 × the teacher's parameters"), (1000, "1 × the teacher's")],
+)
+def test_the_head_compares_the_parameters_of_a_larger_student_too(student, words, run, monkeypatch):
+    same = {"flops": 1, "images_per_s": 1.0, "batch_size": 8, "image_size": 32}
+    measured = {"teacher": {"parameters": 1000, **same}, "student": {"parameters": student, **same}}
+    monkeypatch.setattr("kdpl.report.cost.measure", lambda *_: measured)
+    assert words in Page(make(run)).texts["header"]
+
+
 def test_disagreements_are_counted_and_shown(page, teacher_run, student_run):
     pairs = zip(read_predictions(teacher_run), read_predictions(student_run), strict=True)
     differing = [s for t, s in pairs if t.prediction != s.prediction]
