@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,7 +166,9 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
         teacher.write_run(Path(folder), names)
         prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
         student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
-        trainer = SimpleNamespace(datamodule=_Domain(names, None, names, names), world_size=1)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        domain = _Domain(names, None, names, names)
+        trainer = SimpleNamespace(datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision())
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")
     student.trainer = None

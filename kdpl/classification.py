@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from kdpl.clip import ImageClip
+from kdpl.clip import ImageClip, store_frozen
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 
@@ -78,10 +79,18 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
     def setup(self, stage: str) -> None:
-        """Make the metrics for the domain's base/novel split."""
+        """Make the metrics for the domain's base/novel split, and store the frozen weights as the precision has it."""
         num_base = domain_of(self).num_base
         self.val_metrics = DomainAccuracy(num_base)
         self.test_metrics = DomainAccuracy(num_base)
+        self.store_frozen()
+
+    def store_frozen(self) -> None:
+        """Store what autocast casts of frozen towers in its type, or in float32 where the trainer has no autocast."""
+        device = self.trainer.strategy.root_device.type
+        with self.trainer.precision_plugin.forward_context():
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        store_frozen(self, dtype)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP, which is not part of the checkpoint."""

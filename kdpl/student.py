@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed, nn
 
@@ -16,7 +17,7 @@ from kdpl.callbacks.handover import SaveClassifier
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
-from kdpl.clip import Clip, ClipConfig, CosineHead, Frozen, load_clip, load_image_clip, promptable
+from kdpl.clip import Clip, ClipConfig, CosineHead, Frozen, load_clip, load_image_clip, promptable, store_frozen
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
@@ -188,11 +189,11 @@ class StudentDistillation(ClassifyingModule):
 
     def setup(self, stage: str) -> None:
         """Check the classes, and load the teacher for a fit unless its features are cached."""
-        super().setup(stage)
         domain = domain_of(self)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
         if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
             self.load_teacher()
+        super().setup(stage)
 
     def load_teacher(self) -> FrozenTeacher:
         """Load the teacher's image tower and prompts, unless that was done; returns the teacher."""
@@ -219,7 +220,8 @@ class StudentDistillation(ClassifyingModule):
         prompts = self.encoder.prompts
         if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
-            prompts.init_at_mean_tokens(promptable(self.encoder.tower.module), images.to(self.device))
+            with self.encoder.tower.exact() as tower:
+                prompts.init_at_mean_tokens(promptable(tower), images.to(self.device))
             if self.trainer.world_size > 1:  # other hardware rounds differently, and the copies would never meet again
                 distributed.broadcast(prompts.tokens.data, src=0)
 
@@ -278,7 +280,8 @@ class StudentDistillation(ClassifyingModule):
         self._views_before = checkpoint.get(_VIEWS_KEY)
 
     def classifier(self) -> Classifier:
-        """Return what ships: the encoder and the class vectors."""
+        """Return what ships: the encoder, in float32, and the class vectors."""
+        store_frozen(self.encoder, torch.float32)
         return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip)
 
 

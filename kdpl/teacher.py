@@ -110,7 +110,7 @@ class TeacherPromptTuning(ClassifyingModule):
         self.classes_at_once = classes_at_once
         self.tokenize = loaded.tokenize
         self.image_tower = Frozen(loaded.image_tower)
-        self.text_tower = Frozen(loaded.text_tower)
+        self.text_tower = Frozen(loaded.text_tower, keep=True)
         self.text_fingerprint = loaded.text_fingerprint
         self.prompts = prompt_method(method)(vision_prompts, text_prompts, context, loaded)
         self._class_vectors: Tensor | None = None
@@ -132,13 +132,13 @@ class TeacherPromptTuning(ClassifyingModule):
             return
         domain = domain_of(self)
         names = domain.class_texts[: len(domain.tuning_class_names)]
-        tower = self.text_tower.module
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
         else:
-            self.tuning_texts = self.prompts.arrange(names, tower, self.tokenize)
+            self.tuning_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
         if self.regularizers.text or self.regularizers.logits:
-            ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
+            with self.text_tower.exact() as tower:
+                ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -170,7 +170,8 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def encode_names(self, names: Sequence[str]) -> Tensor:
         """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
-        return self.prompts.encode_names(names, self.text_tower.module, self.tokenize)
+        with self.text_tower.exact() as tower:
+            return self.prompts.encode_names(names, tower, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts as they are now."""

@@ -52,7 +52,9 @@ def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
     @cache
     def load() -> Any:
         # outside the precision's context, in which weights would be rounded as they are read
-        return trainer.precision_plugin.convert_module(student.load_teacher())
+        teacher = trainer.precision_plugin.convert_module(student.load_teacher())
+        student.store_frozen()
+        return teacher
 
     def encode(images: Tensor) -> Tensor:
         teacher = load()

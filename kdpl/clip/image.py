@@ -1,6 +1,6 @@
 """Image towers of CLIPs: any architecture can encode images, and vision transformers also take prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -64,6 +64,11 @@ class PromptableImageTower(ImageTower):
     def width(self) -> int:
         """Width W of the tokens."""
         return int(self.visual.conv1.out_channels)
+
+    def cast_weights(self) -> Iterator[nn.Parameter]:
+        """Those of every tower, and what ``embed`` adds to the patches in their type."""
+        yield from super().cast_weights()
+        yield from (self.visual.class_embedding, self.visual.positional_embedding)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images [B, 3, S, S], uint8 or float in [0, 1], as class token and patch tokens [B, 1 + patches, W].

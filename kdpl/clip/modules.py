@@ -1,9 +1,13 @@
 """Modules that teacher and student are built with: float32 parameters, carried and trained towers, the cosine head."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from kdpl.errors import ConfigError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -29,14 +33,53 @@ class Frozen(nn.Module, Generic[ModuleT]):
     """Carries a module along, frozen and in evaluation mode, without making it part of the owner's state.
 
     The module moves with its owner, but checkpoints, optimisers and DistributedDataParallel do not see its weights.
+
+    Args:
+        module: The module.
+        keep: Keep float32 weights in main memory where ``store_in`` rounds them.
     """
 
     module: ModuleT
 
-    def __init__(self, module: ModuleT) -> None:
+    def __init__(self, module: ModuleT, keep: bool = False) -> None:
         super().__init__()
         # not through nn.Module's __setattr__, which would register it as a child
         object.__setattr__(self, "module", module.eval().requires_grad_(False))
+        self._keep = keep
+        self._float32: dict[nn.Parameter, Tensor | None] = {}
+
+    @torch.inference_mode(False)
+    def store_in(self, dtype: torch.dtype) -> None:
+        """Store the weights that autocast casts in its type, or in float32 again; ConfigError if these were not kept.
+
+        Autocast itself casts them to the same values at every use, since they take no gradient.
+        """
+        towers = [module for module in self.module.modules() if isinstance(module, FrozenTower)]
+        for weight in (weight for tower in towers for weight in tower.cast_weights()):
+            source: Tensor | None = weight.data
+            if weight.dtype == torch.float32 != dtype:
+                self._float32[weight] = weight.data.cpu() if self._keep else None
+            elif weight.dtype == dtype or weight not in self._float32:  # which it is not under bf16-true
+                continue
+            else:
+                source = self._float32[weight]
+            if source is None:
+                raise ConfigError(
+                    f"the frozen weights were rounded to {weight.dtype} for an earlier trainer, and this one has "
+                    "another precision: build the module again"
+                )
+            weight.data = source.to(weight.device, dtype)
+
+    @contextmanager
+    def exact(self) -> Iterator[ModuleT]:
+        """The module with its float32 weights, within the context."""
+        stored = {weight: weight.data for weight in self._float32}
+        self.store_in(torch.float32)
+        try:
+            yield self.module
+        finally:
+            for weight, data in stored.items():
+                weight.data = data
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Frozen[ModuleT]":
         self.module._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -56,9 +99,30 @@ class Trained(Float32Module, Generic[ModuleT]):
         super().__init__()
         self.module = module.requires_grad_(True)
 
+    def exact(self) -> AbstractContextManager[ModuleT]:
+        """The module: as that of ``Frozen``, whose weights may be rounded."""
+        return nullcontext(self.module)
+
+
+def store_frozen(owner: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights of all towers that a module carries frozen, as ``Frozen.store_in`` does."""
+    for module in owner.modules():
+        if isinstance(module, Frozen):
+            module.store_in(dtype)
+
 
 class FrozenTower(nn.Module):
     """A tower that no ``train()`` flips: evaluation is its only mode."""
+
+    def cast_weights(self) -> Iterator[nn.Parameter]:
+        """Weights and biases that are cast at each use under autocast: those of layers, attention and projections."""
+        # subclasses of torch's layers may compute with their weights before
+        layers, own = (nn.Linear, nn.Conv2d, nn.MultiheadAttention), "torch.nn."
+        for module in self.modules():
+            is_layer = isinstance(module, layers) and type(module).__module__.startswith(own)
+            for name, parameter in module.named_parameters(recurse=False):
+                if is_layer or name in ("proj", "text_projection"):
+                    yield parameter
 
     def train(self, mode: bool = True) -> "FrozenTower":
         """Stay in evaluation mode, whatever ``mode`` says."""

@@ -92,7 +92,7 @@ class StudentEncoder(nn.Module):
         self, tower: ImageTower, prompt_length: int, prompt_depth: int, out_dim: int | None, fine_tune: bool = False
     ) -> None:
         super().__init__()
-        self.tower: Frozen[ImageTower] | Trained[ImageTower] = Trained(tower) if fine_tune else Frozen(tower)
+        self.tower: Frozen[ImageTower] | Trained[ImageTower] = Trained(tower) if fine_tune else Frozen(tower, keep=True)
         self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
         self.projector = Projector(tower.embed_dim, out_dim) if out_dim is not None else None
 
@@ -118,7 +118,8 @@ class EncoderSettings:
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
     """The encoder's tensors under the names that they have in a classifier's file, whether it owns its tower or not."""
-    tensors = {f"tower.{k}": v for k, v in encoder.tower.module.visual.state_dict().items()}
+    with encoder.tower.exact() as tower:
+        tensors = {f"tower.{k}": v for k, v in tower.visual.state_dict().items()}
     return tensors | {f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("tower.")}
 
 

@@ -1,0 +1,147 @@
+"""Frozen weights stored in autocast's type, against autocast that casts them at every use."""
+
+from collections import Counter
+
+import pytest
+import torch
+import world
+from lightning.pytorch.callbacks import Callback
+from test_teacher import make_teacher
+from torch.profiler import ProfilerActivity, profile
+
+from kdpl.classifier import Classifier
+from kdpl.clip import ClipConfig, Frozen, load_clip
+from kdpl.errors import ConfigError
+from kdpl.prompts import PromptConfig
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
+from kdpl.teacher import RegularizerWeights
+
+NONE, SIZE = PromptConfig(depth=0), PromptConfig(2, 3)
+NO_TEMPLATES = {"regularizers": RegularizerWeights(text=0, logits=0)}
+TEACHERS = {
+    "PromptSRC": {},
+    "recomputed text": {"classes_at_once": 2, **NO_TEMPLATES},
+    "coupled": {
+        **dict.fromkeys(("vision_prompts", "text_prompts"), PromptConfig(2, 3)),
+        "method": "coupled",
+        **NO_TEMPLATES,
+    },
+    "fixed text": {"text_prompts": NONE, **NO_TEMPLATES},
+}
+STUDENTS = {
+    "prompts": {},
+    "mean tokens": {"prompt_init": "mean_token"},
+    "ResNet": {"model": "test-resnet", "vision_prompts": NONE},
+    "timm": {"model": "test-timm", "vision_prompts": NONE},
+    "fine-tuned": {"fine_tune": True},
+}
+MODULES = [*(("teacher", name) for name in TEACHERS), *(("student", name) for name in STUDENTS)]
+
+
+def make(kind, name, folder):
+    if kind == "teacher":
+        return make_teacher(**TEACHERS[name])
+    world.write_teacher(folder)
+    return world.make_student(folder, **STUDENTS[name])
+
+
+def domain_of(kind, name):
+    return world.TinyDomain(num_base=3, batch_size=3, image_size=48 if name == "timm" else 32)
+
+
+class Casts(Callback):
+    """Counts the casts of tensors in the second step, by shape."""
+
+    def on_train_batch_start(self, *args):
+        self.profile = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+        if args[-1] == 1:
+            self.profile.start()
+
+    def on_train_batch_end(self, *args):
+        if args[-1] == 1:
+            self.profile.stop()
+            casts = (event for event in self.profile.events() if event.name == "aten::_to_copy")
+            self.shapes = Counter(tuple(event.input_shapes[0]) for event in casts)
+
+
+class Results(Callback):
+    def __init__(self):
+        self.logits = []
+
+    def on_test_batch_end(self, _, __, outputs, *___):
+        self.logits.append(outputs["logits"])
+
+
+def run(kind, name, folder, precision="bf16-mixed"):
+    """Train for two steps with a validation after each, and test: all that comes out, and the casts in the steps."""
+    folder.mkdir(exist_ok=True)
+    module, casts, results = make(kind, name, folder), Casts(), Results()
+    options = {"precision": precision, "limit_train_batches": 2, "limit_val_batches": 2, "val_check_interval": 1}
+    record = world.fit(module, folder, 1, [casts], domain_of(kind, name), **options)
+    trainer = world.quiet_trainer(folder, precision=precision, callbacks=[results])
+    tested = trainer.test(module, datamodule=domain_of(kind, name), verbose=False)
+    files = [folder / CLASS_VECTORS_FILE, *(folder / CLASSIFIER_FOLDER).glob("*")]
+    return {
+        "losses": record.losses,
+        "logged": record.logged,
+        "tested": tested,
+        "logits": [batch.tolist() for batch in results.logits],
+        "state": {key: value.tolist() for key, value in record.epochs[-1].items()},
+        "files": {file.name: file.read_bytes() for file in files},
+    }, casts.shapes
+
+
+@pytest.mark.parametrize(("kind", "name"), MODULES)
+def test_everything_is_equal_to_the_last_bit_without_a_cast_of_a_frozen_weight(kind, name, tmp_path, monkeypatch):
+    results, casts = run(kind, name, tmp_path / "stored")
+    monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
+    expected, casts_by_autocast = run(kind, name, tmp_path / "cast")
+    assert len(results["losses"]) == 2
+    assert results == expected
+
+    towers = [m.module for m in make(kind, name, tmp_path).modules() if isinstance(m, Frozen)]
+    if kind == "student":
+        towers.append(load_clip(ClipConfig("test-teacher-quickgelu", world.TAG)).image_tower)
+    shapes = {tuple(p.shape) for tower in towers for p in tower.parameters()}
+    assert sum(casts_by_autocast[shape] for shape in shapes) > 15
+    assert not {shape: casts[shape] for shape in shapes if casts[shape]}
+
+
+def size(tower):
+    return sum(p.numel() * p.element_size() for p in tower.parameters())
+
+
+def test_half_the_memory_is_for_the_weights_that_are_cast_and_float32_comes_back():
+    whole, clip = (load_clip(ClipConfig("test-teacher", world.TAG)) for _ in range(2))
+    kept = Frozen(clip.image_tower, keep=True)
+    kept.store_in(torch.bfloat16)
+    # the rest are layer norms
+    assert 0.5 < size(clip.image_tower) / size(whole.image_tower) < 0.51
+    with torch.inference_mode(), kept.exact() as tower:
+        assert all(map(torch.equal, tower.parameters(), whole.image_tower.parameters()))
+    assert clip.image_tower.visual.proj.dtype == torch.bfloat16
+    kept.store_in(torch.float16)
+    assert torch.equal(clip.image_tower.visual.proj, whole.image_tower.visual.proj.half()), "rounded once"
+    kept.store_in(torch.float32)
+    assert all(map(torch.equal, clip.image_tower.parameters(), whole.image_tower.parameters()))
+
+
+def test_rounded_weights_are_not_taken_for_others(tmp_path):
+    teacher = make_teacher()
+    options = {"limit_train_batches": 1}
+    for _ in range(2):
+        world.fit(teacher, tmp_path, precision="bf16-mixed", **options)
+    with world.refused(ConfigError, r"rounded to torch.bfloat16 for an earlier trainer.*: build the module again"):
+        world.fit(teacher, tmp_path, **options)
+    # a student's own tower is what ships
+    world.write_teacher(tmp_path)
+    student = world.make_student(tmp_path)
+    world.fit(student, tmp_path, precision="bf16-mixed", **options)
+    classifier = student.classifier()
+    world.quiet_trainer(tmp_path, precision="bf16-mixed").test(
+        student, datamodule=domain_of("student", ""), verbose=False
+    )
+    assert student.encoder.tower.module.visual.proj.dtype == torch.bfloat16
+    classifier.save(tmp_path / "c")
+    world.assert_untouched(Classifier.load(tmp_path / "c").encoder.tower.module.visual, "test-student", "visual.")
+    world.assert_untouched(student.classifier().encoder.tower.module.visual, "test-student", "visual.")
