@@ -1,6 +1,7 @@
 """Runs of the command line on the handwritten digits with the miniature CLIPs, small enough for tests."""
 
 import csv
+import inspect
 import os
 import signal
 import subprocess
@@ -172,3 +173,19 @@ def files_of(folder):
     return {
         str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
     }
+
+
+def reachable(value, seen=None):
+    """All that can be reached from an object through attributes and containers."""
+    seen = {} if seen is None else seen
+    if id(value) in seen or inspect.isclass(value) or inspect.isroutine(value):
+        return seen
+    seen[id(value)] = value
+    children = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, dict):
+        children += list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        children += list(value)
+    for child in children:
+        reachable(child, seen)
+    return seen

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
@@ -17,6 +19,7 @@ from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
+from kdpl.data.names import Names
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
@@ -167,9 +170,9 @@ class DomainDataModule(LightningDataModule):
 
     def preview(self, n: int, image_size: int) -> torch.Tensor:
         """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
-        sources, indices, opened = self._unlabeled_sources, self._unlabeled_indices, self.splits.open_image
-        n = min(n, len(indices))
-        images = (opened(sources[indices[i * len(indices) // n]]) for i in range(n))
+        sources, opened = self._share[0], self.splits.open_image
+        n = min(n, len(sources))
+        images = (opened(sources[i * len(sources) // n]) for i in range(n))
         return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
 
     @cached_property
@@ -195,18 +198,20 @@ class DomainDataModule(LightningDataModule):
         return records
 
     @cached_property
-    def _unlabeled_sources(self) -> tuple[str, ...]:
+    def _unlabeled_sources(self) -> Names:
         self.splits.require_training_images()
         unlabeled, train = self.splits.unlabeled, self.splits.train
-        sources = tuple(record.source for record in train) if unlabeled is None else unlabeled
+        sources = Names.of((record.source for record in train) if unlabeled is None else unlabeled)
         if not sources:
             raise DataError(f"{self.splits.origin} has no images to distil on: add some")
         return sources
 
     @cached_property
-    def _unlabeled_indices(self) -> Sequence[int]:
-        count, share = len(self._unlabeled_sources), self.unlabeled_share
-        return share_of(count, share, self.seed) if share < 1 else range(count)
+    def _share(self) -> tuple[Names, npt.NDArray[np.int64] | None]:
+        """The unlabelled images to distil on, and their indices among all; None for all."""
+        sources, share = self._unlabeled_sources, self.unlabeled_share
+        indices = share_of(len(sources), share, self.seed) if share < 1 else None
+        return sources if indices is None else sources.take(indices), indices
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -217,6 +222,7 @@ class DomainDataModule(LightningDataModule):
         trainer = cast(Trainer, self.trainer)
         self._reading.file = self._file_of(trainer)
         self._reading.prepare(trains=trainer.state.fn == "fit" and self._needs_images(trainer))
+        _ = self.splits  # keeps the index of shards, which the others then read
 
     def _needs_images(self, trainer: Trainer) -> bool:
         return trainer.max_epochs != 0 or self.fill_teacher_cache
@@ -314,9 +320,9 @@ class DomainDataModule(LightningDataModule):
         if split == "labeled":
             dataset = LabeledImages(self._training_records(), self._view(image_size, self.seed))
         else:
-            cache, indices = self._open_cache(), self._unlabeled_indices
+            cache, (sources, indices) = self._open_cache(), self._share
             view = self._view(image_size, self.seed if cache is None else cache.manifest.view_seed)
-            dataset = UnlabeledImages([self._unlabeled_sources[i] for i in indices], view, indices)
+            dataset = UnlabeledImages(sources, view, indices)
             if cache is not None:
                 dataset = CachedImages(dataset, cache)
             elif teacher_size != image_size:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
@@ -65,12 +67,12 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int] | tuple[torch.Tensor, int
 
     sources: Sequence[str]
     view: RandomView
-    indices: Sequence[int] | None = None
+    indices: npt.NDArray[np.int64] | None = None
     teacher_size: int | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]:
         i, epoch = key
-        index = i if self.indices is None else self.indices[i]
+        index = i if self.indices is None else int(self.indices[i])
         if self.teacher_size is None:
             return self.view(self.sources[i], index, epoch), index
         image = self.view.open_image(self.sources[i])

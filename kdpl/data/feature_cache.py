@@ -307,7 +307,7 @@ def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
 def _digest(sources: Sequence[str]) -> str:
     """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
     try:
-        base = os.path.commonpath([os.path.dirname(source) for source in sources])  # noqa: PTH120 - any string, not a path
+        base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
     except ValueError:
         base = ""  # absolute and relative paths, or URLs, which cannot be moved together
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from PIL.Image import Image
 
+from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.splits import Reader, Splits
@@ -90,7 +91,10 @@ def _fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
 
 def digest_names(sources: Iterable[str]) -> str:
     """Digest a list of images."""
-    return hashlib.blake2b(b"".join(os.fsencode(source) + b"\0" for source in sources), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sources:
+        digest.update(os.fsencode(source) + b"\0")
+    return digest.hexdigest()
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
@@ -202,5 +206,7 @@ def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
     for label in sorted({record.label for record in splits.train} - {record.label for record in train}):
         said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used"
         raise DataError(f"{said}: add some, or remove the class")
-    unlabeled = splits.unlabeled and tuple(source for source in splits.unlabeled if source not in gone)
+    unlabeled = splits.unlabeled
+    if unlabeled is not None:
+        unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from kdpl.data.names import Names, unlisted
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import unlisted
 from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
@@ -65,13 +66,13 @@ def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Recor
     return [record for record in records if record.label in labels]
 
 
-def share_of(num_images: int, share: float, seed: int) -> tuple[int, ...]:
+def share_of(num_images: int, share: float, seed: int) -> npt.NDArray[np.int64]:
     """Draw a share of unlabelled images, above 0 and at most 1, and return their positions, rising.
 
     At least one image is drawn, and a smaller share of a seed is within a larger one.
     """
     order = generator(seed, "share").permutation(num_images)
-    return tuple(sorted(order[: max(1, round(share * num_images))].tolist()))
+    return np.sort(order[: max(1, round(share * num_images))])
 
 
 def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str]:
@@ -105,7 +106,7 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
     measured = [record.source for record in (*splits.val, *splits.test)]
     if not splits.unlabeled or not measured:
         return splits, 0
-    unlabeled = tuple(unlisted(splits.unlabeled, measured))
+    unlabeled = unlisted(Names.of(splits.unlabeled), measured)
     return replace(splits, unlabeled=unlabeled), len(splits.unlabeled) - len(unlabeled)
 
 

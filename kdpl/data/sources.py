@@ -1,18 +1,21 @@
 """Images without labels, wherever they are, and opening any image that a dataset of one's own names."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from kdpl.data.decoding import open_image
-from kdpl.data.readers.shards import ShardImage, index_shards
-from kdpl.data.storage import is_shard, is_url, places, read, read_list, resolve
+from kdpl.data.names import Names, distinct
+from kdpl.data.readers.shards import ShardImage
+from kdpl.data.shard_index import index_shards
+from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
 from kdpl.errors import DataError
 
 
-def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
+def find_unlabeled(where: str | Sequence[str]) -> Names:
     """Find the images of any number of places, in the order given, each image once.
 
     Args:
@@ -24,24 +27,29 @@ def find_unlabeled(where: str | Sequence[str]) -> tuple[str, ...]:
     Returns:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
-    files = find_files([where] if isinstance(where, str) else where)
-    members = index_shards(list(dict.fromkeys(file for file in files if is_shard(file))))
-    found = [source for file in files for source in members.get(file, [file])]
-    if not found:
+    files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
+    if not files:
         raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
-    first: dict[str, str] = {}
-    for at, source in zip(places(found), found, strict=True):
-        first.setdefault(at, source)
-    return tuple(first.values())
+    at = [number for number, file in enumerate(files) if is_shard(file)]
+    members = index_shards([files[number] for number in at])
+    if len(at) == len(files):
+        return members
+    ends = np.searchsorted(members.rows["folder"], np.arange(len(at)), side="right").tolist()
+    parts, place, start = list[Names](), 0, 0
+    for number, end in zip(at, ends, strict=True):
+        parts += [files[place:number], members[start:end]]
+        place, start = number + 1, end
+    return Names.joined([*parts, files[place:]])
 
 
-def find_files(where: Sequence[str]) -> list[str]:
+def find_files(where: Sequence[str]) -> Iterator[str]:
     """Find the image files and shards of any number of places, in the order given; see ``find_unlabeled``."""
-    files: list[str] = []
     for place in where:
         for file in resolve(place):
-            files += _listed(Path(file)) if file.lower().endswith(".txt") and not is_url(file) else [file]
-    return files
+            if file.lower().endswith(".txt") and not is_url(file):
+                yield from _listed(Path(file))
+            else:
+                yield file
 
 
 def open_source(source: str) -> Image.Image:

@@ -1,12 +1,14 @@
 """A dataset as its reader returns it: names, lists of images, and how to open one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from PIL.Image import Image
 
+from kdpl.data.names import Names, distinct
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import fault_of_name
 
@@ -28,7 +30,7 @@ class Splits:
         train: Labelled training images.
         val: Labelled validation images; empty where the dataset has no such split.
         test: Labelled test images; empty where the dataset has no such split.
-        unlabeled: Sources of images without labels; None: the training images, without their labels.
+        unlabeled: Sources of images without labels, held as ``Names``; None: the training images, without their labels.
         open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
         class_texts: Text that the text tower reads for each class, by label; None: its name.
         held_out: Whether the test images are training images that were set aside, for lack of others.
@@ -39,22 +41,24 @@ class Splits:
     train: tuple[Record, ...]
     val: tuple[Record, ...]
     test: tuple[Record, ...]
-    unlabeled: tuple[str, ...] | None
+    unlabeled: Sequence[str] | None
     open_image: Callable[[str], Image]
     class_texts: tuple[str, ...] | None = None
     held_out: bool = False
 
     def __post_init__(self) -> None:
         """Refuse class names that no table, page or artifact could hold, by a DataError."""
+        if self.unlabeled is not None:
+            object.__setattr__(self, "unlabeled", Names.of(self.unlabeled))
         for name in self.class_names:
             if fault := fault_of_name(name):
                 raise DataError(f"{self.origin} has a class name that {fault}: rename the class")
 
     @property
-    def sources(self) -> list[str]:
+    def sources(self) -> Names:
         """All images, each once: training, validation, test, unlabelled."""
-        labeled = (record.source for record in (*self.train, *self.val, *self.test))
-        return list(dict.fromkeys([*labeled, *(self.unlabeled or ())]))
+        labeled = (record.source for record in chain(self.train, self.val, self.test))
+        return distinct(Names.joined([Names.of(labeled), Names.of(self.unlabeled or ())]), key=iter)
 
     def require_training_images(self) -> None:
         """Refuse a dataset that has only test images, by a DataError."""

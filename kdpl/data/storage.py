@@ -6,9 +6,8 @@ exist or cannot be reached.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -49,20 +48,20 @@ def stays_inside(path: str) -> bool:
 
 def find_images(folder: Path) -> list[str]:
     """Paths of all images below a folder by their extension, sorted, without hidden ones; links are followed once."""
-    return list(_walk(str(folder), set()))
+    return list(_walk(str(folder), os.path.realpath(folder), set()))
 
 
-def resolve(place: str) -> list[str]:
+def resolve(place: str) -> Iterator[str]:
     """Find the image files and shards that a path, URL or pattern names, sorted within each folder and pattern.
 
     A folder is searched recursively for images; DataError if it has none. A file behind a URL is not looked for yet.
     """
     place = place.removeprefix("file://")
     if is_url(place):
-        return [file for url in expand_braces(place) for file in _of_url(url)]
+        return (file for url in expand_braces(place) for file in _of_url(url))
     place = str(Path(place).expanduser())
     names = [place] if os.path.lexists(place) else expand_braces(place)
-    return [file for name in names for file in _of_path(name)]
+    return (file for name in names for file in _of_path(name))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -109,24 +108,6 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
     return content if size is None or len(content) <= size else content[start:end]
 
 
-def places(paths: Iterable[str]) -> Iterator[str]:
-    """Canonical path of each file, the same for all its names: absolute, relative, or through a link. URLs stay."""
-    real_folder = cache(os.path.realpath)  # asked once for all files of a folder
-    for path in paths:
-        if is_url(path):
-            yield path
-            continue
-        folder, name = os.path.split(path)
-        file = os.path.join(real_folder(folder), name)  # noqa: PTH118
-        yield os.path.realpath(file) if os.path.islink(file) else file  # noqa: PTH114
-
-
-def unlisted(paths: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Those paths that are not among the known ones, under any name."""
-    there = frozenset(places(known))
-    return [path for path, at in zip(paths, places(paths), strict=True) if at not in there]
-
-
 def stamp(path: str) -> str:
     """Text that changes when a file does: its size and time, or what its store says instead; empty if it is gone."""
     try:
@@ -141,18 +122,25 @@ def stamp(path: str) -> str:
     return " ".join(str(info[key]) for key in keys if info.get(key) is not None)
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
-    real = os.path.realpath(folder)
+def _walk(folder: str, real: str, seen: set[str]) -> Iterator[str]:
     if real in seen:  # a link to a folder above
         return
     seen.add(real)
+    # entries of folders and links alone are kept, since there may be millions of files
+    names, others = list[str](), dict[str, os.DirEntry[str]]()
     with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        if entry.is_dir():
-            yield from _walk(entry.path, seen)
-        elif is_image(entry.name):
-            yield entry.path
+        for entry in entries:
+            if not entry.name.startswith("."):
+                names.append(entry.name)
+                if not entry.is_file(follow_symlinks=False):
+                    others[entry.name] = entry
+    for name in sorted(names):
+        path, other = os.path.join(folder, name), others.get(name)  # noqa: PTH118
+        if other and other.is_dir():
+            inner = os.path.realpath(path) if other.is_symlink() else os.path.join(real, name)  # noqa: PTH118
+            yield from _walk(path, inner, seen)
+        elif is_image(name):
+            yield path
 
 
 def _of_path(path: str) -> Iterator[str]:
@@ -160,28 +148,31 @@ def _of_path(path: str) -> Iterator[str]:
     matches = sorted(glob(path, recursive=True)) if has_magic(path) and not os.path.lexists(path) else []  # noqa: PTH207
     for match in matches or [path]:
         if Path(match).is_dir():
-            yield from _required(match, find_images(Path(match)))
+            yield from _required(match, _walk(match, os.path.realpath(match), set()))
         elif Path(match).is_file():
             yield match
         else:
             raise DataError(f"{match} does not exist: give image files, folders, patterns or shards that do")
 
 
-def _of_url(url: str) -> list[str]:
+def _of_url(url: str) -> Iterator[str]:
     is_pattern = "*" in url
     if not is_pattern and (is_shard(url) or is_image(url) or _plain(url).endswith(".txt")):
-        return [url]
+        return iter([url])
 
     with _store(url) as (files, name):
         found = [files.unstrip_protocol(each) for each in sorted(files.glob(name) if is_pattern else files.find(name))]
-    return _required(url, [each for each in found if is_image(each) or (is_pattern and is_shard(each))])
+    return _required(url, (each for each in found if is_image(each) or (is_pattern and is_shard(each))))
 
 
-def _required(place: str, images: list[str]) -> list[str]:
-    if not images:
+def _required(place: str, images: Iterator[str]) -> Iterator[str]:
+    found = False
+    for image in images:
+        found = True
+        yield image
+    if not found:
         what = place if is_url(place) else f"folder {place}"
         raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
-    return images
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdpl.data.decoding import open_image
+from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.folder import split_folders
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
-from kdpl.data.storage import find_images, is_image, unlisted
+from kdpl.data.storage import find_images, is_image
 from kdpl.errors import DataError, visible
 
 _UNLABELED = ("unlabeled", "unlabelled")

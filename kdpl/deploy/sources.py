@@ -34,7 +34,7 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files`` takes them. The
     ``list_file`` has one path on each line, relative to the working directory, which need not exist yet.
     """
-    sources = find_files(arguments)
+    sources = list(find_files(arguments))
     if list_file is not None:
         sources += read_list(list_file)
     if not sources:

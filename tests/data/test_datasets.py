@@ -1,9 +1,9 @@
-import inspect
 import pickle
 
 import pytest
 import torch
 from PIL import Image
+from runs import reachable
 
 from kdpl.data.augmentation import LightAffine, to_tensor
 from kdpl.data.datasets import LabeledImages, RandomView, UnlabeledImages
@@ -36,22 +36,6 @@ def test_view_is_drawn_from_seed_epoch_and_index():
     view, index = unlabeled()[(4, 2)]
     assert torch.equal(view, labeled()[(4, 2)][0])
     assert index == 4
-
-
-def reachable(value, seen=None):
-    """All that can be reached from an object through attributes and containers."""
-    seen = {} if seen is None else seen
-    if id(value) in seen or inspect.isclass(value) or inspect.isroutine(value):
-        return seen
-    seen[id(value)] = value
-    children = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, dict):
-        children += list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        children += list(value)
-    for child in children:
-        reachable(child, seen)
-    return seen
 
 
 def test_no_label_can_be_reached_from_the_unlabelled_split():

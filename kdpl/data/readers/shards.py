@@ -1,29 +1,18 @@
 """Tar shards in the WebDataset format: indexed once, then read one image at a time, never unpacked.
 
 Training draws images in any order and resumes in the middle of an epoch, so shards are not streamed: a view is one
-read of an image's own bytes. The index of a distant shard is kept in ``$XDG_CACHE_HOME/kdpl/shards``, by default in
-``~/.cache``.
+read of an image's own bytes.
 """
 
-import contextlib
 import gzip
-import hashlib
-import json
 import lzma
-import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator
 from typing import IO, Any, Literal
 
-from rich.console import Console
-from rich.progress import track
-
-from kdpl.data.storage import COMPRESSED_ENDINGS, is_image, is_url, open_file, read, stamp, stays_inside
+from kdpl.data.storage import is_image, read, stays_inside
 from kdpl.errors import DataError, reason
-from kdpl.runtime.files import atomic_path
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 LARGEST_IMAGE = 2**29
@@ -31,7 +20,6 @@ LARGEST_IMAGE = 2**29
 
 _LARGEST_NOTE = 2**20  # bytes of a long name or other notes before a member, which are read at once
 _NOTES = b"xgXLK"  # the types of such members
-_AT_ONCE = 8  # shards that are indexed at a time; mostly waits for the network
 
 
 class Member(tarfile.TarInfo):
@@ -102,48 +90,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("it continues with something that is not a member")
 
 
-def index_shards(shards: Sequence[str]) -> dict[str, list[ShardImage]]:
-    """Find all images of shards; DataError if a shard does not exist, is compressed or damaged, or has no image."""
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(_index, shards)
-        shown = track(found, "shards", len(shards), console=console, transient=True, disable=not console.is_terminal)
-        return dict(zip(shards, shown, strict=True))
-
-
 def require_size(name: str, size: int) -> None:
     """Refuse to read more than an image has into memory, by a DataError."""
     if size > LARGEST_IMAGE:
         raise DataError(f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out")
-
-
-def _index(shard: str) -> list[ShardImage]:
-    if not is_url(shard):
-        return _look_through(shard)
-    key = hashlib.blake2b(f"{shard}\0{stamp(shard)}".encode(), digest_size=16).hexdigest()
-    file = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kdpl" / "shards" / f"{key}.json"
-    if file.is_file():
-        return [ShardImage(shard, *entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    members = _look_through(shard)
-    with contextlib.suppress(OSError), atomic_path(file) as temporary:
-        entries = [(each[len(shard) + 1 :], each.offset, each.size) for each in members]
-        temporary.write_text(json.dumps(entries), encoding="utf-8")
-    return members
-
-
-def _look_through(shard: str) -> list[ShardImage]:
-    # by name: of two members of one name the later one counts, as when a shard is unpacked
-    members: dict[str, ShardImage] = {}
-    if shard.lower().endswith(COMPRESSED_ENDINGS):
-        raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
-    try:
-        with open_file(shard) as file, open_tar(file, "r:") as opened:
-            for member in images_of(opened):
-                members[member.name] = ShardImage(shard, member.name, member.offset_data, member.size)
-    except FileNotFoundError as error:
-        raise DataError(f"shard {shard} does not exist: restore it, or leave it out of unlabeled") from error
-    except UNREADABLE as error:
-        raise DataError(f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out") from error
-    if not members:
-        raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
-    return list(members.values())

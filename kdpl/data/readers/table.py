@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.data.class_mapping import name_classes
+from kdpl.data.names import Names, unlisted
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import is_url, unlisted
+from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ class Table(Reader):
         train, val, test, held_out = (
             tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS
         )
+        unlabeled = Names.of(without_label)
         if self.unlabeled:
-            without_label += unlisted(find_unlabeled(self.unlabeled), split_of)
+            unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), split_of)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
-        parts = (train, val, test or held_out, tuple(without_label) or None, open_source)
+        parts = (train, val, test or held_out, unlabeled or None, open_source)
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 

@@ -90,7 +90,7 @@ class Demo:
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
     """Choose up to twelve images, evenly spread over image files and folders; raises a DataError if one is invalid."""
-    chosen = spread(find_files(arguments), _EXAMPLES)
+    chosen = spread(list(find_files(arguments)), _EXAMPLES)
     for path in chosen:
         open_image(path)
     return chosen

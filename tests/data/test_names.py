@@ -1,0 +1,110 @@
+import os
+import pickle
+
+import pytest
+import runs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdpl import DomainDataModule
+from kdpl.data import names as module
+from kdpl.data.names import Names, distinct, places, unlisted
+from kdpl.data.readers.shards import ShardImage
+from kdpl.data.sampling import share_of
+from kdpl.data.sources import find_unlabeled
+
+# any text that Python has, lone surrogates and empty names among it
+paths = st.lists(st.text(st.characters(exclude_characters="\0") | st.just("/"), max_size=9), max_size=9)
+
+
+@given(paths, paths, st.integers(0, 9), st.integers(0, 9))
+def test_names_are_those_of_a_list_however_they_are_cut_and_joined(first, second, start, end):
+    one, two = Names.of(iter(first)), Names.of(second)
+    both = Names.joined([one, two])
+    assert list(both) == first + second == [both[i] for i in range(len(both))]
+    assert both == first + second != [*first, *second, "more"]
+    assert list(Names.joined([both[end:], both[:start], both.take(slice(None, None, -1))])) == [
+        *(first + second)[end:],
+        *(first + second)[:start],
+        *(first + second)[::-1],
+    ]
+    with pytest.raises(IndexError):
+        both[len(both)]
+
+
+def test_images_in_shards_keep_their_place_also_in_another_process():
+    images = [ShardImage("a/1.tar", "x/1.png", 512, 10), "b.png", ShardImage("2.tar", "é.png", 2**40, 2**33)]
+    for names in (Names.of(images), pickle.loads(pickle.dumps(Names.of(images)))):  # noqa: S301
+        assert list(names) == images
+        assert [vars_of(name) for name in names] == [vars_of(name) for name in images]
+
+
+def vars_of(name):
+    return (name.shard, name.offset, name.size) if isinstance(name, ShardImage) else None
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Folders of twelve and of three files, links to files and folders, and a link that leads nowhere."""
+    for folder, count in (("many", 12), ("few", 3), ("elsewhere", 1)):
+        runs.image_folder(tmp_path / folder, classes=("x",), images=count, splits=("train",))
+    (tmp_path / "many/train/x/link.png").symlink_to(tmp_path / "elsewhere/train/x/0.png")
+    (tmp_path / "few/train/x/link.png").symlink_to("0.png")
+    (tmp_path / "few/train/x/gone.png").symlink_to("nothing.png")
+    (tmp_path / "few/to_many").symlink_to(tmp_path / "many")
+    return tmp_path
+
+
+def test_places_are_the_real_paths_of_files(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    found = [*find_unlabeled(str(tree / "many")), "many/train/x/3.png", "few/to_many/train/x/link.png", "not/there.png"]
+    found += [f"few/train/x/{name}.png" for name in ("0", "link", "gone")]
+    assert list(places(Names.of(found))) == [os.path.realpath(path) for path in found]
+    shard = ShardImage("few/to_many/1.tar", "a/1.png", 512, 9)
+    assert list(places(Names.of([shard, "https://host/a/../1.png"]))) == [
+        f"{os.path.realpath(tree)}/many/1.tar/a/1.png",
+        "https://host/a/../1.png",
+    ]
+
+
+@pytest.mark.parametrize("same_hash", [False, True])
+def test_each_image_counts_once_and_the_first_name_stays(tree, monkeypatch, same_hash):
+    if same_hash:
+        monkeypatch.setattr(module, "hash", lambda _: 0, raising=False)
+    given = [str(tree / name) for name in ("few", "many", "elsewhere", "few/train/x/1.png")]
+    plain = {}
+    for path in [name for each in given for name in find_unlabeled(each)]:
+        plain.setdefault(os.path.realpath(path), path)
+    assert list(find_unlabeled(given)) == list(plain.values())
+    assert len(distinct(Names.of(["a", "b", "a"]), key=iter)) == 2
+    left = unlisted(
+        Names.of(plain.values()), [str(tree / "elsewhere/train/x/0.png"), f"{tree}/few/../many/train/x/5.png"]
+    )
+    assert [name for name in plain.values() if name not in left] == [
+        str(tree / "few/to_many/train/x/5.png"),
+        str(tree / "few/to_many/train/x/link.png"),
+    ]
+
+
+def test_a_listing_takes_no_system_call_for_each_file(tree, monkeypatch):
+    asked = []
+    for name in ("lstat", "stat", "readlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *a, _real=real, **k: asked.append(path) or _real(path, *a, **k))
+    assert len(find_unlabeled(str(tree / "many"))) == 13
+    within = {path for path in map(str, asked) if path.startswith(f"{tree}/many/train/x/")}
+    assert within == {f"{tree}/many/train/x/link.png"}
+
+
+@pytest.mark.parametrize("options", [{}, {"unlabeled": "many"}, {"unlabeled": "many", "unlabeled_share": 0.5}])
+def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, options):
+    monkeypatch.chdir(tree)
+    data = DomainDataModule("folder", root="many", num_workers=0, scan=False, **options)
+    images = data.train_dataloader_for("unlabeled", 8).dataset
+    every = [f"many/train/x/{name}.png" for name in sorted([*map(str, range(12)), "link"])]
+    if "unlabeled_share" in options:
+        every = [every[index] for index in share_of(13, 0.5, seed=1)]
+    assert list(images.sources) == every
+    held = runs.reachable(images).values()
+    assert not any(each in every for each in held if isinstance(each, str))
+    assert not any(len(each) >= len(every) for each in held if isinstance(each, (list, tuple, dict)))
