@@ -24,26 +24,43 @@ BadImages = Literal["error", "skip"]
 
 _VERSION = 1
 _SHOWN = 10
+_KEPT = 10_000  # images after which is remembered how far it got
 
 
 @dataclass(frozen=True)
 class Checked:
     """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
 
-    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it.
+    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it. Fewer are
+    ``looked`` at if it was interrupted.
     """
 
     names: str
     images: int
     skipped: dict[str, str]
+    looked: int
 
     @classmethod
-    def look(cls, sources: Sequence[str], open_image: Callable[[str], Image]) -> "Checked":
-        """Decode every image, in parallel under a progress bar."""
-        faults = faults_of(sources, open_image, "looking at all images")
+    def look(cls, sources: Sequence[str], open_image: Callable[[str], Image], file: Path | None = None) -> "Checked":
+        """Decode every image, in parallel under a progress bar; ``file`` remembers those that are done already."""
+        names, known = digest_names(sources), cls.load(file) if file else None
+        if known is None or known.names != names:
+            known = cls(names, len(sources), {}, 0)
+        # a run's images are fixed when it begins, whatever becomes of them later
+        if known.looked == len(sources):
+            return known
+        # before that, bad ones may be replaced
+        skipped = dict(faults_of(list(known.skipped), open_image, "looking at bad images again"))
+        rest = sources[known.looked :]
+        faults = in_parallel(partial(_fault_of, open_image=open_image), rest, "looking at all images")
+        for done, (source, fault) in enumerate(zip(rest, faults, strict=True), start=known.looked + 1):
+            if fault is not None:
+                skipped[source] = fault
+            if file and done % _KEPT == 0 and done < len(sources):
+                cls(names, len(sources), skipped, done).save(file)
         # without what to do about it
-        skipped = {source: fault.rpartition(": ")[0] for source, fault in faults}
-        return cls(digest_names(sources), len(sources), skipped)
+        skipped = {source: fault.rpartition(": ")[0] for source, fault in skipped.items()}
+        return cls(names, len(sources), skipped, len(sources))
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
@@ -53,7 +70,8 @@ class Checked:
             skipped = {str(source): str(reason) for source, reason in fields["skipped"].items()}
             if fields["version"] != _VERSION:
                 return None
-            return cls(str(fields["names"]), int(fields["images"]), skipped)
+            images = int(fields["images"])
+            return cls(str(fields["names"]), images, skipped, int(fields.get("looked", images)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -186,12 +204,7 @@ class Reading:
     @cached_property
     def _checked(self) -> Checked:
         """The remembered result for these images, or a new one."""
-        sources = self._listed.sources
-        known = Checked.load(self.file) if self.file else None
-        # a run's images are fixed when it begins, whatever becomes of them later
-        if known is not None and known.names == digest_names(sources):
-            return known
-        return Checked.look(sources, self._listed.open_image)
+        return Checked.look(self._listed.sources, self._listed.open_image, self.file)
 
 
 def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
