@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
@@ -18,7 +19,7 @@ from kdpl.clip import ClipIdentity, CosineHead, Preprocessing
 from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import image_config
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.decoding import open_image, to_rgb
+from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
@@ -48,6 +49,7 @@ class _Settings(EncoderSettings):
     clip: ClipIdentity
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
+    decoding: Decoding = PUBLISHED
 
 
 class Prediction(NamedTuple):
@@ -60,16 +62,25 @@ class Prediction(NamedTuple):
 class Classifier(nn.Module):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
-    ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities.
+    ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
+    ``decoding``, as in training.
     """
 
-    def __init__(self, encoder: StudentEncoder, vectors: ClassVectors, logit_scale: float, clip: ClipIdentity) -> None:
+    def __init__(
+        self,
+        encoder: StudentEncoder,
+        vectors: ClassVectors,
+        logit_scale: float,
+        clip: ClipIdentity,
+        decoding: Decoding = Decoding(),
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.vectors = vectors
         self.head = CosineHead(vectors.vectors)
         self.logit_scale = logit_scale
         self.clip = clip
+        self.decoding = decoding
         self.eval()
 
     @property
@@ -102,7 +113,7 @@ class Classifier(nn.Module):
             class_names=self.class_names + vectors.class_names,
             class_texts=self.vectors.texts + vectors.texts if self.vectors.class_texts or vectors.class_texts else None,
         )
-        return Classifier(self.encoder, extended, self.logit_scale, self.clip)
+        return Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
 
     def require_teacher(self, made: ClassVectors | TunedPrompts) -> None:
         """Raise an ArtifactError unless ``made`` is by the teacher whose class vectors this classifier has."""
@@ -145,7 +156,8 @@ class Classifier(nn.Module):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         rows: list[list[Prediction]] = []
-        for _, predicted in self.predictions(images, _open, top_k, batch_size, workers):
+        opened = partial(_open, decoding=self.decoding)
+        for _, predicted in self.predictions(images, opened, top_k, batch_size, workers):
             if isinstance(predicted, DataError):
                 raise predicted
             rows.append(predicted)
@@ -181,7 +193,7 @@ class Classifier(nn.Module):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
-        return to_tensor(resize_and_crop(to_rgb(image), self.preprocessing.image_size))
+        return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.image_size))
 
     def save(self, folder: str | Path) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
@@ -204,6 +216,7 @@ class Classifier(nn.Module):
             projector=self.encoder.projector is not None,
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
+            decoding=self.decoding,
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
         tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
@@ -295,14 +308,14 @@ class Classifier(nn.Module):
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding)
 
 
-def _open(image: str | Path | Image.Image | Tensor) -> Image.Image:
+def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image.Image:
     if isinstance(image, Tensor):
         return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     if isinstance(image, str | Path):
-        return open_image(str(image))
+        return open_image(str(image), decoding=decoding)
     if not isinstance(image, Image.Image):
         raise ConfigError(
             f"predict was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it with "

@@ -18,6 +18,7 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
 from kdpl.clip import Clip, ClipConfig, CosineHead, Frozen, load_clip, load_image_clip, promptable, store_frozen
+from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
@@ -279,10 +280,10 @@ class StudentDistillation(ClassifyingModule):
             )
         self._views_before = checkpoint.get(_VIEWS_KEY)
 
-    def classifier(self) -> Classifier:
-        """Return what ships: the encoder, in float32, and the class vectors."""
+    def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
+        """Return what ships: the encoder, in float32, and the class vectors, for image files opened by ``decoding``."""
         store_frozen(self.encoder, torch.float32)
-        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip)
+        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
 
 
 def _words(seed: int, views: int | None) -> str:

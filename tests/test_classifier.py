@@ -12,9 +12,11 @@ from plain import PlainProjector, normalized, relative_error
 from runs import noise
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
+from zoo import odd_photo
 
 from kdpl.classifier import Classifier
 from kdpl.data.augmentation import to_tensor
+from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -170,6 +172,30 @@ class TestPredict:
         deep = tmp_path / "16 bits.png"
         Image.fromarray((np.arange(40 * 40, dtype=np.uint16) * 40).reshape(40, 40)).save(deep)
         assert classifier.predict([deep]) == classifier.predict([Image.open(deep)])
+
+    @pytest.mark.parametrize("decoding", [Decoding(), Decoding((0, 90, 200)), PUBLISHED])
+    def test_images_are_opened_as_in_training(self, decoding, classifier, tmp_path):
+        with Image.open(odd_photo(tmp_path / "a.png")) as image:
+            upright, published = image.transpose(Image.Transpose.ROTATE_270), to_tensor(image.convert("RGB"))
+        on = Image.new("RGBA", upright.size, decoding.background or 0)
+        known = Classifier(classifier.encoder, classifier.vectors, 17.0, classifier.clip, decoding)
+        known.save(tmp_path / "c")
+        read = Classifier.load(tmp_path / "c")
+        assert read.decoding == read.add_classes(further(read)).decoding == decoding
+        expected = published if decoding == PUBLISHED else Image.alpha_composite(on, upright).convert("RGB")
+        (expected,) = classifier.predict([expected], top_k=5)
+        with Image.open(tmp_path / "a.png") as opened:
+            for found in read.predict([tmp_path / "a.png", opened], top_k=5):
+                assert [each.class_name for each in found] == [each.class_name for each in expected]
+                probabilities = [each.probability for each in expected]
+                assert [each.probability for each in found] == pytest.approx(probabilities, abs=2e-3)
+
+    def test_one_written_without_a_note_of_that_opens_them_as_published(self, folder):
+        file = folder / "classifier.json"
+        fields = json.loads(file.read_text())
+        assert fields.pop("decoding") == {"background": [255, 255, 255], "orientation": True}
+        file.write_text(json.dumps(fields))
+        assert Classifier.load(folder).decoding == PUBLISHED
 
     def test_an_unreadable_image_is_named(self, classifier, tmp_path):
         broken = tmp_path / "broken.png"

@@ -10,6 +10,7 @@ import browser
 import pytest
 import yaml
 from runs import noise
+from zoo import odd_photo
 
 import kdpl
 import kdpl.prompts
@@ -18,6 +19,7 @@ from kdpl.__main__ import main
 from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
+from kdpl.data.decoding import PUBLISHED, Decoding
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -183,14 +185,16 @@ def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, mo
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
 
 
-def test_the_script_without_torch_makes_the_classifiers_predictions(classifier, tmp_path):
-    assert main(["export", str(classifier), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
-    pictures = [tmp_path / f"{i}.png" for i in range(2)]
-    for path, size in zip(pictures, [(47, 90), (101, 64)], strict=True):
-        noise(*size).save(path)
+@pytest.mark.parametrize("decoding", [PUBLISHED, Decoding((0, 90, 200))])
+def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, classifier, tmp_path):
+    given, folder = Classifier.load(classifier), tmp_path / "classifier"
+    Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding).save(folder)
+    assert main(["export", str(folder), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
+    noise(47, 90).save(tmp_path / "0.png")
+    pictures = [tmp_path / "0.png", odd_photo(tmp_path / "1.png", 101, 64)]
     forbidding = "import sys; sys.modules.update(torch=None, torchvision=None, kdpl=None)\n"
     script = forbidding + python_of("deployment.md", "onnxruntime")
-    for path, (expected,) in zip(pictures, Classifier.load(classifier).predict(pictures), strict=True):
+    for path, (expected,) in zip(pictures, Classifier.load(folder).predict(pictures), strict=True):
         command = [sys.executable, "-c", script, path.name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         name, probability = done.stdout.rsplit(maxsplit=1)

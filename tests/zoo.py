@@ -13,16 +13,22 @@ from runs import noise
 ORIENTATION = 0x0112
 
 
-def _png(width, height, pixels):
-    """A PNG file by hand: 8-bit RGB of any claimed size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def _png(width, height, pixels, depth=8, kind=2, clear=()):
+    """A PNG file by hand, of any claimed size: RGB, or another kind; ``clear`` is its transparent colour."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    chunks[1:1] = [(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []
     framed = (struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def _grey_16(path):
     Image.fromarray(np.array([[0, 256], [30_000, 65_535]], dtype=np.uint16)).save(path)
+
+
+def _deep(kind, *values, clear=()):
+    pixel = b"\0" + struct.pack(f">{len(values)}H", *values)
+    return lambda path: path.write_bytes(_png(1, 1, pixel, 16, kind, clear))
 
 
 def _palette(**options):
@@ -37,12 +43,25 @@ def _moving(path):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, **lossless)
 
 
-def _turned(path):
+def tag(orientation):
+    """EXIF of an orientation alone."""
     exif = Image.Exif()
-    exif[ORIENTATION] = 6
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def odd_photo(path, width=50, height=40):
+    """Noise, partly transparent and turned by its tag."""
+    image = noise(width, height, "RGBA")
+    image.putalpha(noise(width, height, "L", seed=1))
+    image.save(path, exif=tag(6))
+    return path
+
+
+def _turned(path):
     image = Image.new("RGB", (8, 6), "red")
     image.paste("blue", (0, 3, 8, 6))
-    image.save(path, exif=exif)
+    image.save(path, exif=tag(6))
 
 
 def _cut(path):
@@ -63,6 +82,8 @@ def _plain(mode, size, colour, **options):
 
 _BROWN, _RED, _DARK = (200, 100, 50), (255, 0, 0), (7, 8, 9)
 _INK = (0, 255, 255, 0)
+_GREEN, _BLUE, _WHITE = (10, 200, 30), (0, 0, 255), (255, 255, 255)
+_CLEAR = (0x1234, 0x5678, 0x9ABC)
 
 # kind: file name, how it is made, size, and the colour of a pixel
 GOOD = {
@@ -73,11 +94,24 @@ GOOD = {
     "CMYK TIFF": ("print.tif", _plain("CMYK", (4, 4), _INK), (4, 4), (0, 0), _RED),
     "CMYK JPEG": ("print.jpg", _plain("CMYK", (8, 8), _INK), (8, 8), (0, 0), _RED),
     "palette": ("palette.png", _palette(), (4, 4), (0, 0), _BROWN),
-    "clear palette": ("clear palette.png", _palette(transparency=1), (4, 4), (0, 0), _BROWN),
-    "half-clear palette": ("half-clear palette.png", _palette(transparency=b"\xff\x40"), (4, 4), (0, 0), _BROWN),
-    "RGBA": ("clear.png", _plain("RGBA", (4, 4), (10, 200, 30, 0)), (4, 4), (0, 0), (10, 200, 30)),
-    "grey and alpha": ("clear grey.png", _plain("LA", (4, 4), (90, 0)), (4, 4), (0, 0), (90, 90, 90)),
-    "turned by EXIF": ("turned.png", _turned, (8, 6), (7, 0), _RED),
+    "clear palette": ("clear palette.png", _palette(transparency=1), (4, 4), (0, 0), _WHITE),
+    # a quarter of brown on white
+    "half-clear palette": ("half palette.png", _palette(transparency=b"\xff\x40"), (4, 4), (0, 0), (241, 216, 204)),
+    "palette with a clear colour elsewhere": ("p.png", _palette(transparency=0), (4, 4), (0, 0), _BROWN),
+    "clear GIF": ("clear.gif", _palette(transparency=1), (4, 4), (0, 0), _WHITE),
+    "RGBA": ("clear.png", _plain("RGBA", (4, 4), (*_GREEN, 0)), (4, 4), (0, 0), _WHITE),
+    "opaque RGBA": ("opaque.png", _plain("RGBA", (4, 4), (*_GREEN, 255)), (4, 4), (0, 0), _GREEN),
+    "RGBA WebP": ("clear.webp", _plain("RGBA", (4, 4), (*_GREEN, 0), lossless=True), (4, 4), (0, 0), _WHITE),
+    "grey and alpha": ("clear grey.png", _plain("LA", (4, 4), (90, 0)), (4, 4), (0, 0), _WHITE),
+    "clear colour": ("key.png", _plain("RGB", (4, 4), _GREEN, transparency=_GREEN), (4, 4), (0, 0), _WHITE),
+    "clear grey": ("key grey.png", _plain("L", (4, 4), 77, transparency=77), (4, 4), (0, 0), _WHITE),
+    "clear bit": ("key bit.png", _plain("1", (4, 4), 0, transparency=0), (4, 4), (0, 0), _WHITE),
+    "16-bit RGBA": ("deep clear.png", _deep(6, *_CLEAR, 0), (1, 1), (0, 0), _WHITE),
+    "16-bit grey and alpha": ("deep clear grey.png", _deep(4, 0x1234, 0), (1, 1), (0, 0), _WHITE),
+    "16-bit clear colour": ("deep key.png", _deep(2, *_CLEAR, clear=_CLEAR), (1, 1), (0, 0), _WHITE),
+    "16-bit clear grey": ("deep key grey.png", _deep(0, 0x1234, clear=[0x1234]), (1, 1), (0, 0), _WHITE),
+    "16-bit other grey": ("deep other grey.png", _deep(0, 0x1234, clear=[0x1200]), (1, 1), (0, 0), (18, 18, 18)),
+    "turned by EXIF": ("turned.png", _turned, (6, 8), (0, 0), _BLUE),
     "animated GIF": ("moving.gif", _moving, (8, 8), (3, 3), _RED),
     "animated WebP": ("moving.webp", _moving, (8, 8), (3, 3), _RED),
     "animated PNG": ("moving.png", _moving, (8, 8), (3, 3), _RED),
@@ -85,6 +119,25 @@ GOOD = {
     "20,000 pixels wide": ("wide.png", _plain("RGB", (20_000, 2), _DARK), (20_000, 2), (19_999, 1), _DARK),
     "PNG named .jpg": ("really a png.jpg", _plain("RGB", (4, 4), _DARK, format="PNG"), (4, 4), (0, 0), _DARK),
     "bad profile": ("profile.png", _plain("RGB", (4, 4), _DARK, icc_profile=b"no profile"), (4, 4), (0, 0), _DARK),
+}
+
+# what becomes of some without compositing and turning, as the field does it: size and the colour of the same pixel
+PUBLISHED = {
+    "clear palette": ((4, 4), _BROWN),
+    "half-clear palette": ((4, 4), _BROWN),
+    "clear GIF": ((4, 4), _BROWN),
+    "RGBA": ((4, 4), _GREEN),
+    "opaque RGBA": ((4, 4), _GREEN),
+    "RGBA WebP": ((4, 4), (0, 0, 0)),  # which keeps no colour below
+    "grey and alpha": ((4, 4), (90, 90, 90)),
+    "clear colour": ((4, 4), _GREEN),
+    "clear grey": ((4, 4), (77, 77, 77)),
+    "clear bit": ((4, 4), (0, 0, 0)),
+    "16-bit RGBA": ((1, 1), (0x12, 0x56, 0x9A)),
+    "16-bit clear colour": ((1, 1), (0x12, 0x56, 0x9A)),
+    "16-bit grey and alpha": ((1, 1), (0x12, 0x12, 0x12)),
+    "16-bit clear grey": ((1, 1), (0x12, 0x12, 0x12)),
+    "turned by EXIF": ((8, 6), _RED),
 }
 
 # kind: file name, how it is made, and why it cannot be used

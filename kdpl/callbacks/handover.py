@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.data.decoding import Decoding
 from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
@@ -89,7 +90,8 @@ class SaveClassifier(_Handover):
         if not trainer.is_global_zero:
             return
         student: Any = pl_module
-        classifier: Classifier = student.classifier()
+        decoding = getattr(getattr(trainer, "datamodule", None), "decoding", Decoding())
+        classifier: Classifier = student.classifier(decoding)
         classifier.save(folder / CLASSIFIER_FOLDER)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {

@@ -95,4 +95,4 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
 
     # evenly spread, because images in a folder are often sorted by class
     chosen = spread(find_sources([folder]), count)
-    return torch.stack([classifier.prepare(open_image(path)) for path in chosen])
+    return torch.stack([classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in chosen])

@@ -119,6 +119,10 @@ def _print(path: Path, images: list[Found], words: Mapping[str, str]) -> None:
     if mute := [name for label in sorted(labeled) if _MUTE.fullmatch(name := words.get(label, label))]:
         print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, choose light_affine")
+    transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
+    if transparent or turned:
+        on = "put on white, or on the colour data.init_args.background"
+        print(f"  with transparent pixels: {transparent}, {on}; turned by their orientation tag: {turned}")
 
 
 def _print_not_taken(left_out: list[str], aside: list[str]) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
@@ -58,6 +59,8 @@ class DomainDataModule(LightningDataModule):
         class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
             (``folder`` and ``table``); None: they are the names.
         class_text: Text that the text tower reads for a class, with ``{}`` instead of the name (likewise).
+        background: Colour [red, green, blue], 0 to 255, on which transparent images are put (``folder`` and ``table``);
+            None: white. The benchmark's images lose their transparency, and their orientation tags are not followed.
         held_out: Share of each class's training images that become test images, where there are no others; None: none.
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
@@ -85,6 +88,7 @@ class DomainDataModule(LightningDataModule):
         unlabeled: list[str] | str | None = None,
         class_names: str | None = None,
         class_text: str | None = None,
+        background: tuple[int, int, int] | None = None,
         held_out: float | None = None,
         bad_images: BadImages = "error",
         scan: bool | None = None,
@@ -105,7 +109,8 @@ class DomainDataModule(LightningDataModule):
         super().__init__()
         # the run's folder is one for all nodes
         self.prepare_data_per_node = False
-        reader = build_reader(dataset, root=root, unlabeled=unlabeled, class_names=class_names, class_text=class_text)
+        named = {"class_names": class_names, "class_text": class_text}
+        reader = build_reader(dataset, root=root, unlabeled=unlabeled, background=background, **named)
         self._reading = Reading(reader, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
@@ -137,6 +142,11 @@ class DomainDataModule(LightningDataModule):
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
             raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
         return splits
+
+    @property
+    def decoding(self) -> Decoding:
+        """How image files are opened."""
+        return self._reading.reader.decoding
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -261,6 +271,7 @@ class DomainDataModule(LightningDataModule):
             dataset=self.dataset,
             sources=self._unlabeled_sources,
             image_size=image_size,
+            decoding=self.decoding,
             augmentation=self.augmentation,
             view_seed=self.seed,
             views=views or max(epochs or 0, 0),

@@ -1,34 +1,101 @@
-"""Opening image files."""
+"""Opening image files, and what becomes of transparency and of orientation tags."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
+from typing import Annotated
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 
 # Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other programs
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 
+# by EXIF orientation; 1 is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-def open_image(path: str, content: bytes | None = None) -> Image.Image:
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Decoding:
+    """How an image becomes RGB; by default, as one's own images do.
+
+    Attributes:
+        background: Colour on which transparent pixels are put; None drops transparency, and the colour below it stays.
+        orientation: Whether the image is turned as its EXIF orientation says.
+    """
+
+    background: tuple[_Byte, _Byte, _Byte] | None = (255, 255, 255)
+    orientation: bool = True
+
+    @classmethod
+    def on(cls, background: Sequence[int]) -> "Decoding":
+        """The default on another background; a ConfigError if it is not a colour."""
+        try:
+            return cls(tuple(background))  # type: ignore[arg-type]
+        except (TypeError, ValidationError) as error:
+            said = f"background is {background!r:.100}, expected three numbers from 0 to 255"
+            raise ConfigError(f"{said}: give for example [255, 255, 255], which is white") from error
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Turn an image of any mode into RGB, without its metadata; OSError if it is damaged."""
+        turn = _turn_of(image) if self.orientation else None
+        if turn is not None:
+            image = image.transpose(turn)
+        translucent = None if self.background is None else _translucent(image)
+        if translucent is not None:
+            rgb = Image.new("RGB", image.size, self.background)
+            rgb.paste(translucent, mask=translucent)
+            return rgb
+        # dropped in any case, and Pillow warns of some kinds that are still there
+        image.info.pop("transparency", None)
+        rgb = _in_bytes(image).convert("RGB")
+        rgb.info = {}  # so that what is decoded already is not turned again
+        return rgb
+
+
+PUBLISHED = Decoding(background=None, orientation=False)
+"""How the benchmark's images are decoded in the field."""
+
+
+def open_image(path: str, content: bytes | None = None, decoding: Decoding = Decoding()) -> Image.Image:
     """Open and decode an image file as RGB.
 
-    The first frame of an animation is used; transparency is dropped and the colour below it stays; 16-bit grey values
-    lose their lower byte. Orientation tags are not followed, as in the field.
+    The first frame of an animation is used; 16-bit grey values lose their lower byte.
 
     Args:
         path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its ending.
         content: The file's bytes, if they were read already.
+        decoding: What becomes of transparency and orientation.
 
     Raises:
         DataError: The file is missing, truncated, not an image, or has more than about 179 million pixels.
     """
+    with opened(path, content) as image:
+        return decoding.to_rgb(image)
+
+
+@contextmanager
+def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image file in its own mode; a DataError as of ``open_image``, also for what the block raises."""
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
-            return to_rgb(image)
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it") from error
     except Exception as error:  # Pillow's decoders raise any error on damaged bytes
@@ -37,11 +104,44 @@ def open_image(path: str, content: bytes | None = None) -> Image.Image:
         raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB, as ``open_image`` does; OSError if it is damaged."""
-    if image.mode.startswith("I"):
-        # Pillow would cut 16-bit grey values off at 255, which leaves most images white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    # dropped in any case, and Pillow warns of some kinds that are still there
-    image.info.pop("transparency", None)
-    return image.convert("RGB")
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an image has a pixel that is not opaque."""
+    return _translucent(image) is not None
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image has an orientation tag that turns or mirrors it."""
+    return _turn_of(image) is not None
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    image.load()
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises any error on damaged tags, of which viewers take no notice either
+        return None
+
+
+def _translucent(image: Image.Image) -> Image.Image | None:
+    """The image as RGBA; None if it is opaque."""
+    if not image.has_transparency_data:
+        return None
+    rgba = _in_bytes(image).convert("RGBA")
+    opaque = rgba.getchannel("A").getextrema() == (255, 255)
+    return None if opaque else rgba
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """The image with the upper bytes of 16-bit values."""
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple):
+        # Pillow has the upper bytes of the other colours already
+        image.info["transparency"] = clear if max(clear) < 256 else tuple(value >> 8 for value in clear)
+    if not image.mode.startswith("I"):
+        return image
+    # Pillow would cut 16-bit grey values off at 255, which leaves most images white
+    values = np.asarray(image)
+    grey = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.uint8(255) * (values != clear)))
+    return grey

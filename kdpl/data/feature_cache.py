@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdpl.data.augmentation import Augmentation
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path, write_text
 
@@ -36,7 +37,7 @@ _MOST_SHARDS = 256  # each is an open file in each worker process
 _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
-_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "image_size", "augmentation")
+_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "image_size", "decoding", "augmentation")
 
 
 class Manifest(BaseModel):
@@ -46,6 +47,7 @@ class Manifest(BaseModel):
         teacher: Fingerprint of the teacher, whose features are ``width`` D wide.
         sources: Digest of the list of the N ``images``, independent of where the dataset lies.
         image_size: Edge of a view in pixels, as the teacher takes it.
+        decoding: How image files are opened.
         augmentation: Class and settings of the augmentation.
         views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
         made_with: Versions of the libraries that made the views, for information.
@@ -60,6 +62,7 @@ class Manifest(BaseModel):
     images: PositiveInt
     sources: str
     image_size: PositiveInt
+    decoding: Decoding = PUBLISHED
     augmentation: dict[str, Any]
     view_seed: NonNegativeInt
     views: NonNegativeInt

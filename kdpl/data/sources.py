@@ -1,18 +1,41 @@
 """Images without labels, wherever they are, and opening any image that a dataset of one's own names."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from kdpl.data.decoding import open_image
+from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, distinct
 from kdpl.data.readers.shards import ShardImage
 from kdpl.data.shard_index import index_shards
+from kdpl.data.splits import Reader
 from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
 from kdpl.errors import DataError
+
+
+@dataclass
+class OwnImages(Reader):
+    """A dataset of one's own; the settings are those of ``DomainDataModule``."""
+
+    root: str
+    unlabeled: str | Sequence[str] | None = None
+    class_names: str | None = None
+    class_text: str | None = None
+    background: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.background is not None:
+            self.decoding = Decoding.on(self.background)
+
+    @property
+    def open_source(self) -> Callable[[str], Image.Image]:
+        """Opens an image of the dataset."""
+        return partial(open_source, decoding=self.decoding)
 
 
 def find_unlabeled(where: str | Sequence[str]) -> Names:
@@ -52,9 +75,10 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
                 yield file
 
 
-def open_source(source: str) -> Image.Image:
+def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
     """Open an image by its path, its URL, or its place in a shard, as RGB; DataError if it is missing or unreadable."""
-    return open_image(source, content_of(source) if isinstance(source, ShardImage) or is_url(source) else None)
+    content = content_of(source) if isinstance(source, ShardImage) or is_url(source) else None
+    return open_image(source, content, decoding)
 
 
 def content_of(source: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
+from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, distinct
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import fault_of_name
@@ -31,7 +32,7 @@ class Splits:
         val: Labelled validation images; empty where the dataset has no such split.
         test: Labelled test images; empty where the dataset has no such split.
         unlabeled: Sources of images without labels, held as ``Names``; None: the training images, without their labels.
-        open_image: Opens a source as an RGB image. A module-level function, since it travels to worker processes.
+        open_image: Opens a source as an RGB image. It travels to worker processes, so it has to be picklable.
         class_texts: Text that the text tower reads for each class, by label; None: its name.
         held_out: Whether the test images are training images that were set aside, for lack of others.
     """
@@ -71,9 +72,11 @@ class Reader(ABC):
 
     Attributes:
         own: Whether the images are somebody's own, which are all decoded before the first fit.
+        decoding: How image files are opened, which the classifier takes over.
     """
 
     own: bool = True
+    decoding: Decoding = Decoding()
 
     @abstractmethod
     def read(self) -> Splits:

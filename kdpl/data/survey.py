@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdpl.data.decoding import open_image
+from kdpl.data.decoding import Decoding, is_transparent, is_turned, opened
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.folder import split_folders
@@ -28,13 +28,16 @@ class Found:
     """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
 
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
-    fills in width and height, the digest of the file's bytes, or the ``fault`` for which it cannot be used.
+    fills in width and height, whether pixels are transparent, whether an orientation tag turns it, the digest of the
+    file's bytes, or the ``fault`` for which it cannot be used.
     """
 
     path: str
     label: str
     split: str
     size: tuple[int, int] | None = None
+    transparent: bool = False
+    turned: bool = False
     digest: str = ""
     fault: str | None = None
 
@@ -133,11 +136,13 @@ def _look(image: Found) -> Found:
     try:
         image.path.encode()  # for the table
         content = content_of(image.path)
-        size = open_image(image.path, content).size
+        with opened(image.path, content) as found:
+            size = Decoding().to_rgb(found).size
+            image = replace(image, size=size, transparent=is_transparent(found), turned=is_turned(found))
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:
         return replace(image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it")
     except OSError as error:
         return replace(image, fault=f"image {image.path} cannot be read ({error.strerror}): check the file")
-    return replace(image, size=size, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
+    return replace(image, digest=hashlib.blake2b(content, digest_size=16).hexdigest())

@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ class BulkPrediction:
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
-        predictions = self.classifier.predictions(items, Item.open, self.top_k, self.batch_size, self.workers)
+        opened = partial(Item.open, decoding=self.classifier.decoding)
+        predictions = self.classifier.predictions(items, opened, self.top_k, self.batch_size, self.workers)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
         start = time.perf_counter()

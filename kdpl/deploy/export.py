@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -66,6 +67,7 @@ def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
     return {
         "class_names": json.dumps(classifier.class_names),
+        "decoding": json.dumps(asdict(classifier.decoding)),
         "image_size": str(size),
         "resize": f"the shorter edge to {size}, bicubic with antialiasing as Pillow does it",
         "crop": f"the square of {size} in the centre",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from kdpl.data.decoding import open_image
+from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.readers.shards import UNREADABLE, images_of, open_tar, require_size
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import is_shard, open_file, read_list
@@ -21,11 +21,13 @@ class Item(NamedTuple):
     content: bytes | None = None
     error: str | None = None
 
-    def open(self) -> Image.Image:
+    def open(self, decoding: Decoding) -> Image.Image:
         """Decode it as RGB; raises a DataError if it is missing or unreadable."""
         if self.error is not None:
             raise DataError(self.error)
-        return open_source(self.name) if self.content is None else open_image(self.name, self.content)
+        if self.content is None:
+            return open_source(self.name, decoding)
+        return open_image(self.name, self.content, decoding)
 
 
 def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> list[str]:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 from runs import CONFIGS, SHORT, configs, error_line, files_of, image_folder, rows_of
-from zoo import write_shard
+from zoo import odd_photo, tag, write_shard
 
-from kdpl import DomainDataModule
+from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
 
 
@@ -168,6 +168,20 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
         assert len(data.evaluation_dataloader_for("val", 32).dataset) == 12
 
 
+def test_transparent_and_turned_images_are_counted_and_what_becomes_of_them_is_said(tmp_path, capsys):
+    root = plain_folders(tmp_path / "pets")
+    assert init(root, tmp_path / "plain") == 0
+    assert "transparent pixels" not in capsys.readouterr().out
+    for number in range(2):
+        odd_photo(root / f"cat/{number}.png", 20 + number)
+    Image.new("RGBA", (20, 16), (1, 2, 3, 255)).save(root / "cat/2.png")
+    Image.new("RGB", (20, 16), (3, 2, 1)).save(root / "dog/0.png", exif=tag(3))
+    assert init(root, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "  with transparent pixels: 2, put on white, or on the colour data.init_args.background; turned by" in said
+    assert "; turned by their orientation tag: 3\n" in said
+
+
 def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets")
     (root / "cat" / "0.png").rename(root / "cat" / "\udcff.png")
@@ -224,6 +238,7 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
     write_shard(tmp_path / "a.tar", range(8))
     table, written, run = pets_table(tmp_path), tmp_path / "runs/pets", tmp_path / "runs/pets_run"
     (tmp_path / "photos/dog/5.png").write_bytes(b"")
+    odd_photo(tmp_path / "photos/dog/0.png")
     assert init(table, written, f"--unlabeled={tmp_path}/a.tar") == 0
     stages = [f"--{stage}={CONFIGS}/{stage}/quickstart.yaml" for stage in ("teacher", "student")]
     short = [*SHORT, "--data.init_args.num_workers=0", "--data.init_args.batch_size=4"]
@@ -231,7 +246,10 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
     assert main(["run", *config, *stages, f"--out={run}", *short]) == 0
     for stage in ("teacher", "student"):
         assert len(rows_of(run / stage / "test_predictions.csv")) == 2
-    assert (run / "student/classifier").is_dir()
+    tested = rows_of(run / "student/test_predictions.csv")
+    predictions = Classifier.load(run / "student/classifier").predict([row["source"] for row in tested])
+    for row, (found,) in zip(tested, predictions, strict=True):
+        assert (row["prediction"], float(row["probability"])) == (found.class_name, pytest.approx(found.probability))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 import itertools
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 import world
 from PIL import Image
+from runs import noise
 from world import Probe
+from zoo import tag
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
@@ -98,6 +101,29 @@ def epochs(split, numbers, **options):
 def same_batches(some, others):
     pairs = zip(itertools.chain(*some), itertools.chain(*others), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("background", [None, (0, 90, 200)])
+def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_up(background, folder):
+    odd, even = folder / "data", folder / "even"
+    shutil.copytree(odd, even)
+    for number, path in enumerate(sorted(odd.glob("*/*/*.png"))):
+        image = noise(9, 14, seed=number).convert("RGBA")
+        image.putalpha(noise(9, 14, "L", seed=1000 + number))
+        image.save(path, exif=tag(8))
+        on = Image.new("RGBA", image.size, background or "white")
+        upright = Image.alpha_composite(on, image).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        upright.save(even / path.relative_to(odd))
+    views = []
+    for root, settings in ((odd, {"background": background}), (even, {})):
+        module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
+        training = [module.train_dataloader_for(split, 8) for split in ("labeled", "unlabeled")]
+        loaders = [*training, *(module.evaluation_dataloader_for(split, 8) for split in ("val", "test"))]
+        images = [batch[0] for loader in loaders for batch in loader]
+        views.append([*images, module.preview(5, 8), to_tensor(module.test_item(3)[1])])
+    for odd_view, even_view in zip(*views, strict=True):
+        # compositing rounds in two ways
+        torch.testing.assert_close(odd_view, even_view, atol=2, rtol=0)
 
 
 @pytest.mark.parametrize("split", ["labeled", "unlabeled"])
@@ -197,6 +223,7 @@ def test_base_to_novel_needs_two_classes(folder):
         ({"dataset": "mnist"}, "dataset 'mnist' is unknown: choose one of .*, or give a Reader's class path"),
         ({"dataset": "folder"}, "dataset 'folder' needs root: set it to where the dataset lies"),
         ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
+        ({"background": (0, 0, 0)}, "dataset 'digits' takes no background: remove background: .0, 0, 0."),
         ({"dataset": Digits(), "root": "x"}, "dataset is a Digits with init_args of its own: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"shots": 0}, "shots must be at least 1, not 0"),

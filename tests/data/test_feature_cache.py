@@ -13,6 +13,7 @@ from runs import noise
 from kdpl import DomainDataModule
 from kdpl.data import feature_cache as module
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
+from kdpl.data.decoding import PUBLISHED
 from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest, Work, fill
 from kdpl.errors import ConfigError, DataError
 
@@ -193,6 +194,10 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     ("manifest", "words"),
     [
         (lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))), "augmentation is {"),
+        (
+            lambda folder: needed(data(folder, background=(0, 0, 0))),
+            "decoding is Decoding(background=(255, 255",
+        ),
         (lambda folder: needed(data(folder, unlabeled=f"{folder}/data/train/a")), "images is 10 there and 5 here"),
     ],
 )
@@ -202,6 +207,16 @@ def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, 
         with world.refused(DataError, re.escape(words)) as error:
             use(folder / "cache", manifest(folder))
         assert str(error.value).endswith(": choose another folder as data.init_args.teacher_cache, or remove it")
+
+
+def test_a_cache_that_says_nothing_of_decoding_is_one_of_images_as_published(folder):
+    filled(folder)
+    file = folder / "cache/manifest.json"
+    fields = {name: value for name, value in json.loads(file.read_text()).items() if name != "decoding"}
+    file.write_text(json.dumps(fields))
+    with world.refused(DataError, r"is of something else \(decoding is Decoding\(background=None, orientation=False\)"):
+        opened(folder)
+    FeatureCache.open(folder / "cache", needed(data(folder)).model_copy(update={"decoding": PUBLISHED}))
 
 
 def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are_asked_for(folder):

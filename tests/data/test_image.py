@@ -1,5 +1,6 @@
 import warnings
 
+import numpy as np
 import pytest
 import runs
 import torch
@@ -8,9 +9,10 @@ import zoo
 from PIL import Image
 from torchvision.transforms import v2
 
+from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.decoding import open_image
-from kdpl.errors import DataError
+from kdpl.data.decoding import PUBLISHED, Decoding, open_image
+from kdpl.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 90), (20, 20), (9, 14), (32, 32)])
@@ -39,6 +41,70 @@ def test_an_odd_image_opens_as_rgb_of_its_colours_without_a_warning(kind, tmp_pa
         image = open_image(str(tmp_path / name))
     assert (image.mode, image.size) == ("RGB", size)
     assert image.getpixel(place) == colour
+
+
+@pytest.mark.parametrize("kind", zoo.PUBLISHED)
+def test_the_benchmarks_images_lose_their_transparency_and_are_not_turned(kind, tmp_path):
+    name, make, _, place, _ = zoo.GOOD[kind]
+    make(tmp_path / name)
+    image = open_image(str(tmp_path / name), decoding=PUBLISHED)
+    assert (image.size, image.getpixel(place)) == zoo.PUBLISHED[kind]
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 90, 200)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa"])
+def test_transparent_pixels_are_mixed_with_the_background_and_opaque_ones_stay(mode, background):
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    pixels[..., 3] *= draw.integers(0, 2, (64, 64), dtype=np.uint8)
+    pixels[:32, :, 3] = 255
+    image = Image.fromarray(pixels).convert(mode)
+    seen = np.asarray(image.convert("RGBA")).astype(float)
+    alpha = seen[..., 3:] / 255
+    found = np.asarray(Decoding(background).to_rgb(image)).astype(float)
+    assert np.abs(found - (alpha * seen[..., :3] + (1 - alpha) * background)).max() < 1
+    assert np.array_equal(found[:32], seen[:32, :, :3])
+    assert np.array_equal(found[pixels[..., 3] == 0], np.broadcast_to(background, found.shape)[pixels[..., 3] == 0])
+
+
+# where the pixels of an image lie in what is stored: EXIF 2.32, section 4.6.5
+TURNS = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored[::-1].swapaxes(0, 1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_an_image_is_turned_as_its_tag_says_once(orientation, ending, tmp_path):
+    tagged, plain = (str(tmp_path / f"{name}.{ending}") for name in ("tagged", "plain"))
+    runs.noise(9, 5).save(plain)
+    runs.noise(9, 5).save(tagged, exif=zoo.tag(orientation))
+    stored, image = np.asarray(open_image(plain, decoding=PUBLISHED)), open_image(tagged)
+    assert np.array_equal(np.asarray(image), TURNS[orientation](stored))
+    assert np.array_equal(np.asarray(Decoding().to_rgb(image)), np.asarray(image))
+    with Image.open(tagged) as opened:  # and somebody's own image stays as it is
+        assert np.array_equal(np.asarray(Decoding().to_rgb(opened)), np.asarray(image))
+        assert np.array_equal(np.asarray(Decoding().to_rgb(opened)), np.asarray(image))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_tags_do_not_spoil_an_image(exif, tmp_path):
+    runs.noise(9, 5).save(tmp_path / "a.png", exif=exif)
+    assert open_image(str(tmp_path / "a.png")).tobytes() == runs.noise(9, 5).tobytes()
+
+
+@pytest.mark.parametrize("background", ["white", [255, 255], [0, 0, 256], [0, 0, 0.5], 7])
+def test_a_background_that_is_not_a_colour_is_refused(background):
+    with world.refused(ConfigError, r"background is .*, expected three numbers from 0 to 255: give for example"):
+        DomainDataModule("folder", root="somewhere", background=background)
 
 
 @pytest.mark.parametrize("kind", zoo.BAD)

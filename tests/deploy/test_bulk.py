@@ -2,6 +2,7 @@ import random
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from runs import rows_of
+from zoo import odd_photo
 
 from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
 
 SLOWLY = (
     "import sys, time; from kdpl.deploy.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
-    "Item.open = lambda item: (time.sleep(0.05), plain(item))[1]; sys.exit(main(sys.argv[1:]))"
+    "Item.open = lambda *args, **kwargs: (time.sleep(0.05), plain(*args, **kwargs))[1]; sys.exit(main(sys.argv[1:]))"
 )
 
 
@@ -69,6 +72,25 @@ def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures,
     assert predict(classifier, pictures / "18.png", out) == 1
     assert re.findall("differ in ([a-z_]+)", capsys.readouterr().err) == ["top_k", "images"]
     assert out.read_bytes() == before
+
+
+def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
+    given, photo = Classifier.load(classifier), odd_photo(tmp_path / "photo.png")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(photo, "photo.png")
+    probabilities = []
+    for decoding in (PUBLISHED, Decoding()):
+        known = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding)
+        known.save(tmp_path / "known")
+        (expected,) = given.predict([open_image(str(photo), decoding=decoding)])
+        for source in ("photo.png", "shard.tar"):
+            out = tmp_path / f"{source}{len(probabilities)}.csv"
+            assert predict(tmp_path / "known", tmp_path / source, out) == 0
+            (row,) = rows_of(out)
+            assert (row["class"], row["error"]) == (expected[0].class_name, "")
+            probabilities.append(float(row["probability"]))
+            assert probabilities[-1] == pytest.approx(expected[0].probability, abs=1e-5)
+    assert probabilities[0] != pytest.approx(probabilities[-1], abs=1e-3)
 
 
 def test_the_parts_in_order_are_the_complete_table(classifier, pictures, tmp_path):

@@ -3,9 +3,11 @@ import torch
 from report_pages import HOSTILE, with_vectors
 from runs import image_folder, noise
 from world import refused
+from zoo import odd_photo
 
 from kdpl.class_vectors import NameEncoder
 from kdpl.classifier import Classifier, Prediction
+from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.deploy.demo.page import bars, head, note
 from kdpl.deploy.demo.visit import MAX_ADDED, Demo, Result, Visit, find_examples
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
@@ -34,6 +36,16 @@ def test_predictions_are_those_of_predict(demo, photo):
     assert result.predictions == demo.classifier.predict([photo], top_k=3)[0]
     assert min(result.seconds, visit.seconds) > 0
     assert demo.predict(Visit()) is None
+
+
+def test_a_photo_is_opened_as_in_training(demo, tmp_path):
+    photo = odd_photo(tmp_path / "photo.png")
+    given = demo.classifier
+    own = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, Decoding())
+    found = [Demo(each, None, 3).look(Visit(), str(photo), "photo.png").image for each in (given, own)]
+    assert torch.equal(found[0], given.prepare(open_image(str(photo), decoding=PUBLISHED)))
+    assert torch.equal(found[1], own.prepare(open_image(str(photo))))
+    assert not torch.equal(*found)
 
 
 def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encoder, photo):

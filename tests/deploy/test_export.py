@@ -68,6 +68,7 @@ def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_pa
     found = session.get_modelmeta().custom_metadata_map
     assert json.loads(found["class_names"]) == list(world.NAMES)
     assert (found["image_size"], found["logit_scale"], found["kdpl_version"]) == ("32", "17.0", __version__)
+    assert json.loads(found["decoding"]) == {"background": [255, 255, 255], "orientation": True}
     assert "short" in found["resize"]
     assert "float32 in 0..1" in found["input"]
     assert "/kdpl/" not in onnx.load(path).SerializeToString().decode("latin-1")

@@ -7,6 +7,7 @@ from PIL import Image
 from world import refused
 from zoo import add
 
+from kdpl.data.decoding import Decoding
 from kdpl.deploy.sources import find_sources, part_of, read_items
 from kdpl.errors import ConfigError, DataError
 
@@ -58,10 +59,10 @@ def test_a_shard_gives_its_images_in_order_without_unpacking_them_or_following_l
     shard = write_shard(tmp_path / f"s.{ending}", members, mode, links=[("link.png", __file__)])
     items = list(read_items([str(shard)]))
     assert [item.name for item in items] == [f"{shard}/{name}" for name in ("b/2.png", "1.jpg", "bad.png")]
-    assert items[0].open().getpixel((0, 0)) == (2, 4, 7)
-    items[1].open()
+    assert items[0].open(Decoding()).getpixel((0, 0)) == (2, 4, 7)
+    items[1].open(Decoding())
     with refused(DataError, r"image .*s\.\S+/bad\.png cannot be read"):
-        items[2].open()
+        items[2].open(Decoding())
     assert list(tmp_path.iterdir()) == [shard]
 
 
@@ -75,4 +76,4 @@ def test_a_damaged_shard_gives_what_it_has_and_then_an_error(damage, tmp_path):
     *images, error = read_items([str(shard)])
     assert len(images) == (1 if damage == "garbled" else damage // 1536)
     with refused(DataError, r"shard .*s\.tar is damaged \("):
-        error.open()
+        error.open(Decoding())

@@ -41,9 +41,10 @@ def fits(path, title):
     name = path.rpartition(".")[2]
     return (
         (title == "a text" and name in TEXTS)
-        or (title == "null" and name in ("num_base", "context", "class_texts"))
-        or (title == "true" and name in ("quick_gelu", "projector"))
+        or (title == "null" and name in ("num_base", "context", "class_texts", "background"))
+        or (title == "true" and name in ("quick_gelu", "projector", "orientation"))
         or (title == "left out" and path in ("class_texts", "class_vectors.class_texts", "text.length"))
+        or (title == "left out" and path.startswith("decoding"))
     )
 
 

@@ -8,13 +8,14 @@ in the order in which the file system lists them, so that no two machines share 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
-from kdpl.data.decoding import open_image
+from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import is_image, stays_inside
 from kdpl.errors import DataError
@@ -70,6 +71,7 @@ class BenchmarkSet(Reader):
     """A dataset of the benchmark, a key of ``BENCHMARKS``, below the ``root`` of all datasets."""
 
     own = False
+    decoding = PUBLISHED
 
     def __init__(self, name: str, root: str) -> None:
         self.benchmark, self.root = BENCHMARKS[name], Path(root).expanduser()
@@ -215,7 +217,8 @@ def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
 def _splits(
     dataset: BenchmarkSet, names: list[str], train: list[Record], val: list[Record], test: list[Record]
 ) -> Splits:
-    return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, open_image)
+    opened = partial(open_image, decoding=dataset.decoding)
+    return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, opened)
 
 
 def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from kdpl.data.decoding import PUBLISHED
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import DataError
 
@@ -20,6 +21,7 @@ class Digits(Reader):
     """The digits; there is nothing to set."""
 
     own = False
+    decoding = PUBLISHED
 
     def read(self) -> Splits:
         """Read them; see ``read_digits``."""

@@ -1,12 +1,11 @@
 """A dataset of one's own: ``root/train/<class>/…``, optional ``root/val`` and ``root/test``, unlabelled images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.data.class_mapping import name_classes
-from kdpl.data.sources import find_unlabeled, open_source
-from kdpl.data.splits import Reader, Record, Splits
+from kdpl.data.sources import OwnImages, find_unlabeled
+from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
@@ -24,19 +23,14 @@ def split_folders(top: Path) -> list[tuple[str, Path]]:
 
 
 @dataclass
-class Folder(Reader):
+class Folder(OwnImages):
     """A folder that holds ``train`` and, if there are any, ``val`` and ``test``, each with a folder for each class.
 
     ``Train``, ``validation`` and the like are known as well.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
-    their paths. Hidden files and folders are skipped. The settings are those of ``DomainDataModule``.
+    their paths. Hidden files and folders are skipped.
     """
-
-    root: str
-    unlabeled: str | Sequence[str] | None = None
-    class_names: str | None = None
-    class_text: str | None = None
 
     def read(self) -> Splits:
         """Read the dataset; sources are paths that begin with ``root`` or ``unlabeled`` as given."""
@@ -56,7 +50,7 @@ class Folder(Reader):
             for by_class in images.values()
         )
         unlabeled = find_unlabeled(self.unlabeled) if self.unlabeled else None
-        return Splits(f"dataset folder {top}", names, train, val, test, unlabeled, open_source, class_texts=texts)
+        return Splits(f"dataset folder {top}", names, train, val, test, unlabeled, self.open_source, class_texts=texts)
 
 
 def _images_by_class(split: Path) -> dict[str, list[str]]:

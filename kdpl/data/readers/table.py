@@ -1,15 +1,14 @@
 """A dataset of one's own as a table: a row for each image, with its label and, where it has one, its split."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.data.class_mapping import name_classes
 from kdpl.data.names import Names, unlisted
-from kdpl.data.sources import find_unlabeled, open_source
-from kdpl.data.splits import Reader, Record, Splits
+from kdpl.data.sources import OwnImages, find_unlabeled
+from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
 
@@ -23,18 +22,13 @@ _SPLITS = ("train", "val", "test", HELD_OUT)
 
 
 @dataclass
-class Table(Reader):
+class Table(OwnImages):
     """A CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
 
     Images without a label are unlabelled ones. The split ``held_out`` is of test images that were set aside by chance,
     for lack of others, as ``init`` does. The classes are the sorted labels. Relative paths begin at the table's
-    folder; URLs are taken as they are. The settings are those of ``DomainDataModule``.
+    folder; URLs are taken as they are.
     """
-
-    root: str
-    unlabeled: str | Sequence[str] | None = None
-    class_names: str | None = None
-    class_text: str | None = None
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
@@ -72,7 +66,7 @@ class Table(Reader):
         if self.unlabeled:
             unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), split_of)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
-        parts = (train, val, test or held_out, unlabeled or None, open_source)
+        parts = (train, val, test or held_out, unlabeled or None, self.open_source)
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 

@@ -52,7 +52,7 @@ class Demo:
         """Read an image, which replaces the one before; raises a DataError with its ``name`` if it is unreadable."""
         start = time.perf_counter()
         try:
-            image = self.classifier.prepare(open_image(path))
+            image = self.classifier.prepare(open_image(path, decoding=self.classifier.decoding))
         except DataError as error:
             raise DataError(
                 f"the file {name} cannot be read as an image: give another, for example as PNG, JPEG or WebP"

@@ -1,10 +1,14 @@
 import json
+import pickle
 from importlib.resources import files
 
 import pytest
 from benchmark_tree import NAMES, SPLIT, SPLIT_FILES, V2_IMAGES, VARIANTS, make_tree
+from PIL import Image
+from zoo import tag
 
 from kdpl import DomainDataModule
+from kdpl.data.decoding import Decoding
 from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.data.readers.registry import build_reader
 from kdpl.errors import DataError
@@ -47,6 +51,16 @@ for name, (_, images) in VARIANTS.items():
 def test_layout_gives_names_by_label_and_images_in_their_order(tmp_path, name):
     make_tree(name, tmp_path)
     assert read(name, tmp_path) == LISTS[name]
+
+
+def test_images_are_opened_as_published(tmp_path):
+    folder = make_tree("oxford_pets", tmp_path)
+    reader = build_reader("oxford_pets", root=str(tmp_path))
+    assert reader.decoding == build_reader("digits").decoding == Decoding(background=None, orientation=False)
+    splits = pickle.loads(pickle.dumps(reader.read()))  # noqa: S301
+    Image.new("RGBA", (12, 10), (10, 200, 30, 0)).save(folder / "images/a/1.jpg", "PNG", exif=tag(6))
+    image = splits.open_image(str(folder / "images/a/1.jpg"))
+    assert (image.size, image.getpixel((0, 0))) == ((12, 10), (10, 200, 30))
 
 
 def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
