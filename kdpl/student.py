@@ -27,7 +27,7 @@ from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.configs import find_class
-from kdpl.runtime.messages import warn
+from kdpl.runtime.messages import inform, warn
 
 _TEACHER_KEY = "kdpl_teacher"
 _VIEWS_KEY = "kdpl_views"
@@ -120,6 +120,7 @@ class StudentDistillation(ClassifyingModule):
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
+        inform(f"loading {clip}")
         own = load_clip(clip) if text_features == "student" else None
         loaded = own if own is not None else load_image_clip(clip)
         super().__init__(loaded, compile)
@@ -200,6 +201,7 @@ class StudentDistillation(ClassifyingModule):
         """Load the teacher's image tower and prompts, unless that was done; returns the teacher."""
         teacher = self.teacher.module
         if teacher.tower is None:
+            inform(f"loading the teacher of {self.teacher_folder}")
             teacher.load()
             if self.compiles and teacher.tower is not None:
                 teacher.tower.compile_parts()

@@ -25,6 +25,7 @@ from kdpl.prompts import PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.messages import inform
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class TeacherPromptTuning(ClassifyingModule):
         classes_at_once: int = CLASSES_AT_ONCE,
         compile: bool = False,
     ) -> None:
+        inform(f"loading {clip}")
         loaded = load_clip(clip)
         super().__init__(loaded, compile)
         if classes_at_once < 1:
@@ -137,6 +139,7 @@ class TeacherPromptTuning(ClassifyingModule):
         else:
             self.tuning_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
         if self.regularizers.text or self.regularizers.logits:
+            inform(f"encoding {len(names)} classes in {len(PROMPTSRC_TEMPLATES)} templates")
             with self.text_tower.exact() as tower:
                 ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)

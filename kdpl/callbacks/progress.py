@@ -90,19 +90,26 @@ class ProgressBar(RichProgressBar):
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
-        self.epoch, self.epochs = 1, -1
+        self.epoch, self.epochs, self._begins = 1, -1, False
         self._losses: list[Tensor] = []
         self._loss, self._steps, self._read = 0.0, 0, 0.0
 
     def trains(self, task: Task) -> bool:
         """True for the task of an epoch of training."""
-        return task.id == self.train_progress_bar_id
+        return self._begins or task.id == self.train_progress_bar_id
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch, which a new line shows from its beginning, and begin a new mean of the loss with it."""
+        self.epoch, self.epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+        self._losses, self._steps, self._read = [], 0, 0.0
+        self._begins = True
+        super().on_train_epoch_start(trainer, pl_module)
+        self._begins = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the epoch, and begin a new mean of the loss with it."""
-        if batch_idx == 0 or not self._losses:
-            self.epoch, self.epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
-            self._losses, self._steps, self._read = [], 0, 0.0
+        """Begin where an epoch is resumed in its middle: Lightning does not start it again."""
+        if self.is_enabled and self.train_progress_bar_id is None:
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

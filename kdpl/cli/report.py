@@ -20,10 +20,12 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
 
     from kdpl.report.page import render
     from kdpl.report.run_folder import Run
-    from kdpl.runtime.messages import quiet_libraries
+    from kdpl.runtime.messages import inform, quiet_libraries
 
     quiet_libraries()
-    html = render(Run.find(folder, trust))
+    found = Run.find(folder, trust)
+    inform("making the report: loading and timing both encoders")
+    html = render(found)
     write_text(path, html)
     print(f"report: {path}")
     return 0

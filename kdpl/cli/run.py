@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -104,7 +105,7 @@ def run(
                 _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
             except (Exception, KeyboardInterrupt) as error:
                 if number > 1:
-                    mark(error, f"step {number - 1} of {len(steps)} is finished")
+                    mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
                 raise
         if first:
             if unfinished or not (folder / REPORT_FILE).is_file():
@@ -219,11 +220,12 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
         table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
     console.print()
     if nothing_done:
-        console.print(f"{out} is finished: nothing to do; remove the folder to run it again")
+        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
     console.print(table)
-    console.print(f"[bold]classifier[/bold]  {out / 'student' / CLASSIFIER_FOLDER}")
-    console.print(f"[bold]results[/bold]     {out / SUMMARY_FILE}")
-    console.print(f"[bold]report[/bold]      {out / REPORT_FILE}")
-    for picture in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png")):
-        console.print(f"[bold]picture[/bold]     {picture}")
-    console.print(f"use it: python -m kdpl predict {out / 'student' / CLASSIFIER_FOLDER} IMAGES…", soft_wrap=True)
+    classifier = out / "student" / CLASSIFIER_FOLDER
+    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
+    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
+    for what, path in places:
+        # unlike print, this does not break a long path into lines
+        console.out(f"{what:<11} {path}", highlight=False)
+    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)

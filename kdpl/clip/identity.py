@@ -1,6 +1,7 @@
 """A CLIP's name, source and preprocessing, as plain values that configs and artifacts hold."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic.dataclasses
@@ -37,6 +38,9 @@ class ClipConfig:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     resize_mode: Literal["shortest", "squash", "longest"] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, weights {Path(self.pretrained).name}"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -28,6 +28,7 @@ from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, wi
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import in_one_sentence
+from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
 
 TrainSplit = Literal["labeled", "unlabeled"]
@@ -230,6 +231,7 @@ class DomainDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
         trainer = cast(Trainer, self.trainer)
+        inform(f"reading dataset {self.dataset}")
         self._reading.file = self._file_of(trainer)
         self._reading.prepare(trains=trainer.state.fn == "fit" and self._needs_images(trainer))
         _ = self.splits  # keeps the index of shards, which the others then read

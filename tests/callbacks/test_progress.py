@@ -1,3 +1,4 @@
+import re
 from itertools import count
 from types import SimpleNamespace
 
@@ -95,6 +96,31 @@ def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_afte
             ["1/2"] * 3 + ["2/2"] * 3, ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"], strict=True
         )
     ]
+
+
+class SaveAfter(Callback):
+    """Saves a checkpoint after the first step of the first epoch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(self.path)
+
+
+def shown(folder, monkeypatch, capsys, callbacks=(), ckpt_path=None):
+    """The epochs that are shown, in order, in a terminal while two are trained."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    trainer = world.quiet_trainer(folder, 2, callbacks=[ProgressBar(), *callbacks], enable_progress_bar=True)
+    trainer.fit(Counting(), ckpt_path=ckpt_path)
+    return list(dict.fromkeys(re.findall(r"epoch \d+(?:/\d+)?", capsys.readouterr().out, re.IGNORECASE)))
+
+
+def test_epochs_are_counted_from_one_from_the_first_moment_and_where_one_is_resumed(tmp_path, monkeypatch, capsys):
+    saved = tmp_path / "middle.ckpt"
+    assert shown(tmp_path, monkeypatch, capsys, [SaveAfter(saved)]) == ["epoch 1/2", "epoch 2/2"]
+    assert shown(tmp_path, monkeypatch, capsys, ckpt_path=saved) == ["epoch 1/2", "epoch 2/2"]
 
 
 def rates(batches, times, monkeypatch, processes=1, epochs=1):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from slurm_job import pretend
 from soak.comparison import differences
 
 import kdpl.cli.fit
+from kdpl import StudentDistillation
 from kdpl.__main__ import main
 from kdpl.data import reading
 from kdpl.runtime import slurm
@@ -110,6 +112,24 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "misspelt.yaml"]
 
 
+def test_what_takes_long_is_announced_and_an_interruption_early_in_stage_2_says_what_is_kept(
+    tmp_path, capsys, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudentDistillation, "on_train_batch_start", interrupt)
+    assert run_into(tmp_path / "out") == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if re.match("loading|reading|encoding", line)] == [
+        *("loading tiny-teacher, weights glyphs", "reading dataset digits", "encoding 10 classes in 60 templates"),
+        *("loading tiny-student, weights glyphs", "reading dataset digits"),
+        f"loading the teacher of {tmp_path}/out/teacher",
+    ]
+    kept = f"(after 0 steps; there is no checkpoint yet; step 1 of {STEPS} is finished and kept)"
+    assert lines[-1] == f"interrupted: rerun the same command to resume {kept}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(2, STEPS + 1))
 def test_a_run_interrupted_between_any_two_steps_is_resumed(step, finished, tmp_path, capsys):
@@ -126,7 +146,7 @@ def test_a_run_interrupted_between_any_two_steps_is_resumed(step, finished, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.cli.fit.run_command", command)
         assert run_into(out) == 130
-    kept = f"interrupted: rerun the same command to resume (step {step - 1} of {STEPS} is finished)\n"
+    kept = f"interrupted: rerun the same command to resume (step {step - 1} of {STEPS} is finished and kept)\n"
     assert capsys.readouterr().err.endswith(kept)
     assert run_into(out) == 0
     text = capsys.readouterr().out

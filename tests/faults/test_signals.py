@@ -64,7 +64,7 @@ def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(command,
     assert err.count(f"{word}: ") == 1, err
     line = err.splitlines()[-1]
     assert line.startswith(f"{word}: rerun the same command to resume (after "), err
-    assert line.removesuffix("; step 1 of 6 is finished)").removesuffix(")").endswith(f"{last} is kept"), err
+    assert line.removesuffix("; step 1 of 6 is finished and kept)").removesuffix(")").endswith(f"{last} is kept"), err
     assert torch.load(last, weights_only=True)["global_step"] > 0
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
