@@ -21,6 +21,7 @@ TRAIN_LOSS = "train/loss"
 TRAIN_AGREEMENT = "train/agreement"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
+POOL_KEPT = "pool/kept"
 
 _ALL, _BASE, _NOVEL = range(3)
 

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
+from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
@@ -90,6 +91,8 @@ class StudentDistillation(ClassifyingModule):
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
+        pool_filter: Leave out unlabelled images that the teacher finds less similar to all classes than all but this
+            share of the labelled images, such as 0.05; None keeps all.
         choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes the epoch that is best
             on the base classes' TEST images, and so looks at the test set.
         optim: Optimiser and schedule.
@@ -116,6 +119,7 @@ class StudentDistillation(ClassifyingModule):
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
+        pool_filter: float | None = None,
         choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
@@ -126,6 +130,8 @@ class StudentDistillation(ClassifyingModule):
         super().__init__(loaded, compile)
         if kd_weight <= 0 or temperature <= 0:
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
+        if pool_filter is not None and not 0 < pool_filter < 1:
+            raise ConfigError(f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or null for none")
         if own is not None and distill != "kl":
             raise ConfigError(
                 f"distill {distill} compares features in the teacher's embedding space, but text_features: student has "
@@ -142,6 +148,7 @@ class StudentDistillation(ClassifyingModule):
         self.distill = distill
         self.kd_weight = kd_weight
         self.temperature = temperature
+        self.pool_filter = pool_filter
         self.choice = choice
         self.optim = optim
         self._views_before: Sequence[Any] | None = None
@@ -186,8 +193,10 @@ class StudentDistillation(ClassifyingModule):
         return self.shared_vectors.preprocessing.image_size
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Choose the epoch if asked to, then write the classifier."""
-        return [*([BestOnBaseTest()] if self.choice == "best_on_base_test" else []), SaveClassifier()]
+        """Leave out images and choose the epoch if asked to, then write the classifier."""
+        asked: list[Callback] = [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
+        asked += [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
+        return [*asked, SaveClassifier()]
 
     def setup(self, stage: str) -> None:
         """Check the classes, and load the teacher for a fit unless its features are cached."""

@@ -172,6 +172,20 @@ def distillation(student_logits, teacher_logits, weight, temperature):
     return weight * temperature**2 * kl(teacher_logits / temperature, student_logits / temperature)
 
 
+def similarity(views, vectors):
+    """Largest cosine between class vectors and the mean direction of an image's features of its views [V, D]."""
+    direction = normalized(sum(normalized(view) for view in views) / len(views))
+    return max((direction * normalized(vector)).sum().item() for vector in vectors)
+
+
+def quantile(values, share):
+    """Linear between the two values that the share is between, in rising order."""
+    rising, position = sorted(values), share * (len(values) - 1)
+    low = int(position)
+    high = min(low + 1, len(values) - 1)
+    return rising[low] + (position - low) * (rising[high] - rising[low])
+
+
 def promptsrc(clip, images, labels, names, words, vision_prompts, text_prompts, frozen_text, weights=(25.0, 10.0, 1.0)):
     """The four terms of PromptSRC's loss, by name; ``frozen_text`` is the ensemble of the names, [C, D]."""
     frozen_image = normalized(clip.image_features(images))

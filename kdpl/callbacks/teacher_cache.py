@@ -31,7 +31,7 @@ class FillTeacherCache(Callback):
         size, processes = student.teacher_image_size, (trainer.global_rank, trainer.world_size)
         needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, size, self.views)
         images = data.unlabeled_images(size)
-        work = Work(images, _encoder(trainer, student), data.eval_batch_size, data.num_workers, *processes)
+        work = Work(images, teacher_encoder(trainer, student), data.eval_batch_size, data.num_workers, *processes)
         with progress_bar(shown=trainer.is_global_zero) as progress:
             task = progress.add_task("teacher's features", total=None)
 
@@ -48,7 +48,9 @@ class FillTeacherCache(Callback):
         )
 
 
-def _encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
+def teacher_encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
+    """Return the teacher's encoder of images on the CPU, as training has it; it is loaded when it is first called."""
+
     @cache
     def load() -> Any:
         # outside the precision's context, in which weights would be rounded as they are read

@@ -224,6 +224,16 @@ class DomainDataModule(LightningDataModule):
         indices = share_of(len(sources), share, self.seed) if share < 1 else None
         return sources if indices is None else sources.take(indices), indices
 
+    @property
+    def unlabeled_indices(self) -> npt.NDArray[np.int64]:
+        """Indices of the unlabelled images to distil on, among all."""
+        sources, indices = self._share
+        return np.arange(len(sources)) if indices is None else indices
+
+    def keep_unlabeled(self, indices: npt.NDArray[np.int64]) -> None:
+        """Distil on these unlabelled images alone; to be called before the training loader is made."""
+        self._share = self._unlabeled_sources.take(indices), indices
+
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
         self._reading.file = folder / DECODED_FILE
@@ -282,6 +292,11 @@ class DomainDataModule(LightningDataModule):
     def unlabeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
         return UnlabeledImages(self._unlabeled_sources, self._view(image_size, self.seed))
+
+    def labeled_images(self, image_size: int) -> UnlabeledImages:
+        """Views of the labelled training images, without their labels."""
+        sources = Names.of(record.source for record in self._training_records())
+        return UnlabeledImages(sources, self._view(image_size, self.seed))
 
     def _view(self, image_size: int, seed: int) -> RandomView:
         return RandomView(self.splits.open_image, self.augmentation, image_size, seed)

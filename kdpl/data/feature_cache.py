@@ -250,7 +250,7 @@ def fill(
 
 
 @dataclass(eq=False)
-class _AllViews(Dataset[Tensor]):
+class AllViews(Dataset[Tensor]):
     """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""
 
     images: UnlabeledImages
@@ -268,7 +268,7 @@ def _load_views(work: Work, manifest: Manifest, shards: Sequence[range]) -> Iter
     starts = [(indices, start) for indices in shards for start in range(0, len(indices), at_once)]
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
     yield from DataLoader(
-        _AllViews(images, manifest.views),
+        AllViews(images, manifest.views),
         batch_sampler=[list(indices[start : start + at_once]) for indices, start in starts],
         num_workers=work.num_workers,
         pin_memory=torch.cuda.is_available(),

@@ -12,6 +12,7 @@ CLASS_VECTORS_FILE = "class_vectors.safetensors"
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
+LEFT_OUT_FILE = "left_out.csv"
 FIGURES_FOLDER = "figures"
 RESULTS_FILE = "test.json"
 PREDICTIONS_FILE = "test_predictions.csv"

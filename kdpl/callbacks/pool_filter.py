@@ -1,0 +1,87 @@
+"""Unlabelled images that the teacher finds unlike all classes, left out before a student's first epoch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from kdpl.callbacks.teacher_cache import teacher_encoder
+from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.feature_cache import AllViews
+from kdpl.data.parallel import progress_bar
+from kdpl.data.reading import read_skip_list
+from kdpl.errors import DataError
+from kdpl.metrics import POOL_KEPT
+from kdpl.runtime.files import write_rows
+from kdpl.runtime.messages import inform
+from kdpl.runtime.run_folder import LEFT_OUT_FILE
+
+_VIEWS = 4
+
+
+class FilterPool(Callback):
+    """Leaves out unlabelled images that are less similar to the classes than nearly all labelled images are.
+
+    An image's similarity is that of the teacher's feature, the normalised mean over four views, to the nearest class
+    vector, a cosine. Images below the ``quantile`` of the labelled training images' similarities are left out; which
+    class those belong to plays no part. Listed in ``left_out.csv`` in the run's folder, they stay out when the run is
+    resumed.
+    """
+
+    def __init__(self, quantile: float) -> None:
+        self.quantile = quantile
+        self.kept = 1.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the images, on all processes together; a DataError if none would be left."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        student: Any = pl_module
+        file, size = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_image_size
+        pool, indices = data.unlabeled_images(size), data.unlabeled_indices
+        if trainer.ckpt_path is None or not file.is_file():
+            labeled = data.labeled_images(size)
+            least = _similarities(trainer, student, labeled, np.arange(len(labeled))).quantile(self.quantile).item()
+            found = _similarities(trainer, student, pool, indices).cpu().numpy()
+            unlike = [(pool.sources[indices[i]], found[i]) for i in np.flatnonzero(found < least)]
+            if trainer.is_global_zero:
+                write_rows(file, [("image", "similarity"), *unlike])
+            trainer.strategy.barrier("kdpl pool filter")
+        gone = read_skip_list(file)
+        kept = indices[[pool.sources[i] not in gone for i in indices]]
+        if not len(kept):
+            raise DataError(f"pool_filter leaves out all {len(indices)} unlabelled images: check what they show")
+        self.kept = len(kept) / len(indices)
+        inform(f"pool filter: keeps {len(kept)} of {len(indices)} unlabelled images; the others are in {file}")
+        data.keep_unlabeled(kept)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the share of images that are kept."""
+        pl_module.log(POOL_KEPT, self.kept)
+
+
+def _similarities(trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64]) -> Tensor:
+    """The similarity of each of these images, float32 [N], of which every process computes its share."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    own = slice(trainer.global_rank, None, trainer.world_size)
+    loader = DataLoader(
+        AllViews(images, _VIEWS),
+        batch_size=max(1, data.eval_batch_size // _VIEWS),
+        sampler=indices[own].tolist(),
+        num_workers=data.num_workers,
+        generator=torch.Generator(),
+    )
+    encode, vectors = teacher_encoder(trainer, student), student.shared_vectors.vectors.to(student.device)
+    similarities, parts = torch.zeros(len(indices), device=student.device), []
+    with progress_bar(shown=trainer.is_global_zero) as progress:
+        for views in progress.track(loader, description="similarity to the classes"):
+            features = encode(views.flatten(0, 1)).view(len(views), _VIEWS, -1).mean(dim=1)
+            parts.append((F.normalize(features, dim=1) @ vectors.T).amax(dim=1))
+    similarities[own] = torch.cat([similarities[:0], *parts])
+    total: Tensor = trainer.strategy.reduce(similarities, reduce_op="sum")
+    return total

@@ -1,0 +1,109 @@
+"""Unlabelled images that are left out as unlike all classes."""
+
+import plain
+import pytest
+import torch
+import world
+from lightning.pytorch import Callback
+from runs import rows_of
+
+from kdpl.callbacks import pool_filter
+from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ConfigError, DataError
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+
+POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
+
+
+class Seen(Callback):
+    """Keeps the indices of the images of each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_start(self, _, __, batch, ___):
+        self.steps.append(batch[1].tolist())
+
+
+def distil(teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options):
+    """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
+    student, seen = world.make_student(teacher, kd_weight=20, pool_filter=share), Seen()
+    domain = world.digits(batch_size, **POOL, **dict(data))
+    record = world.fit(student, folder, 2, [seen, *callbacks], domain, ckpt_path, **options)
+    record.seen = seen.steps
+    return record
+
+
+def left_out(folder):
+    return {row["image"]: float(row["similarity"]) for row in rows_of(folder / "left_out.csv")}
+
+
+@pytest.fixture(scope="module")
+def whole(teacher_folder, tmp_path_factory):
+    """A fit that was not interrupted, with its checkpoints, and its folder; no test changes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return distil(teacher_folder, folder, save=True), folder
+
+
+def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_folder, whole, plain_of):
+    record, folder = whole
+    prompts = TunedPrompts.load(teacher_folder / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
+    vectors = ClassVectors.load(teacher_folder / CLASS_VECTORS_FILE).vectors.double()
+    domain, clip = world.digits(7, **POOL), plain_of("test-teacher-quickgelu")
+
+    def similarities(images, indices):
+        views = (torch.stack([images[i, view][0] for view in range(4)]) for i in indices)
+        return [plain.similarity(clip.image_features(each, prompts), vectors) for each in views]
+
+    labeled, pool = domain.labeled_images(32), domain.unlabeled_images(32)
+    indices = domain.unlabeled_indices.tolist()
+    least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
+    found = dict(zip(indices, similarities(pool, indices), strict=True))
+    expected = {pool.sources[i]: value for i, value in found.items() if value < least}
+    assert 0 < len(expected) < len(indices)
+    assert left_out(folder) == pytest.approx(expected, abs=1e-5)
+    kept = {i for i, value in found.items() if value >= least}
+    assert {i for step in record.seen for i in step} <= kept
+    assert len(record.seen) == 2 * (len(kept) // 7)
+    assert record.logged["pool/kept"] == pytest.approx(len(kept) / len(indices))
+
+
+def test_a_cache_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_path):
+    data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
+    cached = distil(teacher_folder, tmp_path, callbacks=[FillTeacherCache()], data=data)
+    assert cached.seen == whole[0].seen
+    assert cached.losses == pytest.approx(whole[0].losses, rel=2e-3)
+    assert left_out(tmp_path) == left_out(whole[1])
+
+
+def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(teacher_folder, whole, monkeypatch):
+    record, folder = whole
+    monkeypatch.setattr(pool_filter, "_similarities", None)
+    resumed = distil(teacher_folder, folder, ckpt_path=folder / "epoch=0.ckpt")
+    assert resumed.losses == record.losses[len(record.losses) // 2 :]
+
+
+def test_by_default_nothing_is_left_out(teacher_folder, tmp_path):
+    everything = distil(teacher_folder, tmp_path, share=None)
+    assert len(everything.seen) == 2 * (42 // 7)
+    assert "pool/kept" not in everything.logged
+    assert not (tmp_path / "left_out.csv").exists()
+
+
+def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypatch):
+    for share in (0.0, 1.0):
+        with world.refused(ConfigError, f"pool_filter must be above 0 and below 1, not {share}: set 0.05"):
+            distil(teacher_folder, tmp_path, share)
+    values = iter([torch.ones(10), torch.zeros(42)])
+    monkeypatch.setattr(pool_filter, "_similarities", lambda *_: next(values))
+    with world.refused(DataError, "pool_filter leaves out all 42 unlabelled images: check"):
+        distil(teacher_folder, tmp_path, callbacks=[world.NoStep()])
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_what_one_does(teacher_folder, whole, tmp_path):
+    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    distil(teacher_folder, tmp_path, batch_size=4, **two)
+    assert left_out(tmp_path) == pytest.approx(left_out(whole[1]), abs=1e-6)
