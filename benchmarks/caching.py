@@ -55,6 +55,7 @@ class Filling:
             teacher = FrozenTeacher(folder, ClassVectors.of_teacher(str(folder)))
             teacher.load()
         self.teacher = Frozen(teacher).to(settings.torch_device)
+        self.teacher.store_in(settings.autocast or torch.float32)
         self.width = teacher.head.class_vectors.shape[1]
         edge = teacher.tower.preprocessing.image_size
         view = RandomView(open_source, RandomResizedCrop(), edge, seed=1)

@@ -17,7 +17,7 @@ from benchmarks.published import PublishedStudent, PublishedTeacher, distillatio
 from benchmarks.sizes import CONTEXT, Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
-from kdpl.clip import RANDOM, ClipConfig
+from kdpl.clip import RANDOM, ClipConfig, store_frozen
 from kdpl.data.feature_cache import CachedView
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
@@ -64,6 +64,7 @@ class Distillation:
         teacher = RandomTeacher(sizes)
         clip, names = teacher.clip, sizes.names(classes)
         self.student = begun_student(sizes, names, teacher).to(device)
+        store_frozen(self.student, autocast or torch.float32)
         for tower in (clip.image_tower, clip.text_tower):
             tower.to(device)
         ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)

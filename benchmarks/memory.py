@@ -16,7 +16,7 @@ from benchmarks.sizes import CONTEXT
 from benchmarks.teacher import random_weights_are_meant
 from benchmarks.texts import Texts
 from kdpl import TeacherPromptTuning
-from kdpl.clip import RANDOM, ClipConfig
+from kdpl.clip import RANDOM, ClipConfig, store_frozen
 from kdpl.prompts import PromptConfig
 
 PUBLISHED_TEXTS, KDPL_TEXTS, STAGE_1 = "published-texts", "kdpl-texts", "stage-1"
@@ -46,6 +46,7 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
             ClipConfig(sizes.teacher, RANDOM), CONTEXT, vision_prompts=prompts, text_prompts=prompts
         )
     teacher.to(device)
+    store_frozen(teacher, settings.autocast or torch.float32)
     tower, names = teacher.text_tower.module, sizes.names(classes)
     teacher.tuning_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
     # instead of the features of 60 templates, which a fit computes once before its first step

@@ -1,6 +1,6 @@
 """The comparisons, with their sides and targets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
@@ -16,6 +17,7 @@ from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
 from benchmarks.settings import Settings
 from benchmarks.texts import Texts
+from kdpl.clip.modules import FrozenTower
 
 # rounds of comparisons that take minutes
 _FEW_ROUNDS = 2
@@ -112,22 +114,64 @@ class Bench:
         ]
 
     def bf16(self) -> list[Row]:
-        """Compare the student's step in float32 and under autocast to bfloat16."""
-        step = self._few
-        run = step.step(CACHED)
+        """Compare steps in float32 and under autocast, and under autocast with frozen weights that it has to cast."""
+        step, half = self._few, torch.bfloat16
 
-        def under(autocast: torch.dtype | None) -> Callable[[], None]:
+        def distillation(side: str, autocast: torch.dtype | None) -> Callable[[], None]:
+            run = step.step(side)
+
             def run_under() -> None:
                 step.autocast = autocast
                 run()
 
             return run_under
 
-        sides = {"float32": under(None), "bf16-mixed": under(torch.bfloat16)}
+        own, teacher = step.student.encoder.tower.module, step.student.load_teacher().tower
+        assert teacher is not None  # noqa: S101
+        sides = {
+            "float32": (torch.float32, distillation(CACHED, None)),
+            "bf16-mixed": (half, distillation(CACHED, half)),
+        }
+        times = self._times_of_types([own], sides)
+        rows = [self._ratio("student's step: float32 / bf16-mixed", times, "float32", "bf16-mixed")]
+
+        texts = Texts(self.sizes, self.sizes.few, self.device, half)
+        for name, towers, run in (
+            ("distillation step", [own, teacher], distillation(KDPL, half)),
+            (f"text features of {self.sizes.few} classes", [texts.tower], texts.runner(KDPL)),
+        ):
+            times = self._times_of_types(towers, {"cast": (torch.float32, run), "stored": (half, run)})
+            title = f"{name}, bf16-mixed: frozen weights cast at every use / stored in bfloat16"
+            rows.append(self._ratio(title, times, "cast", "stored"))
+        step.autocast = self.settings.autocast
+        return rows
+
+    def _times_of_types(
+        self, towers: Sequence[FrozenTower], runs: Mapping[str, tuple[torch.dtype, Callable[[], object]]]
+    ) -> dict[str, Any]:
+        """Time runs, each with the weights of frozen towers in a type, and return them to their own."""
+        weights = [weight for tower in towers for weight in tower.cast_weights()]
+        kept = [weight.data for weight in weights]
+
+        def put(values: list[Tensor]) -> None:
+            for weight, value in zip(weights, values, strict=True):
+                weight.data = value
+
+        def with_weights_in(dtype: torch.dtype, run: Callable[[], object]) -> Callable[[], None]:
+            values = [value.to(dtype) for value in kept]
+
+            def run_with() -> None:
+                put(values)
+                run()
+
+            return run_with
+
+        sides = {name: with_weights_in(dtype, run) for name, (dtype, run) in runs.items()}
         for run_once in sides.values():
             run_once()
         times = self._times(sides, {})
-        return [self._ratio("student's step: float32 / bf16-mixed", times, "float32", "bf16-mixed")]
+        put(kept)
+        return times
 
     def texts(self) -> list[Row]:
         """Compare the text tower on class names with learnt prompts, forward and backward."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier
+from kdpl.classifier import Classifier, Precision
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
@@ -38,9 +38,15 @@ class BulkPrediction:
     """
 
     def __init__(
-        self, classifier: Classifier, sources: Sequence[str], top_k: int, batch_size: int, workers: int | None
+        self,
+        classifier: Classifier,
+        sources: Sequence[str],
+        top_k: int,
+        batch_size: int,
+        workers: int | None,
+        precision: Precision,
     ) -> None:
-        self.classifier, self.sources = classifier, sources
+        self.classifier, self.sources, self.precision = classifier, sources, precision
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
         self.columns = columns(self.top_k)
@@ -72,13 +78,19 @@ class BulkPrediction:
         # a shard that was written again may have other images at other positions
         names = [f"{printable(s)} {stamp(s)}" if is_shard(s) else printable(s) for s in self.sources]
         images = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
-        return {"classifier": digest.hexdigest(), "images": images.hexdigest(), "top_k": self.top_k}
+        return {
+            "classifier": digest.hexdigest(),
+            "images": images.hexdigest(),
+            "top_k": self.top_k,
+            "precision": self.precision,
+        }
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         opened = partial(Item.open, decoding=self.classifier.decoding)
-        predictions = self.classifier.predictions(items, opened, self.top_k, self.batch_size, self.workers)
+        settings = (self.top_k, self.batch_size, self.workers, self.precision)
+        predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
         start = time.perf_counter()

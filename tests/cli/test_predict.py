@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+import world
 from PIL import Image
 from runs import refused, start_process
 from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
+from kdpl.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,31 @@ def test_top_k_adds_columns_with_the_most_probable_class_first(classifier, digit
     probabilities = [float(value) for name, value in row.items() if name.startswith("probability")]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_half_precision_agrees_but_for_rounding(precision, classifier, digits, tmp_path, capsys):
+    whole = Classifier.load(classifier)
+    paths = sorted(map(str, digits.rglob("*.png")))
+    dtypes = set()
+    whole.encoder.projector.register_forward_pre_hook(lambda _, args: dtypes.add(args[0].dtype))
+    assert main(["predict", str(classifier), *paths, f"--precision={precision}", "--top-k=10", "--batch-size=1"]) == 0
+    found, half = rows(capsys.readouterr().out), whole.predict(paths, 10, 1, precision=precision)
+    assert dtypes == {{"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]}
+    exact = whole.predict(paths, 10)
+    assert exact == Classifier.load(classifier).predict(paths, 10), "the weights are float32 again"
+    for row, one, other in zip(found, half, exact, strict=True):
+        assert row["class"] == one[0].class_name == other[0].class_name
+        assert float(row["probability"]) == pytest.approx(one[0].probability, abs=2e-6)
+        assert dict(one) == pytest.approx(dict(other), abs=0.02)
+    assert half != exact
+
+
+def test_an_unknown_precision_is_refused_in_a_sentence(classifier, digits, capsys):
+    code = main(["predict", str(classifier), str(digits), "--precision=bf16"])
+    refused(capsys, code, "precision", "bf16-mixed")
+    with world.refused(ConfigError, r"precision is 'bf16', expected one of 32-true, bf16-mixed, 16-mixed: correct it"):
+        Classifier.load(classifier).predict([], precision="bf16")
 
 
 @pytest.mark.slow
