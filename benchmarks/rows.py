@@ -16,6 +16,7 @@ from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT,
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
 from benchmarks.settings import Settings
+from benchmarks.shards import Shards, served
 from benchmarks.texts import Texts
 from kdpl.clip.modules import FrozenTower
 
@@ -214,6 +215,36 @@ class Bench:
             Row("cache, on disk per view", size / 1000, "KB", at_most=self._target(1.6)),
         ]
 
+    def shards(self) -> list[Row]:
+        """Compare reading of shards in training order with reading from end to end, and pieces with single requests."""
+        with TemporaryDirectory() as folder:
+            shards = Shards(self.settings, Path(folder))
+            few = self.sizes.single_images
+            with served(Path(folder)) as url:
+                sides: Sides = {
+                    "from end to end": shards.end_to_end,
+                    "in training order": shards.in_training_order,
+                    "views, one after another": lambda: shards.views(in_training_order=False),
+                    "views, in training order": lambda: shards.views(in_training_order=True),
+                    "pieces": lambda: shards.from_web(url, self.sizes.shard_images, in_pieces=True),
+                    "single images": lambda: shards.from_web(url, few, in_pieces=False),
+                }
+                seconds: dict[str, list[float]] = {side: [] for side in sides}
+                for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+                    for side, run in sides.items():
+                        shards.forget()
+                        seconds[side] += alternate({side: run}, 1, self.device)[side]
+        # for as many images
+        seconds["single images"] = [each * self.sizes.shard_images / few for each in seconds["single images"]]
+        times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        end_to_end, epoch, ordered, views, pieces, single = sides
+        name = f"reading {self.sizes.shard_images} images in shards in training order"
+        return [
+            self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch, at_least=0.8),
+            self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
+            self._ratio(f"{name}, from a web server: single images / pieces", times, single, pieces),
+        ]
+
     def inference(self) -> list[Row]:
         """Compare classifiers with zero-shot classification by the teacher's CLIP and the student's CLIP."""
         with TemporaryDirectory() as folder:
@@ -301,6 +332,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "many-classes": Bench.many_classes,
     "texts": Bench.texts,
     "cache": Bench.cache,
+    "shards": Bench.shards,
     "inference": Bench.inference,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,

@@ -22,6 +22,7 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.parallel import cores
+from kdpl.data.pieces import InPieces
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
@@ -291,7 +292,7 @@ class DomainDataModule(LightningDataModule):
 
     def unlabeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return UnlabeledImages(self._unlabeled_sources, self._view(image_size, self.seed))
+        return UnlabeledImages(InPieces(self._unlabeled_sources), self._view(image_size, self.seed))
 
     def labeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of the labelled training images, without their labels."""
@@ -345,17 +346,19 @@ class DomainDataModule(LightningDataModule):
         ``teacher_size`` as well if it is another. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
+        pieces = None
         if split == "labeled":
             dataset = LabeledImages(self._training_records(), self._view(image_size, self.seed))
         else:
             cache, (sources, indices) = self._open_cache(), self._share
             view = self._view(image_size, self.seed if cache is None else cache.manifest.view_seed)
-            dataset = UnlabeledImages(sources, view, indices)
+            in_pieces = InPieces(sources)
+            dataset, pieces = UnlabeledImages(in_pieces, view, indices), in_pieces.starts
             if cache is not None:
                 dataset = CachedImages(dataset, cache)
             elif teacher_size != image_size:
                 dataset.teacher_size = teacher_size
-        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size)
+        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(

@@ -1,14 +1,68 @@
-"""Pieces of a pool of shards, of some megabytes each: the unit in which training shuffles it."""
+"""Pieces of a pool of shards, of some megabytes each: the unit in which training shuffles and reads it."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from kdpl.data.names import Names
+from kdpl.data.readers.shards import ShardImage
+from kdpl.data.spool import Piece
+
 WINDOW = 64
 """Pieces whose images are mixed with each other."""
 
+PIECE = 2**23
+"""Bytes of images in a piece."""
+
+_FILE = 2**17  # bytes that an image outside of shards counts for
+_DENSE = 0.5  # least share of what is read at once that has to be wanted
+_MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
+
 Indices = npt.NDArray[np.int64]
+
+
+class InPieces(Sequence[str]):
+    """Names of which an image in a shard, whenever it is asked for, comes with the piece to read it with.
+
+    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in several shards, each
+    part is read by itself. Images outside of shards are read one by one.
+
+    Attributes:
+        starts: First image of each piece; None where no image is in a shard.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names, self.since = names, time.time()
+        self.starts: Indices | None = None
+        rows = names.rows
+        if not rows["offset"].any():
+            return
+        sizes = np.where(rows["offset"] > 0, rows["size"], _FILE)
+        piece = np.cumsum(sizes)
+        # in place, for the sake of memory
+        piece -= sizes
+        piece //= PIECE
+        begins = np.diff(piece, prepend=-1) != 0
+        self.starts = np.flatnonzero(begins)
+        # a part lies in one shard
+        self._parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
+        self._first = np.minimum.reduceat(rows["offset"], self._parts)
+        self._stop = np.maximum.reduceat(rows["offset"] + rows["size"], self._parts)
+        wanted, bytes_read = np.add.reduceat(rows["size"], self._parts), self._stop - self._first
+        self._dense = (self._first > 0) & (wanted >= _DENSE * bytes_read) & (bytes_read <= _MOST)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        source = self.names[index]
+        if isinstance(source, ShardImage):
+            part = np.searchsorted(self._parts, index, side="right") - 1
+            if self._dense[part]:
+                source.piece = Piece(int(self._first[part]), int(self._stop[part]), self.since)
+        return source
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Iterator[Indices]:

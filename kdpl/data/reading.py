@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
+from kdpl.data.pieces import InPieces
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
@@ -52,7 +53,8 @@ class Checked:
         # before that, bad ones may be replaced
         skipped = dict(faults_of(list(known.skipped), open_image, "looking at bad images again"))
         rest = sources[known.looked :]
-        faults = in_parallel(partial(_fault_of, open_image=open_image), rest, "looking at all images")
+        in_pieces = InPieces(Names.of(rest))
+        faults = in_parallel(partial(_fault_of, open_image=open_image), in_pieces, "looking at all images")
         for done, (source, fault) in enumerate(zip(rest, faults, strict=True), start=known.looked + 1):
             if fault is not None:
                 skipped[source] = fault

@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset format: indexed once, then read one image at a time, never unpacked.
 
-Training draws images in any order and resumes in the middle of an epoch, so shards are not streamed: a view is one
-read of an image's own bytes.
+Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: a view is one read of an
+image's own bytes, or of the piece of its shard that ``kdpl/data/pieces.py`` gives it.
 """
 
 import gzip
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, Literal
 
+from kdpl.data.spool import Piece, read_within
 from kdpl.data.storage import is_image, read, stays_inside
 from kdpl.errors import DataError, reason
 
@@ -40,17 +41,18 @@ class Member(tarfile.TarInfo):
 
 
 class ShardImage(str):
-    """An image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on."""
+    """An image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on, read with ``piece`` if any."""
 
-    __slots__ = ("offset", "shard", "size")
+    __slots__ = ("offset", "piece", "shard", "size")
     shard: str
     offset: int
     size: int
+    piece: Piece | None
 
     def __new__(cls, shard: str, name: str, offset: int, size: int) -> "ShardImage":
         """Create the name and attach the position."""
         member = super().__new__(cls, f"{shard}/{name}")
-        member.shard, member.offset, member.size = shard, offset, size
+        member.shard, member.offset, member.size, member.piece = shard, offset, size, None
         return member
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,7 +62,8 @@ class ShardImage(str):
         """Read its bytes; DataError if it is too large, or the shard is gone, cannot be reached or ends too early."""
         require_size(self, self.size)
         try:
-            content = read(self.shard, self.offset, self.size)
+            place = self.shard, self.offset, self.size
+            content = read(*place) if self.piece is None else read_within(*place, self.piece)
         except OSError as error:
             raise DataError(f"shard {self.shard} cannot be read ({reason(error)}): restore it") from error
         if len(content) < self.size:

@@ -1,0 +1,139 @@
+"""Reading a pool of shards in training order, relative to reading each shard from end to end."""
+
+import io
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from benchmarks.photographs import write_photographs
+from benchmarks.settings import Settings
+from kdpl.data.augmentation import RandomResizedCrop
+from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.loader import LazyLoader, TrainSampler
+from kdpl.data.names import Names
+from kdpl.data.pieces import InPieces
+from kdpl.data.sources import content_of, find_unlabeled, open_source
+from kdpl.data.storage import read
+
+LATENCY = 0.02
+"""Seconds that the web server waits before each answer."""
+
+_IMAGES_PER_SHARD = 1000
+_BYTES = 110_000  # of an image, as in ImageNet
+_VIEW = 224
+_STEP = 2**20  # bytes at a time, from end to end
+
+
+class Shards:
+    """Shards of JPEG files of 500 × 375 pixels and 110 KB, on the disk and behind a web server.
+
+    Args:
+        settings: Number of images and batch size.
+        folder: An empty folder to work in.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        photographs = [path.read_bytes() for path in write_photographs(folder / "photographs", 32)]
+        # decoders ignore what follows the end of an image
+        padded = [photograph + os.urandom(_BYTES - len(photograph)) for photograph in photographs]
+        self.images = settings.sizes.shard_images
+        for first in range(0, self.images, _IMAGES_PER_SHARD):
+            with tarfile.open(folder / f"{first // _IMAGES_PER_SHARD:04}.tar", "w") as shard:
+                for number in range(first, min(first + _IMAGES_PER_SHARD, self.images)):
+                    member = tarfile.TarInfo(f"{number:08}.jpg")
+                    member.size = _BYTES
+                    shard.addfile(member, io.BytesIO(padded[number % len(padded)]))
+        self.shards = sorted(map(str, folder.glob("*.tar")))
+        self.names = find_unlabeled(self.shards)
+
+    def forget(self) -> None:
+        """Drop the shards from the page cache, where the system lets a program do that."""
+        os.sync()
+        for shard in self.shards if hasattr(os, "posix_fadvise") else ():
+            with Path(shard).open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def end_to_end(self) -> None:
+        """Read each shard from its beginning to its end."""
+        for shard in self.shards:
+            with Path(shard).open("rb") as file:
+                while file.read(_STEP):
+                    pass
+
+    def in_training_order(self) -> None:
+        """Read the image files of an epoch."""
+        sources = InPieces(self.names)
+        for index, _ in self._sampler(sources):
+            content_of(sources[index])
+
+    def views(self, in_training_order: bool) -> None:
+        """Read, decode and augment all images, in training order or one after another."""
+        sources = InPieces(self.names)
+        view = RandomView(open_source, RandomResizedCrop(), _VIEW, seed=1)
+        order = self._sampler(sources) if in_training_order else [(index, 0) for index in range(self.images)]
+        for _ in LazyLoader(UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0):
+            pass
+
+    def from_web(self, url: str, images: int, in_pieces: bool) -> None:
+        """Read the first image files of an epoch from a web server, in pieces or one by one."""
+        distant = [each.replace(str(self.folder), url) for each in self.names.folders]
+        names = Names(self.names.text, self.names.rows, distant)
+        sources = InPieces(names)
+        for index, _ in islice(self._sampler(sources), images):
+            content_of(sources[index] if in_pieces else names[index])
+
+    def _sampler(self, sources: InPieces) -> TrainSampler:
+        return TrainSampler(self.images, self.settings.batch_size, seed=1, pieces=sources.starts)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder on this machine, from another process; yields the URL."""
+    ours, theirs = get_context("spawn").Pipe()
+    server = get_context("spawn").Process(target=_serve, args=(folder, theirs), daemon=True)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        server.terminate()
+        server.join()
+
+
+def _serve(folder: Path, pipe: Connection) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(folder))) as server:
+        pipe.send(server.server_port)
+        server.serve_forever()
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Answers requests for part of a file, after a while."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Send the bytes that are asked for."""
+        time.sleep(LATENCY)
+        file = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not asked:
+            super().do_GET()
+            return
+        first, last = int(asked[1]), min(int(asked[2]), file.stat().st_size - 1)
+        self.send_response(206)
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{file.stat().st_size}")
+        self.end_headers()
+        self.wfile.write(read(str(file), first, last + 1 - first))
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

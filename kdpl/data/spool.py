@@ -1,0 +1,88 @@
+"""Reading a piece of a file for the sake of many images, on behalf of all processes of a machine.
+
+A piece of a file on this machine is read whole by each process, and is then in the system's page cache. A piece behind
+a URL is downloaded by one process into a folder of temporary files, where the oldest make room for new ones.
+"""
+
+import getpass
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from kdpl.data.storage import is_url, read
+from kdpl.errors import DataError, reason
+
+MOST_PIECES = 256
+"""Pieces behind URLs that are kept, and pieces that a process remembers to have fetched."""
+
+_LOCKS = 64  # so that few pieces wait for another
+
+
+class Piece(NamedTuple):
+    """Bytes ``start`` to ``stop`` of a file that is read ``since`` a time, in seconds as ``time.time`` counts them."""
+
+    start: int
+    stop: int
+    since: float
+
+
+def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
+    """Read bytes of a file that lie in a piece, which is fetched unless it is at hand; raises as ``read``."""
+    try:
+        file, first = _fetched(path, piece)
+        return read(file, start - first, size)
+    except FileNotFoundError:
+        _fetched.cache_clear()  # a piece that made room for others
+    file, first = _fetched(path, piece)
+    return read(file, start - first, size)
+
+
+@lru_cache(MOST_PIECES)
+def _fetched(path: str, piece: Piece) -> tuple[str, int]:
+    """The file that holds a piece from now on, and the position in ``path`` at which that file begins."""
+    if not is_url(path):
+        read(path, piece.start, piece.stop - piece.start)
+        return path, 0
+    name = hashlib.blake2b(f"{path}\0{piece[:2]}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    folder = _folder()
+    file = folder / f"{name}.piece"
+    with FileLock(folder / f"{int(name, 16) % _LOCKS}.lock"):
+        # what an earlier run left may be of a file that has changed
+        if not (file.exists() and file.stat().st_mtime >= piece.since):
+            _write(file, read(path, piece.start, piece.stop - piece.start))
+    return str(file), piece.start
+
+
+def _folder() -> Path:
+    """The folder of temporary files, which is this user's alone."""
+    # a user in a container may have no name
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"kdpl-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if isinstance(user, int) and folder.stat().st_uid != user:
+        raise DataError(f"{folder} belongs to another user: set TMPDIR to another folder")
+    return folder
+
+
+def _write(file: Path, content: bytes) -> None:
+    kept = []
+    for other in file.parent.glob("*.piece"):
+        with suppress(OSError):  # another process makes room, too
+            kept.append((other.stat().st_mtime, other))
+    for _, other in sorted(kept)[: -MOST_PIECES + 1]:
+        with suppress(OSError):
+            other.unlink()
+    part = file.with_suffix(".part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        said = f"{file.parent} cannot hold pieces of shards ({reason(error)})"
+        raise DataError(f"{said}: set TMPDIR to a folder with room for {MOST_PIECES} times 8 MB") from error
