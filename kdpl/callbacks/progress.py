@@ -135,9 +135,9 @@ class ProgressBar(RichProgressBar):
         short: dict[str, Any] = {label: metrics[name] for name, label in _NAMES.items() if name in metrics}
         if "HM" in short:
             del short["acc"]
-        if "img/s" in short:
-            rate = float(short["img/s"])
-            short["img/s"] = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+        for name in short.keys() & {"loss", "img/s"}:
+            value = float(short[name])
+            short[name] = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
         if "wait" in short:
             short["wait"] = f"{short['wait']:.0%}"
         return short

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.data.class_mapping import read_class_mapping
+from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
 from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
@@ -70,7 +70,7 @@ def init(
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
     _write_config(folder, images, places, skips, named)
     # last, since the reader of a pipe may close it
-    _print(source, images, {label: each.text or each.name for label, each in names.items()})
+    _print(source, images, names)
     _print_not_taken([*left_out.values()], aside)
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
@@ -102,8 +102,10 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _print(path: Path, images: list[Found], words: Mapping[str, str]) -> None:
-    labeled = _counts(images)
+def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> None:
+    named = {image.label: names.get(image.label, ClassName(image.label)) for image in images if image.label}
+    labeled = {named[label].name: count for label, count in _counts(images).items()}
+    tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
     print(f"{path}: {len(labeled)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
@@ -111,14 +113,15 @@ def _print(path: Path, images: list[Found], words: Mapping[str, str]) -> None:
         note = ", a quarter of each class, held out by chance with seed 0" if split == HELD_OUT else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
-    print(f"  labelled to train on: {_some([f'{name} {count}' for name, count in fewest])}")
+    print(f"  labelled to train on: {_some([f'{name} ({count})' for name, count in fewest])}")
     if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
-    if untested := sorted(labeled.keys() - {image.label for image in images if image.split in ("test", HELD_OUT)}):
+    if untested := sorted(labeled.keys() - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    if mute := [name for label in sorted(labeled) if _MUTE.fullmatch(name := words.get(label, label))]:
+    if mute := [each.name for _, each in sorted(named.items()) if _MUTE.fullmatch(each.text or each.name)]:
         print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
-    print("  the default augmentation crops and mirrors: for digits, letters, or left and right, choose light_affine")
+    print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
+    print("    --data.init_args.augmentation light_affine")
     transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
     if transparent or turned:
         on = "put on white, or on the colour data.init_args.background"

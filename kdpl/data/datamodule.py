@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
@@ -175,6 +174,11 @@ class DomainDataModule(LightningDataModule):
         """Source and label of the test images, by the indices in batches."""
         return self.splits.test
 
+    @property
+    def held_out(self) -> bool:
+        """Whether the test images are labelled images that were set aside, for lack of others."""
+        return self.splits.held_out
+
     def test_item(self, index: int) -> tuple[str, Image, int]:
         """Source, RGB image in its own size, and label of a test image."""
         source, label = self.splits.test[index]
@@ -264,7 +268,7 @@ class DomainDataModule(LightningDataModule):
         self._reading.file = self._file_of(self.trainer)
         if stage in ("fit", "test"):
             for line in self._reading.notes():
-                rank_zero_info(line)
+                inform(line)
         # here rather than with the first batch: nothing has been written yet
         if stage == "fit" and self._needs_images(self.trainer):
             self.splits.require_training_images()

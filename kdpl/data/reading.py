@@ -180,10 +180,7 @@ class Reading:
             where = f", listed in {self.file}" if self.file else ""
             yield f"left out {len(self._checked.skipped)} of {self._checked.images} images, which cannot be used{where}"
         if self.splits.held_out:
-            yield (
-                f"{len(self.splits.test)} of the labelled images of {self.splits.origin}, which has no other test "
-                "images, are held out for the test"
-            )
+            yield f"{len(self.splits.test)} labelled images are held out for the test, for lack of others"
         if self._apart[1]:
             yield f"{self._apart[1]} unlabelled images are test or validation images, and are not distilled on"
 

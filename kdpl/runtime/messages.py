@@ -5,6 +5,8 @@ import sys
 import warnings
 
 from lightning.pytorch.utilities import rank_zero_only
+from rich import get_console
+from rich.file_proxy import FileProxy
 
 _LIBRARIES = ("lightning", "torch", "torchmetrics", "jsonargparse")
 
@@ -18,13 +20,15 @@ def process_rank() -> int:
 @rank_zero_only
 def inform(message: str) -> None:
     """Print a message to standard error, from the first process; a progress bar stays below it."""
-    print(message, file=sys.stderr, flush=True)
+    if isinstance(sys.stderr, FileProxy):  # of a progress bar, and breaks what is longer than a line
+        get_console().out(message, highlight=False)
+    else:
+        print(message, file=sys.stderr, flush=True)
 
 
-@rank_zero_only
 def warn(message: str) -> None:
     """Print a warning to standard error, from the first process."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    inform(f"warning: {message}")
 
 
 def quiet_libraries() -> None:

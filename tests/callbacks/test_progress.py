@@ -16,7 +16,7 @@ from kdpl.callbacks.progress import ProgressBar, Throughput
     ("metrics", "shown"),
     [
         ({"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}, "loss: 0.5, acc: 0.9, img/s: 152"),
-        ({"train/images_per_s": 0.2345}, "img/s: 0.234"),
+        ({"train/images_per_s": 0.2345, "train/loss": 1391.6}, "loss: 1392, img/s: 0.234"),
         ({"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}, "HM: 0.64"),
         ({}, ""),
     ],
@@ -77,7 +77,7 @@ class Seen(Callback):
         self.bar, self.losses, self.lines = bar, [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(self.bar.get_metrics(trainer, pl_module)["loss"])
+        self.losses.append(float(self.bar.get_metrics(trainer, pl_module)["loss"]))
         label, *_, left = self.bar.configure_columns(trainer)
         task = SimpleNamespace(id=self.bar.train_progress_bar_id, total=3, remaining=2 - batch_idx, speed=1.5)
         self.lines.append(f"{label.render(task)} {left.render(task)}")

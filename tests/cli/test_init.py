@@ -1,4 +1,5 @@
 import csv
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
-from runs import CONFIGS, SHORT, configs, error_line, files_of, image_folder, rows_of
+from runs import CONFIGS, SHORT, configs, error_line, files_of, image_folder, noise, rows_of
 from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
+from kdpl.runtime.predictions import read_results
 
 
 def picture(path, *colour):
@@ -120,7 +122,7 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
     assert init(root, tmp_path / "my out") == 0
     out = capsys.readouterr().out
     assert "names that tell the text tower nothing: 7, b, class_07, n01440764: give words for all classes by" in out
-    assert "choose light_affine" in out
+    assert "--data.init_args.augmentation light_affine" in out
     *_, command = out.splitlines()
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "kdpl", "run"]
@@ -250,6 +252,53 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
     predictions = Classifier.load(run / "student/classifier").predict([row["source"] for row in tested])
     for row, (found,) in zip(tested, predictions, strict=True):
         assert (row["prediction"], float(row["probability"])) == (found.class_name, pytest.approx(found.probability))
+
+
+def strangers_folder(root):
+    """Photos with the common flaws: transparency, orientation tags, a folder Train, numbers as names, a rare class."""
+    for number, count in enumerate((20, 12, 1)):
+        for i in range(count + 4):
+            split, image = "Train" if i < count else "Validation", noise(96, 72, seed=100 * number + i)
+            if i % 4 == 1:
+                image.putalpha(image.convert("L"))
+            path = root / split / str(number) / f"IMG_{i:04}.{'png' if i % 4 == 1 else 'jpg'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, **({"exif": tag(6)} if i % 4 == 2 else {}))
+    (root / "Train/0/phone.heic").touch()
+    (root / "Train/1/torn.jpg").touch()
+    return root
+
+
+@pytest.mark.slow
+def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edited(tmp_path, capsys, monkeypatch):
+    root = strangers_folder(tmp_path / "my photos")
+    monkeypatch.chdir(tmp_path)
+    assert init(root, "first look") == 0
+    out = capsys.readouterr().out
+    for words in (
+        *("3 classes", "train: 25", "test: 8, a quarter of each class, held out", "val: 12"),
+        *("fewer than 4 of: 2: label more", "no test image of: 2", "text tower nothing: 0, 1, 2: give words"),
+        *("with transparent pixels: 11, put on white", "turned by their orientation tag: 11"),
+        *("1 .heic file, which cannot be read: convert", "torn.jpg cannot be read"),
+    ):
+        assert words in out
+    (tmp_path / "names.csv").write_text("0,red ball\n1,green box\n2,blue tent\n")
+    assert init(root, "with names", "--class-names=names.csv") == 0
+    out = capsys.readouterr().out
+    assert "nothing" not in out
+    assert "fewer than 4 of: blue tent" in out
+    # the command and the option as printed, but with the smallest CLIPs
+    (option,) = (line for line in out.splitlines() if "--data.init_args.augmentation" in line)
+    command = re.sub(r"configs/(teacher|student)/\w+", r"configs/\1/quickstart", out.splitlines()[-1])
+    words = shlex.split(command.replace("configs/", f"{CONFIGS}/") + option)
+    assert words[:3] == ["python", "-m", "kdpl"]
+    assert main([*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]) == 0
+    printed = capsys.readouterr()
+    assert "held out" in printed.out.partition("accuracy on 8 test images")[2]
+    assert "8 labelled images are held out for the test" in printed.err
+    assert read_results(tmp_path / "with names_run/student")["held_out"]
+    classifier = Classifier.load(tmp_path / "with names_run/student/classifier")
+    assert classifier.class_names == ("red ball", "green box", "blue tent")
 
 
 @pytest.mark.parametrize(
