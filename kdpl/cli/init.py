@@ -124,8 +124,8 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> N
     print("    --data.init_args.augmentation light_affine")
     transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
     if transparent or turned:
-        on = "put on white, or on the colour data.init_args.background"
-        print(f"  with transparent pixels: {transparent}, {on}; turned by their orientation tag: {turned}")
+        on = "put on white (data.init_args.background)"
+        print(f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}")
 
 
 def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
