@@ -48,13 +48,18 @@ class DrawPictures(Callback):
         """Draw the predictions, beside those of the teacher if there are any."""
         if not self._can_draw(trainer):
             return
+        try:
+            self._draw_test(trainer, getattr(pl_module, "teacher_folder", None))
+        except Exception as error:  # such as an image that is gone; the results are written
+            warn(f"cannot draw pictures of the test ({reason(error)})")
+
+    def _draw_test(self, trainer: Trainer, teacher_folder: Path | None) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         predictions = read_predictions(Path(trainer.default_root_dir))
         if len(data.class_names) <= _MOST_CLASSES:
             _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
         else:
             inform(f"no picture of the confusions of {len(data.class_names)} classes: a report lists the largest ones")
-        teacher_folder: Path | None = getattr(pl_module, "teacher_folder", None)
         teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
         if [p.source for p in teacher] == [p.source for p in predictions]:
             _draw_sheets(trainer, list(zip(teacher, predictions, strict=True)))

@@ -9,6 +9,7 @@ from runs import fit_teacher, noise
 from runs import test as run_test
 
 from kdpl.callbacks.pictures import choose_for_sheet, draw_confusion, draw_curves, draw_sheet, font_families
+from kdpl.errors import DataError
 from kdpl.runtime.predictions import ImagePrediction
 from kdpl.runtime.run_folder import RESULTS_FILE
 
@@ -153,6 +154,19 @@ def test_a_picture_that_fails_or_would_be_too_large_does_not_end_the_test(tmp_pa
         assert re.search(said, capsys.readouterr().err)
         assert (copy / RESULTS_FILE).is_file()
         assert not (copy / "figures/confusion.png").exists()
+
+
+def test_an_image_that_is_gone_does_not_end_the_test(tmp_path, student_run, monkeypatch, capsys):
+    copy = tmp_path / "student"
+    shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
+
+    def gone(*_):
+        raise DataError("image 0.png does not exist: restore it")
+
+    monkeypatch.setattr("kdpl.data.datamodule.DomainDataModule.test_item", gone)
+    assert run_test(copy, f"--out={copy}") == 0
+    assert "warning: cannot draw pictures of the test (image 0.png does not exist" in capsys.readouterr().err
+    assert (copy / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()
 
 
 def test_a_student_is_tested_from_its_folder_alone_without_a_sheet(tmp_path, student_run):

@@ -1,4 +1,6 @@
+import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import yaml
 from torch import nn
 from world import CONFIGS
 
-from kdpl.report.accuracy import class_rows, confusion_matrix, largest_confusions
+from kdpl.report.accuracy import class_rows, confusion_matrix, confusions, largest_confusions
 from kdpl.report.charts import Axis, interval_chart, line_chart
 from kdpl.report.cost import Encoder, count_flops
 from kdpl.report.training import differing_settings
@@ -130,3 +132,18 @@ def test_two_classes_of_one_name_are_not_correct_for_each_other():
     assert confusion_matrix(names, twins) == confusion_matrix(NAMES, predictions("abbcbbacc"))
     rows = [r[1:] for r in class_rows(names, None, twins)]
     assert rows == [("a", 4, None, 0.25), ("a", 3, None, 2 / 3), ("a", 2, None, 1.0)]
+
+
+def test_ten_thousand_classes_take_no_memory_for_their_pairs():
+    names = tuple(f"class {i}" for i in range(10_000))
+    labels = [(i, i * i % len(names)) for i in range(len(names))] * 2
+    predictions = [ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5, y, p) for i, (y, p) in enumerate(labels)]
+    run = SimpleNamespace(vectors=SimpleNamespace(class_names=names), student=None)
+    run.main = SimpleNamespace(predictions=predictions)
+    tracemalloc.start()
+    found = confusions(run)
+    rows = class_rows(names, None, predictions)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(rows), len(found["largest"]), found["matrix"]) == (10_000, 40, None)
+    assert peak < len(names) ** 2 / 4  # bytes
