@@ -107,10 +107,11 @@ def test_a_background_that_is_not_a_colour_is_refused(background):
         DomainDataModule("folder", root="somewhere", background=background)
 
 
+@pytest.mark.parametrize("decoding", [Decoding(), PUBLISHED])
 @pytest.mark.parametrize("kind", zoo.BAD)
-def test_a_bad_image_is_one_sentence_that_names_it_and_says_why(kind, tmp_path):
+def test_a_bad_image_is_one_sentence_that_names_it_and_says_why(kind, decoding, tmp_path):
     name, make, reason = zoo.BAD[kind]
     make(tmp_path / name)
     with world.refused(DataError, reason) as error:
-        open_image(str(tmp_path / name))
+        open_image(str(tmp_path / name), decoding=decoding)
     assert str(error.value).startswith(f"image {tmp_path / name} ")
