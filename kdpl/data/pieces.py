@@ -79,12 +79,16 @@ def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Itera
     Yields:
         The next images of the order, over all each of 0 … N - 1 once.
     """
-    stops = np.append(starts[1:], num_images)
+    sizes = np.diff(starts, append=num_images)
+    order = rng.permutation(len(starts))
     times, images = np.empty(0), np.empty(0, dtype=np.int64)
-    for turn, piece in enumerate(rng.permutation(len(starts)).tolist()):
-        new = np.arange(starts[piece], stops[piece])
-        times, images = np.append(times, turn + WINDOW * rng.random(len(new))), np.append(images, new)
-        due = times < turn + 1
+    for first in range(0, len(order), WINDOW):
+        pieces = order[first : first + WINDOW]
+        last = first + len(pieces)
+        new = np.concatenate([np.arange(starts[piece], starts[piece] + sizes[piece]) for piece in pieces])
+        turns = np.repeat(np.arange(first, last), sizes[pieces])
+        times, images = np.append(times, turns + WINDOW * rng.random(len(new))), np.append(images, new)
+        due = times < last
         yield images[due][np.argsort(times[due], kind="stable")]
         times, images = times[~due], images[~due]
     yield images[np.argsort(times, kind="stable")]

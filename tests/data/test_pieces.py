@@ -1,15 +1,21 @@
 import errno
 import io
 import os
+import resource
 import tarfile
 import tempfile
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
 import torch
 import world
 from runs import noise
+from torch.utils.data import Dataset
 from zoo import add
 
 from kdpl import DomainDataModule
@@ -154,3 +160,72 @@ def test_a_folder_that_cannot_hold_pieces_is_one_sentence(pool, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     with world.refused(DataError, r"kdpl-.* cannot hold pieces of shards \(.*No space left on device\): set TMPDIR"):
         content_of(InPieces(names)[0])
+
+
+@pytest.mark.slow
+def test_workers_get_a_piece_behind_a_url_by_one_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(20):
+        (tmp_path / f"{number:02d}.tar").write_bytes(shard_of(range(10 * number, 10 * number + 10)))
+    monkeypatch.setattr(pieces, "PIECE", 5 * IMAGE)
+    with served(tmp_path) as (url, requests):
+        sources = InPieces(find_unlabeled(f"{url}/{{00..19}}.tar"))
+        requests.clear()
+        sampler = TrainSampler(200, 8, seed=1, pieces=sources.starts)
+        loader = LazyLoader(Contents(sources), sampler, 8, num_workers=2)
+        seen = [number for batch in loader for number in batch.tolist()]
+    assert sorted(seen) == list(range(200))
+    assert len(requests) == len(set(requests)) == len(sources.starts) == 40
+
+
+class Contents(Dataset):
+    """The number that an image says, for a key of training."""
+
+    def __init__(self, sources):
+        self.sources = sources
+
+    def __getitem__(self, key):
+        return content_of(self.sources[key[0]])[0] - 1
+
+
+@contextmanager
+def served(folder):
+    """The URL of the files of a folder, and a list of the ranges that are asked for."""
+    requests = []
+
+    class Ranges(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            requests.append((self.path, self.headers["Range"]))
+            content = Path(self.translate_path(self.path)).read_bytes()
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            self.send_response(206)
+            part = content[first : last + 1]
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+            self.end_headers()
+            self.wfile.write(part)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_ten_thousand_shards_are_trained_on_with_few_files_open(tmp_path, monkeypatch):
+    for number in range(10_000):
+        (tmp_path / f"{number:04d}.tar").write_bytes(shard_of([number % 200]))
+    monkeypatch.setattr(pieces, "PIECE", 50 * IMAGE)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        sources = InPieces(find_unlabeled(str(tmp_path / "{0000..9999}.tar")))
+        order = [index for index, _ in TrainSampler(10_000, 8, seed=1, pieces=sources.starts)]
+        assert all(content_of(sources[index]) == content(index % 200) for index in order)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (len(order), len(sources.starts)) == (10_000, 200)
