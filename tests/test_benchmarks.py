@@ -1,5 +1,6 @@
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, large
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
 from benchmarks.memory import STAGE_1, peak_in_own_process
+from benchmarks.messy_pool import MessyDigits
 from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
@@ -97,3 +99,15 @@ def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
     names = set(SMALL.names(SMALL.few))
     assert all(len(each) == SMALL.infer_images and set(each) <= names for each in predictions.values())
     assert predictions[ONNX] == predictions[CLASSIFIER]
+
+
+@pytest.mark.parametrize(("share", "others"), [(0.25, 233), (0.5, 700)])
+def test_a_messy_pool_has_all_digits_and_as_many_others_of_each_kind(share, others):
+    pool = MessyDigits(["letters", "textures"], share).read()
+    kinds = Counter(source.partition("/")[0] for source in pool.unlabeled)
+    assert kinds["digits"] == len(pool.train) == 700
+    assert kinds["letters"] + kinds["textures"] == others
+    assert kinds["letters"] - kinds["textures"] in (0, 1)
+    assert len({*pool.unlabeled}) == len(pool.unlabeled)
+    last = [pool.open_image(source) for source in pool.unlabeled[-2:]]
+    assert {(image.size, image.mode) for image in last} == {((32, 32), "RGB")}
