@@ -17,6 +17,7 @@ from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
 from benchmarks.settings import Settings
 from benchmarks.shards import Shards, served
+from benchmarks.start import starts
 from benchmarks.texts import Texts
 from kdpl.clip.modules import FrozenTower
 
@@ -245,6 +246,10 @@ class Bench:
             self._ratio(f"{name}, from a web server: single images / pieces", times, single, pieces),
         ]
 
+    def start(self) -> list[Row]:
+        """Measure the second start on very many unlabelled images, and the memory of its processes."""
+        return [Row(name, value, unit, at_most=self._target(most)) for name, value, unit, most in starts(self.settings)]
+
     def inference(self) -> list[Row]:
         """Compare classifiers with zero-shot classification by the teacher's CLIP and the student's CLIP."""
         with TemporaryDirectory() as folder:
@@ -333,6 +338,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "texts": Bench.texts,
     "cache": Bench.cache,
     "shards": Bench.shards,
+    "start": Bench.start,
     "inference": Bench.inference,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,

@@ -72,11 +72,11 @@ def test_operations_are_counted_by_the_book_and_not_run():
 def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
-    names = ("distillation", "student", "bf16", "many-classes", "texts", "cache", "shards", "inference")
+    names = ("distillation", "student", "bf16", "many-classes", "texts", "cache", "shards", "start", "inference")
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert len(report["rows"]) == 28
+    assert len(report["rows"]) == 34
     assert all(row["value"] > 0 for row in report["rows"])
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, overload
 
 import numpy as np
@@ -104,18 +104,7 @@ class Names(Sequence[str]):
 
 def places(names: Names) -> Iterator[str]:
     """Canonical path of each file, the same for all its names: absolute, relative, or through a link. URLs stay."""
-    folder, single = names.rows["folder"], names.rows["offset"] == 0
-    real, links = list(names.folders), set[str]()
-    few = np.zeros(len(real), bool)
-    for number in np.unique(folder).tolist():
-        if not is_url(real[number]):
-            real[number] = os.path.join(os.path.realpath(real[number]), "")  # noqa: PTH118
-    within, files = Names(names.text, names.rows, real), np.bincount(folder[single], minlength=len(real))
-    for number in np.flatnonzero(files).tolist():
-        few[number] = files[number] < _FEW and not is_url(real[number])
-        if not few[number] and not is_url(real[number]):
-            links.update(_links_in(real[number]))
-    links.update(filter(os.path.islink, within.take(few[folder] & single)))
+    within, links = _resolved(names)
     return (os.path.realpath(place) if place in links else place for place in within)
 
 
@@ -133,14 +122,39 @@ def distinct(names: Names, key: Callable[[Names], Iterable[str]] = places) -> Na
 
 def unlisted(names: Names, known: Iterable[str]) -> Names:
     """Keep those names that are not among the known ones, under any name."""
-    there = frozenset(places(Names.of(known)))
-    return select(names, (place not in there for place in places(names))) if there else names
+    (folders, _), (within, links) = _resolved(listed := Names.of(known)), _resolved(names)
+    there = frozenset(places(listed))
+    # of millions of names only those in the same folders can be among them
+    near = {*folders.folders, *map(_folder_of, chain(there, links))}
+    asked = np.array([folder in near for folder in within.folders], bool)[names.rows["folder"]]
+    keep = np.ones(len(names), bool)
+    keep[asked] = [place not in there for place in places(names.take(asked))]
+    return select(names, keep)
 
 
 def select(names: Names, keep: Iterable[bool]) -> Names:
     """Keep those names for which ``keep`` has True."""
     kept = np.fromiter(keep, bool, len(names))
     return names if kept.all() else names.take(kept)
+
+
+def _resolved(names: Names) -> tuple[Names, set[str]]:
+    """The names below canonical folders, and those of them that are links."""
+    folder, single = names.rows["folder"], names.rows["offset"] == 0
+    used = np.bincount(folder, minlength=len(names.folders)).tolist()
+    files = np.bincount(folder[single], minlength=len(names.folders))
+    real = [
+        os.path.join(os.path.realpath(each), "") if count and not is_url(each) else each  # noqa: PTH118
+        for each, count in zip(names.folders, used, strict=True)
+    ]
+    within = Names(names.text, names.rows, real)
+    links = {link for number in np.flatnonzero(files >= _FEW).tolist() for link in _links_in(real[number])}
+    links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
+    return within, links
+
+
+def _folder_of(path: str) -> str:
+    return path[: path.rfind("/") + 1]
 
 
 def _links_in(folder: str) -> Iterator[str]:
