@@ -35,7 +35,7 @@ def take(tab, name, scheme, height):
 
 
 def test_the_figures():
-    for name in ("confusion", "learning_curves", "test_images"):
+    for name in ("confusion", "learning_curves"):
         shutil.copy(Path(RUN) / f"student/figures/{name}.png", IMAGES)
     pairs = list(zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True))
     chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
