@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -262,14 +262,15 @@ class AllViews(Dataset[Tensor]):
         return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
 
 
-def _load_views(work: Work, manifest: Manifest, shards: Sequence[range]) -> Iterator[Tensor]:
+def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Tensor]:
     """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
     at_once = max(1, work.batch_size // manifest.views)
-    starts = [(indices, start) for indices in shards for start in range(0, len(indices), at_once)]
+    starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
     yield from DataLoader(
         AllViews(images, manifest.views),
-        batch_sampler=[list(indices[start : start + at_once]) for indices, start in starts],
+        # one by one, since there may be millions
+        batch_sampler=(list(indices[start : start + at_once]) for indices, start in starts),
         num_workers=work.num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),

@@ -1,7 +1,7 @@
 """Where the images of tar shards lie: found once, and kept for the next start and for all processes.
 
 The index of the shards of a folder is a file in it or, if it is distant or may not be written to, in
-``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``. It is mapped into memory, which processes share.
+``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
 """
 
 import hashlib
@@ -28,6 +28,8 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 1
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
+# bytes from which on processes share an index by mapping its file, which over NFS no other machine may then replace
+_MAPPED = 2**30
 _BLOCK = 512  # shards after which the index is written, so that an interruption loses little
 
 
@@ -91,11 +93,14 @@ def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
         with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
             tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
             rows, text = tensors["rows"].numpy().view(ROW)[:, 0], tensors["text"].numpy()
+            if rows.nbytes + text.nbytes < _MAPPED:
+                rows, text = rows.copy(), text.copy()
             known = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
             inside = (rows["start"] >= 0) & (rows["length"] >= 0) & (rows["offset"] > 0)
             inside &= rows["start"] + rows["length"] <= len(text)
-            numbers = rows["folder"]
-            rising = (np.diff(numbers) >= 0).all() and np.array_equal(np.unique(numbers), range(len(known)))
+            # each shard has images, and those of the first come first
+            steps = np.diff(rows["folder"], prepend=-1, append=len(known))
+            rising = steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()
             if text.dtype != np.uint8 or not inside.all() or not rising:
                 raise ValueError("it has numbers that are out of range")
             index = _Index(Names(text, rows, [f"{shard}/" for shard in known]), known)

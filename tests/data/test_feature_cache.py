@@ -94,6 +94,15 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     assert not [key for key in manifest if "label" in key or "class" in key]
 
 
+def test_a_filling_lists_images_as_it_comes_to_them(folder):
+    images, drawn = data(folder).unlabeled_images(SIZE), []
+    shards = (drawn.append(index) or range(index, index + 1) for index in range(10))
+    manifest = needed(data(folder))
+    views = module._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
+    assert torch.equal(next(views)[0, 1], images[0, 1][0])
+    assert drawn == [0]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same_files(folder, num_workers):
     filled(folder, "whole")

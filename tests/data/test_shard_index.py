@@ -125,11 +125,15 @@ def test_shards_that_were_looked_through_before_an_interruption_are_kept(shards,
     assert sorted(looked) == ["2.tar", "3.tar"]
 
 
-def test_an_index_is_mapped_and_not_copied(shards):
-    for asked in (shards[:3], shards[:2]):
-        index_shards(shards[:3])
-        names = index_shards(asked)
-        address = names.text.__array_interface__["data"][0]
-        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-        spans = [([int(each, 16) for each in line[0].split("-")], line[-1]) for line in maps]
-        assert [file[-len(INDEX_FILE) :] for (start, end), file in spans if start <= address < end] == [INDEX_FILE]
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_a_large_index_is_mapped_and_a_small_one_copied(shards, monkeypatch, most):
+    monkeypatch.setattr(shard_index, "_MAPPED", most)
+    expected = described(index_shards(shards[:3]))
+    names = index_shards(shards[:2])
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [[int(each, 16) for each in line[0].split("-")] for line in maps if line[-1].endswith(INDEX_FILE)]
+    address = names.text.__array_interface__["data"][0]
+    assert any(start <= address < end for start, end in spans) == (most == 0)
+    if most:
+        Path(shards[0]).with_name(INDEX_FILE).write_bytes(b"")
+    assert described(names) == expected[:4]
