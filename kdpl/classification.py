@@ -57,6 +57,7 @@ class ClassifyingModule(LightningModule, ABC):
         compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of compiling.
     """
 
+    logit_scale: float
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
 
@@ -67,7 +68,8 @@ class ClassifyingModule(LightningModule, ABC):
             clip.image_tower.compile_parts()
         self.clip = clip.identity
         self.preprocessing = clip.preprocessing
-        self.logit_scale = clip.logit_scale
+        if clip.logit_scale is not None:
+            self.logit_scale = clip.logit_scale
 
     @property
     def image_size(self) -> int:

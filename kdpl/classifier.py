@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.clip.identity import LogitScale
-from kdpl.clip.loading import image_config
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.parallel import cores
@@ -212,7 +211,7 @@ class Classifier(nn.Module):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
-        return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.image_size))
+        return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing))
 
     def save(self, folder: str | Path) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
@@ -228,7 +227,7 @@ class Classifier(nn.Module):
             kind="kdpl classifier",
             version=1,
             clip=self.clip,
-            image_config=image_config(self.clip.model),
+            image_config=self.encoder.tower.module.config,
             preprocessing=self.preprocessing,
             prompt_length=length,
             prompt_depth=depth,

@@ -1,9 +1,9 @@
-"""Optimiser and per-epoch learning-rate schedule of both stages, as published with PromptSRC and PromptKD."""
+"""Optimiser and learning-rate schedule of both stages: by epochs, as published, or by steps."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import Parameter
@@ -23,6 +23,9 @@ class OptimConfig:
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD, or decoupled weight decay of AdamW.
         warmup_lr: Constant learning rate of the first epoch.
+        warmup_steps: For networks that are trained as a whole: steps in which the learning rate rises linearly, before
+            it falls to 0 along a cosine over the other steps. None: the published schedule, one step per epoch.
+        decay_vectors: Whether weight decay reaches biases and the scales of norms too.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -30,6 +33,8 @@ class OptimConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_lr: float = 1e-5
+    warmup_steps: int | None = None
+    decay_vectors: bool = True
 
 
 def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
@@ -40,25 +45,49 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
     return warmup_lr if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
+def step_factor(step: int, steps: int, warmup: int) -> float:
+    """Compute the learning rate of a step, as a share of the peak: (s + 1)/W in the warm-up of W steps, then a cosine.
+
+    From step W on it is ½ · (1 + cos(π(s − W)/(S − W))) of S ``steps``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
+
+
 def build_optimizer(
-    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None
+    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None, steps: int | None = None
 ) -> OptimizerLRSchedulerConfig:
-    """Build the optimiser over those parameters that require gradients, with the schedule stepped once per epoch.
+    """Build the optimiser over those parameters that require gradients, and its schedule.
+
+    Args:
+        parameters: All parameters of the module.
+        config: The settings.
+        epochs: Epochs of the training.
+        steps: Steps of the training, which ``warmup_steps`` needs.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.
     """
     if epochs is None or epochs < 0:
         raise ConfigError("the learning-rate schedule needs the number of epochs: set trainer.max_epochs")
-    if config.lr <= 0 or config.warmup_lr < 0:
+    if config.lr <= 0 or config.warmup_lr < 0 or (config.warmup_steps or 0) < 0:
         raise ConfigError(
-            f"optim.lr is {config.lr} and optim.warmup_lr {config.warmup_lr}: lr must be above 0, warmup_lr 0 or more"
+            f"optim.lr is {config.lr}, optim.warmup_lr {config.warmup_lr} and optim.warmup_steps "
+            f"{config.warmup_steps}: lr must be above 0, the others 0 or more"
         )
-    trained = [p for p in parameters if p.requires_grad]
+    trained: list[Any] = [p for p in parameters if p.requires_grad]
+    if not config.decay_vectors:
+        vectors = [p for p in trained if p.ndim < 2]
+        trained = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: Optimizer
     if config.optimizer == "sgd":
         optimizer = SGD(trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     else:
         optimizer = AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    warmup = config.warmup_steps
+    if warmup is not None and steps is not None:
+        by_step = LambdaLR(optimizer, lambda step: step_factor(step, steps, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
     schedule = LambdaLR(optimizer, lambda e: learning_rate(e, epochs, config.lr, config.warmup_lr) / config.lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

@@ -18,7 +18,17 @@ from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
-from kdpl.clip import Clip, ClipConfig, CosineHead, Frozen, load_clip, load_image_clip, promptable, store_frozen
+from kdpl.clip import (
+    Clip,
+    ClipConfig,
+    CosineHead,
+    Frozen,
+    TimmTower,
+    load_clip,
+    load_image_clip,
+    promptable,
+    store_frozen,
+)
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
@@ -78,13 +88,13 @@ class StudentDistillation(ClassifyingModule):
     and student see the same augmented image.
 
     Args:
-        clip: The student's CLIP; its text tower is used only with ``text_features: student``.
+        clip: The student's CLIP, or a network of timm; a text tower is used only with ``text_features: student``.
         teacher: The run folder of stage 1.
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from the same teacher.
         vision_prompts: Size of the student's visual prompts; depth 0 trains only the projector.
         prompt_init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch
             token that enters their layer, over unlabelled images, plus that noise.
-        fine_tune: Train the whole image tower as well.
+        fine_tune: Train the whole image tower as well; None: only a network of timm, which is no CLIP.
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps into their space;
             ``student``: the student uses text features of its own CLIP, and has no projector.
         target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.student.Target``.
@@ -113,7 +123,7 @@ class StudentDistillation(ClassifyingModule):
         class_vectors: str | None = None,
         vision_prompts: PromptConfig = PromptConfig(),
         prompt_init: Literal["normal", "mean_token"] = "normal",
-        fine_tune: bool = False,
+        fine_tune: bool | None = None,
         text_features: Literal["teacher", "student"] = "teacher",
         target: str = "teacher",
         distill: Literal["kl", "l1", "mse"] = "kl",
@@ -139,6 +149,8 @@ class StudentDistillation(ClassifyingModule):
             )
         if target != "teacher" and distill != "kl":
             raise ConfigError(f"distill {distill} compares features and ignores target {target}: set distill: kl")
+        if fine_tune is None:
+            fine_tune = isinstance(loaded.image_tower, TimmTower)
         if own is not None and not vision_prompts.depth and not fine_tune:
             raise ConfigError(
                 "with text_features: student there is no projector, and without visual prompts nothing to train: set "
@@ -154,6 +166,9 @@ class StudentDistillation(ClassifyingModule):
         self._views_before: Sequence[Any] | None = None
         self.teacher_folder = Path(teacher)
         self.shared_vectors = ClassVectors.of_teacher(teacher, class_vectors)
+        if loaded.logit_scale is None:
+            # no CLIP's own: logits as sharp as the teacher's
+            self.logit_scale = self.shared_vectors.logit_scale
         self.vectors = self.shared_vectors if own is None else self._own_vectors(own)
         out_dim = self.shared_vectors.vectors.shape[1] if own is None else None
         self.encoder = StudentEncoder(
@@ -217,8 +232,9 @@ class StudentDistillation(ClassifyingModule):
         return teacher
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW over prompts and projector, one schedule step per epoch."""
-        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
+        """SGD or AdamW over all that is trained, with the schedule of the settings."""
+        steps = int(self.trainer.estimated_stepping_batches) if self.optim.warmup_steps is not None else None
+        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean patch tokens if asked to; a ConfigError if a resumed run would see new views."""

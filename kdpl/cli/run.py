@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kdpl.errors import ConfigError, visible
 from kdpl.runtime import slurm
@@ -46,6 +46,20 @@ class _Step:
     result: Path
     # for a zero-shot test, the folder of the stage whose CLIP is tested
     clip_of: Path | None = None
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """The settings of the CLIP that a zero-shot test is of."""
+        config = read_config(str(cast(Path, self.clip_of) / CONFIG_FILE))
+        return cast(dict[str, Any], config["model"]["init_args"]["clip"])
+
+    @property
+    def done(self) -> bool:
+        """If its result exists, or there is none: a network of timm classifies nothing before it is distilled."""
+        from kdpl.clip.timm_model import TIMM
+
+        fitted = self.clip_of is not None and (self.clip_of / CONFIG_FILE).is_file()
+        return self.result.exists() or (fitted and str(self.clip["model"]).startswith(TIMM))
 
 
 def run(
@@ -89,7 +103,7 @@ def run(
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     first = process_rank() == 0
-    unfinished = any(not step.result.exists() for step in steps)
+    unfinished = any(not step.done for step in steps)
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.callback(RunLock(folder).release)
@@ -153,7 +167,7 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     from kdpl.cli.fit import run_command
     from kdpl.runtime.messages import process_rank
 
-    if step.result.exists():
+    if step.done:
         return
     # one process asks, as the others may have got the notice a moment later
     if process_rank() == 0 and slurm.signalled():
@@ -166,8 +180,7 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
         shutil.copyfile(decoded, own)
     args = list(step.args)
     if step.clip_of is not None:
-        clip = read_config(str(step.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
-        args.append(f"--model.init_args.clip={json.dumps(clip)}")
+        args.append(f"--model.init_args.clip={json.dumps(step.clip)}")
     run_command(args)
     # a trainer and its model refer to each other; the next step needs the GPU's memory
     gc.collect()
@@ -199,7 +212,8 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
     }
-    results = {title: read_results(folder) for title, folder in rows.items()}
+    tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
+    results = {title: read_results(folder) for title, folder in tested.items()}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
         write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
     columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}

@@ -9,10 +9,12 @@ from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
 from kdpl.clip.loading import PROMPTSRC_TEMPLATES, Clip, ImageClip, load_clip, load_image_clip, register_model
 from kdpl.clip.modules import CosineHead, Float32Module, Frozen, Trained, cosine_logits, store_frozen
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.timm_model import TimmTower
+from kdpl.clip.tokens import Tokenizer
 
 __all__ = [
     "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip", "ClipConfig", "ClipIdentity",
     "CosineHead", "Float32Module", "Frozen", "ImageClip", "ImageTower", "Preprocessing", "PromptableImageTower",
-    "TextTower", "Trained", "cosine_logits", "load_clip", "load_image_clip", "promptable", "register_model",
-    "store_frozen",
+    "TextTower", "TimmTower", "Tokenizer", "Trained", "cosine_logits", "load_clip", "load_image_clip", "promptable",
+    "register_model", "store_frozen",
 ]  # fmt: skip

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
-from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor
+import timm
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
+from kdpl.clip.blocks import BlocksTower
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.image import ImageTower, PromptableImageTower
-from kdpl.clip.text import TextTower
+from kdpl.clip.image import ClassTokenTower, ImageTower
+from kdpl.clip.text import PromptableTextTower, TextTower
+from kdpl.clip.whole_text import WholeTextTower
 from kdpl.errors import WeightsError
-
-_USE = "use a CLIP of OpenAI's kind, such as ViT-B-16 or ViT-L-14"
 
 ModelConfig = Mapping[str, Any]
 """A model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``."""
@@ -27,28 +26,28 @@ class ImageFamily:
     """A kind of image tower.
 
     ``fits`` takes a model config and open_clip's visual module that was built from it; ``tower`` wraps that module with
-    its preprocessing and the width of its embedding.
+    its preprocessing and that config.
     """
 
     fits: Callable[[ModelConfig, Any], bool]
-    tower: Callable[[Any, Preprocessing, int], ImageTower]
+    tower: Callable[[Any, Preprocessing, ModelConfig], ImageTower]
 
 
 @dataclass(frozen=True)
 class TextFamily:
-    """A kind of text tower that a teacher can be tuned with.
+    """A kind of text tower.
 
-    ``misfit`` returns why a model config, or the model if it is built already, is not of this kind; ``tower`` wraps the
-    text half of a model; ``tokenizer`` returns its tokenizer, texts to token ids [N, context_length].
+    ``fits`` takes open_clip's text module, or the ``open_clip.CLIP`` that it is a part of; ``tower`` wraps it, with the
+    position of a text's first token.
     """
 
-    misfit: Callable[[ModelConfig, Any], str | None]
-    tower: Callable[[Any], TextTower]
-    tokenizer: Callable[[Any], Callable[[list[str]], Tensor]]
+    fits: Callable[[Any], bool]
+    tower: Callable[[Any, int], TextTower]
 
 
 def _has_clip_blocks(module: Any) -> bool:
-    return all(type(block) is ResidualAttentionBlock for block in module.transformer.resblocks)
+    transformer = getattr(module, "transformer", None)
+    return all(type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None]))
 
 
 def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
@@ -58,37 +57,46 @@ def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
         and not isinstance(vision["layers"], list | tuple)
         and not vision.get("attentional_pool")
         and not vision.get("final_ln_after_pool")
+        and not vision.get("no_ln_pre")
         and vision.get("pool_type", "tok") == "tok"
         and _has_clip_blocks(visual)
     )
 
 
-def _not_clips_text(config: ModelConfig, model: Any) -> str | None:
-    text = config["text_cfg"]
-    reasons = {
-        "its text tower is a Hugging Face model": text.get("hf_model_name"),
-        "its tokenizer is not CLIP's": text.get("hf_tokenizer_name"),
-        "its text tower is a separate module": config.get("custom_text"),
-        "its text tower has no causal mask": text.get("no_causal_mask"),
-        "its text tower does not pool at the end of text": text.get("embed_cls")
-        or text.get("pool_type", "argmax") != "argmax",
-        "its text projection is not a matrix": text.get("proj_type", "linear") != "linear" or text.get("proj_bias"),
-        "the blocks of its text tower are not CLIP's": model is not None and not _has_clip_blocks(model),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+def _has_blocks_of_tokens(_: ModelConfig, visual: Any) -> bool:
+    trunk = getattr(visual, "trunk", None)
+    return isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(visual, VisionTransformer)
+
+
+def _end(text: Any) -> int | None:
+    """The end-of-text id of a tower that pools there; None for the highest of the vocabulary."""
+    return int(getattr(text, "text_eos_id", None) or text.eos_id) if _pool(text) == "eos" else None
+
+
+def _pool(text: Any) -> str:
+    return str(getattr(text, "text_pool_type", None) or text.pool_type)
+
+
+def _has_tokens(text: Any) -> bool:
+    return _has_clip_blocks(text) and getattr(text, "cls_emb", None) is None
 
 
 IMAGE_FAMILIES = {
-    "class token": ImageFamily(_pools_by_class_token, PromptableImageTower),
-    # a ResNet, a timm model or another transformer: encodes images, and has no tokens that prompts could stand beside
+    "class token": ImageFamily(_pools_by_class_token, ClassTokenTower),
+    "blocks": ImageFamily(_has_blocks_of_tokens, BlocksTower),
+    # a convolutional network: encodes images, and has no tokens that prompts could stand beside
     "any": ImageFamily(lambda *_: True, ImageTower),
 }
 """Kinds of image towers by name; the first one that fits is taken."""
 
 TEXT_FAMILIES = {
-    "CLIP": TextFamily(
-        _not_clips_text, TextTower, lambda clip: open_clip.SimpleTokenizer(context_length=clip.context_length)
-    )
+    "causal": TextFamily(
+        lambda text: _has_tokens(text) and text.attn_mask is not None and _pool(text) in ("argmax", "eos"),
+        lambda text, start: PromptableTextTower(text, start, _end(text)),
+    ),
+    "whole": TextFamily(_has_tokens, lambda text, start: WholeTextTower(text, _pool(text), start, _end(text))),
+    # a Hugging Face model or a CoCa: encodes texts as they are
+    "any": TextFamily(lambda _: True, lambda text, _: TextTower(text)),
 }
 """Kinds of text towers by name; the first one that fits is taken."""
 
@@ -96,24 +104,22 @@ TEXT_FAMILIES = {
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Wrap open_clip's visual module as a tower of the first family that it fits."""
     family = next(family for family in IMAGE_FAMILIES.values() if family.fits(config, visual))
-    return family.tower(visual, preprocessing, int(config["embed_dim"]))
+    return family.tower(visual, preprocessing, config)
 
 
-def text_family(name: str, config: ModelConfig, model: Any = None) -> TextFamily:
-    """Find the family of a model's text tower, by its config and, if it is built, its modules, or a WeightsError."""
-    for family in TEXT_FAMILIES.values():
-        reason = family.misfit(config, model)
-        if reason is None:
-            return family
-    raise WeightsError(f"{name} cannot be a teacher, because {reason}: {_USE}")
+def text_tower(model: Any, start: int) -> TextTower:
+    """Wrap the text half of an open_clip model as a tower of the first family that it fits."""
+    text = getattr(model, "text", model)
+    family = next(family for family in TEXT_FAMILIES.values() if family.fits(text))
+    return family.tower(text, start)
 
 
 def require_image_tower(name: str, config: ModelConfig) -> None:
-    """Raise a WeightsError for a CoCa, and for images that are not square."""
-    if "multimodal_cfg" in config:
-        raise WeightsError(f"{name} cannot be used, because it is a CoCa: {_USE}")
+    """Raise a WeightsError for images that are not square."""
     if isinstance(config["vision_cfg"].get("image_size"), list | tuple):
-        raise WeightsError(f"{name} cannot be used, because its image tower is not square: {_USE}")
+        raise WeightsError(
+            f"{name} cannot be used, because its images are not square: use a CLIP such as ViT-B-16 or ViT-L-14"
+        )
 
 
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it
@@ -139,13 +145,10 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
             raise ValueError(f"setting '{name[:80]}' of image_config is out of range")
     if vision.get("image_size", DEFAULT_IMAGE_SIZE) != image_size:
         raise ValueError(f"image_config is not for images of {image_size} pixels")
-    timm_name = vision.get("timm_model_name")
-    if timm_name is not None:
-        import timm
-
-        # names such as hf-hub:owner/model would be fetched
-        if not isinstance(timm_name, str) or ":" in timm_name or "/" in timm_name or not timm.is_model(timm_name):
-            raise ValueError("image_config names a model that timm does not know")
+    timm_name = vision.get("timm_model_name") or vision.get("timm", "vit_base_patch16_224")
+    # names such as hf-hub:owner/model would be fetched
+    if not isinstance(timm_name, str) or ":" in timm_name or "/" in timm_name or not timm.is_model(timm_name):
+        raise ValueError("image_config names a model that timm does not know")
 
 
 def _is_plain(value: object, limit: int) -> bool:

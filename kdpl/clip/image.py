@@ -1,6 +1,6 @@
 """Image towers of CLIPs: any architecture can encode images, and vision transformers also take prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -31,15 +31,20 @@ class Pixels(Float32Module):
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture, into a joint embedding of width ``embed_dim``."""
+    """An image tower of any architecture; ``config`` is the image part of its model config in open_clip's form."""
 
-    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, embed_dim: int) -> None:
+    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.visual: Any = visual
         self.preprocessing = preprocessing
-        self.embed_dim = embed_dim
+        self.config = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
         self.pixels = Pixels(preprocessing)
         self.requires_grad_(False).train()
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the features."""
+        return int(self.config["embed_dim"])
 
     def compile_parts(self) -> None:
         """Compile the tower in place; names of weights stay the same."""
@@ -51,6 +56,31 @@ class ImageTower(FrozenTower):
 
 
 class PromptableImageTower(ImageTower):
+    """An image tower whose blocks take tokens [B, L, W], beside which prompts can stand."""
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer's residual blocks, first to last."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        raise NotImplementedError
+
+    def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks; features [B, embed_dim].
+
+        Layer 0's prompts are appended to the tokens of the image; at the next layers they are replaced by that layer's.
+        """
+        raise NotImplementedError
+
+    def patch_sums(self, images: Tensor, depth: int) -> Tensor:
+        """Sum, over images [B, 3, S, S], of the mean patch token where the prompts of each layer enter, [J, W]."""
+        raise NotImplementedError
+
+
+class ClassTokenTower(PromptableImageTower):
     """A CLIP vision transformer that pools by its class token."""
 
     _compiles = False
@@ -106,6 +136,29 @@ class PromptableImageTower(ImageTower):
             tokens = self.run_block(layer, tokens)
         return self.project(tokens)
 
+    def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with prompts [J, n, W], the first of which enter before ``ln_pre``."""
+        depth, length, _ = prompts.shape
+        x = self.embed(images)
+        prompts = prompts.to(x.dtype)
+        x = self.norm(torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1))
+        for layer in range(len(self.blocks)):
+            if 0 < layer < depth:
+                x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+            x = self.run_block(layer, x)
+        return self.project(x)
+
+    def patch_sums(self, images: Tensor, depth: int) -> Tensor:
+        """Sum the mean patch tokens over images [B, 3, S, S], at each of the first J layers, [J, W]."""
+        x = self.embed(images)
+        sums = []
+        for layer in range(depth):
+            # layer 0's prompts enter before ln_pre, so their mean is taken there
+            sums.append(x[:, 1:].float().mean(dim=1).sum(dim=0))
+            if layer < depth - 1:
+                x = self.run_block(layer, self.norm(x) if layer == 0 else x)
+        return torch.stack(sums)
+
 
 @cache
 def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
@@ -113,10 +166,10 @@ def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 def promptable(tower: ImageTower) -> PromptableImageTower:
-    """Narrow a tower to one that takes prompts; a ConfigError for a ResNet, a timm model or another transformer."""
+    """Narrow a tower to one that takes prompts; a ConfigError for a convolutional network."""
     if not isinstance(tower, PromptableImageTower):
         raise ConfigError(
             f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "
-            "vision_prompts.depth to 0, or use a vision transformer of CLIP's kind"
+            "vision_prompts.depth to 0, or use a vision transformer"
         )
     return tower

@@ -1,34 +1,42 @@
 """Finding a CLIP, loading its weights, and taking it apart into frozen towers.
 
-Models come from open_clip's list, or from the registry, which packages extend by the entry point group ``kdpl.models``.
+Models come from open_clip's list, from a folder or a repository of the Hugging Face hub in open_clip's layout, or from
+the registry, which packages extend by the entry point group ``kdpl.models``.
 """
 
 import difflib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, image_tower, require_image_tower, text_family
-from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip.address import FOLDER, Source, is_address, source_of
+from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, image_tower, require_image_tower, text_tower
+from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Interpolation, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
-from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
-from kdpl.errors import WeightsError
+from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
+from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights, read_weights_of
+from kdpl.errors import WeightsError, reason
+from kdpl.runtime.network import hub_or_cache
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
 
 # the smallest text tower that open_clip builds, where the image tower alone is wanted
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+_MODEL_OPTIONS = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class ImageClip:
     """The image half of a frozen CLIP, which is all that stage 2 needs."""
 
     image_tower: ImageTower
-    logit_scale: float  # of cosine similarities, already exponentiated: 100 for OpenAI's weights
+    # of cosine similarities, already exponentiated: 100 for OpenAI's weights; None for a network that is no CLIP
+    logit_scale: float | None
     identity: ClipIdentity
     preprocessing: Preprocessing
 
@@ -45,8 +54,9 @@ class ImageClip:
 class Clip(ImageClip):
     """A frozen CLIP, taken apart; ``tokenize`` makes token ids [N, context_length] of texts."""
 
+    logit_scale: float
     text_tower: TextTower
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Tokenizer
     text_fingerprint: str
 
 
@@ -65,34 +75,37 @@ def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
 
     Raises:
-        WeightsError: Model or weights cannot be loaded or do not fit each other, or the text tower cannot be prompted.
+        WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
     """
-    model_config = _config_of(config.model)
-    text_family(config.model, model_config)  # before anything is built or fetched
-    model = _build(model_config)
-    image = _image_half(model, config, model_config, ("",))
-    family = text_family(config.model, model_config, model)
-    tower = family.tower(model)
+    source = _source(config)
+    tokenize = _tokenizer(source)  # before anything large is built or fetched
+    hugging_face = source.config["text_cfg"].get("hf_model_name")
+    with _transformers(source, f"text tower {hugging_face!r}") if hugging_face else nullcontext():
+        model = _build(source.config)
+    image = _image_half(model, config, source, ("",))
+    tower = text_tower(model, tokenize.start)
     digest = fingerprint(tower.state_dict().items())
-    return Clip(**vars(image), text_tower=tower, tokenize=family.tokenizer(model), text_fingerprint=digest)
+    return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load the image half of a CLIP, as ``load_clip`` does and with its errors; the text tower may be of any kind."""
-    model_config = _config_of(config.model)
-    model = _build({**model_config, "text_cfg": _NO_TEXT})
-    return _image_half(model, config, model_config, ("visual.", "logit_scale"))
+    """Load the image half of a CLIP, as ``load_clip`` does and with its errors, or a network of timm."""
+    if config.model.startswith(TIMM):
+        network = load_network(config)
+        digest = fingerprint(network.visual.state_dict().items())
+        identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
+        return ImageClip(network, None, identity, network.preprocessing)
+    source = _source(config)
+    model = _build({**source.config, "text_cfg": _NO_TEXT})
+    return _image_half(model, config, source, ("visual.", "logit_scale"))
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build the image tower alone, with weights still to be loaded, from a model config in open_clip's form."""
+    name = model_config["vision_cfg"].get("timm")
+    if name is not None:
+        return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
     return image_tower(_build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing)
-
-
-def image_config(name: str) -> dict[str, Any]:
-    """The part of a model's config that its image tower is built from."""
-    config = _config_of(name)
-    return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -104,45 +117,98 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _config_of(name: str) -> ModelConfig:
+def _source(config: ClipConfig) -> Source:
+    name = config.model
     for entry in entry_points(group="kdpl.models"):
         entry.load()()
-    known = [*_REGISTRY, *open_clip.list_models()]
-    if name not in known:
+    if name in _REGISTRY:
+        source = Source(name, _REGISTRY[name][0])
+    elif name.startswith(TIMM):
+        raise WeightsError(f"{name} is no CLIP and cannot read class names: use it as a student, and a CLIP as teacher")
+    elif is_address(name):
+        source = source_of(name)
+    elif name in open_clip.list_models():
+        tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
+        # the activation that the weights were trained with, of which the model's name need not say anything
+        activation = {"quick_gelu": True} if tag.get("quick_gelu") else {}
+        source = Source(name, {**open_clip.get_model_config(name), **activation})
+    else:
+        known = [*_REGISTRY, *open_clip.list_models()]
         close = difflib.get_close_matches(name, known, n=3) or known[:3]
-        raise WeightsError(f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}")
-    config: ModelConfig = _REGISTRY[name][0] if name in _REGISTRY else open_clip.get_model_config(name)
-    require_image_tower(name, config)
-    return config
+        raise WeightsError(
+            f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}, or the address of "
+            f"one in open_clip's layout, hf-hub:OWNER/NAME or {FOLDER}PATH"
+        )
+    require_image_tower(name, source.config)
+    return source
+
+
+def _tokenizer(source: Source) -> Tokenizer:
+    text = source.config["text_cfg"]
+    name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    if not name:
+        return Tokenizer(SimpleTokenizer(context_length=length, **options))
+    where = str(source.folder) if source.is_local else name
+    with _transformers(source, f"tokenizer {name!r}"):
+        return Tokenizer(HFTokenizer(where, length, tokenizer_mode=text.get("tokenizer_mode"), **options))
+
+
+@contextmanager
+def _transformers(source: Source, what: str) -> Iterator[None]:
+    """Say in one sentence what the block could not get from the package transformers or the hub."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise WeightsError(
+            f"the {what} of {source.name} needs the package transformers: pip install 'kdpl[transformers]'"
+        ) from error
+    try:
+        with nullcontext() if source.is_local else hub_or_cache():
+            yield
+    except Exception as error:  # whatever the hub client or a file's parser raises
+        raise WeightsError(
+            f"cannot load the {what} of {source.name} ({reason(error)}): fetch the model where there is a network, and "
+            f"give its folder as {FOLDER}PATH"
+        ) from error
 
 
 def _build(model_config: ModelConfig) -> Any:
-    # weights come from where the config says, not from timm's hub
-    vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
+    # weights come from where the config says, and not from a hub while the model is built; a CoCa's decoder is not used
+    changes: dict[str, dict[str, Any]] = {
+        "vision_cfg": {"timm_model_pretrained": False, "output_tokens": False},
+        "text_cfg": {"hf_model_pretrained": False, "output_tokens": False},
+    }
+    parts = {key: {**model_config[key], **changed} for key, changed in changes.items()}
+    options = {key: model_config[key] for key in _MODEL_OPTIONS if key in model_config}
+    is_separate = [*map(model_config.get, ("custom_text", "multimodal_cfg")), parts["text_cfg"].get("hf_model_name")]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        own = {name: model_config[name] for name in ("embed_dim", "text_cfg", "quick_gelu") if name in model_config}
-        return open_clip.CLIP(**own, vision_cfg=vision)
+        return (open_clip.CustomTextCLIP if any(is_separate) else open_clip.CLIP)(**options, **parts)
 
 
-def _image_half(model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]) -> ImageClip:
+def _image_half(model: Any, config: ClipConfig, source: Source, parts: tuple[str, ...]) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
-    quick_gelu = bool(model_config.get("quick_gelu", False))
+    quick_gelu = bool(source.config.get("quick_gelu", False))
     _, registered = _REGISTRY.get(config.model, (None, None))
     if config.pretrained == RANDOM:
         warnings.warn(f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3)
         weights = Weights(model.state_dict(), RANDOM)
-    elif registered and config.pretrained in registered:
-        weights = Weights(registered[config.pretrained](), f"{config.model} {config.pretrained}")
+    elif source.folder is not None:
+        weights = read_weights_of(source, config)
+    elif registered and (load := registered.get(config.pretrained or "")):
+        weights = Weights(load(), f"{config.model} {config.pretrained}")
     else:
         weights = read_weights(config, quick_gelu, sorted(registered) if registered else None)
     load_weights(model, weights, config.model, parts)
-    size = int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
-    preprocessing = Preprocessing(size, tuple(weights.mean), tuple(weights.std))
+    size = int(source.config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
+    mean, std = (tuple(weights.images[key]) for key in ("mean", "std"))
+    interpolation: Interpolation = "bilinear" if weights.images["interpolation"] == "bilinear" else "bicubic"
+    preprocessing = Preprocessing(size, mean, std, weights.images["resize_mode"], interpolation)
     digest = fingerprint(model.visual.state_dict().items())
     return ImageClip(
-        image_tower=image_tower(model.visual, model_config, preprocessing),
+        image_tower=image_tower(model.visual, source.config, preprocessing),
         logit_scale=math.exp(model.logit_scale.item()),
-        identity=ClipIdentity(config.model, config.pretrained, quick_gelu, digest),
+        identity=ClipIdentity(config.model, config.pretrained or config.model, quick_gelu, digest),
         preprocessing=preprocessing,
     )

@@ -1,22 +1,23 @@
-"""CLIP's text tower, without repeated computation of shared tokens and without padding.
+"""Text towers: of any architecture, and CLIP's, without repeated computation of shared tokens and without padding.
 
-The mask is causal: the states of the tokens that all texts begin with, including learnt prompts, are the same for all
-texts and computed once, and tokens after the end of a text cannot affect its feature. A few tokens per class name
+CLIP's mask is causal: the states of the tokens that all texts begin with, including learnt prompts, are the same for
+all texts and computed once, and tokens after the end of a text cannot affect its feature. A few tokens per class name
 remain instead of 77, with the same features and gradients.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.block import finish, in_projection, merge_heads, split_heads
 from kdpl.clip.modules import FrozenTower
+from kdpl.errors import ConfigError
 
 # class names whose activations are kept at a time; beyond them, activations are recomputed in the backward pass
 CLASSES_AT_ONCE = 128
@@ -33,9 +34,9 @@ class ArrangedTexts:
     rests: tuple[Tensor, ...]  # their ids up to the end of text, int64 [N_l, L]
 
     @classmethod
-    def of(cls, ids: Tensor) -> "ArrangedTexts":
-        """Arrange token ids [N, context_length]; the end-of-text id is the highest of the vocabulary."""
-        ends = ids.argmax(dim=-1)
+    def of(cls, ids: Tensor, end: int | None = None) -> "ArrangedTexts":
+        """Arrange token ids [N, context_length]; without ``end``, the end-of-text id is the highest, as CLIP's."""
+        ends = ids.argmax(dim=-1) if end is None else (ids == end).int().argmax(dim=-1)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
         shared = min([int(ends.min()), *differs[:1].tolist()])
         lengths = sorted(set(ends.tolist()))
@@ -43,18 +44,52 @@ class ArrangedTexts:
         rests = tuple(ids[rows, shared : end + 1] for rows, end in zip(places, lengths, strict=True))
         return cls(ids[0, :shared], places, rests)
 
+    @classmethod
+    def whole(cls, ids: Tensor) -> "ArrangedTexts":
+        """Take token ids [N, context_length] as they are, for a tower that reads all of them."""
+        return cls(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
+
 
 class TextTower(FrozenTower):
-    """A CLIP text transformer, of an ``open_clip.CLIP``, with a causal mask that pools at the end-of-text token."""
+    """A text tower of any architecture, open_clip's module ``text``: it encodes texts, and takes no prompts."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, text: Any) -> None:
         super().__init__()
-        self.transformer = clip.transformer
-        self.token_embedding = clip.token_embedding
-        self.positional_embedding = clip.positional_embedding
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
+        self.text = text
         self.requires_grad_(False).train()
+
+    def arrange(self, ids: Tensor) -> ArrangedTexts:
+        """Arrange token ids [N, context_length] for ``forward``."""
+        return ArrangedTexts.whole(ids)
+
+    def forward(self, texts: ArrangedTexts) -> Tensor:
+        """Encode N texts into features [N, embed_dim], not normalised."""
+        return torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)])
+
+
+class PromptableTextTower(TextTower):
+    """A CLIP text transformer with a causal mask that pools at the end-of-text token.
+
+    Args:
+        text: An ``open_clip.CLIP``, or a ``TextTransformer`` of open_clip, whose modules it takes.
+        start: Position of the first token of a text, before which the tokenizer puts its start token.
+        end: The end-of-text id; None: the highest of the vocabulary.
+    """
+
+    def __init__(self, text: Any, start: int = 1, end: int | None = None) -> None:
+        FrozenTower.__init__(self)
+        self.transformer = text.transformer
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.start = start
+        self.end = end
+        self.requires_grad_(False).train()
+
+    def arrange(self, ids: Tensor) -> ArrangedTexts:
+        """Arrange token ids [N, context_length] for ``forward``."""
+        return ArrangedTexts.of(ids, self.end)
 
     @property
     def blocks(self) -> list[Any]:
@@ -65,11 +100,6 @@ class TextTower(FrozenTower):
     def width(self) -> int:
         """Width W of the tokens."""
         return int(self.token_embedding.weight.shape[1])
-
-    @property
-    def context_length(self) -> int:
-        """Length L of a token sequence."""
-        return int(self.positional_embedding.shape[0])
 
     def forward(
         self,
@@ -82,14 +112,14 @@ class TextTower(FrozenTower):
 
         Args:
             texts: The texts, which begin with the start token and the words that ``context`` replaces.
-            context: Learnt prompts of layer 0, [n, W], at positions 1..n.
+            context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
             deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
             classes_at_once: Texts whose activations are kept at a time for the backward pass; the result is the same.
         """
         prefix = self._embed(texts.prefix[None], 0)
         if context is not None:
-            prompts = context.to(prefix.dtype) + self.positional_embedding[1 : 1 + len(context)].to(prefix.dtype)
-            prefix = torch.cat([prefix[:, :1], prompts[None], prefix[:, 1 + len(context) :]], dim=1)
+            places = self.positional_embedding[self.start : self.start + len(context)]
+            prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
         shared = self._shared(prefix, deep)
         learnt = torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair)
         recompute = learnt and sum(map(len, texts.places)) > classes_at_once
@@ -103,13 +133,23 @@ class TextTower(FrozenTower):
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
+    def _insert(self, prompts: Tensor, x: Tensor) -> Tensor:
+        """Put prompts [n, W] in the place of the first tokens of texts [B, L, W]."""
+        own = prompts.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, : self.start], own, x[:, self.start + len(prompts) :]], dim=1)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        projection = self.text_projection
+        if isinstance(projection, nn.Linear):
+            return cast(Tensor, projection(pooled))
+        return pooled if projection is None else pooled @ projection
+
     def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                prompts = deep[layer - 1].to(x.dtype)[None]
-                x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
+                x = self._insert(deep[layer - 1], x)
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
@@ -137,8 +177,17 @@ class TextTower(FrozenTower):
                 parts = zip(groups, torch.split(x, sizes), strict=True)
                 x = torch.cat([part.view(*group.shape, -1)[:, -1] for group, part in parts])
             x = finish(block, x, torch.cat(attended))
-        features: Tensor = self.ln_final(x) @ self.text_projection
-        return features
+        return self._project(self.ln_final(x))
+
+
+def promptable_text(tower: TextTower) -> PromptableTextTower:
+    """Narrow a tower to one that takes prompts, or a ConfigError."""
+    if not isinstance(tower, PromptableTextTower):
+        raise ConfigError(
+            f"a text tower of kind {type(tower.text).__name__} takes no prompts: set text_prompts.depth to 0 and give "
+            "a context, or use a CLIP with open_clip's own text transformer"
+        )
+    return tower
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:

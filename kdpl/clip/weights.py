@@ -1,19 +1,22 @@
 """Where a CLIP's weights come from: a pretrained tag or a file, checked against the model before they are loaded."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from open_clip.convert import convert_state_dict
 from open_clip.factory import load_state_dict as read_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from kdpl.clip.address import CONFIG_FILE, Source, read_config
 from kdpl.clip.identity import ClipConfig
 from kdpl.clip.torch_files import is_torchscript, read_openai_archive
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
@@ -30,12 +33,11 @@ _OPENAI = {
 
 
 class Weights(NamedTuple):
-    """Weights, where they came from, and mean and standard deviation of the images that they were trained on."""
+    """Weights, where they came from, and how the images that they were trained on were prepared, as open_clip says."""
 
     state: StateDict
     source: str
-    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
-    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    images: Mapping[str, Any] = _OPENAI
 
 
 def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str] | None) -> Weights:
@@ -44,14 +46,12 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
     A message about an unknown tag lists ``registered_tags``, or open_clip's own if that is None. A WeightsError if they
     cannot be loaded, or were trained with another activation; a ConfigError if the config contradicts the file.
     """
+    if config.pretrained is None:
+        raise ConfigError(f"{config.model} has several weights: set clip.pretrained to a tag or a weights file")
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(config.model) if registered_tags is None else registered_tags
-        state, shown = _read_own(config, quick_gelu, tags), preprocessing_of_file(config)
-        _require_resize(config, shown)
-        return Weights(state, config.pretrained, tuple(shown["mean"]), tuple(shown["std"]))
-    _require_activation(config, bool(tag.get("quick_gelu", False)), quick_gelu)
-    _require_resize(config, tag)
+        return Weights(_read_own(config, quick_gelu, tags), config.pretrained, preprocessing_of_file(config))
     try:
         with hub_or_cache() if tag.get("hf_hub") else nullcontext():
             path = Path(open_clip.download_pretrained(tag))
@@ -61,8 +61,15 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
             f"network, fetch {_origin(tag)}; give the path of the weights as clip.pretrained, and clip.quick_gelu "
             f"{str(quick_gelu).lower()}"
         ) from error
-    means = {key: tuple(tag[key]) for key in ("mean", "std") if key in tag}
-    return Weights(_read_file(path)[0], str(path), **means)
+    return Weights(read_state(path)[0], str(path), {key: tag.get(key, usual) for key, usual in _OPENAI.items()})
+
+
+def read_weights_of(source: Source, config: ClipConfig) -> Weights:
+    """Read the weights at an address, or raise a WeightsError; a ConfigError if the config names others."""
+    if config.pretrained not in (None, source.name):
+        raise ConfigError(f"{source.name} has its own weights, not {config.pretrained!r}: remove clip.pretrained")
+    path = source.weights()
+    return Weights(read_state(path)[0], str(path), preprocessing_of_file(replace(config, pretrained=str(path))))
 
 
 def _origin(tag: Mapping[str, Any]) -> str:
@@ -75,12 +82,17 @@ def _origin(tag: Mapping[str, Any]) -> str:
 
 def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)) -> None:
     """Load the weights that begin with one of ``prefixes`` into an ``open_clip.CLIP``, or raise a WeightsError."""
-    own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
-    state = {k: v for k, v in weights.state.items() if k.startswith(prefixes)}
+    # of no use here: a mask that is built, positions that transformers builds, a sigmoid's bias, a CoCa's decoder
+    unused = ("attn_mask", "text.transformer.embeddings.position_ids", "logit_bias", "text_decoder.")
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes) and not k.startswith(unused)}
+    state = dict(weights.state)
+    if hasattr(model, "text") and "positional_embedding" in state:
+        state = convert_to_custom_text_state_dict(state)
+    state = convert_state_dict(model, state)
+    state = {k: v for k, v in state.items() if k.startswith(prefixes) and not k.startswith(unused)}
     # some files write the one number as a list of one
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
-    state.pop("attn_mask", None)
     # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
     own = {k: v for k, v in own.items() if k in state or not k.endswith("num_batches_tracked")}
     problem = misfit(own, state)
@@ -92,10 +104,12 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
 
 
 def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return the first difference in name or shape between a module's own tensors and others; None if they fit."""
-    for name in sorted(own.keys() | found.keys()):
-        if name not in own or name not in found:
-            return f"tensor '{name[:80]}' is {'missing' if name in own else 'unknown'}"
+    """Return the first differences in name or shape between a module's own tensors and others; None if they fit."""
+    strange = {"missing": own.keys() - found.keys(), "unknown": found.keys() - own.keys()}
+    said = [f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names]
+    if said:
+        return ", ".join(said)
+    for name in sorted(own):
         if own[name].shape != found[name].shape:
             return f"tensor '{name}' has shape {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
     return None
@@ -111,26 +125,13 @@ def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bo
     )
 
 
-def _require_resize(config: ClipConfig, tag: Mapping[str, Any]) -> None:
-    who, interpolation = f"{config.model} with {config.pretrained!r}", tag.get("interpolation", "bicubic")
-    if tag.get("resize_mode", "shortest") != "shortest":
-        raise WeightsError(
-            f"{who} wants images resized in another way than by the short edge, which kdpl cannot do: use other weights"
-        )
-    if interpolation != "bicubic":
-        warnings.warn(f"{who} was trained on images resized {interpolation}; kdpl resizes bicubic", stacklevel=2)
-
-
 def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
     """Mean, std and resizing that the config, the JSON file beside the weights, or all tags of the model agree on."""
-    path = Path(config.pretrained)
-    beside = path.with_name("open_clip_config.json")
+    path = Path(str(config.pretrained))
+    beside = path.with_name(CONFIG_FILE)
     known: list[Mapping[str, Any]] = [{}]
     if beside.is_file():
-        try:
-            known = [{**json.loads(beside.read_text(encoding="utf-8"))["preprocess_cfg"]}]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{beside} has no preprocess_cfg ({reason(error)}): fetch it again") from error
+        known = [read_config(beside, "preprocess_cfg")]
     elif not is_torchscript(path):  # which only OpenAI's are
         known = [open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == config.model]
     shown = {}
@@ -149,13 +150,13 @@ def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
 
 def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDict:
     """Read the weights file that a config names."""
-    path = Path(config.pretrained)
+    path = Path(str(config.pretrained))
     if not path.is_file():
         raise WeightsError(
             f"{config.model} has no weights called {config.pretrained!r}, nor does such a file exist: use one of "
             f"{', '.join(tags)}, or the path of a weights file (.safetensors, .pt, .pth, .bin)"
         )
-    state, told = _read_file(path)
+    state, told = read_state(path)
     if told is None and config.quick_gelu is None:
         raise WeightsError(
             f"{path} does not say with which activation it was trained: set clip.quick_gelu to true "
@@ -167,7 +168,7 @@ def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDi
     return state
 
 
-def _read_file(path: Path) -> tuple[StateDict, bool | None]:
+def read_state(path: Path) -> tuple[StateDict, bool | None]:
     """Return a file's tensors, and True if it says that they were trained with QuickGELU; None if it does not say."""
     said = None
     try:

@@ -6,6 +6,7 @@ An augmentation draws a few numbers, which define a view, and applies them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -18,12 +19,42 @@ Parameters = tuple[float, ...]
 _LONGEST = 100  # times its short edge
 
 
-def resize_and_crop(image: Image, size: int) -> Image:
-    """The evaluation transform of an RGB image: short edge to ``size`` (bicubic, antialiased), then the centre crop."""
-    image = _without_ends(image)
-    resized = functional.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    cropped: Image = functional.center_crop(resized, [size, size])
-    return cropped
+class Square(Protocol):
+    """The images that a tower takes, as its ``Preprocessing`` says."""
+
+    @property
+    def image_size(self) -> int:
+        """Edge in pixels."""
+
+    @property
+    def resize_mode(self) -> str:
+        """``shortest``, ``squash`` or ``longest``."""
+
+    @property
+    def interpolation(self) -> str:
+        """``bicubic`` or ``bilinear``."""
+
+
+def resize_and_crop(image: Image, to: int | Square) -> Image:
+    """The evaluation transform of an RGB image, the same as open_clip's.
+
+    It resizes the short edge with antialiasing and crops the centre, squashes the image into a square, or resizes the
+    long edge and pads with black; an int stands for ``shortest``, bicubic.
+    """
+    if isinstance(to, int):
+        size, mode, interpolation = to, "shortest", InterpolationMode.BICUBIC
+    else:
+        size, mode, interpolation = to.image_size, to.resize_mode, InterpolationMode(to.interpolation)
+    edges = [size] if mode == "shortest" else [size, size]
+    if mode == "shortest":
+        image = _without_ends(image)
+    elif mode == "longest":
+        edges = [max(1, round(edge * size / max(image.size))) for edge in (image.height, image.width)]
+    resized = functional.resize(image, edges, interpolation=interpolation, antialias=True)
+    if mode == "longest":
+        left, top = ((size - edge) // 2 for edge in resized.size)
+        return cast(Image, resized.crop((-left, -top, size - left, size - top)))
+    return cast(Image, functional.center_crop(resized, [size, size]))
 
 
 def _without_ends(image: Image) -> Image:

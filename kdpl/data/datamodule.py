@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
-from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
+from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
@@ -331,15 +331,20 @@ class DomainDataModule(LightningDataModule):
         module, teacher_size = self._module, getattr(self._module, "teacher_image_size", None)
         return self.train_dataloader_for(module.train_split, module.image_size, *self._processes(), teacher_size)
 
+    @property
+    def _square(self) -> int | Square:
+        square: int | Square = getattr(self._module, "preprocessing", self._module.image_size)
+        return square
+
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         if not self.splits.val:
             return []
-        return self.evaluation_dataloader_for("val", self._module.image_size, *self._processes())
+        return self.evaluation_dataloader_for("val", self._square, *self._processes())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.evaluation_dataloader_for("test", self._module.image_size, *self._processes())
+        return self.evaluation_dataloader_for("test", self._square, *self._processes())
 
     def train_dataloader_for(
         self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1, teacher_size: int | None = None
@@ -366,14 +371,17 @@ class DomainDataModule(LightningDataModule):
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
-        self, split: Literal["val", "test"], image_size: int, rank: int = 0, world_size: int = 1
+        self, split: Literal["val", "test"], square: int | Square, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
-        """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B])."""
+        """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B]).
+
+        ``square`` is the tower's preprocessing, or S for images resized by their short edge, bicubic.
+        """
         records = self._evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
-        dataset = EvaluationImages(records, self.splits.open_image, image_size)
+        dataset = EvaluationImages(records, self.splits.open_image, square)
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 

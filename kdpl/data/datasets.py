@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
+from kdpl.data.augmentation import Augmentation, Parameters, Square, resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
 
@@ -89,11 +89,11 @@ class EvaluationImages(Dataset[tuple[torch.Tensor, int, int]]):
 
     records: Sequence[Record]
     open_image: OpenImage
-    image_size: int
+    square: int | Square
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         source, label = self.records[index]
-        return to_tensor(resize_and_crop(self.open_image(source), self.image_size)), label, index
+        return to_tensor(resize_and_crop(self.open_image(source), self.square)), label, index
 
     def __len__(self) -> int:
         return len(self.records)

@@ -63,14 +63,17 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
 
 def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     """Return the metadata of an exported file: how to prepare images, and the class of each logit."""
-    size = classifier.preprocessing.image_size
+    images = classifier.preprocessing
+    size, edge = images.image_size, "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge"
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
     return {
         "class_names": json.dumps(classifier.class_names),
         "decoding": json.dumps(asdict(classifier.decoding)),
         "image_size": str(size),
-        "resize": f"the shorter edge to {size}, bicubic with antialiasing as Pillow does it",
-        "crop": f"the square of {size} in the centre",
+        "resize_mode": images.resize_mode,
+        "interpolation": images.interpolation,
+        "resize": f"{edge} to {size}, {images.interpolation} with antialiasing as Pillow does it",
+        "crop": f"the square of {size} in the centre, with black where the image does not reach",
         "input": f"RGB, [batch, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "kdpl_version": __version__,

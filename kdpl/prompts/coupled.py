@@ -10,7 +10,7 @@ from kdpl.clip.loading import ImageClip
 from kdpl.errors import ConfigError
 from kdpl.prompts.independent import IndependentPrompts
 from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
-from kdpl.prompts.vision import encode_with_tokens, require_size
+from kdpl.prompts.vision import require_size
 
 
 class CoupledPrompts(IndependentPrompts):
@@ -51,7 +51,7 @@ class CoupledPrompts(IndependentPrompts):
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with the mapped prompts; normalised features, float32 [B, embed_dim]."""
         tokens = self.tokens
-        return normalized(tower(images) if tokens is None else encode_with_tokens(promptable(tower), images, tokens))
+        return normalized(tower(images) if tokens is None else promptable(tower).with_prompts(images, tokens))
 
     def saved(self) -> dict[str, Tensor]:
         """Copies of the text prompts and of the visual prompts that follow from them."""

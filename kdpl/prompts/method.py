@@ -12,8 +12,9 @@ from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import misfit
-from kdpl.prompts.text import Tokenize, prompt_texts, tokenize_prompts
+from kdpl.prompts.text import prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.configs import find_class
 
@@ -62,7 +63,7 @@ class PromptMethod(Float32Module):
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised features, float32 [B, embed_dim]."""
         return normalized(tower(images))
 
-    def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenize) -> ArrangedTexts:
+    def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
         """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit into the tower."""
         return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, names), tower)
 
@@ -75,7 +76,7 @@ class PromptMethod(Float32Module):
         return normalized(tower(texts))
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenize) -> Tensor:
+    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
         """Encode C class names without gradient, in float32 under autocast too; normalised [C, embed_dim]."""
         texts = self.arrange(names, tower, tokenize)
         with torch.autocast(texts.prefix.device.type, enabled=False):

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.clip.modules import Float32Module
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
+from kdpl.clip.tokens import Tokenizer
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
-
-Tokenize = Callable[[list[str]], Tensor]
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
@@ -25,24 +24,24 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
-def tokenize_prompts(tokenize: Tokenize, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
+def tokenize_prompts(tokenize: Tokenizer, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
     """Tokenise C prompts for a tower, on its device; a ConfigError for one that does not fit into its context."""
     ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
-        if row[-1] != 0:  # no padding left: the tokenizer may have cut the end off
+        if tokenize.fills(text, row):
             raise ConfigError(
-                f"the prompt {text[:60]!r} fills all {tower.context_length} tokens that the text tower reads, "
-                "so that its end may be lost: shorten the class name"
+                f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, so that its end may "
+                "be lost: shorten the class name"
             )
-    return ArrangedTexts.of(ids.to(tower.positional_embedding.device))
+    return tower.arrange(ids.to(next(tower.parameters()).device))
 
 
 class TextPrompts(Float32Module):
     """A learnable context shared by all classes, and deep prompts for the next layers of a text tower.
 
-    The sequence is ``[start][context][class name]["."][end][padding]``. Layer 0 holds the context in place of the
-    words' embeddings, with positions added; at each of the following ``depth - 1`` layers the positions
-    1..length are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
+    The sequence is ``[start][context][class name]["."][end][padding]``, or what the CLIP's tokenizer makes of it. Layer
+    0 holds the context in place of the words' embeddings, with positions added; at each of the following ``depth - 1``
+    layers the context's positions are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
 
     The learnt ``context`` is float32 [n, W], and ``deep``, for layers 1..J-1, float32 [J - 1, n, W], drawn from
     N(0, 0.02²). A ConfigError if an argument does not fit.
@@ -54,20 +53,20 @@ class TextPrompts(Float32Module):
             learnt, the others stay words. None draws N(0, 0.02²).
     """
 
-    def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenize) -> None:
+    def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenizer) -> None:
         super().__init__()
+        tower = promptable_text(tower)
         require_size(length, depth, len(tower.blocks), "text")
         if context is None:
             start = torch.randn(length, tower.width) * INIT_STD
         else:
-            ids = tokenize([context])[0]
-            tokens = int(ids.argmax()) - 1
-            if tokens < length:
+            ids = tokenize.words(context)
+            if len(ids) < length:
                 raise ConfigError(
-                    f"the context {context!r} has {tokens} tokens, fewer than the text prompts' length {length}: "
+                    f"the context {context!r} has {len(ids)} tokens, fewer than the text prompts' length {length}: "
                     "give more words or a smaller length"
                 )
-            start = tower.token_embedding(ids[1 : 1 + length].to(tower.token_embedding.weight.device)).detach()
+            start = tower.token_embedding(ids[:length].to(tower.token_embedding.weight.device)).detach()
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
         self.deep = nn.Parameter(torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD)
         if depth == 1:
@@ -79,12 +78,12 @@ class TextPrompts(Float32Module):
 
         ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
         """
-        return cast(Tensor, tower(texts, self.context, self.deep, classes_at_once))
+        return cast(Tensor, promptable_text(tower)(texts, self.context, self.deep, classes_at_once))
 
 
 @torch.no_grad()
 def ensemble_features(
-    tower: TextTower, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
+    tower: TextTower, tokenize: Tokenizer, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
 ) -> Tensor:
     """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 

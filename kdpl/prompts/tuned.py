@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
@@ -104,15 +104,21 @@ class TunedPrompts(PromptSettings):
 
     def load_clip(self) -> Clip:
         """Load the CLIP that they were tuned on; a WeightsError if that fails, or it has other weights by now."""
-        clip = load_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
+        clip = load_clip(self._config)
         self._require_weights(clip, clip.text_fingerprint)
         return clip
 
     def load_image_clip(self) -> ImageClip:
         """Load the image half of that CLIP, as ``load_clip`` does."""
-        clip = load_image_clip(ClipConfig(self.clip.model, self.clip.pretrained, self.clip.quick_gelu))
+        clip = load_image_clip(self._config)
         self._require_weights(clip, self.text_fingerprint)
         return clip
+
+    @property
+    def _config(self) -> ClipConfig:
+        clip, images = self.clip, self.preprocessing
+        mean, std = cast(Any, (images.mean, images.std))
+        return ClipConfig(clip.model, clip.pretrained, clip.quick_gelu, mean, std, images.resize_mode)
 
     def _require_weights(self, clip: ImageClip, text_fingerprint: str) -> None:
         if (clip.identity.fingerprint, text_fingerprint) != (self.clip.fingerprint, self.text_fingerprint):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
+from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.modules import Float32Module
 from kdpl.errors import ConfigError
 
@@ -13,9 +13,9 @@ INIT_STD = 0.02
 class VisionPrompts(Float32Module):
     """Prompts for the first layers of an image tower: ``tokens``, float32 [J, n, W], drawn from N(0, 0.02²).
 
-    Layer 0's prompts are appended after class token and patches and before ``ln_pre``, without positional
-    embeddings; at each of the following ``depth - 1`` layers the last ``length`` tokens are replaced by that
-    layer's own prompts as they are. From layer ``depth`` on the tokens flow.
+    Layer 0's prompts are appended after class token and patches, without positional embeddings and, in CLIP's own
+    vision transformers, before ``ln_pre``; at each of the following ``depth - 1`` layers the last ``length`` tokens are
+    replaced by that layer's own prompts as they are. From layer ``depth`` on the tokens flow.
 
     Args:
         length: Prompt tokens per layer, n.
@@ -30,7 +30,7 @@ class VisionPrompts(Float32Module):
 
     def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised."""
-        return encode_with_tokens(promptable(tower), images, self.tokens)
+        return promptable(tower).with_prompts(images, self.tokens)
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
@@ -42,11 +42,7 @@ class VisionPrompts(Float32Module):
         tower = promptable(tower)
         sums = torch.zeros_like(self.tokens[:, 0])
         for batch in torch.split(images, 32):
-            x = tower.embed(batch)
-            for layer in range(len(sums)):
-                # layer 0's prompts enter before ln_pre, so their mean is taken there
-                sums[layer] += x[:, 1:].float().mean(dim=1).sum(dim=0)
-                x = tower.run_block(layer, tower.norm(x) if layer == 0 else x)
+            sums += tower.patch_sums(batch, len(sums))
         self.tokens.add_(sums[:, None] / len(images))
 
 
@@ -57,19 +53,3 @@ def require_size(length: int, depth: int, layers: int, kind: str) -> None:
             f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
             f"depth 1 to {layers}, the layers of the tower"
         )
-
-
-def encode_with_tokens(tower: PromptableImageTower, images: Tensor, tokens: Tensor) -> Tensor:
-    """Encode images with prompts ``tokens`` [J, n, W], which enter a tower's first J layers as in ``VisionPrompts``.
-
-    Images are [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised.
-    """
-    depth, length, _ = tokens.shape
-    x = tower.embed(images)
-    prompts = tokens.to(x.dtype)
-    x = tower.norm(torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1))
-    for layer in range(len(tower.blocks)):
-        if 0 < layer < depth:
-            x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        x = tower.run_block(layer, x)
-    return tower.project(x)

@@ -61,7 +61,7 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
     if not data.splits.val:
         raise DataError(f"{data.splits.origin} has no val split: add one")
     chosen = spread(data.splits.val, MAX_IMAGES)
-    images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing.image_size)
+    images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     logits, labels = [], []
     for batch, batch_labels, _ in loader:

@@ -1,8 +1,7 @@
 import hashlib
 import json
-from contextlib import suppress
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -10,12 +9,10 @@ import torch
 import world
 from plain import relative_error
 from safetensors.torch import save_file
-from torch import nn
 
 import kdpl.clip.loading
-from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, load_image_clip
-from kdpl.clip.families import require_image_tower, text_family
-from kdpl.clip.loading import build_image_tower, fingerprint
+from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
+from kdpl.clip.loading import fingerprint
 from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
@@ -84,46 +81,25 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "match"),
         [
-            ("vit-l-14", "no CLIP model is called 'vit-l-14': use a name .*ViT-L-14"),
+            ("vit-l-14", "no CLIP model is called 'vit-l-14': use a name .*ViT-L-14.* or the address"),
             ("test-techer", f"no CLIP model is called 'test-techer': use a name .*{NAME}"),
-            ("ViT-B-16-SigLIP", "ViT-B-16-SigLIP cannot be a teacher, because its tokenizer is not CLIP's: use a CLIP"),
-            ("roberta-ViT-B-32", "cannot be a teacher, because its text tower is a Hugging Face model"),
-            ("MobileCLIP-S1", "cannot be a teacher, because its text tower is a separate module"),
-            ("coca_ViT-B-32", "coca_ViT-B-32 cannot be used, because it is a CoCa"),
+            ("timm:resnet18", "timm:resnet18 is no CLIP and cannot read class names: use it as a student"),
+            ("ViT-B-16-SigLIP", r"cannot load the tokenizer 'timm/ViT-B-16-SigLIP' .*: fetch .* as local-dir:PATH"),
+            ("nllb-clip-base", r"cannot load the tokenizer 'facebook/nllb-200-distilled-600M' of nllb-clip-base \("),
         ],
     )
-    def test_a_model_that_is_unknown_or_of_another_kind_is_named(self, name, match):
+    def test_a_model_that_is_unknown_or_out_of_reach_is_named(self, name, match):
         refused(ClipConfig(name, "random"), match)
-        if "cannot be a teacher" not in match:
-            refused(ClipConfig(name, "random"), match, load=load_image_clip)
 
-    def test_towers_of_openais_kind_alone_can_be_prompted(self, monkeypatch):
-        monkeypatch.setattr("kdpl.clip.loading._build", lambda _: SimpleNamespace(visual=nn.Identity()))
-        monkeypatch.setattr("kdpl.clip.families._has_clip_blocks", lambda _: True)
+    def test_a_missing_package_is_named_with_its_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        match = r"ViT-B-16-SigLIP needs the package transformers: pip install 'kdpl\[transformers\]'$"
+        refused(ClipConfig("ViT-B-16-SigLIP", "random"), match)
 
-        def promptable(name):
-            tower = build_image_tower(open_clip.get_model_config(name), Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
-            return isinstance(tower, PromptableImageTower)
-
-        for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-L-14-quickgelu"):
-            assert promptable(name), name
-        for name in ("RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16", "MobileCLIP-S1", "ViT-H-14-CLIPA"):
-            assert not promptable(name), name
-
-    @pytest.mark.parametrize(
-        ("part", "change", "reason"),
-        [
-            ("vision_cfg", {"image_size": [32, 48]}, "its image tower is not square"),
-            ("text_cfg", {"no_causal_mask": True}, "its text tower has no causal mask"),
-            ("text_cfg", {"pool_type": "last"}, "its text tower does not pool at the end of text"),
-            ("text_cfg", {"proj_type": "none"}, "its text projection is not a matrix"),
-            ("text_cfg", {"block_type": "custom"}, "the blocks of its text tower are not CLIP's"),
-        ],
-    )
-    def test_a_registered_model_of_another_kind_is_refused_too(self, part, change, reason, monkeypatch):
-        config = {**world.CONFIGS[NAME], part: {**world.CONFIGS[NAME][part], **change}}
+    def test_images_that_are_not_square_are_refused(self, monkeypatch):
+        config = {**world.CONFIGS[NAME], "vision_cfg": {**world.CONFIGS[NAME]["vision_cfg"], "image_size": [32, 48]}}
         monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-odd", (config, {}))
-        refused(ClipConfig("test-odd", "random"), f"test-odd cannot be (used|a teacher), because {reason}")
+        refused(ClipConfig("test-odd", "random"), "test-odd cannot be used, because its images are not square")
 
     @pytest.mark.parametrize(("name", "tags"), [(NAME, world.TAG), ("ViT-B-16", "openai, ")])
     def test_an_unknown_tag_or_a_missing_file_gets_the_known_ones(self, name, tags, monkeypatch):
@@ -159,9 +135,6 @@ class TestTags:
     @pytest.mark.parametrize(
         ("model", "changes", "match"),
         [
-            (NAME, {"quick_gelu": True}, f"'hub' were trained with QuickGELU but {NAME} has GELU: use model {QUICK}$"),
-            (QUICK, {}, f"'hub' were trained with GELU but {QUICK} has QuickGELU: use model {NAME}$"),
-            (NAME, {"resize_mode": "squash"}, "'hub' wants images resized in another way"),
             ("test-student", {}, r"does not hold the weights of test-student \(.*\): use the model"),
         ],
     )
@@ -169,26 +142,15 @@ class TestTags:
         tag.update(changes)
         refused(ClipConfig(model, "hub"), match)
 
-    def test_every_mismatch_in_open_clips_own_list_is_refused_with_a_model_that_is_there(self, monkeypatch):
-        monkeypatch.setattr("kdpl.clip.loading._build", lambda _: None)
-
-        def quick(config):
-            return bool(config.get("quick_gelu", False))
-
-        refusals = 0
+    def test_every_pair_of_open_clips_list_has_the_activation_that_its_weights_were_trained_with(self, monkeypatch):
+        built = []
+        monkeypatch.setattr("kdpl.clip.loading._build", built.append)
+        monkeypatch.setattr("kdpl.clip.loading._image_half", lambda *_: None)
         for model, name in open_clip.list_pretrained():
-            config, wants = open_clip.get_model_config(model), quick(open_clip.get_pretrained_cfg(model, name))
-            with suppress(WeightsError):
-                require_image_tower(model, config)
-                text_family(model, config)
-                if wants != quick(config):
-                    refusals += 1
-                    with pytest.raises(WeightsError, match=r"were trained with .*: use model (\S+)$") as error:
-                        load_clip(ClipConfig(model, name))
-                    right = str(error.value).rsplit(" ", 1)[1]
-                    assert quick(open_clip.get_model_config(right)) == wants
-                    assert open_clip.get_pretrained_cfg(right, name), f"{right} has no {name}"
-        assert refusals > 10
+            load_image_clip(ClipConfig(model, name))
+            either = (open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, name))
+            assert built[-1].get("quick_gelu", False) == any(each.get("quick_gelu") for each in either), (model, name)
+        assert sum(bool(config.get("quick_gelu")) for config in built) > 50
 
 
 def write_archive(path, half=False):
@@ -229,14 +191,17 @@ class TestFiles:
         mean, std, told = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"quick_gelu": False, "mean": (0.1, 0.2, 0.3)}
         refused(ClipConfig(NAME, path, False), r"w\.pt does not say .* differ in mean: set clip\.mean, or put")
         refused(ClipConfig(NAME, path, **told), r"differ in resize_mode: set clip\.resize_mode, or put")
-        refused(ClipConfig(NAME, path, **told, resize_mode="squash"), "wants images resized in another way")
+        squashed = load_image_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="squash"))
+        assert squashed.preprocessing == Preprocessing(32, mean, std, "squash")
         clip = load_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="shortest"))
         assert clip.preprocessing == Preprocessing(32, mean, std)
         beside = tmp_path / "open_clip_config.json"
         beside.write_text(json.dumps({"preprocess_cfg": {"mean": mean, "std": std}}))
         assert load_image_clip(ClipConfig(NAME, path, False)).preprocessing == Preprocessing(32, mean, std)
-        beside.write_text('{"preprocess_cfg": {"resize_mode": "longest"}}')
-        refused(ClipConfig(NAME, path, False), "wants images resized in another way")
+        beside.write_text('{"preprocess_cfg": {"resize_mode": "longest", "interpolation": "bilinear"}}')
+        usual = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        prepared = load_image_clip(ClipConfig(NAME, path, False)).preprocessing
+        assert prepared == Preprocessing(32, *usual, "longest", "bilinear")
         beside.write_text("{}")
         refused(ClipConfig(NAME, path, False), r"open_clip_config\.json has no preprocess_cfg")
 

@@ -12,13 +12,14 @@ from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.deploy.export import METADATA_FILE, compare, metadata, write_int8_onnx, write_onnx, write_program
 from kdpl.prompts.student_encoder import StudentEncoder
 
-KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None)}
+KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
 """Depth of the prompts and width of the projector by model."""
 
 
 def make_classifier(name):
     depth, out_dim = KINDS[name]
-    clip = load_image_clip(ClipConfig(name, world.TAG))
+    config = ClipConfig(name, "random", image_size=32) if name.startswith("timm:") else ClipConfig(name, world.TAG)
+    clip = load_image_clip(config)
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)
     teacher = "test-teacher-quickgelu" if out_dim else "test-student"

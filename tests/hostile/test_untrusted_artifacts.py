@@ -45,6 +45,7 @@ def fits(path, title):
         or (title == "true" and name in ("quick_gelu", "projector", "orientation"))
         or (title == "left out" and path in ("class_texts", "class_vectors.class_texts", "text.length"))
         or (title == "left out" and path.startswith("decoding"))
+        or (title == "left out" and name in ("resize_mode", "interpolation"))
     )
 
 

@@ -1,0 +1,95 @@
+"""Vision transformers of other kinds than CLIP's own: timm's, EVA's, and open_clip's with another pooling."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kdpl.clip.image import PromptableImageTower
+
+Enter = Callable[[int, Tensor], Tensor]
+
+
+class BlocksTower(PromptableImageTower):
+    """A vision transformer of any kind, whose module does everything but the prompts.
+
+    The prompts enter right before the first block and leave after the last one, so that embedding, pooling and head see
+    the tokens of the image alone. Rotary position embeddings leave them as they are.
+    """
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer's residual blocks, first to last."""
+        trunk = getattr(self.visual, "trunk", None)
+        return list(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        trunk = getattr(self.visual, "trunk", None)
+        return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
+
+    @property
+    def _before_patches(self) -> int:
+        """Number of class and register tokens, which come before those of the patches."""
+        trunk = getattr(self.visual, "trunk", None)
+        return 1 if trunk is None else int(trunk.num_prefix_tokens)
+
+    def compile_parts(self) -> None:
+        """Compile attention and MLP of each block in place, between which the prompts enter."""
+        for block in self.blocks:
+            block.attn.compile()
+            block.mlp.compile()
+
+    def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with prompts [J, n, W]."""
+        depth, length, _ = prompts.shape
+
+        def enter(layer: int, x: Tensor) -> Tensor:
+            if layer >= depth:
+                return x
+            own = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
+            return torch.cat([x if layer == 0 else x[:, :-length], own], dim=1)
+
+        with _watched(self.blocks, enter, length):
+            return cast(Tensor, self(images))
+
+    def patch_sums(self, images: Tensor, depth: int) -> Tensor:
+        """Sum the mean patch tokens over images [B, 3, S, S], at each of the first J layers, [J, W]."""
+        sums: list[Tensor] = []
+
+        def look(_: int, x: Tensor) -> Tensor:
+            sums.append(x[:, self._before_patches :].float().mean(dim=1).sum(dim=0))
+            return x
+
+        with _watched(self.blocks[:depth], look, 0):
+            self(images)
+        return torch.stack(sums)
+
+
+@contextmanager
+def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
+    """Let ``enter`` change the tokens [B, L, W] that enter each block; the last ``length`` leave at the end."""
+
+    def before(layer: int) -> Callable[..., Any]:
+        def hook(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+            if kwargs.get("rope") is not None:
+                kwargs = {**kwargs, "rope": _unturned(kwargs["rope"], length)}
+            return (enter(layer, args[0]), *args[1:]), kwargs
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(blocks):
+            hooks.callback(block.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
+        if length:
+            hooks.callback(blocks[-1].register_forward_hook(lambda _, __, x: cast(Tensor, x)[:, :-length]).remove)
+        yield
+
+
+def _unturned(rope: Tensor, length: int) -> Tensor:
+    """Rotary embeddings [..., patches, 2 d], sines before cosines, with ``length`` more places of no rotation."""
+    sines, cosines = (part[..., :1, :].expand(*part.shape[:-2], length, -1) for part in rope.chunk(2, dim=-1))
+    return torch.cat([rope, torch.cat([torch.zeros_like(sines), torch.ones_like(cosines)], dim=-1)], dim=-2)

@@ -1,0 +1,77 @@
+"""Networks of timm as students: no CLIPs, but with one feature for each image, and trained as a whole."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
+from kdpl.clip.image import ImageTower
+from kdpl.clip.weights import misfit, read_state
+from kdpl.errors import WeightsError, reason
+from kdpl.runtime.network import hub_or_cache
+
+TIMM = "timm:"
+
+
+class TimmTower(ImageTower):
+    """A network of timm without its classifier; its batch norms use and note the batch when it is trained."""
+
+    def train(self, mode: bool = True) -> "TimmTower":
+        """Switch between training and evaluation."""
+        nn.Module.train(self, mode)
+        return self
+
+
+def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
+    """Build a network of timm that returns one feature for an image; timm fetches its weights if ``pretrained``."""
+    # convolutions take any size
+    about: Any = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": image_size} if about.fixed_input_size else {}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def load_network(config: ClipConfig) -> TimmTower:
+    """Load ``timm:NAME`` with timm's weights, those of a file, or random ones; a WeightsError if that fails."""
+    name = config.model.removeprefix(TIMM)
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name[:6]}*")[:3] or ["mobilenetv4_conv_small", "resnet18"]
+        raise WeightsError(f"timm has no model called {name!r}: use one of its names, such as {', '.join(close)}")
+    about: Any = timm.get_pretrained_cfg(name)
+    size = config.image_size or about.input_size[-1]
+    if config.pretrained is None:
+        network = _fetch(name, size)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build_network(name, size)
+        if config.pretrained != RANDOM:
+            _load_file(network, Path(config.pretrained), about.classifier, config.model)
+    interpolation: Any = about.interpolation if about.interpolation == "bilinear" else "bicubic"
+    preprocessing = Preprocessing(size, about.mean, about.std, interpolation=interpolation)
+    width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+    return TimmTower(network, preprocessing, {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}})
+
+
+def _fetch(name: str, image_size: int) -> Any:
+    try:
+        with hub_or_cache():
+            return build_network(name, image_size, pretrained=True)
+    except Exception as error:  # whatever timm, the hub client or a proxy raises
+        raise WeightsError(
+            f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a network and give "
+            f"their path as clip.pretrained, or set it to {RANDOM} to train from nothing"
+        ) from error
+
+
+def _load_file(network: Any, path: Path, classifier: Any, name: str) -> None:
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own")
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    state = {k: v for k, v in read_state(path)[0].items() if not k.startswith(tuple(f"{head}." for head in heads))}
+    problem = misfit(network.state_dict(), state)
+    if problem is not None:
+        raise WeightsError(f"{path} does not hold the weights of {name} ({problem}): use the model it was made for")
+    network.load_state_dict(state)

@@ -1,0 +1,57 @@
+"""Text towers without a causal mask, in which every token affects every other."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from open_clip.transformer import text_global_pool
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdpl.clip.block import run_block
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower
+
+
+class WholeTextTower(PromptableTextTower):
+    """A text transformer of open_clip without a causal mask, as SigLIP's, CLIPA's and MobileCLIP's.
+
+    Every token affects every other, padding included: nothing is shared between texts, and all tokens are computed.
+
+    Args:
+        text: As for ``PromptableTextTower``.
+        pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``, ``first`` or ``last``.
+        start: Position of the first token of a text.
+        end: The end-of-text id, where it pools by that.
+    """
+
+    def __init__(self, text: Any, pool_type: str, start: int = 1, end: int | None = None) -> None:
+        super().__init__(text, start, end)
+        self.pool_type = pool_type
+
+    def arrange(self, ids: Tensor) -> ArrangedTexts:
+        """Arrange token ids [N, context_length] for ``forward``."""
+        return ArrangedTexts.whole(ids)
+
+    def forward(
+        self,
+        texts: ArrangedTexts,
+        context: Tensor | None = None,
+        deep: Tensor | None = None,
+        classes_at_once: int = CLASSES_AT_ONCE,
+    ) -> Tensor:
+        """Encode N texts into features [N, embed_dim], not normalised; the arguments are those of its parent."""
+        learnt = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (context, deep))
+        recompute = learnt and len(texts.rests[0]) > classes_at_once
+        encode = partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
+        return torch.cat([encode(ids, context, deep) for ids in torch.split(texts.rests[0], classes_at_once)])
+
+    def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
+        x: Tensor = self.token_embedding(ids)
+        if context is not None:
+            x = self._insert(context, x)
+        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        for layer, block in enumerate(self.blocks):
+            if deep is not None and 0 < layer <= len(deep):
+                x = self._insert(deep[layer - 1], x)
+            x = run_block(block, x)
+        return self._project(text_global_pool(self.ln_final(x), ids, self.pool_type, self.end))
