@@ -41,15 +41,16 @@ class Folder(NamedTuple):
     model: object
 
 
-def write_siglip(path):
-    """Write config, tokenizer and random weights."""
+def write_siglip(path, **text):
+    """Write config, tokenizer and random weights; with other settings of the text tower if some are given."""
     path.mkdir(parents=True)
-    about = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESSING}
+    config = {**CONFIG, "text_cfg": {**_TEXT, **text}}
+    about = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
     (path / "open_clip_config.json").write_text(json.dumps(about))
     _write_tokenizer(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = open_clip.CustomTextCLIP(**{k: v for k, v in CONFIG.items() if k != "custom_text"}).eval()
+        model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"}).eval()
     save_file(model.state_dict(), path / "open_clip_model.safetensors")
     return Folder(path, model)
 

@@ -28,7 +28,7 @@ from kdpl.clip.text import TextTower
 from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights, read_weights_of
-from kdpl.errors import WeightsError, reason
+from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
@@ -119,6 +119,8 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _source(config: ClipConfig) -> Source:
     name = config.model
+    if config.image_size is not None and not name.startswith(TIMM):
+        raise ConfigError(f"{name} is a CLIP, which takes images of its own size: remove clip.image_size")
     for entry in entry_points(group="kdpl.models"):
         entry.load()()
     if name in _REGISTRY:

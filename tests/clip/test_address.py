@@ -10,11 +10,13 @@ from plain import relative_error
 from runs import DATA, SHORT, STAGES, noise
 from safetensors.torch import save_file
 from siglip import SIZE, write_siglip
+from transformers import BertConfig
 
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
 from kdpl.errors import ConfigError, WeightsError
+from kdpl.prompts import TextPrompts
 from kdpl.prompts.tuned import TunedPrompts
 
 
@@ -90,6 +92,24 @@ def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(tmp
 def test_other_weights_beside_an_address_are_refused(folder):
     with world.refused(ConfigError, r"local-dir:.* has its own weights, not 'webli': remove clip\.pretrained"):
         load_clip(ClipConfig(f"local-dir:{folder.path}", "webli"))
+
+
+def test_a_text_tower_of_hugging_face_encodes_names_and_takes_no_prompts(tmp_path):
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertConfig(vocab_size=32, max_position_embeddings=16, **size).save_pretrained(tmp_path / "bert")
+    bert = {"hf_model_name": str(tmp_path / "bert"), "hf_pooler_type": "cls_pooler", "hf_proj_type": "mlp"}
+    written = write_siglip(tmp_path / "biomed", hf_model_pretrained=False, **bert)
+    clip = load_clip(ClipConfig(f"local-dir:{written.path}"))
+    ids = clip.tokenize(["a sea horse", "crab"])
+    features = clip.text_tower(clip.text_tower.arrange(ids))
+    assert relative_error(features, written.model.encode_text(ids)) < 1e-5
+    with world.refused(ConfigError, r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0"):
+        TextPrompts(1, 1, None, clip.text_tower, clip.tokenize)
+
+
+def test_a_size_of_images_is_for_networks_of_timm_alone(folder):
+    with world.refused(ConfigError, r"is a CLIP, which takes images of its own size: remove clip\.image_size"):
+        load_image_clip(ClipConfig(f"local-dir:{folder.path}", image_size=64))
 
 
 @pytest.mark.slow
