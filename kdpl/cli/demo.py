@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
+from kdpl.cli.arguments import require_file
 from kdpl.errors import ConfigError
+from kdpl.runtime.run_folder import require_classifier
 
 
 def demo(
@@ -33,6 +36,8 @@ def demo(
         port: port to listen on, the first free one from 7860 on if not given; 0 is any
         no_browser: print the address without opening a browser
     """
+    require_classifier(Path(classifier))
+    require_file("--add-classes", add_classes)
     # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
         # no proxy for this machine's own address

@@ -139,6 +139,7 @@ def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, mo
         (["predict", "C", "gone.png"], "gone.png does not exist"),
         (["predict", "C", "D", "--list=gone.txt"], "gone.txt"),
         (["predict", "C", "D", "--add-classes=gone"], "--add-classes gone does not exist"),
+        (["demo", "gone"], "the classifier gone does not exist"),
         (["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"], "--add-classes gone does not exist"),
     ],
 )
