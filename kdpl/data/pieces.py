@@ -17,7 +17,7 @@ PIECE = 2**23
 """Bytes of images in a piece."""
 
 _FILE = 2**17  # bytes that an image outside of shards counts for
-_DENSE = 0.5  # least share of what is read at once that has to be wanted
+_DENSE = 0.25  # least share of what is read at once that has to be wanted; small images have notes of their size
 _MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
 
 Indices = npt.NDArray[np.int64]

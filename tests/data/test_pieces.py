@@ -130,7 +130,7 @@ def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp
     assert InPieces(names)[0].piece
     few = InPieces(names.take(slice(None, None, 5)))
     assert few[0].piece is None, "of ten images in a shard two are wanted"
-    (tmp_path / "notes.tar").write_bytes(shard_of(range(10), note=bytes(2 * IMAGE)))
+    (tmp_path / "notes.tar").write_bytes(shard_of(range(10), note=bytes(4 * IMAGE)))
     notes = InPieces(find_unlabeled(str(tmp_path / "notes.tar")))
     assert notes[3].piece is None
     assert content_of(few[7]) == content(35)
