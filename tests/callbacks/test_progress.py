@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdpl.callbacks.progress import ProgressBar, Throughput
+from kdpl.runtime.messages import inform
 
 
 @pytest.mark.parametrize(
@@ -109,18 +110,33 @@ class SaveAfter(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def shown(folder, monkeypatch, capsys, callbacks=(), ckpt_path=None):
-    """The epochs that are shown, in order, in a terminal while two are trained."""
+def printed(folder, monkeypatch, capsys, callbacks=(), ckpt_path=None):
+    """What is printed to a terminal while two epochs are trained."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     trainer = world.quiet_trainer(folder, 2, callbacks=[ProgressBar(), *callbacks], enable_progress_bar=True)
     trainer.fit(Counting(), ckpt_path=ckpt_path)
-    return list(dict.fromkeys(re.findall(r"epoch \d+(?:/\d+)?", capsys.readouterr().out, re.IGNORECASE)))
+    return capsys.readouterr().out
 
 
 def test_epochs_are_counted_from_one_from_the_first_moment_and_where_one_is_resumed(tmp_path, monkeypatch, capsys):
     saved = tmp_path / "middle.ckpt"
-    assert shown(tmp_path, monkeypatch, capsys, [SaveAfter(saved)]) == ["epoch 1/2", "epoch 2/2"]
-    assert shown(tmp_path, monkeypatch, capsys, ckpt_path=saved) == ["epoch 1/2", "epoch 2/2"]
+    for options in ({"callbacks": [SaveAfter(saved)]}, {"ckpt_path": saved}):
+        out = printed(tmp_path, monkeypatch, capsys, **options)
+        epochs = re.findall(r"epoch \d+(?:/\d+)?", out, re.IGNORECASE)
+        assert list(dict.fromkeys(epochs)) == ["epoch 1/2", "epoch 2/2"]
+
+
+LINE = f"picture: {'/a folder with blanks' * 9}"
+
+
+class Says(Callback):
+    def on_train_batch_end(self, *_):
+        inform(LINE)
+
+
+def test_a_message_beside_the_bar_is_one_line_however_long(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert LINE in printed(tmp_path, monkeypatch, capsys, [Says()])
 
 
 def rates(batches, times, monkeypatch, processes=1, epochs=1):
