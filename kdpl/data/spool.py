@@ -72,7 +72,7 @@ def _folder() -> Path:
 
 def _write(file: Path, content: bytes) -> None:
     kept = []
-    for other in file.parent.glob("*.piece"):
+    for other in file.parent.glob("*.p*"):  # an interruption leaves a part
         with suppress(OSError):  # another process makes room, too
             kept.append((other.stat().st_mtime, other))
     for _, other in sorted(kept)[: -MOST_PIECES + 1]:
