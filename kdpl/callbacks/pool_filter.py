@@ -72,7 +72,7 @@ def _similarities(trainer: Trainer, student: Any, images: UnlabeledImages, indic
     loader = DataLoader(
         AllViews(images, _VIEWS),
         batch_size=max(1, data.eval_batch_size // _VIEWS),
-        sampler=indices[own].tolist(),
+        sampler=indices[own],
         num_workers=data.num_workers,
         generator=torch.Generator(),
     )
