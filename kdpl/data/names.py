@@ -46,8 +46,8 @@ class Names(Sequence[str]):
                 if isinstance(name, ShardImage):
                     folder, file, offset, size = f"{name.shard}/", name[len(name.shard) + 1 :], name.offset, name.size
                 else:
-                    folder, slash, file = name.rpartition("/")
-                    folder += slash
+                    folder = folder_of(name)
+                    file = name[len(folder) :]
                 start = len(text)
                 text += file.encode("utf-8", "surrogatepass")
                 number = folders.setdefault(folder, len(folders))
@@ -102,6 +102,11 @@ class Names(Sequence[str]):
             yield ShardImage(at[:-1], name, offset, size) if offset else at + name
 
 
+def folder_of(path: str) -> str:
+    """The part of a path or URL up to its last slash."""
+    return path[: path.rfind("/") + 1]
+
+
 def places(names: Names) -> Iterator[str]:
     """Canonical path of each file, the same for all its names: absolute, relative, or through a link. URLs stay."""
     within, links = _resolved(names)
@@ -125,7 +130,7 @@ def unlisted(names: Names, known: Iterable[str]) -> Names:
     (folders, _), (within, links) = _resolved(listed := Names.of(known)), _resolved(names)
     there = frozenset(places(listed))
     # of millions of names only those in the same folders can be among them
-    near = {*folders.folders, *map(_folder_of, chain(there, links))}
+    near = {*folders.folders, *map(folder_of, chain(there, links))}
     asked = np.array([folder in near for folder in within.folders], bool)[names.rows["folder"]]
     keep = np.ones(len(names), bool)
     keep[asked] = [place not in there for place in places(names.take(asked))]
@@ -151,10 +156,6 @@ def _resolved(names: Names) -> tuple[Names, set[str]]:
     links = {link for number in np.flatnonzero(files >= _FEW).tolist() for link in _links_in(real[number])}
     links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
     return within, links
-
-
-def _folder_of(path: str) -> str:
-    return path[: path.rfind("/") + 1]
 
 
 def _links_in(folder: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from kdpl.data.names import ROW, Names
+from kdpl.data.names import ROW, Names, folder_of
 from kdpl.data.readers.shards import UNREADABLE, ShardImage, images_of, open_tar
 from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
 from kdpl.errors import ArtifactError, DataError, reason
@@ -40,7 +40,7 @@ def index_shards(shards: Sequence[str]) -> Names:
     """
     by_folder: defaultdict[str, list[str]] = defaultdict(list)
     for shard in shards:
-        by_folder[shard[: shard.rfind("/") + 1]].append(shard)
+        by_folder[folder_of(shard)].append(shard)
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
@@ -48,15 +48,16 @@ def index_shards(shards: Sequence[str]) -> Names:
         new = [shard for folder, index in indices.items() for shard in by_folder[folder] if shard not in index.stamps]
         found = zip(new, pool.map(_look_through, new), strict=True)
         shown = track(found, "shards", len(new), console=console, transient=True, disable=not console.is_terminal)
-        looked: list[_Index] = []
+        looked: defaultdict[str, list[_Index]] = defaultdict(list)
         for done, (shard, images) in enumerate(shown, start=1):
-            looked.append(_Index(images, {shard: stamps[shard]}))
+            looked[folder_of(shard)].append(_Index(images, {shard: stamps[shard]}))
             if done % _BLOCK == 0 or done == len(new):
-                for folder, index in indices.items():
-                    if fresh := [each for each in looked if each.stamps.keys() <= {*by_folder[folder]}]:
-                        indices[folder] = _Index.joined([index, *fresh]).of(by_folder[folder], others=True)
-                        _save(folder, indices[folder])
-                looked = []
+                for folder, fresh in looked.items():
+                    whole = _Index.joined([indices[folder], *fresh])
+                    # those of another run, too
+                    indices[folder] = whole.of(dict.fromkeys([*by_folder[folder], *whole.stamps]))
+                    _save(folder, indices[folder])
+                looked.clear()
     return _Index.joined(indices.values()).of(shards).images
 
 
@@ -74,10 +75,9 @@ class _Index:
         # a single one as it is, mapped from its file
         return indices[0] if len(indices) == 1 else cls(Names.joined(index.images for index in indices), stamps)
 
-    def of(self, shards: Iterable[str], others: bool = False) -> "_Index":
-        """Those of the shards that it has, in their order, and then the others if asked for."""
-        wanted = [*shards, *self.stamps] if others else shards
-        stamps = {shard: self.stamps[shard] for shard in wanted if shard in self.stamps}
+    def of(self, shards: Iterable[str]) -> "_Index":
+        """Those of the shards that it has, in their order."""
+        stamps = {shard: self.stamps[shard] for shard in shards if shard in self.stamps}
         ends = np.searchsorted(self.images.rows["folder"], np.arange(len(self.stamps)), side="right").tolist()
         spans = dict(zip(self.stamps, map(slice, [0, *ends[:-1]], ends), strict=True))
         if [*stamps] == [*self.stamps][: len(stamps)]:

@@ -147,10 +147,10 @@ def _of_path(path: str) -> Iterator[str]:
     # not Path.glob, which takes no absolute pattern
     matches = sorted(glob(path, recursive=True)) if has_magic(path) and not os.path.lexists(path) else []  # noqa: PTH207
     for match in matches or [path]:
-        if Path(match).is_dir():
-            yield from _required(match, _walk(match, os.path.realpath(match), set()))
-        elif Path(match).is_file():
+        if Path(match).is_file():
             yield match
+        elif Path(match).is_dir():
+            yield from _required(match, _walk(match, os.path.realpath(match), set()))
         else:
             raise DataError(f"{match} does not exist: give image files, folders, patterns or shards that do")
 
