@@ -96,8 +96,9 @@ class ClassTokenTower(PromptableImageTower):
         return int(self.visual.conv1.out_channels)
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Those of every tower, and what ``embed`` adds to the patches in their type."""
+        """Those of every tower, biases of attention, and what ``embed`` adds to the patches in their type."""
         yield from super().cast_weights()
+        yield from (block.attn.in_proj_bias for block in self.blocks)
         yield from (self.visual.class_embedding, self.visual.positional_embedding)
 
     def embed(self, images: Tensor) -> Tensor:

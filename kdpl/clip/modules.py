@@ -115,13 +115,17 @@ class FrozenTower(nn.Module):
     """A tower that no ``train()`` flips: evaluation is its only mode."""
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Weights and biases that are cast at each use under autocast: those of layers, attention and projections."""
+        """Weights and biases that are cast at each use under autocast: those of layers, attention and projections.
+
+        Of ``nn.MultiheadAttention`` the bias is left out: with all of it in half precision it would take a fast path on
+        the CPU, which rounds differently.
+        """
         # subclasses of torch's layers may compute with their weights before
         layers, own = (nn.Linear, nn.Conv2d, nn.MultiheadAttention), "torch.nn."
         for module in self.modules():
             is_layer = isinstance(module, layers) and type(module).__module__.startswith(own)
             for name, parameter in module.named_parameters(recurse=False):
-                if is_layer or name in ("proj", "text_projection"):
+                if (is_layer and name != "in_proj_bias") or name in ("proj", "text_projection"):
                     yield parameter
 
     def train(self, mode: bool = True) -> "FrozenTower":

@@ -58,6 +58,10 @@ class TextTower(FrozenTower):
         self.text = text
         self.requires_grad_(False).train()
 
+    def cast_weights(self) -> Iterator[nn.Parameter]:
+        """None: names are encoded in float32, and open_clip's module would round its embeddings to the layers' type."""
+        yield from ()
+
     def arrange(self, ids: Tensor) -> ArrangedTexts:
         """Arrange token ids [N, context_length] for ``forward``."""
         return ArrangedTexts.whole(ids)
@@ -95,6 +99,11 @@ class PromptableTextTower(TextTower):
     def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
         return list(self.transformer.resblocks)
+
+    def cast_weights(self) -> Iterator[nn.Parameter]:
+        """Those of every tower, and the biases of attention."""
+        yield from FrozenTower.cast_weights(self)
+        yield from (block.attn.in_proj_bias for block in self.blocks)
 
     @property
     def width(self) -> int:

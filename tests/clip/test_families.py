@@ -14,8 +14,9 @@ from runs import noise
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
 
-from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip
+from kdpl.clip import ClipConfig, Frozen, Preprocessing, PromptableImageTower, load_clip
 from kdpl.clip import register_model as register_clip
+from kdpl.clip.text import PromptableTextTower
 from kdpl.clip.weights import read_weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError
@@ -139,6 +140,41 @@ def test_features_are_those_of_open_clip(family):
         features = clip.text_tower(clip.text_tower.arrange(ids))
         assert relative_error(features, plain.encode_text(ids, normalize=False)) < 1e-5
     assert features.shape[1] == clip.image_tower.embed_dim
+
+
+def half_precision(clip):
+    """Features and gradients under autocast, without prompts and with them."""
+    images, found = some_images(clip), []
+    texts = clip.text_tower.arrange(clip.tokenize([f"a photo of {name}" for name in NAMES]))
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found += [clip.image_tower(images), clip.text_tower(texts)]
+        learnt = []
+        if isinstance(clip.image_tower, PromptableImageTower):
+            learnt.append(VisionPrompts(3, 2, clip.image_tower))
+            found.append(learnt[-1](clip.image_tower, images))
+        if isinstance(clip.text_tower, PromptableTextTower):
+            learnt.append(TextPrompts(3, 2, "a photo of", clip.text_tower, clip.tokenize))
+            found.append(learnt[-1](clip.text_tower, texts))
+    for prompts, features in zip(learnt, found[2:], strict=True):
+        features.float().square().sum().backward()
+        found += [parameter.grad for parameter in prompts.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_stored_in_autocasts_type_change_no_bit(family):
+    clip = load_clip(ClipConfig(family, world.TAG))
+    expected = half_precision(clip)
+    for tower in (clip.image_tower, clip.text_tower):
+        cast = list(tower.cast_weights())
+        rest = sum(p.numel() for name, p in tower.named_parameters() if "token_embedding" not in name)
+        assert sum(p.numel() for p in cast) > 0.9 * rest or family in ZERO_SHOT
+        Frozen(tower).store_in(torch.bfloat16)
+        assert {p.dtype for p in cast} <= {torch.bfloat16}
+    for one, other in zip(half_precision(clip), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def plain_image_features(visual, images, prompts):
