@@ -11,6 +11,7 @@ from PIL import Image
 from plain import relative_error
 
 from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.feature_cache import CachedView
 from kdpl.data.readers.digits import read_digits
@@ -141,11 +142,17 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_training(precision, teacher_folder, tmp_path):
+def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_training(
+    precision, teacher_folder, tmp_path, monkeypatch
+):
     settings = {"trainer": {"precision": precision, "limit_train_batches": 1}}
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
+    assert cached.student.teacher.module.tower.visual.proj.dtype == torch.bfloat16
+    # to the last bit with weights that autocast casts
+    monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
+    assert Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings).losses == cached.losses
 
 
 @pytest.mark.slow
