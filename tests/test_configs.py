@@ -40,8 +40,9 @@ def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path):
 
 
 def fit_over(base, name, out, *more, clip="test-deep"):
-    """Fit with a config over a published one, on a random CLIP with as many layers."""
-    model = [f"--model.init_args.clip.model={clip}", "--model.init_args.clip.pretrained=noise"]
+    """Fit with a config over a published one, on a random CLIP with as many layers, or a small network of timm."""
+    about = ["pretrained=random", "image_size=32"] if clip.startswith("timm:") else ["pretrained=noise"]
+    model = [f"--model.init_args.clip.{each}" for each in (f"model={clip}", *about)]
     assert main(["fit", *DATA, *configs(base, name), *model, f"--out={out}", *more]) == 0
 
 
@@ -53,9 +54,18 @@ def test_a_teachers_config_runs(name, tmp_path):
     assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
 
 
+STAND_INS = {
+    "student/rn50.yaml": "test-resnet",
+    "student/mobileclip_s1.yaml": "test-timm",
+    "student/mobileclip2.yaml": "test-timm",
+    "student/mobilenetv4.yaml": "timm:test_resnet",
+    "student/quickstart_timm.yaml": "timm:test_resnet",
+}
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_students_config_runs(name, tmp_path, teacher_run):
-    clip = {"student/rn50.yaml": "test-resnet", "student/mobileclip_s1.yaml": "test-timm"}.get(name, "test-deep")
+    clip = STAND_INS.get(name, "test-deep")
     fit_over(PUBLISHED_STUDENT, name, tmp_path, f"--model.init_args.teacher={teacher_run}", *ONE_EPOCH, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 

@@ -69,7 +69,9 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         # as in argparse's own lines, but for a word such as YAML
         shown = text if text[1:2].isupper() else text[:1].lower() + text[1:]
         how: dict[str, Any] = {"help": shown}
-        if not required:
+        if not required and positional:
+            how["nargs"] = "?"  # and None, for which jsonargparse knows no default
+        elif not required:
             how["default"] = parameter.default
         elif not positional:
             how["required"] = True

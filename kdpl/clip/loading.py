@@ -71,6 +71,26 @@ def register_model(name: str, config: ModelConfig, weights: Mapping[str, Callabl
     _REGISTRY[name] = config, weights
 
 
+def _load_registrations() -> None:
+    for entry in entry_points(group="kdpl.models"):
+        entry.load()()
+
+
+def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
+    """Model config and pretrained tags of each CLIP that has weights, of the registry and of open_clip, by name."""
+    _load_registrations()
+    registered = {name: (config, list(weights)) for name, (config, weights) in _REGISTRY.items()}
+    tagged = dict.fromkeys(name for name, _ in open_clip.list_pretrained())
+    found = {name: (open_clip.get_model_config(name), open_clip.list_pretrained_tags_by_model(name)) for name in tagged}
+    return {**found, **registered}
+
+
+def count_image_parameters(config: ModelConfig) -> int:
+    """Count the parameters of a model's image tower without allocating them."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in _build({**config, "text_cfg": _NO_TEXT}).visual.parameters())
+
+
 def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
 

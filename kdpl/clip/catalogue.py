@@ -1,0 +1,84 @@
+"""The CLIPs that are known by name: what each can be used for, its size, and the licence of its weights."""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+
+from kdpl.clip.families import (
+    DEFAULT_IMAGE_SIZE,
+    ModelConfig,
+    require_image_tower,
+    takes_text_prompts,
+    takes_visual_prompts,
+)
+from kdpl.clip.loading import count_image_parameters, known_models
+from kdpl.errors import WeightsError
+
+PARAMETERS_FILE = "image_parameters.json"
+"""Parameters of open_clip's image towers, which take minutes to count; ``make models`` counts them again."""
+
+# by the model and its pretrained tag, as the model cards of the weights state it; the first pattern found counts
+_LICENCES = {
+    r"^tiny-": "MIT",
+    r"^nllb-clip|metaclip": "CC-BY-NC-4.0",
+    r"^MobileCLIP": "Apple AMLR",
+    r" dfn": "Apple's own",
+    r"^EVA": "MIT",
+    r"CLIPA|SigLIP|^PE-Core": "Apache-2.0",
+    r" openai$| .*laion| datacomp_| commonpool_": "MIT",
+}
+
+UNKNOWN_LICENCE = "see its card"
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A CLIP with those of its pretrained tags that have the same licence."""
+
+    model: str
+    tags: tuple[str, ...]
+    image_size: int | list[int]
+    parameters: int  # of the image tower
+    teacher: str  # the prompts that it takes as a teacher, or why it is refused
+    student: str  # what is trained of it as a student, or why it is refused
+    extra: str  # the extra of kdpl that it needs as a teacher, or ""
+    licence: str
+
+
+def catalogue(word: str = "") -> list[CatalogueEntry]:
+    """List the CLIPs whose name or tag contains a word in any case, without a network."""
+    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    entries = []
+    for model, (config, tags) in sorted(known_models().items(), key=lambda item: item[0].lower()):
+        by_licence: dict[str, list[str]] = {}
+        for tag in tags:
+            if word.lower() in f"{model} {tag}".lower():
+                by_licence.setdefault(licence(model, tag), []).append(tag)
+        if by_licence:
+            size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
+            parameters = counted.get(model) or count_image_parameters(config)
+            about = (size, parameters, *grades(model, config), "transformers" * _needs_transformers(config))
+            entries += [CatalogueEntry(model, tuple(some), *about, each) for each, some in by_licence.items()]
+    return entries
+
+
+def grades(model: str, config: ModelConfig) -> tuple[str, str]:
+    """Return what a model is good for as a teacher and as a student, by its config alone."""
+    try:
+        require_image_tower(model, config)
+    except WeightsError as error:
+        return str(error), str(error)
+    visual, text = takes_visual_prompts(config), takes_text_prompts(config)
+    teacher = " + ".join(["text"] * text + ["visual"] * visual)
+    return teacher or "zero-shot", "prompts" if visual else "projector"
+
+
+def licence(model: str, tag: str) -> str:
+    """Return the licence of pretrained weights."""
+    found = (name for pattern, name in _LICENCES.items() if re.search(pattern, f"{model} {tag}"))
+    return next(found, UNKNOWN_LICENCE)
+
+
+def _needs_transformers(config: ModelConfig) -> bool:
+    return bool(config["text_cfg"].get("hf_tokenizer_name") or config["text_cfg"].get("hf_model_name"))
