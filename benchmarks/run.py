@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         rows += group(bench)
         Console(stderr=True).print(f"{name}: {time.monotonic() - start:.0f} s")
-        # save after each, because all of them take a quarter of an hour
+        # save after each, because all of them take half an hour
         report = {
             "machine": began,
             "load_average_after": list(os.getloadavg()),

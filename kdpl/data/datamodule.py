@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
@@ -21,7 +20,7 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.parallel import cores
-from kdpl.data.pieces import InPieces
+from kdpl.data.pieces import Indices, InPieces
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
@@ -223,19 +222,19 @@ class DomainDataModule(LightningDataModule):
         return sources
 
     @cached_property
-    def _share(self) -> tuple[Names, npt.NDArray[np.int64] | None]:
+    def _share(self) -> tuple[Names, Indices | None]:
         """The unlabelled images to distil on, and their indices among all; None for all."""
         sources, share = self._unlabeled_sources, self.unlabeled_share
         indices = share_of(len(sources), share, self.seed) if share < 1 else None
         return sources if indices is None else sources.take(indices), indices
 
     @property
-    def unlabeled_indices(self) -> npt.NDArray[np.int64]:
+    def unlabeled_indices(self) -> Indices:
         """Indices of the unlabelled images to distil on, among all."""
         sources, indices = self._share
         return np.arange(len(sources)) if indices is None else indices
 
-    def keep_unlabeled(self, indices: npt.NDArray[np.int64]) -> None:
+    def keep_unlabeled(self, indices: Indices) -> None:
         """Distil on these unlabelled images alone; to be called before the training loader is made."""
         self._share = self._unlabeled_sources.take(indices), indices
 

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, Square, resize_and_crop, to_tensor
+from kdpl.data.pieces import Indices
 from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
 
@@ -67,7 +66,7 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int] | tuple[torch.Tensor, int
 
     sources: Sequence[str]
     view: RandomView
-    indices: npt.NDArray[np.int64] | None = None
+    indices: Indices | None = None
     teacher_size: int | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]:

@@ -57,7 +57,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
-        """Concatenate several; the folders that are used are numbered in the order of their first image."""
+        """Concatenate several; of each in turn, the folders that it uses come in the order that they had."""
         texts, rows, folders, end = [np.empty(0, np.uint8)], [np.empty(0, ROW)], dict[str, int](), 0
         for part in filter(len, parts):
             moved, numbers = part.rows.copy(), np.zeros(len(part.folders), np.int32)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from kdpl.data.names import Names, unlisted
+from kdpl.data.pieces import Indices
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 
@@ -66,7 +66,7 @@ def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Recor
     return [record for record in records if record.label in labels]
 
 
-def share_of(num_images: int, share: float, seed: int) -> npt.NDArray[np.int64]:
+def share_of(num_images: int, share: float, seed: int) -> Indices:
     """Draw a share of unlabelled images, above 0 and at most 1, and return their positions, rising.
 
     At least one image is drawn, and a smaller share of a seed is within a larger one.
