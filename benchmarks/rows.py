@@ -224,6 +224,7 @@ class Bench:
             with served(Path(folder)) as url:
                 sides: Sides = {
                     "from end to end": shards.end_to_end,
+                    "bytes alone": shards.bytes_alone,
                     "in training order": shards.in_training_order,
                     "views, one after another": lambda: shards.views(in_training_order=False),
                     "views, in training order": lambda: shards.views(in_training_order=True),
@@ -238,11 +239,12 @@ class Bench:
         # for as many images
         seconds["single images"] = [each * self.sizes.shard_images / few for each in seconds["single images"]]
         times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
-        end_to_end, epoch, ordered, views, pieces, single = sides
+        end_to_end, raw, epoch, ordered, views, pieces, single = sides
         name = f"reading {self.sizes.shard_images} images in shards in training order"
         return [
             self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch, at_least=0.8),
             self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
+            self._ratio(f"{name}, relative to the shards' bytes alone", times, raw, epoch),
             self._ratio(f"{name}, from a web server: single images / pieces", times, single, pieces),
         ]
 

@@ -98,7 +98,7 @@ def open_file(path: str) -> IO[bytes]:
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
     """Read a file, or ``size`` bytes of it from ``start`` on; fewer where it ends before; OSError as ``open_file``."""
     if not is_url(path):
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb", buffering=0) as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
     end = None if size is None else start + size
