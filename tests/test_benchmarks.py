@@ -4,8 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from benchmarks import students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
@@ -111,3 +113,16 @@ def test_a_messy_pool_has_all_digits_and_as_many_others_of_each_kind(share, othe
     assert len({*pool.unlabeled}) == len(pool.unlabeled)
     last = [pool.open_image(source) for source in pool.unlabeled[-2:]]
     assert {(image.size, image.mode) for image in last} == {((32, 32), "RGB")}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_students_are_compared_with_the_first_one(capsys):
+    students.main(["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"])
+    _, first, second = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    assert (first[:2], first[5], first[7]) == (["tiny-student", "32"], "1.0 ×", "1.0 ×")
+    network = timm.create_model("test_resnet", num_classes=0)
+    assert second[2] == f"{sum(each.numel() for each in network.parameters()) / 1e6:.1f} M"
+    assert float(second[4]) > 0
