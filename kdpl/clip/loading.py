@@ -141,8 +141,7 @@ def _source(config: ClipConfig) -> Source:
     name = config.model
     if config.image_size is not None and not name.startswith(TIMM):
         raise ConfigError(f"{name} is a CLIP, which takes images of its own size: remove clip.image_size")
-    for entry in entry_points(group="kdpl.models"):
-        entry.load()()
+    _load_registrations()
     if name in _REGISTRY:
         source = Source(name, _REGISTRY[name][0])
     elif name.startswith(TIMM):
