@@ -174,6 +174,6 @@ class TestChoice:
 
 def test_both_towers_are_compiled_if_asked_for(tmp_path, monkeypatch):
     widths = []
-    monkeypatch.setattr("kdpl.clip.image.PromptableImageTower.compile_parts", lambda tower: widths.append(tower.width))
+    monkeypatch.setattr("kdpl.clip.image.ClassTokenTower.compile_parts", lambda tower: widths.append(tower.width))
     world.fit(new_student(tmp_path, compile=True), tmp_path, limit_train_batches=1)
     assert widths == [32, 48], "the student's and the teacher's"
