@@ -14,8 +14,8 @@ from runs import noise
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
 
+import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Frozen, Preprocessing, PromptableImageTower, load_clip
-from kdpl.clip import register_model as register_clip
 from kdpl.clip.text import PromptableTextTower
 from kdpl.clip.weights import read_weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
@@ -110,8 +110,12 @@ def plain_model(family):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for family, model_config in FAMILIES.items():
-        register_clip(family, model_config, {world.TAG: lambda family=family: plain_model(family).state_dict()})
+    with pytest.MonkeyPatch.context() as patch:
+        for family, model_config in FAMILIES.items():
+            weights = {world.TAG: lambda family=family: plain_model(family).state_dict()}
+            # not for tests of all models that are known
+            patch.setitem(kdpl.clip.loading._REGISTRY, family, (model_config, weights))
+        yield
 
 
 @cache
