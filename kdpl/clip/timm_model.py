@@ -1,5 +1,6 @@
 """Networks of timm as students: no CLIPs, but with one feature for each image, and trained as a whole."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.weights import misfit, read_state
-from kdpl.errors import WeightsError, reason
+from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
 
 TIMM = "timm:"
@@ -37,10 +38,12 @@ def load_network(config: ClipConfig) -> TimmTower:
     """Load ``timm:NAME`` with timm's weights, those of a file, or random ones; a WeightsError if that fails."""
     name = config.model.removeprefix(TIMM)
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name[:6]}*")[:3] or ["mobilenetv4_conv_small", "resnet18"]
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["mobilenetv4_conv_small", "resnet18"]
         raise WeightsError(f"timm has no model called {name!r}: use one of its names, such as {', '.join(close)}")
     about: Any = timm.get_pretrained_cfg(name)
-    size = config.image_size or about.input_size[-1]
+    size = about.input_size[-1] if config.image_size is None else config.image_size
+    if size < 1:
+        raise ConfigError(f"clip.image_size is {size}, expected 1 or more pixels: leave it out for the network's own")
     if config.pretrained is None:
         network = _fetch(name, size)
     else:

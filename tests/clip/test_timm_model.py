@@ -51,7 +51,7 @@ def test_random_weights_are_the_same_each_time():
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (ClipConfig("timm:resnet1", "random"), "timm has no model called 'resnet1': use one of its names, such as"),
+        (ClipConfig("timm:mobilnetv4", "random"), "timm has no model called 'mobilnetv4': use .* such as mobilenetv"),
         (ClipConfig("timm:resnet18"), r"cannot fetch timm's weights of resnet18 \(.*\): fetch .* or set it to random"),
         (
             ClipConfig("timm:resnet18", "none.pt"),
@@ -101,6 +101,11 @@ def test_it_may_stay_frozen_under_the_projector(tmp_path):
     world.quiet_trainer(tmp_path, 1).fit(student, datamodule=world.TinyDomain(num_base=3))
     after = student.encoder.tower.module.visual.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_images_without_pixels_are_refused():
+    with world.refused(ConfigError, r"clip\.image_size is 0, expected 1 or more pixels: leave it out"):
+        load_image_clip(ClipConfig("timm:test_resnet", "random", image_size=0))
 
 
 def test_it_takes_no_prompts(tmp_path):
