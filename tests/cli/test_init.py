@@ -277,7 +277,7 @@ def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edite
     for words in (
         *("3 classes", "train: 25", "test: 8, a quarter of each class, held out", "val: 12"),
         *("fewer than 4 of: 2: label more", "no test image of: 2", "text tower nothing: 0, 1, 2: give words"),
-        *("with transparent pixels: 11, put on white", "turned by their orientation tag: 11"),
+        *("transparent images: 11, put on white", "turned upright by their EXIF tag: 11"),
         *("1 .heic file, which cannot be read: convert", "torn.jpg cannot be read"),
     ):
         assert words in out
