@@ -14,16 +14,17 @@ from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_r
 class SaveTestResults(Callback):
     """Writes each test image's prediction, a sketch of its logits, and the accuracies into the run's folder.
 
-    The accuracies mark a finished test, and so are written last, but before other callbacks draw pictures of it.
+    The accuracies mark a finished test, and so are written last, after all other callbacks used the predictions.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float]] = []
         self._sketches: list[LogitSketch] = []
+        self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
-        self._rows, self._sketches = [], []
+        self._rows, self._sketches, self._metrics = [], [], None
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep index, label, prediction, its probability and the sketch of the logits of each image."""
@@ -33,7 +34,7 @@ class SaveTestResults(Callback):
         self._sketches.append(LogitSketch.of(outputs["logits"].cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather and write all of it."""
+        """Gather and write the predictions."""
         rows = _gather(self._rows, trainer.world_size)
         values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
@@ -48,7 +49,13 @@ class SaveTestResults(Callback):
             if getattr(data, "held_out", False):
                 metrics["held_out"] = True
             write_predictions(folder, predictions)
-            write_results(folder, len(rows), metrics)
+            self._rows, self._metrics = rows, metrics
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the accuracies; not reached if another callback failed."""
+        if self._metrics is not None:
+            write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)
+            self._metrics = None
 
 
 def _gather(rows: list[Any], processes: int) -> list[Any]:

@@ -57,7 +57,7 @@ def test_predictions_logits_and_accuracies_are_saved_in_the_order_of_the_split(t
     assert torch.equal(LogitSketch.load(tmp_path).values, sorted_logits.half())
 
 
-def test_accuracies_are_written_before_other_callbacks_which_cannot_cost_them(tmp_path):
+def test_accuracies_mark_a_finished_test_and_are_written_after_other_callbacks(tmp_path):
     class Draws(Callback):
         def on_test_end(self, *_):
             assert len(read_predictions(tmp_path)) == 5
@@ -65,4 +65,6 @@ def test_accuracies_are_written_before_other_callbacks_which_cannot_cost_them(tm
 
     with pytest.raises(OSError, match="disk full"):
         run_test(tmp_path, SaveTestResults(), Draws())
+    assert read_results(tmp_path) == {}
+    run_test(tmp_path, SaveTestResults())
     assert read_results(tmp_path)["images"] == 5
