@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import open_clip
 import timm
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -94,9 +95,12 @@ TEXT_FAMILIES = {
         lambda text: _has_tokens(text) and text.attn_mask is not None and _pool(text) in ("argmax", "eos"),
         lambda text, start: PromptableTextTower(text, start, _end(text)),
     ),
-    "whole": TextFamily(_has_tokens, lambda text, start: WholeTextTower(text, _pool(text), start, _end(text))),
-    # a Hugging Face model or a CoCa: encodes texts as they are
-    "any": TextFamily(lambda _: True, lambda text, _: TextTower(text)),
+    "whole": TextFamily(
+        lambda text: _has_tokens(text) and text.attn_mask is None,
+        lambda text, start: WholeTextTower(text, _pool(text), start, _end(text)),
+    ),
+    # a module of its own, such as a Hugging Face model or a CoCa's: encodes texts as they are
+    "any": TextFamily(lambda text: not isinstance(text, open_clip.CLIP), lambda text, _: TextTower(text)),
 }
 """Kinds of text towers by name; the first one that fits is taken."""
 
@@ -107,11 +111,13 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
     return family.tower(visual, preprocessing, config)
 
 
-def text_tower(model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model as a tower of the first family that it fits."""
+def text_tower(name: str, model: Any, start: int) -> TextTower:
+    """Wrap the text half of an open_clip model as a tower of the first family that it fits, or raise a WeightsError."""
     text = getattr(model, "text", model)
-    family = next(family for family in TEXT_FAMILIES.values() if family.fits(text))
-    return family.tower(text, start)
+    for family in TEXT_FAMILIES.values():
+        if family.fits(text):
+            return family.tower(text, start)
+    raise WeightsError(f"{name} cannot be a teacher, because its text tower is of no known kind: set custom_text in it")
 
 
 def takes_visual_prompts(config: ModelConfig) -> bool:

@@ -1,5 +1,6 @@
 """Image towers of CLIPs: any architecture can encode images, and vision transformers also take prompts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, cast
@@ -55,29 +56,29 @@ class ImageTower(FrozenTower):
         return cast(Tensor, self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype)))
 
 
-class PromptableImageTower(ImageTower):
+class PromptableImageTower(ImageTower, ABC):
     """An image tower whose blocks take tokens [B, L, W], beside which prompts can stand."""
 
     @property
+    @abstractmethod
     def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Width W of the tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks; features [B, embed_dim].
 
         Layer 0's prompts are appended to the tokens of the image; at the next layers they are replaced by that layer's.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
         """Sum, over images [B, 3, S, S], of the mean patch token where the prompts of each layer enter, [J, W]."""
-        raise NotImplementedError
 
 
 class ClassTokenTower(PromptableImageTower):

@@ -103,7 +103,7 @@ def load_clip(config: ClipConfig) -> Clip:
     with _transformers(source, f"text tower {hugging_face!r}") if hugging_face else nullcontext():
         model = _build(source.config)
     image = _image_half(model, config, source, ("",))
-    tower = text_tower(model, tokenize.start)
+    tower = text_tower(source.name, model, tokenize.start)
     digest = fingerprint(tower.state_dict().items())
     return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
 

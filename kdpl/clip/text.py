@@ -143,7 +143,7 @@ class PromptableTextTower(TextTower):
         return tokens + positions.to(tokens.dtype)
 
     def _insert(self, prompts: Tensor, x: Tensor) -> Tensor:
-        """Put prompts [n, W] in the place of the first tokens of texts [B, L, W]."""
+        """Replace the first n tokens of texts [B, L, W] with prompts [n, W]."""
         own = prompts.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, : self.start], own, x[:, self.start + len(prompts) :]], dim=1)
 

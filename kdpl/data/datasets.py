@@ -61,7 +61,7 @@ class UnlabeledImages(Dataset[tuple[torch.Tensor, int] | tuple[torch.Tensor, int
 
     It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
     unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
-    With a ``teacher_size`` T the item goes on with the same view rendered for the teacher, uint8 [3, T, T].
+    With a ``teacher_size`` T, a third entry is the same view rendered for the teacher, uint8 [3, T, T].
     """
 
     sources: Sequence[str]

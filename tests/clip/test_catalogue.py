@@ -40,7 +40,7 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     if config["text_cfg"].get("hf_model_name"):
         assert not takes_text_prompts(config)
     else:
-        assert takes_text_prompts(config) == isinstance(text_tower(model, 1), PromptableTextTower)
+        assert takes_text_prompts(config) == isinstance(text_tower(name, model, 1), PromptableTextTower)
     size = config["vision_cfg"].get("image_size", 224)
     with torch.no_grad():
         features = model.visual(torch.zeros(1, 3, size, size, device="meta"))

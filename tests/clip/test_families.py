@@ -19,7 +19,7 @@ from kdpl.clip import ClipConfig, Frozen, Preprocessing, PromptableImageTower, l
 from kdpl.clip.text import PromptableTextTower
 from kdpl.clip.weights import read_weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.errors import ConfigError
+from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import TextPrompts, VisionPrompts
 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 3}
@@ -256,6 +256,17 @@ def test_text_prompts_and_their_gradients_are_the_plain_ones(family, depth, at_o
     backward(features, expected)
     learnt = torch.cat([prompts.context.grad[None], *([prompts.deep.grad] if depth > 1 else [])])
     assert relative_error(learnt, layers.grad) < 1e-5
+
+
+def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one_is_refused(monkeypatch):
+    text = {**TEXT, "pool_type": "last"}
+    for name, model_config in {"apart": config(VIT, text, custom_text=True), "within": config(VIT, text)}.items():
+        monkeypatch.setitem(kdpl.clip.loading._REGISTRY, name, (model_config, {}))
+    clip = load_clip(ClipConfig("apart", "random"))
+    ids = clip.tokenize(NAMES)
+    assert relative_error(clip.text_tower(clip.text_tower.arrange(ids)), clip.text_tower.text(ids)) < 1e-6
+    with world.refused(WeightsError, "within cannot be a teacher, because its text tower is of no known kind: set"):
+        load_clip(ClipConfig("within", "random"))
 
 
 @pytest.mark.parametrize("family", ZERO_SHOT)
