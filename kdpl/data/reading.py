@@ -51,7 +51,8 @@ class Checked:
         if known.looked == len(sources):
             return known
         # before that, bad ones may be replaced
-        skipped = dict(faults_of(list(known.skipped), open_image, "looking at bad images again"))
+        bad = list(known.skipped)
+        skipped = dict(faults_of(bad, open_image, "looking at bad images again")) if bad else {}
         rest = sources[known.looked :]
         in_pieces = InPieces(Names.of(rest))
         faults = in_parallel(partial(_fault_of, open_image=open_image), in_pieces, "looking at all images")
