@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
@@ -39,6 +39,7 @@ from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform, warn
+from kdpl.targets import TARGETS, Target
 
 _TEACHER_KEY = "kdpl_teacher"
 _VIEWS_KEY = "kdpl_views"
@@ -57,30 +58,6 @@ Without one, for a teacher of another image size T, with the same views uint8 [B
 """
 
 
-class Target(nn.Module):
-    """The distribution that the student learns: this one is the published target, the teacher's prediction of the view.
-
-    A subclass is another target; the setting ``target`` names its class.
-    """
-
-    def __init__(self, teacher: FrozenTeacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
-        """Return logits of the target distribution, such as log probabilities, [B, C].
-
-        Args:
-            features: The teacher's normalised features of the views, float32 [B, D].
-            indices: Indices of the images in the list of unlabelled images, [B].
-        """
-        return self.teacher.logits(features)
-
-
-TARGETS = {"teacher": "kdpl.student.Target"}
-"""The package's own targets: their names in settings, and their classes."""
-
-
 class StudentDistillation(ClassifyingModule):
     """Visual prompts and a projector on a frozen CLIP image tower, trained to reproduce the teacher's predictions.
 
@@ -97,7 +74,7 @@ class StudentDistillation(ClassifyingModule):
         fine_tune: Train the whole image tower as well; None: only a network of timm, which is no CLIP.
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps into their space;
             ``student``: the student uses text features of its own CLIP, and has no projector.
-        target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.student.Target``.
+        target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.targets.Target``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.

@@ -13,7 +13,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import Target
+from kdpl.targets import Target
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 
