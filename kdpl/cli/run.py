@@ -1,5 +1,6 @@
 """``python -m kdpl run``: both stages and their tests, one after another, each as a command of its own."""
 
+import argparse
 import gc
 import hashlib
 import itertools
@@ -7,13 +8,15 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from kdpl.errors import ConfigError, visible
+from jsonargparse.typing import NonNegativeInt
+
+from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import read_config, require_configs
 from kdpl.runtime.faults import mark
@@ -35,6 +38,14 @@ _NO_PROMPTS = (
     "--model.init_args.vision_prompts.depth=0",
     "--model.init_args.text_prompts.depth=0",
 )
+# the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
+_ZERO_SHOT = (
+    *_NO_PROMPTS,
+    "--model.init_args.averaging=null",
+    "--trainer.max_epochs=0",
+    "--trainer.limit_train_batches=0",
+)
+_SHOTS, _TARGET = "data.init_args.shots", "model.init_args.target"
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,13 @@ def run(
     student: list[str],
     out: str,
     seed: int = 1,
+    shots: NonNegativeInt | None = None,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
 
-    Any other option, such as --data.init_args.shots 4, is passed on to both stages. An interrupted run is resumed by
-    the same command.
+    Any other option, such as --trainer.max_epochs 5, is passed on to both stages. An interrupted run is resumed by the
+    same command.
 
     Args:
         config: Config for both stages: data, trainer, logger; may be repeated.
@@ -82,6 +94,7 @@ def run(
         student: Config for stage 2 alone; may be repeated.
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
+        shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the original CLIP.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -95,6 +108,7 @@ def run(
     require_configs(itertools.chain(*configs))
     folder = Path(out)
     _require_own_folder(folder)
+    settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
     steps = _steps(folder, config, teacher, student, [f"--seed_everything={seed}", *settings])
     digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
     orders = {"configs": digests, "seed": seed, "settings": settings}
@@ -103,7 +117,7 @@ def run(
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     first = process_rank() == 0
-    unfinished = any(not step.done for step in steps)
+    unfinished = any(not step.done for step in _doable(steps, folder))
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.callback(RunLock(folder).release)
@@ -114,7 +128,7 @@ def run(
         if first and unfinished:
             write_text(folder / RUN_FILE, json.dumps(orders, indent=2))
         console = Console(quiet=not first)
-        for number, step in enumerate(steps, start=1):
+        for number, step in enumerate(_doable(steps, folder), start=1):
             try:
                 _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
             except (Exception, KeyboardInterrupt) as error:
@@ -132,10 +146,11 @@ def _steps(
     out: Path, shared: Sequence[str], teacher_configs: Sequence[str], student_configs: Sequence[str], more: list[str]
 ) -> list[_Step]:
     teacher, student = out / "teacher", out / "student"
+    labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
 
-    def fit(title: str, stage: Path, configs: Sequence[str], result: str, *own: str) -> _Step:
+    def fit(title: str, stage: Path, configs: Sequence[str], result: str, *own: str, last: Sequence[str] = ()) -> _Step:
         files = (f"--config={file}" for file in (*shared, *configs))
-        return _Step(title, ("fit", *files, f"--out={stage}", *own, *more), stage / result)
+        return _Step(title, ("fit", *files, f"--out={stage}", *own, *more, *last), stage / result)
 
     def test(title: str, stage: Path) -> _Step:
         return _Step(title, ("test", f"--config={stage / CONFIG_FILE}"), stage / RESULTS_FILE)
@@ -146,21 +161,70 @@ def _steps(
         args = ("test", f"--config={teacher / CONFIG_FILE}", *_NO_PROMPTS, f"--out={folder}")
         return _Step(title, args, folder / RESULTS_FILE, clip_of=stage)
 
+    tuning = "tune the teacher" if labels else "no labels, the teacher is the original CLIP"
+    from_teacher = [f"--model.init_args.teacher={teacher}"]
+    if not labels and _given([*shared, *student_configs], more, _TARGET) is None:
+        from_teacher += _refined()
     # both fits before the tests: without test images there is still a classifier
     return [
-        fit("stage 1: tune the teacher, freeze class vectors", teacher, teacher_configs, CLASS_VECTORS_FILE),
+        fit(
+            f"stage 1: {tuning}, freeze class vectors",
+            teacher,
+            teacher_configs,
+            CLASS_VECTORS_FILE,
+            # after the options for both stages, such as the student's number of epochs
+            last=() if labels else _ZERO_SHOT,
+        ),
         fit(
             "stage 2: distil the student, write the classifier",
             student,
             student_configs,
             CLASSIFIER_FOLDER,
-            f"--model.init_args.teacher={teacher}",
+            *from_teacher,
         ),
         test("test the teacher", teacher),
         test("test the student", student),
-        zero_shot("test the teacher's original CLIP (zero-shot)", teacher),
+        *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
         zero_shot("test the student's original CLIP (zero-shot)", student),
     ]
+
+
+def _refined() -> list[str]:
+    from kdpl.targets import TARGETS
+
+    return [f"--{_TARGET}=refined"] if "refined" in TARGETS else []
+
+
+def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
+    """The value that a setting has in options, or else in the last of the configs that has it; None in neither."""
+    from kdpl.callbacks.run_config import flatten
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{key}", dest="value", nargs="?")
+    trees = [flatten(read_config(file)) for file in files]
+    value = parser.parse_known_args(options)[0].value
+    return next((tree[key] for tree in reversed(trees) if key in tree), None) if value is None else value
+
+
+def _doable(steps: Sequence[_Step], out: Path) -> Iterator[_Step]:
+    """The steps one after another, without those that test where there are no test images."""
+    tested: bool | None = None
+    for step in steps:
+        if step.args[0] == "test" and not step.done:
+            tested = _has_test_images(out) if tested is None else tested
+            if not tested:
+                continue
+        yield step
+
+
+def _has_test_images(out: Path) -> bool:
+    from kdpl.report.run_folder import Run
+
+    try:
+        return bool(Run.find(out, trusted=True).data.test_records)
+    except KdplError:
+        # the test says what is wrong
+        return True
 
 
 def _do(step: _Step, title: str, console: Any, out: Path) -> None:
@@ -201,14 +265,13 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
-    from rich.table import Table
-
-    from kdpl.metrics import ACCURACY_COLUMNS, test_key
     from kdpl.runtime.predictions import read_results
 
+    untuned = out / "zero_shot" / "teacher"
     rows = {
-        "teacher's CLIP, zero-shot": out / "zero_shot" / "teacher",
-        "teacher, tuned": out / "teacher",
+        "teacher's CLIP, zero-shot": untuned,
+        # without labels, the teacher is the original CLIP itself
+        f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
     }
@@ -216,6 +279,24 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
     results = {title: read_results(folder) for title, folder in tested.items()}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
         write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
+    console.print()
+    if nothing_done:
+        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
+    console.print(_table(results) if results else "there are no test images: nothing was tested")
+    classifier = out / "student" / CLASSIFIER_FOLDER
+    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
+    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
+    for what, path in places:
+        # unlike print, this does not break a long path into lines
+        console.out(f"{what:<11} {path}", highlight=False)
+    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)
+
+
+def _table(results: Mapping[str, dict[str, float]]) -> Any:
+    from rich.table import Table
+
+    from kdpl.metrics import ACCURACY_COLUMNS, test_key
+
     columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
     columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
     some = next(iter(results.values()))
@@ -232,14 +313,4 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
         table.add_column(title, justify="right")
     for title, row in results.items():
         table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
-    console.print()
-    if nothing_done:
-        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
-    console.print(table)
-    classifier = out / "student" / CLASSIFIER_FOLDER
-    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
-    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
-    for what, path in places:
-        # unlike print, this does not break a long path into lines
-        console.out(f"{what:<11} {path}", highlight=False)
-    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)
+    return table

@@ -67,7 +67,7 @@ class DomainDataModule(LightningDataModule):
         scan: Whether all images are decoded for that before a fit; None: those of one's own, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
-        shots: Labelled training images a class; None: all.
+        shots: Labelled training images a class; None: all; 0: no labelled image is used, for validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -130,7 +130,7 @@ class DomainDataModule(LightningDataModule):
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self._cache: FeatureCache | None = None
-        least = {"shots": 1, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        least = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
         for name, minimum in least.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, not {value}")
@@ -198,15 +198,20 @@ class DomainDataModule(LightningDataModule):
         self.splits.require_training_images()
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         names = self.tuning_class_names
+        if self.shots == 0:
+            said = "shots is 0, so that no labelled image is used, but tuning prompts and pool_filter need some"
+            raise DataError(f"{said}: set shots above 0, or take the teacher zero_shot and no pool_filter")
         records = with_labels(self._sample[0], range(len(names)))
         if self.shots is not None and not self.allow_fewer_shots:
             require_shots(records, names, self.shots)
         if not records:
-            raise DataError(f"{self.splits.origin} has no labelled training images: add some")
+            raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
         return records
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
         records = self._sample[1] if split == "val" else self.splits.test
+        if split == "val" and self.shots == 0:
+            raise DataError("shots is 0, so that no labelled image is used for validation: set shots above 0")
         if not records:
             remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
             raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
@@ -336,8 +341,8 @@ class DomainDataModule(LightningDataModule):
         return square
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
-        if not self.splits.val:
+        """Validation batches; an empty list, which skips validation, where there are no such images."""
+        if not self._sample[1]:
             return []
         return self.evaluation_dataloader_for("val", self._square, *self._processes())
 

@@ -54,7 +54,10 @@ class ModelRow(NamedTuple):
 def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all models that were tested; raises an ArtifactError if none was."""
     rows, gaps, images = [], [], 0
-    for key, title in _TITLES.items():
+    titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else _TITLES
+    for key, title in titles.items():
+        if key == "teacher_clip" and run.untuned:
+            continue
         stage: Stage | None = getattr(run, key)
         if stage is None:
             gaps.append(f"{title}: not part of {run.folder}")

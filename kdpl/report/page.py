@@ -34,6 +34,7 @@ def render(run: Run) -> str:
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
         sections={name: _section(make, run) for name, make in _SECTIONS.items()},
+        untuned=run.untuned,
         name=run.folder.resolve().name,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule, build_data
-from kdpl.errors import ArtifactError, ConfigError, DataError, reason
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.metrics import test_key
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
@@ -147,6 +147,15 @@ class Run:
         """Teacher and student, those whose configs exist."""
         named = {"teacher": self.teacher, "student": self.student}
         return {n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()}
+
+    @property
+    def untuned(self) -> bool:
+        """Whether the teacher is the original CLIP, without prompts and so without labels."""
+        try:
+            settings = self.stages["teacher"].settings("model")
+            return all(settings[f"{tower}_prompts"]["depth"] == 0 for tower in ("vision", "text"))
+        except (KdplError, KeyError, TypeError):
+            return False
 
     @property
     def main(self) -> Stage:

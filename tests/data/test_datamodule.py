@@ -209,6 +209,19 @@ def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
     trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, shots=16))
 
 
+def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder):
+    for val_shots in (4, None):
+        none, probe = in_folder(folder, shots=0, val_shots=val_shots), Probe("unlabeled")
+        trainer(folder).fit(probe, datamodule=none)
+        assert sum(len(indices) for _, indices in probe.train_batches) == 24, "30, less those of a short batch"
+        assert not probe.val_batches
+    with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
+        trainer(folder).validate(probe, datamodule=none)
+    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(8)):
+        with world.refused(DataError, "shots is 0, so that no labelled image is used, but tuning prompts"):
+            use()
+
+
 def test_base_to_novel_needs_two_classes(folder):
     (folder / "single/train").mkdir(parents=True)
     (folder / "data/train/a").rename(folder / "single/train/a")
@@ -226,7 +239,7 @@ def test_base_to_novel_needs_two_classes(folder):
         ({"background": (0, 0, 0)}, "dataset 'digits' takes no background: remove background: .0, 0, 0."),
         ({"dataset": Digits(), "root": "x"}, "dataset is a Digits with init_args of its own: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
-        ({"shots": 0}, "shots must be at least 1, not 0"),
+        ({"shots": -1}, "shots must be at least 0, not -1"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
         ({"held_out": 1.0}, "held_out"),
