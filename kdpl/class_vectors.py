@@ -104,15 +104,15 @@ class ClassVectors(VectorSettings):
             raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
 
-    def require_names(self, class_names: Sequence[str], source: str) -> None:
-        """Raise an ArtifactError if the vectors are not for these classes in this order; ``source`` is named in it."""
+    def require_names(self, class_names: Sequence[str], source: str, other: str = "the data") -> None:
+        """Raise an ArtifactError, naming ``source`` and ``other``, if they are not for these classes in this order."""
         own, names = self.class_names, tuple(class_names)
         if names == own:
             return
-        difference = f"it has {len(own)} classes, the data has {len(names)}"
+        difference = f"it has {len(own)} classes, {other} has {len(names)}"
         if len(names) == len(own):
             label = next(i for i, name in enumerate(own) if name != names[i])
-            difference = f"class {label} is {own[label]!r} there and {names[label]!r} in the data"
+            difference = f"class {label} is {own[label]!r} there and {names[label]!r} in {other}"
         raise ArtifactError(
             f"the class vectors of {source} are for other class names ({difference}): "
             "freeze class vectors for this data by running stage 1 on it"
@@ -170,16 +170,19 @@ class FrozenTeacher(nn.Module):
         self.tower, self.prompts = clip.image_tower.to(device), prompts.restore(clip).to(device)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, *views: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        A ConfigError before ``load``, and for images of another size than the teacher's.
+        Of the same ``views`` in several sizes S it takes those of its own. A ConfigError before ``load``, and without
+        images of the teacher's size.
         """
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
         size = self.tower.preprocessing.image_size
-        if images.shape[-1] != size:
-            said = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
+        images = next((view for view in views if view.shape[-1] == size), None)
+        if images is None:
+            given = ", ".join(str(view.shape[-1]) for view in views)
+            said = f"the teacher takes images of {size} pixels, not {given}"
             raise ConfigError(f"{said}: let the datamodule render each view for the teacher, as DomainDataModule does")
         return self.prompts.encode_images(self.tower, images)
 

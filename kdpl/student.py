@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.pool_filter import FilterPool
+from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
@@ -40,8 +41,10 @@ from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import TARGETS, Target
+from kdpl.targets.mixture import Mixture, TeacherMixture
 
 _TEACHER_KEY = "kdpl_teacher"
+_MORE_TEACHERS_KEY = "kdpl_more_teachers"
 _VIEWS_KEY = "kdpl_views"
 _PREVIEW_IMAGES = 256
 _PUBLISHED_BATCH = 8
@@ -51,10 +54,10 @@ _OWN_CONTEXT = "a photo of a"
 
 _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
 
-UnlabeledBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | CachedView
+UnlabeledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]] | CachedView
 """Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D].
 
-Without one, for a teacher of another image size T, with the same views uint8 [B, 3, T, T].
+Without one, for teachers of other image sizes T, with the same views uint8 [B, 3, T, T] for each T.
 """
 
 
@@ -68,6 +71,10 @@ class StudentDistillation(ClassifyingModule):
         clip: The student's CLIP, or a network of timm; a text tower is used only with ``text_features: student``.
         teacher: The run folder of stage 1.
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from the same teacher.
+        more_teachers: Run folders of further teachers, for the same classes in the same order; their predictions are
+            mixed with those of ``teacher``, whose class vectors the student keeps.
+        mixture: Weights of several teachers: ``mean``, all alike; ``confidence``, larger for one whose prediction of
+            the image has a lower entropy; ``validation``, those with the least log loss on the validation images.
         vision_prompts: Size of the student's visual prompts; depth 0 trains only the projector.
         prompt_init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch
             token that enters their layer, over unlabelled images, plus that noise.
@@ -98,6 +105,8 @@ class StudentDistillation(ClassifyingModule):
         clip: ClipConfig,
         teacher: str,
         class_vectors: str | None = None,
+        more_teachers: list[str] = [],  # noqa: B006 - never changed
+        mixture: Mixture = "mean",
         vision_prompts: PromptConfig = PromptConfig(),
         prompt_init: Literal["normal", "mean_token"] = "normal",
         fine_tune: bool | None = None,
@@ -126,6 +135,13 @@ class StudentDistillation(ClassifyingModule):
             )
         if target != "teacher" and distill != "kl":
             raise ConfigError(f"distill {distill} compares features and ignores target {target}: set distill: kl")
+        if more_teachers and (distill != "kl" or temperature != 1):
+            raise ConfigError(
+                f"several teachers have no features in common for distill {distill}, and their mixture is defined at "
+                f"temperature 1, not {temperature}: set distill: kl and temperature: 1, or more_teachers: []"
+            )
+        if mixture != "mean" and not more_teachers:
+            raise ConfigError(f"mixture {mixture} weighs several teachers, but there is one: name more_teachers")
         if fine_tune is None:
             fine_tune = isinstance(loaded.image_tower, TimmTower)
         if own is not None and not vision_prompts.depth and not fine_tune:
@@ -133,6 +149,7 @@ class StudentDistillation(ClassifyingModule):
                 "with text_features: student there is no projector, and without visual prompts nothing to train: set "
                 "vision_prompts.depth above 0, or fine_tune: true"
             )
+        self.mixture = mixture
         self.prompt_init = prompt_init
         self.distill = distill
         self.kd_weight = kd_weight
@@ -153,7 +170,9 @@ class StudentDistillation(ClassifyingModule):
         )
         # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
-        self.teacher = Frozen(FrozenTeacher(self.teacher_folder, self.shared_vectors))
+        first = FrozenTeacher(self.teacher_folder, self.shared_vectors)
+        self.teacher: Frozen[FrozenTeacher | TeacherMixture]
+        self.teacher = Frozen(TeacherMixture(first, more_teachers, mixture) if more_teachers else first)
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
     def _own_vectors(self, own: Clip) -> ClassVectors:
@@ -170,6 +189,12 @@ class StudentDistillation(ClassifyingModule):
         )
 
     @property
+    def teachers(self) -> list[FrozenTeacher]:
+        """The teachers; without a fit, the first alone."""
+        teacher = self.teacher.module
+        return [teacher] if isinstance(teacher, FrozenTeacher) else teacher.each
+
+    @property
     def teacher_fingerprint(self) -> str:
         """Fingerprint of the teacher, which a cache of its features is chosen by."""
         return self.shared_vectors.teacher
@@ -184,29 +209,45 @@ class StudentDistillation(ClassifyingModule):
         """Edge T of the square images that the teacher takes, pixels."""
         return self.shared_vectors.preprocessing.image_size
 
+    @property
+    def further_teachers(self) -> list[tuple[str, int, int]]:
+        """Fingerprint, width and image size of each teacher but the first, as a cache of its features is described."""
+        if isinstance(self.teacher.module, TeacherMixture):
+            self.teacher.module.open()
+        vectors = [teacher.vectors for teacher in self.teachers[1:]]
+        return [(v.teacher, v.vectors.shape[1], v.preprocessing.image_size) for v in vectors]
+
+    @property
+    def teacher_image_sizes(self) -> list[int]:
+        """Edge T of the images that each teacher takes, pixels."""
+        return [self.teacher_image_size, *(size for _, _, size in self.further_teachers)]
+
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Leave out images and choose the epoch if asked to, then write the classifier."""
-        asked: list[Callback] = [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
+        """Weigh teachers, leave out images and choose the epoch if asked to, then write the classifier."""
+        asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
+        asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
         asked += [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
         return [*asked, SaveClassifier()]
 
     def setup(self, stage: str) -> None:
-        """Check the classes, and load the teacher for a fit unless its features are cached."""
-        domain = domain_of(self)
+        """Check the classes, and load the teachers for a fit unless their features are cached."""
+        domain, teacher = domain_of(self), self.teacher.module
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
+        if stage == "fit" and isinstance(teacher, TeacherMixture):
+            teacher.open()
         if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
             self.load_teacher()
         super().setup(stage)
 
-    def load_teacher(self) -> FrozenTeacher:
-        """Load the teacher's image tower and prompts, unless that was done; returns the teacher."""
-        teacher = self.teacher.module
-        if teacher.tower is None:
-            inform(f"loading the teacher of {self.teacher_folder}")
-            teacher.load()
-            if self.compiles and teacher.tower is not None:
-                teacher.tower.compile_parts()
-        return teacher
+    def load_teacher(self) -> FrozenTeacher | TeacherMixture:
+        """Load image tower and prompts of each teacher, unless that was done; returns the teacher, or their mixture."""
+        for teacher in self.teachers:
+            if teacher.tower is None:
+                inform(f"loading the teacher of {teacher.folder}")
+                teacher.load()
+                if self.compiles and teacher.tower is not None:
+                    teacher.tower.compile_parts()
+        return self.teacher.module
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over all that is trained, with the schedule of the settings."""
@@ -247,7 +288,7 @@ class StudentDistillation(ClassifyingModule):
         if isinstance(batch, CachedView):
             teacher_features = batch.feature.float()
         else:
-            teacher_features = teacher.features(batch[2] if len(batch) == 3 else images)
+            teacher_features = teacher.features(images, *batch[2:])
         target_logits = self.target.module(teacher_features, batch[1])
         features = self.encoder(images)
         logits = self.head.module(features, self.logit_scale)
@@ -269,7 +310,9 @@ class StudentDistillation(ClassifyingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the teacher, and the views that the epochs see."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_TEACHER_KEY] = self.teacher_fingerprint
+        checkpoint[_TEACHER_KEY], *more = (teacher.vectors.teacher for teacher in self.teachers)
+        if more:
+            checkpoint[_MORE_TEACHERS_KEY] = more
         checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -277,7 +320,10 @@ class StudentDistillation(ClassifyingModule):
         if _TEACHER_KEY not in checkpoint:
             raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         super().on_load_checkpoint(checkpoint)
-        if checkpoint[_TEACHER_KEY] != self.teacher_fingerprint:
+        first, *more = (teacher.vectors.teacher for teacher in self.teachers)
+        # a test needs the first alone, and has read no other
+        known = isinstance(self.teacher.module, FrozenTeacher) or self.teacher.module.opened
+        if checkpoint[_TEACHER_KEY] != first or (known and checkpoint.get(_MORE_TEACHERS_KEY, []) != more):
             raise ArtifactError(
                 "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
                 "run, or start in a new folder"

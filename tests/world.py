@@ -34,6 +34,7 @@ def _config(vision_width, vision_layers, patch_size, head_width, text_width, tex
 
 _TEACHER = _config(48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24)
 _STUDENT = _config(32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20)
+_LARGE = _config(40, 2, patch_size=16, head_width=8, text_width=24, text_layers=1, text_heads=2, embed_dim=28)
 _RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
 _TIMM = {"image_size": 48, "timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"}
 
@@ -50,6 +51,7 @@ CONFIGS = {
     "test-teacher-quickgelu": {**_TEACHER, "quick_gelu": True},
     "test-student": _STUDENT,
     "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
+    "test-large": {**_LARGE, "vision_cfg": {**_LARGE["vision_cfg"], "image_size": 48}},
     # as many layers as the published settings prompt
     "test-deep": _config(16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16),
 }
@@ -58,7 +60,10 @@ CONFIGS = {
 CLIPS = ("test-teacher", "test-teacher-quickgelu", "test-student", "test-student-quickgelu")
 """Those whose both towers are transformers of CLIP's kind."""
 
-_LOGIT_SCALES = {"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0, "test-deep": 21.0}
+_LOGIT_SCALES = {
+    **{"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0, "test-deep": 21.0},
+    "test-large": 13.0,
+}
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.data.feature_cache import FeatureCache, Work, fill
+from kdpl.data.feature_cache import FeatureCache, Manifest, Work, fill, require_same_views
 from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
 
@@ -24,14 +24,23 @@ class FillTeacherCache(Callback):
         self.views = views
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the cache, and check that it is intact."""
+        """Fill the cache of each teacher, and check that it is intact."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        student: Any = pl_module
-        folder = Path(data.teacher_cache).expanduser()
-        size, processes = student.teacher_image_size, (trainer.global_rank, trainer.world_size)
-        needed = data.cache_manifest(student.teacher_fingerprint, student.teacher_width, size, self.views)
-        images = data.unlabeled_images(size)
-        work = Work(images, teacher_encoder(trainer, student), data.eval_batch_size, data.num_workers, *processes)
+        caches: list[FeatureCache] = []
+        for number, (folder, teacher) in enumerate(data.cache_folders()):
+            # further teachers see the views of the first
+            of_first = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
+            needed = data.cache_manifest(*teacher, *of_first)
+            caches.append(self._fill(trainer, pl_module, number, folder, needed, of_first[0]))
+            require_same_views(caches)
+
+    def _fill(
+        self, trainer: Trainer, student: Any, number: int, folder: Path, needed: Manifest, views: int | None
+    ) -> FeatureCache:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        images, processes = data.unlabeled_images(needed.image_size), (trainer.global_rank, trainer.world_size)
+        encode = teacher_encoder(trainer, student, number)
+        work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
         with progress_bar(shown=trainer.is_global_zero) as progress:
             task = progress.add_task("teacher's features", total=None)
 
@@ -39,24 +48,29 @@ class FillTeacherCache(Callback):
                 # the processes share the work evenly
                 progress.update(task, completed=done * trainer.world_size, total=total * trainer.world_size)
 
-            done = fill(folder, needed, work, self.views, show)
+            done = fill(folder, needed, work, views, show)
         trainer.strategy.barrier("kdpl cache")
-        manifest = FeatureCache.open(folder, needed, None, *processes).manifest
+        cache = FeatureCache.open(folder, needed, None, *processes)
+        manifest = cache.manifest
         inform(
             f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of each"
             f"{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
         )
+        return cache
 
 
-def teacher_encoder(trainer: Trainer, student: Any) -> Callable[[Tensor], Tensor]:
-    """Return the teacher's encoder of images on the CPU, as training has it; it is loaded when it is first called."""
+def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable[[Tensor], Tensor]:
+    """Return a teacher's encoder of images on the CPU, as training has it; it is loaded when it is first called.
+
+    Of several teachers it is that of the one of this ``number``, by default the first.
+    """
 
     @cache
     def load() -> Any:
         # outside the precision's context, in which weights would be rounded as they are read
-        teacher = trainer.precision_plugin.convert_module(student.load_teacher())
+        trainer.precision_plugin.convert_module(student.load_teacher())
         student.store_frozen()
-        return teacher
+        return student.teachers[number]
 
     def encode(images: Tensor) -> Tensor:
         teacher = load()

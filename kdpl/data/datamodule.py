@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.parallel import cores
@@ -42,13 +42,13 @@ class DomainDataModule(LightningDataModule):
 
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
     - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
-      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for a
-      teacher of another image size T, (images, indices, the same views as uint8 [B, 3, T, T]);
+      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for
+      teachers of other image sizes T, (images, indices, and for each T the same views as uint8 [B, 3, T, T]);
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, an ``image_size`` S, and for a teacher a
-    ``teacher_image_size`` T.
+    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, an ``image_size`` S, and for its teachers
+    ``teacher_image_sizes`` T.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark (``kdpl/data/readers/benchmark.py``), or
@@ -77,6 +77,7 @@ class DomainDataModule(LightningDataModule):
         num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
         teacher_cache: Folder with the teacher's features of views of the unlabelled images; epoch e then sees view
             e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each image of each epoch.
+            Further teachers' features of the same views are in FOLDER.2, FOLDER.3 and so on.
         fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
     """
@@ -129,7 +130,7 @@ class DomainDataModule(LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
-        self._cache: FeatureCache | None = None
+        self._caches: list[FeatureCache] = []
         least = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
         for name, minimum in least.items():
             if (value := getattr(self, name)) is not None and value < minimum:
@@ -279,12 +280,14 @@ class DomainDataModule(LightningDataModule):
             if self._module.train_split == "labeled":
                 self._training_records()
             elif not self.fill_teacher_cache:
-                self._open_cache()
+                self._open_caches()
         if stage in ("test", "validate"):
             self._evaluation_records("test" if stage == "test" else "val")
 
-    def cache_manifest(self, teacher: str, width: int, image_size: int, views: int | None = None) -> Manifest:
-        """Describe the teacher cache that a run needs; views: None stands for the trainer's number of epochs."""
+    def cache_manifest(
+        self, teacher: str, width: int, image_size: int, views: int | None = None, view_seed: int | None = None
+    ) -> Manifest:
+        """Describe the teacher cache that a run needs, by default of as many views as epochs, of the run's seed."""
         epochs = self.trainer.max_epochs if self.trainer else None
         return Manifest.of(
             teacher=teacher,
@@ -294,7 +297,7 @@ class DomainDataModule(LightningDataModule):
             image_size=image_size,
             decoding=self.decoding,
             augmentation=self.augmentation,
-            view_seed=self.seed,
+            view_seed=self.seed if view_seed is None else view_seed,
             views=views or max(epochs or 0, 0),
         )
 
@@ -313,27 +316,36 @@ class DomainDataModule(LightningDataModule):
     @property
     def view_source(self) -> tuple[int, int | None]:
         """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
-        cache = self._open_cache()
-        if cache is None:
+        caches = self._open_caches()
+        if not caches:
             return self.seed, None
-        views, epochs = cache.manifest.views, cast(Trainer, self.trainer).max_epochs
-        return cache.manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
+        views, epochs = caches[0].manifest.views, cast(Trainer, self.trainer).max_epochs
+        return caches[0].manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
 
-    def _open_cache(self) -> FeatureCache | None:
-        """The teacher cache of a fit, opened on first use; None where there is none, or nothing is trained."""
+    def cache_folders(self) -> list[tuple[Path, tuple[str, int, int]]]:
+        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and image size."""
+        folder, module = Path(cast(str, self.teacher_cache)).expanduser(), self._module
+        first = (module.teacher_fingerprint, module.teacher_width, module.teacher_image_size)
+        further = enumerate(getattr(module, "further_teachers", ()), start=2)
+        return [(folder, first), *((Path(f"{folder}.{number}"), teacher) for number, teacher in further)]
+
+    def _open_caches(self) -> list[FeatureCache]:
+        """The teachers' caches of a fit, opened on first use; none where nothing is trained."""
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
-            return None
-        if self._cache is None:
-            module = self._module
-            needed = self.cache_manifest(module.teacher_fingerprint, module.teacher_width, module.teacher_image_size)
-            folder, (rank, world_size) = Path(self.teacher_cache).expanduser(), self._processes()
-            self._cache = FeatureCache.open(folder, needed, rank=rank, world_size=world_size)
-        return self._cache
+            return []
+        if not self._caches:
+            rank, world_size = self._processes()
+            self._caches = [
+                FeatureCache.open(folder, self.cache_manifest(*teacher), rank=rank, world_size=world_size)
+                for folder, teacher in self.cache_folders()
+            ]
+            require_same_views(self._caches)
+        return self._caches
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        module, teacher_size = self._module, getattr(self._module, "teacher_image_size", None)
-        return self.train_dataloader_for(module.train_split, module.image_size, *self._processes(), teacher_size)
+        module, teacher_sizes = self._module, getattr(self._module, "teacher_image_sizes", ())
+        return self.train_dataloader_for(module.train_split, module.image_size, *self._processes(), teacher_sizes)
 
     @property
     def _square(self) -> int | Square:
@@ -351,26 +363,31 @@ class DomainDataModule(LightningDataModule):
         return self.evaluation_dataloader_for("test", self._square, *self._processes())
 
     def train_dataloader_for(
-        self, split: TrainSplit, image_size: int, rank: int = 0, world_size: int = 1, teacher_size: int | None = None
+        self,
+        split: TrainSplit,
+        image_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        teacher_sizes: Sequence[int] = (),
     ) -> DataLoader[Any]:
         """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
-        With a trainer and a teacher cache, of ``CachedView``; without one, unlabelled views are rendered at the
-        ``teacher_size`` as well if it is another. The epoch is set on the loader's ``sampler``.
+        With a trainer and a teacher cache, of ``CachedView``; without one, unlabelled views are rendered at other
+        ``teacher_sizes`` as well. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
         pieces = None
         if split == "labeled":
             dataset = LabeledImages(self._training_records(), self._view(image_size, self.seed))
         else:
-            cache, (sources, indices) = self._open_cache(), self._share
-            view = self._view(image_size, self.seed if cache is None else cache.manifest.view_seed)
+            caches, (sources, indices) = self._open_caches(), self._share
+            view = self._view(image_size, caches[0].manifest.view_seed if caches else self.seed)
             in_pieces = InPieces(sources)
             dataset, pieces = UnlabeledImages(in_pieces, view, indices), in_pieces.starts
-            if cache is not None:
-                dataset = CachedImages(dataset, cache)
-            elif teacher_size != image_size:
-                dataset.teacher_size = teacher_size
+            if caches:
+                dataset = CachedImages(dataset, caches)
+            else:
+                dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 

@@ -13,6 +13,7 @@ from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
 
 OpenImage = Callable[[str], Image]
+UnlabeledItem = tuple[torch.Tensor, int, *tuple[torch.Tensor, ...]]
 
 
 @dataclass
@@ -56,27 +57,29 @@ class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 @dataclass(eq=False)
-class UnlabeledImages(Dataset[tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]]):
+class UnlabeledImages(Dataset[UnlabeledItem]):
     """Random views of unlabelled images: item (i, epoch) is (uint8 [3, S, S], index).
 
     It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
     unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
-    With a ``teacher_size`` T, a third entry is the same view rendered for the teacher, uint8 [3, T, T].
+    Further entries are the same view rendered at the other sizes T of ``teacher_sizes``, uint8 [3, T, T] each.
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Indices | None = None
-    teacher_size: int | None = None
+    teacher_sizes: tuple[int, ...] = ()
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | tuple[torch.Tensor, int, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> UnlabeledItem:
         i, epoch = key
         index = i if self.indices is None else int(self.indices[i])
-        if self.teacher_size is None:
+        others = [size for size in self.teacher_sizes if size != self.view.image_size]
+        if not others:
             return self.view(self.sources[i], index, epoch), index
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
-        return self.view.make(image, parameters), index, self.view.make(image, parameters, self.teacher_size)
+        for_teachers = (self.view.make(image, parameters, size) for size in others)
+        return self.view.make(image, parameters), index, *for_teachers
 
     def __len__(self) -> int:
         return len(self.sources)

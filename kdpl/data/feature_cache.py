@@ -158,8 +158,23 @@ class FeatureCache:
         return np.array(self._shards[shard][local, view])
 
 
+def require_same_views(caches: Sequence[FeatureCache]) -> None:
+    """Raise a DataError if the caches of several teachers have other views than the first one's."""
+    seen = [(cache.manifest.views, cache.manifest.view_seed) for cache in caches]
+    for cache, views in zip(caches, seen, strict=True):
+        if views != seen[0]:
+            said = ", but ".join("{} of each image with seed {}".format(*each) for each in (seen[0], views))
+            raise DataError(
+                f"the teacher caches {caches[0].folder} and {cache.folder} have different views ({said}): remove one "
+                "of the two, and fill it again together with the other"
+            )
+
+
 class CachedView(NamedTuple):
-    """A view of an unlabelled image, its index, and the teacher's normalised feature; in a batch, each stacked."""
+    """A view of an unlabelled image, its index, and the teacher's normalised feature; in a batch, each stacked.
+
+    The features of several teachers are side by side.
+    """
 
     image: Tensor  # uint8 [3, S, S]
     image_index: Tensor  # int64 []
@@ -170,16 +185,18 @@ class CachedView(NamedTuple):
 class CachedImages(Dataset[CachedView]):
     """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
 
-    The seed of the images' views is the cache's, which has the features of all unlabelled images.
+    The seed of the images' views is the cache's, which has the features of all unlabelled images. There is one cache
+    for each teacher, of the same views.
     """
 
     images: UnlabeledImages
-    cache: FeatureCache
+    caches: Sequence[FeatureCache]
 
     def __getitem__(self, key: tuple[int, int]) -> CachedView:
-        view = key[1] % self.cache.manifest.views
+        view = key[1] % self.caches[0].manifest.views
         pixels, index = self.images[key[0], view][:2]
-        return CachedView(pixels, torch.tensor(index), torch.from_numpy(self.cache.read(view, index)))
+        feature = np.concatenate([cache.read(view, index) for cache in self.caches])
+        return CachedView(pixels, torch.tensor(index), torch.from_numpy(feature))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from kdpl.class_vectors import FrozenTeacher
+from kdpl.targets.mixture import TeacherMixture
 
 
 class Target(nn.Module):
@@ -11,7 +12,7 @@ class Target(nn.Module):
     A subclass is another target; the setting ``target`` names its class.
     """
 
-    def __init__(self, teacher: FrozenTeacher) -> None:
+    def __init__(self, teacher: FrozenTeacher | TeacherMixture) -> None:
         super().__init__()
         self.teacher = teacher
 
@@ -19,7 +20,7 @@ class Target(nn.Module):
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            features: The teacher's normalised features of the views, float32 [B, D].
+            features: The teacher's normalised features of the views, float32 [B, D]; those of several side by side.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return self.teacher.logits(features)
