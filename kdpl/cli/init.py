@@ -42,10 +42,11 @@ def init(
 
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a .csv or .parquet table
-            with the columns image, label and, optionally, split.
+            with the columns image, label and, optionally, split. With --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
-        class_names: File with the names of all classes, .json or .csv, where the folders or labels say too little.
+        class_names: File with the names of all classes, where the folders or labels say too little, or there are none:
+            .json or .csv, or a .txt with a name on each line.
         workers: Processes that decode; by default one for each processor core.
     """
     source, folder = Path(path).expanduser(), Path(out).expanduser()
@@ -53,21 +54,25 @@ def init(
         if (folder / name).exists():
             raise ConfigError(f"{folder / name} exists already: choose another --out, or remove it")
     places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
-    listed = find(source)
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
-    names = read_class_mapping(Path(named), {image.label for image in listed if image.label}) if named else {}
+    listed = find(source, named)
+    labeled = any(image.label and image.split == "train" for image in listed)
+    labels = {image.label for image in listed if image.label}
+    names = read_class_mapping(Path(named), labels, complete=labeled) if named else {}
     further = find_further(places, listed) if places else []
     seen = look([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
     left_out |= {image.path: _copy(image, kept) for image, kept in copies}
     images = with_test(good, _HELD_OUT)
-    _require_classes(source, images, {image.label for image in seen if image.label})
+    if not labeled and not any(image.split == "train" for image in images):
+        raise DataError(f"{source} has no readable image to train on: add some, or give --unlabeled")
+    _require_classes(source, _counts(images), labels | names.keys(), names, labeled)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
     write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
-    skips = _write_left_out(folder, places, {image.path for image in images}, left_out)
+    skips = _write_left_out(folder, places, {image.path for image in images}, left_out, named)
     _write_config(folder, images, places, skips, named)
     # last, since the reader of a pipe may close it
     _print(source, images, names)
@@ -86,15 +91,18 @@ def _copy(image: Found, kept: Found) -> str:
     return f"{image.path} is a copy of {kept.path} ({kept.split}){other if contrary else ''}"
 
 
-def _require_classes(path: Path, images: list[Found], labels: set[str]) -> None:
+def _require_classes(
+    path: Path, trained: Counter[str], labels: set[str], names: Mapping[str, ClassName], labeled: bool
+) -> None:
     if len(labels) == 1:
-        raise DataError(f"{path} has one class, {visible(min(labels))!r}, expected several: give the folder above")
-    trained = _counts(images)
+        remedy = "give the folder above" if labeled else "write a name on each line of --class-names"
+        raise DataError(f"{path} has one class, {visible(min(labels))!r}, expected several: {remedy}")
     for label in sorted(labels):
         fault = f"begins or ends with a space ({label!r})" if label != label.strip() else fault_of_name(label)
+        fault = fault or (fault_of_name(names[label].name) if label in names else None)
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
-        if label not in trained:
+        if labeled and label not in trained:
             raise DataError(f"class {label!r} in {path} has no readable training image: add some, or remove the class")
 
 
@@ -103,20 +111,23 @@ def _counts(images: list[Found]) -> Counter[str]:
 
 
 def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> None:
-    named = {image.label: names.get(image.label, ClassName(image.label)) for image in images if image.label}
+    named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
     tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = [edge for image in images if image.size for edge in image.size]
-    print(f"{path}: {len(labeled)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
+    print(f"{path}: {len(named)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
     for split, count in splits.items():
         note = ", a quarter of each class, held out by chance with seed 0" if split == HELD_OUT else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
-    print(f"  labelled to train on: {_some([f'{name} ({count})' for name, count in fewest])}")
+    trained = _some([f"{name} ({count})" for name, count in fewest])
+    print(f"  labelled to train on: {trained or 'none, so that the teacher is the original CLIP (zero-shot)'}")
     if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
-    if untested := sorted(labeled.keys() - tested):
+    if not tested:
+        print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
+    elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if mute := [each.name for _, each in sorted(named.items()) if _MUTE.fullmatch(each.text or each.name)]:
         print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
@@ -141,9 +152,11 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
-def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict[str, str]) -> bool:
+def _write_left_out(
+    out: Path, places: list[str], kept: set[str], left_out: dict[str, str], class_names: str | None
+) -> bool:
     """Write the images that are left out; returns whether a run needs the file."""
-    sources = Table(str((out / _TABLE).absolute()), places or None).read().sources
+    sources = Table(str((out / _TABLE).absolute()), places or None, class_names).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
     if left_out or more:
@@ -152,8 +165,10 @@ def _write_left_out(out: Path, places: list[str], kept: set[str], left_out: dict
 
 
 def _write_config(out: Path, images: list[Found], places: list[str], skips: bool, class_names: str | None) -> None:
-    smallest = min(_counts(images).values())
-    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if smallest < _SHOTS else ""
+    smallest = min(_counts(images).values(), default=0)
+    shots = f"shots: {_SHOTS}  # labelled images a class, as published; the smallest class has {smallest}"
+    shots = shots if smallest else "shots: 0  # no labelled image is used, but to test"
+    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if 0 < smallest < _SHOTS else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
     if HELD_OUT in splits:
@@ -172,7 +187,7 @@ data:
     dataset: table
     root: {_quoted(str((out / _TABLE).absolute()))}
 {further}\
-    shots: {_SHOTS}  # labelled images a class, as published; the smallest class has {smallest}{fewer}
+    {shots}{fewer}
     val_shots: null  # validate on all validation images, if there are any
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of

@@ -1,7 +1,8 @@
 """Names of classes, and texts that the text tower reads for them: a file of one's own, and a text around the name.
 
 The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a fish"}}``, or CSV
-with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``.
+with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``, or a
+``.txt`` list with a name on each line.
 """
 
 import csv
@@ -43,29 +44,41 @@ def name_classes(
     return names, tuple(around.replace("{}", _without_stop(each.text) if each.text else each.name) for each in named)
 
 
+def list_classes(class_names: str, used: Iterable[str]) -> list[str]:
+    """List the classes of a file, in its order, for a dataset whose training images have no labels.
+
+    DataError if it lacks a class that is ``used``; otherwise see ``read_class_mapping``.
+    """
+    return [*read_class_mapping(Path(class_names).expanduser(), used, complete=False)]
+
+
 def _without_stop(text: str) -> str:
     # it comes with the prompt
     return text.strip().rstrip(".")
 
 
-def read_class_mapping(path: Path, keys: Iterable[str]) -> dict[str, ClassName]:
-    """Read the names of classes from a ``.json`` or ``.csv`` file; ``keys`` are the dataset's class folders or labels.
+def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -> dict[str, ClassName]:
+    """Read the names of classes from a ``.txt``, ``.json`` or ``.csv`` file, in its order.
 
-    DataError if the file cannot be read, lacks a class, names another, or gives two classes the same name.
+    ``keys`` are the dataset's class folders or labels: all of them, or with ``complete: False`` those that it has.
+    DataError if the file cannot be read, lacks a class, names another or none, or gives two classes the same name.
     """
-    readers = {".json": _read_json, ".csv": _read_csv}
+    readers = {".json": _read_json, ".csv": _read_csv, ".txt": _read_list}
     kind = path.suffix.lower()
     if kind not in readers:
-        raise DataError(f"class names file {path} is of an unknown kind: give a .json or .csv file")
+        raise DataError(f"class names file {path} is of an unknown kind: give a .txt, .json or .csv file")
     try:
         mapping = readers[kind](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"class names file {path} does not exist: check class_names") from error
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
-    if differing := sorted(mapping.keys() ^ set(keys)):
+    expected = set(keys)
+    if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
         fault = "names class {!r}, which the dataset does not have" if differing[0] in mapping else "lacks class {!r}"
         raise DataError(f"class names file {path} {fault.format(differing[0])}: name the dataset's classes, each once")
+    if not mapping:
+        raise DataError(f"class names file {path} names no class: write a name on each line of a .txt file")
     key_of: dict[str, str] = {}
     for key, named in mapping.items():
         if not named.name:
@@ -100,6 +113,10 @@ def _read_csv(text: str) -> dict[str, ClassName]:
     return _unique(
         [(key, ClassName(name, *(text or None for text in texts))) for key, name, *texts in rows[has_heading:]]
     )
+
+
+def _read_list(text: str) -> dict[str, ClassName]:
+    return _unique([(line.strip(), ClassName(line.strip())) for line in text.splitlines() if line.strip()])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class DomainDataModule(LightningDataModule):
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
             ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.
         class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
-            (``folder`` and ``table``); None: they are the names.
+            (``folder`` and ``table``), or a .txt list of them; None: they are the names. Without labelled training
+            images, its classes are those of the dataset.
         class_text: Text that the text tower reads for a class, with ``{}`` instead of the name (likewise).
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put (``folder`` and ``table``);
             None: white. The benchmark's images lose their transparency, and their orientation tags are not followed.
@@ -203,10 +204,10 @@ class DomainDataModule(LightningDataModule):
             said = "shots is 0, so that no labelled image is used, but tuning prompts and pool_filter need some"
             raise DataError(f"{said}: set shots above 0, or take the teacher zero_shot and no pool_filter")
         records = with_labels(self._sample[0], range(len(names)))
-        if self.shots is not None and not self.allow_fewer_shots:
-            require_shots(records, names, self.shots)
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
+        if self.shots is not None and not self.allow_fewer_shots:
+            require_shots(records, names, self.shots)
         return records
 
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:

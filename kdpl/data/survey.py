@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, is_transparent, is_turned, opened
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.folder import split_folders
+from kdpl.data.readers.folder import UNLABELED, split_folders
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.data.storage import find_images, is_image
 from kdpl.errors import DataError, visible
 
-_UNLABELED = ("unlabeled", "unlabelled")
 # images that Pillow does not open
 _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
@@ -42,15 +42,16 @@ class Found:
     fault: str | None = None
 
 
-def find(path: Path) -> list[Found]:
+def find(path: Path, class_names: str | None = None) -> list[Found]:
     """List the images of a folder or table without opening them.
 
     A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without splits; in either a
     folder ``unlabeled``, beside the classes or the splits, holds images without labels. DataError if it does not exist
-    or is damaged, or no class has a training image.
+    or is damaged, or no class has a training image, unless a file ``class_names`` lists the classes: then all images
+    of a folder without ``unlabeled`` are taken.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
-        return _find_in_table(path.absolute())
+        return _find_in_table(path.absolute(), class_names)
     if not path.is_dir():
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     folder = path.absolute()
@@ -58,23 +59,34 @@ def find(path: Path) -> list[Found]:
     found = []
     for split, top in parts or [("train", folder)]:
         for each in sorted(path for path in top.iterdir() if path.is_dir()):
-            if each.name not in _UNLABELED and not each.name.startswith("."):
+            if each.name not in UNLABELED and not each.name.startswith("."):
                 found += [Found(path, each.name, split) for path in find_images(each)]
     beside = dict.fromkeys([folder, *(top for split, top in parts if split == "train")])
-    for place in (top / name for top in beside for name in _UNLABELED):
+    for place in (top / name for top in beside for name in UNLABELED):
         found += [Found(path, "", "train") for path in find_images(place)] if place.is_dir() else []
-    if not any(image.label and image.split == "train" for image in found):
-        raise DataError(f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/")
-    return found
+    if not class_names and not any(image.label and image.split == "train" for image in found):
+        said = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
+    if any(image.split == "train" for image in found):
+        return found
+    known = {image.path for image in found}
+    return found + [Found(path, "", "train") for path in find_images(folder) if path not in known]
 
 
-def _find_in_table(table: Path) -> list[Found]:
-    splits = Table(str(table)).read()
-    if not splits.train:
-        raise DataError(f"table {table} has no labelled training image: label a few images of each class")
+def _find_in_table(table: Path, class_names: str | None) -> list[Found]:
+    splits = Table(str(table), class_names=class_names).read()
+    if not splits.train and not class_names:
+        said = f"table {table} has no labelled training image: label a few images of each class"
+        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
+    named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
+    labels = {each.name: label for label, each in named.items()}
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
-    found = [Found(source, splits.class_names[label], split) for split, rows in parts.items() for source, label in rows]
+    found = [
+        Found(source, labels.get(name := splits.class_names[label], name), split)
+        for split, rows in parts.items()
+        for source, label in rows
+    ]
     return found + [Found(source, "", "train") for source in splits.unlabeled or ()]
 
 

@@ -14,6 +14,7 @@ from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
+from kdpl.errors import DataError
 from kdpl.runtime.predictions import read_results
 
 
@@ -253,6 +254,14 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
         assert (row["prediction"], float(row["probability"])) == (found.class_name, pytest.approx(found.probability))
 
 
+def run_as_printed(printed, *more):
+    """Run the last line that init printed, where it was printed, but with the smallest CLIPs."""
+    command = re.sub(r"configs/(teacher|student)/prompt\w+", r"configs/\1/quickstart", printed.splitlines()[-1])
+    words = shlex.split(command.replace("configs/", f"{CONFIGS}/"))
+    assert words[:3] == ["python", "-m", "kdpl"]
+    return main([*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", *more])
+
+
 def strangers_folder(root):
     """Photos with the common flaws: transparency, orientation tags, a folder Train, numbers as names, a rare class."""
     for number, count in enumerate((20, 12, 1)):
@@ -288,10 +297,7 @@ def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edite
     assert "fewer than 4 of: blue tent" in out
     # the command and the option as printed, but with the smallest CLIPs
     (option,) = (line for line in out.splitlines() if "--data.init_args.augmentation" in line)
-    command = re.sub(r"configs/(teacher|student)/\w+", r"configs/\1/quickstart", out.splitlines()[-1])
-    words = shlex.split(command.replace("configs/", f"{CONFIGS}/") + option)
-    assert words[:3] == ["python", "-m", "kdpl"]
-    assert main([*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]) == 0
+    assert run_as_printed(out, *option.split()) == 0
     printed = capsys.readouterr()
     assert "held out" in printed.out.partition("accuracy on 8 test images")[2]
     assert "8 labelled images are held out for the test" in printed.err
@@ -300,10 +306,72 @@ def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edite
     assert classifier.class_names == ("red ball", "green box", "blue tent")
 
 
+def photos(folder, count, seed=0):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        noise(40, 36, seed=seed + i).save(folder / f"{i}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tested", [False, True])
+def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(tested, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(Path("my photos/unlabeled" if tested else "my photos"), 9)
+    (tmp_path / "names.txt").write_text("red ball\ngreen box\nblue tent\n")
+    for number, name in enumerate(["green box", "red ball"][: 2 * tested]):
+        photos(Path("my photos/test") / name, 2, seed=100 + 10 * number)
+    assert init("my photos", "mine", "--class-names=names.txt") == 0
+    out = capsys.readouterr().out
+    for words in ("3 classes", "unlabelled: 9", "none, so that the teacher is the original CLIP"):
+        assert words in out
+    assert ("no test image of: blue tent" if tested else "no test image: label some, in test/<class>/") in out
+    assert settings(tmp_path / "mine")["shots"] == 0
+    assert run_as_printed(out) == 0
+    assert ("accuracy on 4 test images" if tested else "nothing was tested") in capsys.readouterr().out
+    classifier = Classifier.load("mine_run/student/classifier")
+    assert classifier.class_names == ("red ball", "green box", "blue tent")
+    assert Path("mine_run/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        ("image\nphotos/cat/1.png\nphotos/dog/2.png\n", []),
+        ("image,label,split\nphotos/cat/1.png,7,test\nphotos/dog/2.png,,\n", ["7"]),
+    ],
+)
+def test_a_table_without_a_label_to_train_on_and_names_is_written_as_a_run_takes_it(content, labels, tmp_path):
+    plain_folders(tmp_path / "photos")
+    (tmp_path / "mine.csv").write_text(content)
+    (tmp_path / "names.csv").write_text("8,hen\n7,tench\n")
+    assert init(tmp_path / "mine.csv", tmp_path / "out", f"--class-names={tmp_path}/names.csv") == 0
+    splits = splits_of(tmp_path / "out")
+    assert (splits.class_names, splits.train) == (("hen", "tench"), ())
+    assert [splits.class_names[record.label] for record in splits.test] == ["tench"] * len(labels)
+    assert len(splits.unlabeled) == 2 - len(labels)
+    assert [label for _, label, _ in listed(tmp_path / "out") if label] == labels
+
+
+def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert init(tmp_path / "photos", tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 0
+    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "out"), "shots": 16})
+    with pytest.raises(DataError, match="has no labelled training images: add some, or set shots to 0"):
+        data.train_dataloader_for("labeled", 32)
+
+
 @pytest.mark.parametrize(
     ("source", "more", "words"),
     [
-        ("empty", [], "has no images in folders of classes"),
+        ("empty", [], "has no images in folders of classes: "),
+        ("empty", [], "or write a list of the classes and give it as --class-names to use no labels"),
+        ("empty", ["--class-names=names.txt"], "has no readable image to train on: add some, or give --unlabeled"),
+        ("loose", ["--class-names=one.txt"], "has one class, 'cat', expected several: write a name on each line"),
+        ("loose", ["--class-names=odd.json"], "has a class name that"),
+        ("loose", ["--class-names=none.txt"], "none.txt names no class: write a name on each line"),
+        ("untested", ["--class-names=one.txt"], "one.txt lacks class 'dog'"),
+        ("bare.csv", [], "no row with a label: "),
         ("unreadable", [], "class 'eel' in"),
         ("misnamed", [], "has a class name that"),
         ("gone.csv", [], "gone.csv"),
@@ -321,6 +389,13 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more
     (tmp_path / "unreadable/eel/1.png").write_bytes(b"")
     plain_folders(tmp_path / "misnamed", classes=("cat", "dog\nline"))
     (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
+    picture(tmp_path / "loose/1.png", 1, 1, 1)
+    picture(tmp_path / "untested/1.png", 1, 1, 1)
+    picture(tmp_path / "untested/test/dog/1.png", 1, 1, 2)
+    for name, text in {"names": "cat\ndog\n", "one": "cat\n", "none": "\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "odd.json").write_text('{"1": "cat", "2": "dog\\nline"}')
+    (tmp_path / "bare.csv").write_text("image,label\nloose/1.png,\n")
     (tmp_path / "few.csv").write_text("cat,a cat\n")
     (tmp_path / "more.csv").write_text("cat,a cat\ndog,a dog\neel,an eel\n")
     monkeypatch.chdir(tmp_path)

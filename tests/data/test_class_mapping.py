@@ -1,6 +1,7 @@
 import pytest
+import world
 
-from kdpl.data.class_mapping import ClassName, name_classes, read_class_mapping
+from kdpl.data.class_mapping import ClassName, list_classes, name_classes, read_class_mapping
 from kdpl.errors import ConfigError, DataError
 
 FOLDERS = ["n01", "n02"]
@@ -59,7 +60,9 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", "cannot be read as CSV: row 3 has 2 columns where class, .*"),
         ("a.csv", b"n01,\xff\xfe\n", "cannot be read as CSV: .*utf-8.*"),
         ("a.csv", None, "does not exist: check class_names"),
-        ("a.txt", "n01 a", r"is of an unknown kind: give a \.json or \.csv file"),
+        ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
+        ("a.txt", "n01\nn02\nn01\n", "cannot be read as TXT: it has 'n01' twice, keep one"),
+        ("a.txt", "n01\n", "lacks class 'n02': name the dataset's classes, .*"),
     ],
 )
 def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, message):
@@ -68,3 +71,24 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=rf"^class names file {path} {message}$"):
         read_class_mapping(path, FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("names.txt", "\ufeffsea otter\r\n\r\n  tench \nant, red\n", ["sea otter", "tench", "ant, red"]),
+        ("names.csv", "n02,tench\nn01,ant\n", ["tench", "ant"]),
+        ("names.json", '{"n02": "tench", "n01": {"name": "ant", "text": "ant, red"}}', ["tench", "ant"]),
+    ],
+)
+def test_without_labels_the_classes_are_those_of_the_file_in_its_order(tmp_path, name, content, names):
+    file = str(written(tmp_path, name, content))
+    keys = list_classes(file, ["n02"] if "n02" in content else [])
+    assert list(name_classes(keys, file, None)[0]) == names
+    with world.refused(DataError, f"class names file {file} lacks class 'eel'"):
+        list_classes(file, ["eel"])
+
+
+def test_an_empty_list_of_classes_is_refused(tmp_path):
+    with world.refused(DataError, "names.txt names no class: write a name on each line"):
+        list_classes(str(written(tmp_path, "names.txt", "\n")), [])

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpl.data.class_mapping import name_classes
+from kdpl.data.class_mapping import list_classes, name_classes
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
+
+UNLABELED = ("unlabeled", "unlabelled")
+"""Names of the folder of images without labels, beside those of the splits or classes."""
 
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -29,7 +32,8 @@ class Folder(OwnImages):
     ``Train``, ``validation`` and the like are known as well.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
-    their paths. Hidden files and folders are skipped.
+    their paths. Hidden files and folders are skipped. Without ``train``, no label is used: the classes are those of the
+    file ``class_names``, and the images those of ``unlabeled``, of a folder of that name, or all in the folder.
     """
 
     def read(self) -> Splits:
@@ -41,15 +45,21 @@ class Folder(OwnImages):
         for split, folder in split_folders(top):
             for name, paths in _images_by_class(folder).items():
                 images[split].setdefault(name, []).extend(paths)
+        folders, where = sorted(set().union(*images.values())), self.unlabeled
         if not images["train"]:
-            raise DataError(f"dataset folder {top} has no folder train: put images into {top}/train/<class>/")
-        folders = sorted(set().union(*images.values()))
+            if not self.class_names:
+                raise DataError(
+                    f"dataset folder {top} has no folder train: put images into {top}/train/<class>/, or write a list "
+                    "of the classes, give it as class_names, and set shots to 0"
+                )
+            folders = list_classes(self.class_names, folders)
+            where = where or [str(top / name) for name in UNLABELED if (top / name).is_dir()] or str(top)
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (
             tuple(Record(path, label) for label, folder in enumerate(folders) for path in by_class.get(folder, ()))
             for by_class in images.values()
         )
-        unlabeled = find_unlabeled(self.unlabeled) if self.unlabeled else None
+        unlabeled = find_unlabeled(where) if where else None
         return Splits(f"dataset folder {top}", names, train, val, test, unlabeled, self.open_source, class_texts=texts)
 
 

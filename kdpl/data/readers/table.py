@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdpl.data.class_mapping import name_classes
+from kdpl.data.class_mapping import list_classes, name_classes
 from kdpl.data.names import Names, unlisted
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
@@ -26,8 +26,8 @@ class Table(OwnImages):
     """A CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
 
     Images without a label are unlabelled ones. The split ``held_out`` is of test images that were set aside by chance,
-    for lack of others, as ``init`` does. The classes are the sorted labels. Relative paths begin at the table's
-    folder; URLs are taken as they are.
+    for lack of others, as ``init`` does. The classes are the sorted labels, or, where no training image has one, those
+    of the file ``class_names``. Relative paths begin at the table's folder; URLs are taken as they are.
     """
 
     def read(self) -> Splits:
@@ -35,7 +35,7 @@ class Table(OwnImages):
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
-        for number, (image, label, split) in enumerate(_rows(table), start=1):
+        for number, (image, label, split) in enumerate(_rows(table, not self.class_names), start=1):
             fault = None
             if not image:
                 fault = "names no image: fill in the column image, or remove the row"
@@ -54,8 +54,13 @@ class Table(OwnImages):
             else:
                 without_label.append(source)
         keys = sorted({label for rows in records.values() for _, label in rows})
+        if self.class_names and not records["train"] and (without_label or self.unlabeled):
+            keys = list_classes(self.class_names, keys)
         if not keys:
-            raise DataError(f"{table} has no row with a label: fill in the column label for a few images of each class")
+            raise DataError(
+                f"{table} has no row with a label: fill in the column label for a few images of each class, or write a "
+                "list of the classes, give it as class_names, and set shots to 0"
+            )
         if records["test"] and records[HELD_OUT]:
             raise DataError(f"{table} has images of split test and of split {HELD_OUT}: use one of the two")
         labels = {key: label for label, key in enumerate(keys)}
@@ -70,20 +75,21 @@ class Table(OwnImages):
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 
-def _rows(table: Path) -> list[tuple[str, str, str]]:
-    """Image, label and split of each row; the split of an empty cell is ``train``."""
+def _rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
+    """Image, label and split of each row; the split of an empty cell is ``train``; with ``labeled`` it has labels."""
     if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"table {table} is of an unknown kind: give a .csv or .parquet file as root")
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
     frame = _frame(table)
     columns = {str(name).strip(): [_text(value) for value in values] for name, values in frame.items()}
-    for name in ("image", "label"):
+    for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
             said = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
             raise DataError(f"table {table} {said}: its first row must be image,label or image,label,split")
-    splits = [split or "train" for split in columns.get("split", [""] * len(frame))]
-    return list(zip(columns["image"], columns["label"], splits, strict=True))
+    none = [""] * len(frame)
+    splits = [split or "train" for split in columns.get("split", none)]
+    return list(zip(columns["image"], columns.get("label", none), splits, strict=True))
 
 
 def _frame(table: Path) -> "DataFrame":

@@ -62,10 +62,33 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("paths", "unlabeled", "found"),
+    [
+        (["unlabeled/a/1.png", "loose.png"], None, ["unlabeled/a/1.png"]),
+        (["Unlabelled/2.png", "unlabelled/1.png"], None, ["unlabelled/1.png"]),
+        (["b/2.png", "1.png"], None, ["1.png", "b/2.png"]),
+        (["unlabeled/1.png", "pool/2.png"], "pool", ["pool/2.png"]),
+        (["test/dog/1.png", "val/cat/1.png", "unlabeled/3.png"], None, ["unlabeled/3.png"]),
+    ],
+)
+def test_without_a_folder_train_the_classes_are_listed_and_no_image_has_a_label(tmp_path, paths, unlabeled, found):
+    root = tmp_path / "data"
+    make(root, *paths)
+    (tmp_path / "names.txt").write_text("dog\ncat\nant\n")
+    splits = Folder(str(root), unlabeled and str(root / unlabeled), str(tmp_path / "names.txt")).read()
+    assert (splits.class_names, splits.train) == (("dog", "cat", "ant"), ())
+    assert [source.removeprefix(f"{root}/") for source in splits.unlabeled] == found
+    assert [(record.label, record.source.split("/")[-2]) for record in (*splits.test, *splits.val)] == [
+        *((0, "dog") for path in paths if "test" in path),
+        *((1, "cat") for path in paths if "val" in path),
+    ]
+
+
+@pytest.mark.parametrize(
     ("paths", "unlabeled", "message"),
     [
         ([], None, "^dataset folder .*data does not exist: "),
-        (["test/cat/1.png"], None, "^dataset folder .* has no folder train: "),
+        (["test/cat/1.png"], None, "^dataset folder .* has no folder train: .* write a list of the classes"),
         (["train/"], None, "^folder .*train has no class folders: "),
         (["train/cat/1.png", "train/dog/"], None, "^class folder .*train/dog has no images: "),
         (["train/cat/1.png"], "gone", "^.*gone does not exist: "),

@@ -48,13 +48,37 @@ def test_absolute_paths_spaces_and_a_byte_order_mark_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rows", "tested"),
+    [
+        ("image\n1.png\n2.png\n", []),
+        ("image,label\n1.png,\n2.png,\n", []),
+        ("image,label,split\n1.png,,\n2.png,,train\n3.png,n1,test\n", [1]),
+    ],
+)
+def test_without_a_labelled_training_image_the_classes_are_listed_in_a_file(rows, tested, tmp_path):
+    (tmp_path / "images.csv").write_text(rows)
+    (tmp_path / "names.csv").write_text("n2,tench\nn1,ant\n")
+    splits = Table(str(tmp_path / "images.csv"), class_names=str(tmp_path / "names.csv")).read()
+    assert (splits.class_names, splits.train) == (("tench", "ant"), ())
+    assert list(splits.unlabeled) == [str(tmp_path / name) for name in ("1.png", "2.png")]
+    assert [record.label for record in splits.test] == tested
+
+
+def test_a_table_for_tests_alone_keeps_the_order_of_its_labels(tmp_path):
+    (tmp_path / "images.csv").write_text("image,label,split\n1.png,n1,test\n2.png,n2,test\n")
+    (tmp_path / "names.csv").write_text("n2,tench\nn1,ant\n")
+    splits = Table(str(tmp_path / "images.csv"), class_names=str(tmp_path / "names.csv")).read()
+    assert splits.class_names == ("ant", "tench")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "match"),
     [
         ("x.csv", b"file,label\n1.png,cat\n", "has no column 'image' but file, label: its first row must be"),
         ("x.csv", b"image,label\n,cat\n", "row 1 of .* names no image"),
         ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training': use train, val, test"),
         ("x.csv", b"image,label,split\n1.png,cat,train\n./1.png,dog,test\n", "row 2 of .* again, .*train"),
-        ("x.csv", b"image,label\n", "no row with a label"),
+        ("x.csv", b"image,label\n", "no row with a label: .* write a list of the classes"),
         ("x.csv", None, "x.csv does not exist: check root"),
         ("x.txt", b"image,label", "of an unknown kind: give a .csv or .parquet"),
         ("x.parquet", b"no parquet", "cannot be read"),
