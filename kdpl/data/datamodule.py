@@ -72,6 +72,8 @@ class DomainDataModule(LightningDataModule):
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
+        balance_classes: Draw the labelled training images of an epoch so that each class comes equally often, however
+            many it has; an epoch is as long as without.
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or an object.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
@@ -100,6 +102,7 @@ class DomainDataModule(LightningDataModule):
         val_shots: int | None = 4,
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
+        balance_classes: bool = False,
         augmentation: Augmentation | str = "random_resized_crop",
         batch_size: int = 8,
         eval_batch_size: int = 64,
@@ -124,6 +127,7 @@ class DomainDataModule(LightningDataModule):
         self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots
+        self.balance_classes = balance_classes
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -377,9 +381,11 @@ class DomainDataModule(LightningDataModule):
         ``teacher_sizes`` as well. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages
-        pieces = None
+        pieces = labels = None
         if split == "labeled":
-            dataset = LabeledImages(self._training_records(), self._view(image_size, self.seed))
+            records = self._training_records()
+            dataset = LabeledImages(records, self._view(image_size, self.seed))
+            labels = np.array([record.label for record in records]) if self.balance_classes else None
         else:
             caches, (sources, indices) = self._open_caches(), self._share
             view = self._view(image_size, caches[0].manifest.view_seed if caches else self.seed)
@@ -389,7 +395,7 @@ class DomainDataModule(LightningDataModule):
                 dataset = CachedImages(dataset, caches)
             else:
                 dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
-        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces)
+        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(

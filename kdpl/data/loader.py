@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from kdpl.data.pieces import WINDOW, Indices, shuffle
-from kdpl.data.sampling import generator
+from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order that are Python numbers at a time
+_AGAIN = 2**32  # epochs of the views of an image that comes once more in an epoch lie beyond all others
 
 
 class TrainSampler(DistributedSampler[tuple[int, int]]):
@@ -25,9 +26,11 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     and it is kept, filled up from the start of the order so that every process gets as many images.
 
     The order is a uniform permutation, but of more than ``WINDOW`` pieces of shards, whose first images are ``pieces``,
-    it is the one of ``kdpl.data.pieces.shuffle``.
+    it is the one of ``kdpl.data.pieces.shuffle``. With ``labels``, it is the one of ``kdpl.data.sampling.balanced``: as
+    many images, some of them several times and others not at all.
 
-    The epoch travels with the index, so that worker processes, persistent ones too, know it.
+    The epoch travels with the index, so that worker processes, persistent ones too, know it. For an image that comes
+    once more in an epoch it is another number, which makes another view of it.
 
     Attributes:
         start: Images of this process that the next iteration leaves out, after an interrupted epoch.
@@ -41,8 +44,10 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         pieces: Indices | None = None,
+        labels: Indices | None = None,
     ) -> None:
         self.num_images = num_images
+        self.labels = labels
         self.pieces = pieces
         self.seed = seed
         self.rank = rank
@@ -60,7 +65,10 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         count = max(0, len(self) - self.start)
-        return zip(islice(self._own(self._order()), count), repeat(self.epoch))
+        own = islice(self._own(self._order()), count)
+        if self.labels is None:
+            return zip(own, repeat(self.epoch))
+        return ((drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN) for drawn in own)
 
     def _own(self, order: Iterator[Indices]) -> Iterator[int]:
         """The images of an order that are this process's, from ``start`` on."""
@@ -75,8 +83,11 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         rng = generator(self.seed, "order", epoch=self.epoch)
         if self.pieces is not None and len(self.pieces) > WINDOW:
             return shuffle(self.pieces, self.num_images, rng)
-        order = rng.permutation(self.num_images)
-        return (order[first : first + _PART] for first in range(0, self.num_images, _PART))
+        if self.labels is None:
+            order = rng.permutation(self.num_images)
+        else:
+            order = balanced(self.labels, min(self.num_used, self.num_images), rng)
+        return (order[first : first + _PART] for first in range(0, len(order), _PART))
 
     def __len__(self) -> int:
         return self.num_used // self.num_replicas

@@ -58,6 +58,22 @@ def few_shot(
     return _sample(train, shots, stream), _sample(val, val_shots, stream)
 
 
+def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
+    """Draw ``total`` of N images with these labels so that each class comes equally often.
+
+    The classes' numbers of draws differ by at most one, and so do those of a class's images. Returns the draws in
+    random order, int64 [total]: image i drawn for the k-th time, counted from 0, is i + k·N.
+    """
+    classes = rng.permutation(np.unique(labels))
+    drawn = []
+    for place, label in enumerate(classes):
+        images = rng.permutation(np.flatnonzero(labels == label))
+        # what does not divide evenly goes to other classes in each epoch
+        draws = np.arange(total // len(classes) + (place < total % len(classes)))
+        drawn.append(images[draws % len(images)] + draws // len(images) * len(labels))
+    return rng.permutation(np.concatenate(drawn))
+
+
 def base_count(num_classes: int) -> int:
     """Number of base classes: the first half of the labels, rounded up."""
     return math.ceil(num_classes / 2)

@@ -163,6 +163,20 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     assert sum(len(indices) for _, _, indices in probe.val_batches) == 2 * 20
 
 
+def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
+    for i in range(1, 6):
+        (folder / f"data/train/a/{i}.png").unlink()
+    options = {"allow_fewer_shots": True, "shots": 6, "batch_size": 5, "augmentation": "random_resized_crop"}
+    plain, even = (in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", 8) for on in (0, 1))
+    assert (len(plain), len(even), len(plain.dataset)) == (5, 5, 25)
+    for epoch in range(3):
+        even.sampler.set_epoch(epoch)
+        batches = list(even)
+        assert Counter(torch.cat([labels for _, labels in batches]).tolist()) == dict.fromkeys(range(5), 5)
+    keys = [key for key in even.sampler if even.dataset.records[key[0]].label == 0]
+    assert len({even.dataset.view.draw(Image.new("RGB", (10, 8)), *key) for key in keys}) == 5
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path, num_workers):
     def fit(max_epochs, ckpt_path=None):

@@ -145,6 +145,14 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
             assert torch.equal(process["statistics"][-1][name], seen[0]["statistics"][-1][name]), name
 
 
+def test_balanced_classes_are_drawn_alike_by_two_processes(tmp_path):
+    fits = [
+        fit(teacher(), world.digits(24 // n, balance_classes=True), tmp_path / str(n), n, epochs=2, steps=10)
+        for n in (1, 2)
+    ]
+    require_same(fits[1], fits[0][0])
+
+
 class Prompts(Notes):
     def more(self, trainer):
         return {"prompts": trainer.lightning_module.encoder.prompts.tokens.data}

@@ -1,6 +1,7 @@
 from itertools import chain
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def sorted_by_times(num_images, pieces, rng):
     return [image for _, image in sorted(times)]
 
 
+uneven = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
 many_pieces = st.lists(st.integers(1, 4), min_size=WINDOW + 1, max_size=2 * WINDOW).map(in_pieces)
 pools = st.tuples(st.integers(1, 80), st.none()) | many_pieces
 batches = st.integers(1, 9)
@@ -32,8 +34,8 @@ epochs = st.integers(0, 5)
 
 
 def train_samplers(pool, batch_size, world_size, seed, epoch):
-    num_images, pieces = pool
-    made = [TrainSampler(num_images, batch_size, seed, rank, world_size, pieces) for rank in range(world_size)]
+    num_images, pieces, *labels = pool
+    made = [TrainSampler(num_images, batch_size, seed, rank, world_size, pieces, *labels) for rank in range(world_size)]
     for sampler in made:
         sampler.set_epoch(epoch)
     return made
@@ -62,6 +64,38 @@ def test_what_processes_see_together_is_what_one_sees_alone(pool, batch_size, wo
     (alone,) = train_samplers(pool, together, 1, seed, epoch)
     merged = [pair for step in zip(*lists, strict=True) for pair in step]
     assert merged[: len(alone)] == list(alone)
+
+
+def in_classes(labels):
+    return len(labels), None, labels
+
+
+@given(uneven, batches, processes, seeds, epochs)
+def test_balanced_each_class_comes_equally_often_and_so_do_its_images(labels, batch_size, world_size, seed, epoch):
+    pool, together = in_classes(labels), batch_size * world_size
+    (alone,) = train_samplers(pool, together, 1, seed, epoch)
+    drawn = list(alone)
+    assert len(drawn) == len(alone) == (len(labels) // together * together or len(labels)), "as long as without"
+    assert len(set(drawn)) == len(drawn), "an image that comes again is another view"
+    times = np.bincount([index for index, _ in drawn], minlength=len(labels))
+    of_class = np.bincount(labels, times)
+    assert of_class.max() - of_class.min() <= 1
+    for label in range(labels.max() + 1):
+        assert np.ptp(times[labels == label]) <= 1
+    for index, views in ((i, sorted(at for j, at in drawn if j == i)) for i in range(len(labels))):
+        assert views == [epoch + 2**32 * again for again in range(times[index])]
+    lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
+    merged = [pair for step in zip(*lists, strict=True) for pair in step]
+    assert merged[: len(drawn)] == drawn
+
+
+def test_over_epochs_all_images_of_a_large_class_come_and_no_class_comes_more_often():
+    labels, seen = np.repeat([0, 1, 2], [1, 40, 2]), np.zeros(43)
+    for epoch in range(60):
+        (sampler,) = train_samplers(in_classes(labels), 1, 1, 1, epoch)
+        seen += np.bincount([index for index, _ in sampler], minlength=43)
+    assert seen.min() > 0
+    assert np.bincount(labels, seen) / 60 == pytest.approx([43 / 3] * 3, abs=0.2)
 
 
 def test_the_order_is_a_shuffle_drawn_from_seed_and_epoch():
@@ -101,7 +135,7 @@ def test_few_pieces_are_in_use_at_a_time_and_a_run_of_images_is_from_many():
     assert 0.49 < np.mean(swapped[:, 1:] < swapped[:, :-1]) < 0.51
 
 
-@given(pools, batches, processes, seeds, epochs, st.data())
+@given(pools | uneven.map(in_classes), batches, processes, seeds, epochs, st.data())
 def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(pool, batch_size, world_size, seed, epoch, data):
     for sampler in train_samplers(pool, batch_size, world_size, seed, epoch):
         whole = list(sampler)
