@@ -51,8 +51,8 @@ class DomainDataModule(LightningDataModule):
     ``teacher_image_sizes`` T.
 
     Args:
-        dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark (``kdpl/data/readers/benchmark.py``), or
-            a reader of one's own with its ``class_path`` and ``init_args``.
+        dataset: ``digits``, ``letters``, ``folder``, ``table``, a dataset of the benchmark
+            (``kdpl/data/readers/benchmark.py``), or a reader of one's own with its ``class_path`` and ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
             ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.

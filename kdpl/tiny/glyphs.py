@@ -2,33 +2,17 @@
 
 import math
 import string
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
+from kdpl.data.readers.fonts import FONTS, draw_glyph, load_font
 from kdpl.tiny.models import IMAGE_SIZE
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-FONTS = (
-    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
-    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique")),
-    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
-    *(f"STIXGeneral{style}" for style in ("", "Bol", "BolIta", "Italic")),
-    *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
-)
-"""Fonts with all digits and letters that every matplotlib since 3.11 ships."""
-
-_MASK_SIZE = 64
-_GLYPH_SIZE = 46  # longer side of a glyph in its mask, with a margin for thicker strokes
-_FONT_SIZE = 56
-_CANVAS_SIZE = 128
-_NO_CHARACTER = "\uffff"  # unassigned: every font draws its symbol for a missing glyph
 
 
 class GlyphClass(NamedTuple):
@@ -68,37 +52,15 @@ class GlyphBank(NamedTuple):
 
 def render_bank(fonts: tuple[str, ...] = FONTS) -> GlyphBank:
     """Render every character of every class in every font; characters that a font lacks are left out."""
-    # in the extra quickstart
-    import matplotlib
-
     masks: list[Tensor] = []
     classes: list[int] = []
-    for name in fonts:
-        font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", _FONT_SIZE)
-        missing = _draw(_NO_CHARACTER, font).tobytes()
+    for font in map(load_font, fonts):
         for index, glyph_class in enumerate(CLASSES):
-            for drawing in (_draw(character, font) for character in glyph_class.characters):
-                box = drawing.getbbox()
-                if box is not None and drawing.tobytes() != missing:
-                    masks.append(_to_mask(drawing.crop(box)))
+            for mask in (draw_glyph(character, font) for character in glyph_class.characters):
+                if mask is not None:
+                    masks.append(torch.from_numpy(np.array(mask)).float() / 255)
                     classes.append(index)
     return GlyphBank(torch.stack(masks), torch.tensor(classes))
-
-
-def _draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    canvas = Image.new("L", (_CANVAS_SIZE, _CANVAS_SIZE), 0)
-    ImageDraw.Draw(canvas).text((_CANVAS_SIZE // 4, _CANVAS_SIZE // 6), character, font=font, fill=255)
-    return canvas
-
-
-def _to_mask(glyph: Image.Image) -> Tensor:
-    """Scale a cropped glyph to a common size and centre it: float32 [64, 64] in [0, 1]."""
-    scale = _GLYPH_SIZE / max(glyph.size)
-    width, height = (max(1, round(side * scale)) for side in glyph.size)
-    mask = Image.new("L", (_MASK_SIZE, _MASK_SIZE), 0)
-    corner = ((_MASK_SIZE - width) // 2, (_MASK_SIZE - height) // 2)
-    mask.paste(glyph.resize((width, height), Image.Resampling.BICUBIC), corner)
-    return torch.from_numpy(np.array(mask)).float() / 255
 
 
 def augment(masks: Tensor, generator: Generator) -> Tensor:

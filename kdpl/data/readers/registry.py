@@ -8,6 +8,7 @@ from typing import Any
 from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
+from kdpl.data.readers.letters import Letters
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
@@ -15,6 +16,7 @@ from kdpl.errors import ConfigError
 READERS: dict[str, Callable[..., Reader]] = {
     "digits": Digits,
     "folder": Folder,
+    "letters": Letters,
     "table": Table,
     **{name: partial(BenchmarkSet, name) for name in BENCHMARKS},
 }
