@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jsonargparse.typing import NonNegativeInt
 
@@ -30,6 +30,7 @@ from kdpl.runtime.run_folder import (
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    STAGE_FOLDERS,
     SUMMARY_FILE,
 )
 
@@ -46,6 +47,7 @@ _ZERO_SHOT = (
     "--trainer.limit_train_batches=0",
 )
 _SHOTS, _TARGET = "data.init_args.shots", "model.init_args.target"
+_MORE_TEACHERS, _MIXTURE = "model.init_args.more_teachers", "model.init_args.mixture"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def run(
     out: str,
     seed: int = 1,
     shots: NonNegativeInt | None = None,
+    teacher2: list[str] = [],  # noqa: B006 - the parser copies it
+    mixture: Literal["mean", "confidence", "validation"] | None = None,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
@@ -95,6 +99,9 @@ def run(
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the original CLIP.
+        teacher2: Config for stage 1 of a second teacher, whose predictions are mixed with the first one's; may be
+            repeated.
+        mixture: Weights of the two teachers: mean (the default), confidence, or validation.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -104,14 +111,17 @@ def run(
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
-    configs = [config, teacher, student]
+    if mixture and not teacher2:
+        raise ConfigError(f"--mixture {mixture} weighs two teachers, but there is one: give --teacher2")
+    configs = [config, teacher, student, teacher2]
     require_configs(itertools.chain(*configs))
     folder = Path(out)
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    steps = _steps(folder, config, teacher, student, [f"--seed_everything={seed}", *settings])
+    mixed = [f"--{_MIXTURE}={mixture}"] if mixture else []
+    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings], mixed)
     digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
-    orders = {"configs": digests, "seed": seed, "settings": settings}
+    orders = {"configs": digests, "seed": seed, "settings": [*settings, *mixed]}
     known = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).is_file() else orders
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
@@ -142,10 +152,9 @@ def run(
     return 0
 
 
-def _steps(
-    out: Path, shared: Sequence[str], teacher_configs: Sequence[str], student_configs: Sequence[str], more: list[str]
-) -> list[_Step]:
-    teacher, student = out / "teacher", out / "student"
+def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: Sequence[str]) -> list[_Step]:
+    shared, teacher_configs, student_configs, teacher2_configs = configs
+    teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
     labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
 
     def fit(title: str, stage: Path, configs: Sequence[str], result: str, *own: str, last: Sequence[str] = ()) -> _Step:
@@ -161,20 +170,21 @@ def _steps(
         args = ("test", f"--config={teacher / CONFIG_FILE}", *_NO_PROMPTS, f"--out={folder}")
         return _Step(title, args, folder / RESULTS_FILE, clip_of=stage)
 
-    tuning = "tune the teacher" if labels else "no labels, the teacher is the original CLIP"
+    def tune(name: str, stage: Path, configs: Sequence[str]) -> _Step:
+        tuning = f"tune the {name}" if labels else f"no labels, the {name} is the original CLIP"
+        # after the options for both stages, such as the student's number of epochs
+        last = () if labels else _ZERO_SHOT
+        return fit(f"stage 1: {tuning}, freeze class vectors", stage, configs, CLASS_VECTORS_FILE, last=last)
+
     from_teacher = [f"--model.init_args.teacher={teacher}"]
     if not labels and _given([*shared, *student_configs], more, _TARGET) is None:
         from_teacher += _refined()
-    # both fits before the tests: without test images there is still a classifier
+    if teacher2_configs:
+        from_teacher += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed]
+    # all fits before the tests: without test images there is still a classifier
     return [
-        fit(
-            f"stage 1: {tuning}, freeze class vectors",
-            teacher,
-            teacher_configs,
-            CLASS_VECTORS_FILE,
-            # after the options for both stages, such as the student's number of epochs
-            last=() if labels else _ZERO_SHOT,
-        ),
+        tune("teacher", teacher, teacher_configs),
+        *([tune("second teacher", teacher2, teacher2_configs)] if teacher2_configs else []),
         fit(
             "stage 2: distil the student, write the classifier",
             student,
@@ -183,6 +193,7 @@ def _steps(
             *from_teacher,
         ),
         test("test the teacher", teacher),
+        *([test("test the second teacher", teacher2)] if teacher2_configs else []),
         test("test the student", student),
         *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
         zero_shot("test the student's original CLIP (zero-shot)", student),
@@ -256,7 +267,7 @@ def _require_own_folder(out: Path) -> None:
         raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    foreign = [name for name in names if not name.startswith(".") and name not in ("teacher", "student")]
+    foreign = [name for name in names if not name.startswith(".") and name not in STAGE_FOLDERS]
     if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
             f"--out {out} contains something other than a run ({visible(min(foreign))}): choose another --out or empty "
@@ -272,6 +283,7 @@ def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "teacher's CLIP, zero-shot": untuned,
         # without labels, the teacher is the original CLIP itself
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
+        "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
     }

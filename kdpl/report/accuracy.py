@@ -31,6 +31,7 @@ _LEVEL, _DRAWS, _SEED = 0.95, 20_000, 0
 _TITLES = {
     "teacher_clip": "teacher's original CLIP (zero-shot)",
     "teacher": "tuned teacher",
+    "second_teacher": "second teacher",
     "student_clip": "student's original CLIP (zero-shot)",
     "student": "distilled student",
 }
@@ -56,9 +57,9 @@ def accuracies(run: Run) -> dict[str, Any]:
     rows, gaps, images = [], [], 0
     titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else _TITLES
     for key, title in titles.items():
-        if key == "teacher_clip" and run.untuned:
-            continue
         stage: Stage | None = getattr(run, key)
+        if (key == "teacher_clip" and run.untuned) or (key == "second_teacher" and stage is None):
+            continue
         if stage is None:
             gaps.append(f"{title}: not part of {run.folder}")
             continue

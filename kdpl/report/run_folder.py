@@ -22,6 +22,7 @@ from kdpl.runtime.run_folder import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     RESULTS_FILE,
+    STAGE_FOLDERS,
 )
 
 _NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
@@ -116,6 +117,7 @@ class Run:
     student: Stage | None
     teacher_clip: Stage | None = None
     student_clip: Stage | None = None
+    second_teacher: Stage | None = None
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
@@ -128,9 +130,13 @@ class Run:
             raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
-            teacher = stage.settings("model").get("teacher")
-            return cls(folder, stage, None) if teacher is None else cls(folder, Stage(Path(teacher), trusted), stage)
-        stages = {name: Stage(folder / name, trusted) for name in ("teacher", "student")}
+            settings = stage.settings("model")
+            if settings.get("teacher") is None:
+                return cls(folder, stage, None)
+            named = [settings["teacher"], *(settings.get("more_teachers") or [])]
+            teachers = [Stage(Path(each), trusted) for each in named]
+            return cls(folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None)
+        stages = {name: Stage(folder / name, trusted) for name in STAGE_FOLDERS}
         found = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
         if not found:
             raise ConfigError(
@@ -139,13 +145,14 @@ class Run:
             )
         for stage in found.values():
             _ = stage.config  # a damaged one is an error, not a gap
-        clips = {name: Stage(folder / "zero_shot" / name, trusted) for name in found}
-        return cls(folder, found.get("teacher"), found.get("student"), clips.get("teacher"), clips.get("student"))
+        clips = [Stage(folder / "zero_shot" / name, trusted) if name in found else None for name in STAGE_FOLDERS]
+        teacher, second_teacher, student = (found.get(name) for name in STAGE_FOLDERS)
+        return cls(folder, teacher, student, clips[0], clips[2], second_teacher)
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Teacher and student, those whose configs exist."""
-        named = {"teacher": self.teacher, "student": self.student}
+        """Teachers and student, those whose configs exist."""
+        named = {"teacher": self.teacher, "second teacher": self.second_teacher, "student": self.student}
         return {n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()}
 
     @property

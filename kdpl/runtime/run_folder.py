@@ -22,6 +22,8 @@ LOCK_FILE = ".lock"
 
 RUN_FILE = "run.json"
 """Of a whole run: digests of its configs, its seed and its settings."""
+STAGE_FOLDERS = ("teacher", "teacher2", "student")
+"""Of a whole run: its stages; the second teacher's is seldom there."""
 SUMMARY_FILE = "results.json"
 """Of a whole run: the accuracies of all its tests."""
 
