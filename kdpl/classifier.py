@@ -1,12 +1,13 @@
 """Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic.dataclasses
 import torch
@@ -22,7 +23,8 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
-from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
+from kdpl.prompts.label_head import LabelHead
+from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder, require_tensors
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
@@ -40,21 +42,33 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
+_HEAD_PREFIX = "label_head."
 
 HUB_FILES = ("README.md", "config.json")
 """Further files that ``save_pretrained`` writes."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _LabelHeadSettings:
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    beta: Annotated[float, Field(gt=0)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Settings(EncoderSettings):
-    """The contents of classifier.json."""
+    """The contents of classifier.json; version 2 has a label head."""
 
     kind: Literal["kdpl classifier"]
-    version: Annotated[int, Field(ge=1, le=1)]
+    version: Annotated[int, Field(ge=1, le=2)]
     clip: ClipIdentity
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
     decoding: Decoding = PUBLISHED
+    label_head: _LabelHeadSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.version == 2) != (self.label_head is not None):
+            raise ValueError(f"version {self.version} has {'a' if self.version == 2 else 'no'} label_head")
 
 
 class Prediction(NamedTuple):
@@ -68,7 +82,8 @@ class Classifier(nn.Module):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
-    ``decoding``, as in training.
+    ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
+    mixture of both heads.
     """
 
     def __init__(
@@ -78,6 +93,7 @@ class Classifier(nn.Module):
         logit_scale: float,
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
+        label_head: LabelHead | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -86,6 +102,7 @@ class Classifier(nn.Module):
         self.logit_scale = logit_scale
         self.clip = clip
         self.decoding = decoding
+        self.label_head = label_head
         self.eval()
 
     @property
@@ -99,11 +116,16 @@ class Classifier(nn.Module):
         return self.encoder.tower.module.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
-        return cast(Tensor, self.head(self.encoder(images), self.logit_scale))
+        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size.
+
+        With a label head they are the log probabilities of the mixture.
+        """
+        features = self.encoder(images)
+        logits: Tensor = self.head(features, self.logit_scale)
+        return logits if self.label_head is None else self.label_head.mix(logits, features)
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
-        """Return a classifier with further, novel classes behind its own, and the same encoder.
+        """Return a classifier with further, novel classes behind its own, and the same encoder, but no label head.
 
         An ArtifactError if the class vectors come from another teacher, or have a class that is already here.
         """
@@ -111,6 +133,9 @@ class Classifier(nn.Module):
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
+        if self.label_head is not None:
+            said = "the label head knows none of the added classes and is left out: class vectors alone classify"
+            print(f"warning: {said}", file=sys.stderr)
         own = self.head.class_vectors
         extended = replace(
             self.vectors,
@@ -222,10 +247,11 @@ class Classifier(nn.Module):
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
                 "new folder, or an empty one"
             )
+        head = self.label_head
         depth, length = self.encoder.prompts.tokens.shape[:2] if self.encoder.prompts is not None else (0, 0)
         settings = _Settings(
             kind="kdpl classifier",
-            version=1,
+            version=1 if head is None else 2,
             clip=self.clip,
             image_config=self.encoder.tower.module.config,
             preprocessing=self.preprocessing,
@@ -235,9 +261,14 @@ class Classifier(nn.Module):
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,
+            label_head=None if head is None else _LabelHeadSettings(alpha=head.alpha, beta=head.beta),
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
         tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
+        if head is None:
+            del config["label_head"]
+        else:
+            tensors |= {f"{_HEAD_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
@@ -325,8 +356,27 @@ class Classifier(nn.Module):
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
+        head = _read_label_head(settings, tensors, vectors, source)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+
+
+def _read_label_head(
+    settings: _Settings, tensors: dict[str, Tensor], vectors: ClassVectors, source: str
+) -> LabelHead | None:
+    """Build the label head from its tensors, which are taken out of those of a classifier."""
+    if settings.label_head is None:
+        return None
+    head = LabelHead(vectors.vectors, 1.0, settings.label_head.alpha, settings.label_head.beta)
+    own = {f"{_HEAD_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
+    found = {name: tensors.pop(name) for name in own.keys() & tensors.keys()}
+    try:
+        require_tensors(own, found)
+    except ValueError as error:
+        raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
+    for name, parameter in own.items():
+        parameter.data = found[name]
+    return head
 
 
 def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image.Image:

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
+from kdpl.callbacks.head_mix import MixHeads
 from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -30,6 +32,7 @@ from kdpl.clip import (
     promptable,
     store_frozen,
 )
+from kdpl.data.datasets import Accompanied
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ArtifactError, ConfigError
@@ -37,6 +40,7 @@ from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, PromptMethod
+from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform, warn
@@ -85,6 +89,8 @@ class StudentDistillation(ClassifyingModule):
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
+        label_weight: Weight of a second head's cross entropy on labelled images, relative to the KL divergence, both
+            means over images; 0, as published: no label is seen.
         pool_filter: Leave out unlabelled images that the teacher finds less similar to all classes than all but this
             share of the labelled images, such as 0.05; None keeps all.
         choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes the epoch that is best
@@ -115,6 +121,7 @@ class StudentDistillation(ClassifyingModule):
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
+        label_weight: float = 0.0,
         pool_filter: float | None = None,
         choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
@@ -126,6 +133,8 @@ class StudentDistillation(ClassifyingModule):
         super().__init__(loaded, compile)
         if kd_weight <= 0 or temperature <= 0:
             raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
+        if label_weight < 0:
+            raise ConfigError(f"label_weight is {label_weight}: it must be above 0, or 0 for a student without labels")
         if pool_filter is not None and not 0 < pool_filter < 1:
             raise ConfigError(f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or null for none")
         if own is not None and distill != "kl":
@@ -154,6 +163,7 @@ class StudentDistillation(ClassifyingModule):
         self.distill = distill
         self.kd_weight = kd_weight
         self.temperature = temperature
+        self.label_weight = label_weight
         self.pool_filter = pool_filter
         self.choice = choice
         self.optim = optim
@@ -168,6 +178,7 @@ class StudentDistillation(ClassifyingModule):
         self.encoder = StudentEncoder(
             loaded.image_tower, vision_prompts.length, vision_prompts.depth, out_dim, fine_tune
         )
+        self.label_head = LabelHead(self.vectors.vectors, self.logit_scale) if label_weight else None
         # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
         first = FrozenTeacher(self.teacher_folder, self.shared_vectors)
@@ -227,6 +238,7 @@ class StudentDistillation(ClassifyingModule):
         asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
         asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
         asked += [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
+        asked += [MixHeads()] if self.label_head is not None else []
         return [*asked, SaveClassifier()]
 
     def setup(self, stage: str) -> None:
@@ -282,30 +294,42 @@ class StudentDistillation(ClassifyingModule):
         if self.trainer.global_step == 0:
             warn(f"the projector's batch norm has {images} images at a time, which costs accuracy: {remedy}")
 
-    def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
-        """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
-        images, teacher = batch[0], self.teacher.module
-        if isinstance(batch, CachedView):
-            teacher_features = batch.feature.float()
+    def training_step(self, batch: UnlabeledBatch | Accompanied, batch_idx: int) -> Tensor:
+        """Compute the loss on unlabelled images uint8 [B, 3, S, S], and on labelled ones that accompany them."""
+        if isinstance(batch, Accompanied):
+            unlabeled, labeled = batch.unlabeled, batch.image
         else:
-            teacher_features = teacher.features(images, *batch[2:])
-        target_logits = self.target.module(teacher_features, batch[1])
-        features = self.encoder(images)
+            unlabeled, labeled = batch, batch[0][:0]
+        images, teacher = unlabeled[0], self.teacher.module
+        if isinstance(unlabeled, CachedView):
+            teacher_features = unlabeled.feature.float()
+        else:
+            teacher_features = teacher.features(images, *unlabeled[2:])
+        target_logits = self.target.module(teacher_features, unlabeled[1])
+        # in one batch for the projector's batch norm
+        features, of_labeled = self.encoder(torch.cat([images, labeled])).tensor_split([len(images)])
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
             distance = distillation_kl(logits, target_logits, self.temperature)
         else:
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
-        self.loss_terms = {self.distill: loss.detach()}
+        self.loss_terms: dict[str, Tensor] = {self.distill: loss.detach()}
+        if isinstance(batch, Accompanied) and self.label_head is not None:
+            cross_entropy = F.cross_entropy(self.label_head(of_labeled), batch.label)
+            # over C as the divergence is, so that a weight means the same for any number of classes
+            of_labels = self.kd_weight * self.label_weight / logits.shape[1] * cross_entropy
+            self.loss_terms["labels"] = of_labels.detach()
+            loss = loss + of_labels
         agreement = (logits.argmax(dim=1) == target_logits.argmax(dim=1)).float().mean()
         self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(images))
         return loss
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with the student CLIP's own scale."""
-        logits: Tensor = self.head.module(self.encoder(images), self.logit_scale)
-        return logits
+        features = self.encoder(images)
+        logits: Tensor = self.head.module(features, self.logit_scale)
+        return logits if self.label_head is None else self.label_head.mix(logits, features)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the teacher, and the views that the epochs see."""
@@ -333,7 +357,7 @@ class StudentDistillation(ClassifyingModule):
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
         """Return what ships: the encoder, in float32, and the class vectors, for image files opened by ``decoding``."""
         store_frozen(self.encoder, torch.float32)
-        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
+        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding, self.label_head)
 
 
 def _words(seed: int, views: int | None) -> str:

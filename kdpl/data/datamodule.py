@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
-from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages, WithLabels
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
@@ -44,6 +44,8 @@ class DomainDataModule(LightningDataModule):
     - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
       and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for
       teachers of other image sizes T, (images, indices, and for each T the same views as uint8 [B, 3, T, T]);
+    - training, ``unlabeled``, for a module with a ``label_weight`` above 0: ``Accompanied`` (labelled images, labels, a
+      batch as above), each kind B times;
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
@@ -214,6 +216,20 @@ class DomainDataModule(LightningDataModule):
             require_shots(records, names, self.shots)
         return records
 
+    @property
+    def _sees_labels(self) -> bool:
+        return getattr(self._module, "label_weight", 0) > 0
+
+    def _companions(self) -> list[Record]:
+        """The labelled images of a student with labels, of every class, or a ConfigError."""
+        records = self._training_records()
+        missing = sorted(set(range(len(self.class_names))) - {record.label for record in records})
+        if missing:
+            # the head would learn that these classes never occur
+            lacks = f"{self.class_names[missing[0]]!r} has none under protocol {self.protocol}"
+            raise ConfigError(f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0")
+        return records
+
     def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
         records = self._sample[1] if split == "val" else self.splits.test
         if split == "val" and self.shots == 0:
@@ -284,8 +300,12 @@ class DomainDataModule(LightningDataModule):
             self.splits.require_training_images()
             if self._module.train_split == "labeled":
                 self._training_records()
-            elif not self.fill_teacher_cache:
-                self._open_caches()
+            else:
+                if self._sees_labels:
+                    seen = f"{len(self._companions())} labelled images of {len(self.class_names)} classes"
+                    inform(f"labels are seen in stage 2: {seen}")
+                if not self.fill_teacher_cache:
+                    self._open_caches()
         if stage in ("test", "validate"):
             self._evaluation_records("test" if stage == "test" else "val")
 
@@ -350,7 +370,9 @@ class DomainDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
         module, teacher_sizes = self._module, getattr(self._module, "teacher_image_sizes", ())
-        return self.train_dataloader_for(module.train_split, module.image_size, *self._processes(), teacher_sizes)
+        return self.train_dataloader_for(
+            module.train_split, module.image_size, *self._processes(), teacher_sizes, self._sees_labels
+        )
 
     @property
     def _square(self) -> int | Square:
@@ -374,13 +396,15 @@ class DomainDataModule(LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         teacher_sizes: Sequence[int] = (),
+        with_labels: bool = False,
     ) -> DataLoader[Any]:
         """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
         With a trainer and a teacher cache, of ``CachedView``; without one, unlabelled views are rendered at other
-        ``teacher_sizes`` as well. The epoch is set on the loader's ``sampler``.
+        ``teacher_sizes`` as well. ``with_labels``, unlabelled batches are ``Accompanied``. The epoch is set on the
+        loader's ``sampler``.
         """
-        dataset: LabeledImages | UnlabeledImages | CachedImages
+        dataset: LabeledImages | UnlabeledImages | CachedImages | WithLabels
         pieces = labels = None
         if split == "labeled":
             records = self._training_records()
@@ -395,6 +419,8 @@ class DomainDataModule(LightningDataModule):
                 dataset = CachedImages(dataset, caches)
             else:
                 dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
+            if with_labels:
+                dataset = WithLabels(dataset, self._companions(), self._view(image_size, self.seed))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 

@@ -16,12 +16,12 @@ from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
-_PURPOSES = {"augmentation": 0, "order": 1, "share": 2}
+Purpose = Literal["augmentation", "order", "share", "labels"]
+
+_PURPOSES: dict[Purpose, int] = {"augmentation": 0, "order": 1, "share": 2, "labels": 3}
 
 
-def generator(
-    seed: int, purpose: Literal["augmentation", "order", "share"], *, epoch: int = 0, index: int = 0
-) -> np.random.Generator:
+def generator(seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0) -> np.random.Generator:
     """The random stream that belongs to a seed, a purpose, an epoch and an image, whoever asks for it and when.
 
     Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a stream's start is
@@ -99,7 +99,7 @@ def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least one stays.
     """
     chosen: set[str] = set()
-    for items in _by_label(images):
+    for items in by_label(images):
         number = min(len(items) - 1, max(1, round(share * len(items))))
         # a seed of its own: all runs are measured on the same images
         chosen.update(source for source, _ in random.Random(0).sample(items, number))  # noqa: S311
@@ -140,13 +140,13 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
     if shots is None:
         return list(records)
-    classes = _by_label(records)
+    classes = by_label(records)
     return [record for items in classes for record in (stream.sample(items, shots) if len(items) >= shots else items)]
 
 
-def _by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
+def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
     """The images of each class; the classes come in the order of their first image."""
-    by_label: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
+    classes: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
     for image in images:
-        by_label[image[1]].append(image)
-    return by_label.values()
+        classes[image[1]].append(image)
+    return classes.values()

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ METADATA_FILE = "kdpl.json"
 """Name of the metadata within a program of torch.export."""
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "onnx-int8": ".onnx"}
+_PRODUCTS = ("Gemm", "MatMul")
 _CHECKED_AT_ONCE, _CALIBRATED_AT_ONCE = 64, 16
 
 
@@ -108,7 +109,7 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
     """Write ONNX whose matrix products and convolutions compute in 8 bits, with weights scaled by channel.
 
     Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. The product with the class
-    vectors stays in float32: the logit scale would multiply its rounding errors.
+    vectors, and the label head, stay in float32: the logit scale would multiply their rounding errors.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -124,23 +125,35 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         plain = Path(scratch) / "float.onnx"
         write_onnx(classifier, input_type, plain)
-        head = next(node.name for node in onnx.load(plain).graph.node if OUTPUTS[0] in node.output)
         quantize_static(
             plain,
             path,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            op_types_to_quantize=["Conv", *_PRODUCTS],
             per_channel=True,
             # 7 of 8 bits: without VNNI, sums of two 8-bit products overflow
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[head],
+            nodes_to_exclude=_heads(onnx.load(plain).graph),
         )
     model = onnx.load(path)
     onnx.helper.set_model_props(model, metadata(classifier, input_type))
     onnx.save(model, path)
+
+
+def _heads(graph: Any) -> list[str]:
+    """Names of the nodes that multiply the feature with class vectors or a label head: the last products."""
+    makers = {output: node for node in graph.node for output in node.output}
+    heads, waiting = [], [OUTPUTS[0]]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type in _PRODUCTS:
+            heads.append(node.name)
+        elif node is not None:
+            waiting += node.input
+    return heads
 
 
 def _program(classifier: Classifier, input_type: InputType) -> ExportedProgram:

@@ -1,5 +1,6 @@
 """The student's encoder: a small CLIP image tower, with visual prompts and a projector into the teacher's embedding."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic.dataclasses
@@ -137,7 +138,7 @@ def read_encoder(
         require_modest(settings.image_config, settings.preprocessing.image_size)
         # without memory first: the settings may ask for any size, where the file has few numbers
         with torch.device("meta"):
-            _require_tensors(encoder_tensors(build()), tensors)
+            require_tensors(encoder_tensors(build()), tensors)
         encoder = build()
         for module, prefix in ((encoder.tower.module.visual, "tower."), (encoder, "encoder.")):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -146,7 +147,8 @@ def read_encoder(
     return encoder
 
 
-def _require_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless the tensors are finite and like one's own, by name, shape and type."""
     problem = misfit(own, tensors)
     if problem is not None:
         raise ValueError(problem)

@@ -10,20 +10,23 @@ from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.deploy.export import METADATA_FILE, compare, metadata, write_int8_onnx, write_onnx, write_program
+from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 
 KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
 """Depth of the prompts and width of the projector by model."""
 
 
-def make_classifier(name):
+def make_classifier(name, labels=False):
     depth, out_dim = KINDS[name]
     config = ClipConfig(name, "random", image_size=32) if name.startswith("timm:") else ClipConfig(name, world.TAG)
     clip = load_image_clip(config)
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)
     teacher = "test-teacher-quickgelu" if out_dim else "test-student"
-    return Classifier(encoder, world.frozen_vectors(teacher), 17.0, clip.identity)
+    vectors = world.frozen_vectors(teacher)
+    head = world.disturbed(LabelHead(vectors.vectors, 17.0, 0.3, 2.0), 0.5) if labels else None
+    return Classifier(encoder, vectors, 17.0, clip.identity, label_head=head)
 
 
 def images_for(classifier, count):
@@ -73,6 +76,15 @@ def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_pa
     assert "short" in found["resize"]
     assert "float32 in 0..1" in found["input"]
     assert "/kdpl/" not in onnx.load(path).SerializeToString().decode("latin-1")
+
+
+def test_onnx_of_two_heads_is_their_mixture(tmp_path):
+    classifier = make_classifier("test-student", labels=True)
+    path, images = tmp_path / "c.onnx", images_for(classifier, 4)
+    write_onnx(classifier, "uint8", path)
+    assert compare(classifier, path, images, "uint8").logits < 1e-4
+    _, probabilities = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+    assert torch.allclose(torch.from_numpy(probabilities), classifier(images).exp(), atol=1e-5)
 
 
 @pytest.mark.slow

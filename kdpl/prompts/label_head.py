@@ -1,0 +1,54 @@
+"""The student's second head, which learns from labels, and the mixture of both heads (DHO, arXiv 2505.07675)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdpl.clip.modules import Float32Module
+
+
+class LabelHead(Float32Module):
+    """Linear layer on the student's feature, and how its prediction is mixed with that of the class vectors.
+
+    The mixture is α softmax(own logits) + (1−α) softmax(logits / β). ``alpha`` and ``beta`` are part of the state.
+
+    Args:
+        class_vectors: Normalised class vectors [C, D], where the weights start, times ``logit_scale``; the bias is 0.
+        logit_scale: The student's factor on cosine similarities.
+    """
+
+    def __init__(self, class_vectors: Tensor, logit_scale: float = 1.0, alpha: float = 0.5, beta: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(logit_scale * class_vectors.detach().float())
+        self.bias = nn.Parameter(torch.zeros(len(class_vectors)))
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, C] of normalised features [B, D], in float32 under autocast too."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.weight, self.bias)
+
+    def mix(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Log probabilities [B, C] of the mixture, from the logits [B, C] by class vectors, and the features [B, D]."""
+        return mix_heads(logits, self(features), self.alpha, self.beta)
+
+    def get_extra_state(self) -> Tensor:
+        """Return α and β, float64 [2]."""
+        return torch.tensor([self.alpha, self.beta], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore α and β."""
+        self.alpha, self.beta = state.tolist()
+
+
+def mix_heads(logits: Tensor, label_logits: Tensor, alpha: float, beta: float) -> Tensor:
+    """Compute log(α softmax(label_logits) + (1−α) softmax(logits / β)), all [B, C]; 0 ≤ α ≤ 1 and β > 0."""
+    if alpha == 0:
+        return F.log_softmax(logits / beta, dim=1)
+    own = F.log_softmax(label_logits, dim=1)
+    if alpha == 1:
+        return own
+    parts = [own + math.log(alpha), F.log_softmax(logits / beta, dim=1) + math.log1p(-alpha)]
+    return torch.stack(parts).logsumexp(dim=0)
