@@ -88,7 +88,9 @@ def test_onnx_of_two_heads_is_their_mixture(tmp_path):
 
 
 @pytest.mark.slow
-def test_8_bits_are_used_except_for_the_product_with_the_class_vectors(student, tmp_path):
+@pytest.mark.parametrize("labels", [False, True])
+def test_8_bits_are_used_except_for_the_heads(labels, tmp_path):
+    student = make_classifier("test-student", labels)
     images = images_for(student, 40)
     write_int8_onnx(student, "uint8", tmp_path / "q.onnx", images)
     difference = compare(student, tmp_path / "q.onnx", images, "uint8")
@@ -97,8 +99,8 @@ def test_8_bits_are_used_except_for_the_product_with_the_class_vectors(student, 
     model = onnx.load(tmp_path / "q.onnx")
     weights = {each.name: each.data_type for each in model.graph.initializer}
     assert list(weights.values()).count(onnx.TensorProto.INT8) >= 10
-    last = next(node for node in model.graph.node if "logits" in node.output)
-    assert weights[last.input[1]] == onnx.TensorProto.FLOAT
+    heads = [each.data_type for each in model.graph.initializer if sorted(each.dims) == [5, 24]]
+    assert heads == [onnx.TensorProto.FLOAT] * (1 + labels)
     scales = [each for each in model.graph.initializer if each.name.endswith("_scale")]
     assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales), "no weight is scaled by channel"
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")

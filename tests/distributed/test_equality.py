@@ -87,6 +87,7 @@ MODULES = {
     "teacher": teacher,
     "student": student,
     "student without batch norm": partial(student, kind=WithoutBatchNorm),
+    "student with labels": partial(student, label_weight=1.0),
 }
 
 
@@ -183,6 +184,21 @@ def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
         chosen += [(process["accuracy"], process["epoch"]) for process in seen]
     assert chosen[0][0] > 0
     assert len(set(chosen)) == 1
+
+
+class Mixed(Notes):
+    def more(self, trainer):
+        head = trainer.lightning_module.label_head
+        return {"mix": (head.alpha, head.beta)}
+
+
+def test_heads_are_mixed_as_by_one_process(teacher_folder, tmp_path):
+    mixes = []
+    for processes in (1, 2):
+        module, data = student(teacher_folder, label_weight=1.0), world.digits(24 // processes)
+        mixes += [seen["mix"] for seen in fit(module, data, tmp_path / str(processes), processes, notes=Mixed)]
+    assert mixes[0] != (0.5, 1.0)
+    assert mixes == [mixes[0]] * 3
 
 
 @pytest.mark.parametrize("fitted", ["teacher", "student without batch norm"], indirect=True)
