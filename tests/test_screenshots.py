@@ -1,14 +1,17 @@
-"""The pictures in docs/images, of the quickstart's run: ``make screenshots`` makes them again."""
+"""The pictures in docs/images, most of the quickstart's run: ``make screenshots`` makes them again."""
 
 import os
 import shutil
+import string
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
+from PIL import Image
 
 from kdpl.callbacks.pictures import choose_for_sheet, draw_sheet
 from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.data.readers.letters import open_letter
 from kdpl.runtime.predictions import read_predictions
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
@@ -41,6 +44,15 @@ def test_the_figures():
     chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
     images = [open_digit(student.source) for _, student in chosen]
     draw_sheet(images, chosen, "8 test images, half of them mistakes", IMAGES / "examples.png")
+
+
+def test_the_letters():
+    """Three writers of training images above two of test images."""
+    sheet = Image.new("RGB", (26 * 32, 5 * 32))
+    for row, writer in enumerate((0, 1, 2, 70, 71)):
+        for column, letter in enumerate(string.ascii_lowercase):
+            sheet.paste(open_letter(f"letters/{writer:03d}/{letter}"), (32 * column, 32 * row))
+    sheet.quantize(64).save(IMAGES / "letters.png", optimize=True)
 
 
 def test_the_report(tmp_path):

@@ -46,12 +46,25 @@ def test_an_image_depends_on_its_writer_and_letter_alone(splits):
     assert len({image.tobytes() for image in first.values()}) == len(sources)
 
 
-def test_the_writing_is_darker_than_its_paper_and_fills_a_part_of_it(splits):
+@pytest.mark.parametrize(
+    ("source", "quarters"),
+    [
+        ("letters/000/a", [161.5, 154.7, 153.1, 163.5]),
+        ("letters/065/m", [179.2, 178.6, 162.1, 161.3]),
+        ("letters/119/z", [163.0, 156.6, 165.3, 154.7]),
+    ],
+)
+def test_images_stay_those_that_figures_are_measured_on(source, quarters):
+    pixels = np.asarray(letters.open_letter(source), dtype=float)
+    # versions of FreeType and of the JPEG decoder may round differently
+    assert pixels.reshape(2, 16, 2, 16, 3).mean((1, 3, 4)).ravel() == pytest.approx(quarters, abs=1)
+
+
+def test_the_writing_is_darker_than_its_paper_and_covers_a_part_of_it(splits):
     for record in splits.test[::37]:
         grey = np.asarray(letters.open_letter(record.source), dtype=float).mean(axis=2)
         ink = grey < grey.max() - 60
         assert 0.05 < ink.mean() < 0.7
-        assert ink[8:24, 8:24].mean() > ink[[0, -1]].mean() - 0.5
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "sklearn.datasets"])
