@@ -201,9 +201,9 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def teachers(self) -> list[FrozenTeacher]:
-        """The teachers; without a fit, the first alone."""
+        """The teachers, of which all but the first are read when they are first asked for."""
         teacher = self.teacher.module
-        return [teacher] if isinstance(teacher, FrozenTeacher) else teacher.each
+        return [teacher] if isinstance(teacher, FrozenTeacher) else teacher.open()
 
     @property
     def teacher_fingerprint(self) -> str:
@@ -223,8 +223,6 @@ class StudentDistillation(ClassifyingModule):
     @property
     def further_teachers(self) -> list[tuple[str, int, int]]:
         """Fingerprint, width and image size of each teacher but the first, as a cache of its features is described."""
-        if isinstance(self.teacher.module, TeacherMixture):
-            self.teacher.module.open()
         vectors = [teacher.vectors for teacher in self.teachers[1:]]
         return [(v.teacher, v.vectors.shape[1], v.preprocessing.image_size) for v in vectors]
 
@@ -243,10 +241,8 @@ class StudentDistillation(ClassifyingModule):
 
     def setup(self, stage: str) -> None:
         """Check the classes, and load the teachers for a fit unless their features are cached."""
-        domain, teacher = domain_of(self), self.teacher.module
+        domain = domain_of(self)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
-        if stage == "fit" and isinstance(teacher, TeacherMixture):
-            teacher.open()
         if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
             self.load_teacher()
         super().setup(stage)
@@ -334,9 +330,9 @@ class StudentDistillation(ClassifyingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the teacher, and the views that the epochs see."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_TEACHER_KEY], *more = (teacher.vectors.teacher for teacher in self.teachers)
-        if more:
-            checkpoint[_MORE_TEACHERS_KEY] = more
+        checkpoint[_TEACHER_KEY] = self.teacher_fingerprint
+        if self.further_teachers:
+            checkpoint[_MORE_TEACHERS_KEY] = [fingerprint for fingerprint, _, _ in self.further_teachers]
         checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -344,10 +340,11 @@ class StudentDistillation(ClassifyingModule):
         if _TEACHER_KEY not in checkpoint:
             raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         super().on_load_checkpoint(checkpoint)
-        first, *more = (teacher.vectors.teacher for teacher in self.teachers)
-        # a test needs the first alone, and has read no other
-        known = isinstance(self.teacher.module, FrozenTeacher) or self.teacher.module.opened
-        if checkpoint[_TEACHER_KEY] != first or (known and checkpoint.get(_MORE_TEACHERS_KEY, []) != more):
+        before, teacher = [checkpoint[_TEACHER_KEY], *checkpoint.get(_MORE_TEACHERS_KEY, [])], self.teacher.module
+        # a test needs the first teacher alone, and reads no other
+        known = isinstance(teacher, FrozenTeacher) or teacher.opened
+        more = [fingerprint for fingerprint, _, _ in self.further_teachers] if known else before[1:]
+        if before != [self.teacher_fingerprint, *more]:
             raise ArtifactError(
                 "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
                 "run, or start in a new folder"

@@ -35,11 +35,6 @@ class TeacherMixture(nn.Module):
         self._unopened = [Path(folder) for folder in more]
 
     @property
-    def each(self) -> list[FrozenTeacher]:
-        """The teachers; the first alone before ``open``."""
-        return cast(list[FrozenTeacher], list(self.teachers))
-
-    @property
     def opened(self) -> bool:
         """Whether ``open`` was called."""
         return not self._unopened
@@ -47,26 +42,25 @@ class TeacherMixture(nn.Module):
     @property
     def vectors(self) -> ClassVectors:
         """Class vectors of the first teacher."""
-        return self.each[0].vectors
+        return cast(FrozenTeacher, self.teachers[0]).vectors
 
-    def open(self) -> None:
-        """Read the other teachers' class vectors, unless that was done.
+    def open(self) -> list[FrozenTeacher]:
+        """Return the teachers; the first call reads the class vectors of all but the first, which a test does not need.
 
-        An ArtifactError if they are missing, damaged, or for other class names than the first teacher's. The test of a
-        student needs none of them.
+        An ArtifactError if they are missing, damaged, or for other class names than the first teacher's.
         """
-        first = self.each[0]
+        first = cast(FrozenTeacher, self.teachers[0])
         while self._unopened:
             folder = self._unopened[0]
             vectors = ClassVectors.of_teacher(str(folder))
             vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
             self.teachers.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))
             del self._unopened[0]
+        return cast(list[FrozenTeacher], list(self.teachers))
 
     def load(self) -> None:
         """Load all teachers, unless that was done; errors are those of ``FrozenTeacher``."""
-        self.open()
-        for teacher in self.each:
+        for teacher in self.open():
             teacher.load()
 
     def features(self, *views: Tensor) -> Tensor:
@@ -74,12 +68,13 @@ class TeacherMixture(nn.Module):
 
         ``views`` are the same ones uint8 [B, 3, S, S] in as many sizes S as the teachers have.
         """
-        return torch.cat([teacher.features(*views) for teacher in self.each], dim=1)
+        return torch.cat([teacher.features(*views) for teacher in self.open()], dim=1)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Return log p_m, float32 [M, B, C], of features [B, D_1 + … + D_M]."""
-        widths = [teacher.vectors.vectors.shape[1] for teacher in self.each]
-        parts = zip(self.each, torch.split(features, widths, dim=1), strict=True)
+        teachers = self.open()
+        widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
+        parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
         return torch.stack([teacher.logits(part).log_softmax(dim=1) for teacher, part in parts])
 
     def logits(self, features: Tensor) -> Tensor:
