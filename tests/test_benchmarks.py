@@ -17,6 +17,7 @@ from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.texts import Texts
+from benchmarks.uneven_shots import UnevenDigits, classes
 
 CPU = torch.device("cpu")
 
@@ -113,6 +114,16 @@ def test_a_messy_pool_has_all_digits_and_as_many_others_of_each_kind(share, othe
     assert len({*pool.unlabeled}) == len(pool.unlabeled)
     last = [pool.open_image(source) for source in pool.unlabeled[-2:]]
     assert {(image.size, image.mode) for image in last} == {((32, 32), "RGB")}
+
+
+def test_uneven_digits_have_one_label_of_five_classes_that_the_seed_chooses():
+    for seed in (1, 2):
+        digits = UnevenDigits(seed).read()
+        count = Counter(record.label for record in digits.train)
+        assert [count[label] for label in classes(seed)[:5]] == [1] * 5
+        assert min(count[label] for label in classes(seed)[5:]) > 16
+        assert len(digits.unlabeled) == 700
+    assert {*classes(1)[:5]} != {*classes(2)[:5]}
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from kdpl.runtime.files import write_rows, write_text
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
+_UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
+_BALANCE = "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
 _HELD_OUT = 0.25
 _MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
@@ -125,6 +127,8 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> N
     print(f"  labelled to train on: {trained or 'none, so that the teacher is the original CLIP (zero-shot)'}")
     if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
+    if fewest and min(_SHOTS, fewest[-1][1]) > _UNEVEN * fewest[0][1]:
+        print(f"  very different numbers of labels: {_BALANCE}")
     if not tested:
         print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
     elif untested := sorted({each.name for each in named.values()} - tested):

@@ -102,6 +102,15 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert splits_of(tmp_path / "third").held_out
 
 
+@pytest.mark.parametrize(("rare", "said"), [(1, True), (3, False)])
+def test_balanced_classes_are_mentioned_where_the_numbers_of_labels_differ_much(rare, said, tmp_path, capsys):
+    root = image_folder(tmp_path / "pets", images=9)
+    for i in range(rare, 9):
+        (root / f"train/cat/{i}.png").unlink()
+    assert init(root, tmp_path / "out") == 0
+    assert ("add --data.init_args.balance_classes true to the command" in capsys.readouterr().out) == said
+
+
 def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, capsys):
     root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
     for number, path in enumerate(("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")):
