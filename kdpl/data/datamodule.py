@@ -145,11 +145,11 @@ class DomainDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset before protocol and sampling, less images that are left out; read once, on first use."""
+        """The dataset before protocol and sampling, less what is left out; read once, on first use."""
         splits = self._reading.splits
         if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
             raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
-        return splits
+        return splits.without_labels() if self.shots == 0 else splits
 
     @property
     def decoding(self) -> Decoding:
@@ -207,8 +207,8 @@ class DomainDataModule(LightningDataModule):
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         names = self.tuning_class_names
         if self.shots == 0:
-            said = "shots is 0, so that no labelled image is used, but tuning prompts and pool_filter need some"
-            raise DataError(f"{said}: set shots above 0, or take the teacher zero_shot and no pool_filter")
+            said = "shots is 0, so that no labelled image is used, but prompts, pool_filter and label_weight need some"
+            raise DataError(f"{said}: set shots above 0, or do without them (configs/teacher/zero_shot.yaml)")
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
@@ -380,8 +380,8 @@ class DomainDataModule(LightningDataModule):
         return square
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Validation batches; an empty list, which skips validation, where there are no such images."""
-        if not self._sample[1]:
+        """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
+        if not self.splits.val:
             return []
         return self.evaluation_dataloader_for("val", self._square, *self._processes())
 

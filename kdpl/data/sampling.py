@@ -45,12 +45,10 @@ def few_shot(
     Args:
         train: The whole training list.
         val: The whole validation list.
-        shots: Training images a class; None: the list as it is; 0: no image of either list.
+        shots: Training images a class; None: the list as it is.
         val_shots: Validation images a class, never more than ``shots``; None: the list as it is.
         seed: Seed of the stream.
     """
-    if shots == 0:
-        return [], []
     # the same stream as that of random.seed(seed), without touching the global one
     stream = random.Random(seed)  # noqa: S311
     if val_shots is not None and shots is not None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -60,6 +60,11 @@ class Splits:
         """All images, each once: training, validation, test, unlabelled."""
         labeled = (record.source for record in chain(self.train, self.val, self.test))
         return distinct(Names.joined([Names.of(labeled), Names.of(self.unlabeled or ())]), key=iter)
+
+    def without_labels(self) -> "Splits":
+        """The dataset with labels of the test images alone, and without the validation images."""
+        unlabeled = (record.source for record in self.train) if self.unlabeled is None else self.unlabeled
+        return replace(self, train=(), val=(), unlabeled=Names.of(unlabeled))
 
     def require_training_images(self) -> None:
         """Refuse a dataset that has only test images, by a DataError."""

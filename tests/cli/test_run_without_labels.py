@@ -128,7 +128,15 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
     [
         (["--shots=-1"], ["shots", "run --help"]),
         (["--shots=two"], ["shots", "run --help"]),
-        (["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"], ["shots is 0", "pool_filter need some: set"]),
+        (
+            ["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"],
+            ["shots is 0", "pool_filter and label_weight need"],
+        ),
+        (["--shots=0", f"--student={CONFIGS}/student/labels.yaml"], ["shots is 0", "label_weight need some: set"]),
+        (
+            ["--shots=0", f"--teacher2={CONFIGS}/teacher/quickstart.yaml", "--mixture=validation"],
+            ["mixture: validation needs labelled validation images, and dataset digits has none: set mixture"],
+        ),
     ],
 )
 def test_what_needs_labels_is_one_sentence(more, words, tmp_path, capsys):

@@ -232,8 +232,9 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)
     for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(8)):
-        with world.refused(DataError, "shots is 0, so that no labelled image is used, but tuning prompts"):
+        with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts, pool_filter"):
             use()
+    assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)
 
 
 def test_base_to_novel_needs_two_classes(folder):
