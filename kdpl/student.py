@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, distributed
-from torch.nn import functional as F
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
@@ -312,9 +311,7 @@ class StudentDistillation(ClassifyingModule):
         loss = self.kd_weight * distance
         self.loss_terms: dict[str, Tensor] = {self.distill: loss.detach()}
         if isinstance(batch, Accompanied) and self.label_head is not None:
-            cross_entropy = F.cross_entropy(self.label_head(of_labeled), batch.label)
-            # over C as the divergence is, so that a weight means the same for any number of classes
-            of_labels = self.kd_weight * self.label_weight / logits.shape[1] * cross_entropy
+            of_labels = self.kd_weight * self.label_weight * self.label_head.loss(of_labeled, batch.label)
             self.loss_terms["labels"] = of_labels.detach()
             loss = loss + of_labels
         agreement = (logits.argmax(dim=1) == target_logits.argmax(dim=1)).float().mean()

@@ -30,6 +30,10 @@ class LabelHead(Float32Module):
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.weight, self.bias)
 
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of labels [B], over B·C as the losses are, so that a weight is the same for any C; a scalar."""
+        return F.cross_entropy(self(features), labels) / len(self.bias)
+
     def mix(self, logits: Tensor, features: Tensor) -> Tensor:
         """Log probabilities [B, C] of the mixture, from the logits [B, C] by class vectors, and the features [B, D]."""
         return mix_heads(logits, self(features), self.alpha, self.beta)
