@@ -16,6 +16,7 @@ from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.head_mix import MixHeads
 from kdpl.callbacks.pool_filter import FilterPool
+from kdpl.callbacks.refine_pool import RefinePool
 from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
@@ -45,6 +46,8 @@ from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import Mixture, TeacherMixture
+from kdpl.targets.refined import RefinedTarget
+from kdpl.targets.refinement import RefinementConfig
 
 _TEACHER_KEY = "kdpl_teacher"
 _MORE_TEACHERS_KEY = "kdpl_more_teachers"
@@ -84,7 +87,9 @@ class StudentDistillation(ClassifyingModule):
         fine_tune: Train the whole image tower as well; None: only a network of timm, which is no CLIP.
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps into their space;
             ``student``: the student uses text features of its own CLIP, and has no projector.
-        target: The distribution that the student learns: ``teacher``, or the class path of a ``kdpl.targets.Target``.
+        target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's predictions corrected
+            by the shape of the pool (docs/targets.md); or the class path of a ``kdpl.targets.Target``.
+        refinement: Settings of ``target: refined``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
@@ -117,6 +122,7 @@ class StudentDistillation(ClassifyingModule):
         fine_tune: bool | None = None,
         text_features: Literal["teacher", "student"] = "teacher",
         target: str = "teacher",
+        refinement: RefinementConfig = RefinementConfig(),
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
@@ -183,6 +189,7 @@ class StudentDistillation(ClassifyingModule):
         first = FrozenTeacher(self.teacher_folder, self.shared_vectors)
         self.teacher: Frozen[FrozenTeacher | TeacherMixture]
         self.teacher = Frozen(TeacherMixture(first, more_teachers, mixture) if more_teachers else first)
+        self.refinement = refinement
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
     def _own_vectors(self, own: Clip) -> ClassVectors:
@@ -231,9 +238,10 @@ class StudentDistillation(ClassifyingModule):
         return [self.teacher_image_size, *(size for _, _, size in self.further_teachers)]
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Weigh teachers, leave out images and choose the epoch if asked to, then write the classifier."""
+        """Weigh teachers, choose images, refine targets and choose the epoch if asked to, then write the classifier."""
         asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
         asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
+        asked += [RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else []
         asked += [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
         asked += [MixHeads()] if self.label_head is not None else []
         return [*asked, SaveClassifier()]

@@ -8,21 +8,15 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from kdpl.callbacks.teacher_cache import teacher_encoder
+from kdpl.callbacks.teacher_cache import mean_features
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.feature_cache import AllViews
-from kdpl.data.parallel import progress_bar
 from kdpl.data.reading import read_skip_list
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import LEFT_OUT_FILE
-
-_VIEWS = 4
 
 
 class FilterPool(Callback):
@@ -66,22 +60,8 @@ class FilterPool(Callback):
 
 
 def _similarities(trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64]) -> Tensor:
-    """The similarity of each of these images, float32 [N], of which every process computes its share."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    own = slice(trainer.global_rank, None, trainer.world_size)
-    loader = DataLoader(
-        AllViews(images, _VIEWS),
-        batch_size=max(1, data.eval_batch_size // _VIEWS),
-        sampler=indices[own],
-        num_workers=data.num_workers,
-        generator=torch.Generator(),
+    """The similarity of each of these images, float32 [N]."""
+    features = mean_features(trainer, student, images, indices)
+    return torch.cat(
+        [(part @ student.shared_vectors.vectors.to(part).T).amax(dim=1) for part in torch.split(features, 4096)]
     )
-    encode, vectors = teacher_encoder(trainer, student), student.shared_vectors.vectors.to(student.device)
-    similarities, parts = torch.zeros(len(indices), device=student.device), []
-    with progress_bar(shown=trainer.is_global_zero) as progress:
-        for views in progress.track(loader, description="similarity to the classes"):
-            features = encode(views.flatten(0, 1)).view(len(views), _VIEWS, -1).mean(dim=1)
-            parts.append((F.normalize(features, dim=1) @ vectors.T).amax(dim=1))
-    similarities[own] = torch.cat([similarities[:0], *parts])
-    total: Tensor = trainer.strategy.reduce(similarities, reduce_op="sum")
-    return total

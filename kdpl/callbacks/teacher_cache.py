@@ -5,12 +5,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from kdpl.data.feature_cache import FeatureCache, Manifest, Work, fill, require_same_views
+from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.feature_cache import AllViews, FeatureCache, Manifest, Work, fill, require_same_views
 from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
+
+_VIEWS = 4  # whose mean stands for an image
 
 
 class FillTeacherCache(Callback):
@@ -79,3 +87,30 @@ def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable
         return features
 
     return encode
+
+
+def mean_features(
+    trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64], number: int = 0
+) -> Tensor:
+    """A teacher's normalised mean feature over four views of each of these images, float32 [N, D].
+
+    Every process computes its share, and has all of them in the end. The images are of the size of that teacher, which
+    is the one of this ``number`` among several.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    own = slice(trainer.global_rank, None, trainer.world_size)
+    loader = DataLoader(
+        AllViews(images, _VIEWS),
+        batch_size=max(1, data.eval_batch_size // _VIEWS),
+        sampler=indices[own],
+        num_workers=data.num_workers,
+        generator=torch.Generator(),
+    )
+    encode, width = teacher_encoder(trainer, student, number), student.teachers[number].vectors.vectors.shape[1]
+    features = torch.zeros(len(indices), width, device=student.device)
+    with progress_bar(shown=trainer.is_global_zero) as progress:
+        batches = progress.track(loader, description="teacher's features")
+        parts = [encode(views.flatten(0, 1)).view(len(views), _VIEWS, -1).mean(dim=1) for views in batches]
+    features[own] = torch.cat([features[:0], *parts])
+    total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
+    return F.normalize(total, dim=1)

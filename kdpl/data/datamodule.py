@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages, WithLabels
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, digest_of, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.parallel import cores
@@ -332,8 +332,22 @@ class DomainDataModule(LightningDataModule):
 
     def labeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of the labelled training images, without their labels."""
-        sources = Names.of(record.source for record in self._training_records())
-        return UnlabeledImages(sources, self._view(image_size, self.seed))
+        return self.images_of([record.source for record in self._training_records()], image_size)
+
+    def images_of(self, sources: Sequence[str], image_size: int) -> UnlabeledImages:
+        """Views of images of this domain."""
+        return UnlabeledImages(Names.of(sources), self._view(image_size, self.seed))
+
+    def tuning_records(self, split: Literal["labeled", "val"]) -> list[Record]:
+        """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
+        if split == "labeled":
+            return self._training_records() if self.shots != 0 else []
+        return with_labels(self._sample[1], range(len(self.tuning_class_names)))
+
+    @property
+    def pool_digest(self) -> str:
+        """Digest of the list of all unlabelled images."""
+        return digest_of(self._unlabeled_sources)
 
     def _view(self, image_size: int, seed: int) -> RandomView:
         return RandomView(self.splits.open_image, self.augmentation, image_size, seed)

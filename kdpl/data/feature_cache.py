@@ -76,7 +76,7 @@ class Manifest(BaseModel):
         described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
         return cls(
             images=len(sources),
-            sources=_digest(sources),
+            sources=digest_of(sources),
             augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **described},
             views=views,
             images_per_shard=max(-(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1),
@@ -325,7 +325,7 @@ def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
         raise DataError(f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}") from error
 
 
-def _digest(sources: Sequence[str]) -> str:
+def digest_of(sources: Sequence[str]) -> str:
     """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
     try:
         base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path

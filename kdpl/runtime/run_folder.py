@@ -14,6 +14,7 @@ CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 LEFT_OUT_FILE = "left_out.csv"
 WEIGHTS_FILE = "teacher_weights.json"
+POOL_TARGETS_FILE = "pool_targets.safetensors"
 FIGURES_FOLDER = "figures"
 RESULTS_FILE = "test.json"
 PREDICTIONS_FILE = "test_predictions.csv"

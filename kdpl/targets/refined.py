@@ -1,0 +1,133 @@
+"""Refined targets: what the unlabelled images were assigned to, as a file in a run's folder, and as a ``Target``."""
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pydantic.dataclasses
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+from kdpl.class_vectors import FrozenTeacher
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.class_names import ClassName
+from kdpl.targets import Target
+
+KIND = "pool targets"
+VERSION = 1
+
+MOST_CLASSES = 1000
+"""Classes up to which all probabilities of an image are stored, and not the largest alone."""
+
+_LARGEST = 32
+_FLOOR = 1e-3  # of probability that is spread over all classes, since assignments are nearly one-hot
+_REMEDY = "remove it, and run the same command again"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Moved(NamedTuple):
+    """An image that is assigned to another class than the teacher's."""
+
+    source: Text
+    before: int
+    after: int
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class PoolManifest:
+    """What the assignments of a pool depend on, what was decided about them, and why.
+
+    Attributes:
+        teacher: Fingerprint of the teacher, or of several, by a + between them.
+        class_names: The names of the classes, by label.
+        pool: Digest of the list of all unlabelled images.
+        settings: The settings of the refinement.
+        share: The assignments' share a of the target; 0 where the teacher's predictions were better.
+        reason: Why they are taken or not.
+        accuracy: Of teacher and assignments on labelled images that neither saw; None without such images.
+        before: Images that the teacher predicts of each class.
+        after: Images that are assigned to each class.
+        moved: Number of images whose class changed.
+        examples: Some of those, spread over the pool.
+    """
+
+    teacher: Text
+    class_names: tuple[ClassName, ...]
+    pool: Text
+    settings: dict[str, Any]
+    share: Share
+    reason: Text
+    accuracy: tuple[Share, Share] | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    moved: int
+    examples: tuple[Moved, ...]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+class PoolTargets(PoolManifest):
+    """Assignments of unlabelled images: their indices among all, int64 [N], and probabilities, float16 [N, C]."""
+
+    images: Tensor
+    assignments: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically; beyond 1,000 classes the largest probabilities of each image alone."""
+        tensors = {"images": self.images}
+        if len(self.class_names) <= MOST_CLASSES:
+            tensors["assignments"] = self.assignments.half()
+        else:
+            values, classes = self.assignments.topk(_LARGEST, dim=1)
+            tensors |= {"values": values.half(), "classes": classes.int()}
+        fields = TypeAdapter(PoolManifest).dump_python(self, mode="json")
+        write_tensors(path, KIND, VERSION, tensors, fields)
+
+    @classmethod
+    def load(cls, path: Path) -> "PoolTargets":
+        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
+        tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
+        manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
+        classes = len(manifest.class_names)
+        try:
+            images = tensors["images"].long()
+            if "assignments" in tensors:
+                assignments = tensors["assignments"]
+            else:
+                assignments = torch.zeros(len(images), classes, dtype=torch.float16)
+                assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
+            if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
+                raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
+        return cls(images=images, assignments=assignments, **vars(manifest))
+
+
+class RefinedTarget(Target):
+    """Teacher's prediction of the view and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md)."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        super().__init__(teacher)
+        self.share: float | None = None
+        self.rows = self.log_assignments = torch.empty(0)
+
+    def use(self, targets: PoolTargets, device: torch.device) -> None:
+        """Use these assignments, on a device; to be called before the first step."""
+        self.share = targets.share
+        if self.share:
+            z = targets.assignments.to(device, torch.float32) + _FLOOR / targets.assignments.shape[1]
+            self.log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
+            self.rows = torch.full((int(targets.images.max()) + 1,), -1)
+            self.rows[targets.images] = torch.arange(len(targets.images))
+            self.rows = self.rows.to(device)
+
+    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
+        """Return logits of the target [B, C]; a ConfigError before ``use``."""
+        if self.share is None:
+            raise ConfigError("the refined targets are not there: fit the student by its command, which makes them")
+        predicted = self.teacher.logits(features)
+        if not self.share:
+            return predicted
+        assigned = self.log_assignments[self.rows[indices]].float()
+        return self.share * assigned + (1 - self.share) * predicted.log_softmax(dim=1)

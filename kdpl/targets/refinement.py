@@ -1,0 +1,180 @@
+"""Refinement of a teacher's predictions by the shape of the data that they are of: the mathematics alone.
+
+Transductive, after the idea of TransCLIP (arXiv 2406.01837): images that lie close together are of one class, and the
+images of a class lie around its mean. Pure tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.errors import ConfigError
+
+_CELLS = 2**25  # of a matrix that is made at a time, 128 MiB in float32
+_LEAST_PRIOR = 1e-9
+_LEAST_VARIANCE = 1e-6
+_LEAST_MASS = 1e-6
+_INNER = 5
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """Settings of the refinement of a teacher's predictions on the unlabelled images.
+
+    Attributes:
+        mode: ``auto`` takes it only where it is better on labelled validation images by more than a standard error;
+            without validation images where there are at most four labels a class; ``always``.
+        neighbors: k, nearest neighbours of an image by cosine.
+        graph: γ, weight of what the neighbours are assigned to.
+        likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature depend on each other;
+            None: 0.3 where the teacher saw at most one label a class, and 0.03 where its predictions are better.
+        prior: λ, weight of the teacher's own predictions.
+        rounds: Rounds, of five updates of the assignments and one of the Gaussians each.
+        share: a, the refined assignment's share of the target, p ∝ teacher^(1−a) · assignment^a.
+        search: ``exact`` search of neighbours, or ``faiss``, approximate and for pools beyond some 100,000 images.
+    """
+
+    mode: Literal["auto", "always"] = "auto"
+    neighbors: int = 10
+    graph: float = 3.0
+    likelihood: float | None = None
+    prior: float = 1.0
+    rounds: int = 15
+    share: float = 1.0
+    search: Literal["exact", "faiss"] = "exact"
+
+    def __post_init__(self) -> None:
+        for name, least in (("neighbors", 1), ("graph", 0), ("likelihood", 0), ("prior", 0), ("rounds", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"refinement.{name} must be at least {least}, not {value}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"refinement.share must be above 0 and at most 1, not {self.share}")
+
+    def for_shots(self, shots: float) -> "RefinementConfig":
+        """With a number for ``likelihood``, by the labels a class that the teacher saw."""
+        return self if self.likelihood is not None else replace(self, likelihood=0.03 if shots > 1 else 0.3)
+
+
+class Refined(NamedTuple):
+    """Assignments to the classes float32 [N, C], and the classes' means [C, D] and shared variances [D]."""
+
+    assignments: Tensor
+    means: Tensor
+    variances: Tensor
+
+
+def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Tensor]:
+    """Cosines and indices, both [N, k], of the k nearest other images by normalised features [N, D].
+
+    O(N·k) memory. A ConfigError if ``search`` is ``faiss`` and it is not installed.
+    """
+    n = len(features)
+    k = min(k, n - 1)
+    if search == "faiss":
+        return _nearest_by_faiss(features, k)
+    cosines, indices = features.new_empty(n, k), torch.empty(n, k, dtype=torch.long, device=features.device)
+    for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
+        similarity = features[rows] @ features.T
+        similarity[torch.arange(len(rows)), rows] = -2  # not its own neighbour
+        cosines[rows], indices[rows] = similarity.topk(k, dim=1)
+    return cosines, indices
+
+
+def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            "refinement.search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
+        ) from error
+    rows = features.float().cpu().numpy()
+    lists = max(1, int(4 * len(rows) ** 0.5))
+    index = faiss.index_factory(rows.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(rows[:: max(1, len(rows) // (64 * lists))])
+    index.add(rows)
+    index.nprobe = max(1, lists // 32)
+    cosines, indices = (torch.from_numpy(each) for each in index.search(rows, k + 1))
+    own = indices == torch.arange(len(rows))[:, None]
+    own[~own.any(dim=1), k] = True  # a duplicate stood before it
+    kept = ~own
+    cosines, indices = (each[kept].view(-1, k).to(features.device) for each in (cosines, indices))
+    # fewer were found than asked for
+    return cosines.masked_fill(indices < 0, 0), indices.clamp_min(0)
+
+
+def affinity(cosines: Tensor, indices: Tensor) -> Tensor:
+    """The symmetric sparse matrix [N, N] of neighbours [N, k]: half of each cosine both ways, negative ones 0."""
+    n, k = indices.shape
+    rows = torch.arange(n, device=indices.device).repeat_interleave(k)
+    halves = cosines.clamp_min(0).flatten().float() / 2
+    both = torch.stack([torch.cat([rows, indices.flatten()]), torch.cat([indices.flatten(), rows])])
+    return torch.sparse_coo_tensor(both, torch.cat([halves, halves]), (n, n), check_invariants=False).coalesce()
+
+
+def refine(
+    features: Tensor,
+    predictions: Tensor,
+    neighbors: Tensor,
+    labels: Tensor | None = None,
+    config: RefinementConfig = RefinementConfig(),
+    on_round: Callable[[int], object] = lambda done: None,  # noqa: ARG005
+) -> Refined:
+    """Assign images to classes by the teacher's predictions, their neighbours, and a Gaussian for each class.
+
+    From z = y, in each round means and one diagonal covariance are fitted to the assignments z, then five times
+    z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images are updated at once, so their order
+    does not matter.
+
+    Args:
+        features: Normalised features f of all images, float [N, D].
+        predictions: The teacher's probabilities y, float [N, C].
+        neighbors: The result a of ``affinity``, sparse [N, N].
+        labels: Classes of labelled images, whose z stays the label, and −1 for the others, [N]; None: none is labelled.
+        config: Its weights.
+        on_round: Called after each round with the number of those done.
+    """
+    weight = 0.3 if config.likelihood is None else config.likelihood
+    known = None if labels is None else torch.nonzero(labels >= 0).flatten()
+    fixed = None if labels is None or known is None else F.one_hot(labels[known], predictions.shape[1]).float()
+
+    def clamp(z: Tensor) -> Tensor:
+        if fixed is not None and known is not None:
+            z[known] = fixed
+        return z
+
+    z = clamp(predictions.float().clone())
+    parts = torch.split(torch.arange(len(z), device=z.device), max(1, _CELLS // max(*z.shape[1:], features.shape[1])))
+    for done in range(1, config.rounds + 1):
+        means, variances = _fit(features, z, parts)
+        fields = torch.empty_like(z)
+        precision = weight / variances
+        bias = 0.5 * (means * means * precision).sum(dim=1)
+        for part in parts:
+            # the terms of log N that are the same for all classes cancel in the softmax
+            gaussians = features[part].float() @ (means * precision).T - bias
+            fields[part] = gaussians + config.prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
+        for _ in range(_INNER):
+            z = torch.sparse.mm(neighbors, z).mul_(config.graph).add_(fields)
+            for part in parts:
+                z[part] = z[part].softmax(dim=1)
+            clamp(z)
+        on_round(done)
+    return Refined(z, *_fit(features, z, parts))
+
+
+def _fit(features: Tensor, z: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Class means [C, D] and the shared diagonal variance [D] of images [N, D] by their assignments [N, C]."""
+    mass = z.sum(dim=0).clamp_min(_LEAST_MASS)
+    sums = features.new_zeros(z.shape[1], features.shape[1], dtype=torch.float32)
+    squares = sums.new_zeros(features.shape[1])
+    for part in parts:
+        rows = features[part].float()
+        sums += z[part].T @ rows
+        squares += (rows * rows).sum(dim=0)
+    means = sums / mass[:, None]
+    variances = (squares - (mass[:, None] * means * means).sum(dim=0)) / len(z)
+    return means, variances.clamp_min(_LEAST_VARIANCE)
