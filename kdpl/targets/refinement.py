@@ -50,9 +50,9 @@ class RefinementConfig:
     def __post_init__(self) -> None:
         for name, least in (("neighbors", 1), ("graph", 0), ("likelihood", 0), ("prior", 0), ("rounds", 1)):
             if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"refinement.{name} must be at least {least}, not {value}")
+                raise ConfigError(f"refinement.{name} must be at least {least}, not {value}: correct it")
         if not 0 < self.share <= 1:
-            raise ConfigError(f"refinement.share must be above 0 and at most 1, not {self.share}")
+            raise ConfigError(f"refinement.share must be above 0 and at most 1, not {self.share}: correct it")
 
     def for_shots(self, shots: float) -> "RefinementConfig":
         """With a number for ``likelihood``, by the labels a class that the teacher saw."""
@@ -92,11 +92,11 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
             "refinement.search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
         ) from error
     rows = features.float().cpu().numpy()
-    lists = max(1, int(4 * len(rows) ** 0.5))
+    lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)  # as many as faiss finds enough images to fit to
     index = faiss.index_factory(rows.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(rows[:: max(1, len(rows) // (64 * lists))])
     index.add(rows)
-    index.nprobe = max(1, lists // 32)
+    index.nprobe = max(16, lists // 32)
     cosines, indices = (torch.from_numpy(each) for each in index.search(rows, k + 1))
     own = indices == torch.arange(len(rows))[:, None]
     own[~own.any(dim=1), k] = True  # a duplicate stood before it
