@@ -93,7 +93,8 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ) from error
     rows = features.float().cpu().numpy()
     lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)  # as many as faiss finds enough images to fit to
-    index = faiss.index_factory(rows.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    width = rows.shape[1]
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(rows[:: max(1, len(rows) // (64 * lists))])
     index.add(rows)
     index.nprobe = max(16, lists // 32)
