@@ -28,11 +28,14 @@ class WeighTeachers(Callback):
         self.weights: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a domain without validation images."""
-        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
-        if stage == "fit" and not any(record.label < _num_base(pl_module) for record in splits.val):
-            said = f"mixture: validation needs labelled validation images, and {splits.origin} has none"
-            raise DataError(f"{said}: set mixture to mean or confidence")
+        """Refuse a domain without validation images, or whose labels are not to be seen."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        seen = [] if data.shots == 0 else data.splits.val
+        if stage == "fit" and not any(record.label < _num_base(pl_module) for record in seen):
+            raise DataError(
+                "mixture: validation needs labelled validation images, and this run has none: set mixture to mean or "
+                "confidence"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the weights, on all processes together, unless a checkpoint has them."""

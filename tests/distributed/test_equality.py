@@ -87,6 +87,7 @@ MODULES = {
     "teacher": teacher,
     "student": student,
     "student without batch norm": partial(student, kind=WithoutBatchNorm),
+    "student of two teachers": lambda folder: student(folder, more_teachers=[str(folder)], mixture="validation"),
     "student with labels": partial(student, label_weight=1.0),
 }
 

@@ -163,10 +163,12 @@ class TestValidation:
         base = [record for record in world.digits(50).splits.val if record.label < 5]
         assert json.loads((tmp_path / "teacher_weights.json").read_text())["images"] == len(base) < 198
 
-    def test_without_validation_images_it_is_refused(self, written, tmp_path, monkeypatch):
-        monkeypatch.setattr(DomainDataModule, "splits", replace(read_digits(), val=()))
+    @pytest.mark.parametrize("no_labels", [True, False])
+    def test_without_validation_images_it_is_refused(self, no_labels, written, tmp_path, monkeypatch):
+        if not no_labels:
+            monkeypatch.setattr(DomainDataModule, "splits", replace(read_digits(), val=()))
         with world.refused(DataError, "needs labelled validation images, .* none: set mixture to mean or confidence"):
-            self.distil(written, tmp_path)
+            self.distil(written, tmp_path, data={"shots": 0} if no_labels else {})
 
 
 class TestRefusals:
