@@ -28,10 +28,9 @@ class WeighTeachers(Callback):
         self.weights: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a domain without validation images, or whose labels are not to be seen."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        seen = [] if data.shots == 0 else data.splits.val
-        if stage == "fit" and not any(record.label < _num_base(pl_module) for record in seen):
+        """Refuse a domain without validation images whose labels may be seen."""
+        labeled = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        if stage == "fit" and not any(record.label < _num_base(pl_module) for record in labeled):
             raise DataError(
                 "mixture: validation needs labelled validation images, and this run has none: set mixture to mean or "
                 "confidence"
