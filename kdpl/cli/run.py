@@ -6,9 +6,8 @@ import hashlib
 import itertools
 import json
 import os
-import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,10 @@ from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     CONFIG_FILE,
     DECODED_FILE,
-    FIGURES_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
     STAGE_FOLDERS,
-    SUMMARY_FILE,
 )
 
 _NO_PROMPTS = (
@@ -108,6 +105,7 @@ def run(
 
     from kdpl.cli.fit import run_command
     from kdpl.cli.report import report
+    from kdpl.cli.run_summary import summarize
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
@@ -148,7 +146,7 @@ def run(
         if first:
             if unfinished or not (folder / REPORT_FILE).is_file():
                 report(str(folder), trust=True)
-            _summarize(console, folder, nothing_done=not unfinished)
+            summarize(console, folder, nothing_done=not unfinished)
     return 0
 
 
@@ -273,56 +271,3 @@ def _require_own_folder(out: Path) -> None:
             f"--out {out} contains something other than a run ({visible(min(foreign))}): choose another --out or empty "
             "it"
         )
-
-
-def _summarize(console: Any, out: Path, nothing_done: bool) -> None:
-    from kdpl.runtime.predictions import read_results
-
-    untuned = out / "zero_shot" / "teacher"
-    rows = {
-        "teacher's CLIP, zero-shot": untuned,
-        # without labels, the teacher is the original CLIP itself
-        f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
-        "second teacher": out / "teacher2",
-        "student's CLIP, zero-shot": out / "zero_shot" / "student",
-        "student, distilled": out / "student",
-    }
-    tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
-    results = {title: read_results(folder) for title, folder in tested.items()}
-    if not nothing_done or not (out / SUMMARY_FILE).is_file():
-        write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
-    console.print()
-    if nothing_done:
-        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
-    console.print(_table(results) if results else "there are no test images: nothing was tested")
-    classifier = out / "student" / CLASSIFIER_FOLDER
-    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
-    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
-    for what, path in places:
-        # unlike print, this does not break a long path into lines
-        console.out(f"{what:<11} {path}", highlight=False)
-    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)
-
-
-def _table(results: Mapping[str, dict[str, float]]) -> Any:
-    from rich.table import Table
-
-    from kdpl.metrics import ACCURACY_COLUMNS, test_key
-
-    columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
-    columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
-    some = next(iter(results.values()))
-    held_out = ", held out of the labelled ones" if some.get("held_out") else ""
-    transductive = "transductive: unlabelled images of novel classes were seen in distillation"
-    table = Table(
-        title=f"accuracy on {some['images']:.0f} test images{held_out}, %",
-        title_justify="left",
-        caption=transductive if test_key("novel_acc") in columns else None,
-        caption_justify="left",
-    )
-    table.add_column("")
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for title, row in results.items():
-        table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
-    return table

@@ -1,0 +1,62 @@
+"""What a finished run prints: its accuracies, and where its classifier, report and pictures are."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from kdpl.metrics import ACCURACY_COLUMNS, test_key
+from kdpl.runtime.files import write_text
+from kdpl.runtime.predictions import read_results
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, SUMMARY_FILE
+
+
+def summarize(console: Any, out: Path, nothing_done: bool) -> None:
+    """Print the accuracies that were measured and where everything is; write the accuracies into the run's folder."""
+    untuned = out / "zero_shot" / "teacher"
+    rows = {
+        "teacher's CLIP, zero-shot": untuned,
+        # without labels, the teacher is the original CLIP itself
+        f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
+        "second teacher": out / "teacher2",
+        "student's CLIP, zero-shot": out / "zero_shot" / "student",
+        "student, distilled": out / "student",
+    }
+    tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
+    results = {title: read_results(folder) for title, folder in tested.items()}
+    if not nothing_done or not (out / SUMMARY_FILE).is_file():
+        write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
+    console.print()
+    if nothing_done:
+        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
+    console.print(_table(results) if results else "there are no test images: nothing was tested")
+    classifier = out / "student" / CLASSIFIER_FOLDER
+    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
+    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
+    for what, path in places:
+        # unlike print, this does not break a long path into lines
+        console.out(f"{what:<11} {path}", highlight=False)
+    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)
+
+
+def _table(results: Mapping[str, dict[str, float]]) -> Any:
+    columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
+    columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
+    some = next(iter(results.values()))
+    held_out = ", held out of the labelled ones" if some.get("held_out") else ""
+    transductive = "transductive: unlabelled images of novel classes were seen in distillation"
+    table = Table(
+        title=f"accuracy on {some['images']:.0f} test images{held_out}, %",
+        title_justify="left",
+        caption=transductive if test_key("novel_acc") in columns else None,
+        caption_justify="left",
+    )
+    table.add_column("")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for title, row in results.items():
+        table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
+    return table
