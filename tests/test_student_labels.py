@@ -140,9 +140,14 @@ class TestRefusals:
         with world.refused(ConfigError, "label_weight is -1: it must be above 0, or 0 for"):
             make_student(tmp_path, label_weight=-1)
 
-    def test_labels_of_some_classes_alone(self, teacher_folder, tmp_path):
-        data = world.digits(8, protocol="base_to_novel")
-        match = (
-            "labelled images of every class, but 'five' has none under protocol base_to_novel: set label_weight to 0"
-        )
-        refuse(make_student(teacher_folder, label_weight=1.0), tmp_path, ConfigError, match, data)
+    @pytest.mark.parametrize(
+        ("options", "lacks"),
+        [
+            ({"protocol": "base_to_novel"}, r"'five' has none \(shots None, protocol base_to_novel\)"),
+            ({"shots": 0}, r"'zero' has none \(shots 0, protocol all\)"),
+        ],
+    )
+    def test_classes_without_labels(self, options, lacks, teacher_folder, tmp_path):
+        match = f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0"
+        student = make_student(teacher_folder, label_weight=1.0)
+        refuse(student, tmp_path, ConfigError, match, world.digits(8, **options))

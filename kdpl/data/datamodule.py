@@ -222,11 +222,11 @@ class DomainDataModule(LightningDataModule):
 
     def _companions(self) -> list[Record]:
         """The labelled images of a student with labels, of every class, or a ConfigError."""
-        records = self._training_records()
+        records = [] if self.shots == 0 else self._training_records()
         missing = sorted(set(range(len(self.class_names))) - {record.label for record in records})
         if missing:
             # the head would learn that these classes never occur
-            lacks = f"{self.class_names[missing[0]]!r} has none under protocol {self.protocol}"
+            lacks = f"{self.class_names[missing[0]]!r} has none (shots {self.shots}, protocol {self.protocol})"
             raise ConfigError(f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0")
         return records
 
