@@ -18,6 +18,8 @@ from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import LEFT_OUT_FILE
 
+_VIEWS = 4
+
 
 class FilterPool(Callback):
     """Leaves out unlabelled images that are less similar to the classes than nearly all labelled images are.
@@ -61,7 +63,7 @@ class FilterPool(Callback):
 
 def _similarities(trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64]) -> Tensor:
     """The similarity of each of these images, float32 [N]."""
-    features = mean_features(trainer, student, images, indices)
+    features = mean_features(trainer, student, images, indices, _VIEWS)
     return torch.cat(
         [(part @ student.shared_vectors.vectors.to(part).T).amax(dim=1) for part in torch.split(features, 4096)]
     )

@@ -24,7 +24,7 @@ _SHOWN = 60  # images that moved
 class RefinePool(Callback):
     """Assigns the unlabelled images to classes, and has the student learn that.
 
-    The teacher's features are normalised means over four views. Labelled images take part with their labels; so do
+    The teacher's features are normalised means over some views. Labelled images take part with their labels; so do
     validation images without theirs, on which it is decided if the result is better than the teacher. Written to
     ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
     """
@@ -67,10 +67,12 @@ class RefinePool(Callback):
         further = [record for record in labeled if place[record.source] < 0] + held_out
         each = []
         for number, size in enumerate(student.teacher_image_sizes):
-            parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, number)]
+            parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, self.config.views, number)]
             if further:
                 images = data.images_of([record.source for record in further], size)
-                parts.append(mean_features(trainer, student, images, np.arange(len(further)), number))
+                parts.append(
+                    mean_features(trainer, student, images, np.arange(len(further)), self.config.views, number)
+                )
             each.append(torch.cat(parts))
         features = torch.cat(each, dim=1)
         predicted = student.teacher.module.logits(features).softmax(dim=1)

@@ -18,8 +18,6 @@ from kdpl.data.feature_cache import AllViews, FeatureCache, Manifest, Work, fill
 from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
 
-_VIEWS = 4  # whose mean stands for an image
-
 
 class FillTeacherCache(Callback):
     """Computes what the teacher cache lacks, on all processes together, before the first epoch.
@@ -90,9 +88,9 @@ def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable
 
 
 def mean_features(
-    trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64], number: int = 0
+    trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64], views: int, number: int = 0
 ) -> Tensor:
-    """A teacher's normalised mean feature over four views of each of these images, float32 [N, D].
+    """A teacher's normalised mean feature over some views of each of these images, float32 [N, D].
 
     Every process computes its share, and has all of them in the end. The images are of the size of that teacher, which
     is the one of this ``number`` among several.
@@ -100,8 +98,8 @@ def mean_features(
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     own = slice(trainer.global_rank, None, trainer.world_size)
     loader = DataLoader(
-        AllViews(images, _VIEWS),
-        batch_size=max(1, data.eval_batch_size // _VIEWS),
+        AllViews(images, views),
+        batch_size=max(1, data.eval_batch_size // views),
         sampler=indices[own],
         num_workers=data.num_workers,
         generator=torch.Generator(),
@@ -110,7 +108,7 @@ def mean_features(
     features = torch.zeros(len(indices), width, device=student.device)
     with progress_bar(shown=trainer.is_global_zero) as progress:
         batches = progress.track(loader, description="teacher's features")
-        parts = [encode(views.flatten(0, 1)).view(len(views), _VIEWS, -1).mean(dim=1) for views in batches]
+        parts = [encode(each.flatten(0, 1)).view(len(each), views, -1).mean(dim=1) for each in batches]
     features[own] = torch.cat([features[:0], *parts])
     total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
     return F.normalize(total, dim=1)

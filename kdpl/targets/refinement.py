@@ -28,6 +28,7 @@ class RefinementConfig:
     Attributes:
         mode: ``auto`` takes it only where it is better on labelled validation images by more than a standard error;
             without validation images where there are at most four labels a class; ``always``.
+        views: Views of an image, whose mean feature stands for it.
         neighbors: k, nearest neighbours of an image by cosine.
         graph: γ, weight of what the neighbours are assigned to.
         likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature depend on each other;
@@ -39,6 +40,7 @@ class RefinementConfig:
     """
 
     mode: Literal["auto", "always"] = "auto"
+    views: int = 8
     neighbors: int = 10
     graph: float = 3.0
     likelihood: float | None = None
@@ -48,7 +50,14 @@ class RefinementConfig:
     search: Literal["exact", "faiss"] = "exact"
 
     def __post_init__(self) -> None:
-        for name, least in (("neighbors", 1), ("graph", 0), ("likelihood", 0), ("prior", 0), ("rounds", 1)):
+        for name, least in (
+            ("views", 1),
+            ("neighbors", 1),
+            ("graph", 0),
+            ("likelihood", 0),
+            ("prior", 0),
+            ("rounds", 1),
+        ):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"refinement.{name} must be at least {least}, not {value}: correct it")
         if not 0 < self.share <= 1:
