@@ -18,8 +18,9 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.readers.digits import read_digits
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE
 from kdpl.targets.mixture import TeacherMixture, likeliest_weights
+from kdpl.targets.refined import PoolTargets
 
 MODELS = {"first": "test-teacher-quickgelu", "second": "test-large"}
 WIDTHS = {"first": 24, "second": 28}
@@ -212,6 +213,24 @@ def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, 
     student = world.make_student(tmp_path / "nowhere", kd_weight=20, **nowhere)
     metrics = world.evaluate(student, tmp_path, world.digits(50), tmp_path / "epoch=1.ckpt")
     assert 0 < metrics["test/acc"] < 1
+
+
+def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_path, plain_of):
+    root, teachers = written
+    # every view of an image is then the same, and so is the mean of its features
+    data = {"augmentation": "none", "unlabeled_share": 0.1}
+    options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": "refined"}
+    Distilled(root / "first", tmp_path, **options, **settings(root, mixture="confidence"))
+    made = PoolTargets.load(tmp_path / POOL_TARGETS_FILE)
+    assert made.teacher == "+".join(teachers[name][0].teacher for name in MODELS)
+    images, rows, vectors = world.digits(50, **data), {}, {}
+    for name, model in MODELS.items():
+        pool = images.unlabeled_images(teachers[name][0].preprocessing.image_size)
+        views = torch.stack([pool[int(index), 0][0] for index in images.unlabeled_indices])
+        vectors[name] = teachers[name][0].vectors.double().numpy()
+        rows[name] = normalized(plain_of(model).image_features(views, teachers[name][1].double())).numpy()
+    predicted = plain_mixture(rows, vectors, "confidence").argmax(dim=1)
+    assert list(made.before) == torch.bincount(predicted, minlength=10).tolist()
 
 
 class TestCaches:
