@@ -29,13 +29,18 @@ def markdown(tables: Sequence[Table]) -> str:
     """Write one Markdown table for each table, with its title above it where there are several."""
     parts = []
     for table in tables:
-        lines, notes = _lines(table, _markdown_text, "**{}**")
-        rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
-        labels = len(lines[0]) - len(table.columns)
-        rows.insert(1, "|" + "---|" * labels + "--:|" * len(table.columns))
-        title = [f"### {_markdown_text(table.title)}", ""] if len(tables) > 1 else []
+        lines, notes = _lines(table, escape_markdown, "**{}**")
+        rows = markdown_rows(lines, len(table.columns))
+        title = [f"### {escape_markdown(table.title)}", ""] if len(tables) > 1 else []
         parts.append("\n".join([*title, *rows, *(line for note in notes for line in ("", note)), ""]))
     return "\n".join(parts)
+
+
+def markdown_rows(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
+    """Return the lines of a Markdown table, head first; the last columns have numbers, which end at the right."""
+    rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
+    rows.insert(1, "|" + "---|" * (len(lines[0]) - numbers) + "--:|" * numbers)
+    return rows
 
 
 def to_csv(tables: Sequence[Table]) -> str:
@@ -113,7 +118,8 @@ def _cell(cell: Any, digits: int) -> str:
     return f"{text} [{cell.published:.{digits}f}{difference}]"
 
 
-def _markdown_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown would take for its own signs."""
     # brackets only where they would make a link
     return re.sub(r"([\\`*_|<>#~])|(\[)(?=[^\]]*\]\()", r"\\\1\2", text)
 

@@ -1,5 +1,6 @@
 """Saving a test's predictions, logits and accuracies, gathered over all processes."""
 
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class SaveTestResults(Callback):
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, float]] = []
+        self._rows: list[tuple[int, int, int, float, int | None]] = []
         self._sketches: list[LogitSketch] = []
         self._metrics: dict[str, float] | None = None
 
@@ -27,11 +28,14 @@ class SaveTestResults(Callback):
         self._rows, self._sketches, self._metrics = [], [], None
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Keep index, label, prediction, its probability and the sketch of the logits of each image."""
-        top = outputs["logits"].softmax(dim=1).max(dim=1)
-        columns = (outputs["indices"], outputs["labels"], top.indices, top.values)
-        self._rows += zip(*(c.tolist() for c in columns), strict=True)
-        self._sketches.append(LogitSketch.of(outputs["logits"].cpu()))
+        """Keep index, label, predictions, probability and the sketch of the logits of each image."""
+        logits, labels = outputs["logits"], outputs["labels"]
+        num_base = getattr(trainer.datamodule, "num_base", None)  # type: ignore[attr-defined]
+        top = logits.softmax(dim=1).max(dim=1)
+        columns = (c.tolist() for c in (outputs["indices"], labels, top.indices, top.values))
+        half = repeat(None, len(labels)) if num_base is None else _within_half(logits, labels, num_base).tolist()
+        self._rows += zip(*columns, half, strict=True)
+        self._sketches.append(LogitSketch.of(logits.cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
@@ -41,7 +45,9 @@ class SaveTestResults(Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.test_records
-            predictions = [ImagePrediction(i, records[i].source, names[y], names[p], q, y, p) for i, y, p, q in rows]
+            predictions = [
+                ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half) for i, y, p, q, half in rows
+            ]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
             if values:
                 order = torch.tensor([row[0] for row in rows]).argsort()
@@ -56,6 +62,12 @@ class SaveTestResults(Callback):
         if self._metrics is not None:
             write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)
             self._metrics = None
+
+
+def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
+    """Classify each image among the base or the novel classes alone, those that its label is among."""
+    is_base = torch.arange(logits.shape[1], device=logits.device) < num_base
+    return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf).argmax(dim=1)
 
 
 def _gather(rows: list[Any], processes: int) -> list[Any]:

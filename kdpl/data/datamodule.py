@@ -31,6 +31,7 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
 
 TrainSplit = Literal["labeled", "unlabeled"]
+EvaluationSplit = Literal["labeled", "val", "test"]
 _WORKERS = 4
 
 
@@ -230,7 +231,9 @@ class DomainDataModule(LightningDataModule):
             raise ConfigError(f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0")
         return records
 
-    def _evaluation_records(self, split: Literal["val", "test"]) -> Sequence[Record]:
+    def _evaluation_records(self, split: EvaluationSplit) -> Sequence[Record]:
+        if split == "labeled":
+            return self._training_records()
         records = self._sample[1] if split == "val" else self.splits.test
         if split == "val" and self.shots == 0:
             raise DataError("shots is 0, so that no labelled image is used for validation: set shots above 0")
@@ -439,11 +442,12 @@ class DomainDataModule(LightningDataModule):
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
-        self, split: Literal["val", "test"], square: int | Square, rank: int = 0, world_size: int = 1
+        self, split: EvaluationSplit, square: int | Square, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
         """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B]).
 
-        ``square`` is the tower's preprocessing, or S for images resized by their short edge, bicubic.
+        ``labeled`` are the labelled training images without augmentation. ``square`` is the tower's preprocessing, or S
+        for images resized by their short edge, bicubic.
         """
         records = self._evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics

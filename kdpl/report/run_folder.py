@@ -192,11 +192,20 @@ class Run:
         data.splits  # noqa: B018 - reads the dataset
         return data
 
+    @property
+    def seed(self) -> int:
+        """Seed of the main stage."""
+        return int(self.main.config["seed_everything"])
+
+    @property
+    def tested(self) -> list[tuple[str, int]]:
+        """Source and label of each test image of the main stage."""
+        return [(p.source, p.label_number) for p in self.main.predictions]
+
     def tested_data(self) -> DomainDataModule:
         """Return the data, if its test images are those that were tested."""
         data = self.data
-        present = [(r.source, r.label) for r in data.test_records]
-        if present != [(p.source, p.label_number) for p in self.main.predictions]:
+        if [(r.source, r.label) for r in data.test_records] != self.tested:
             raise DataError(f"{data.splits.origin} has other test images than were tested: restore it, or test again")
         return data
 

@@ -18,6 +18,8 @@ class ImagePrediction:
     """The class predicted for a test image, out of all classes, with its softmax probability.
 
     ``label`` and ``prediction`` are names to show, which several classes may share; the numbers tell classes apart.
+    ``half_prediction_number`` is predicted out of the base or the novel classes alone, those that the label is among;
+    None without such a split.
     """
 
     index: int
@@ -27,6 +29,7 @@ class ImagePrediction:
     probability: float
     label_number: int
     prediction_number: int
+    half_prediction_number: int | None = None
 
     @property
     def correct(self) -> bool:
@@ -41,7 +44,10 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
     """Write predictions into a run's folder, in the order of the test split."""
     rows = [{**asdict(p), "probability": f"{p.probability:.6f}"} for p in sorted(predictions, key=lambda p: p.index)]
-    write_rows(folder / PREDICTIONS_FILE, [list(ImagePrediction.__annotations__), *(row.values() for row in rows)])
+    columns = list(ImagePrediction.__annotations__)
+    if all(row[columns[-1]] is None for row in rows):
+        columns.pop()  # there is no split
+    write_rows(folder / PREDICTIONS_FILE, [columns, *([row[name] for name in columns] for row in rows)])
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:
@@ -62,6 +68,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
             float(row["probability"]),
             int(row["label_number"]),
             int(row["prediction_number"]),
+            int(row["half_prediction_number"]) if "half_prediction_number" in row else None,
         )
         for row in rows
     ]

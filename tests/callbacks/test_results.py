@@ -6,6 +6,7 @@ from world import quiet_trainer
 
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.data.splits import Record
+from kdpl.metrics import DomainAccuracy
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -35,8 +36,12 @@ class Images(LightningDataModule):
         return DataLoader(TensorDataset(LOGITS[order], LABELS[order], order), batch_size=2)
 
 
-def run_test(folder, *callbacks):
-    quiet_trainer(folder, callbacks=list(callbacks)).test(Fixed(), datamodule=Images(), verbose=False)
+class SplitImages(Images):
+    num_base = 2
+
+
+def run_test(folder, *callbacks, data=Images):
+    quiet_trainer(folder, callbacks=list(callbacks)).test(Fixed(), datamodule=data(), verbose=False)
 
 
 def test_predictions_logits_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path):
@@ -55,6 +60,21 @@ def test_predictions_logits_and_accuracies_are_saved_in_the_order_of_the_split(t
     assert read_results(tmp_path) == {"images": 5, "test/acc": pytest.approx(sum(p.correct for p in found) / 5)}
     sorted_logits = LOGITS.sort(dim=1, descending=True).values - LOGITS.amax(dim=1, keepdim=True)
     assert torch.equal(LogitSketch.load(tmp_path).values, sorted_logits.half())
+
+
+def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(tmp_path):
+    run_test(tmp_path, SaveTestResults(), data=SplitImages)
+    found = read_predictions(tmp_path)
+    # the second image is predicted as the novel class, of the base classes as the first of two equal ones
+    assert [p.half_prediction_number for p in found] == [0, 0, 1, 2, 1]
+    assert [p.prediction_number for p in found] == [0, 2, 1, 0, 1]
+    accuracy = DomainAccuracy(num_base=2)
+    accuracy.update(LOGITS, LABELS)
+    correct = [p.half_prediction_number == p.label_number for p in found]
+    assert accuracy.compute()["base_acc"] == pytest.approx(sum(correct[i] for i in (0, 1, 2, 4)) / 4)
+    assert accuracy.compute()["novel_acc"] == correct[3]
+    run_test(tmp_path, SaveTestResults())
+    assert {p.half_prediction_number for p in read_predictions(tmp_path)} == {None}
 
 
 def test_accuracies_mark_a_finished_test_and_are_written_after_other_callbacks(tmp_path):

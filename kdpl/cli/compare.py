@@ -1,0 +1,90 @@
+"""``python -m kdpl compare RUN RUN…``: test accuracies of runs, and their differences."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+from kdpl.cli.arguments import output_file
+from kdpl.errors import ConfigError, visible
+from kdpl.runtime.files import write_text
+
+_ENDINGS = (".md", ".csv", ".json")
+
+
+def compare(
+    runs: list[str],
+    *,
+    out: str | None = None,
+    baselines: Literal["all", "zero-shot", "none"] = "all",
+    trust: bool = False,
+) -> int:
+    """Compare the test accuracies of runs with those of the first one, on the same test images.
+
+    A difference is called higher or lower if its 95 % interval excludes 0.
+
+    Args:
+        runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the seed, of which the
+            means are compared; a pattern, as in 'NAME=runs/few_*', stands for several
+        out: file to write the table to as well, .md, .csv or .json
+        baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear probe
+        trust: the runs are your own: import whatever classes their configs name
+    """
+    path = output_file("--out", out) if out is not None else None
+    if path is not None and path.suffix not in _ENDINGS:
+        raise ConfigError(f"--out {path} has an unknown ending, expected one of {', '.join(_ENDINGS)}: give another")
+
+    from kdpl.report.baselines import baselines as baseline_rows
+    from kdpl.report.compare import compared, find_groups, run_row
+    from kdpl.runtime.messages import quiet_libraries
+
+    quiet_libraries()
+    groups = find_groups(runs, trust)
+    rows = [run_row(name, group) for name, group in groups.items()]
+    more, about = ([], []) if baselines == "none" else baseline_rows(groups, with_probes=baselines == "all")
+    images, over = rows[0].scores["acc"].shape[1], "images"
+    if any(len(row.seeds) > 1 for row in rows):
+        over = "images and seeds"
+    notes = [
+        f"accuracy in % on {images} test images, with 95 % intervals; those of differences are paired, over {over}"
+    ]
+    if any("novel_acc" in row.scores for row in rows):
+        notes.append("transductive: unlabelled images of novel classes were seen in distillation")
+    notes += about
+    records = compared([*rows, *more])
+    print("\n".join(map(visible, [*_lines(records), "", *notes])))
+    if path is not None:
+        write_text(path, _text(path.suffix, records, notes))
+        print(f"table: {path}")
+    return 0
+
+
+def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
+    import pandas as pd
+
+    from kdpl.benchmark.formats import escape_markdown
+
+    if ending == ".md":
+        return "\n".join([*_lines(records, escape_markdown), *(f"\n{escape_markdown(note)}" for note in notes), ""])
+    if ending == ".json":
+        return json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
+    text: str = pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
+    """Lay records out as a Markdown table whose columns are as wide as their texts."""
+    from kdpl.benchmark.formats import markdown_rows
+
+    lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]
+    for each in records:
+        name = f"{each['row']} ({each['seeds']} seeds)" if each["seeds"] > 1 else each["row"]
+        accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(each)
+        difference = ""
+        if each["difference"] is not None:
+            difference = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]".format_map(each)
+        lines.append([each["classes"], name, accuracy, difference.replace("-", "−"), each["verdict"]])
+    labels = 1 if len({each["classes"] for each in records}) == 1 else 2
+    cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    formats = [f"{'<' if i < labels else '>'}{width}" for i, width in enumerate(widths)]
+    return markdown_rows([[*map(format, line, formats)] for line in cells], 3)

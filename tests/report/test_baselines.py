@@ -1,0 +1,159 @@
+import json
+import shutil
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from report_pages import put_together
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+
+from kdpl.__main__ import main
+from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.data.readers import digits
+from kdpl.data.sampling import few_shot
+from kdpl.errors import DataError
+from kdpl.report.accuracy import bootstrap_difference, wilson
+from kdpl.report.baselines import STRENGTHS, Features, fit_probe
+from kdpl.runtime.predictions import read_predictions, read_results
+
+GONE = "dataset digits is gone: restore it"
+CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
+
+
+def blobs(images, seed):
+    """Normalised features of three overlapping classes, of which the last has most images."""
+    draw = np.random.default_rng(seed)
+    labels = np.minimum(np.arange(images) % 5, 2)
+    values = np.eye(8)[labels] + 0.5 * draw.normal(size=(images, 8))
+    return Features((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels)
+
+
+def test_c_is_the_first_with_the_best_accuracy_on_validation_images():
+    labeled, val = blobs(25, 3), blobs(300, 13)
+    shares = [(LogisticRegression(C=c, max_iter=1000).fit(*labeled)).score(*val) for c in STRENGTHS]
+    best = STRENGTHS[shares.index(max(shares))]
+    assert STRENGTHS[0] < best < STRENGTHS[-1]
+    model, how = fit_probe(labeled, val)
+    assert (model.C, how) == (best, "chosen on 300 validation images")
+    expected = LogisticRegression(C=best, max_iter=1000).fit(*labeled)
+    np.testing.assert_array_equal(model.predict(val.values), expected.predict(val.values))
+
+
+def test_without_validation_images_c_is_cross_validated_as_far_as_there_are_labels():
+    labeled = blobs(20, 3)
+    shares = [cross_val_score(LogisticRegression(C=c, max_iter=1000), *labeled, cv=4).mean() for c in STRENGTHS]
+    model, how = fit_probe(labeled, None)
+    assert (model.C, how) == (
+        STRENGTHS[int(np.argmax(shares))],
+        "chosen by 4-fold cross-validation on the labelled images",
+    )
+    model, how = fit_probe(blobs(3, 4), None)
+    assert (model.C, how.split(",")[0]) == (1, "for lack of validation images")
+    one = Features(labeled.values, np.zeros_like(labeled.labels))
+    with pytest.raises(DataError, match="one class"):
+        fit_probe(one, None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, teacher_run, student_run):
+    return put_together(tmp_path_factory.mktemp("complete") / "run", teacher_run, student_run)
+
+
+def compare(*args):
+    """The rows by name, and the notes, that a comparison writes as JSON."""
+    file = args[0].parent / "table.json"
+    assert main(["compare", *map(str, args), f"--out={file}"]) == 0
+    found = json.loads(file.read_text())
+    assert len({row["row"] for row in found["rows"]}) == len(found["rows"])
+    return {row["row"]: row for row in found["rows"]}, found["notes"]
+
+
+@pytest.fixture(scope="module")
+def compared(run):
+    return compare(run)
+
+
+def correct_of(stage):
+    return np.array([p.correct for p in read_predictions(stage)])
+
+
+def plain_features(name, sources):
+    """Features of digits, image by image."""
+    tower = load_image_clip(ClipConfig(name, "glyphs")).image_tower
+    images = [digits.open_digit(source) for source in sources]
+    pixels = [torch.from_numpy(np.array(image.resize((32, 32), 3))).permute(2, 0, 1)[None] for image in images]
+    with torch.no_grad():
+        found = torch.cat([tower(each) for each in pixels])
+    return torch.nn.functional.normalize(found, dim=1).numpy()
+
+
+def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
+    shown, notes = compared
+    expected = ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
+    assert list(shown) == expected + [f"linear probe: {clip}, 160 labels" for clip in CLIPS.values()]
+    for name, stage in zip(expected, ("student", "zero_shot/teacher", "zero_shot/student"), strict=True):
+        correct, row = correct_of(run / stage), shown[name]
+        assert row["accuracy"] == pytest.approx(100 * read_results(run / stage)["test/acc"], abs=1e-4)
+        low, high = wilson(int(correct.sum()), correct.size)
+        assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((100 * low, 100 * high), abs=1e-4)
+        if name != "run":
+            interval = bootstrap_difference(correct_of(run / "student"), correct)
+            found = [row["difference_low"], row["difference_high"]]
+            assert found == pytest.approx([100 * bound for bound in interval], abs=0.15)
+    assert len([note for note in notes if "chosen on 198 validation images" in note]) == 2
+
+
+@pytest.mark.parametrize("name", ["tiny-teacher", "tiny-student"])
+def test_a_probe_is_that_of_scikit_learn_on_plain_features(name, compared):
+    splits, (shown, notes) = digits.read_digits(), compared
+    labeled, val = few_shot(splits.train, splits.val, 16, None, 1)
+    x, y, z = (
+        (plain_features(name, [r.source for r in records]), np.array([r.label for r in records]))
+        for records in (labeled, val, splits.test)
+    )
+    models = [LogisticRegression(C=c, max_iter=1000).fit(*x) for c in STRENGTHS]
+    shares = [model.score(*y) for model in models]
+    best = models[shares.index(max(shares))]
+    row = shown[f"linear probe: {name}, weights glyphs, 160 labels"]
+    assert row["accuracy"] == pytest.approx(100 * best.score(*z), abs=0.12)  # a test image
+    assert [note for note in notes if note.startswith(f"{row['row']}: C = {best.C:g}, ")]
+
+
+def test_runs_with_the_same_clips_and_labels_have_the_same_baselines(run, compared):
+    other = shutil.copytree(run, run.parent / "other")
+    shown, notes = compare(run, other)
+    assert list(shown) == ["run", "other", *list(compared[0])[1:]]
+    assert notes == compared[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "words"),
+    [
+        (
+            "kdpl.report.baselines.find_spec",
+            Mock(return_value=None),
+            "scikit-learn is not installed: pip install",
+        ),
+        ("kdpl.data.readers.digits.Digits.read", Mock(side_effect=DataError(GONE)), f"CLIP for run: {GONE}"),
+    ],
+)
+def test_without_data_or_scikit_learn_a_line_says_why_there_is_no_probe(target, value, words, run, monkeypatch):
+    monkeypatch.setattr(target, value)
+    shown, notes = compare(run)
+    assert list(shown) == ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
+    assert words in notes[1]
+
+
+def test_a_stages_folder_has_no_zero_shot_accuracy_and_its_teachers_labels(run, compared):
+    shown, notes = compare(run / "student")
+    probes = {name: row["accuracy"] for name, row in compared[0].items() if "probe" in name}
+    assert {name: row["accuracy"] for name, row in shown.items() if name != "student"} == probes
+    assert len([note for note in notes if "student has no test of tiny-" in note]) == 2
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("none", 1), ("zero-shot", 3)])
+def test_baselines_can_be_left_out(kind, rows, run):
+    shown, _ = compare(run, f"--baselines={kind}")
+    assert len(shown) == rows
