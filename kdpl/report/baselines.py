@@ -90,6 +90,8 @@ class LinearProbes:
             data = (replace(run, student=None) if "teacher" in run.stages else run).data
             if data.class_names != run.vectors.class_names:
                 raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
+            if data.shots == 0:
+                raise DataError("shots is 0, so that there are no labelled images to fit it on")
             labeled = self._encode(clip, data, "labeled", num_base)
             val = self._encode(clip, data, "val", num_base) if data.splits.val else None
             test = self._encode(clip, run.tested_data(), "test", num_base)

@@ -18,7 +18,6 @@ from kdpl.report.accuracy import bootstrap_difference, wilson
 from kdpl.report.baselines import STRENGTHS, Features, fit_probe
 from kdpl.runtime.predictions import read_predictions, read_results
 
-GONE = "dataset digits is gone: restore it"
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
 
 
@@ -128,20 +127,31 @@ def test_runs_with_the_same_clips_and_labels_have_the_same_baselines(run, compar
     assert notes == compared[1]
 
 
+def without_scikit_learn(patch, _):
+    patch.setattr("kdpl.report.baselines.find_spec", Mock(return_value=None))
+
+
+def without_data(patch, _):
+    patch.setattr("kdpl.data.readers.digits.Digits.read", Mock(side_effect=DataError("dataset digits is gone")))
+
+
+def without_labels(_, run):
+    config = run / "teacher" / "config.yaml"
+    config.write_text(config.read_text().replace("    shots: 16\n", "    shots: 0\n"))
+
+
 @pytest.mark.parametrize(
-    ("target", "value", "words"),
+    ("break_it", "words"),
     [
-        (
-            "kdpl.report.baselines.find_spec",
-            Mock(return_value=None),
-            "scikit-learn is not installed: pip install",
-        ),
-        ("kdpl.data.readers.digits.Digits.read", Mock(side_effect=DataError(GONE)), f"CLIP for run: {GONE}"),
+        (without_scikit_learn, "no linear probe, because scikit-learn is not installed: pip install"),
+        (without_data, "no linear probe of the teacher's CLIP for run: dataset digits is gone"),
+        (without_labels, "no linear probe of the teacher's CLIP for run: shots is 0"),
     ],
 )
-def test_without_data_or_scikit_learn_a_line_says_why_there_is_no_probe(target, value, words, run, monkeypatch):
-    monkeypatch.setattr(target, value)
-    shown, notes = compare(run)
+def test_where_something_is_missing_a_line_says_why_there_is_no_probe(break_it, words, run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    break_it(monkeypatch, copy)
+    shown, notes = compare(copy)
     assert list(shown) == ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
     assert words in notes[1]
 
