@@ -21,19 +21,16 @@ class MixChoice(Metric):
 
     full_state_update = False
     losses: Tensor
-    total: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("losses", torch.zeros(len(MIXES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, label_logits: Tensor, labels: Tensor) -> None:
         """Add a batch of logits of both heads, [B, C], and labels [B]."""
         logits, label_logits = logits.double(), label_logits.double()
         for i, (alpha, beta) in enumerate(MIXES):
             self.losses[i] += F.nll_loss(mix_heads(logits, label_logits, alpha, beta), labels, reduction="sum")
-        self.total += len(labels)
 
     def compute(self) -> tuple[float, float]:
         """Return (α, β)."""
@@ -53,19 +50,16 @@ class MixHeads(Callback):
         if not (trainer.should_stop or last):
             return
         data, student = trainer.datamodule, cast(Any, pl_module)  # type: ignore[attr-defined]
-        head = student.label_head
-        choice = MixChoice().to(student.device)
+        head, loader = student.label_head, data.val_dataloader()
+        choice, how = MixChoice().to(student.device), "as there are no validation images"
         student.eval()
-        for batch in data.val_dataloader():
+        for batch in loader:
             images, labels, _ = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
                 features = student.encoder(images)
                 logits = student.head.module(features, student.logit_scale)
             choice.update(logits, head(features), labels)
         student.train()
-        if choice.total:
-            head.alpha, head.beta = choice.compute()
-            how = "chosen by log loss on the validation images"
-        else:
-            how = "as there are no validation images"
+        if loader:
+            (head.alpha, head.beta), how = choice.compute(), "chosen by log loss on the validation images"
         inform(f"label head: α = {head.alpha:g} and β = {head.beta:g}, {how}")
