@@ -23,6 +23,7 @@ _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _SHOTS = 16
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
+_REFINED = 4  # labelled images up to which predictions refined on the pool are recommended: docs/faq.md
 _BALANCE = "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
 _HELD_OUT = 0.25
 _MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
@@ -81,6 +82,8 @@ def init(
     _print_not_taken([*left_out.values()], aside)
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
+    if 0 < min(_counts(images).values(), default=0) <= _REFINED:
+        stages += " --student configs/student/refined.yaml"
     trainer = f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml"
     config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
     print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")

@@ -175,8 +175,8 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: 
         return fit(f"stage 1: {tuning}, freeze class vectors", stage, configs, CLASS_VECTORS_FILE, last=last)
 
     from_teacher = [f"--model.init_args.teacher={teacher}"]
-    if not labels and _given([*shared, *student_configs], more, _TARGET) is None:
-        from_teacher += _refined()
+    if not labels and _given([*shared, *student_configs], [], _TARGET) is None:
+        from_teacher.append(f"--{_TARGET}=refined")
     if teacher2_configs:
         from_teacher += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed]
     # all fits before the tests: without test images there is still a classifier
@@ -196,12 +196,6 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: 
         *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
         zero_shot("test the student's original CLIP (zero-shot)", student),
     ]
-
-
-def _refined() -> list[str]:
-    from kdpl.targets import TARGETS
-
-    return [f"--{_TARGET}=refined"] if "refined" in TARGETS else []
 
 
 def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:

@@ -102,6 +102,16 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert splits_of(tmp_path / "third").held_out
 
 
+@pytest.mark.parametrize(("fewest", "refined"), [(4, True), (5, False)])
+def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_labels(fewest, refined, tmp_path, capsys):
+    root = image_folder(tmp_path / "pets", images=6)
+    for i in range(fewest, 6):
+        (root / f"train/cat/{i}.png").unlink()
+    assert init(root, tmp_path / "out") == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert ("--student configs/student/refined.yaml" in command) == refined
+
+
 @pytest.mark.parametrize(("rare", "said"), [(1, True), (3, False)])
 def test_balanced_classes_are_mentioned_where_the_numbers_of_labels_differ_much(rare, said, tmp_path, capsys):
     root = image_folder(tmp_path / "pets", images=9)

@@ -13,7 +13,6 @@ import kdpl.cli.fit
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.data import datamodule
-from kdpl.targets import TARGETS
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
 
@@ -45,6 +44,8 @@ def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as
     assert torch.equal(vectors[0].vectors, vectors[1].vectors)
     student = settings(finished / "student")
     assert (student["data"]["init_args"]["shots"], student["trainer"]["max_epochs"]) == (0, 2)
+    assert student["model"]["init_args"]["target"] == "refined"
+    assert (finished / "student/pool_targets.safetensors").is_file()
     assert "train/loss" in curves_of(finished / "student")
     assert not any(name.startswith("val/") for name in curves_of(finished / "student"))
 
@@ -101,7 +102,6 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
         (["--shots=4"], False, []),
         ([], False, []),
         (["--shots=0", "--student=target.yaml"], True, []),
-        (["--shots=0", "--model.init_args.target=teacher"], True, []),
     ],
 )
 def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_shot, target, tmp_path, monkeypatch):
@@ -113,7 +113,6 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
         (tmp_path / f"{name}.yaml").write_text(text)
     fits = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TARGETS, "refined", "kdpl.targets.Target")
     monkeypatch.setattr("kdpl.cli.fit.run_command", lambda args, **_: fits.append([*args]))
     monkeypatch.setattr("kdpl.cli.run._do", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -135,7 +134,7 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
         (["--shots=0", f"--student={CONFIGS}/student/labels.yaml"], ["shots is 0", "label_weight need some: set"]),
         (
             ["--shots=0", f"--teacher2={CONFIGS}/teacher/quickstart.yaml", "--mixture=validation"],
-            ["mixture: validation needs labelled validation images, and dataset digits has none: set mixture"],
+            ["mixture: validation needs labelled validation images, and this run has none: set mixture"],
         ),
     ],
 )
