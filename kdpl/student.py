@@ -237,14 +237,17 @@ class StudentDistillation(ClassifyingModule):
         """Edge T of the images that each teacher takes, pixels."""
         return [self.teacher_image_size, *(size for _, _, size in self.further_teachers)]
 
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Weigh teachers, choose images, refine targets and choose the epoch if asked to, then write the classifier."""
+    def preparations(self) -> list[Callback]:
+        """Weigh teachers, choose images and refine targets before the first step, as far as asked to."""
         asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
         asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
-        asked += [RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else []
-        asked += [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
+        return asked + ([RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else [])
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Prepare, choose the epoch and mix the heads if asked to, then write the classifier."""
+        asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
         asked += [MixHeads()] if self.label_head is not None else []
-        return [*asked, SaveClassifier()]
+        return [*self.preparations(), *asked, SaveClassifier()]
 
     def setup(self, stage: str) -> None:
         """Check the classes, and load the teachers for a fit unless their features are cached."""

@@ -151,7 +151,7 @@ def fits_of(words):
         for stage, teacher in (("teacher", []), ("student", ["--model.init_args.teacher=T"])):
             own = [f"--config={file}" for file in options[stage]]
             yield ["fit", *shared, *own, *teacher, "--out=stage", *settings]
-    elif words[0] in ("cache", "import"):
+    elif words[0] in ("cache", "import", "refine"):
         yield ["fit", "--out=stage", *settings]
 
 

@@ -1,5 +1,6 @@
 """Refinement of the teacher's predictions on the unlabelled images, before a student's first epoch."""
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kdpl.callbacks.teacher_cache import mean_features
 from kdpl.data.parallel import progress_bar
+from kdpl.data.reading import digest_names
 from kdpl.errors import ArtifactError, visible
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import POOL_TARGETS_FILE
@@ -37,10 +39,13 @@ class RefinePool(Callback):
         student: Any = pl_module
         file = Path(trainer.default_root_dir) / POOL_TARGETS_FILE
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        known = (record for split in ("labeled", "val") for record in data.tuning_records(split))
         needed = {
-            "teacher": "+".join(teacher.vectors.teacher for teacher in student.teachers),
+            "teacher": f" {student.mixture} ".join(teacher.vectors.teacher for teacher in student.teachers),
             "class_names": tuple(data.class_names),
+            "class_vectors": _digest([teacher.vectors.vectors for teacher in student.teachers]),
             "pool": data.pool_digest,
+            "labels": digest_names(f"{record.label} {record.source}" for record in known),
             "settings": asdict(self.config),
         }
         if not file.is_file():
@@ -142,3 +147,7 @@ class RefinePool(Callback):
         if shots > _FEW:
             return False, f"not taken: {measured}, and with more than {_FEW} labels a class it may harm"
         return True, f"taken: {measured}, and there are at most {_FEW} labels a class"
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    return hashlib.blake2b(b"".join(tensor.numpy().tobytes() for tensor in tensors), digest_size=16).hexdigest()

@@ -19,6 +19,10 @@ COMMANDS = {
     "predict": ("predict:predict", "classify images with a finished classifier"),
     "demo": ("demo:demo", "a page in the browser that classifies the images dropped on it"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
+    "refine": (
+        "refine:refine",
+        "refined targets for a student: if they are taken and why, and what changes for each class",
+    ),
     "export": ("export:export", "write a finished classifier as ONNX or a torch.export program, and check it"),
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
     "benchmark": ("benchmark:benchmark", "run what is missing of a campaign over datasets, seeds and variants"),

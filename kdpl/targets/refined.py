@@ -35,14 +35,24 @@ class Moved(NamedTuple):
     after: int
 
 
+class ClassChange(NamedTuple):
+    """Unlabelled images that the teacher predicts of a class, and that are assigned to it."""
+
+    name: str
+    before: int
+    after: int
+
+
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolManifest:
     """What the assignments of a pool depend on, what was decided about them, and why.
 
     Attributes:
-        teacher: Fingerprint of the teacher, or of several, by a + between them.
+        teacher: Fingerprint of the teacher, or of several with the kind of their mixture between them.
         class_names: The names of the classes, by label.
+        class_vectors: Digest of the teachers' class vectors.
         pool: Digest of the list of all unlabelled images.
+        labels: Digest of labelled and validation images and their labels.
         settings: The settings of the refinement.
         share: The assignments' share a of the target; 0 where the teacher's predictions were better.
         reason: Why they are taken or not.
@@ -55,7 +65,9 @@ class PoolManifest:
 
     teacher: Text
     class_names: tuple[ClassName, ...]
+    class_vectors: Text
     pool: Text
+    labels: Text
     settings: dict[str, Any]
     share: Share
     reason: Text
@@ -64,6 +76,11 @@ class PoolManifest:
     after: tuple[int, ...]
     moved: int
     examples: tuple[Moved, ...]
+
+    @property
+    def changes(self) -> list[ClassChange]:
+        """Images of each class before and after, by label."""
+        return list(map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True)))
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})

@@ -144,7 +144,9 @@ def targets(pool):
     return PoolTargets(
         teacher="abc",
         class_names=("a", "b", "c", "d"),
+        class_vectors="digest",
         pool="digest",
+        labels="digest",
         settings={"rounds": 15},
         share=0.75,
         reason="taken",
