@@ -54,7 +54,7 @@ def read_letters() -> Splits:
 
 
 def open_letter(source: str) -> Image.Image:
-    """Open ``letters/<writer>/<letter>`` as a 32 x 32 RGB image, mostly dark on light."""
+    """Open ``letters/<writer>/<letter>`` as a 32 x 32 RGB image, dark on light."""
     _, writer, letter = source.split("/")
     return Image.fromarray(_draw(int(writer), letter))
 
