@@ -5,6 +5,7 @@ A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/
 
 import re
 from collections.abc import Collection
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -55,6 +56,9 @@ class Row(_Settings):
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
         teacher, student: Config files of its fit, after those that all fits share; one of the two is empty.
         of: For a student, the row of its teacher.
+        more: For a student of several teachers, the rows of the others, under few_shot and base_to_novel alone.
+        protocols: Protocols under which it is run; empty: all of the campaign.
+        shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
         teacher_file: For a teacher that is imported rather than fitted: its published file, with the placeholders
             {dataset} and {seed}.
@@ -65,6 +69,9 @@ class Row(_Settings):
     teacher: Several[str] = ()
     student: Several[str] = ()
     of: str | None = None
+    more: Several[str] = ()
+    protocols: Several[Protocol] = ()
+    shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
     teacher_file: str | None = Field(None, alias="import")
     published: str | None = None
@@ -79,12 +86,19 @@ class Row(_Settings):
         """Config files of its fit."""
         return self.student or self.teacher
 
+    def runs(self, protocol: str, shots: int | None) -> bool:
+        """Return whether it is run under a protocol, with so many shots under few_shot."""
+        chosen = not self.protocols or protocol in self.protocols
+        return chosen and (shots is None or not self.shots or shots in self.shots)
+
     @model_validator(mode="after")
     def _is_one_stage(self) -> "Row":
         if bool(self.teacher) == bool(self.student):
             raise ValueError("needs either 'teacher:' or 'student:' with config files: give one of them")
         if bool(self.student) != bool(self.of):
             raise ValueError("needs 'of:' with the row of its teacher if it is a student, and only then: correct it")
+        if self.more and not self.of:
+            raise ValueError("has 'more:' teachers but none in 'of:': name the first there")
         if self.student and self.teacher_file:
             raise ValueError("is a student and has an 'import:': remove it, only teachers are imported")
         if self.published is not None and self.published not in METHODS:
@@ -110,7 +124,7 @@ class Campaign(_Settings):
         seeds: Seeds; the table gives means over them.
         rows: The variants by name, in the table's order; a name is that of a folder.
         configs: Config files for every fit.
-        shots: Labelled images a class under few_shot.
+        shots: Labelled images a class under few_shot; 0: no label is used, which suits rows that tune no teacher.
         source: Dataset that cross_dataset and domain_generalization tune on.
         variants: Other test sets of the source's classes, for domain_generalization.
         per_dataset: Settings that differ by dataset.
@@ -121,7 +135,7 @@ class Campaign(_Settings):
     seeds: Several[Annotated[int, Field(ge=0)]] = (1,)
     rows: dict[str, Row] = Field(min_length=1)
     configs: Several[str] = ()
-    shots: Several[Annotated[int, Field(ge=1)]] = ()
+    shots: Several[Annotated[int, Field(ge=0)]] = ()
     source: str | None = None
     variants: Several[str] = ()
     per_dataset: Several[Exceptional] = ()
@@ -138,8 +152,14 @@ class Campaign(_Settings):
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
-            if row.of is not None and row.of not in self.rows_of("teacher"):
-                raise ValueError(f"row {name!r} is of {row.of!r}, which is not the row of a teacher: name one of those")
+            for of in (*filter(None, [row.of]), *row.more):
+                if of not in self.rows_of("teacher"):
+                    raise ValueError(f"row {name!r} is of {of!r}, which is not the row of a teacher: name one of those")
+                for protocol, shots in product(self.protocols, self.shots or (None,)):
+                    if row.runs(protocol, shots) and not self.rows[of].runs(protocol, shots):
+                        raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
+            if row.more and not {*self.protocols} <= {"few_shot", "base_to_novel"}:
+                raise ValueError(f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: remove it")
         return self
 
     def title(self, row: str) -> str:

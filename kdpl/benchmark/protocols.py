@@ -11,6 +11,7 @@ They are those of PromptKD (arXiv 2403.02781, section 4):
 The last two share what is fitted on the source.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -57,12 +58,11 @@ class _Planner:
 
     def few_shot(self) -> Iterator[Task]:
         for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
-            options = [f"--data.init_args.shots={shots}"]
-            yield from self._both_stages("few_shot", dataset, f"shots_{shots}", options=options)
+            yield from self._both_stages("few_shot", dataset, shots)
 
     def base_to_novel(self) -> Iterator[Task]:
         for dataset in self.campaign.datasets:
-            yield from self._both_stages("base_to_novel", dataset, overlays=[_BASE_TO_NOVEL])
+            yield from self._both_stages("base_to_novel", dataset, None, [_BASE_TO_NOVEL])
 
     def cross_dataset(self) -> Iterator[Task]:
         yield from self._fits_on_source("teacher")
@@ -72,7 +72,7 @@ class _Planner:
             for row in self.students:
                 run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
                 vectors = self._run("cross_dataset", dataset, seed, of)
-                fit = self._fit(run, dataset, teacher=self._source_run(seed, of), vectors=vectors)
+                fit = self._fit(run, dataset, teachers=[self._source_run(seed, of)], vectors=vectors)
                 yield from (fit, self._test(fit))
 
     def domain_generalization(self) -> Iterator[Task]:
@@ -83,19 +83,22 @@ class _Planner:
                 yield from self._elsewhere("domain_generalization", dataset, seed, row)
 
     def _both_stages(
-        self, protocol: str, dataset: str, setting: str = "", overlays: Iterable[str] = (), options: Iterable[str] = ()
+        self, protocol: str, dataset: str, shots: int | None, overlays: Sequence[str] = ()
     ) -> Iterator[Task]:
+        setting = "" if shots is None else f"shots_{shots}"
+        options = [] if shots is None else [f"--data.init_args.shots={shots}"]
         for seed, (name, row) in product(self.campaign.seeds, self.rows.items()):
-            run = self._run(protocol, dataset, seed, name, setting)
-            of = self._run(protocol, dataset, seed, row.of, setting) if row.of else None
-            fit = self._fit(run, dataset, overlays, options, teacher=of)
-            yield from (fit, self._test(fit))
+            if row.runs(protocol, shots):
+                run = self._run(protocol, dataset, seed, name, setting)
+                of = [self._run(protocol, dataset, seed, each, setting) for each in (row.of, *row.more) if each]
+                fit = self._fit(run, dataset, overlays, options, of)
+                yield from (fit, self._test(fit))
 
     def _fits_on_source(self, stage: Stage) -> Iterator[Task]:
         for seed, name in product(self.campaign.seeds, self.campaign.rows_of(stage)):
             of = self.rows[name].of
-            teacher = self._source_run(seed, of) if of else None
-            yield self._fit(self._source_run(seed, name), self._source, teacher=teacher)
+            teachers = [self._source_run(seed, of)] if of else []
+            yield self._fit(self._source_run(seed, name), self._source, teachers=teachers)
 
     def _fit(
         self,
@@ -103,7 +106,7 @@ class _Planner:
         dataset: str,
         overlays: Iterable[str] = (),
         options: Iterable[str] = (),
-        teacher: Run | None = None,
+        teachers: Sequence[Run] = (),
         vectors: Run | None = None,
     ) -> Task:
         """Return a run's fit or import; the class vectors of the run ``vectors`` replace the teacher's own."""
@@ -117,10 +120,12 @@ class _Planner:
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
             # nothing is tuned, whatever the options for every fit say
             args.append("--trainer.max_epochs=0")
-        needs = []
-        if teacher is not None:
-            args.append(f"--model.init_args.teacher={self._folder(teacher)}")
-            needs.append(self._fit_name(teacher))
+        needs: list[str] = []
+        if teachers:
+            folders = [str(self._folder(teacher)) for teacher in teachers]
+            args.append(f"--model.init_args.teacher={folders[0]}")
+            args += [f"--model.init_args.more_teachers={json.dumps(folders[1:])}"] if folders[1:] else []
+            needs += map(self._fit_name, teachers)
         if vectors is not None:
             args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
             needs.append(f"{vectors.name}/class_vectors")

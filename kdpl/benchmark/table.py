@@ -111,7 +111,7 @@ class _Maker:
         if protocol == "base_to_novel":
             return [_Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
         return [
-            _Column(f"{shots} shot{'s' if shots > 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
+            _Column(f"{shots} shot{'s' if shots != 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
             for shots in self.campaign.shots
         ]
 
