@@ -1,7 +1,7 @@
-"""``python -m benchmarks.messy_pool``: other images among the unlabelled ones, and what ``pool_filter`` makes of them.
+"""``python -m benchmarks.messy_pool``: unlabelled images that do not match the classes, and what options make of them.
 
 The quickstart's students with 700 unlabelled digits and none, 233 or 700 other images: letters drawn like the digits,
-textures, or as many of each. Interrupted, the same command resumes.
+textures, or as many of each; and with the digits of all classes but one. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -25,7 +26,13 @@ from kdpl.tiny.glyphs import CLASSES, DIGIT_NAMES, render_bank
 SEEDS = (1, 2, 3)
 SHARES = (0.25, 0.5)
 POOLS = {"letters": ["letters"], "textures": ["textures"], "letters and textures": ["letters", "textures"]}
-SETTINGS = {"without": [], "pool_filter: 0.05": ["--model.init_args.pool_filter=0.05"]}
+_FILTER, _REFINED = "--model.init_args.pool_filter=0.05", "--config=configs/student/refined.yaml"
+SETTINGS = {
+    "without": [],
+    "pool_filter: 0.05": [_FILTER],
+    "refined": [_REFINED],
+    "refined, pool_filter: 0.05": [_REFINED, _FILTER],
+}
 
 _COMMON = ["--config=configs/data/digits.yaml", "--config=configs/trainer/cpu.yaml"]
 _GRIDS = (2, 4, 8, 16, 32)  # colours along an edge: from smooth to noise
@@ -38,16 +45,18 @@ class MessyDigits(Reader):
     Attributes:
         others: Kinds of the other images, of which there are as many each.
         share: Share of the unlabelled images that are others; all 700 digits stay.
+        missing: Digit of which no unlabelled image shows one.
     """
 
     others: list[str]
     share: float
+    missing: int | None = None
     own = False
 
     def read(self) -> Splits:
         """Read the digits, and add the others at the end of the unlabelled ones."""
         digits = read_digits()
-        sources = [record.source for record in digits.train]
+        sources = [record.source for record in digits.train if record.label != self.missing]
         number, kinds = round(len(sources) * self.share / (1 - self.share)), self.others
         sources += [f"{kinds[i % len(kinds)]}/{i // len(kinds)}" for i in range(number)]
         return replace(digits, unlabeled=tuple(sources), open_image=open_any)
@@ -93,16 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and test all students, and print the table; returns 0."""
     parser = argparse.ArgumentParser("python -m benchmarks.messy_pool", description="What other images cost.")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the runs")
-    parser.add_argument("--only", nargs="*", default=[*SETTINGS], choices=[*SETTINGS], help="default: both settings")
+    parser.add_argument("--only", nargs="*", default=[*SETTINGS], choices=[*SETTINGS], help="default: all settings")
+    parser.add_argument("--pools", nargs="*", default=[], metavar="POOL", help="some of the table's pools, by title")
     options = parser.parse_args(argv)
     # as the quickstart runs, whatever the number of cores
     torch.set_num_threads(1)
-    pools: dict[str, list[str]] = {"digits alone": []}
+    pools: dict[str, dict[str, Any]] = {"digits alone": {}, "no eights": {"others": [], "share": 0, "missing": 8}}
     for (title, kinds), share in ((pool, share) for pool in POOLS.items() for share in SHARES):
-        reader = {"class_path": "benchmarks.messy_pool.MessyDigits", "init_args": {"others": kinds, "share": share}}
-        pools[f"{share:.0%} {title}"] = [f"--data.init_args.dataset={json.dumps(reader)}"]
+        pools[f"{share:.0%} {title}"] = {"others": kinds, "share": share}
     rows = []
-    for title, pool in pools.items():
+    for title, settings_of_pool in pools.items():
+        if options.pools and title not in options.pools:
+            continue
+        reader = {"class_path": "benchmarks.messy_pool.MessyDigits", "init_args": settings_of_pool}
+        pool = [f"--data.init_args.dataset={json.dumps(reader)}"] if settings_of_pool else []
         cells = []
         for name in options.only:
             folder = options.out / f"{title} {name}".replace(" ", "_").replace(":", "")
