@@ -70,14 +70,13 @@ class RefinePool(Callback):
         place = {record.source: -1 for record in labeled}
         place |= {sources[index]: i for i, index in enumerate(indices) if sources[index] in place}
         further = [record for record in labeled if place[record.source] < 0] + held_out
-        each = []
+        each, views = [], self.config.views
         for number, size in enumerate(student.teacher_image_sizes):
-            parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, self.config.views, number)]
+            cache = dict(enumerate(data.teacher_caches)).get(number)
+            parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, views, number, cache)]
             if further:
                 images = data.images_of([record.source for record in further], size)
-                parts.append(
-                    mean_features(trainer, student, images, np.arange(len(further)), self.config.views, number)
-                )
+                parts.append(mean_features(trainer, student, images, np.arange(len(further)), views, number))
             each.append(torch.cat(parts))
         features = torch.cat(each, dim=1)
         predicted = student.teacher.module.logits(features).softmax(dim=1)

@@ -88,27 +88,38 @@ def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable
 
 
 def mean_features(
-    trainer: Trainer, student: Any, images: UnlabeledImages, indices: npt.NDArray[np.int64], views: int, number: int = 0
+    trainer: Trainer,
+    student: Any,
+    images: UnlabeledImages,
+    indices: npt.NDArray[np.int64],
+    views: int,
+    number: int = 0,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """A teacher's normalised mean feature over some views of each of these images, float32 [N, D].
 
     Every process computes its share, and has all of them in the end. The images are of the size of that teacher, which
-    is the one of this ``number`` among several.
+    is the one of this ``number`` among several; its cache, if it has enough views, saves the work.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    own = slice(trainer.global_rank, None, trainer.world_size)
-    loader = DataLoader(
-        AllViews(images, views),
-        batch_size=max(1, data.eval_batch_size // views),
-        sampler=indices[own],
-        num_workers=data.num_workers,
-        generator=torch.Generator(),
-    )
-    encode, width = teacher_encoder(trainer, student, number), student.teachers[number].vectors.vectors.shape[1]
+    own = indices[trainer.global_rank :: trainer.world_size]
+    width = student.teachers[number].vectors.vectors.shape[1]
     features = torch.zeros(len(indices), width, device=student.device)
     with progress_bar(shown=trainer.is_global_zero) as progress:
-        batches = progress.track(loader, description="teacher's features")
-        parts = [encode(each.flatten(0, 1)).view(len(each), views, -1).mean(dim=1) for each in batches]
-    features[own] = torch.cat([features[:0], *parts])
+        if cache is not None and cache.manifest.views >= views:
+            rows = progress.track(own.tolist(), description="features from the cache")
+            parts = [cache.mean(index, views).to(student.device)[None] for index in rows]
+        else:
+            loader = DataLoader(
+                AllViews(images, views),
+                batch_size=max(1, data.eval_batch_size // views),
+                sampler=own,
+                num_workers=data.num_workers,
+                generator=torch.Generator(),
+            )
+            encode = teacher_encoder(trainer, student, number)
+            batches = progress.track(loader, description="teacher's features")
+            parts = [encode(each.flatten(0, 1)).view(len(each), views, -1).mean(dim=1) for each in batches]
+    features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
     total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
     return F.normalize(total, dim=1)

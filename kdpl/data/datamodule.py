@@ -308,7 +308,7 @@ class DomainDataModule(LightningDataModule):
                     seen = f"{len(self._companions())} labelled images of {len(self.class_names)} classes"
                     inform(f"labels are seen in stage 2: {seen}")
                 if not self.fill_teacher_cache:
-                    self._open_caches()
+                    _ = self.teacher_caches
         if stage in ("test", "validate"):
             self._evaluation_records("test" if stage == "test" else "val")
 
@@ -358,7 +358,7 @@ class DomainDataModule(LightningDataModule):
     @property
     def view_source(self) -> tuple[int, int | None]:
         """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
-        caches = self._open_caches()
+        caches = self.teacher_caches
         if not caches:
             return self.seed, None
         views, epochs = caches[0].manifest.views, cast(Trainer, self.trainer).max_epochs
@@ -371,7 +371,8 @@ class DomainDataModule(LightningDataModule):
         further = enumerate(getattr(module, "further_teachers", ()), start=2)
         return [(folder, first), *((Path(f"{folder}.{number}"), teacher) for number, teacher in further)]
 
-    def _open_caches(self) -> list[FeatureCache]:
+    @property
+    def teacher_caches(self) -> list[FeatureCache]:
         """The teachers' caches of a fit, opened on first use; none where nothing is trained."""
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return []
@@ -428,7 +429,7 @@ class DomainDataModule(LightningDataModule):
             dataset = LabeledImages(records, self._view(image_size, self.seed))
             labels = np.array([record.label for record in records]) if self.balance_classes else None
         else:
-            caches, (sources, indices) = self._open_caches(), self._share
+            caches, (sources, indices) = self.teacher_caches, self._share
             view = self._view(image_size, caches[0].manifest.view_seed if caches else self.seed)
             in_pieces = InPieces(sources)
             dataset, pieces = UnlabeledImages(in_pieces, view, indices), in_pieces.starts

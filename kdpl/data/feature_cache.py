@@ -157,6 +157,10 @@ class FeatureCache:
             self._shards[shard] = np.load(self.folder / SHARD.format(shard), mmap_mode="r")
         return np.array(self._shards[shard][local, view])
 
+    def mean(self, index: int, views: int) -> Tensor:
+        """Mean of the features of the first views of an image, float32 [D]."""
+        return torch.from_numpy(np.stack([self.read(view, index) for view in range(views)])).float().mean(dim=0)
+
 
 def require_same_views(caches: Sequence[FeatureCache]) -> None:
     """Raise a DataError if the caches of several teachers have other views than the first one's."""

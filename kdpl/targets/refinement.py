@@ -40,7 +40,7 @@ class RefinementConfig:
     """
 
     mode: Literal["auto", "always"] = "auto"
-    views: int = 8
+    views: int = 16
     neighbors: int = 10
     graph: float = 3.0
     likelihood: float | None = None
