@@ -13,7 +13,7 @@ from torch import Tensor
 from kdpl.callbacks.teacher_cache import mean_features
 from kdpl.data.parallel import progress_bar
 from kdpl.data.reading import digest_names
-from kdpl.errors import ArtifactError, visible
+from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import POOL_TARGETS_FILE
 from kdpl.targets.refined import Moved, PoolTargets
@@ -116,7 +116,7 @@ class RefinePool(Callback):
             before=tuple(counts[0].tolist()),
             after=tuple(counts[1].tolist()),
             moved=len(moved),
-            examples=tuple(Moved(visible(sources[indices[i]]), int(before[i]), int(after[i])) for i in shown),
+            examples=tuple(Moved(int(indices[i]), int(before[i]), int(after[i])) for i in shown),
             images=torch.from_numpy(np.asarray(indices)).long(),
             assignments=z[:n].half().cpu(),
         )

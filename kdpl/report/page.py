@@ -15,13 +15,15 @@ from kdpl.errors import KdplError
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.calibration import calibrate
 from kdpl.report.cost import costs
+from kdpl.report.refined import refined_targets
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime.class_names import shorten
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
-    **{"training": training, "accuracy": accuracies, "classes": classes, "confusions": confusions},
+    **{"training": training, "refined": refined_targets, "accuracy": accuracies, "classes": classes},
+    "confusions": confusions,
     **{"calibration": calibrate, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
 }
 

@@ -28,9 +28,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Moved(NamedTuple):
-    """An image that is assigned to another class than the teacher's."""
+    """Index among all unlabelled images of one that is assigned to another class than the teacher's, and both."""
 
-    source: Text
+    image: int
     before: int
     after: int
 
@@ -116,6 +116,11 @@ class PoolTargets(PoolManifest):
                 assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
             if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
                 raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
+            if {len(manifest.before), len(manifest.after)} != {classes}:
+                raise ValueError("it counts images of other classes")
+            numbers = [number for each in manifest.examples for number in each]
+            if min([0, *numbers]) < 0 or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes:
+                raise ValueError("it has examples of other classes")
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
         return cls(images=images, assignments=assignments, **vars(manifest))

@@ -25,6 +25,7 @@ from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.targets.refined import Moved, PoolTargets
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
 PIECES = (
@@ -37,6 +38,7 @@ READERS = {
     "classifier/classifier.json": lambda file: Classifier.load(file.parent),
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
     SKETCH_FILE: lambda file: LogitSketch.load(file.parent).confidences(),
+    "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,
     "names.json": lambda file: read_class_mapping(file, ["a", "b"]),
     "table.csv": lambda file: Table(str(file)).read(),
@@ -57,6 +59,10 @@ def folder(tmp_path_factory, clip_of):
     encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
     Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
     LogitSketch.of(torch.randn(6, 5)).save(folder)
+    counts = {"before": (2, 1), "after": (1, 2), "moved": 1, "examples": (Moved(7, 0, 1),), "accuracy": (0.5, 0.75)}
+    ties = {"teacher": "t", "class_names": ("a", "b"), "class_vectors": "v", "pool": "p", "labels": "l", "settings": {}}
+    pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}
+    PoolTargets(**counts, **ties, **pool, share=1.0, reason="taken").save(folder / "targets.safetensors")
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": random.Random}, folder / "published.pt")
     (folder / "names.json").write_text(json.dumps({"a": "cat", "b": {"name": "dog", "text": "a dog"}}))
     (folder / "table.csv").write_text("image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n")

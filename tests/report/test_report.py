@@ -11,11 +11,15 @@ from report_pages import HOSTILE, Page, change_vectors, make, put_together, rena
 from runs import files_of, refused
 
 from kdpl.__main__ import main
+from kdpl.data.datamodule import build_data
 from kdpl.data.readers import digits
+from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.report.accuracy import thumbnail
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.targets.refined import Moved, PoolTargets
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "disagreement", "curves", "cost")
 
@@ -279,3 +283,50 @@ def test_a_wrong_start_is_one_line(args, words, run, tmp_path, monkeypatch, caps
     (tmp_path / "other/config.yaml").write_text("a: 1")
     refused(capsys, main(["report", *args]), words)
     assert not list(tmp_path.rglob("report.html"))
+
+
+@pytest.fixture
+def refined(run):
+    """Refined targets in the student's folder, of which the second image moved from class 1 to class 3."""
+    data = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]])
+    targets = PoolTargets(
+        **{"teacher": "t", "class_names": CLASS_NAMES, "class_vectors": "v", "pool": data.pool_digest, "labels": "l"},
+        **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
+        **{"before": (1,) * 10, "after": (1, 0, 1, 2, *(1,) * 6), "moved": 1, "examples": (Moved(1, 1, 3),)},
+        **{"images": torch.arange(10), "assignments": torch.eye(10).half()},
+    )
+    targets.save(run / "student/pool_targets.safetensors")
+    return targets
+
+
+class TestRefinedTargets:
+    def test_decision_classes_and_images_that_moved_are_shown(self, run, refined):
+        page = Page(make(run))
+        text = page.texts["refined"]
+        assert "Taken: it is better. 1 of 10 unlabelled images is assigned to another class than the teacher's." in text
+        (image,) = (image for image in page.of("img") if image["alt"] == "unlabelled image 1")
+        source = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).unlabeled_images(8)
+        assert image["src"] == thumbnail(open_digit(source.sources[1]))["uri"]
+        assert re.search("teacher one refined three", text)
+        assert re.search(r"change one 1 0 −1 three 1 2 \+1", text)
+        assert tuple(page.texts)[1:] == (*SECTIONS[:2], "refined", *SECTIONS[2:])
+        assert gaps_of(page) == []
+
+    def test_targets_that_were_not_taken_are_called_so(self, run, refined):
+        file = run / "student/pool_targets.safetensors"
+        replace(refined, share=0.0, reason="not taken: it is worse").save(file)
+        text = Page(make(run)).texts["refined"]
+        assert "Not taken: it is worse." in text
+        assert "the student learned the teacher's predictions nevertheless" in text
+
+    @pytest.mark.parametrize("changes", [{"pool": "other"}, {"examples": (Moved(10**6, 1, 3),)}])
+    def test_of_other_images_the_table_is_left(self, changes, run, refined):
+        replace(refined, **changes).save(run / "student/pool_targets.safetensors")
+        page = Page(make(run))
+        assert "Images are left out: " in page.texts["refined"]
+        assert "three 1 2 +1" in page.texts["refined"]
+        assert not [image for image in page.of("img") if image["alt"].startswith("unlabelled")]
+
+    def test_a_damaged_file_is_a_sentence(self, run):
+        (run / "student/pool_targets.safetensors").write_bytes(b"x")
+        assert "pool_targets.safetensors is damaged" in Page(make(run)).texts["refined"]

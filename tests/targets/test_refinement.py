@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import world
+from pydantic import TypeAdapter
 
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import write_tensors
 from kdpl.targets import refinement
-from kdpl.targets.refined import Moved, PoolTargets, RefinedTarget
+from kdpl.targets.refined import KIND, Moved, PoolManifest, PoolTargets, RefinedTarget
 from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
 N, C, D = 40, 4, 6
@@ -154,7 +156,7 @@ def targets(pool):
         before=(10, 10, 10, 10),
         after=(9, 11, 10, 10),
         moved=1,
-        examples=(Moved("x.png", 0, 1),),
+        examples=(Moved(6, 0, 1),),
         images=torch.arange(N) * 2,
         assignments=assignments,
     )
@@ -191,3 +193,29 @@ def test_the_target_mixes_assignment_and_prediction(targets, teacher_folder):
     assert (target(features, indices).double().softmax(dim=1) - expected).abs().max() < 2e-3  # float16
     target.use(replace(targets, share=0.0), torch.device("cpu"))
     assert target(features, indices).equal(teacher.logits(features))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"before": (10, 10, 20)},
+        {"after": (10, 10, 10, 5, 5)},
+        {"examples": (Moved(6, 0, 4),)},
+        {"examples": (Moved(6, -1, 1),)},
+        {"examples": (Moved(-1, 0, 1),)},
+        {"assignments": torch.zeros(N, C + 1)},
+        {"assignments": torch.full((N, C), float("nan"))},
+        {"images": torch.arange(N - 1)},
+        {"share": 1.5},
+        {"reason": "\x1b[2J"},
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_itself_is_refused(changes, targets, tmp_path):
+    whole = vars(targets) | changes
+    fields = TypeAdapter(PoolManifest).dump_python(targets, mode="json")
+    fields |= {name: value for name, value in changes.items() if name in fields}
+    tensors = {name: whole[name] for name in ("images", "assignments")}
+    write_tensors(tmp_path / "file", KIND, 1, tensors, fields)
+    with world.refused(ArtifactError, "file (is damaged|has an invalid field).*: remove it, and run the same command"):
+        PoolTargets.load(tmp_path / "file")
