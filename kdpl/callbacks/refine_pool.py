@@ -19,7 +19,7 @@ from kdpl.runtime.run_folder import POOL_TARGETS_FILE
 from kdpl.targets.refined import Moved, PoolTargets
 from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
-_FEW = 4  # labels a class up to which refinement helps where there are no others to measure it on: docs/targets.md
+_FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
 _SHOWN = 60  # images that moved
 
 
@@ -144,8 +144,8 @@ class RefinePool(Callback):
         if emptied:
             return False, f"not taken: it leaves {emptied} classes without an image, and {measured}"
         if shots > _FEW:
-            return False, f"not taken: {measured}, and with more than {_FEW} labels a class it may harm"
-        return True, f"taken: {measured}, and there are at most {_FEW} labels a class"
+            return False, f"not taken: {measured}, and with more than one label a class it may harm"
+        return True, f"taken: {measured}, and there is at most one label a class"
 
 
 def _digest(tensors: list[Tensor]) -> str:

@@ -27,7 +27,7 @@ class RefinementConfig:
 
     Attributes:
         mode: ``auto`` takes it only where it is better on labelled validation images by more than a standard error;
-            without validation images where there are at most four labels a class; ``always``.
+            without validation images where the teacher saw at most one label a class; ``always``.
         views: Views of an image, whose mean feature stands for it.
         neighbors: k, nearest neighbours of an image by cosine.
         graph: γ, weight of what the neighbours are assigned to.
@@ -41,10 +41,10 @@ class RefinementConfig:
 
     mode: Literal["auto", "always"] = "auto"
     views: int = 16
-    neighbors: int = 10
+    neighbors: int = 5
     graph: float = 3.0
     likelihood: float | None = None
-    prior: float = 1.0
+    prior: float = 0.3
     rounds: int = 15
     share: float = 1.0
     search: Literal["exact", "faiss"] = "exact"
