@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import students
+from benchmarks import refinement, students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
@@ -18,6 +18,7 @@ from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.texts import Texts
 from benchmarks.uneven_shots import UnevenDigits, classes
+from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
 CPU = torch.device("cpu")
 
@@ -71,15 +72,34 @@ def test_operations_are_counted_by_the_book_and_not_run():
     assert flops(lambda: huge @ huge) == 2 * 10**18
 
 
+def test_dense_matrices_refine_to_what_kdpl_does():
+    features, predictions = refinement.pool(200, 6, 16)
+    config = RefinementConfig(neighbors=4, likelihood=0.2, rounds=2)
+    found = refine(features, predictions, affinity(*nearest(features, 4)), None, config).assignments
+    assert (refinement.dense(features, predictions, config) - found).abs().max() < 1e-5
+    assert (found.argmax(dim=1) != predictions.argmax(dim=1)).any()
+
+
 @pytest.mark.slow
 def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
-    names = ("distillation", "student", "bf16", "many-classes", "texts", "cache", "shards", "start", "inference")
+    names = (
+        "distillation",
+        "student",
+        "bf16",
+        "many-classes",
+        "texts",
+        "cache",
+        "shards",
+        "start",
+        "refinement",
+        "inference",
+    )
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert len(report["rows"]) == 35
+    assert len(report["rows"]) == 42
     assert all(row["value"] > 0 for row in report["rows"])
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]

@@ -123,7 +123,7 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
             (5, 5),
             0,
             True,
-            "there are no held-out labels to measure it on, and there is at most one label",
+            "no held-out labels to measure it on, and there is at most one label",
         ),
         ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
         ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
