@@ -15,6 +15,7 @@ from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, large
 from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
+from benchmarks.refinement import refinements
 from benchmarks.settings import Settings
 from benchmarks.shards import Shards, served
 from benchmarks.start import starts
@@ -252,6 +253,11 @@ class Bench:
         """Measure the second start on very many unlabelled images, and the memory of its processes."""
         return [Row(name, value, unit, at_most=self._target(most)) for name, value, unit, most in starts(self.settings)]
 
+    def refinement(self) -> list[Row]:
+        """Measure the refinement of a pool's predictions."""
+        found = refinements(self.settings)
+        return [Row(name, v, unit, self._target(least), self._target(most)) for name, v, unit, least, most in found]
+
     def inference(self) -> list[Row]:
         """Compare classifiers with zero-shot classification by the teacher's CLIP and the student's CLIP."""
         with TemporaryDirectory() as folder:
@@ -341,6 +347,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "cache": Bench.cache,
     "shards": Bench.shards,
     "start": Bench.start,
+    "refinement": Bench.refinement,
     "inference": Bench.inference,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,

@@ -157,7 +157,8 @@ def refine(
         return z
 
     z = clamp(predictions.float().clone())
-    parts = torch.split(torch.arange(len(z), device=z.device), max(1, _CELLS // max(*z.shape[1:], features.shape[1])))
+    step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
+    parts = [slice(start, start + step) for start in range(0, len(z), step)]
     for done in range(1, config.rounds + 1):
         means, variances = _fit(features, z, parts)
         fields = torch.empty_like(z)
@@ -176,7 +177,7 @@ def refine(
     return Refined(z, *_fit(features, z, parts))
 
 
-def _fit(features: Tensor, z: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _fit(features: Tensor, z: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
     """Class means [C, D] and the shared diagonal variance [D] of images [N, D] by their assignments [N, C]."""
     mass = z.sum(dim=0).clamp_min(_LEAST_MASS)
     sums = features.new_zeros(z.shape[1], features.shape[1], dtype=torch.float32)

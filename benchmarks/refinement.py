@@ -1,0 +1,108 @@
+"""Refinement of a pool: time and memory at full size, against dense matrices, and exact search against faiss."""
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.measuring import alternate, median, peak_memory
+from benchmarks.settings import Settings
+from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
+
+_CONFIG = RefinementConfig(rounds=3, likelihood=0.3)
+_SHARPNESS = 60.0
+
+Measured = tuple[str, float, str, float | None, float | None]
+"""Title, value, unit, and the value that it should have at least, or at most."""
+
+
+def pool(images: int, classes: int, width: int) -> tuple[Tensor, Tensor]:
+    """Draw normalised features [N, D] around the classes' centres, and a teacher's predictions of them [N, C]."""
+    draw = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(classes, width, generator=draw), dim=1)
+    features = torch.randn(images, width, generator=draw).mul_(2 / width**0.5)
+    features = F.normalize(features.add_(centres[torch.arange(images) % classes]), dim=1)
+    vectors = F.normalize(centres + torch.randn(classes, width, generator=draw) / width**0.5, dim=1)
+    return features, (_SHARPNESS * features @ vectors.T).softmax(dim=1)
+
+
+def dense(features: Tensor, predictions: Tensor, config: RefinementConfig) -> Tensor:
+    """The same rounds with a matrix [N, N] of all pairs, and each class's Gaussian as it is written."""
+    similarity = (features @ features.T).fill_diagonal_(-1)
+    values, indices = similarity.topk(config.neighbors, dim=1)
+    neighbors = torch.zeros_like(similarity).scatter_(1, indices, values.clamp_min(0))
+    neighbors = (neighbors + neighbors.T) / 2
+    z, prior = predictions.clone(), config.prior * predictions.clamp_min(1e-9).log()
+    for _ in range(config.rounds):
+        mass = z.sum(dim=0)[:, None]
+        means = z.T @ features / mass
+        variance = (z.T @ features.square() - mass * means.square()).sum(dim=0) / len(z)
+        gaussians = torch.stack([(-0.5 * (features - mean).square() / variance).sum(dim=1) for mean in means], dim=1)
+        for _ in range(5):
+            z = ((config.likelihood or 0) * gaussians + config.graph * neighbors @ z + prior).softmax(dim=1)
+    return z
+
+
+def refinements(settings: Settings) -> list[Measured]:
+    """Measure in a process of its own, whose memory is that of the refinement."""
+    with get_context("spawn").Pool(1) as process:
+        return process.apply(_measured, (settings,))
+
+
+def _measured(settings: Settings) -> list[Measured]:
+    settings.prepare()
+    return [*_large(settings), *_small(settings)]
+
+
+def _large(settings: Settings) -> Iterator[Measured]:
+    images, classes, width = (600, 12, 32) if settings.small else (100_000, 1000, 768)
+    device = settings.torch_device
+    features, predictions = (each.to(device) for each in pool(images, classes, width))
+    seconds: dict[str, list[float]] = {}
+    found: dict[str, Tensor] = {}
+
+    def search(kind: str) -> tuple[Tensor, Tensor]:
+        start = time.perf_counter()
+        cosines, found[kind] = nearest(features, _CONFIG.neighbors, kind)
+        seconds[kind] = [time.perf_counter() - start]
+        return cosines, found[kind]
+
+    def run() -> None:
+        neighbors = affinity(*search("exact"))
+        ends = [time.perf_counter()]
+        refine(features, predictions, neighbors, None, _CONFIG, lambda _: ends.append(time.perf_counter()))
+        seconds["round"] = [after - before for before, after in pairwise(ends)]
+
+    peak = peak_memory(lambda: run, device)["peak"]
+    search("faiss")
+    exact, approximate = (torch.zeros(images, dtype=torch.long), found["faiss"].cpu())
+    for column in found["exact"].cpu().T:
+        exact += (approximate == column[:, None]).any(dim=1)
+    name = f"refining {images:,} images of {classes:,} classes"
+    yield f"{name}: exact search of neighbours", seconds["exact"][0], "s", None, None
+    yield f"{name}: the same by faiss", seconds["faiss"][0], "s", None, None
+    yield f"{name}: neighbours that faiss finds", 100 * exact.sum().item() / found["exact"].numel(), "%", None, None
+    yield f"{name}: a round", median(seconds["round"]), "s", None, None
+    yield f"{name}: peak memory", peak / 1e9, "GB", None, 4.0
+
+
+def _small(settings: Settings) -> Iterator[Measured]:
+    images, classes, width = (300, 5, 32) if settings.small else (5_000, 100, 768)
+    features, predictions = (each.to(settings.torch_device) for each in pool(images, classes, width))
+    made: dict[str, Tensor] = {}
+
+    def sparse() -> None:
+        neighbors = affinity(*nearest(features, _CONFIG.neighbors))
+        made["kdpl"] = refine(features, predictions, neighbors, None, _CONFIG).assignments
+
+    def plain() -> None:
+        made["dense"] = dense(features, predictions, _CONFIG)
+
+    seconds = alternate({"dense": plain, "kdpl": sparse}, settings.repeats, settings.torch_device)
+    name = f"refining {images:,} images of {classes:,} classes"
+    yield f"{name}: dense matrices / kdpl", median(seconds["dense"]) / median(seconds["kdpl"]), "x", 1.0, None
+    yield f"{name}: assignments differ by", (made["dense"] - made["kdpl"]).abs().max().item(), "", None, 1e-3
