@@ -4,8 +4,7 @@ A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/
 """
 
 import re
-from collections.abc import Collection
-from itertools import product
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -155,12 +154,16 @@ class Campaign(_Settings):
             for of in (*filter(None, [row.of]), *row.more):
                 if of not in self.rows_of("teacher"):
                     raise ValueError(f"row {name!r} is of {of!r}, which is not the row of a teacher: name one of those")
-                for protocol, shots in product(self.protocols, self.shots or (None,)):
-                    if row.runs(protocol, shots) and not self.rows[of].runs(protocol, shots):
-                        raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
+                if any(row.runs(*place) and not self.rows[of].runs(*place) for place in self._places()):
+                    raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
             if row.more and not {*self.protocols} <= {"few_shot", "base_to_novel"}:
                 raise ValueError(f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: remove it")
         return self
+
+    def _places(self) -> Iterator[tuple[str, int | None]]:
+        """Protocols, and with few_shot the numbers of shots."""
+        for protocol in self.protocols:
+            yield from ((protocol, shots) for shots in (self.shots if protocol == "few_shot" else (None,)))
 
     def title(self, row: str) -> str:
         """Return a row's title in the table."""

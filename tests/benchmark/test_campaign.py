@@ -50,6 +50,19 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
         ({"rows": {"a/b": {"teacher": "t.yaml"}}}, "'a/b' names a folder: use letters"),
         ({"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}}, "'mine': choose from clip, coop"),
         ({"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}}, "only teachers are imported"),
+        ({"rows": {"a": {"teacher": "t.yaml", "more": "a"}}}, "rows.a has 'more:' teachers but none in 'of:'"),
+        (
+            {"rows": {"a": {"teacher": "t.yaml", "protocols": "few_shot"}, "b": {"student": "s.yaml", "of": "a"}}},
+            "row 'b' is run where its teacher 'a' is not",
+        ),
+        (
+            {
+                "protocols": ["cross_dataset"],
+                "source": "imagenet",
+                "rows": {"a": {"teacher": "t.yaml"}, "b": {"student": "s.yaml", "of": "a", "more": "a"}},
+            },
+            "row 'b' has 'more:' teachers, for few_shot and base_to_novel alone",
+        ),
     ],
     ids=str,
 )

@@ -63,6 +63,28 @@ def test_few_shot_has_a_run_for_each_number_of_shots():
         assert not any("base_to_novel" in arg for arg in task.args)
 
 
+def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_teachers():
+    rows = {
+        "zero_shot": {**ROWS["teacher"], "protocols": "few_shot", "shots": 0},
+        "teacher": {**ROWS["teacher"], "shots": 16},
+        "second": {**ROWS["teacher"], "shots": 16, "protocols": "few_shot"},
+        "both": {**ROWS["student"], "more": "second", "shots": 16, "protocols": "few_shot"},
+    }
+    text = "{protocols: [few_shot, base_to_novel], datasets: [dtd], seeds: [1], shots: [0, 16]}"
+    tasks = planned(text, rows=rows)
+    fits = [name.removesuffix("/fit") for name in tasks if name.endswith("/fit")]
+    sixteen = "few_shot/dtd/shots_16/seed_1"
+    assert fits == [
+        "few_shot/dtd/shots_0/seed_1/zero_shot",
+        *(f"{sixteen}/{row}" for row in ("teacher", "second", "both")),
+        "base_to_novel/dtd/seed_1/teacher",
+    ]
+    both = tasks[f"{sixteen}/both/fit"]
+    assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
+    assert f"--model.init_args.teacher=out/{sixteen}/teacher" in both.args
+    assert f'--model.init_args.more_teachers=["out/{sixteen}/second"]' in both.args
+
+
 def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
     tasks = planned(CROSS)
     assert graph(tasks) == {
