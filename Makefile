@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table bench test check-slow soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table targets bench test check-slow soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -33,6 +33,11 @@ quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwri
 table: $(WITH_QUICKSTART) ## reproduce the README's table of accuracies, over three seeds
 	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table
 	@$(VENV_PYTHON) -m kdpl table runs/table
+
+targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in an hour: docs/measured_targets.md
+	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/targets.yaml --out runs/targets
+	@$(VENV_PYTHON) -m kdpl table runs/targets --out docs/measured_targets.md
+	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
 
 # uses all cores for both sides of a comparison, regardless of OMP_NUM_THREADS
 bench: $(WITH_DEV) ## compare speed and memory with the published procedure, into runs/bench.json

@@ -104,7 +104,7 @@ def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[
 def _cell(cell: Any, digits: int) -> str:
     """Write mean ± standard deviation, published figure and difference, or what is missing."""
     if cell.seeds_expected == 0:
-        return f"{cell.published:.{digits}f}"
+        return "" if pd.isna(cell.published) else f"{cell.published:.{digits}f}"
     seeds = f"{cell.seeds} of {cell.seeds_expected} seed{'s' if cell.seeds_expected > 1 else ''}"
     if cell.seeds == 0:
         text = f"missing ({seeds})"

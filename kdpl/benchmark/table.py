@@ -44,7 +44,8 @@ class Table:
         columns: Titles of the columns with numbers.
         cells: One row for each cell, line by line: its ``group`` (the dataset, where several stand below each other,
             else empty), ``title`` (of the variant; ``**title**`` is bold), coordinates, ``mean`` and
-            ``standard_deviation`` over the ``seeds`` that are there, out of ``seeds_expected``, ``published``,
+            ``standard_deviation`` over the ``seeds`` that are there, out of ``seeds_expected``, which are 0 where the
+            row is not run, ``published``,
             ``difference`` of the mean to it, and flags. Accuracies are in %; what is missing is NaN.
     """
 
@@ -121,7 +122,10 @@ class _Maker:
             [
                 (i, group, self.campaign.title(row), c.protocol, c.setting, c.dataset or dataset, row, c.metric)
                 for i, (group, dataset, row) in enumerate(
-                    (group, dataset, row) for group, dataset in groups.items() for row in self.campaign.rows
+                    (group, dataset, row)
+                    for group, dataset in groups.items()
+                    for row in self.campaign.rows
+                    if any(self._runs(row, column.protocol, column.setting) for column in columns)
                 )
                 for c in columns
             ],
@@ -132,7 +136,8 @@ class _Maker:
         over_seeds = values.agg(mean=statistics.mean, standard_deviation=_deviation, seeds="count")
         cells = cells.merge(over_seeds.reset_index(), how="left", on=_CELL)
         cells["seeds"] = cells["seeds"].fillna(0).astype(int)
-        cells["seeds_expected"] = len(self.campaign.seeds)
+        run = [self._runs(cell.row, cell.protocol, cell.setting) for cell in cells.itertuples()]
+        cells["seeds_expected"] = [len(self.campaign.seeds) if each else 0 for each in run]
         cells["published"] = [
             self._published(cell.protocol, cell.dataset, cell.row, cell.metric, averaged) for cell in cells.itertuples()
         ]
@@ -144,6 +149,10 @@ class _Maker:
         cells = cells.astype({"mean": float, "standard_deviation": float, "published": float})
         cells["difference"] = cells["mean"] - cells["published"]
         return Table(title, tuple(column.title for column in columns), cells.drop(columns="line"))
+
+    def _runs(self, row: str, protocol: str, setting: str) -> bool:
+        shots = int(setting.removeprefix("shots_")) if setting else None
+        return self.campaign.rows[row].runs(protocol, shots)
 
     def _averages(self, datasets: Sequence[str]) -> pd.DataFrame:
         """Return averages over datasets, of the runs that have them all, as values of the dataset ``average``."""

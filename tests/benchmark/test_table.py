@@ -79,6 +79,15 @@ def test_published_figures_are_complete_and_their_average_takes_the_harmonic_mea
     assert published_average("promptkd", ["dtd", "digits"]) == {}
 
 
+def test_a_row_stands_where_it_is_run_alone():
+    rows = {"teacher": {"teacher": "t.yaml"}, "few": {"teacher": "t.yaml", "protocols": "few_shot", "shots": 4}}
+    places = {"protocols": ["few_shot", "base_to_novel"], "shots": [1, 4], "seeds": [1]}
+    few_shot, base_to_novel = tables(campaign(rows=rows, **places), [result("dtd", 1, "few", "few_shot", "shots_4")])
+    assert text_of(few_shot, "dtd", "few")[2:] == ["", "50.0"]
+    assert text_of(few_shot, "dtd", "teacher")[2:] == ["missing (0 of 1 seed)"] * 2
+    assert "few" not in markdown([base_to_novel])
+
+
 def test_missing_runs_are_named_by_the_number_of_seeds_that_are_there():
     (made,) = tables(campaign(seeds=[1, 2, 3]), RESULTS[:3])
     assert text_of(made, "dtd", "teacher")[2] == "missing (0 of 3 seeds)"
