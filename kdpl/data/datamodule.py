@@ -16,14 +16,16 @@ from torch.utils.data import DataLoader
 from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages, WithLabels
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, digest_of, require_same_views
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
+from kdpl.data.labels import EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.parallel import cores
 from kdpl.data.pieces import Indices, InPieces
+from kdpl.data.pool import Pool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.sampling import base_count, few_shot, require_shots, share_of, with_labels
+from kdpl.data.sampling import base_count
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import in_one_sentence
@@ -31,7 +33,6 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
 
 TrainSplit = Literal["labeled", "unlabeled"]
-EvaluationSplit = Literal["labeled", "val", "test"]
 _WORKERS = 4
 
 
@@ -175,7 +176,7 @@ class DomainDataModule(LightningDataModule):
     @property
     def tuning_class_names(self) -> tuple[str, ...]:
         """The names that the teacher is tuned on, by label: the base classes, or all."""
-        return self.class_names[: self.num_base]
+        return self._labels.tuning_class_names
 
     @property
     def test_records(self) -> tuple[Record, ...]:
@@ -194,79 +195,32 @@ class DomainDataModule(LightningDataModule):
 
     def preview(self, n: int, image_size: int) -> torch.Tensor:
         """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
-        sources, opened = self._share[0], self.splits.open_image
+        sources, opened = self._pool.used, self.splits.open_image
         n = min(n, len(sources))
         images = (opened(sources[i * len(sources) // n]) for i in range(n))
         return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
 
     @cached_property
-    def _sample(self) -> tuple[list[Record], list[Record]]:
-        return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
+    def _labels(self) -> Labels:
+        splits, sample = self.splits, (self.shots, self.val_shots, self.allow_fewer_shots, self.seed)
+        return Labels(splits, self.num_base, *sample)
 
-    def _training_records(self) -> list[Record]:
-        self.splits.require_training_images()
-        # the sample comes before the base subset, so that base classes get the same images under either protocol
-        names = self.tuning_class_names
-        if self.shots == 0:
-            said = "shots is 0, so that no labelled image is used, but prompts, pool_filter and label_weight need some"
-            raise DataError(f"{said}: set shots above 0, or do without them (configs/teacher/zero_shot.yaml)")
-        records = with_labels(self._sample[0], range(len(names)))
-        if not records:
-            raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
-        if self.shots is not None and not self.allow_fewer_shots:
-            require_shots(records, names, self.shots)
-        return records
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(self.splits, self.unlabeled_share, self.seed)
 
     @property
     def _sees_labels(self) -> bool:
         return getattr(self._module, "label_weight", 0) > 0
 
-    def _companions(self) -> list[Record]:
-        """The labelled images of a student with labels, of every class, or a ConfigError."""
-        records = [] if self.shots == 0 else self._training_records()
-        missing = sorted(set(range(len(self.class_names))) - {record.label for record in records})
-        if missing:
-            # the head would learn that these classes never occur
-            lacks = f"{self.class_names[missing[0]]!r} has none (shots {self.shots}, protocol {self.protocol})"
-            raise ConfigError(f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0")
-        return records
-
-    def _evaluation_records(self, split: EvaluationSplit) -> Sequence[Record]:
-        if split == "labeled":
-            return self._training_records()
-        records = self._sample[1] if split == "val" else self.splits.test
-        if split == "val" and self.shots == 0:
-            raise DataError("shots is 0, so that no labelled image is used for validation: set shots above 0")
-        if not records:
-            remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
-            raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
-        return records
-
-    @cached_property
-    def _unlabeled_sources(self) -> Names:
-        self.splits.require_training_images()
-        unlabeled, train = self.splits.unlabeled, self.splits.train
-        sources = Names.of((record.source for record in train) if unlabeled is None else unlabeled)
-        if not sources:
-            raise DataError(f"{self.splits.origin} has no images to distil on: add some")
-        return sources
-
-    @cached_property
-    def _share(self) -> tuple[Names, Indices | None]:
-        """The unlabelled images to distil on, and their indices among all; None for all."""
-        sources, share = self._unlabeled_sources, self.unlabeled_share
-        indices = share_of(len(sources), share, self.seed) if share < 1 else None
-        return sources if indices is None else sources.take(indices), indices
-
     @property
     def unlabeled_indices(self) -> Indices:
         """Indices of the unlabelled images to distil on, among all."""
-        sources, indices = self._share
-        return np.arange(len(sources)) if indices is None else indices
+        return self._pool.indices
 
     def keep_unlabeled(self, indices: Indices) -> None:
         """Distil on these unlabelled images alone; to be called before the training loader is made."""
-        self._share = self._unlabeled_sources.take(indices), indices
+        self._pool.keep(indices)
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -302,15 +256,15 @@ class DomainDataModule(LightningDataModule):
         if stage == "fit" and self._needs_images(self.trainer):
             self.splits.require_training_images()
             if self._module.train_split == "labeled":
-                self._training_records()
+                self._labels.training()
             else:
                 if self._sees_labels:
-                    seen = f"{len(self._companions())} labelled images of {len(self.class_names)} classes"
+                    seen = f"{len(self._labels.companions())} labelled images of {len(self.class_names)} classes"
                     inform(f"labels are seen in stage 2: {seen}")
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
         if stage in ("test", "validate"):
-            self._evaluation_records("test" if stage == "test" else "val")
+            self._labels.evaluation("test" if stage == "test" else "val")
 
     def cache_manifest(
         self, teacher: str, width: int, image_size: int, views: int | None = None, view_seed: int | None = None
@@ -321,7 +275,7 @@ class DomainDataModule(LightningDataModule):
             teacher=teacher,
             width=width,
             dataset=self.dataset,
-            sources=self._unlabeled_sources,
+            sources=self._pool.all,
             image_size=image_size,
             decoding=self.decoding,
             augmentation=self.augmentation,
@@ -331,11 +285,11 @@ class DomainDataModule(LightningDataModule):
 
     def unlabeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return UnlabeledImages(InPieces(self._unlabeled_sources), self._view(image_size, self.seed))
+        return UnlabeledImages(InPieces(self._pool.all), self._view(image_size, self.seed))
 
     def labeled_images(self, image_size: int) -> UnlabeledImages:
         """Views of the labelled training images, without their labels."""
-        return self.images_of([record.source for record in self._training_records()], image_size)
+        return self.images_of([record.source for record in self._labels.training()], image_size)
 
     def images_of(self, sources: Sequence[str], image_size: int) -> UnlabeledImages:
         """Views of images of this domain."""
@@ -343,14 +297,12 @@ class DomainDataModule(LightningDataModule):
 
     def tuning_records(self, split: Literal["labeled", "val"]) -> list[Record]:
         """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
-        if split == "labeled":
-            return self._training_records() if self.shots != 0 else []
-        return with_labels(self._sample[1], range(len(self.tuning_class_names)))
+        return self._labels.tuning(split)
 
     @property
     def pool_digest(self) -> str:
         """Digest of the list of all unlabelled images."""
-        return digest_of(self._unlabeled_sources)
+        return self._pool.digest
 
     def _view(self, image_size: int, seed: int) -> RandomView:
         return RandomView(self.splits.open_image, self.augmentation, image_size, seed)
@@ -425,20 +377,20 @@ class DomainDataModule(LightningDataModule):
         dataset: LabeledImages | UnlabeledImages | CachedImages | WithLabels
         pieces = labels = None
         if split == "labeled":
-            records = self._training_records()
+            records = self._labels.training()
             dataset = LabeledImages(records, self._view(image_size, self.seed))
             labels = np.array([record.label for record in records]) if self.balance_classes else None
         else:
-            caches, (sources, indices) = self.teacher_caches, self._share
+            caches, pool = self.teacher_caches, self._pool
             view = self._view(image_size, caches[0].manifest.view_seed if caches else self.seed)
-            in_pieces = InPieces(sources)
-            dataset, pieces = UnlabeledImages(in_pieces, view, indices), in_pieces.starts
+            in_pieces = InPieces(pool.used)
+            dataset, pieces = UnlabeledImages(in_pieces, view, pool.chosen), in_pieces.starts
             if caches:
                 dataset = CachedImages(dataset, caches)
             else:
                 dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
             if with_labels:
-                dataset = WithLabels(dataset, self._companions(), self._view(image_size, self.seed))
+                dataset = WithLabels(dataset, self._labels.companions(), self._view(image_size, self.seed))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
@@ -450,7 +402,7 @@ class DomainDataModule(LightningDataModule):
         ``labeled`` are the labelled training images without augmentation. ``square`` is the tower's preprocessing, or S
         for images resized by their short edge, bicubic.
         """
-        records = self._evaluation_records(split)
+        records = self._labels.evaluation(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
