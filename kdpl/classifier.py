@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import pydantic.dataclasses
 import torch
@@ -23,12 +23,13 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
-from kdpl.prompts.label_head import LabelHead
-from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder, require_tensors
+from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
+from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.on_hub import HUB_FILES, OnHub
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 T = TypeVar("T")
@@ -38,20 +39,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 _TYPES: dict[str, torch.dtype] = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
-
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
-_HEAD_PREFIX = "label_head."
-
-HUB_FILES = ("README.md", "config.json")
-"""Further files that ``save_pretrained`` writes."""
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class _LabelHeadSettings:
-    alpha: Annotated[float, Field(ge=0, le=1)]
-    beta: Annotated[float, Field(gt=0)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -64,7 +52,7 @@ class _Settings(EncoderSettings):
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
     decoding: Decoding = PUBLISHED
-    label_head: _LabelHeadSettings | None = None
+    label_head: LabelHeadSettings | None = None
 
     def __post_init__(self) -> None:
         if (self.version == 2) != (self.label_head is not None):
@@ -78,7 +66,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, OnHub):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
@@ -123,6 +111,19 @@ class Classifier(nn.Module):
         features = self.encoder(images)
         logits: Tensor = self.head(features, self.logit_scale)
         return logits if self.label_head is None else self.label_head.mix(logits, features)
+
+    def card_facts(self) -> dict[str, Any]:
+        """What the model card says of the classifier: classes, images and models."""
+        # only the name of a weights file: its folder is private
+        clips = {"student": self.clip, "teacher": self.vectors.clip}
+        named = {who: {"model": clip.model, "weights": Path(clip.pretrained).name} for who, clip in clips.items()}
+        return {
+            "names": self.class_names,
+            "num_base": self.vectors.num_base,
+            "context": self.vectors.context,
+            "image_size": self.preprocessing.image_size,
+            **named,
+        }
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with further, novel classes behind its own, and the same encoder, but no label head.
@@ -261,89 +262,22 @@ class Classifier(nn.Module):
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,
-            label_head=None if head is None else _LabelHeadSettings(alpha=head.alpha, beta=head.beta),
+            label_head=None if head is None else LabelHeadSettings(alpha=head.alpha, beta=head.beta),
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
         tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
         if head is None:
             del config["label_head"]
         else:
-            tensors |= {f"{_HEAD_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
+            tensors |= head_tensors(head)
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
             (temporary / _WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
-    def save_pretrained(self, folder: str | Path, run: str | Path | None = None) -> None:
-        """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md; ``load`` reads it too."""
-        card = self.model_card(run)
-        self.save(folder)
-        card.save(Path(folder) / "README.md")
-        # the hub counts downloads by this file, and takes the library's name from it
-        (Path(folder) / "config.json").write_text('{"library_name": "kdpl"}')
-
-    def model_card(self, run: str | Path | None = None) -> "ModelCard":
-        """Return the model card; with the folder of the student's run also data, protocol and accuracies."""
-        # the hub's client takes a second to import
-        from kdpl.runtime.hub import model_card
-
-        # only the name of a weights file: its folder is private
-        clips = {"student": self.clip, "teacher": self.vectors.clip}
-        named = {who: {"model": clip.model, "weights": Path(clip.pretrained).name} for who, clip in clips.items()}
-        return model_card(
-            Path(run) if run is not None else None,
-            names=self.class_names,
-            num_base=self.vectors.num_base,
-            context=self.vectors.context,
-            image_size=self.preprocessing.image_size,
-            **named,
-        )
-
-    def push_to_hub(
-        self, repo_id: str, run: str | Path | None = None, private: bool | None = None, token: str | None = None
-    ) -> str:
-        """Upload the classifier and its model card to the Hugging Face hub.
-
-        Args:
-            repo_id: ``owner/name``; created if it does not exist.
-            run: Folder of the student's run, for the card: data, protocol and, where it was tested, accuracies.
-            private: If a repository that is created is private; None: the owner's default.
-            token: The hub's token; None: the one that ``hf auth login`` stored.
-
-        Returns:
-            URL of the commit.
-
-        Raises:
-            ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
-        """
-        from kdpl.runtime.hub import push_to_hub
-
-        return push_to_hub(repo_id, lambda folder: self.save_pretrained(folder, run), private, token)
-
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, revision: str | None = None, token: str | None = None, cache_dir: str | None = None
-    ) -> "Classifier":
-        """Read a classifier from the Hugging Face hub, or from a folder.
-
-        Args:
-            name: ``owner/name`` on the hub, or a folder.
-            revision: A commit, branch or tag on the hub.
-            token: As in ``push_to_hub``.
-            cache_dir: Folder for downloads; None: the hub's own.
-
-        Raises:
-            ArtifactError: It cannot be fetched, or is damaged.
-        """
-        if Path(name).is_dir():
-            return cls.load(name)
-        from kdpl.runtime.hub import download
-
-        return cls.load(download(str(name), CLASSIFIER_FILES, revision=revision, token=token, cache_dir=cache_dir))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Classifier":
+    def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
         folder = Path(folder)
         source = f"the classifier {folder}"
@@ -356,27 +290,9 @@ class Classifier(nn.Module):
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
-        head = _read_label_head(settings, tensors, vectors, source)
+        head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
         return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
-
-
-def _read_label_head(
-    settings: _Settings, tensors: dict[str, Tensor], vectors: ClassVectors, source: str
-) -> LabelHead | None:
-    """Build the label head from its tensors, which are taken out of those of a classifier."""
-    if settings.label_head is None:
-        return None
-    head = LabelHead(vectors.vectors, 1.0, settings.label_head.alpha, settings.label_head.beta)
-    own = {f"{_HEAD_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
-    found = {name: tensors.pop(name) for name in own.keys() & tensors.keys()}
-    try:
-        require_tensors(own, found)
-    except ValueError as error:
-        raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
-    for name, parameter in own.items():
-        parameter.data = found[name]
-    return head
 
 
 def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image.Image:

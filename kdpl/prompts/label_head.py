@@ -1,12 +1,20 @@
 """The student's second head, which learns from labels, and the mixture of both heads (DHO, arXiv 2505.07675)."""
 
 import math
+from typing import Annotated
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.clip.modules import Float32Module
+from kdpl.errors import ArtifactError, reason
+from kdpl.prompts.student_encoder import require_tensors
+from kdpl.runtime.artifacts import STRICT
+
+_PREFIX = "label_head."
 
 
 class LabelHead(Float32Module):
@@ -56,3 +64,34 @@ def mix_heads(logits: Tensor, label_logits: Tensor, alpha: float, beta: float) -
         return own
     parts = [own + math.log(alpha), F.log_softmax(logits / beta, dim=1) + math.log1p(-alpha)]
     return torch.stack(parts).logsumexp(dim=0)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class LabelHeadSettings:
+    """How a head's prediction is mixed with that of the class vectors, as a classifier's folder holds it."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    beta: Annotated[float, Field(gt=0)]
+
+
+def head_tensors(head: LabelHead) -> dict[str, Tensor]:
+    """The head's tensors under the names that they have in a classifier's file."""
+    return {f"{_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
+
+
+def read_label_head(
+    settings: LabelHeadSettings | None, tensors: dict[str, Tensor], class_vectors: Tensor, source: str, remedy: str
+) -> LabelHead | None:
+    """Build a head, if there is one, from ``head_tensors``, which are taken out of ``tensors``, or an ArtifactError."""
+    if settings is None:
+        return None
+    head = LabelHead(class_vectors, 1.0, settings.alpha, settings.beta)
+    own = head_tensors(head)
+    found = {name: tensors.pop(name) for name in own.keys() & tensors.keys()}
+    try:
+        require_tensors(own, found)
+    except ValueError as error:
+        raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
+    for name, parameter in own.items():
+        parameter.data.copy_(found[name])
+    return head
