@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast
 
 import pydantic.dataclasses
 import torch
@@ -66,6 +66,13 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class Predicted(NamedTuple):
+    """The most probable classes of an image, and its embedding: the encoder's normalised features, float32 [D]."""
+
+    top: list[Prediction]
+    embedding: Tensor
+
+
 class Classifier(nn.Module, OnHub):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
@@ -108,7 +115,9 @@ class Classifier(nn.Module, OnHub):
 
         With a label head they are the log probabilities of the mixture.
         """
-        features = self.encoder(images)
+        return self._logits(self.encoder(images))
+
+    def _logits(self, features: Tensor) -> Tensor:
         logits: Tensor = self.head(features, self.logit_scale)
         return logits if self.label_head is None else self.label_head.mix(logits, features)
 
@@ -184,18 +193,40 @@ class Classifier(nn.Module, OnHub):
             ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
             DataError: An image is missing or unreadable.
         """
+        return [each.top for each in self._predicted(images, top_k, batch_size, workers, precision)]
+
+    def embed(
+        self,
+        images: Iterable[str | Path | Image.Image | Tensor],
+        batch_size: int = 64,
+        workers: int | None = None,
+        precision: Precision = "32-true",
+    ) -> Tensor:
+        """Return the encoder's features of N images, float32 [N, D] of length 1; arguments and errors as ``predict``.
+
+        Products of two rows are cosine similarities; similar images have high ones, of whatever class.
+        """
+        rows = [each.embedding for each in self._predicted(images, 1, batch_size, workers, precision)]
+        return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
+
+    def _predicted(
+        self,
+        images: Iterable[str | Path | Image.Image | Tensor],
+        top_k: int,
+        batch_size: int,
+        workers: int | None,
+        precision: Precision,
+    ) -> Iterator[Predicted]:
         if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
-            raise ConfigError("predict takes any number of images, not one: put it into a list")
+            raise ConfigError("the classifier takes any number of images, not one: put it into a list")
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
-        rows: list[list[Prediction]] = []
         opened = partial(_open, decoding=self.decoding)
         for _, predicted in self.predictions(images, opened, top_k, batch_size, workers, precision):
             if isinstance(predicted, DataError):
                 raise predicted
-            rows.append(predicted)
-        return rows
+            yield predicted
 
     def predictions(
         self,
@@ -205,8 +236,8 @@ class Classifier(nn.Module, OnHub):
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
-    ) -> Iterator[tuple[T, list[Prediction] | DataError]]:
-        """Classify items, read lazily, as ``predict`` does; yields each with its predictions or its ``DataError``."""
+    ) -> Iterator[tuple[T, Predicted | DataError]]:
+        """Classify items, read lazily, as ``predict`` does; yields each with its prediction or its ``DataError``."""
         if precision not in _TYPES:
             raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it")
         top_k, dtype = min(top_k, len(self.class_names)), _TYPES[precision]
@@ -215,15 +246,16 @@ class Classifier(nn.Module, OnHub):
             return self.prepare(open_item(item))
 
         @torch.inference_mode()
-        def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        def network(images: Tensor) -> tuple[Tensor, ...]:
             device = self.head.class_vectors.device
             if device.type == "cuda":
                 images = images.pin_memory()  # so that the copy does not wait for the batch before
             half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
             with half:
-                logits = self(images.to(device, non_blocking=True))
+                features = self.encoder(images.to(device, non_blocking=True))
+                logits = self._logits(features)
             top = logits.softmax(dim=1).topk(top_k, dim=1)
-            return top.values, top.indices
+            return top.values, top.indices, features
 
         store_frozen(self.encoder, dtype)
         try:
@@ -231,7 +263,8 @@ class Classifier(nn.Module, OnHub):
                 if isinstance(top, DataError):
                     yield item, top
                 else:
-                    yield item, [Prediction(self.class_names[i], p) for i, p in zip(*top, strict=True)]
+                    named = [self.class_names[i] for i in top.labels]
+                    yield item, Predicted(list(map(Prediction, named, top.probabilities)), cast(Tensor, top.features))
         finally:
             store_frozen(self.encoder, torch.float32)
 
@@ -302,8 +335,8 @@ def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image
         return open_image(str(image), decoding=decoding)
     if not isinstance(image, Image.Image):
         raise ConfigError(
-            f"predict was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it with "
-            "PIL.Image.fromarray"
+            f"the classifier was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it "
+            "with PIL.Image.fromarray"
         )
     try:
         image.load()

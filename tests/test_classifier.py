@@ -185,6 +185,22 @@ class TestPredict:
         got, wanted = ([g.probability for row in rows for g in row] for rows in (one_by_one, expected))
         assert got == pytest.approx(wanted, rel=1e-4)
 
+    def test_embeddings_are_the_encoders_features_of_the_same_images(self, classifier, tmp_path):
+        pil = [noise(*size) for size in [(32, 32), (50, 40), (20, 33)]]
+        pil[1].save(tmp_path / "1.png")
+        with torch.no_grad():
+            expected = classifier.encoder(torch.stack([classifier.prepare(picture) for picture in pil]))
+        found = classifier.embed([pil[0], tmp_path / "1.png", to_tensor(pil[2])], batch_size=2, workers=1)
+        torch.testing.assert_close(found, expected)
+        assert not found.is_inference()
+        assert classifier.embed([]).shape == (0, 24)
+        half = classifier.embed(pil, precision="bf16-mixed")
+        assert half.dtype == torch.float32
+        assert 0 < (half - expected).abs().max() < 0.05
+        (tmp_path / "1.png").write_bytes(b"no image")
+        with pytest.raises(DataError, match=r"1\.png"):
+            classifier.embed([tmp_path / "1.png"])
+
     def test_probabilities_are_the_softmax_over_all_classes_highest_first(self, classifier):
         square = noise(32, 32)
         guesses = classifier.predict([square], top_k=5)[0]

@@ -185,6 +185,26 @@ def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, mo
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
 
 
+def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/student").symlink_to(student_run)
+    Path("photos").mkdir()
+    for i in range(8):
+        noise(40 + i, 40).save(f"photos/{i}.png")
+    noise(43, 40).save("photos/same.png")
+    Path("photos/broken.png").touch()
+    noise(45, 40).save("query.jpg", quality=100)
+    (command,) = (words for words in commands_of(TEXTS[DOCS / "deployment.md"]) if "--embeddings" in words)
+    assert main(command) == 0
+    capsys.readouterr()
+    exec(compile(python_of("deployment.md", "NearestNeighbors"), "deployment.md", "exec"), {})  # noqa: S102
+    *same, similar = capsys.readouterr().out.splitlines()
+    pair = ("photos/3.png", "photos/same.png")
+    assert same == [f"{one} is nearly the same as {other}" for one, other in (pair, pair[::-1])]
+    assert similar.startswith("query.jpg is most similar to photos/5.png ")
+
+
 @pytest.mark.parametrize("decoding", [PUBLISHED, Decoding((0, 90, 200))])
 def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, classifier, tmp_path):
     given, folder = Classifier.load(classifier), tmp_path / "classifier"

@@ -6,6 +6,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import output_file, require_file
+from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
 
@@ -16,6 +17,7 @@ def predict(
     list: str | None = None,
     part: str | None = None,
     out: str | None = None,
+    embeddings: str | None = None,
     add_classes: str | None = None,
     top_k: PositiveInt = 1,
     batch_size: PositiveInt = 64,
@@ -34,6 +36,8 @@ def predict(
         list: file with one path of an image or shard on each line, relative to the working directory
         part: classify only part I of N of the images, given as I/N, as one of an array of jobs
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
+        embeddings: file for the encoder's features of the images, .npy or .parquet, in the order of the table's rows;
+            NaN, or null, for an unreadable image
         add_classes: class vectors of further classes, written by the class-vectors command
         top_k: classes for each image, in columns
         batch_size: images per batch
@@ -43,13 +47,18 @@ def predict(
     """
     # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.deploy.sources import find_sources, part_of
-    from kdpl.deploy.tables import require_format
+    from kdpl.deploy.tables import EMBEDDING_FORMATS, require_format
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
     table = output_file("--out", out) if out is not None else None
     if table is not None:
         require_format(table)
+    features = output_file("--embeddings", embeddings) if embeddings is not None else None
+    if features is not None:
+        require_format(features, "--embeddings", EMBEDDING_FORMATS)
+        if table is None or table.resolve() == features.resolve():
+            raise ConfigError("--embeddings needs a table that says whose they are, in a file of its own: give --out")
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
@@ -60,5 +69,5 @@ def predict(
         bulk.print()
     else:
         files = sorted(file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors"))
-        bulk.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])])
+        bulk.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])], features)
     return 0

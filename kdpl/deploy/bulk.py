@@ -1,9 +1,11 @@
 """Prediction in bulk: images in, a table of predictions out."""
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,8 +18,9 @@ from kdpl.classifier import Classifier, Precision
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
-from kdpl.deploy.tables import Journal, Row, columns, write_csv
+from kdpl.deploy.tables import Journal, Row, columns, encode_embedding, write_csv, write_embeddings
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.files import atomic_path
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -57,17 +60,34 @@ class BulkPrediction:
         write_csv(sys.stdout, self._rows(0, show_bar=not sys.stdout.isatty()), self.columns)
         sys.stdout.flush()
 
-    def write(self, out: Path, files: Sequence[Path]) -> None:
-        """Write a table, resuming an interrupted one unless it is of another classifier (``files``) or other images."""
-        with Journal(out, self._job(files)) as journal:
+    def write(self, out: Path, files: Sequence[Path], embeddings: Path | None = None) -> None:
+        """Write a table, resuming an interrupted one unless it is of another classifier (``files``) or other images.
+
+        The rows of ``embeddings`` are those of the table.
+        """
+        job = self._job(files)
+        with ExitStack() as stack:
+            beside = os.path.relpath(embeddings, out.parent) if embeddings is not None else None
+            journal = stack.enter_context(Journal(out, {**job, "embeddings": beside}))
+            reserved = None
+            if embeddings is not None:
+                table = os.path.relpath(out, embeddings.parent)
+                reserved = stack.enter_context(Journal(embeddings, {**job, "table": table}))
             if journal.finished:
+                if reserved is not None and not reserved.finished:
+                    raise ConfigError(f"{out} is finished and {embeddings} is missing: remove {out} to write both")
                 print(f"{out} is finished: remove it to classify these images again", file=sys.stderr)
                 return
             if journal.done:
                 print(f"resuming after {journal.done} images", file=sys.stderr)
-            rows = self._rows(journal.done)
+            rows = self._rows(journal.done, embed=reserved is not None)
             while group := list(islice(rows, self.batch_size)):
                 journal.write(group)
+            if reserved is not None:
+                shape = (journal.done, self.classifier.vectors.vectors.shape[1])
+                with atomic_path(reserved.out) as temporary:
+                    write_embeddings(temporary, journal.rows(), shape)
+                reserved.finished = True
             journal.finish(self.columns)
 
     def _job(self, files: Sequence[Path]) -> dict[str, Any]:
@@ -85,7 +105,7 @@ class BulkPrediction:
             "precision": self.precision,
         }
 
-    def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
+    def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         opened = partial(Item.open, decoding=self.classifier.decoding)
@@ -103,8 +123,10 @@ class BulkPrediction:
                     row["error"] = str(predicted)
                     unreadable += 1
                 else:
-                    values = [value for p in predicted for value in (p.class_name, round(p.probability, 6))]
+                    values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
                     row.update(zip(self.columns[1:-1], values, strict=True))
+                    if embed:
+                        row["embedding"] = encode_embedding(predicted.embedding.numpy())
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s", file=sys.stderr)

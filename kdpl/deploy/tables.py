@@ -1,12 +1,14 @@
-"""Tables of predictions as CSV, JSON lines or Parquet, and the journal that an interrupted command resumes from."""
+"""Tables of predictions as CSV, JSON lines or Parquet, embeddings, and the journal that a command resumes from."""
 
+import base64
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from kdpl.errors import ConfigError
@@ -14,11 +16,16 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 
 Row = dict[str, str | float | None]
-"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``."""
+"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
+
+In a journal also ``embedding``, the base64 of float32.
+"""
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+EMBEDDING_FORMATS = (".npy", ".parquet")
 
 _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
+_EMBEDDINGS_AT_ONCE = 4096
 
 
 def columns(top_k: int) -> list[str]:
@@ -27,10 +34,10 @@ def columns(top_k: int) -> list[str]:
     return ["path", *(name + rank for rank in ranks for name in ("class", "probability")), "error"]
 
 
-def require_format(path: Path) -> None:
-    """Raise a ConfigError if a table's ending is unknown, or the package for it is not installed."""
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"--out {path} has an unknown ending, expected one of {', '.join(FORMATS)}: give another")
+def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:
+    """Raise a ConfigError if a file's ending is unknown, or the package for it is not installed."""
+    if path.suffix not in formats:
+        raise ConfigError(f"{option} {path} has an unknown ending, expected one of {', '.join(formats)}: give another")
     if path.suffix == ".parquet":
         _pyarrow()
 
@@ -40,16 +47,14 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     if path.suffix == ".parquet":
         arrow = _pyarrow()
         types = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
-        schema, remaining = arrow.schema(list(types.items())), iter(rows)
-        with arrow.parquet.ParquetWriter(path, schema) as writer:
-            while group := list(islice(remaining, _ROW_GROUP)):
-                writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+        _write_parquet(path, rows, types, _ROW_GROUP)
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
             write_csv(file, rows, names)
         else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            kept = ({name: row[name] for name in names} for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
@@ -61,11 +66,47 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
+def encode_embedding(embedding: np.ndarray) -> str:
+    """Return an embedding [D] as the value of a row."""
+    return base64.b64encode(embedding.astype("<f4").tobytes()).decode()
+
+
+def write_embeddings(path: Path, rows: Iterable[Row], shape: tuple[int, int]) -> None:
+    """Write the embeddings of N rows, float32 [N, D], as ``.npy``, or with paths as ``.parquet``.
+
+    Images that have none get NaN, or null.
+    """
+    if path.suffix == ".npy":
+        nothing = np.full(shape[1], np.nan, "<f4").tobytes()
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            file.writelines(_embedding(row) or nothing for row in rows)
+        return
+    arrow = _pyarrow()
+    types = {"path": arrow.string(), "embedding": arrow.list_(arrow.float32(), shape[1])}
+    found = ((row["path"], _embedding(row)) for row in rows)
+    decoded = ({"path": name, "embedding": np.frombuffer(e, "<f4") if e else None} for name, e in found)
+    _write_parquet(path, decoded, types, _EMBEDDINGS_AT_ONCE)
+
+
+def _embedding(row: Row) -> bytes | None:
+    value = row.get("embedding")
+    return base64.b64decode(value) if isinstance(value, str) else None
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], types: Mapping[str, Any], at_once: int) -> None:
+    arrow = _pyarrow()
+    schema, remaining = arrow.schema(list(types.items())), iter(rows)
+    with arrow.parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(remaining, at_once)):
+            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+
 def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or write .csv") from error
+        raise ConfigError("a .parquet file needs pyarrow: pip install 'kdpl[parquet]', or write another") from error
     return pyarrow
 
 
@@ -73,7 +114,8 @@ class Journal:
     """Rows of an unfinished table, one JSON line each in ``OUT.partial``; one process at a time can enter it.
 
     The JSON values of ``job`` determine the rows: they are stored as ``OUT.job.json``, and compared on resume. ``done``
-    is the number of complete rows so far, and ``finished`` is True if the table exists.
+    is the number of complete rows so far, and ``finished`` is True if the table exists. A journal without rows reserves
+    a file that is made from those of another.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
@@ -89,7 +131,7 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(f"another process is writing {self.out}: wait for it, or give another --out") from None
+            raise ConfigError(f"another process is writing {self.out}: wait for it, or write another file") from None
         try:
             self.finished = self.out.exists()
             if self.finished or (self.path.exists() and self.path.stat().st_size > 0):
@@ -105,18 +147,24 @@ class Journal:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
+        if error is not None and self.done:
             mark(error, f"the predictions so far are kept in {self.path}")
         self._close()
 
     def write(self, rows: list[Row]) -> None:
         """Add rows, which a kill from here on does not lose."""
         append(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.done += len(rows)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows so far."""
+        with self.path.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
 
     def finish(self, names: Sequence[str]) -> None:
         """Write the table with the given columns; leaving the journal then removes it."""
-        with self.path.open(encoding="utf-8", newline="\n") as lines, atomic_path(self.out) as temporary:
-            write_table(temporary, map(json.loads, lines), names)
+        with atomic_path(self.out) as temporary:
+            write_table(temporary, self.rows(), names)
         self.finished = True
 
     def _require_same_job(self) -> None:
@@ -128,7 +176,7 @@ class Journal:
         if different:
             raise ConfigError(
                 f"{self.out if self.finished else self.path} may differ in {', '.join(different)} from what is wanted: "
-                f"remove it with {self._note.name}, or give another --out"
+                f"remove it with {self._note.name}, or write another file"
             )
 
     def _close(self) -> None:

@@ -15,15 +15,16 @@ from torch import Tensor
 from kdpl.errors import DataError
 
 T = TypeVar("T")
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k] on any device."""
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k], and maybe features [B, D], on any device."""
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of one image, in falling order."""
+    """The k most probable classes of one image, in falling order, and its features [D], if the network gives them."""
 
     labels: list[int]
     probabilities: list[float]
+    features: Tensor | None = None
 
 
 def classify_ahead(
@@ -81,6 +82,8 @@ def classify_ahead(
 
 def _classify(images: list[Tensor | DataError], network: Network) -> list[TopK | DataError]:
     readable = [image for image in images if isinstance(image, Tensor)]
-    probabilities, labels = (each.tolist() for each in network(torch.stack(readable))) if readable else ([], [])
-    rows = map(TopK, labels, probabilities)
+    rows: Iterator[TopK] = iter(())
+    if readable:
+        probabilities, labels, *features = network(torch.stack(readable))
+        rows = map(TopK, labels.tolist(), probabilities.tolist(), *(each.cpu() for each in features))
     return [image if isinstance(image, DataError) else next(rows) for image in images]

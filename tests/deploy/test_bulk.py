@@ -6,6 +6,8 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
+from kdpl.deploy.sources import Item
 
 SLOWLY = (
     "import sys, time; from kdpl.deploy.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
@@ -117,3 +120,90 @@ def test_predict_and_the_classifier_predict_as_the_student_in_its_test(classifie
     assert [loaded.class_names[label] for label in logits.argmax(dim=1)] == [row["prediction"] for row in tested]
     saved = torch.tensor([float(row["probability"]) for row in tested])
     torch.testing.assert_close(logits.softmax(dim=1).amax(dim=1), saved, atol=2e-6, rtol=0)
+
+
+# --- embeddings ---
+
+
+def embeddings_of(file):
+    """The rows of a file of embeddings as an array, NaN where there is none."""
+    if file.suffix == ".npy":
+        return np.load(file, mmap_mode="r")
+    column = pyarrow.parquet.read_table(file)["embedding"]
+    assert column.type.list_size == np.asarray(column[0].as_py()).size
+    return np.array([[np.nan] * column.type.list_size if row is None else row for row in column.to_pylist()], "f4")
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+@pytest.mark.parametrize("table", ["table.csv", "table.jsonl"])
+def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(ending, table, classifier, pictures, tmp_path):
+    out, file, loaded = tmp_path / table, tmp_path / f"e{ending}", Classifier.load(classifier)
+    assert predict(classifier, pictures, tmp_path / f"alone_{table}", "--batch-size=7") == 0
+    assert predict(classifier, pictures, out, f"--embeddings={file}", "--batch-size=7") == 0
+    assert out.read_bytes() == (tmp_path / f"alone_{table}").read_bytes()
+    found, paths = embeddings_of(file), sorted(pictures.iterdir())
+    assert (found.dtype, len(found)) == (np.float32, 60)
+    images = [loaded.prepare(Image.open(path)) for path in paths if path.stem != "17"]
+    with torch.no_grad():
+        expected = loaded.encoder(torch.stack(images)).numpy()
+    np.testing.assert_allclose(np.delete(found, 17, axis=0), expected, atol=1e-5)
+    assert np.isnan(found[17]).all()
+    if ending == ".parquet":
+        assert pyarrow.parquet.read_table(file)["path"].to_pylist() == [str(path) for path in paths]
+    assert sorted(path.name for path in tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+def test_embeddings_of_an_interrupted_command_are_resumed(ending, classifier, pictures, tmp_path, monkeypatch, capsys):
+    out, file, plain, calls = tmp_path / "table.csv", tmp_path / f"e{ending}", Item.open, []
+
+    def stops(item, decoding):
+        calls.append(item)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return plain(item, decoding=decoding)
+
+    options = (f"--embeddings={file}", "--batch-size=2", "--workers=1")
+    monkeypatch.setattr(Item, "open", stops)
+    assert predict(classifier, pictures, out, *options) == 130
+    assert "so far are kept in" in capsys.readouterr().err
+    assert not out.exists()
+    assert not file.exists()
+    assert predict(classifier, pictures, out) == 1
+    assert "may differ in embeddings" in capsys.readouterr().err
+    assert predict(classifier, pictures, out, *options) == 0
+    assert "resuming after" in capsys.readouterr().err
+    assert len(calls) < 70
+    assert predict(classifier, pictures, tmp_path / "once.csv", f"--embeddings={tmp_path}/once{ending}") == 0
+    np.testing.assert_allclose(embeddings_of(file), embeddings_of(tmp_path / f"once{ending}"), atol=1e-5)
+
+
+def test_a_file_of_embeddings_belongs_to_one_table(classifier, pictures, tmp_path, capsys):
+    out, file = tmp_path / "table.csv", tmp_path / "e.npy"
+    file.write_bytes(b"precious")
+    assert predict(classifier, pictures, out, f"--embeddings={file}") == 1
+    assert f"{file} may differ in classifier, images" in capsys.readouterr().err
+    assert file.read_bytes() == b"precious"
+    file.unlink()
+    assert predict(classifier, pictures, out, f"--embeddings={file}") == 0
+    assert predict(classifier, pictures, tmp_path / "other.csv", f"--embeddings={file}") == 1
+    assert f"{file} may differ in table" in capsys.readouterr().err
+    file.unlink()
+    assert predict(classifier, pictures, out, f"--embeddings={file}") == 1
+    assert f"{out} is finished and {file} is missing: remove {out}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--embeddings=e.npy"], "--embeddings needs a table"),
+        (["--embeddings=e.parquet", "--out=./e.parquet"], "--embeddings needs a table"),
+        (
+            ["--embeddings=e.csv", "--out=t.csv"],
+            "--embeddings e.csv has an unknown ending, expected one of .npy, ",
+        ),
+    ],
+)
+def test_embeddings_without_a_table_or_of_an_unknown_kind_are_refused(options, words, classifier, pictures, capsys):
+    assert main(["predict", str(classifier), str(pictures), *options]) == 1
+    assert words in capsys.readouterr().err
