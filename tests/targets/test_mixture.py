@@ -222,7 +222,7 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
     options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": "refined"}
     Distilled(root / "first", tmp_path, **options, **settings(root, mixture="confidence"))
     made = PoolTargets.load(tmp_path / POOL_TARGETS_FILE)
-    assert made.teacher == "+".join(teachers[name][0].teacher for name in MODELS)
+    assert made.teacher == " confidence ".join(teachers[name][0].teacher for name in MODELS)
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
         pool = images.unlabeled_images(teachers[name][0].preprocessing.image_size)
