@@ -35,7 +35,7 @@ from kdpl.clip import (
 from kdpl.data.datasets import Accompanied
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
@@ -48,9 +48,8 @@ from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import Mixture, TeacherMixture
 from kdpl.targets.refined import RefinedTarget
 from kdpl.targets.refinement import RefinementConfig
+from kdpl.targets.teachers import Teachers
 
-_TEACHER_KEY = "kdpl_teacher"
-_MORE_TEACHERS_KEY = "kdpl_more_teachers"
 _VIEWS_KEY = "kdpl_views"
 _PREVIEW_IMAGES = 256
 _PUBLISHED_BATCH = 8
@@ -186,9 +185,7 @@ class StudentDistillation(ClassifyingModule):
         self.label_head = LabelHead(self.vectors.vectors, self.logit_scale) if label_weight else None
         # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
-        first = FrozenTeacher(self.teacher_folder, self.shared_vectors)
-        self.teacher: Frozen[FrozenTeacher | TeacherMixture]
-        self.teacher = Frozen(TeacherMixture(first, more_teachers, mixture) if more_teachers else first)
+        self.teacher = Teachers(self.teacher_folder, self.shared_vectors, more_teachers, mixture)
         self.refinement = refinement
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
@@ -208,8 +205,7 @@ class StudentDistillation(ClassifyingModule):
     @property
     def teachers(self) -> list[FrozenTeacher]:
         """The teachers, of which all but the first are read when they are first asked for."""
-        teacher = self.teacher.module
-        return [teacher] if isinstance(teacher, FrozenTeacher) else teacher.open()
+        return self.teacher.each
 
     @property
     def teacher_fingerprint(self) -> str:
@@ -229,13 +225,12 @@ class StudentDistillation(ClassifyingModule):
     @property
     def further_teachers(self) -> list[tuple[str, int, int]]:
         """Fingerprint, width and image size of each teacher but the first, as a cache of its features is described."""
-        vectors = [teacher.vectors for teacher in self.teachers[1:]]
-        return [(v.teacher, v.vectors.shape[1], v.preprocessing.image_size) for v in vectors]
+        return self.teacher.descriptions[1:]
 
     @property
     def teacher_image_sizes(self) -> list[int]:
         """Edge T of the images that each teacher takes, pixels."""
-        return [self.teacher_image_size, *(size for _, _, size in self.further_teachers)]
+        return [size for _, _, size in self.teacher.descriptions]
 
     def preparations(self) -> list[Callback]:
         """Weigh teachers, choose images and refine targets before the first step, as far as asked to."""
@@ -259,13 +254,7 @@ class StudentDistillation(ClassifyingModule):
 
     def load_teacher(self) -> FrozenTeacher | TeacherMixture:
         """Load image tower and prompts of each teacher, unless that was done; returns the teacher, or their mixture."""
-        for teacher in self.teachers:
-            if teacher.tower is None:
-                inform(f"loading the teacher of {teacher.folder}")
-                teacher.load()
-                if self.compiles and teacher.tower is not None:
-                    teacher.tower.compile_parts()
-        return self.teacher.module
+        return self.teacher.load(self.compiles)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over all that is trained, with the schedule of the settings."""
@@ -338,25 +327,13 @@ class StudentDistillation(ClassifyingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the teacher, and the views that the epochs see."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_TEACHER_KEY] = self.teacher_fingerprint
-        if self.further_teachers:
-            checkpoint[_MORE_TEACHERS_KEY] = [fingerprint for fingerprint, _, _ in self.further_teachers]
+        self.teacher.note_in(checkpoint)
         checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise an ArtifactError for a checkpoint that is not a student's of this teacher."""
-        if _TEACHER_KEY not in checkpoint:
-            raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
+        self.teacher.require_in(checkpoint)
         super().on_load_checkpoint(checkpoint)
-        before, teacher = [checkpoint[_TEACHER_KEY], *checkpoint.get(_MORE_TEACHERS_KEY, [])], self.teacher.module
-        # a test needs the first teacher alone, and reads no other
-        known = isinstance(teacher, FrozenTeacher) or teacher.opened
-        more = [fingerprint for fingerprint, _, _ in self.further_teachers] if known else before[1:]
-        if before != [self.teacher_fingerprint, *more]:
-            raise ArtifactError(
-                "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
-                "run, or start in a new folder"
-            )
         self._views_before = checkpoint.get(_VIEWS_KEY)
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
