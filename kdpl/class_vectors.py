@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
 from kdpl.clip import CosineHead, ImageTower
@@ -14,13 +14,19 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
-from kdpl.runtime.class_names import ClassName
+from kdpl.runtime.class_names import ClassName, ClassText
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 KIND = "class vectors"
 VERSION = 1
 
 _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
+
+
+_ClassText = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("texts")],
+    Discriminator(lambda read: "texts" if isinstance(read, list | tuple) else "text"),
+]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -30,7 +36,8 @@ class VectorSettings(TeacherSettings):
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None  # classes that come first; None without such a split
     teacher: Text  # fingerprint
-    class_texts: tuple[Text, ...] | None = None  # what the text tower read; None where that was the names
+    # what the text tower read, for some classes several texts; None where that was the names
+    class_texts: tuple[_ClassText, ...] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
@@ -40,8 +47,8 @@ class ClassVectors(VectorSettings):
     vectors: Tensor
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """What the text tower read for each class: its text or its name."""
+    def texts(self) -> tuple[ClassText, ...]:
+        """What the text tower read for each class: its text or texts, or its name."""
         return self.class_texts or self.class_names
 
     @classmethod
@@ -51,7 +58,7 @@ class ClassVectors(VectorSettings):
         vectors: Tensor,
         class_names: Sequence[str],
         num_base: int | None,
-        class_texts: Sequence[str] | None = None,
+        class_texts: Sequence[ClassText] | None = None,
     ) -> "ClassVectors":
         """Take the vectors [C, D] of names, or of texts in their place, that were encoded with a teacher's prompts."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
@@ -133,10 +140,10 @@ class NameEncoder:
         return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
 
     def encode(
-        self, names: Sequence[str], num_base: int | None = None, texts: Sequence[str] | None = None
+        self, names: Sequence[str], num_base: int | None = None, texts: Sequence[ClassText] | None = None
     ) -> ClassVectors:
         """Encode names, by label, or the texts that stand for them; a ConfigError for one too long for the tower."""
-        read = names if texts is None else texts
+        read: Sequence[ClassText] = names if texts is None else texts
         vectors = self._method.encode_names(read, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
+from kdpl.runtime.class_names import ClassText
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
 """Images uint8 [B, 3, S, S], labels [B], indices [B]."""
@@ -22,7 +23,7 @@ class Domain(Protocol):
     """The side of the datamodule that both stages see."""
 
     class_names: tuple[str, ...]  # all C, by label
-    class_texts: tuple[str, ...]  # what the text tower reads for each; mostly its name
+    class_texts: tuple[ClassText, ...]  # what the text tower reads for each; mostly its name
     num_base: int | None  # base classes, which come first; None without such a split
     tuning_class_names: tuple[str, ...]  # those that the teacher is tuned on: the base ones where there is a split
 

@@ -25,6 +25,7 @@ from kdpl.prompts import PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 
 
@@ -75,7 +76,8 @@ class TeacherPromptTuning(ClassifyingModule):
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
         classes_at_once: Maximum number of classes whose text-tower activations are kept for the backward pass; with
-            more classes, they are recomputed in chunks. Limits memory and does not change the result.
+            more classes, they are recomputed in chunks. Limits memory and does not change the result. Where classes
+            have several texts, it counts texts.
         compile: Compile the image tower.
 
     Raises:
@@ -171,7 +173,7 @@ class TeacherPromptTuning(ClassifyingModule):
         self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(images))
         return loss
 
-    def encode_names(self, names: Sequence[str]) -> Tensor:
+    def encode_names(self, names: Sequence[ClassText]) -> Tensor:
         """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
         with self.text_tower.exact() as tower:
             return self.prompts.encode_names(names, tower, self.tokenize)

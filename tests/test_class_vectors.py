@@ -16,7 +16,10 @@ def vectors():
     return world.frozen_vectors()
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_base": None, "context": None}])
+TEXTS = ("a crab", ("a horse", "of the sea"), "c", "d", ("e", "f", "g"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_base": None, "context": None}, {"class_texts": TEXTS}])
 def test_they_come_back_as_they_were_saved(changes, vectors, tmp_path):
     saved = replace(vectors, **changes)
     saved.save(tmp_path / "v.safetensors")
@@ -38,6 +41,19 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
     assert (said["logit_scale"], said["context"]) == (pytest.approx(30), "a photo of a")
     assert (said["preprocessing"]["mean"], said["preprocessing"]["std"]) == ([*MEAN], [*STD])
     assert said["teacher"] == vectors.teacher
+
+
+@pytest.mark.parametrize(
+    ("texts", "match"),
+    [
+        ([1], r"class_texts.0.text' \(Input should be a valid string\)"),
+        ([["a", 2]], r"class_texts.0.texts.1' \(Input should be a valid string\)"),
+        ([[]], r"class_texts.0.texts' \(Tuple should have at least 1 item"),
+    ],
+)
+def test_texts_of_another_kind_are_refused(texts, match, vectors):
+    with world.refused(ArtifactError, f"here has an invalid field '{match}"):
+        ClassVectors.from_fields(vectors.vectors, {**vectors.fields(), "class_texts": texts}, "here")
 
 
 def test_a_file_without_the_tensor_is_refused(vectors, tmp_path):

@@ -7,7 +7,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import normalized, relative_error
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging, gaussian_weights
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.clip import ClipConfig
 from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
@@ -242,6 +242,54 @@ def test_validation_between_epochs_sees_the_prompts_of_its_own_epoch(tmp_path):
     assert len(seen) == 2
     assert all(relative_error(used, fresh) < 1e-6 for used, fresh in seen)
     assert relative_error(seen[0][0], seen[1][0]) > 1e-3
+
+
+SEVERAL = (
+    "crab",
+    ("sea_horse", "fish with a horse's head", "horse"),
+    ("jelly", "squid"),
+    "shark",
+    ("ray", "flat fish"),
+)
+
+
+@pytest.mark.parametrize("at_once", [2, 128])
+def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_normalised(at_once, tmp_path, plain_of):
+    teacher, domain = disturbed(classes_at_once=at_once), world.TinyDomain(num_base=3)
+    domain.class_texts = SEVERAL
+    leaves, clip = leaves_of(teacher), plain_of("test-teacher")
+    vision, prompts = prompts_of(leaves)
+
+    def averaged(of_class, mean=lambda features: features.mean(dim=0)):
+        texts = [(text,) if isinstance(text, str) else text for text in of_class]
+        return normalized(torch.stack([mean(clip.text_features(texts_of(each), prompts)) for each in texts]))
+
+    def ensemble(text):
+        templates = [template for _ in text for template in OPENAI_IMAGENET_TEMPLATES[:60]]
+        names = [name.replace("_", " ") for name in text for _ in range(60)]
+        return clip.text_features([t(n) for t, n in zip(templates, names, strict=True)]).mean(dim=0)
+
+    several = [(text,) if isinstance(text, str) else text for text in SEVERAL[:3]]
+    zero_shot = normalized(torch.stack([ensemble(text) for text in several]))
+    text = averaged(SEVERAL[:3])
+    images, labels = domain.labeled[:4], domain.labels[:4]
+    features, frozen = (normalized(clip.image_features(images, each)) for each in (vision, None))
+    logits, frozen_logits = clip.scale * features @ text.T, clip.scale * frozen @ zero_shot.T
+    loss = plain.cross_entropy(logits, labels) + plain.kl(frozen_logits, logits)
+    loss = loss + 25 * (text - zero_shot).abs().mean() + 10 * (features - frozen).abs().mean()
+    loss.backward()
+
+    seen = first_batch(teacher, tmp_path, domain)
+    assert seen.losses == [pytest.approx(loss.item(), rel=1e-5)]
+    assert_gradients(seen, leaves)
+    vectors = ClassVectors.load(tmp_path / CLASS_VECTORS_FILE)
+    assert (vectors.class_names, vectors.class_texts) == (world.NAMES, SEVERAL)
+    prompts = prompts_of(leaves_of(teacher))[1].detach()
+    assert relative_error(vectors.vectors, averaged(SEVERAL)) < 1e-5
+    later = averaged(SEVERAL, lambda features: normalized(features).mean(dim=0))
+    assert relative_error(vectors.vectors, later) > 1e-4, "the order must matter here"
+    again = NameEncoder.load(tmp_path).encode(world.NAMES, 3, SEVERAL)
+    assert torch.equal(again.vectors, vectors.vectors)
 
 
 def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):

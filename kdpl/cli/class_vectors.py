@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdpl.cli.arguments import output_file
 from kdpl.errors import ConfigError, DataError, reason
-from kdpl.runtime.class_names import fault_of_name
+from kdpl.runtime.class_names import ClassText, fault_of_name
 
 
 def class_vectors(
@@ -36,7 +36,7 @@ def class_vectors(
     if settings and not config:
         raise ConfigError(f"class-vectors has no option {settings[0]}, except after --config: leave it out")
     num_base: int | None = None
-    texts: tuple[str, ...] | None = None
+    texts: tuple[ClassText, ...] | None = None
     if config:
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
@@ -76,7 +76,7 @@ def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
 
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
-) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
+) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
     """Names, number of base classes and texts of the data that configs and further settings describe."""
     from kdpl.classification import Domain
     from kdpl.data.datamodule import build_data

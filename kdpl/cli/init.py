@@ -136,7 +136,7 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> N
         print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
     elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    if mute := [each.name for _, each in sorted(named.items()) if _MUTE.fullmatch(each.text or each.name)]:
+    if mute := [each.name for _, each in sorted(named.items()) if _is_mute(each)]:
         print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
     print("    --data.init_args.augmentation light_affine")
@@ -152,6 +152,11 @@ def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
             print(f"  {title}: {visible(line)}")
         if len(lines) > _NAMED:
             print(f"  {title}: {len(lines) - _NAMED} more{f', all in {_LEFT_OUT}' if lines is left_out else ''}")
+
+
+def _is_mute(named: ClassName) -> bool:
+    texts = named.text if isinstance(named.text, tuple) else (named.text or named.name,)
+    return all(map(_MUTE.fullmatch, texts))
 
 
 def _some(items: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ class ArrangedTexts:
     prefix: Tensor  # ids that all texts begin with, int64 [P], at most up to the first end of text
     places: tuple[Tensor, ...]  # indices of the texts with each length, int64 [N_l]
     rests: tuple[Tensor, ...]  # their ids up to the end of text, int64 [N_l, L]
+    counts: tuple[int, ...] | None = None  # numbers of texts of the C classes, in order; None: one for each
 
     @classmethod
     def of(cls, ids: Tensor, end: int | None = None) -> "ArrangedTexts":
@@ -48,6 +49,13 @@ class ArrangedTexts:
     def whole(cls, ids: Tensor) -> "ArrangedTexts":
         """Take token ids [N, context_length] as they are, for a tower that reads all of them."""
         return cls(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
+
+    def averaged(self, features: Tensor) -> Tensor:
+        """Average features [N, embed_dim], not normalised, over the texts of each class, in float32; [C, embed_dim]."""
+        if self.counts is None:
+            return features
+        by_class = torch.split(features.float(), list(self.counts))
+        return torch.stack([of_one_class.mean(dim=0) for of_one_class in by_class])
 
 
 class TextTower(FrozenTower):
@@ -67,8 +75,8 @@ class TextTower(FrozenTower):
         return ArrangedTexts.whole(ids)
 
     def forward(self, texts: ArrangedTexts) -> Tensor:
-        """Encode N texts into features [N, embed_dim], not normalised."""
-        return torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)])
+        """Encode the texts of C classes into features [C, embed_dim], not normalised."""
+        return texts.averaged(torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)]))
 
 
 class PromptableTextTower(TextTower):
@@ -117,7 +125,7 @@ class PromptableTextTower(TextTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode N texts into features [N, embed_dim], not normalised.
+        """Encode the texts of C classes into features [C, embed_dim], not normalised.
 
         Args:
             texts: The texts, which begin with the start token and the words that ``context`` replaces.
@@ -135,7 +143,7 @@ class PromptableTextTower(TextTower):
         encode = partial(checkpoint, self._rest, use_reentrant=False) if recompute else self._rest
         features = torch.cat([encode(part, shared) for part in _parts(texts.rests, classes_at_once)])
         order = torch.cat(texts.places)
-        return torch.zeros_like(features).index_copy(0, order, features)
+        return texts.averaged(torch.zeros_like(features).index_copy(0, order, features))
 
     def _embed(self, ids: Tensor, start: int) -> Tensor:
         tokens: Tensor = self.token_embedding(ids)

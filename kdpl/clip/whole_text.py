@@ -39,11 +39,12 @@ class WholeTextTower(PromptableTextTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode N texts into features [N, embed_dim], not normalised; the arguments are those of its parent."""
+        """Encode the texts of C classes into features [C, embed_dim], not normalised; arguments as its parent's."""
         learnt = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (context, deep))
         recompute = learnt and len(texts.rests[0]) > classes_at_once
         encode = partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
-        return torch.cat([encode(ids, context, deep) for ids in torch.split(texts.rests[0], classes_at_once)])
+        parts = torch.split(texts.rests[0], classes_at_once)
+        return texts.averaged(torch.cat([encode(ids, context, deep) for ids in parts]))
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         x: Tensor = self.token_embedding(ids)

@@ -2,7 +2,7 @@
 
 The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a fish"}}``, or CSV
 with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``, or a
-``.txt`` list with a name on each line.
+``.txt`` list with a name on each line. A class may have several texts: a list in JSON, or further columns ``text``.
 """
 
 import csv
@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.class_names import ClassText
 
 
 class ClassName(NamedTuple):
-    """The name of a class, and the text that the text tower reads instead of it; None: the name."""
+    """The name of a class, and the text or texts that the text tower reads instead of it; None: the name."""
 
     name: str
-    text: str | None = None
+    text: ClassText | None = None
 
 
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+) -> tuple[tuple[str, ...], tuple[ClassText, ...] | None]:
     """Name classes; returns their names, and the texts that the text tower reads, None where these are the names.
 
     Args:
         keys: Their folders or labels.
         class_names: File with their names and texts, see ``read_class_mapping``; None: the keys are their names.
-        class_text: Text around each class's name, or its text where the file has one; ConfigError unless it has one
+        class_text: Text around each class's name, or its texts where the file has some; ConfigError unless it has one
             ``{}`` for it.
     """
     if class_text is not None and class_text.count("{}") != 1:
@@ -41,7 +42,13 @@ def name_classes(
     if class_text is None and all(each.text is None for each in named):
         return names, None
     around = _without_stop(class_text or "{}")
-    return names, tuple(around.replace("{}", _without_stop(each.text) if each.text else each.name) for each in named)
+
+    def read(named: ClassName) -> ClassText:
+        if isinstance(named.text, tuple):
+            return tuple(around.replace("{}", _without_stop(text)) for text in named.text)
+        return around.replace("{}", _without_stop(named.text) if named.text else named.name)
+
+    return names, tuple(map(read, named))
 
 
 def list_classes(class_names: str, used: Iterable[str]) -> list[str]:
@@ -94,25 +101,31 @@ def _read_json(text: str) -> dict[str, ClassName]:
     mapping = {}
     for key, value in content.items() if isinstance(content, dict) else [("", None)]:
         fields: dict[str, Any] = value if isinstance(value, dict) else {"name": value}
-        if not fields.keys() <= {"name", "text"} or not all(isinstance(each, str) for each in fields.values()):
-            raise ValueError("expected one object that maps each class to its name, or to its name and text")
-        mapping[key] = ClassName(fields.get("name", "").strip(), fields.get("text", "").strip() or None)
+        name, texts = fields.get("name", ""), fields.get("text", [])
+        texts = texts if isinstance(texts, list) else [texts]
+        if not fields.keys() <= {"name", "text"} or not all(isinstance(each, str) for each in [name, *texts]):
+            raise ValueError("expected one object that maps each class to its name, or to its name and text or texts")
+        mapping[key] = ClassName(name.strip(), _one_or_several(texts))
     return mapping
 
 
 def _read_csv(text: str) -> dict[str, ClassName]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     heading = [cell.lower() for cell in rows[0]] if rows else []
-    has_heading = heading[:1] in (["folder"], ["label"]) and heading[1:] in (["name"], ["name", "text"])
+    has_heading = heading[:1] in (["folder"], ["label"]) and heading[1:2] == ["name"] and {*heading[2:]} <= {"text"}
     # a third column is a text where a heading says so, and otherwise mostly a name with a comma in it
     columns = len(heading) if has_heading else 2
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
-            expected = "class, name and text" if columns == 3 else "class and name"
+            texts = {2: "class and name", 3: "class, name and text"}
+            expected = texts.get(columns, f"class, name and {columns - 2} texts")
             raise ValueError(f"row {number} has {len(row)} columns where {expected} are expected")
-    return _unique(
-        [(key, ClassName(name, *(text or None for text in texts))) for key, name, *texts in rows[has_heading:]]
-    )
+    return _unique([(key, ClassName(name, _one_or_several(texts))) for key, name, *texts in rows[has_heading:]])
+
+
+def _one_or_several(texts: Iterable[str]) -> ClassText | None:
+    given = tuple(text.strip() for text in texts if text.strip())
+    return given if len(given) > 1 else next(iter(given), None)
 
 
 def _read_list(text: str) -> dict[str, ClassName]:

@@ -28,6 +28,7 @@ from kdpl.data.reading import BadImages, Reading
 from kdpl.data.sampling import base_count
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -63,7 +64,7 @@ class DomainDataModule(LightningDataModule):
         class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
             (``folder`` and ``table``), or a .txt list of them; None: they are the names. Without labelled training
             images, its classes are those of the dataset.
-        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name (likewise).
+        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or text (likewise).
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put (``folder`` and ``table``);
             None: white. The benchmark's images lose their transparency, and their orientation tags are not followed.
         held_out: Share of each class's training images that become test images, where there are no others; None: none.
@@ -164,8 +165,8 @@ class DomainDataModule(LightningDataModule):
         return self.splits.class_names
 
     @property
-    def class_texts(self) -> tuple[str, ...]:
-        """The text that the text tower reads for each class, by label; mostly its name."""
+    def class_texts(self) -> tuple[ClassText, ...]:
+        """The text or texts that the text tower reads for each class, by label; mostly its name."""
         return self.splits.class_texts or self.class_names
 
     @property

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, distinct
 from kdpl.errors import DataError
-from kdpl.runtime.class_names import fault_of_name
+from kdpl.runtime.class_names import ClassText, fault_of_name
 
 
 class Record(NamedTuple):
@@ -33,7 +33,7 @@ class Splits:
         test: Labelled test images; empty where the dataset has no such split.
         unlabeled: Sources of images without labels, held as ``Names``; None: the training images, without their labels.
         open_image: Opens a source as an RGB image. It travels to worker processes, so it has to be picklable.
-        class_texts: Text that the text tower reads for each class, by label; None: its name.
+        class_texts: Text or texts that the text tower reads for each class, by label; None: its name.
         held_out: Whether the test images are training images that were set aside, for lack of others.
     """
 
@@ -44,7 +44,7 @@ class Splits:
     test: tuple[Record, ...]
     unlabeled: Sequence[str] | None
     open_image: Callable[[str], Image]
-    class_texts: tuple[str, ...] | None = None
+    class_texts: tuple[ClassText, ...] | None = None
     held_out: bool = False
 
     def __post_init__(self) -> None:

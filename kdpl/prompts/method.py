@@ -14,8 +14,9 @@ from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import misfit
-from kdpl.prompts.text import prompt_texts, tokenize_prompts
+from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.configs import find_class
 
 
@@ -63,9 +64,10 @@ class PromptMethod(Float32Module):
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised features, float32 [B, embed_dim]."""
         return normalized(tower(images))
 
-    def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
+    def arrange(self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
         """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit into the tower."""
-        return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, names), tower)
+        texts, counts = flat_texts(names)
+        return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, texts), tower, counts)
 
     def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
         """Encode arranged class names; normalised features, float32 [C, embed_dim].
@@ -76,8 +78,11 @@ class PromptMethod(Float32Module):
         return normalized(tower(texts))
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
-        """Encode C class names without gradient, in float32 under autocast too; normalised [C, embed_dim]."""
+    def encode_names(self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer) -> Tensor:
+        """Encode C class names without gradient, in float32 under autocast too; normalised [C, embed_dim].
+
+        Of a class with several texts it is their mean, taken before normalising.
+        """
         texts = self.arrange(names, tower, tokenize)
         with torch.autocast(texts.prefix.device.type, enabled=False):
             return self.encode_texts(tower, texts)

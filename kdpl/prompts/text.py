@@ -4,7 +4,9 @@ Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 230
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
+from itertools import chain
 from typing import cast
 
 import torch
@@ -16,6 +18,7 @@ from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable
 from kdpl.clip.tokens import Tokenizer
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
+from kdpl.runtime.class_names import ClassText
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
@@ -24,8 +27,17 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
-def tokenize_prompts(tokenize: Tokenizer, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
-    """Tokenise C prompts for a tower, on its device; a ConfigError for one that does not fit into its context."""
+def flat_texts(texts: Sequence[ClassText]) -> tuple[list[str], tuple[int, ...] | None]:
+    """Return the texts of all classes in one list, and how many each class has; None where it is one for each."""
+    several = [(text,) if isinstance(text, str) else text for text in texts]
+    counts = tuple(map(len, several))
+    return [*chain.from_iterable(several)], counts if max(counts, default=1) > 1 else None
+
+
+def tokenize_prompts(
+    tokenize: Tokenizer, texts: Sequence[str], tower: TextTower, counts: tuple[int, ...] | None = None
+) -> ArrangedTexts:
+    """Tokenise prompts for a tower, on its device; a ConfigError for one that does not fit into its context."""
     ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
         if tokenize.fills(text, row):
@@ -33,7 +45,7 @@ def tokenize_prompts(tokenize: Tokenizer, texts: Sequence[str], tower: TextTower
                 f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, so that its end may "
                 "be lost: shorten the class name"
             )
-    return tower.arrange(ids.to(next(tower.parameters()).device))
+    return replace(tower.arrange(ids.to(next(tower.parameters()).device)), counts=counts)
 
 
 class TextPrompts(Float32Module):
@@ -74,7 +86,7 @@ class TextPrompts(Float32Module):
             self.deep.requires_grad_(False)
 
     def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode C arranged ``prompt_texts`` with the prompts as context; features [C, embed_dim], not normalised.
+        """Encode arranged ``prompt_texts`` of C classes with the prompts as context; [C, embed_dim], not normalised.
 
         ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
         """
@@ -83,14 +95,15 @@ class TextPrompts(Float32Module):
 
 @torch.no_grad()
 def ensemble_features(
-    tower: TextTower, tokenize: Tokenizer, class_names: Sequence[str], templates: Sequence[Callable[[str], str]]
+    tower: TextTower, tokenize: Tokenizer, class_names: Sequence[ClassText], templates: Sequence[Callable[[str], str]]
 ) -> Tensor:
     """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 
-    The mean is taken before normalising, as the published code does. Underscores of the C names become spaces. A
-    ConfigError for a name that is too long for the tower's context.
+    The mean, also that over several texts of a class, is taken before normalising, as the published code does.
+    Underscores of the C names become spaces. A ConfigError for a name that is too long for the tower's context.
     """
-    names = [name.replace("_", " ") for name in class_names]
+    flat, counts = flat_texts(class_names)
+    names = [name.replace("_", " ") for name in flat]
     texts = ([template(name) for name in names] for template in templates)
-    features = (tower(tokenize_prompts(tokenize, of_one_template, tower)).float() for of_one_template in texts)
+    features = (tower(tokenize_prompts(tokenize, of_one_template, tower, counts)).float() for of_one_template in texts)
     return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)

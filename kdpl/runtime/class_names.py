@@ -38,6 +38,10 @@ ClassName = Annotated[str, AfterValidator(_valid)]
 """A class name in the metadata of an artifact."""
 
 
+ClassText = str | tuple[str, ...]
+"""What the text tower reads for a class; of several texts, the features are averaged."""
+
+
 def shorten(name: str, length: int = 60) -> str:
     """Fit a name into one line: no control characters, and an ellipsis at the end of a long one."""
     line = " ".join(name[: 10 * length].split())

@@ -168,9 +168,12 @@ def test_words_for_such_names_are_read_from_a_file_and_a_run_takes_them(name, te
     assert (splits.class_names, splits.class_texts) == (("tench", "hen"), ("tench, a fish", "hen"))
 
 
-def test_names_that_still_say_nothing_are_pointed_out(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "text", ["7,hen\n8,class_08\n", "label,name,text,text\n7,class_7,7,hen\n8,class_08,8,class_8\n"]
+)
+def test_names_that_still_say_nothing_are_pointed_out(text, tmp_path, capsys):
     root = plain_folders(tmp_path / "pets", classes=("7", "8"))
-    (tmp_path / "names.csv").write_text("7,hen\n8,class_08\n")
+    (tmp_path / "names.csv").write_text(text)
     assert init(root, tmp_path / "out", f"--class-names={tmp_path}/names.csv") == 0
     assert "tell the text tower nothing: class_08: give" in capsys.readouterr().out
 

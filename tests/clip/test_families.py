@@ -9,7 +9,7 @@ import timm
 import torch
 import world
 from open_clip.transformer import text_global_pool
-from plain import backward, relative_error
+from plain import backward, normalized, relative_error
 from runs import noise
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
@@ -20,7 +20,7 @@ from kdpl.clip.text import PromptableTextTower
 from kdpl.clip.weights import read_weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError, WeightsError
-from kdpl.prompts import TextPrompts, VisionPrompts
+from kdpl.prompts import PromptConfig, PromptMethod, TextPrompts, VisionPrompts
 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 3}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -256,6 +256,15 @@ def test_text_prompts_and_their_gradients_are_the_plain_ones(family, depth, at_o
     backward(features, expected)
     learnt = torch.cat([prompts.context.grad[None], *([prompts.deep.grad] if depth > 1 else [])])
     assert relative_error(learnt, layers.grad) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["CLIP, text apart", "SigLIP", ZERO_SHOT[0]])
+def test_every_text_tower_averages_the_texts_of_a_class(family):
+    tower, tokenize = (clip := clip_of_family(family)).text_tower, clip.tokenize
+    method = PromptMethod(PromptConfig(depth=0), PromptConfig(depth=0), "a", clip)
+    one, two, other = (tower(tower.arrange(tokenize([f"a {name}."]))) for name in ("cat", "large cat", "dog"))
+    found = method.encode_names([("cat", "large cat"), "dog"], tower, tokenize)
+    assert relative_error(found, normalized(torch.cat([(one + two) / 2, other]))) < 1e-5
 
 
 def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one_is_refused(monkeypatch):

@@ -39,6 +39,22 @@ def test_a_class_may_have_a_text_beside_its_name(tmp_path, name, content):
     assert around == (("tench", "shark"), ("tench, seen from a boat", "shark, a large fish, seen from a boat"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "names.json",
+            '{"n01": {"name": "tench", "text": []}, "n02": {"name": "shark", "text": ["a fish.", " ", "jaws"]}}',
+        ),
+        ("names.csv", "label,name,text,text,text\nn02,shark,a fish.,,jaws\nn01,tench,,,\n"),
+    ],
+)
+def test_a_class_may_have_several_texts(tmp_path, name, content):
+    file = str(written(tmp_path, name, content))
+    assert name_classes(FOLDERS, file, None) == (("tench", "shark"), ("tench", ("a fish", "jaws")))
+    assert name_classes(FOLDERS, file, "big {}")[1] == ("big tench", ("big a fish", "big jaws"))
+
+
 def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
     assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == ("n01, a type of pet", "n02, a type of pet")
     assert name_classes(FOLDERS, None, None) == (("n01", "n02"), None)
@@ -58,6 +74,12 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ("a.json", '["n01", "n02"]', "cannot be read as JSON: expected one object .*"),
         pytest.param("a.json", '{"n01": ' + "[" * 10_000, "cannot be read as JSON: .*", id="deep"),
         ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", "cannot be read as CSV: row 3 has 2 columns where class, .*"),
+        (
+            "a.csv",
+            "label,name,text,text\nn01,a,b\n",
+            "cannot be read as CSV: row 2 has 3 .* class, name and 2 texts .*",
+        ),
+        ("a.json", '{"n01": {"name": "a", "text": ["b", 3]}, "n02": "c"}', "cannot be read as JSON: expected .* texts"),
         ("a.csv", b"n01,\xff\xfe\n", "cannot be read as CSV: .*utf-8.*"),
         ("a.csv", None, "does not exist: check class_names"),
         ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
