@@ -178,6 +178,23 @@ def test_embeddings_of_an_interrupted_command_are_resumed(ending, classifier, pi
     np.testing.assert_allclose(embeddings_of(file), embeddings_of(tmp_path / f"once{ending}"), atol=1e-5)
 
 
+def test_a_command_that_ends_between_both_files_writes_them_again(classifier, pictures, tmp_path, monkeypatch):
+    out, file = tmp_path / "table.csv", tmp_path / "e.npy"
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdpl.deploy.tables.write_table", stops)
+        assert predict(classifier, pictures, out, f"--embeddings={file}") == 130
+    before = file.read_bytes()
+    assert not out.exists()
+    assert predict(classifier, pictures, out, f"--embeddings={file}") == 0
+    assert len(rows_of(out)) == 60
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if "job" not in path.name) == ["e.npy", "table.csv"]
+
+
 def test_a_file_of_embeddings_belongs_to_one_table(classifier, pictures, tmp_path, capsys):
     out, file = tmp_path / "table.csv", tmp_path / "e.npy"
     file.write_bytes(b"precious")
