@@ -142,7 +142,8 @@ class RefinePool(Callback):
             return (True, f"taken: {measured}") if gain > error else (False, f"not taken: {measured}")
         emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
         if emptied:
-            return False, f"not taken: it leaves {emptied} classes without an image, and {measured}"
+            left = f"{emptied} class{'es' if emptied > 1 else ''}"
+            return False, f"not taken: it leaves {left} without an image, and {measured}"
         if shots > _FEW:
             return False, f"not taken: {measured}, and with more than one label a class it may harm"
         return True, f"taken: {measured}, and there is at most one label a class"

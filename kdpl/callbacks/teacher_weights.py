@@ -30,7 +30,7 @@ class WeighTeachers(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a domain without validation images whose labels may be seen."""
         labeled = trainer.datamodule.splits.val  # type: ignore[attr-defined]
-        if stage == "fit" and not any(record.label < _num_base(pl_module) for record in labeled):
+        if stage == "fit" and not any(record.label < _num_tuned(pl_module) for record in labeled):
             raise DataError(
                 "mixture: validation needs labelled validation images, and this run has none: set mixture to mean or "
                 "confidence"
@@ -66,9 +66,8 @@ class WeighTeachers(Callback):
         self.weights = state_dict["weights"]
 
 
-def _num_base(student: LightningModule) -> int:
-    domain = domain_of(student)
-    return len(domain.class_names) if domain.num_base is None else domain.num_base
+def _num_tuned(student: LightningModule) -> int:
+    return len(domain_of(student).tuning_class_names)
 
 
 def _log_loss(likelihood: Tensor) -> float:
@@ -89,8 +88,8 @@ def _validate(trainer: Trainer, student: Any, number: int) -> tuple[Tensor, Tens
         probabilities = teacher.logits(encode(images)).softmax(dim=1)
         likelihood = probabilities.gather(1, labels[:, None])[:, 0]
         correct = probabilities.argmax(dim=1) == labels
-        found[:, indices] = torch.stack([(labels < _num_base(student)).float(), likelihood, correct.float()])
-    found = trainer.strategy.reduce(found, reduce_op="sum").double().cpu()
+        found[:, indices] = torch.stack([(labels < _num_tuned(student)).float(), likelihood, correct.float()])
+    found = trainer.strategy.reduce(found, reduce_op="sum").cpu().double()
     found = found[:, found[0] > 0]
     # in float32, a probability may be 0
     return found[1].clamp(min=1e-30), found[2]

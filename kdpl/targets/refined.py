@@ -13,6 +13,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
 from kdpl.targets import Target
+from kdpl.targets.mixture import TeacherMixture
 
 KIND = "pool targets"
 VERSION = 1
@@ -129,7 +130,7 @@ class PoolTargets(PoolManifest):
 class RefinedTarget(Target):
     """Teacher's prediction of the view and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md)."""
 
-    def __init__(self, teacher: FrozenTeacher) -> None:
+    def __init__(self, teacher: FrozenTeacher | TeacherMixture) -> None:
         super().__init__(teacher)
         self.share: float | None = None
         self.rows = self.log_assignments = torch.empty(0)

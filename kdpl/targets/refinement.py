@@ -88,7 +88,7 @@ def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Te
     cosines, indices = features.new_empty(n, k), torch.empty(n, k, dtype=torch.long, device=features.device)
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
-        similarity[torch.arange(len(rows)), rows] = -2  # not its own neighbour
+        similarity[torch.arange(len(rows), device=rows.device), rows] = -2  # not its own neighbour
         cosines[rows], indices[rows] = similarity.topk(k, dim=1)
     return cosines, indices
 

@@ -127,7 +127,7 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
         ),
         ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
         ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
-        ("auto", [], [], (0, 10), 0, False, "it leaves 1 classes without an image"),
+        ("auto", [], [], (0, 10), 0, False, "it leaves 1 class without an image"),
         ("always", [], [], (0, 10), 0, True, "there are no held-out labels"),
     ],
 )
