@@ -156,7 +156,7 @@ class Campaign(_Settings):
                     raise ValueError(f"row {name!r} is of {of!r}, which is not the row of a teacher: name one of those")
                 if any(row.runs(*place) and not self.rows[of].runs(*place) for place in self._places()):
                     raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
-            if row.more and not {*self.protocols} <= {"few_shot", "base_to_novel"}:
+            if row.more and not {*(row.protocols or self.protocols)} <= {"few_shot", "base_to_novel"}:
                 raise ValueError(f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: remove it")
         return self
 

@@ -54,7 +54,6 @@ class _Planner:
     def __init__(self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]) -> None:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
         self.rows, self._source = campaign.rows, campaign.source or ""
-        self.teachers, self.students = campaign.rows_of("teacher"), campaign.rows_of("student")
 
     def few_shot(self) -> Iterator[Task]:
         for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
@@ -65,22 +64,24 @@ class _Planner:
             yield from self._both_stages("base_to_novel", dataset, None, [_BASE_TO_NOVEL])
 
     def cross_dataset(self) -> Iterator[Task]:
-        yield from self._fits_on_source("teacher")
+        yield from self._fits_on_source("cross_dataset", "teacher")
         for dataset, seed in product(self.campaign.datasets, self.campaign.seeds):
-            for row in self.teachers:
+            for row in self._rows_of("cross_dataset", "teacher"):
                 yield from self._elsewhere("cross_dataset", dataset, seed, row)
-            for row in self.students:
+            for row in self._rows_of("cross_dataset", "student"):
                 run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
                 vectors = self._run("cross_dataset", dataset, seed, of)
                 fit = self._fit(run, dataset, teachers=[self._source_run(seed, of)], vectors=vectors)
                 yield from (fit, self._test(fit))
 
     def domain_generalization(self) -> Iterator[Task]:
-        for fit in (*self._fits_on_source("teacher"), *self._fits_on_source("student")):
+        protocol = "domain_generalization"
+        stages: tuple[Stage, ...] = ("teacher", "student")
+        for fit in (fit for stage in stages for fit in self._fits_on_source(protocol, stage)):
             yield from (fit, self._test(fit))
         for dataset, seed in product(self.campaign.variants, self.campaign.seeds):
-            for row in (*self.teachers, *self.students):
-                yield from self._elsewhere("domain_generalization", dataset, seed, row)
+            for row in (row for stage in stages for row in self._rows_of(protocol, stage)):
+                yield from self._elsewhere(protocol, dataset, seed, row)
 
     def _both_stages(
         self, protocol: str, dataset: str, shots: int | None, overlays: Sequence[str] = ()
@@ -94,8 +95,11 @@ class _Planner:
                 fit = self._fit(run, dataset, overlays, options, of)
                 yield from (fit, self._test(fit))
 
-    def _fits_on_source(self, stage: Stage) -> Iterator[Task]:
-        for seed, name in product(self.campaign.seeds, self.campaign.rows_of(stage)):
+    def _rows_of(self, protocol: str, stage: Stage) -> list[str]:
+        return [name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)]
+
+    def _fits_on_source(self, protocol: str, stage: Stage) -> Iterator[Task]:
+        for seed, name in product(self.campaign.seeds, self._rows_of(protocol, stage)):
             of = self.rows[name].of
             teachers = [self._source_run(seed, of)] if of else []
             yield self._fit(self._source_run(seed, name), self._source, teachers=teachers)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import campaigns
+import pytest
 
 from kdpl.benchmark.protocols import plan
 
@@ -83,6 +84,16 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
     assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
     assert f"--model.init_args.teacher=out/{sixteen}/teacher" in both.args
     assert f'--model.init_args.more_teachers=["out/{sixteen}/second"]' in both.args
+
+
+@pytest.mark.parametrize(("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")])
+def test_rows_of_other_protocols_are_left_out_where_the_source_is_tuned_on(text, protocol):
+    others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "more": "second"}}
+    few = {name: {**row, "protocols": "few_shot"} for name, row in others.items()}
+    places = {"protocols": ["few_shot", protocol], "shots": [1], "datasets": ["dtd"]}
+    tasks = planned(text, rows={**ROWS, **few}, **places)
+    assert {task.run.row for name, task in tasks.items() if name.startswith("few_shot/")} == {*ROWS, *few}
+    assert {task.run.row for name, task in tasks.items() if not name.startswith("few_shot/")} == {*ROWS}
 
 
 def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
