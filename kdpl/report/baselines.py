@@ -65,7 +65,9 @@ def _clip_of(stage: Stage) -> ClipConfig:
 
 
 def _zero_shot(runs: Sequence[Run], role: str, clip: ClipConfig) -> Row:
-    stage: Stage | None = getattr(runs[0], f"{role}_clip")
+    # a teacher without labels is the original CLIP itself
+    untuned = role == "teacher" and runs[0].untuned
+    stage: Stage | None = runs[0].teacher if untuned else getattr(runs[0], f"{role}_clip")
     if stage is None or not stage.folder.is_dir():
         raise ArtifactError(f"{runs[0].folder} has no test of {clip}, which run makes of a CLIP")
     return Row.of(f"zero-shot: {clip}", [], [scores_of(runs[0], stage)])

@@ -17,6 +17,8 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     """Collect what the refinement of the student's targets changed; None for a student of other targets."""
     if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
         return None
+    if run.student.settings("model").get("target", "teacher") == "teacher":
+        return None  # they were looked at alone, by the command refine
     targets = PoolTargets.load(file)
     shown, gap = [], None
     try:

@@ -37,6 +37,7 @@ def training(run: Run) -> dict[str, Any]:
         "sizes": sizes,
         "sizes_gap": gap,
         "chosen_on_test": student is not None and student.get("choice") == "best_on_base_test",
+        "labels_seen": student is not None and (student.get("label_weight") or 0) > 0,
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
     }
 

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from report_pages import put_together
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -102,6 +103,21 @@ def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
             found = [row["difference_low"], row["difference_high"]]
             assert found == pytest.approx([100 * bound for bound in interval], abs=0.15)
     assert len([note for note in notes if "chosen on 198 validation images" in note]) == 2
+
+
+def test_a_teacher_without_labels_is_its_zero_shot_clip(run, tmp_path):
+    without = shutil.copytree(run, tmp_path / "without")
+    shutil.rmtree(without / "zero_shot/teacher")
+    file = without / "teacher/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    for tower in ("vision", "text"):
+        config["model"]["init_args"][f"{tower}_prompts"]["depth"] = 0
+    file.write_text(yaml.safe_dump(config))
+    shown, notes = compare(without)
+    assert shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"] == pytest.approx(
+        100 * correct_of(without / "teacher").mean(), abs=1e-4
+    )
+    assert not [note for note in notes if "no zero-shot" in note]
 
 
 @pytest.mark.parametrize("name", ["tiny-teacher", "tiny-student"])

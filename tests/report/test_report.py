@@ -285,10 +285,25 @@ def test_a_wrong_start_is_one_line(args, words, run, tmp_path, monkeypatch, caps
     assert not list(tmp_path.rglob("report.html"))
 
 
+def set_in(stage, **settings):
+    """Change the settings of a stage's model; returns its config."""
+    config = yaml.safe_load((stage / "config.yaml").read_text())
+    config["model"]["init_args"].update(settings)
+    (stage / "config.yaml").write_text(yaml.safe_dump(config))
+    return config
+
+
+@pytest.mark.parametrize(("weight", "words"), [(0.0, "for the teacher only"), (0.3, "for teacher and student")])
+def test_the_page_says_who_saw_the_labels(weight, words, run):
+    set_in(run / "student", label_weight=weight)
+    assert f"16 images per class, {words}" in Page(make(run)).texts["training"]
+
+
 @pytest.fixture
 def refined(run):
     """Refined targets in the student's folder, of which the second image moved from class 1 to class 3."""
-    data = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]])
+    config = set_in(run / "student", target="refined")
+    data = build_data([config["data"]])
     targets = PoolTargets(
         **{"teacher": "t", "class_names": CLASS_NAMES, "class_vectors": "v", "pool": data.pool_digest, "labels": "l"},
         **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
@@ -319,6 +334,10 @@ class TestRefinedTargets:
         assert "Not taken: it is worse." in text
         assert "the student learned the teacher's predictions nevertheless" in text
 
+    def test_those_that_the_student_did_not_learn_are_not_shown(self, run, refined):
+        set_in(run / "student", target="teacher")
+        assert "refined" not in Page(make(run)).texts
+
     @pytest.mark.parametrize("changes", [{"pool": "other"}, {"examples": (Moved(10**6, 1, 3),)}])
     def test_of_other_images_the_table_is_left(self, changes, run, refined):
         replace(refined, **changes).save(run / "student/pool_targets.safetensors")
@@ -327,6 +346,6 @@ class TestRefinedTargets:
         assert "three 1 2 +1" in page.texts["refined"]
         assert not [image for image in page.of("img") if image["alt"].startswith("unlabelled")]
 
-    def test_a_damaged_file_is_a_sentence(self, run):
+    def test_a_damaged_file_is_a_sentence(self, run, refined):
         (run / "student/pool_targets.safetensors").write_bytes(b"x")
         assert "pool_targets.safetensors is damaged" in Page(make(run)).texts["refined"]
