@@ -110,6 +110,22 @@ def test_the_card_says_what_was_not_recorded(classifier, run):
 
 
 @pytest.mark.parametrize(
+    ("shots", "weight", "words"),
+    [
+        (0, 0.0, "- labels for tuning the teacher: none\n"),
+        (4, 0.3, "- labels for tuning the teacher and for training the student: 4 images per class of the first half"),
+        (None, 0.0, "- labels for tuning the teacher: all images per class of the first half"),
+    ],
+)
+def test_the_card_says_who_saw_which_labels(shots, weight, words, classifier, run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["shots"] = shots
+    config["model"] = {"init_args": {"label_weight": weight}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert words in classifier.model_card(run).text
+
+
+@pytest.mark.parametrize(
     ("name", "content"), [("config.yaml", "data: 3"), ("test.json", "{"), ("test.json", '{"images": []}')]
 )
 def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
