@@ -43,7 +43,7 @@ _ZERO_SHOT = (
     "--trainer.max_epochs=0",
     "--trainer.limit_train_batches=0",
 )
-_SHOTS, _TARGET = "data.init_args.shots", "model.init_args.target"
+_SHOTS, _TARGET, _DISTILL = "data.init_args.shots", "model.init_args.target", "model.init_args.distill"
 _MORE_TEACHERS, _MIXTURE = "model.init_args.more_teachers", "model.init_args.mixture"
 
 
@@ -175,7 +175,9 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: 
         return fit(f"stage 1: {tuning}, freeze class vectors", stage, configs, CLASS_VECTORS_FILE, last=last)
 
     from_teacher = [f"--model.init_args.teacher={teacher}"]
-    if not labels and _given([*shared, *student_configs], [], _TARGET) is None:
+    own = [*shared, *student_configs]
+    # a distance of features has no target
+    if not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl"):
         from_teacher.append(f"--{_TARGET}=refined")
     if teacher2_configs:
         from_teacher += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed]

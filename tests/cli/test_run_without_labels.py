@@ -102,6 +102,7 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
         (["--shots=4"], False, []),
         ([], False, []),
         (["--shots=0", "--student=target.yaml"], True, []),
+        (["--shots=0", f"--student={CONFIGS}/student/feature_l1.yaml"], True, []),
     ],
 )
 def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_shot, target, tmp_path, monkeypatch):
@@ -131,7 +132,10 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
             ["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"],
             ["shots is 0", "pool_filter and label_weight need"],
         ),
-        (["--shots=0", f"--student={CONFIGS}/student/labels.yaml"], ["shots is 0", "label_weight need some: set"]),
+        (
+            ["--shots=0", f"--student={CONFIGS}/student/labels.yaml"],
+            ["label_weight needs labelled", "(shots 0,", "to 0"],
+        ),
         (
             ["--shots=0", f"--teacher2={CONFIGS}/teacher/quickstart.yaml", "--mixture=validation"],
             ["mixture: validation needs labelled validation images, and this run has none: set mixture"],
