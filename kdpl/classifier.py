@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.clip.identity import LogitScale
+from kdpl.clip.loading import fingerprint
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.parallel import cores
@@ -26,11 +27,12 @@ from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.ahead import classify_ahead
+from kdpl.runtime.ahead import TopK, classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.held_out import DecisionRule, HeldOutScores, decision_rule
 from kdpl.runtime.on_hub import HUB_FILES, OnHub
-from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, HELD_OUT_FILE, require_classifier
 
 T = TypeVar("T")
 
@@ -60,9 +62,9 @@ class _Settings(EncoderSettings):
 
 
 class Prediction(NamedTuple):
-    """A class, and its probability by softmax over all classes."""
+    """A class, None for a rejected image, and its probability by softmax over all classes."""
 
-    class_name: str
+    class_name: str | None
     probability: float
 
 
@@ -78,7 +80,7 @@ class Classifier(nn.Module, OnHub):
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
     ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
-    mixture of both heads.
+    mixture of both heads. ``held_out`` are scores of images that it was not trained on, by which ``predict`` rejects.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Classifier(nn.Module, OnHub):
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
         label_head: LabelHead | None = None,
+        held_out: HeldOutScores | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -98,6 +101,7 @@ class Classifier(nn.Module, OnHub):
         self.clip = clip
         self.decoding = decoding
         self.label_head = label_head
+        self.held_out = held_out
         self.eval()
 
     @property
@@ -175,6 +179,10 @@ class Classifier(nn.Module, OnHub):
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
+        *,
+        max_error: float | None = None,
+        sets: float | None = None,
+        calibrated: bool = False,
     ) -> list[list[Prediction]]:
         """Classify images.
 
@@ -185,15 +193,23 @@ class Classifier(nn.Module, OnHub):
             workers: Threads that decode; None: one for each processor core.
             precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which is faster on most
                 GPUs; probabilities then differ by rounding.
+            max_error: Wanted error among accepted images, such as 0.02, see ``HeldOutScores.threshold``; each of the
+                others has one prediction, of class None.
+            sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image has as many
+                predictions as that takes, whatever ``top_k`` is, see ``HeldOutScores.set_threshold``.
+            calibrated: Probabilities are those at the temperature fitted on held-out images.
 
         Returns:
             For each image, in order, its predictions, most probable first.
 
         Raises:
-            ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
+            ConfigError: ``images`` is one image, a number is below 1, the precision is unknown, or held-out images do
+                not show such an error or coverage.
+            ArtifactError: The classifier has no scores of held-out images, which an option needs.
             DataError: An image is missing or unreadable.
         """
-        return [each.top for each in self._predicted(images, top_k, batch_size, workers, precision)]
+        rule = decision_rule(self.held_out, max_error, sets, calibrated)
+        return [each.top for each in self._predicted(images, top_k, batch_size, workers, precision, rule)]
 
     def embed(
         self,
@@ -216,6 +232,7 @@ class Classifier(nn.Module, OnHub):
         batch_size: int,
         workers: int | None,
         precision: Precision,
+        rule: DecisionRule = DecisionRule(),
     ) -> Iterator[Predicted]:
         if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
             raise ConfigError("the classifier takes any number of images, not one: put it into a list")
@@ -223,7 +240,7 @@ class Classifier(nn.Module, OnHub):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         opened = partial(_open, decoding=self.decoding)
-        for _, predicted in self.predictions(images, opened, top_k, batch_size, workers, precision):
+        for _, predicted in self.predictions(images, opened, top_k, batch_size, workers, precision, rule):
             if isinstance(predicted, DataError):
                 raise predicted
             yield predicted
@@ -236,11 +253,13 @@ class Classifier(nn.Module, OnHub):
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
+        rule: DecisionRule = DecisionRule(),
     ) -> Iterator[tuple[T, Predicted | DataError]]:
         """Classify items, read lazily, as ``predict`` does; yields each with its prediction or its ``DataError``."""
         if precision not in _TYPES:
             raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it")
-        top_k, dtype = min(top_k, len(self.class_names)), _TYPES[precision]
+        dtype, num_classes = _TYPES[precision], len(self.class_names)
+        top_k = min(top_k, num_classes) if rule.set_threshold is None else num_classes
 
         def prepare(item: T) -> Tensor:
             return self.prepare(open_item(item))
@@ -255,7 +274,17 @@ class Classifier(nn.Module, OnHub):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self._logits(features)
             top = logits.softmax(dim=1).topk(top_k, dim=1)
-            return top.values, top.indices, features
+            if rule.temperature == 1:
+                return top.values, top.indices, features
+            shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
+            return torch.cat([top.values, shown], dim=1), top.indices, features
+
+        def decide(top: TopK) -> list[Prediction]:
+            # those that decide, and those that are shown, which may be the same
+            deciding, shown = top.probabilities[:top_k], top.probabilities[-top_k:]
+            count = rule.predicted(deciding)
+            names = [self.class_names[i] for i in top.labels[:count]]
+            return list(map(Prediction, names, shown)) if count else [Prediction(None, shown[0])]
 
         store_frozen(self.encoder, dtype)
         try:
@@ -263,8 +292,7 @@ class Classifier(nn.Module, OnHub):
                 if isinstance(top, DataError):
                     yield item, top
                 else:
-                    named = [self.class_names[i] for i in top.labels]
-                    yield item, Predicted(list(map(Prediction, named, top.probabilities)), cast(Tensor, top.features))
+                    yield item, Predicted(decide(top), cast(Tensor, top.features))
         finally:
             store_frozen(self.encoder, torch.float32)
 
@@ -275,7 +303,7 @@ class Classifier(nn.Module, OnHub):
     def save(self, folder: str | Path) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        others = there - {*CLASSIFIER_FILES, *HUB_FILES}
+        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, *HUB_FILES}
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
@@ -298,16 +326,24 @@ class Classifier(nn.Module, OnHub):
             label_head=None if head is None else LabelHeadSettings(alpha=head.alpha, beta=head.beta),
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
-        tensors = {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors}
+        tensors = self._tensors()
         if head is None:
             del config["label_head"]
-        else:
-            tensors |= head_tensors(head)
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
             (temporary / _WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+            if self.held_out is not None:
+                self.held_out.save(temporary, self.fingerprint())
+
+    def fingerprint(self) -> str:
+        """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
+        return fingerprint(self._tensors().items())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        head = {} if self.label_head is None else head_tensors(self.label_head)
+        return {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors, **head}
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -325,7 +361,10 @@ class Classifier(nn.Module, OnHub):
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
         head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
         encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+        classifier = cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+        if (folder / HELD_OUT_FILE).is_file():
+            classifier.held_out = HeldOutScores.load(folder, classifier.fingerprint())
+        return classifier
 
 
 def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image.Image:

@@ -5,13 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.decoding import Decoding
 from kdpl.metrics import ACCURACY_TITLES, val_key
+from kdpl.runtime.held_out import HeldOutScores, classify
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
@@ -86,12 +88,13 @@ class SaveClassifier(_Handover):
             log_input(trainer.loggers, CLASS_VECTORS, name, file, _about(vectors))
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Write on one process."""
+        """Classify the validation images on all processes, write on one."""
+        student: Any = pl_module
+        data = getattr(trainer, "datamodule", None)
+        classifier: Classifier = student.classifier(getattr(data, "decoding", Decoding())).to(pl_module.device)
+        classifier.held_out = _held_out(trainer, classifier, data)
         if not trainer.is_global_zero:
             return
-        student: Any = pl_module
-        decoding = getattr(getattr(trainer, "datamodule", None), "decoding", Decoding())
-        classifier: Classifier = student.classifier(decoding)
         classifier.save(folder / CLASSIFIER_FOLDER)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
@@ -101,6 +104,23 @@ class SaveClassifier(_Handover):
             "made_with": artifact_name(CLASS_VECTORS, classifier.vectors.teacher),
         }
         log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
+
+
+def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> HeldOutScores | None:
+    """Scores of the validation images of all processes, in the order of the split; None where there are none."""
+    # that of LightningDataModule raises
+    has_split = data is not None and type(data).val_dataloader is not LightningDataModule.val_dataloader
+    batches = data.val_dataloader() if has_split else []
+    if not batches:
+        return None
+    device = classifier.head.class_vectors.device
+    logits, labels, indices = classify(classifier, batches, device)
+    count = trainer.strategy.reduce(torch.tensor(len(labels), device=device), reduce_op="sum")
+    # each process fills in the rows of its own images
+    rows = torch.zeros(int(count), logits.shape[1] + 1, device=device)
+    rows[indices] = torch.cat([logits, labels[:, None]], dim=1)
+    rows = trainer.strategy.reduce(rows, reduce_op="sum")
+    return HeldOutScores.of(rows[:, :-1], rows[:, -1].long())
 
 
 def _about(vectors: ClassVectors) -> dict[str, Any]:

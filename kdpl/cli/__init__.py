@@ -17,6 +17,10 @@ COMMANDS = {
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
+    "calibrate": (
+        "calibrate:calibrate",
+        "score labelled images that a classifier was not trained on, for predict to know when it is unsure",
+    ),
     "demo": ("demo:demo", "a page in the browser that classifies the images dropped on it"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
     "refine": (

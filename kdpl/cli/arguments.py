@@ -125,3 +125,16 @@ def output_file(option: str, value: str) -> Path:
     if path.is_dir():
         raise ConfigError(f"{option} {value} is a folder, expected the name of a file: give one")
     return path
+
+
+def share(option: str, value: str | None) -> float | None:
+    """Read a share that an option gives as ``2%`` or ``0.02``; a ConfigError unless it is between 0 and 1."""
+    if value is None:
+        return None
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise ConfigError(f"{option} is {value!r}, expected a share between 0% and 100%: give for example 5%")
+    return number

@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import output_file, require_file
+from kdpl.cli.arguments import output_file, require_file, share
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -24,6 +24,9 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+    max_error: str | None = None,
+    sets: str | None = None,
+    calibrated: bool = False,
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
@@ -44,6 +47,9 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on most GPUs
+        max_error: wanted error among accepted images, such as 2%; the class of the others is left empty
+        sets: wanted share of images whose set of classes has the true one, such as 95%; the sets are a column, classes
+        calibrated: probabilities at the temperature that was fitted on held-out images
     """
     # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.deploy.sources import find_sources, part_of
@@ -51,6 +57,14 @@ def predict(
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
+    error, coverage = share("--max-error", max_error), share("--sets", sets)
+    if add_classes is not None and (max_error is not None or sets is not None or calibrated):
+        raise ConfigError(
+            "--max-error, --sets and --calibrated rest on held-out images, which have none of the added classes: leave "
+            "out --add-classes"
+        )
+    if sets is not None and top_k > 1:
+        raise ConfigError("--sets lists as many classes as an image needs: leave out --top-k")
     table = output_file("--out", out) if out is not None else None
     if table is not None:
         require_format(table)
@@ -62,9 +76,11 @@ def predict(
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
+    from kdpl.runtime.held_out import decision_rule
 
     loaded = load_classifier(classifier, add_classes, device)
-    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision)
+    rule = decision_rule(loaded.held_out, error, coverage, calibrated)
+    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule)
     if table is None:
         bulk.print()
     else:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.deploy.tables import Journal, Row, columns, encode_embedding, write_csv, write_embeddings
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.held_out import DecisionRule
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -48,11 +50,12 @@ class BulkPrediction:
         batch_size: int,
         workers: int | None,
         precision: Precision,
+        rule: DecisionRule = DecisionRule(),
     ) -> None:
-        self.classifier, self.sources, self.precision = classifier, sources, precision
+        self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
-        self.columns = columns(self.top_k)
+        self.columns = columns(self.top_k, rule.set_threshold is not None)
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -103,13 +106,14 @@ class BulkPrediction:
             "images": images.hexdigest(),
             "top_k": self.top_k,
             "precision": self.precision,
+            "rule": asdict(self.rule) if self.rule != DecisionRule() else None,
         }
 
     def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         opened = partial(Item.open, decoding=self.classifier.decoding)
-        settings = (self.top_k, self.batch_size, self.workers, self.precision)
+        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
@@ -124,7 +128,10 @@ class BulkPrediction:
                     unreadable += 1
                 else:
                     values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
-                    row.update(zip(self.columns[1:-1], values, strict=True))
+                    # a rejected image has one class, None, and a set may have more than there are columns
+                    row.update(zip(self.columns[1 : 1 + 2 * self.top_k], values, strict=False))
+                    if self.rule.set_threshold is not None:
+                        row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
                     if embed:
                         row["embedding"] = encode_embedding(predicted.embedding.numpy())
                 yield row

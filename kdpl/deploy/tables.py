@@ -16,7 +16,7 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 
 Row = dict[str, str | float | None]
-"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
+"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``classes``, ``error``.
 
 In a journal also ``embedding``, the base64 of float32.
 """
@@ -28,10 +28,10 @@ _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
 
 
-def columns(top_k: int) -> list[str]:
-    """Return the columns of a table with ``top_k`` classes per image."""
+def columns(top_k: int, sets: bool = False) -> list[str]:
+    """Return the columns of a table with ``top_k`` classes per image, and with ``sets`` the set of its classes."""
     ranks = [""] + [f"_{i}" for i in range(2, top_k + 1)]
-    return ["path", *(name + rank for rank in ranks for name in ("class", "probability")), "error"]
+    return ["path", *(name + rank for rank in ranks for name in ("class", "probability")), *["classes"] * sets, "error"]
 
 
 def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:

@@ -4,8 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.optimize import brentq
 from torch.utils.data import SequentialSampler
 
 from kdpl.data.datasets import EvaluationImages
@@ -13,6 +11,7 @@ from kdpl.data.loader import LazyLoader
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
+from kdpl.runtime.held_out import TEMPERATURES, classify, fit_temperature
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import spread
 
@@ -20,8 +19,6 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 15
-TEMPERATURES = (0.05, 20.0)
-"""Bounds of a fitted temperature."""
 MAX_IMAGES = 2000
 """Largest number of validation images that the temperature is fitted on: one number needs no more."""
 
@@ -52,7 +49,6 @@ def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
     return {"title": title, "bins": bins, "error": calibration_error(bins)}
 
 
-@torch.inference_mode()
 def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Classify validation images with the student's classifier; returns logits [N, C] and labels [N]."""
     data, where = run.data, device()
@@ -63,11 +59,8 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
     chosen = spread(data.splits.val, MAX_IMAGES)
     images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
-    logits, labels = [], []
-    for batch, batch_labels, _ in loader:
-        logits.append(classifier(batch.to(where)).float().cpu())
-        labels.append(batch_labels)
-    return torch.cat(logits).double().numpy(), torch.cat(labels).numpy()
+    logits, labels, _ = classify(classifier, loader, where)
+    return logits.cpu().double().numpy(), labels.cpu().numpy()
 
 
 class Bin(NamedTuple):
@@ -97,27 +90,3 @@ def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
 def calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error: mean distance of accuracy and confidence over all predictions."""
     return sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / sum(b.images for b in bins)
-
-
-def fit_temperature(logits: Floats, labels: npt.NDArray[np.int64]) -> float:
-    """Find the temperature that maximises the likelihood of labels [N] (Guo et al., arXiv 1706.04599, section 4.2).
-
-    The logits [N, C] are of images that neither training nor the test used. Returns a bound of ``TEMPERATURES`` if
-    there is no maximum between them.
-    """
-    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    labelled = shifted[np.arange(len(labels)), labels].mean()
-
-    def slope(log_temperature: float) -> float:
-        weights = np.exp(shifted / np.exp(log_temperature))
-        expected = (weights * shifted).sum(axis=1) / weights.sum(axis=1)
-        return float(expected.mean() - labelled)
-
-    low, high = (float(np.log(t)) for t in TEMPERATURES)
-    # the slope falls as the temperature rises
-    if slope(low) <= 0:
-        return TEMPERATURES[0]
-    if slope(high) >= 0:
-        return TEMPERATURES[1]
-    return float(np.exp(brentq(slope, low, high, xtol=1e-12)))

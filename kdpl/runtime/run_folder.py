@@ -11,6 +11,8 @@ PROMPTS_FILE = "prompts.safetensors"
 CLASS_VECTORS_FILE = "class_vectors.safetensors"
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
+HELD_OUT_FILE = "held_out.safetensors"
+"""Scores of held-out images, which a classifier may have beside its files."""
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 LEFT_OUT_FILE = "left_out.csv"
 WEIGHTS_FILE = "teacher_weights.json"

@@ -10,6 +10,7 @@ import torch
 import world
 from lightning.pytorch import Callback
 from runs import rows_of
+from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +20,7 @@ from kdpl.clip import ClipConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, HELD_OUT_FILE
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
 
@@ -200,6 +202,17 @@ def test_heads_are_mixed_as_by_one_process(teacher_folder, tmp_path):
         mixes += [seen["mix"] for seen in fit(module, data, tmp_path / str(processes), processes, notes=Mixed)]
     assert mixes[0] != (0.5, 1.0)
     assert mixes == [mixes[0]] * 3
+
+
+def test_scores_of_validation_images_are_those_of_one_process(teacher_folder, tmp_path):
+    found = []
+    for processes in (1, 4):  # of which two have fewer of the 198 images
+        module, data = student(teacher_folder, kind=WithoutBatchNorm), world.digits(24 // processes)
+        fit(module, data, tmp_path / str(processes), processes, epochs=1, steps=2)
+        found.append(load_file(tmp_path / str(processes) / CLASSIFIER_FOLDER / HELD_OUT_FILE))
+    assert len(found[0]["scores"]) == 198
+    for name in ("scores", "label_scores"):
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("fitted", ["teacher", "student without batch norm"], indirect=True)

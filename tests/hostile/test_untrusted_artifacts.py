@@ -18,6 +18,7 @@ from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.held_out import HeldOutScores
 from kdpl.runtime.logit_sketch import KIND as SKETCH_KIND
 from kdpl.runtime.logit_sketch import LogitSketch
 
@@ -34,6 +35,7 @@ VALUES = {
     "an object": '{"a": 1}',
     "10,000 levels": DEEP,
 }
+KINDS = {"scores": torch.float32, "label_scores": torch.float32, "correct": torch.bool}
 TEXTS = ("model", "pretrained", "fingerprint", "context", "teacher", "text_fingerprint", "method")
 
 
@@ -156,6 +158,46 @@ def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, 
     path, names = tmp_path / "v.safetensors", ["a", "b", "c", "d", *last]
     write_tensors(path, VECTORS_KIND, 1, {"class_vectors": vectors.vectors}, {**vectors.fields(), "class_names": names})
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
+
+
+@pytest.fixture
+def scored_folder(classifier_folder):
+    """A classifier with scores of three held-out images."""
+    classifier, scores = Classifier.load(classifier_folder), torch.tensor([0.9, 0.8, 0.7])
+    classifier.held_out = HeldOutScores(1.5, scores, scores.clone(), torch.tensor([True, True, True]))
+    classifier.save(classifier_folder)
+    return classifier_folder
+
+
+def test_every_invalid_field_of_held_out_scores_is_refused(scored_folder):
+    path = scored_folder / "held_out.safetensors"
+    tensors = load_file(path)
+    for header in invalid(header_of(path)):
+        save_file(tensors, path, metadata={"kdpl": header})
+        refused(partial(Classifier.load, scored_folder), path, ": ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": None},
+        {"more": torch.ones(3)},
+        {"scores": torch.tensor([0.9, 0.8, float("nan")])},
+        {"scores": torch.tensor([0.9, 0.8, 1.5])},
+        {"label_scores": torch.tensor([0.9, 0.8, 0.75])},
+        {"label_scores": torch.tensor([0.9, 0.8, -0.1])},
+        {"correct": torch.tensor([1, 1, 1])},
+        {"correct": torch.tensor([True])},
+        {"scores": torch.rand(3, 1)},
+        {name: torch.ones(5001, dtype=kind) for name, kind in KINDS.items()},
+        {name: torch.ones(0, dtype=kind) for name, kind in KINDS.items()},
+    ],
+)
+def test_held_out_scores_that_cannot_be_are_refused(changes, scored_folder):
+    path = scored_folder / "held_out.safetensors"
+    tensors = {**load_file(path), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"kdpl": json.dumps(header_of(path))})
+    refused(partial(Classifier.load, scored_folder), path, "its numbers are invalid")
 
 
 def raw(header, data=b"\0" * 64, length=None):

@@ -4,7 +4,8 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, wilson
-from kdpl.report.calibration import TEMPERATURES, calibration_error, fit_temperature, reliability
+from kdpl.report.calibration import calibration_error, reliability
+from kdpl.runtime.held_out import TEMPERATURES, fit_temperature
 
 
 @pytest.mark.parametrize(

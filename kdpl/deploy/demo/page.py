@@ -38,7 +38,7 @@ def bars(visit: Visit, result: Result) -> str:
     """Return the predictions as bars."""
     rows = [
         {
-            "name": shorten(each.class_name),
+            "name": shorten(str(each.class_name)),
             "added": each.class_name in visit.added,
             "percent": "< 0.1 %" if each.probability < 0.0005 else f"{100 * each.probability:.1f} %",
             "width": f"{100 * each.probability:.2f}",

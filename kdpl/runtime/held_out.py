@@ -1,0 +1,257 @@
+"""Scores of labelled images that a classifier was not trained on, and what they say about the certainty of others."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic.dataclasses
+import torch
+from pydantic import Field
+from scipy.optimize import brentq
+from scipy.stats import beta, binom
+from torch import Tensor
+
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.predictions import spread
+from kdpl.runtime.run_folder import HELD_OUT_FILE
+
+KIND = "scores of held-out images"
+VERSION = 1
+
+TEMPERATURES = (0.05, 20.0)
+"""Bounds of a fitted temperature."""
+MAX_IMAGES = 5000
+"""Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
+CONFIDENCE = 0.95
+"""Probability, over the draw of the held-out images, with which a wanted error is kept."""
+
+_REMEDIES = "accept a larger error, or calibrate on more images"
+REMEDY = "run python -m kdpl calibrate with labelled images that it was not trained on"
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """What is predicted for an image, given its probabilities by softmax.
+
+    Attributes:
+        temperature: Divides the logits of the probabilities that are returned; those that decide are at temperature 1.
+        threshold: An image with a smaller largest probability is rejected.
+        set_threshold: The set of an image is its most probable class, and all of at least this probability; None: no
+            sets.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.0
+    set_threshold: float | None = None
+
+    def predicted(self, probabilities: Sequence[float]) -> int:
+        """Return how many classes are predicted, of probabilities at temperature 1 in falling order; 0: rejected."""
+        if probabilities[0] < self.threshold:
+            return 0
+        least = self.set_threshold
+        return len(probabilities) if least is None else max(1, sum(p >= least for p in probabilities))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Fields:
+    temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
+    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """All that is kept of N held-out images; thresholds for any wanted error or coverage follow from it.
+
+    Thresholds stand on probabilities at temperature 1, since the temperature is fitted on the same images.
+
+    Attributes:
+        temperature: The one that the labels are most probable at.
+        scores: Largest probability of each image, float32 [N].
+        label_scores: Probability of each image's label, float32 [N].
+        correct: If the most probable class is the label, bool [N].
+    """
+
+    temperature: float
+    scores: Tensor
+    label_scores: Tensor
+    correct: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> "HeldOutScores":
+        """Take the scores from logits [N, C] and labels [N] of at least one image."""
+        kept = spread(range(len(labels)), MAX_IMAGES)
+        logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
+        probabilities = logits.softmax(dim=1)
+        top, label_scores = probabilities.max(dim=1), probabilities.gather(1, labels[:, None]).squeeze(1)
+        temperature = fit_temperature(logits.double().numpy(), labels.numpy())
+        return cls(temperature, top.values, label_scores, top.indices == labels)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def threshold(self, max_error: float) -> float:
+        """Find the smallest threshold that is shown, with 95 % confidence, to keep an error among accepted images.
+
+        Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from the strictest one,
+        which accepts half of the held-out images, or more if fewer cannot show such an error, down to the one that
+        accepts all, until a Clopper-Pearson bound of the error exceeds ``max_error``. Which numbers of accepted images
+        are tested does not depend on the labels. In at most 5 % of all draws of held-out images the threshold has a
+        larger error on images to come, if these are exchangeable with them, and if a stricter threshold never has a
+        larger error.
+
+        Raises:
+            ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are too few images.
+        """
+        _require_share("max_error", max_error)
+        least = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-max_error))
+        if len(self) < least:
+            raise ConfigError(
+                f"it takes {least} held-out images or more to show an error of {_percent(max_error)}, not {len(self)}: "
+                f"{_REMEDIES}"
+            )
+        first = max(least, -(-len(self) // 2))
+        threshold = None
+        for count in _counts(first, len(self), max_error):
+            candidate, accepted, errors = self._accepting(count)
+            if binom.cdf(errors, accepted, max_error) > 1 - CONFIDENCE:
+                break
+            threshold = candidate
+        if threshold is None:
+            raise ConfigError(
+                f"no threshold that accepts half of the held-out images shows an error of {_percent(max_error)}, the "
+                f"least that one shows is {_percent(self.least_error())}: {_REMEDIES}"
+            )
+        return threshold
+
+    def least_error(self) -> float:
+        """Return the smallest error that a threshold which accepts half of the held-out images keeps, rounded up."""
+        highest_error = float(self.scores[~self.correct].max()) if not self.correct.all() else -1.0
+        without_error = int((self.scores > highest_error).sum())
+        _, accepted, errors = self._accepting(max(-(-len(self) // 2), without_error))
+        bound = 1.0 if errors == accepted else float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
+        return min(1.0, math.ceil(bound * 1000) / 1000)
+
+    def set_threshold(self, coverage: float) -> float:
+        """Return the probability from which on a class belongs to the set of an image.
+
+        Split conformal prediction with the score 1 - p (Sadinle et al., arXiv 1609.00451): of exchangeable images, at
+        least this share have their label in their set, on average over draws of the held-out images.
+
+        Raises:
+            ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images for it.
+        """
+        _require_share("sets", coverage)
+        # ceil((n + 1) coverage), where rounding must not make 19.000000000000004 of 19
+        rank = math.ceil((len(self) + 1) * coverage - 1e-9)
+        if rank > len(self):
+            least = math.ceil(coverage / (1 - coverage) - 1e-9)
+            raise ConfigError(
+                f"it takes {least} held-out images or more for sets of {_percent(coverage)}, not {len(self)}: "
+                "accept less coverage, or calibrate on more images"
+            )
+        return float(self.label_scores.sort(descending=True).values[rank - 1])
+
+    def _accepting(self, count: int) -> tuple[float, int, int]:
+        """The threshold that accepts ``count`` images, or more where scores are equal; how many, and errors in them."""
+        threshold = self.scores.sort(descending=True).values[count - 1]
+        accepted = self.scores >= threshold
+        return float(threshold), int(accepted.sum()), int((accepted & ~self.correct).sum())
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
+        tensors = {"scores": self.scores, "label_scores": self.label_scores, "correct": self.correct}
+        fields = {"temperature": self.temperature, "classifier": classifier}
+        write_tensors(folder / HELD_OUT_FILE, KIND, VERSION, tensors, fields)
+
+    @classmethod
+    def load(cls, folder: Path, classifier: str) -> "HeldOutScores":
+        """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier."""
+        path, remedy = folder / HELD_OUT_FILE, f"remove it, or {REMEDY}"
+        tensors, fields = read_tensors(path, KIND, VERSION, remedy)
+        settings = parse_metadata(_Fields, fields, str(path), remedy)
+        if settings.classifier != classifier:
+            raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        own = {name: tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")}
+        scores, label_scores, correct = own.values()
+        kinds = (torch.float32, torch.float32, torch.bool)
+        valid = len(tensors) == 3 and tuple(each.dtype for each in own.values()) == kinds and scores.ndim == 1
+        valid = valid and scores.shape == label_scores.shape == correct.shape and 1 <= len(scores) <= MAX_IMAGES
+        # refuses NaN too
+        if not valid or not ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all():
+            raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
+        return cls(settings.temperature, **own)
+
+
+def decision_rule(
+    held_out: HeldOutScores | None, max_error: float | None = None, sets: float | None = None, calibrated: bool = False
+) -> DecisionRule:
+    """Make the rule for a wanted error, a wanted coverage of sets, or calibrated probabilities.
+
+    ConfigError if both an error and sets are wanted, or see ``HeldOutScores``; ArtifactError without scores.
+    """
+    if max_error is not None and sets is not None:
+        raise ConfigError("max_error rejects images and sets names several classes for them: give one of the two")
+    if max_error is None and sets is None and not calibrated:
+        return DecisionRule()
+    if held_out is None:
+        raise ArtifactError(f"max_error, sets and calibrated need scores that this classifier does not have: {REMEDY}")
+    if calibrated and held_out.temperature in TEMPERATURES:
+        raise ConfigError(f"on {len(held_out)} held-out images no temperature is best: calibrate on more images")
+    return DecisionRule(
+        held_out.temperature if calibrated else 1.0,
+        held_out.threshold(max_error) if max_error is not None else 0.0,
+        held_out.set_threshold(sets) if sets is not None else None,
+    )
+
+
+@torch.no_grad()
+def classify(network: Callable[[Tensor], Tensor], batches: Iterable[Any], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Classify batches of (images, labels [B], indices [B]); returns logits float32 [N, C], labels and indices [N]."""
+    found = [(network(images.to(device)).float(), labels, indices) for images, labels, indices in batches]
+    logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*found, strict=True))
+    return logits, labels, indices
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} is {value}, expected a share between 0 and 1: give for example 0.05")
+
+
+def _counts(first: int, last: int, max_error: float) -> list[int]:
+    """Numbers of accepted images to test: the first, those from which on one more error is permitted, and the last."""
+    counts = np.arange(first, last + 1)
+    permitted = binom.ppf(1 - CONFIDENCE, counts, max_error)
+    return sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), last})
+
+
+def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+    """Find the temperature that maximises the likelihood of labels [N] (Guo et al., arXiv 1706.04599, section 4.2).
+
+    The logits [N, C] are of images that neither training nor the test used. Returns a bound of ``TEMPERATURES`` if
+    there is no maximum between them.
+    """
+    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    labelled = shifted[np.arange(len(labels)), labels].mean()
+
+    def slope(log_temperature: float) -> float:
+        weights = np.exp(shifted / np.exp(log_temperature))
+        expected = (weights * shifted).sum(axis=1) / weights.sum(axis=1)
+        return float(expected.mean() - labelled)
+
+    low, high = (float(np.log(t)) for t in TEMPERATURES)
+    # the slope falls as the temperature rises
+    if slope(low) <= 0:
+        return TEMPERATURES[0]
+    if slope(high) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(brentq(slope, low, high, xtol=1e-12)))
