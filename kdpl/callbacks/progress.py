@@ -125,6 +125,8 @@ class ProgressBar(RichProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the mean that is logged, over the images of all processes."""
         self._losses = []
+        # on all processes, not on the one alone that shows them: callbacks after this one may wait for one another too
+        _ = trainer.progress_bar_metrics
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 import hashlib
 import os
 from collections import Counter
+from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
 import world
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from runs import rows_of
 from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.callbacks.choice import BestOnBaseTest
+from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.prompts import PromptConfig
@@ -265,3 +268,14 @@ def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_pat
     assert all("prompts" in name or "projector" in name for name in seen["parameters"])
     assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
     assert not any("tower" in name for name in seen["checkpoint"])
+
+
+@pytest.mark.parametrize("options", [{"label_weight": 1.0}, {"choice": "best_on_base_test"}])
+def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(options, teacher_folder, tmp_path):
+    module, data = student(teacher_folder, **options), world.digits(12)
+    # a process that waits in vain ends with an error
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
+    bar = {"callbacks": [ProgressBar()], "enable_progress_bar": True, "use_distributed_sampler": False}
+    trainer = world.quiet_trainer(tmp_path, 1, devices=2, strategy=strategy, limit_train_batches=2, **bar)
+    trainer.fit(module, datamodule=data)
+    assert trainer.state.finished
