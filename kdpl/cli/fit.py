@@ -203,8 +203,8 @@ class KdplCLI(LightningCLI):
 
     def own_callbacks(self) -> list[Callback]:
         """Return the callbacks that this kind of fit has beside those of all runs."""
-        fills = self.command == "fit" and getattr(self.datamodule, "fill_teacher_cache", False)
-        return [FillTeacherCache()] if fills else []
+        learns = self.command == "fit" and getattr(self.model, "train_split", None) == "unlabeled"
+        return [FillTeacherCache()] if learns and getattr(self.datamodule, "fill_teacher_cache", False) else []
 
     def execute(self) -> None:
         """Run the command, unless its run is finished or only the settings are checked."""

@@ -126,6 +126,8 @@ class DomainDataModule(LightningDataModule):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
         if not 0 < unlabeled_share <= 1:
             raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}")
+        if fill_teacher_cache and teacher_cache is None:
+            raise ConfigError("fill_teacher_cache fills a folder, but teacher_cache names none: set it, or do not fill")
         self.dataset = dataset if isinstance(dataset, str) else f"{type(reader).__module__}.{type(reader).__qualname__}"
         self.protocol = protocol
         self.shots = shots
@@ -236,11 +238,16 @@ class DomainDataModule(LightningDataModule):
         _ = self.splits  # keeps the index of shards, which the others then read
 
     def _needs_images(self, trainer: Trainer) -> bool:
-        return trainer.max_epochs != 0 or self.fill_teacher_cache
+        return trainer.max_epochs != 0 or self.fills_cache
+
+    @property
+    def fills_cache(self) -> bool:
+        """Whether the trainer's module learns from a cache that is filled first; a teacher's fit has none."""
+        return self.fill_teacher_cache and getattr(self._module, "train_split", None) == "unlabeled"
 
     def _file_of(self, trainer: Trainer) -> Path:
         # a cache may be filled without a run's folder
-        alone = self.teacher_cache if self.fill_teacher_cache and not trainer.max_epochs else None
+        alone = self.teacher_cache if self.fills_cache and not trainer.max_epochs else None
         run = Path(trainer.default_root_dir)
         return Path(f"{Path(alone).expanduser()}.{DECODED_FILE}") if alone else run / DECODED_FILE
 

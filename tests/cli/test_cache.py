@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from runs import DATA, STUDENT, TEACHER, curves_of, error_line, files_of, fit_student
+from runs import DATA, STUDENT, TEACHER, configs, curves_of, error_line, files_of, fit_student, fit_teacher
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
@@ -53,6 +53,14 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
         assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
     manifest = json.loads((filled / "manifest.json").read_text())
     assert (manifest["dataset"], manifest["image_size"], manifest["view_seed"]) == ("digits", 32, 1)
+
+
+@pytest.mark.parametrize("more", [[], [*configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"]])
+def test_a_teachers_fit_with_the_settings_of_a_run_fills_none(more, tmp_path):
+    cache = [f"--data.init_args.teacher_cache={tmp_path / 'cache'}", "--data.init_args.fill_teacher_cache=true"]
+    assert fit_teacher(tmp_path / "teacher", *more, *cache) == 0
+    assert (tmp_path / "teacher" / CLASS_VECTORS_FILE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
 def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, capsys):
