@@ -46,7 +46,7 @@ def settings_of(task):
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
 def test_every_campaign_has_known_datasets_and_settings_that_parse(name):
     tasks = tasks_of(name)
-    assert {task.run.dataset for task in tasks} <= {*BENCHMARKS, "digits"}
+    assert {task.run.dataset for task in tasks} <= {*BENCHMARKS, "digits", "letters"}
     kinds = [task.kind for task in tasks]
     assert (kinds.count("fit"), kinds.count("test")) == SIZES.get(name, (len(tasks) // 2, len(tasks) // 2))
     assert kinds.count("class_vectors") == {"cross_dataset": 30, "domain_generalization": 12}.get(name, 0)

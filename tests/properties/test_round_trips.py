@@ -24,6 +24,7 @@ def write_rows(file, rows):
 
 mappings = st.lists(
     st.tuples(class_names(), class_names(), st.none() | class_names()),
+    min_size=1,
     max_size=6,
     unique_by=(lambda row: row[0], lambda row: row[1]),
 )
