@@ -47,8 +47,8 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on most GPUs
-        max_error: wanted error among accepted images, such as 2%; the class of the others is left empty
-        sets: wanted share of images whose set of classes has the true one, such as 95%; the sets are a column, classes
+        max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
+        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
         calibrated: probabilities at the temperature that was fitted on held-out images
     """
     # what imports torch, which takes seconds, comes after all checks of paths
