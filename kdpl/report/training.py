@@ -37,9 +37,16 @@ def training(run: Run) -> dict[str, Any]:
         "sizes": sizes,
         "sizes_gap": gap,
         "chosen_on_test": student is not None and student.get("choice") == "best_on_base_test",
-        "labels_seen": student is not None and (student.get("label_weight") or 0) > 0,
+        "labels_for": _labels_for(student or {}),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
     }
+
+
+def _labels_for(student: dict[str, Any]) -> str:
+    """What saw the labels, beside validation."""
+    if (student.get("label_weight") or 0) > 0:
+        return "teacher and student"
+    return "the teacher and its refined targets" if student.get("target") == "refined" else "the teacher only"
 
 
 def _split_sizes(run: Run) -> dict[str, int]:

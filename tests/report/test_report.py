@@ -293,10 +293,17 @@ def set_in(stage, **settings):
     return config
 
 
-@pytest.mark.parametrize(("weight", "words"), [(0.0, "for the teacher only"), (0.3, "for teacher and student")])
-def test_the_page_says_who_saw_the_labels(weight, words, run):
-    set_in(run / "student", label_weight=weight)
-    assert f"16 images per class, {words}" in Page(make(run)).texts["training"]
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"label_weight": 0.0}, "the teacher only"),
+        ({"label_weight": 0.3}, "teacher and student"),
+        ({"target": "refined"}, "the teacher and its refined targets"),
+    ],
+)
+def test_the_page_says_who_saw_the_labels(settings, words, run):
+    set_in(run / "student", **settings)
+    assert f"16 images per class, for {words}" in Page(make(run)).texts["training"]
 
 
 @pytest.fixture
