@@ -38,7 +38,9 @@ def with_scores(given, threshold_at):
 def sure(clip_of):
     """A classifier with scores of 400 held-out images, of which 8 are wrong, at low scores."""
     clip, vectors = clip_of("test-student"), world.frozen_vectors()
-    encoder = StudentEncoder(clip.image_tower, 2, 3, vectors.vectors.shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # some drawn otherwise are sure of every image
+        encoder = StudentEncoder(clip.image_tower, 2, 3, vectors.vectors.shape[1])
     made = Classifier(world.disturbed(encoder, 0.2), vectors, 17.0, clip.identity)
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(400, generator=draw).sort(descending=True).values * 0.8 + 0.2
