@@ -50,7 +50,7 @@ class RefinePool(Callback):
         }
         if not file.is_file():
             made = self._refine(trainer, student, needed)
-            if trainer.is_global_zero:
+            if made is not None:
                 made.save(file)
             trainer.strategy.barrier("kdpl refinement")
         targets = PoolTargets.load(file)
@@ -63,7 +63,8 @@ class RefinePool(Callback):
             inform(f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to another class: {file}")
         student.target.module.use(targets, student.device)
 
-    def _refine(self, trainer: Trainer, student: Any, needed: dict[str, Any]) -> PoolTargets:
+    def _refine(self, trainer: Trainer, student: Any, needed: dict[str, Any]) -> PoolTargets | None:
+        """Encode the images on all processes, and refine on the first; the others wait for its file."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         indices, sources = data.unlabeled_indices, data.unlabeled_images(student.image_size).sources
         labeled, held_out = data.tuning_records("labeled"), data.tuning_records("val")
@@ -72,12 +73,14 @@ class RefinePool(Callback):
         further = [record for record in labeled if place[record.source] < 0] + held_out
         each, views = [], self.config.views
         for number, size in enumerate(student.teacher_image_sizes):
-            cache = dict(enumerate(data.teacher_caches)).get(number)
+            cache = data.teacher_caches[number] if data.teacher_caches else None
             parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, views, number, cache)]
             if further:
                 images = data.images_of([record.source for record in further], size)
                 parts.append(mean_features(trainer, student, images, np.arange(len(further)), views, number))
             each.append(torch.cat(parts))
+        if not trainer.is_global_zero:
+            return None
         features = torch.cat(each, dim=1)
         predicted = student.teacher.module.logits(features).softmax(dim=1)
         features /= len(each) ** 0.5
@@ -89,17 +92,14 @@ class RefinePool(Callback):
             if place[record.source] >= 0:
                 labels[place[record.source]] = record.label
         shots = len(labeled) / max(len({record.label for record in labeled}), 1)
-        if not trainer.is_global_zero:  # waits for the file
-            z = predicted
-        else:
-            with progress_bar() as progress:
-                inform(f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} labels are seen")
-                neighbors = affinity(*nearest(features, self.config.neighbors, self.config.search))
-                task = progress.add_task("refinement", total=self.config.rounds)
-                z = refine(
-                    *(features, predicted, neighbors, labels, self.config.for_shots(shots)),
-                    lambda done: progress.update(task, completed=done),
-                ).assignments
+        with progress_bar() as progress:
+            inform(f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} labels are seen")
+            neighbors = affinity(*nearest(features, self.config.neighbors, self.config.search))
+            task = progress.add_task("refinement", total=self.config.rounds)
+            z = refine(
+                *(features, predicted, neighbors, labels, self.config.for_shots(shots)),
+                lambda done: progress.update(task, completed=done),
+            ).assignments
         truth = torch.tensor([record.label for record in held_out], device=z.device, dtype=torch.long)
         right = [(each[first:].argmax(dim=1) == truth).float() for each in (predicted, z)]
         before, after = (each[:n].argmax(dim=1).cpu() for each in (predicted, z))

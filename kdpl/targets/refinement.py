@@ -147,7 +147,7 @@ def refine(
         config: Its weights.
         on_round: Called after each round with the number of those done.
     """
-    weight = 0.3 if config.likelihood is None else config.likelihood
+    weight = config.for_shots(0).likelihood or 0.0
     known = None if labels is None else torch.nonzero(labels >= 0).flatten()
     fixed = None if labels is None or known is None else F.one_hot(labels[known], predictions.shape[1]).float()
 
