@@ -22,7 +22,8 @@ OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "data/letters.yaml", 
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
 # in tests of their own, below and in tests/runtime
-OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml", "logger/tensorboard.yaml", "logger/wandb.yaml"}
+OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml"}
+OWN |= {f"logger/{name}.yaml" for name in ("mlflow", "tensorboard", "wandb")}
 
 
 def test_every_config_is_run_by_a_test():

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
+from kdpl.runtime.mlflow_logger import RunMLFlowLogger
 from kdpl.runtime.run_folder import METRICS_FILE
 
 
@@ -96,7 +97,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Show a PNG file in W&B and TensorBoard under a name such as ``figures/confusion``; call on one process."""
+    """Show a PNG file in loggers that can, under a name such as ``figures/confusion``; call on one process."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
@@ -104,6 +105,8 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
             from torchvision.io import decode_image
 
             logger.experiment.add_image(name, decode_image(str(path)))
+        elif isinstance(logger, RunMLFlowLogger):
+            logger.log_picture(name, path)
 
 
 def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:

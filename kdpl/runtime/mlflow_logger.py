@@ -1,0 +1,121 @@
+"""One MLflow run for each run's folder, in the store that MLflow itself would choose."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from kdpl.errors import ConfigError, reason
+from kdpl.runtime.files import write_text
+from kdpl.runtime.messages import warn
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+ID_FILE = "mlflow_id"
+
+
+class RunMLFlowLogger(MLFlowLogger):
+    """Lightning's MLFlowLogger, which continues the MLflow run when a fit is resumed or tested.
+
+    A store that cannot be used at the start is an error; one that fails later ends the log and not the training.
+
+    Args:
+        save_dir: The run's folder, which keeps the id of the MLflow run; a relative one is inside the run's folder.
+        experiment_name: By default MLFLOW_EXPERIMENT_NAME, or kdpl.
+        run_name: By default the last two parts of the folder's path.
+        tracking_uri: By default MLFLOW_TRACKING_URI, or MLflow's own default, ``mlflow.db`` in the current folder.
+    """
+
+    def __init__(
+        self,
+        save_dir: str = ".",
+        experiment_name: str | None = None,
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> None:
+        self._id_file = Path(save_dir) / ID_FILE
+        self._begun = self._lost = self._has_config = False
+        self._refusal: ConfigError | None = None
+        # before MLflow is imported, which would report its use to its makers
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        try:
+            import mlflow
+        except ModuleNotFoundError:
+            # what is raised here would be lost among jsonargparse's attempts to read the setting as something else
+            self._refusal = ConfigError("the logger of MLflow needs its package: pip install 'kdpl[mlflow]'")
+            return
+        self._store = tracking_uri or mlflow.get_tracking_uri()
+        try:
+            super().__init__(
+                experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdpl"),
+                run_name or "/".join(Path(save_dir).parts[-2:]),
+                tracking_uri=self._store,
+                run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
+            )
+        except mlflow.MlflowException as error:
+            self._refusal = self._refused(error)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MlflowClient":
+        """The client of the ``mlflow`` package; the run is created or found when it is first asked for."""
+        if self._refusal is not None:
+            raise self._refusal
+        from mlflow import MlflowException
+
+        try:
+            client: MlflowClient = super().experiment
+            if not self._begun:
+                self._begun = True  # the id asks for the experiment again
+                run_id = str(self.run_id)
+                write_text(self._id_file, run_id)
+                client.update_run(run_id, "RUNNING")
+                self._has_config = bool(client.get_run(run_id).data.params)
+        except MlflowException as error:
+            raise self._refused(error) from error
+        return client
+
+    def _refused(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"MLflow cannot log to {self._store} ({reason(error)}): set MLFLOW_TRACKING_URI to the right store, or "
+            f"remove {self._id_file} if there is one, to begin another MLflow run"
+        )
+
+    def _unless_lost(self, function: Callable[..., None], *args: Any) -> None:
+        if self._lost:
+            return
+        _ = self.experiment
+        try:
+            function(*args)
+        except Exception as error:  # of the network, the disk or the database
+            self._lost = True
+            warn(f"MLflow stops logging ({reason(error)}); metrics.csv is complete")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the config, once: MLflow's parameters cannot change, and a resumed run may have other devices."""
+        _ = self.experiment
+        if not self._has_config:
+            self._unless_lost(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Log numbers of a step."""
+        self._unless_lost(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_picture(self, name: str, path: Path) -> None:
+        """Log a PNG file as an artifact of the run, in the folder that its name begins with."""
+        self._unless_lost(self.experiment.log_artifact, self.run_id, str(path), name.rpartition("/")[0])
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Set the status of the run, if it has begun."""
+        if self._begun:
+            self._unless_lost(super().finalize, status)
