@@ -1,5 +1,6 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over the two modules and the one datamodule."""
 
+import atexit
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -246,6 +247,8 @@ class KdplCLI(LightningCLI):
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
 
     def _run(self, function: Callable[..., Any], **options: Any) -> None:
+        # a thread of gloo that outlives the interpreter aborts the process; Lightning sees to NCCL alone
+        atexit.register(_leave_group)
         function(self.model, datamodule=self.datamodule, ckpt_path=self._ckpt_path, weights_only=True, **options)
         finish_logging(self.trainer.loggers)
 
@@ -268,6 +271,11 @@ class KdplCLI(LightningCLI):
                     f"{file} is the config of a run in {folder} but lies in another folder, as if it was copied or "
                     f"moved: give --out {at} for this folder, or --out {folder} for that one"
                 )
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def require_stage(config: Namespace, stage: type[LightningModule], name: str) -> None:

@@ -1,3 +1,4 @@
+import atexit
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from runs import (
 )
 from runs import test as run_test
 from soak.comparison import differences
+from torch import distributed
 
 from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles
@@ -258,6 +260,17 @@ def test_a_test_and_a_validation_leave_the_config_and_the_checkpoint_of_the_fit_
     after = files_of(teacher_run)
     assert all(after[name] == content for name, content in kept.items())
     assert json.loads((teacher_run / "test.json").read_text()) == results
+
+
+def test_a_group_of_processes_is_left_before_the_interpreter_ends(teacher_run, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", lambda function, *_, **__: at_exit.append(function))
+    main(["test", f"--config={teacher_run}/config.yaml", "--trainer.strategy=ddp"])
+    assert distributed.is_initialized()
+    for function in at_exit:
+        if function.__module__.startswith("kdpl."):
+            function()
+    assert not distributed.is_initialized()
 
 
 def printed(capsys, *args):
