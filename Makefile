@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table targets bench test check-slow soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean
+.PHONY: help quickstart table targets bench test check-slow soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -60,6 +60,9 @@ slurm: $(WITH_DEV) ## test jobs in a local Slurm; needs root, slurm-wlm and mung
 
 screenshots: quickstart $(WITH_DEV) ## make the pictures in docs/images again, with chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
+
+notebook: $(WITH_DEV) ## run the notebook in examples/ and save its outputs
+	@KDPL_SAVE_NOTEBOOK=1 $(VENV_PYTHON) -m pytest -q -m slow tests/test_notebook.py
 
 models: $(WITH_DEV) ## list open_clip's models in docs/all_models.md again, with the parameters of their image towers
 	@$(VENV_PYTHON) -m benchmarks.models

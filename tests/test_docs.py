@@ -56,7 +56,7 @@ def site(tmp_path_factory):
 def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_path):
     with browser.browser(tmp_path) as tab:
         tab.look(width=390)
-        for name in ("index", "tour", "faq", "benchmark", "performance", "api/training"):
+        for name in ("index", "tour", "faq", "notebook", "benchmark", "performance", "api/training"):
             tab.open(f"file://{site}/{name}.html")
             tab.wait(f"location.pathname.endsWith('{name}.html') && document.readyState == 'complete'")
             assert tab.run("document.documentElement.scrollWidth") == 390, name

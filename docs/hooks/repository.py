@@ -1,9 +1,11 @@
 """Links from the site to the rest of the repository, written as they work on GitHub.
 
-Pages in docs/ may link to any file of the repository, and some files of its root are also pages of the site. Other
-linked files are copied into the site, so links lead to the version that the page describes.
+Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the site, and so is the
+notebook, with the outputs that are saved in it. Other linked files are copied into the site, so links lead to the
+version that the page describes.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -19,17 +21,21 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "tour.md",
     "SECURITY.md": "security.md",
+    "examples/folder_to_onnx.ipynb": "notebook.md",
 }
-"""Files of the root that are pages, and their names in the site."""
+"""Files outside docs/ that are pages, and their names in the site."""
 
 # the target of [text](target#anchor), except one with a scheme, within the page, or at the server's root
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the root, and linked files outside docs/."""
+    """Add the pages outside docs/, and other linked files there."""
     for source, name in PAGES.items():
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+        path = ROOT / source
+        of_a_notebook = path.suffix == ".ipynb"
+        given = {"content": _markdown(path)} if of_a_notebook else {"abs_src_path": str(path)}
+        files.append(File.generated(config, name, **given))
     for page in files.documentation_pages():
         for path in sorted({_source(page, match[1]) for match in LINK.finditer(page.content_string)}):
             name = _name(path)
@@ -49,6 +55,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
     return LINK.sub(to_site, markdown)
+
+
+def _markdown(notebook: Path) -> str:
+    """Return a notebook as Markdown: its texts, its code, and what that printed and showed."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                parts.append(f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def _source(file: File, target: str) -> str:

@@ -1,0 +1,82 @@
+"""The Containerfile's steps, in a folder and a virtual environment: no container engine is needed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import pytest
+from runs import DATA, SHORT, TEACHER
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TEXT = (ROOT / "Containerfile").read_text(encoding="utf-8")
+LINES = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines()
+STEPS = [tuple(line.split(maxsplit=1)) for line in LINES if line.strip()]
+# of the image's system: a user account, which this machine must not get
+OF_THE_SYSTEM = "useradd "
+
+
+def of(instruction):
+    return [rest for each, rest in STEPS if each == instruction]
+
+
+def test_the_image_is_of_a_supported_python_and_a_user_without_rights_and_names_no_package_index():
+    assert {each for each, _ in STEPS} == {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT"}
+    (python,) = (rest.partition("=")[2] for rest in of("ARG") if rest.startswith("PYTHON="))
+    assert f"Programming Language :: Python :: {python}" in PYPROJECT["project"]["classifiers"]
+    (user,) = of("USER")
+    assert any(rest.startswith(OF_THE_SYSTEM) and rest.endswith(f" {user}") for rest in of("RUN"))
+    assert "://" not in TEXT
+    (extras,) = (json.loads(rest.partition("=")[2]) for rest in of("ARG") if rest.startswith("EXTRAS="))
+    assert {*extras.split(",")} <= PYPROJECT["project"]["optional-dependencies"].keys()
+
+
+def test_what_is_sent_to_the_build_is_what_it_copies():
+    first, *lines = (line for line in (ROOT / ".containerignore").read_text().splitlines() if not line.startswith("#"))
+    assert first == "*"
+    copied = {source for rest in of("COPY") for source in rest.split()[:-1]}
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+@pytest.mark.slow
+def test_every_step_runs_in_a_plain_environment_and_the_entry_point_trains(tmp_path):
+    # removed at the end, because it is large
+    with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+        venv, image = Path(scratch) / "venv", Path(scratch) / "image"
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        settings = {"PATH": f"{venv}/bin:/usr/bin:/bin", "HOME": scratch, "OMP_NUM_THREADS": "1"}
+        # how this machine reaches its package index, with its cache
+        settings |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        folder, ran = image, []
+        for step, rest in STEPS:
+            if step == "WORKDIR":
+                folder = image / rest.lstrip("/")
+                folder.mkdir(parents=True, exist_ok=True)
+            elif step in ("ARG", "ENV"):
+                given = re.findall(r'(\w+)=("[^"]*"|\S*)', rest)
+                settings |= {name: value.strip('"') for name, value in given if name != "PIP_NO_CACHE_DIR"}
+            elif step == "COPY":
+                *sources, to = rest.split()
+                for source in map(ROOT.joinpath, sources):
+                    if source.is_dir():
+                        shutil.copytree(source, folder / to, ignore=shutil.ignore_patterns("__pycache__"))
+                    else:
+                        shutil.copy(source, folder / to)
+            elif step == "RUN" and not rest.startswith(OF_THE_SYSTEM):
+                subprocess.run(["sh", "-ec", rest], cwd=folder, env=settings, check=True)
+                ran.append(rest)
+        assert len(ran) == len(of("RUN")) - 1
+        (command,) = map(json.loads, of("ENTRYPOINT"))
+        command[0] = str(venv / "bin" / command[0])
+        configs = [word.replace(f"{ROOT}/", "") for word in [*DATA, *TEACHER]]
+        args = ["fit", *configs, *SHORT, "--trainer.max_epochs=1", "--out=runs/teacher"]
+        done = subprocess.run([*command, *args], cwd=folder, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "runs/teacher/class_vectors.safetensors").is_file()

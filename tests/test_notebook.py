@@ -1,0 +1,74 @@
+"""The notebook in examples/, as it is saved and as it runs: ``make notebook`` runs it and saves its outputs."""
+
+import getpass
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "examples" / "folder_to_onnx.ipynb"
+SAVE = os.environ.get("KDPL_SAVE_NOTEBOOK")
+ACCURACY = re.compile(r"([\d.]+) % of 500 test images")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def texts_of(cell):
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
+def pictures_of(cell):
+    return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
+
+
+def accuracy_of(cells):
+    return float(ACCURACY.search(texts_of(cells[-1]))[1])
+
+
+def saved():
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+def test_what_is_saved_is_one_run_from_the_first_cell_to_the_last_and_nothing_of_the_machine_that_made_it():
+    cells = code_cells(saved())
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    assert {output["output_type"] for cell in cells for output in cell["outputs"]} == {"display_data", "stream"}
+    assert NOTEBOOK.stat().st_size < 300_000
+    for cell in cells:
+        assert cell["metadata"] == {}
+        text = texts_of(cell)
+        assert not re.search(r"(?<![\w.…/])/\w|\x1b|Warning|[A-Z]:\\", text), text
+        assert getpass.getuser() not in text
+    # the accuracy in ONNX is the student's of the run
+    (run,) = (texts_of(cell) for cell in cells if "student, distilled" in texts_of(cell))
+    assert re.search(r"student, distilled\s+│ ([\d.]+)", run)[1] == f"{accuracy_of(cells):.1f}"
+    assert accuracy_of(cells) > 90
+
+
+@pytest.mark.slow
+def test_it_runs_from_a_folder_to_an_onnx_file_and_shows_what_is_saved(tmp_path):
+    nbclient, nbformat = (pytest.importorskip(name, reason="needs the extra dev") for name in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel", reason="needs the extra dev")
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    options = {"timeout": 600, "record_timing": False, "coalesce_streams": True, "kernel_name": "python3"}
+    nbclient.NotebookClient(notebook, resources=resources, **options).execute()
+    assert (folder / "runs/mine.onnx").is_file()
+    if SAVE:
+        notebook.metadata = saved()["metadata"]
+        nbformat.write(notebook, tmp_path / "saved.ipynb")
+        shutil.copy(tmp_path / "saved.ipynb", NOTEBOOK)
+    before, now = code_cells(saved()), code_cells(notebook)
+    assert [bool(texts_of(cell)) for cell in now] == [bool(texts_of(cell)) for cell in before]
+    assert [pictures_of(cell) for cell in now] == [pictures_of(cell) for cell in before]
+    # processors round differently
+    assert accuracy_of(now) == pytest.approx(accuracy_of(before), abs=2)
