@@ -44,6 +44,10 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
     assert [each for _, each in found if ">=" not in each and not each.startswith("kdpl[")] == []
 
 
+# its classes are those of an extra's; nothing imports it before its command is called
+OF_AN_EXTRA = "kdpl.deploy.serve"
+
+
 def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():
     project = PYPROJECT["project"]
     core = {name_of(each) for each in project["dependencies"]}
@@ -53,12 +57,15 @@ def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_th
     providers = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / "kdpl").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = path.is_relative_to(ROOT / OF_AN_EXTRA.replace(".", "/"))
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"kdpl"}:
-                allowed = core if node in tree.body else core | extras
+                allowed = core if node in tree.body and not inside else core | extras
                 assert {name_of(name) for name in providers.get(module, [])} & allowed, f"{path} imports {module}"
+            if node in tree.body and not inside:
+                assert not any(module.startswith(OF_AN_EXTRA) for module in modules), path
 
 
 def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left(tmp_path):
@@ -91,13 +98,14 @@ def test_versions_are_the_same_in_all_files():
     [
         (["predict", "{classifier}", "{folder}/pets", "--out={folder}/answers.parquet"], "parquet"),
         (["demo", "{classifier}", "--no-browser"], "demo"),
+        (["serve", "{classifier}"], "serve"),
         (["completion", "bash"], "completion"),
         (["fit", *DATA, *TEACHER, *SHORT, "--out={folder}/digits"], "quickstart"),
     ],
 )
 def test_commands_name_the_extra_that_they_lack(command, extra, classifier, tmp_path, monkeypatch, capsys):
     image_folder(tmp_path / "pets")
-    for module in ("pyarrow", "pyarrow.parquet", "gradio", "shtab", "sklearn", "sklearn.datasets"):
+    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve", "shtab", "sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, module, None)
     digits = sys.modules["kdpl.data.readers.digits"]
     monkeypatch.setattr(digits, "_arrays", digits._arrays.__wrapped__)

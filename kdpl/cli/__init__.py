@@ -22,6 +22,7 @@ COMMANDS = {
         "score labelled images that a classifier was not trained on, for predict to know when it is unsure",
     ),
     "demo": ("demo:demo", "a page in the browser that classifies the images dropped on it"),
+    "serve": ("serve:serve", "a service that classifies the images that other programs send over HTTP"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
     "refine": (
         "refine:refine",

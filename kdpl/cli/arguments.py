@@ -138,3 +138,10 @@ def share(option: str, value: str | None) -> float | None:
     if not 0 < number < 1:
         raise ConfigError(f"{option} is {value!r}, expected a share between 0% and 100%: give for example 5%")
     return number
+
+
+def decision_options(max_error: str | None, sets: str | None, top_k: int) -> tuple[float | None, float | None]:
+    """Read ``--max-error`` and ``--sets`` as shares; a ConfigError for sets that ``--top-k`` would cut."""
+    if sets is not None and top_k > 1:
+        raise ConfigError("--sets lists as many classes as an image needs: leave out --top-k")
+    return share("--max-error", max_error), share("--sets", sets)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import output_file, require_file, share
+from kdpl.cli.arguments import decision_options, output_file, require_file
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -57,14 +57,12 @@ def predict(
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    error, coverage = share("--max-error", max_error), share("--sets", sets)
+    error, coverage = decision_options(max_error, sets, top_k)
     if add_classes is not None and (max_error is not None or sets is not None or calibrated):
         raise ConfigError(
             "--max-error, --sets and --calibrated rest on held-out images, which have none of the added classes: leave "
             "out --add-classes"
         )
-    if sets is not None and top_k > 1:
-        raise ConfigError("--sets lists as many classes as an image needs: leave out --top-k")
     table = output_file("--out", out) if out is not None else None
     if table is not None:
         require_format(table)

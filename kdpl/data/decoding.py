@@ -73,7 +73,9 @@ PUBLISHED = Decoding(background=None, orientation=False)
 """How the benchmark's images are decoded in the field."""
 
 
-def open_image(path: str, content: bytes | None = None, decoding: Decoding = Decoding()) -> Image.Image:
+def open_image(
+    path: str, content: bytes | None = None, decoding: Decoding = Decoding(), max_pixels: int | None = None
+) -> Image.Image:
     """Open and decode an image file as RGB.
 
     The first frame of an animation is used; 16-bit grey values lose their lower byte.
@@ -82,11 +84,14 @@ def open_image(path: str, content: bytes | None = None, decoding: Decoding = Dec
         path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its ending.
         content: The file's bytes, if they were read already.
         decoding: What becomes of transparency and orientation.
+        max_pixels: Largest number of pixels, looked at before the image is decoded; Pillow has its own, 179 million.
 
     Raises:
-        DataError: The file is missing, truncated, not an image, or has more than about 179 million pixels.
+        DataError: The file is missing, truncated, not an image, or has too many pixels.
     """
     with opened(path, content) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} × {image.height} pixels, expected at most {max_pixels / 1e6:g} million")
         return decoding.to_rgb(image)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier, Precision
+from kdpl.classifier import Classifier, Precision, Predicted
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
@@ -34,6 +34,20 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
         classifier = classifier.add_classes(ClassVectors.load(Path(add_classes)))
     found = "cuda" if torch.cuda.is_available() else "cpu"
     return classifier.to(found if device == "auto" else device)
+
+
+def to_row(path: str, predicted: Predicted | DataError, names: Sequence[str]) -> Row:
+    """Return the row of an image, or of one that cannot be read, with the given columns."""
+    row: Row = {**dict.fromkeys(names), "path": path}
+    if isinstance(predicted, DataError):
+        return {**row, "error": str(predicted)}
+    values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
+    # a rejected image has one class, None, and a set may have more than there are columns
+    sets = "classes" in names
+    row.update(zip(names[1 : len(names) - 1 - sets], values, strict=False))
+    if sets:
+        row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
+    return row
 
 
 class BulkPrediction:
@@ -122,18 +136,11 @@ class BulkPrediction:
         with progress_bar(show_bar) as bar:
             for item, predicted in bar.track(predictions, total, description="classifying"):
                 count += 1
-                row: Row = {**dict.fromkeys(self.columns), "path": printable(item.name)}
+                row = to_row(printable(item.name), predicted, self.columns)
                 if isinstance(predicted, DataError):
-                    row["error"] = str(predicted)
                     unreadable += 1
-                else:
-                    values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
-                    # a rejected image has one class, None, and a set may have more than there are columns
-                    row.update(zip(self.columns[1 : 1 + 2 * self.top_k], values, strict=False))
-                    if self.rule.set_threshold is not None:
-                        row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
-                    if embed:
-                        row["embedding"] = encode_embedding(predicted.embedding.numpy())
+                elif embed:
+                    row["embedding"] = encode_embedding(predicted.embedding.numpy())
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s", file=sys.stderr)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 from report_pages import HOSTILE, with_vectors
 from runs import image_folder, noise
 from world import refused
@@ -113,3 +114,9 @@ def test_a_small_probability_is_not_shown_as_zero(probability, shown):
     html = bars(Visit(), Result([Prediction("cat", probability)], 0.0123))
     assert f'<span class="percent">{shown}</span>' in html
     assert "Classified in 12.3 ms" in html
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(demo, tmp_path):
+    Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
+    with refused(DataError, r"the file large\.png cannot be read"):
+        demo.look(Visit(), str(tmp_path / "large.png"), "large.png")

@@ -12,6 +12,7 @@ from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier, Prediction
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
+from kdpl.deploy.sources import MAX_UPLOAD_PIXELS
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import spread
 
@@ -52,7 +53,8 @@ class Demo:
         """Read an image, which replaces the one before; raises a DataError with its ``name`` if it is unreadable."""
         start = time.perf_counter()
         try:
-            image = self.classifier.prepare(open_image(path, decoding=self.classifier.decoding))
+            opened = open_image(path, decoding=self.classifier.decoding, max_pixels=MAX_UPLOAD_PIXELS)
+            image = self.classifier.prepare(opened)
         except DataError as error:
             raise DataError(
                 f"the file {name} cannot be read as an image: give another, for example as PNG, JPEG or WebP"

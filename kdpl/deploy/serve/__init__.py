@@ -1,0 +1,1 @@
+"""A service that classifies images which other programs send, on LitServe."""

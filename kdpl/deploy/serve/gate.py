@@ -1,0 +1,150 @@
+"""What stands before the workers: limits on connections and requests, and the counts of both for Prometheus."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kdpl.deploy.sources import MAX_UPLOAD_MB
+
+_HEAD_SECONDS = 10
+# as nginx counts clients that have gone
+_CLIENT_CLOSED = 499
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be.
+
+    Attributes:
+        size: Bytes of its body.
+        images: Images in it.
+        waiting: Requests at once, of which the workers classify a batch and the others wait.
+        seconds: Time until its answer, with that for its body.
+    """
+
+    size: int = MAX_UPLOAD_MB * 2**20
+    images: int = 32
+    waiting: int = 64
+    seconds: float = 30.0
+
+
+class Metrics:
+    """The counts of a service since its start, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("kdpl_requests", "requests to classify images", ["status"], registry=self.registry)
+        self.images = Counter("kdpl_images", "images in accepted requests", registry=self.registry)
+        self.active = Gauge("kdpl_requests_active", "requests that are read, wait or run", registry=self.registry)
+        self.seconds = Histogram("kdpl_request_seconds", "time until the answer", registry=self.registry)
+
+
+class Gate:
+    """ASGI middleware that refuses requests beyond the limits, ends those that take too long, and counts all."""
+
+    def __init__(self, app: ASGIApp, path: str, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.path, self.limits, self.metrics = app, path, limits, metrics
+        self.active = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a connection's request."""
+        if scope["type"] != "http" or scope["path"] != self.path:
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), _CLIENT_CLOSED
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, note)
+        except HTTPException as refusal:
+            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+            await answer(scope, receive, note)
+        except ClientDisconnect:
+            pass
+        finally:
+            self.metrics.requests.labels(status).inc()
+            self.metrics.seconds.observe(time.perf_counter() - start)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limits = self.limits
+        too_large = HTTPException(413, f"the body is larger than {limits.size} bytes: send fewer or smaller images")
+        if int(Headers(scope=scope).get("content-length", 0)) > limits.size:
+            raise too_large
+        if self.active >= limits.waiting:
+            raise HTTPException(503, f"{limits.waiting} requests are waiting: try again later", {"Retry-After": "1"})
+        size, complete, started = 0, False, False
+
+        async def count(message: Message) -> Message:
+            nonlocal size, complete
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > limits.size:
+                raise too_large
+            return message
+
+        async def receive_counted() -> Message:
+            return await count(await receive())
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        self.active += 1
+        self.metrics.active.set(self.active)
+        try:
+            async with asyncio.timeout(limits.seconds):
+                await self.app(scope, receive_counted, send_noted)
+        except TimeoutError:
+            if started:
+                return
+            if complete:
+                raise HTTPException(504, f"there is no answer after {limits.seconds:g} s: try again later") from None
+            said = f"the body is incomplete after {limits.seconds:g} s: send fewer or smaller images"
+            raise HTTPException(408, said, {"Connection": "close"}) from None
+        finally:
+            self.active -= 1
+            self.metrics.active.set(self.active)
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes connections whose next request's head does not arrive, which uvicorn waits for without end."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a head, or of a body whose request is answered already."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing."""
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._deadline = None
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_SECONDS, self.transport.close)

@@ -1,0 +1,123 @@
+"""The service as a whole: workers, gate, pages for programs, and the socket that it listens on."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from litserve import LitServer, configure_logging
+from litserve.utils import wrap_litserve_start
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from kdpl import __version__
+from kdpl.classifier import Classifier
+from kdpl.deploy.serve.api import PATH, Answers, ClassifierApi
+from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
+from kdpl.errors import ArtifactError, ConfigError, reason
+
+_MAX_CONNECTIONS = 512
+# of one that is unused, and of those that are in use when the service ends
+_KEEP_ALIVE, _FINISH = 5, 30
+
+# what LitServe's route cannot say of itself
+_RAW_BODY = {"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
+_DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}}
+_REFUSAL = {"description": "Refused; detail says why", "content": {"application/json": {"schema": _DETAIL}}}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address, whose port 0 is any; a ConfigError says why that is impossible."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        said = f"the service cannot listen on {host} port {port} ({reason(error)})"
+        raise ConfigError(f"{said}: give another --host or --port, or --port 0 for any") from error
+
+
+def build(answers: Answers, classifier: Classifier, device: str, workers: int, limits: Limits) -> LitServer:
+    """Put the service together; ``classifier`` is the one that its workers will load from its folder."""
+    metrics = Metrics()
+    server = LitServer(
+        ClassifierApi(answers, workers),
+        accelerator=device,
+        workers_per_device=workers,
+        # what has waited for so long is not begun, since the gate would end it
+        timeout=limits.seconds / 2,
+        middlewares=[(Gate, {"path": PATH, "limits": limits, "metrics": metrics})],
+        model_metadata={"kdpl": __version__, **classifier.card_facts()},
+        restart_workers=True,
+    )
+    app = server.app
+    app.title, app.version = "kdpl", __version__
+    app.state.max_images, app.state.images = limits.images, metrics.images
+
+    app.add_exception_handler(RequestValidationError, _refuse)
+
+    def count() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_api_route("/metrics", count, summary="Counts for Prometheus")
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.path == PATH:
+            route.summary, route.openapi_extra = "Classify images", _RAW_BODY
+            route.responses["4XX"] = _REFUSAL
+    # its complaints about a client's forms, whose sentence the client gets
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    return server
+
+
+def _refuse(*_: object) -> JSONResponse:
+    return JSONResponse({"detail": "the field images holds no file: give it a file name and the image"}, 422)
+
+
+def serve(server: LitServer, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, which then is raised after the requests at that time have been answered."""
+    configure_logging(logging.WARNING, stream=sys.stderr)
+    _shield_forks()
+    config = uvicorn.Config(
+        server.app,
+        http=ImpatientProtocol,
+        ws="none",
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_FINISH,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        log_level="error",
+    )
+    with wrap_litserve_start(server, worker_monitor=True):
+        try:
+            server.verify_worker_status()
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"a worker of the service failed to start ({reason(error)}): see the lines above"
+            ) from error
+        host, port = listener.getsockname()[:2]
+        print(f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+        if not host.startswith("127.") and host != "::1":
+            print("everybody who can reach this machine over the network can use the service", file=sys.stderr)
+        try:
+            uvicorn.Server(config).run([listener])
+        finally:
+            # its monitor would report that the workers have ended
+            configure_logging(logging.CRITICAL)
+
+
+def _shield_forks() -> None:
+    """Let a SIGTERM to all processes, as of systemd, end the queues' process only when this one is done with it."""
+    before, own = signal.getsignal(signal.SIGTERM), os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == own and callable(before):
+            before(number, frame)
+
+    if callable(before):
+        signal.signal(signal.SIGTERM, terminate)
