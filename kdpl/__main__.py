@@ -16,8 +16,9 @@ _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 75 for a Slurm job that is
-    in the queue again; 130 for Ctrl-C; 141 where nothing reads what is printed; 143 for SIGTERM.
+    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for new images that
+    differ from the pool; 75 for a Slurm job that is in the queue again; 130 for Ctrl-C; 141 where nothing reads what is
+    printed; 143 for SIGTERM.
     """
     if argv is None:
         faults.handle_sigterm()

@@ -31,8 +31,15 @@ from kdpl.runtime.ahead import TopK, classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.held_out import DecisionRule, HeldOutScores, decision_rule
+from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.on_hub import HUB_FILES, OnHub
-from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, HELD_OUT_FILE, require_classifier
+from kdpl.runtime.run_folder import (
+    CLASSIFIER_FILES,
+    CLASSIFIER_REMEDY,
+    HELD_OUT_FILE,
+    POOL_SAMPLE_FILE,
+    require_classifier,
+)
 
 T = TypeVar("T")
 
@@ -300,10 +307,13 @@ class Classifier(nn.Module, OnHub):
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing))
 
-    def save(self, folder: str | Path) -> None:
-        """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others."""
+    def save(self, folder: str | Path, pool_sample: ImageSample | None = None) -> None:
+        """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others.
+
+        A sample of the pool is kept in the folder, for ``report --on``; ``load`` does not read it.
+        """
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, *HUB_FILES}
+        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
@@ -336,6 +346,8 @@ class Classifier(nn.Module, OnHub):
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
             if self.held_out is not None:
                 self.held_out.save(temporary, self.fingerprint())
+            if pool_sample is not None:
+                pool_sample.save(temporary, self.fingerprint())
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""

@@ -12,8 +12,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.decoding import Decoding
+from kdpl.errors import DataError
 from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.held_out import HeldOutScores, classify
+from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
@@ -95,7 +97,7 @@ class SaveClassifier(_Handover):
         classifier.held_out = _held_out(trainer, classifier, data)
         if not trainer.is_global_zero:
             return
-        classifier.save(folder / CLASSIFIER_FOLDER)
+        classifier.save(folder / CLASSIFIER_FOLDER, _pool_sample(trainer, classifier, data))
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
             **_about(classifier.vectors),
@@ -121,6 +123,15 @@ def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> HeldOutSco
     rows[indices] = torch.cat([logits, labels[:, None]], dim=1)
     rows = trainer.strategy.reduce(rows, reduce_op="sum")
     return HeldOutScores.of(rows[:, :-1], rows[:, -1].long())
+
+
+def _pool_sample(trainer: Trainer, classifier: Classifier, data: Any) -> ImageSample | None:
+    """What the classifier finds in some of the images that it was distilled on; None where it was not, or has none."""
+    if not trainer.global_step or not hasattr(data, "pool_sample"):
+        return None
+    found = classifier.predictions(data.pool_sample(MAX_IMAGES), data.splits.open_image)
+    predicted = [each for _, each in found if not isinstance(each, DataError)]
+    return ImageSample.of(predicted, classifier.class_names) if predicted else None
 
 
 def _about(vectors: ClassVectors) -> dict[str, Any]:

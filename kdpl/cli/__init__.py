@@ -32,7 +32,10 @@ COMMANDS = {
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
     "benchmark": ("benchmark:benchmark", "run what is missing of a campaign over datasets, seeds and variants"),
     "table": ("table:table", "the tables of a campaign, beside published figures"),
-    "report": ("report:report", "what was trained and how well, in one HTML file"),
+    "report": (
+        "report:report",
+        "what was trained and how well, in one HTML file; or if new images are like the pool",
+    ),
     "compare": ("compare:compare", "runs side by side: which one is better, and is it more than chance"),
     "data": ("data:data", "download a dataset of the benchmark, or check that a dataset is intact"),
     "import": ("import_:import_", "import a teacher or student that PromptKD's authors published into a run's folder"),

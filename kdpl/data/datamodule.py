@@ -25,7 +25,7 @@ from kdpl.data.pieces import Indices, InPieces
 from kdpl.data.pool import Pool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.sampling import base_count
+from kdpl.data.sampling import base_count, generator
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
@@ -202,6 +202,14 @@ class DomainDataModule(LightningDataModule):
         n = min(n, len(sources))
         images = (opened(sources[i * len(sources) // n]) for i in range(n))
         return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
+
+    def pool_sample(self, n: int) -> Names:
+        """Up to n of the unlabelled images that are distilled on, drawn at random by the seed."""
+        sources = self._pool.used
+        if len(sources) <= n:
+            return sources
+        chosen = generator(self.seed, "sample").choice(len(sources), n, replace=False, shuffle=False)
+        return sources.take(np.sort(chosen))
 
     @cached_property
     def _labels(self) -> Labels:

@@ -16,9 +16,9 @@ from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
-Purpose = Literal["augmentation", "order", "share", "labels"]
+Purpose = Literal["augmentation", "order", "share", "labels", "sample"]
 
-_PURPOSES: dict[Purpose, int] = {"augmentation": 0, "order": 1, "share": 2, "labels": 3}
+_PURPOSES: dict[Purpose, int] = {"augmentation": 0, "order": 1, "share": 2, "labels": 3, "sample": 4}
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0) -> np.random.Generator:

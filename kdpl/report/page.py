@@ -30,14 +30,18 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
+    sections = {name: _section(make, run) for name, make in _SECTIONS.items()}
+    return fill("report.html.jinja", sections=sections, untuned=run.untuned, name=run.folder.resolve().name)
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill in the template of a page, with its style and its one script."""
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count, "of": _of}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.jinja").render(
-        sections={name: _section(make, run) for name, make in _SECTIONS.items()},
-        untuned=run.untuned,
-        name=run.folder.resolve().name,
+    return environment.get_template(template).render(
+        **values,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
         # the page's policy allows this script alone

@@ -13,6 +13,8 @@ CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 HELD_OUT_FILE = "held_out.safetensors"
 """Scores of held-out images, which a classifier may have beside its files."""
+POOL_SAMPLE_FILE = "pool_sample.safetensors"
+"""What it finds in a sample of the images that it was distilled on, likewise."""
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 LEFT_OUT_FILE = "left_out.csv"
 WEIGHTS_FILE = "teacher_weights.json"

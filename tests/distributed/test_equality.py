@@ -23,7 +23,7 @@ from kdpl.clip import ClipConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, HELD_OUT_FILE
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, HELD_OUT_FILE, POOL_SAMPLE_FILE
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
 
@@ -207,14 +207,16 @@ def test_heads_are_mixed_as_by_one_process(teacher_folder, tmp_path):
     assert mixes == [mixes[0]] * 3
 
 
-def test_scores_of_validation_images_are_those_of_one_process(teacher_folder, tmp_path):
+def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(teacher_folder, tmp_path):
     found = []
     for processes in (1, 4):  # of which two have fewer of the 198 images
         module, data = student(teacher_folder, kind=WithoutBatchNorm), world.digits(24 // processes)
         fit(module, data, tmp_path / str(processes), processes, epochs=1, steps=2)
-        found.append(load_file(tmp_path / str(processes) / CLASSIFIER_FOLDER / HELD_OUT_FILE))
-    assert len(found[0]["scores"]) == 198
-    for name in ("scores", "label_scores"):
+        folder = tmp_path / str(processes) / CLASSIFIER_FOLDER
+        found.append(load_file(folder / HELD_OUT_FILE))
+        found[-1]["pool"] = load_file(folder / POOL_SAMPLE_FILE)["scores"]
+    assert (len(found[0]["scores"]), len(found[0]["pool"])) == (198, 700)
+    for name in ("scores", "label_scores", "pool"):
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-5)
 
 

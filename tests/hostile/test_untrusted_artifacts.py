@@ -19,6 +19,7 @@ from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.runtime.held_out import HeldOutScores
+from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.logit_sketch import KIND as SKETCH_KIND
 from kdpl.runtime.logit_sketch import LogitSketch
 
@@ -198,6 +199,48 @@ def test_held_out_scores_that_cannot_be_are_refused(changes, scored_folder):
     tensors = {**load_file(path), **changes}
     save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"kdpl": json.dumps(header_of(path))})
     refused(partial(Classifier.load, scored_folder), path, "its numbers are invalid")
+
+
+SAMPLE = {"features": torch.ones(3, 4).half(), "scores": torch.ones(3), "labels": torch.tensor([0, 1, 4])}
+
+
+def load_sample(path):
+    return ImageSample.load(path.parent, "ab", num_classes=5)
+
+
+def test_every_invalid_field_of_a_pool_sample_is_refused(tmp_path):
+    ImageSample(**SAMPLE).save(tmp_path, "ab")
+    path = tmp_path / "pool_sample.safetensors"
+    assert len(load_sample(path)) == 3
+    for header in invalid(header_of(path)):
+        save_file(SAMPLE, path, metadata={"kdpl": header})
+        refused(partial(load_sample, path), path, ": ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": None},
+        {"more": torch.ones(3)},
+        {"features": torch.ones(3, 4)},
+        {"features": torch.ones(3).half()},
+        {"features": torch.ones(2, 4).half()},
+        {"features": torch.full((3, 4), float("nan")).half()},
+        {"features": torch.full((3, 4), float("inf")).half()},
+        {"scores": torch.tensor([0.5, 0.5, 1.5])},
+        {"scores": torch.tensor([0.5, 0.5, float("nan")])},
+        {"labels": torch.tensor([0, 1, 5])},
+        {"labels": torch.tensor([0, 1, -1])},
+        {"features": torch.ones(1001, 4).half(), "scores": torch.ones(1001), "labels": torch.ones(1001).long()},
+        {"features": torch.ones(0, 4).half(), "scores": torch.ones(0), "labels": torch.ones(0).long()},
+    ],
+)
+def test_a_pool_sample_that_cannot_be_is_refused(changes, tmp_path):
+    path = tmp_path / "pool_sample.safetensors"
+    ImageSample(**SAMPLE).save(tmp_path, "ab")
+    header = json.dumps(header_of(path))
+    save_file({k: v for k, v in {**SAMPLE, **changes}.items() if v is not None}, path, metadata={"kdpl": header})
+    refused(partial(load_sample, path), path, "its numbers are invalid")
 
 
 def raw(header, data=b"\0" * 64, length=None):

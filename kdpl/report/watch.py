@@ -1,0 +1,156 @@
+"""New images against the pool that a classifier was distilled on, without labels: numbers, and their page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kdpl.classifier import Classifier
+from kdpl.deploy.sources import Item, printable, read_items
+from kdpl.errors import DataError
+from kdpl.report.accuracy import thumbnail, wilson
+from kdpl.report.page import fill
+from kdpl.report.two_samples import compare, distances_to, distances_within
+from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
+
+MIN_IMAGES = 20
+"""Smallest number of images on either side: of fewer, a share has an interval of 40 points or more."""
+
+QUANTILE = 0.05
+"""Share of the pool that is rejected where no error is wanted."""
+
+MAX_SHOWN = 24
+"""Largest number of unusual images that are shown."""
+
+_MAX_LISTED = 10
+_BANDS = (0, 0.5, 0.9, 0.95, 0.99, 1)  # of the pool's own distances
+_ALARMS = {
+    "rejected": "more images are rejected",
+    "classes": "classes are predicted at other frequencies",
+    "distance": "images are farther from the pool",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what a classifier finds in them: their places in the order given, names, and those it cannot read."""
+
+    places: list[int]
+    names: list[str]
+    sample: ImageSample
+    unreadable: list[tuple[str, str]]
+
+
+def look(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
+    """Classify the images of files and shards that an option names; a DataError if too few can be read."""
+    places, names, predicted, unreadable = [], [], [], []
+    found = classifier.predictions(read_items(sources), partial(Item.open, decoding=classifier.decoding))
+    for place, (item, each) in enumerate(found):
+        if isinstance(each, DataError):
+            unreadable.append((printable(item.name), str(each)))
+        else:
+            places.append(place)
+            names.append(printable(item.name))
+            predicted.append(each)
+    if len(predicted) < MIN_IMAGES:
+        first = f", the first of {len(unreadable)} unreadable ones because {unreadable[0][1]}" if unreadable else ""
+        raise DataError(
+            f"it takes {MIN_IMAGES} images or more to compare them, and {option} has {len(predicted)}: give more{first}"
+        )
+    return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
+
+
+def watch(
+    classifier: Classifier, pool: ImageSample, new: Batch, threshold: float, false_alarms: float
+) -> dict[str, Any]:
+    """Compare new images with a sample of the pool.
+
+    Args:
+        classifier: The classifier of both.
+        pool: At least ``MIN_IMAGES`` images of the pool.
+        new: The new images.
+        threshold: An image with a smaller largest probability is rejected.
+        false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
+
+    Returns:
+        What the page shows, of which ``summary`` is what the command prints.
+    """
+    sample, names = new.sample, classifier.class_names
+    drawn = sample.draw(MAX_IMAGES)
+    found = compare(pool, drawn, len(names), threshold)
+    alarms = [question for question, p_value in found.questions.items() if p_value <= false_alarms]
+    counts = {
+        who: each.labels.bincount(minlength=len(names)).tolist() for who, each in (("pool", pool), ("new", sample))
+    }
+    rows = [
+        {
+            "name": name,
+            "pool": counts["pool"][number] / len(pool),
+            "new": counts["new"][number] / len(sample),
+            "interval": wilson(counts["new"][number], len(sample)),
+            "changed": "classes" in alarms and found.classes[number] <= false_alarms,
+        }
+        for number, name in enumerate(names)
+    ]
+    rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
+    rejected = {who: int((each.scores < threshold).sum()) for who, each in (("pool", pool), ("new", sample))}
+    own, far = np.sort(distances_within(pool.features)), distances_to(pool.features, sample.features)
+    # share of the pool's own distances that are smaller
+    ranks = np.searchsorted(own, far) / len(own)
+    bands = np.bincount(np.searchsorted(_BANDS[1:-1], ranks, side="right"), minlength=len(_BANDS) - 1)
+    order = np.argsort(-far)[:MAX_SHOWN].tolist()
+    summary = {
+        "differs": bool(alarms),
+        "because": [_ALARMS[question] for question in alarms],
+        "images": len(sample),
+        "unreadable": len(new.unreadable),
+        "rejected": round(rejected["new"] / len(sample), 4),
+        "rejected_of_pool": round(rejected["pool"] / len(pool), 4),
+        "p_values": {question: round(p_value, 4) for question, p_value in found.questions.items()},
+        "changed_classes": [row["name"] for row in rows if row["changed"]],
+    }
+    return {
+        "summary": summary,
+        "alarms": alarms,
+        "false_alarms": false_alarms,
+        "threshold": threshold,
+        "p_values": found.questions,
+        "sizes": {"pool": len(pool), "compared": len(drawn)},
+        "rejected": {
+            who: {"share": rejected[who] / size, "interval": wilson(rejected[who], size)}
+            for who, size in (("pool", len(pool)), ("new", len(sample)))
+        },
+        "classes": rows,
+        "most": max(max(row["pool"], row["interval"][1]) for row in rows),
+        "bands": [
+            {"low": low, "high": high, "pool": high - low, "new": count / len(sample)}
+            for low, high, count in zip(_BANDS[:-1], _BANDS[1:], bands.tolist(), strict=True)
+        ],
+        "medians": {"pool": float(np.median(own)), "new": float(np.median(far))},
+        "unusual": [
+            {
+                "place": new.places[i],
+                "name": new.names[i],
+                "class": names[sample.labels[i]],
+                "probability": sample.scores[i].item(),
+                "rejected": bool(sample.scores[i] < threshold),
+                "rank": float(ranks[i]),
+            }
+            for i in order
+        ],
+        "unreadable": new.unreadable[:_MAX_LISTED],
+    }
+
+
+def render(found: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None) -> str:
+    """Return the page of a comparison as HTML, with thumbnails of unusual images, which are read once more."""
+    wanted = {each["place"]: each for each in found["unusual"]}
+    for place, item in enumerate(read_items(sources)):
+        if place in wanted:
+            try:
+                wanted[place] |= thumbnail(item.open(classifier.decoding))
+            except DataError as error:
+                wanted[place]["gap"] = str(error)
+    return fill("watch.html.jinja", **found, **about)

@@ -1,0 +1,86 @@
+"""What a classifier finds in a sample of images; that of the pool is kept with it, to compare new images with."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic.dataclasses
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdpl.errors import ArtifactError
+from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.run_folder import POOL_SAMPLE_FILE
+
+KIND = "a sample of the training pool"
+VERSION = 1
+
+MAX_IMAGES = 1000
+"""Largest number of images that are kept: 1 MB for features of 512 numbers."""
+
+REMEDY = "give images like those it was trained on by --against"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Fields:
+    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """What a classifier finds in N images.
+
+    Attributes:
+        features: Its encoder's normalised features, float16 [N, D].
+        scores: Largest probability of each image, float32 [N].
+        labels: Number of the most probable class, int64 [N].
+    """
+
+    features: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> "ImageSample":
+        """Take it from the predictions (``kdpl.classifier.Predicted``) of at least one image."""
+        numbers = {name: number for number, name in enumerate(class_names)}
+        rows = [(each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name]) for each in predicted]
+        features, scores, labels = zip(*rows, strict=True)
+        return cls(torch.stack(features), torch.tensor(scores), torch.tensor(labels))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def draw(self, count: int) -> "ImageSample":
+        """Draw at most ``count`` images, the same each time."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        return self if len(self) <= count else ImageSample(*(each[chosen] for each in vars(self).values()))
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file into a classifier's folder, atomically, with the fingerprint of the classifier."""
+        write_tensors(folder / POOL_SAMPLE_FILE, KIND, VERSION, vars(self), {"classifier": classifier})
+
+    @classmethod
+    def load(cls, folder: Path, classifier: str, num_classes: int) -> "ImageSample":
+        """Read the file of a folder; an ArtifactError if it is missing, damaged, or of another classifier."""
+        path = folder / POOL_SAMPLE_FILE
+        if not path.is_file():
+            raise ArtifactError(f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}")
+        remedy = f"remove it, and {REMEDY}"
+        tensors, fields = read_tensors(path, KIND, VERSION, remedy)
+        if parse_metadata(_Fields, fields, str(path), remedy).classifier != classifier:
+            raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        own = [tensors.get(name, torch.empty(0)) for name in ("features", "scores", "labels")]
+        features, scores, labels = own
+        kinds = [torch.float16, torch.float32, torch.int64]
+        valid = len(tensors) == 3 and [each.dtype for each in own] == kinds and (features.ndim, scores.ndim) == (2, 1)
+        valid = valid and features.shape[:1] == scores.shape == labels.shape and 1 <= len(scores) <= MAX_IMAGES
+        # refuses NaN too
+        if not valid or not (
+            ((scores >= 0) & (scores <= 1) & (labels >= 0) & (labels < num_classes)).all()
+            and (features.abs() <= 2).all()
+        ):
+            raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
+        return cls(features, scores, labels)
