@@ -28,7 +28,10 @@ COMMANDS = {
         "refine:refine",
         "refined targets for a student: if they are taken and why, and what changes for each class",
     ),
-    "export": ("export:export", "write a finished classifier as ONNX or a torch.export program, and check it"),
+    "export": (
+        "export:export",
+        "write a finished classifier for ONNX, OpenVINO, ExecuTorch or torch.export, and check it",
+    ),
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
     "benchmark": ("benchmark:benchmark", "run what is missing of a campaign over datasets, seeds and variants"),
     "table": ("table:table", "the tables of a campaign, beside published figures"),

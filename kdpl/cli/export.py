@@ -19,7 +19,7 @@ _CALIBRATION_IMAGES, _CHECKED_IMAGES, _NOISE_IMAGES = 256, 1024, 32
 def export(
     classifier: str,
     *,
-    format: Literal["onnx", "torch", "onnx-int8"],
+    format: Literal["onnx", "onnx-fp16", "onnx-bf16", "onnx-int8", "openvino", "executorch", "torch"],
     out: str,
     add_classes: str | None = None,
     input: Literal["uint8", "float"] = "uint8",
@@ -34,17 +34,18 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: torch is a program of torch.export
-        out: file to write, .onnx or .pt2, which must not exist yet
+        format: onnx-fp16, -bf16 and -int8 have products in 16 or 8 bits; executorch takes one image at a time; torch is
+            a program of torch.export
+        out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
         calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256 are used
         check: folder of images to compare on, of which at most 1024 are used; those of --calibration if not given, or
             noise
         tolerance: largest difference of a logit in 32 bits
-        agreement: smallest share of equal predictions in 8 bits
+        agreement: smallest share of equal predictions in 16 and 8 bits
     """
-    path = output_file("--out", out)
+    path = Path(out) if format == "openvino" else output_file("--out", out)
     if path.exists():
         raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
     require_classifier(Path(classifier))
@@ -53,9 +54,10 @@ def export(
     import torch
 
     from kdpl.deploy.bulk import load_classifier
-    from kdpl.deploy.export import compare, require_format, write_int8_onnx, write_onnx, write_program
+    from kdpl.deploy.export import compare
+    from kdpl.deploy.formats import require_format
 
-    require_format(format, path, calibration is not None)
+    kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)
     ranges = _images(loaded, calibration, _CALIBRATION_IMAGES) if calibration is not None else None
     images, note = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges, ""
@@ -64,20 +66,16 @@ def export(
         images = torch.randint(256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
         note = " (on noise: give --check for real images)"
     with atomic_path(path) as temporary:
-        if format == "torch":
-            write_program(loaded, input, temporary)
-        elif format == "onnx-int8" and ranges is not None:
-            write_int8_onnx(loaded, input, temporary, ranges)
-        else:
-            write_onnx(loaded, input, temporary)
-        difference = compare(loaded, temporary, images, input)
-        if format == "onnx-int8" and difference.agreement < agreement:
+        kind.write(loaded, input, temporary, *([ranges] if format == "onnx-int8" else []))
+        difference = compare(loaded, kind.load(temporary), images, input)
+        if kind.rounded and difference.agreement < agreement:
+            more = "calibrate on more images of the domain, " if format == "onnx-int8" else ""
             raise ArtifactError(
-                f"the 8-bit file has {difference}, expected {agreement:.1%} or more, and was not kept: calibrate on "
-                "more images of the domain, accept less with --agreement, or export --format onnx"
+                f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: {more}"
+                "accept less with --agreement, or export --format onnx"
             )
         # refuses NaN too
-        if format != "onnx-int8" and not difference.logits <= tolerance:
+        if not kind.rounded and not difference.logits <= tolerance:
             raise ArtifactError(
                 f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
                 "accept more with --tolerance, or use another --format"

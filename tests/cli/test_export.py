@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.deploy.export import METADATA_FILE, Difference
+from kdpl.deploy.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def export(classifier, kind, out, *more):
         ("torch", "c.pt2", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
         ("torch", "c.pt2", ["--input=float"], "32 of 32 images (100.0%), logits off by at most"),
         ("onnx", "c.onnx", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
+        ("openvino", "c", ["--check={}", "--input=float"], "60 of 60 images (100.0%), logits off by at most"),
+        pytest.param("onnx-fp16", "h.onnx", ["--check={}"], "of 60 images (", marks=pytest.mark.slow),
+        pytest.param(
+            "onnx-bf16", "h.onnx", ["--check={}", "--agreement=0.9"], "of 60 images (", marks=pytest.mark.slow
+        ),
+        pytest.param("executorch", "c.pte", ["--check={}"], "60 of 60 images (100.0%)", marks=pytest.mark.slow),
         pytest.param(
             *("onnx-int8", "q.onnx", ["--calibration={}", "--agreement=0.9"], "of 60 images ("), marks=pytest.mark.slow
         ),
@@ -55,7 +62,8 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
     monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1))
-    monkeypatch.setattr("kdpl.deploy.export.write_int8_onnx", lambda *args: args[2].touch())
+    fake = FORMATS["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
+    monkeypatch.setitem(FORMATS, "onnx-int8", fake)
     quantized = tmp_path / "q.onnx"
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(capsys, code, "97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement")
@@ -93,6 +101,8 @@ def test_a_difference_is_written_plainly(logits, said):
     [
         ("onnx-int8", "c.onnx", [], ["needs images to calibrate on", "--calibration"]),
         ("torch", "c.onnx", [], ["does not end with .pt2"]),
+        ("openvino", "c.xml", [], ["ends with .xml", "the folder that --format openvino writes"]),
+        ("openvino", "bad", [], ["bad exists already"]),
         ("onnx", ".", [], ["is a folder"]),
         ("onnx", "c.onnx", ["--check=nowhere"], ["nowhere", "does not exist"]),
         ("onnx", "c.onnx", ["--check=bad"], ["broken.png cannot be read"]),
@@ -106,7 +116,19 @@ def test_wrong_settings_are_named(kind, out, options, words, classifier, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named(package, classifier, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "name", "package", "extra"),
+    [
+        ("onnx", "c.onnx", "onnx", "export"),
+        ("onnx", "c.onnx", "onnxruntime", "export"),
+        ("onnx-int8", "c.onnx", "onnxscript", "export"),
+        ("openvino", "c", "onnx", "export"),
+        ("openvino", "c", "openvino", "openvino"),
+        ("onnx-bf16", "c.onnx", "openvino", "openvino"),
+        ("executorch", "c.pte", "executorch", "executorch"),
+    ],
+)
+def test_a_missing_package_is_named(kind, name, package, extra, classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    refused(capsys, export(classifier, "onnx", tmp_path / "c.onnx"), f"needs {package}", "pip install 'kdpl[export]'")
+    code = export(classifier, kind, tmp_path / name, f"--calibration={tmp_path}")
+    refused(capsys, code, f"needs {package}", f"pip install 'kdpl[{extra}]'")

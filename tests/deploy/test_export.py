@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 import world
@@ -9,7 +11,16 @@ import world
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.clip.loading import ClipConfig, load_image_clip
-from kdpl.deploy.export import METADATA_FILE, compare, metadata, write_int8_onnx, write_onnx, write_program
+from kdpl.deploy.export import METADATA_FILE, compare, load_program, metadata, write_program
+from kdpl.deploy.formats import FORMATS
+from kdpl.deploy.onnx_files import load_onnx, write_int8_onnx, write_onnx
+from kdpl.deploy.runtime_files import (
+    OPENVINO_FILE,
+    load_executorch,
+    load_openvino,
+    write_executorch,
+    write_openvino,
+)
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 
@@ -42,17 +53,19 @@ def student():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    ("write", "file", "input_type"), [(write_program, "c.pt2", "float"), (write_onnx, "c.onnx", "uint8")]
+    ("kind", "input_type"),
+    [("torch", "float"), ("onnx", "uint8"), ("openvino", "float"), ("executorch", "uint8")],
 )
-def test_a_file_is_the_classifier_for_every_architecture_and_batch_size(write, file, input_type, name, tmp_path):
-    classifier, path = make_classifier(name), tmp_path / file
-    write(classifier, input_type, path)
-    images = images_for(classifier, 5)
+def test_a_file_is_the_classifier_for_every_architecture_and_batch_size(kind, input_type, name, tmp_path):
+    classifier, path = make_classifier(name), tmp_path / f"c{FORMATS[kind].ending}"
+    FORMATS[kind].write(classifier, input_type, path)
+    run, images = FORMATS[kind].load(path), images_for(classifier, 5)
     for batch in (images[:1], images):
-        difference = compare(classifier, path, batch, input_type)
+        difference = compare(classifier, run, batch, input_type)
         assert difference.same == difference.images == len(batch)
-        assert difference.logits < 1e-4
-    if write is write_program:
+        # the random weights of test-timm amplify the rounding of XNNPACK
+        assert difference.logits < (1e-3 if kind == "executorch" else 1e-4)
+    if kind == "torch":
         extra = {METADATA_FILE: ""}
         torch.export.load(path, extra_files=extra)
         assert json.loads(extra[METADATA_FILE]) == metadata(classifier, input_type)
@@ -82,7 +95,7 @@ def test_onnx_of_two_heads_is_their_mixture(tmp_path):
     classifier = make_classifier("test-student", labels=True)
     path, images = tmp_path / "c.onnx", images_for(classifier, 4)
     write_onnx(classifier, "uint8", path)
-    assert compare(classifier, path, images, "uint8").logits < 1e-4
+    assert compare(classifier, load_onnx(path), images, "uint8").logits < 1e-4
     _, probabilities = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
     assert torch.allclose(torch.from_numpy(probabilities), classifier(images).exp(), atol=1e-5)
 
@@ -93,7 +106,7 @@ def test_8_bits_are_used_except_for_the_heads(labels, tmp_path):
     student = make_classifier("test-student", labels)
     images = images_for(student, 40)
     write_int8_onnx(student, "uint8", tmp_path / "q.onnx", images)
-    difference = compare(student, tmp_path / "q.onnx", images, "uint8")
+    difference = compare(student, load_onnx(tmp_path / "q.onnx"), images, "uint8")
     assert difference.agreement >= 0.8  # the weights are random, so the classes are close
     assert 1e-4 < difference.logits < 3
     model = onnx.load(tmp_path / "q.onnx")
@@ -106,6 +119,66 @@ def test_8_bits_are_used_except_for_the_heads(labels, tmp_path):
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "stored", "largest"),
+    [
+        ("onnx-fp16", onnx.TensorProto.FLOAT16, 0.05),
+        pytest.param("onnx-bf16", onnx.TensorProto.BFLOAT16, 0.5, marks=pytest.mark.slow),
+    ],
+)
+def test_products_compute_in_16_bits_except_for_the_heads(kind, stored, largest, tmp_path):
+    student, path = make_classifier("test-student", labels=True), tmp_path / "h.onnx"
+    images = images_for(student, 20)
+    FORMATS[kind].write(student, "uint8", path)
+    assert 1e-4 < compare(student, FORMATS[kind].load(path), images, "uint8").logits < largest
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path)
+    weights = {each.name: each for each in model.graph.initializer}
+    types = {name: each.data_type for name, each in weights.items()}
+    types |= {node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    whole = [node for node in products if {types.get(name) for name in node.input} != {stored}]
+    assert len(products) > len(whole) + 10
+    assert [sorted(weights[node.input[1]].dims) for node in whole] == [[5, 24]] * 2
+    assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
+
+
+def named_oddly():
+    student = make_classifier("test-student", labels=True)
+    student.vectors = replace(student.vectors, class_names=('a "b"', "<c> & d", "é", "\\", "]]>"))
+    return student
+
+
+def test_openvino_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
+    student, folder = named_oddly(), tmp_path / "c"
+    images = images_for(student, 4)
+    write_openvino(student, "float", folder)
+    assert compare(student, load_openvino(folder), images, "float").logits < 1e-4
+    core = openvino.Core()
+    model = core.read_model(folder / OPENVINO_FILE)
+    assert json.loads(model.get_rt_info("kdpl").value) == metadata(student, "float")
+    assert [each.get_any_name() for each in model.inputs + model.outputs] == ["images", "logits", "probabilities"]
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    probabilities = core.compile_model(model, "CPU", hints)((images / 255).numpy())["probabilities"]
+    assert torch.allclose(torch.from_numpy(probabilities), student(images).exp(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_executorch_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
+    from executorch.runtime import Runtime
+
+    student, path = named_oddly(), tmp_path / "c.pte"
+    images = images_for(student, 4)
+    write_executorch(student, "uint8", path)
+    assert compare(student, load_executorch(path), images, "uint8").logits < 1e-4
+    program = Runtime.get().load_program(path)
+    (about,) = program.load_method("metadata").execute([])
+    assert json.loads(about) == metadata(student, "uint8", batch="1")
+    assert json.loads(about)["input"] == "RGB, [1, 3, image_size, image_size], uint8 in 0..255"
+    _, probabilities = program.load_method("forward").execute([images[:1]])
+    assert torch.allclose(probabilities, student(images[:1]).exp(), atol=1e-5)
+
+
 @pytest.mark.parametrize("damage", [-1.0, float("nan")])
 def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_path):
     images = images_for(student, 30)
@@ -113,7 +186,7 @@ def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_pa
     other = make_classifier("test-student")
     with torch.no_grad():
         other.head.class_vectors[0] *= damage
-    difference = compare(other, tmp_path / "c.pt2", images, "uint8")
+    difference = compare(other, load_program(tmp_path / "c.pt2"), images, "uint8")
     expected, found = other(images), student(images)
     assert difference.same == int((expected.argmax(1) == found.argmax(1)).sum())
     assert difference.logits == pytest.approx((expected - found).abs().max().item(), rel=1e-3, nan_ok=True)

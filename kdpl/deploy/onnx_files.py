@@ -1,0 +1,137 @@
+"""ONNX files of a classifier: in 32 bits, and with products in 16 or in 8 bits."""
+
+import tempfile
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.deploy.export import BATCHES, INPUT, OUTPUTS, InputType, Run, as_input, metadata, program, quiet
+
+_PRODUCTS = ("Gemm", "MatMul")
+_BFLOAT16_CONVOLUTIONS = 22
+"""The first operator set of ONNX that has them."""
+_CALIBRATED_AT_ONCE = 16
+
+
+def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None) -> None:
+    """Write ONNX in float32 for any batch size, of torch's own choice of operator set or another."""
+    import onnx
+
+    with quiet():
+        torch.onnx.export(
+            program(classifier, input_type),
+            f=path,
+            output_names=OUTPUTS,
+            dynamic_shapes=BATCHES,
+            external_data=False,
+            verbose=False,
+            opset_version=opset,
+        )
+    model = onnx.load(path)
+    # the exporter notes the source files of each node
+    for each in chain(model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
+        each.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, metadata(classifier, input_type))
+    onnx.save(model, path)
+
+
+def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, images: Tensor) -> None:
+    """Write ONNX whose matrix products and convolutions compute in 8 bits, with weights scaled by channel.
+
+    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. The product with the class
+    vectors, and the label head, stay in float32: the logit scale would multiply their rounding errors.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(torch.split(images, _CALIBRATED_AT_ONCE))
+
+        def get_next(self) -> dict[str, object] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: as_input(batch, input_type).numpy()}
+
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        plain = Path(scratch) / "float.onnx"
+        write_onnx(classifier, input_type, plain)
+        quantize_static(
+            plain,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", *_PRODUCTS],
+            per_channel=True,
+            # 7 of 8 bits: without VNNI, sums of two 8-bit products overflow
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_heads(onnx.load(plain).graph),
+        )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata(classifier, input_type))
+    onnx.save(model, path)
+
+
+def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, dtype: torch.dtype) -> None:
+    """Write ONNX whose matrix products and convolutions compute in float16 or bfloat16, and all else in float32.
+
+    That is what autocast does. The product with the class vectors, and the label head, stay in float32.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    write_onnx(classifier, input_type, path, _BFLOAT16_CONVOLUTIONS)
+    model = onnx.load(path)
+    graph, kind = model.graph, TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16
+    weights, heads = {each.name: each for each in graph.initializer}, _heads(graph)
+    nodes: list[Any] = []
+    halves: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type not in ("Conv", *_PRODUCTS) or node.name in heads:
+            nodes.append(node)
+            continue
+        for i, name in enumerate(node.input):
+            if name not in halves:
+                halves[name] = f"{name}_half"
+                if name in weights:
+                    half = torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(dtype)
+                    values = half.view(torch.int16).numpy().tobytes()
+                    graph.initializer.append(helper.make_tensor(halves[name], kind, half.shape, values, raw=True))
+                else:
+                    nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
+            node.input[i] = halves[name]
+        (output,) = node.output
+        node.output[0] = f"{output}_product"
+        nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT)]
+    used = {name for node in nodes for name in node.input}
+    kept = [each for each in graph.initializer if each.name in used]
+    for field, items in (("node", nodes), ("initializer", kept)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(items)
+    onnx.save(model, path)
+
+
+def _heads(graph: Any) -> list[str]:
+    """Names of the nodes that multiply the feature with class vectors or a label head: the last products."""
+    makers = {output: node for node in graph.node for output in node.output}
+    heads, waiting = [], [OUTPUTS[0]]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type in _PRODUCTS:
+            heads.append(node.name)
+        elif node is not None:
+            waiting += node.input
+    return heads
+
+
+def load_onnx(path: Path) -> Run:
+    """Read ONNX with onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
