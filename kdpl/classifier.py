@@ -38,8 +38,10 @@ from kdpl.runtime.run_folder import (
     CLASSIFIER_REMEDY,
     HELD_OUT_FILE,
     POOL_SAMPLE_FILE,
+    UNKNOWN_FILE,
     require_classifier,
 )
+from kdpl.runtime.unknown import Unknown, require_unknown
 
 T = TypeVar("T")
 
@@ -76,10 +78,14 @@ class Prediction(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """The most probable classes of an image, and its embedding: the encoder's normalised features, float32 [D]."""
+    """The most probable classes of an image, and its embedding: the encoder's normalised features, float32 [D].
+
+    ``unknown`` is the score of being none of the classes, if the classifier has one.
+    """
 
     top: list[Prediction]
     embedding: Tensor
+    unknown: float | None
 
 
 class Classifier(nn.Module, OnHub):
@@ -87,7 +93,8 @@ class Classifier(nn.Module, OnHub):
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
     ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
-    mixture of both heads. ``held_out`` are scores of images that it was not trained on, by which ``predict`` rejects.
+    mixture of both heads. ``held_out`` are scores of images that it was not trained on, by which ``predict`` rejects;
+    ``unknown`` scores images as being of none of the classes.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Classifier(nn.Module, OnHub):
         decoding: Decoding = Decoding(),
         label_head: LabelHead | None = None,
         held_out: HeldOutScores | None = None,
+        unknown: Unknown | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -109,6 +117,7 @@ class Classifier(nn.Module, OnHub):
         self.decoding = decoding
         self.label_head = label_head
         self.held_out = held_out
+        self.unknown = unknown
         self.eval()
 
     @property
@@ -126,11 +135,19 @@ class Classifier(nn.Module, OnHub):
 
         With a label head they are the log probabilities of the mixture.
         """
-        return self._logits(self.encoder(images))
+        return self.logits(self.encoder(images))
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [B, C] of normalised features [B, D], as ``forward`` returns them."""
         logits: Tensor = self.head(features, self.logit_scale)
         return logits if self.label_head is None else self.label_head.mix(logits, features)
+
+    def unknown_scores(self, features: Tensor) -> Tensor | None:
+        """Score images with these features [B, D] as being of none of the classes, [B]; None without ``unknown``."""
+        if self.unknown is None:
+            return None
+        scores: Tensor = self.unknown(features, self.head.class_vectors, self.logit_scale)
+        return scores
 
     def card_facts(self) -> dict[str, Any]:
         """What the model card says of the classifier: classes, images and models."""
@@ -232,6 +249,20 @@ class Classifier(nn.Module, OnHub):
         rows = [each.embedding for each in self._predicted(images, 1, batch_size, workers, precision)]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
+    def none_of_these(
+        self,
+        images: Iterable[str | Path | Image.Image | Tensor],
+        batch_size: int = 64,
+        workers: int | None = None,
+        precision: Precision = "32-true",
+    ) -> Tensor:
+        """Return the scores of N images of being of none of the classes, [N]; arguments and errors as ``predict``.
+
+        Above 0.5 an image is more unusual than 95 % of the run's validation images, see ``kdpl.runtime.unknown``.
+        """
+        require_unknown(self.unknown)
+        return torch.tensor([each.unknown for each in self._predicted(images, 1, batch_size, workers, precision)])
+
     def _predicted(
         self,
         images: Iterable[str | Path | Image.Image | Tensor],
@@ -279,12 +310,14 @@ class Classifier(nn.Module, OnHub):
             half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
             with half:
                 features = self.encoder(images.to(device, non_blocking=True))
-                logits = self._logits(features)
+                logits = self.logits(features)
             top = logits.softmax(dim=1).topk(top_k, dim=1)
+            scores = self.unknown_scores(features)
+            more = (features,) if scores is None else (features, scores)
             if rule.temperature == 1:
-                return top.values, top.indices, features
+                return top.values, top.indices, *more
             shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
-            return torch.cat([top.values, shown], dim=1), top.indices, features
+            return torch.cat([top.values, shown], dim=1), top.indices, *more
 
         def decide(top: TopK) -> list[Prediction]:
             # those that decide, and those that are shown, which may be the same
@@ -299,7 +332,8 @@ class Classifier(nn.Module, OnHub):
                 if isinstance(top, DataError):
                     yield item, top
                 else:
-                    yield item, Predicted(decide(top), cast(Tensor, top.features))
+                    unknown = None if top.unknown is None else float(top.unknown)
+                    yield item, Predicted(decide(top), cast(Tensor, top.features), unknown)
         finally:
             store_frozen(self.encoder, torch.float32)
 
@@ -313,7 +347,7 @@ class Classifier(nn.Module, OnHub):
         A sample of the pool is kept in the folder, for ``report --on``; ``load`` does not read it.
         """
         there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
+        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
@@ -348,6 +382,8 @@ class Classifier(nn.Module, OnHub):
                 self.held_out.save(temporary, self.fingerprint())
             if pool_sample is not None:
                 pool_sample.save(temporary, self.fingerprint())
+            if self.unknown is not None:
+                self.unknown.save(temporary, self.fingerprint())
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
@@ -376,6 +412,8 @@ class Classifier(nn.Module, OnHub):
         classifier = cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
         if (folder / HELD_OUT_FILE).is_file():
             classifier.held_out = HeldOutScores.load(folder, classifier.fingerprint())
+        if (folder / UNKNOWN_FILE).is_file():
+            classifier.unknown = Unknown.load(folder, classifier.fingerprint(), vectors.vectors.shape[1])
         return classifier
 
 

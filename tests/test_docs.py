@@ -8,6 +8,7 @@ from pathlib import Path
 
 import browser
 import pytest
+import torch
 import yaml
 from runs import noise
 from zoo import odd_photo
@@ -20,6 +21,7 @@ from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
+from kdpl.runtime.held_out import HeldOutScores
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -208,14 +210,25 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
 @pytest.mark.parametrize("decoding", [PUBLISHED, Decoding((0, 90, 200))])
 def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, classifier, tmp_path):
     given, folder = Classifier.load(classifier), tmp_path / "classifier"
-    Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding).save(folder)
+    made = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding, unknown=given.unknown)
+    scores = torch.linspace(0.02, 1, 200)
+    made.held_out = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2)
+    made.save(folder)
     assert main(["export", str(folder), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     pictures = [tmp_path / "0.png", odd_photo(tmp_path / "1.png", 101, 64)]
     forbidding = "import sys; sys.modules.update(torch=None, torchvision=None, kdpl=None)\n"
     script = forbidding + python_of("deployment.md", "onnxruntime")
-    for path, (expected,) in zip(pictures, Classifier.load(folder).predict(pictures), strict=True):
+    read = Classifier.load(folder)
+    for path in pictures:
+        ((expected,),), ((accepted,),) = read.predict([path]), read.predict([path], max_error=0.1)
+        ((calibrated,),), (several,) = read.predict([path], calibrated=True), read.predict([path], sets=0.9)
         command = [sys.executable, "-c", script, path.name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        name, probability = done.stdout.rsplit(maxsplit=1)
+        first, *doubt, shown, unknown = done.stdout.splitlines()
+        name, probability = first.rsplit(maxsplit=1)
         assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
+        rejected = "rejected" if accepted.class_name is None else "accepted"
+        assert doubt == [rejected, ";".join(str(each.class_name) for each in several)]
+        assert float(shown) == pytest.approx(calibrated.probability, abs=1e-5)
+        assert float(unknown) == pytest.approx(read.none_of_these([path]).item(), abs=1e-4)

@@ -1,24 +1,29 @@
 """Results of a finished stage: class vectors after stage 1, the classifier after stage 2."""
 
 from abc import abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.decoding import Decoding
-from kdpl.errors import DataError
+from kdpl.errors import ArtifactError, DataError
 from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.held_out import HeldOutScores, classify
 from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
 from kdpl.runtime.messages import inform, warn
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, NEGATIVE_VECTORS_FILE, PROMPTS_FILE
+from kdpl.runtime.unknown import MIN_IMAGES, Unknown, farthest, other_than
 from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
+
+# unlabelled images whose features say what is usual
+_LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
 class _Handover(Callback):
@@ -56,8 +61,9 @@ def _is_finished(trainer: Trainer) -> bool:
 class FreezeClassVectors(_Handover):
     """At the end of stage 1, encodes all class names with the tuned prompts and writes them to the run's folder.
 
-    Writes ``prompts.safetensors`` and then ``class_vectors.safetensors``, each atomically, from one process. The
-    second stands for a finished stage 1. From here on no text tower runs (PromptKD, arXiv 2403.02781, section 3.2).
+    Writes ``negative_vectors.safetensors``, text features of words for other things, ``prompts.safetensors`` and then
+    ``class_vectors.safetensors``, each atomically, from one process. The last stands for a finished stage 1. From here
+    on no text tower runs (PromptKD, arXiv 2403.02781, section 3.2).
     """
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
@@ -66,6 +72,7 @@ class FreezeClassVectors(_Handover):
         vectors: ClassVectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
+        teacher.negative_vectors().save(folder / NEGATIVE_VECTORS_FILE)
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
         inform(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
@@ -88,15 +95,21 @@ class SaveClassifier(_Handover):
             vectors.save(file)
             name = artifact_name(CLASS_VECTORS, vectors.teacher)
             log_input(trainer.loggers, CLASS_VECTORS, name, file, _about(vectors))
+            # now, so that a wrong file is an error before the first epoch
+            self._negatives = _negatives(pl_module)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
         student: Any = pl_module
         data = getattr(trainer, "datamodule", None)
         classifier: Classifier = student.classifier(getattr(data, "decoding", Decoding())).to(pl_module.device)
-        classifier.held_out = _held_out(trainer, classifier, data)
+        found = _held_out(trainer, classifier, data)
         if not trainer.is_global_zero:
             return
+        if found is not None:
+            features, logits, labels = found
+            classifier.held_out = HeldOutScores.of(logits, labels)
+        classifier.unknown = _unknown(classifier, data, found and features, self._negatives)
         classifier.save(folder / CLASSIFIER_FOLDER, _pool_sample(trainer, classifier, data))
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
@@ -108,21 +121,56 @@ class SaveClassifier(_Handover):
         log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
 
 
-def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> HeldOutScores | None:
-    """Scores of the validation images of all processes, in the order of the split; None where there are none."""
+def _negatives(student: Any) -> ClassVectors | None:
+    """The teacher's negative vectors of words that are far from all classes; None without them."""
+    vectors, file = student.vectors, student.teacher_folder / NEGATIVE_VECTORS_FILE
+    # those of the teacher's text tower say nothing to a student with text features of its own
+    if not file.is_file() or vectors is not student.shared_vectors:
+        return None
+    found = ClassVectors.load(file)
+    if found.teacher != vectors.teacher:
+        raise ArtifactError(f"{file} was made by another tuned teacher than the class vectors: make it again")
+    own = other_than(vectors.class_names, found.class_names, str(file))
+    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)] if own else []
+    return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
+
+
+def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Features, logits and labels of the validation images of all processes, in their order; None without any."""
     # that of LightningDataModule raises
     has_split = data is not None and type(data).val_dataloader is not LightningDataModule.val_dataloader
     batches = data.val_dataloader() if has_split else []
     if not batches:
         return None
-    device = classifier.head.class_vectors.device
-    logits, labels, indices = classify(classifier, batches, device)
+    device, width = classifier.head.class_vectors.device, classifier.head.class_vectors.shape[1]
+
+    def network(images: Tensor) -> Tensor:
+        features = classifier.encoder(images)
+        return torch.cat([features, classifier.logits(features)], dim=1)
+
+    found, labels, indices = classify(network, batches, device)
     count = trainer.strategy.reduce(torch.tensor(len(labels), device=device), reduce_op="sum")
     # each process fills in the rows of its own images
-    rows = torch.zeros(int(count), logits.shape[1] + 1, device=device)
-    rows[indices] = torch.cat([logits, labels[:, None]], dim=1)
+    rows = torch.zeros(int(count), found.shape[1] + 1, device=device)
+    rows[indices] = torch.cat([found, labels[:, None]], dim=1)
     rows = trainer.strategy.reduce(rows, reduce_op="sum")
-    return HeldOutScores.of(rows[:, :-1], rows[:, -1].long())
+    return rows[:, :width], rows[:, width:-1], rows[:, -1].long()
+
+
+def _unknown(
+    classifier: Classifier, data: Any, held_out: Tensor | None, negatives: ClassVectors | None
+) -> Unknown | None:
+    """What scores images as being of none of the classes; None for a few unlabelled images."""
+    vectors = classifier.head.class_vectors
+    count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(vectors)), _MOST_IMAGES)
+    sources = data.pool_sample(count) if hasattr(data, "pool_sample") else []
+    found = classifier.predictions(sources, data.splits.open_image) if len(sources) >= MIN_IMAGES else []
+    features = [each.embedding for _, each in found if not isinstance(each, DataError)]
+    if len(features) < MIN_IMAGES:
+        return None
+    known = None if held_out is None else held_out.cpu()
+    others, words = (None, ()) if negatives is None else (negatives.vectors, negatives.class_names)
+    return Unknown.fit(torch.stack(features), vectors.cpu(), classifier.logit_scale, known, others, words)
 
 
 def _pool_sample(trainer: Trainer, classifier: Classifier, data: Any) -> ImageSample | None:

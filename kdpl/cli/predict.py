@@ -27,6 +27,7 @@ def predict(
     max_error: str | None = None,
     sets: str | None = None,
     calibrated: bool = False,
+    unknown: bool = False,
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
@@ -50,6 +51,8 @@ def predict(
         max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
         calibrated: probabilities at the temperature that was fitted on held-out images
+        unknown: add the column unknown, the score from 0 to 1 of being none of the classes; above 0.5 an image is more
+            unusual than all but a few of them
     """
     # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.deploy.sources import find_sources, part_of
@@ -58,10 +61,10 @@ def predict(
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
     error, coverage = decision_options(max_error, sets, top_k)
-    if add_classes is not None and (max_error is not None or sets is not None or calibrated):
+    if add_classes is not None and (max_error is not None or sets is not None or calibrated or unknown):
         raise ConfigError(
-            "--max-error, --sets and --calibrated rest on held-out images, which have none of the added classes: leave "
-            "out --add-classes"
+            "--max-error, --sets, --calibrated and --unknown rest on images of the run, which have none of the added "
+            "classes: leave out --add-classes"
         )
     table = output_file("--out", out) if out is not None else None
     if table is not None:
@@ -75,10 +78,13 @@ def predict(
 
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
     from kdpl.runtime.held_out import decision_rule
+    from kdpl.runtime.unknown import require_unknown
 
     loaded = load_classifier(classifier, add_classes, device)
     rule = decision_rule(loaded.held_out, error, coverage, calibrated)
-    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule)
+    if unknown:
+        require_unknown(loaded.unknown)
+    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule, unknown)
     if table is None:
         bulk.print()
     else:

@@ -43,10 +43,11 @@ def to_row(path: str, predicted: Predicted | DataError, names: Sequence[str]) ->
         return {**row, "error": str(predicted)}
     values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
     # a rejected image has one class, None, and a set may have more than there are columns
-    sets = "classes" in names
-    row.update(zip(names[1 : len(names) - 1 - sets], values, strict=False))
-    if sets:
+    row.update(zip([name for name in names if name.startswith(("class", "probability"))], values, strict=False))
+    if "classes" in names:
         row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
+    if "unknown" in names and predicted.unknown is not None:
+        row["unknown"] = round(predicted.unknown, 6)
     return row
 
 
@@ -65,11 +66,13 @@ class BulkPrediction:
         workers: int | None,
         precision: Precision,
         rule: DecisionRule = DecisionRule(),
+        unknown: bool = False,
     ) -> None:
         self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
-        self.columns = columns(self.top_k, rule.set_threshold is not None)
+        self.unknown = unknown
+        self.columns = columns(self.top_k, rule.set_threshold is not None, unknown)
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -121,6 +124,7 @@ class BulkPrediction:
             "top_k": self.top_k,
             "precision": self.precision,
             "rule": asdict(self.rule) if self.rule != DecisionRule() else None,
+            "unknown": self.unknown or None,
         }
 
     def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:

@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,6 +15,8 @@ from torch.export import Dim, ExportedProgram
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
+from kdpl.errors import ConfigError
+from kdpl.runtime.held_out import HeldOutScores
 
 InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
@@ -23,11 +25,15 @@ Run = Callable[[Tensor], Tensor]
 """Logits [B, C] of images as an exported file takes them."""
 
 INPUT = "images"
-OUTPUTS = ("logits", "probabilities")
+OUTPUTS = ("logits", "probabilities", "unknown")
+"""Names of the outputs; the last only of a classifier that has the score of being none of the classes."""
 BATCHES = {INPUT: {0: Dim("batch")}}
 
 METADATA_FILE = "kdpl.json"
 """Name of the metadata within a program of torch.export."""
+
+_ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Wanted errors whose thresholds, and coverages whose sets, are in the metadata."""
 
 _CHECKED_AT_ONCE = 64
 
@@ -37,9 +43,15 @@ class _Graph(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.classifier(images)
-        return logits, logits.softmax(dim=1)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.classifier.encoder(images)
+        logits, unknown = self.classifier.logits(features), self.classifier.unknown_scores(features)
+        return (logits, logits.softmax(dim=1)) if unknown is None else (logits, logits.softmax(dim=1), unknown)
+
+
+def outputs(classifier: Classifier) -> tuple[str, ...]:
+    """Return the names of the outputs of an exported file."""
+    return OUTPUTS if classifier.unknown is not None else OUTPUTS[:2]
 
 
 def as_input(images: Tensor, input_type: InputType) -> Tensor:
@@ -63,8 +75,23 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),
+        **_doubt(classifier.held_out),
         "kdpl_version": __version__,
     }
+
+
+def _doubt(held_out: HeldOutScores | None) -> dict[str, str]:
+    """Temperature and thresholds, as far as the held-out images show them."""
+    if held_out is None:
+        return {}
+    thresholds, set_thresholds = {}, {}
+    for share in _ERRORS:
+        with suppress(ConfigError):
+            thresholds[f"{share:g}"] = held_out.threshold(share)
+        with suppress(ConfigError):
+            set_thresholds[f"{1 - share:g}"] = held_out.set_threshold(1 - share)
+    found = {"temperature": held_out.temperature, "thresholds": thresholds, "set_thresholds": set_thresholds}
+    return {name: json.dumps(value) for name, value in found.items()}
 
 
 def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.deploy.export import BATCHES, INPUT, OUTPUTS, InputType, Run, as_input, metadata, program, quiet
+from kdpl.deploy.export import BATCHES, INPUT, InputType, Run, as_input, metadata, outputs, program, quiet
 
 _PRODUCTS = ("Gemm", "MatMul")
 _BFLOAT16_CONVOLUTIONS = 22
@@ -25,7 +25,7 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset:
         torch.onnx.export(
             program(classifier, input_type),
             f=path,
-            output_names=OUTPUTS,
+            output_names=outputs(classifier),
             dynamic_shapes=BATCHES,
             external_data=False,
             verbose=False,
@@ -117,9 +117,9 @@ def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, d
 
 
 def _heads(graph: Any) -> list[str]:
-    """Names of the nodes that multiply the feature with class vectors or a label head: the last products."""
+    """Names of the nodes that multiply the feature with class vectors or the like: the last products."""
     makers = {output: node for node in graph.node for output in node.output}
-    heads, waiting = [], [OUTPUTS[0]]
+    heads, waiting = [], [output.name for output in graph.output]
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node.op_type in _PRODUCTS:

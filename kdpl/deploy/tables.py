@@ -16,9 +16,9 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 
 Row = dict[str, str | float | None]
-"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``classes``, ``error``.
+"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
 
-In a journal also ``embedding``, the base64 of float32.
+``classes`` and ``unknown`` come before ``error`` if asked for. In a journal also ``embedding``, the base64 of float32.
 """
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -28,10 +28,11 @@ _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
 
 
-def columns(top_k: int, sets: bool = False) -> list[str]:
-    """Return the columns of a table with ``top_k`` classes per image, and with ``sets`` the set of its classes."""
+def columns(top_k: int, sets: bool = False, unknown: bool = False) -> list[str]:
+    """Return the columns of a table with ``top_k`` classes per image, and if asked for its set of classes and score."""
     ranks = [""] + [f"_{i}" for i in range(2, top_k + 1)]
-    return ["path", *(name + rank for rank in ranks for name in ("class", "probability")), *["classes"] * sets, "error"]
+    predictions = (name + rank for rank in ranks for name in ("class", "probability"))
+    return ["path", *predictions, *["classes"] * sets, *["unknown"] * unknown, "error"]
 
 
 def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:
@@ -46,7 +47,9 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
         arrow = _pyarrow()
-        types = {name: arrow.float64() if name.startswith("probability") else arrow.string() for name in names}
+        types = {
+            name: arrow.float64() if name.startswith(("probability", "unknown")) else arrow.string() for name in names
+        }
         _write_parquet(path, rows, types, _ROW_GROUP)
         return
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -16,15 +16,17 @@ from kdpl.errors import DataError
 
 T = TypeVar("T")
 Network = Callable[[Tensor], tuple[Tensor, ...]]
-"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k], and maybe features [B, D], on any device."""
+"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k], and as far as it has them features [B, D] and
+scores [B] of being none of the classes, on any device."""
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of one image, in falling order, and its features [D], if the network gives them."""
+    """The k most probable classes of one image, in falling order; features [D] and score [] if the network has them."""
 
     labels: list[int]
     probabilities: list[float]
     features: Tensor | None = None
+    unknown: Tensor | None = None
 
 
 def classify_ahead(

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from kdpl.runtime.run_folder import CLASSIFIER_FILES, HELD_OUT_FILE
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -84,5 +84,5 @@ class OnHub(ABC):
             return cls.load(name)
         from kdpl.runtime.hub import download
 
-        files = (*CLASSIFIER_FILES, HELD_OUT_FILE)
+        files = (*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE)
         return cls.load(download(str(name), files, revision=revision, token=token, cache_dir=cache_dir))

@@ -189,9 +189,9 @@ def test_predictions_are_those_of_what_was_trained_before_the_file_rounded_it(im
 
 @half
 def test_a_folder_holds_what_fit_leaves_and_which_file_it_was(imported):
-    classifier = ("classifier.json", "model.safetensors", "held_out.safetensors")
+    classifier = ("classifier.json", "model.safetensors", "held_out.safetensors", "unknown.safetensors")
     for name, handed_over in (
-        ("teacher", ["class_vectors.safetensors", "prompts.safetensors"]),
+        ("teacher", ["class_vectors.safetensors", "negative_vectors.safetensors", "prompts.safetensors"]),
         ("student", ["class_vectors.safetensors", *(f"classifier/{file}" for file in classifier)]),
     ):
         expected = {"config.yaml", "checkpoints/last.ckpt", "import.json", *handed_over}

@@ -10,7 +10,7 @@ from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 from kdpl.class_vectors import ClassVectors
 from kdpl.prompts.tuned import TunedPrompts
 
-FILES = ["class_vectors.safetensors", "prompts.safetensors"]
+FILES = ["class_vectors.safetensors", "negative_vectors.safetensors", "prompts.safetensors"]
 
 
 class Teacher(LightningModule):
@@ -34,6 +34,9 @@ class Teacher(LightningModule):
 
     def tuned_prompts(self):
         return world.tuned_prompts({"vision_prompts.tokens": self.number.detach().reshape(1, 1, 1)})
+
+    def negative_vectors(self):
+        return world.frozen_vectors("test-teacher", teacher=self.tuned_prompts().teacher)
 
     def class_vectors(self):
         self.frozen += 1
@@ -83,13 +86,14 @@ def test_a_finished_fit_hands_over_its_result_once(epochs, callbacks, options, n
     assert teacher.frozen == 1
     vectors = ClassVectors.load(tmp_path / FILES[0])
     assert vectors.class_names == world.NAMES
-    assert vectors.teacher == TunedPrompts.load(tmp_path / FILES[1]).teacher
+    assert vectors.teacher == TunedPrompts.load(tmp_path / FILES[2]).teacher
 
 
 @pytest.mark.parametrize("handover", [FreezeClassVectors, SaveClassifier])
 def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, capsys):
     module = Teacher()
-    module.shared_vectors = world.frozen_vectors()
+    module.vectors = module.shared_vectors = world.frozen_vectors()
+    module.teacher_folder = tmp_path
     stop = At(lambda trainer, _: setattr(trainer, "should_stop", True))
     fit(tmp_path, 2, stop, module=module, handover=handover)
     assert "training ended early: rerun the same command to resume; nothing was" in capsys.readouterr().err

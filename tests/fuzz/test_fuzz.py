@@ -27,7 +27,8 @@ from kdpl.runtime.held_out import HeldOutScores
 from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
-from kdpl.runtime.run_folder import HELD_OUT_FILE, POOL_SAMPLE_FILE
+from kdpl.runtime.run_folder import HELD_OUT_FILE, POOL_SAMPLE_FILE, UNKNOWN_FILE
+from kdpl.runtime.unknown import Unknown
 from kdpl.targets.refined import Moved, PoolTargets
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
@@ -43,6 +44,7 @@ READERS = {
     SKETCH_FILE: lambda file: LogitSketch.load(file.parent).confidences(),
     HELD_OUT_FILE: lambda file: HeldOutScores.load(file.parent, "ab").set_threshold(0.5),
     POOL_SAMPLE_FILE: lambda file: ImageSample.load(file.parent, "ab", 5),
+    UNKNOWN_FILE: lambda file: Unknown.load(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,
     "names.json": lambda file: read_class_mapping(file, ["a", "b"]),
@@ -66,6 +68,8 @@ def folder(tmp_path_factory, clip_of):
     LogitSketch.of(torch.randn(6, 5)).save(folder)
     HeldOutScores.of(torch.randn(6, 5), torch.arange(6) % 5).save(folder, "ab")
     ImageSample(torch.ones(3, 4).half(), torch.ones(3), torch.tensor([0, 1, 4])).save(folder, "ab")
+    features = torch.nn.functional.normalize(torch.randn(30, 24), dim=1)
+    Unknown.fit(features, vectors.vectors, 17.0, negatives=features[:2], words=("sun", "sky")).save(folder, "ab")
     counts = {"before": (2, 1), "after": (1, 2), "moved": 1, "examples": (Moved(7, 0, 1),), "accuracy": (0.5, 0.75)}
     ties = {"teacher": "t", "class_names": ("a", "b"), "class_vectors": "v", "pool": "p", "labels": "l", "settings": {}}
     pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}

@@ -72,7 +72,7 @@ def test_of_a_larger_pool_images_are_drawn_by_the_seed():
 def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):
     world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
     names = {path.name for path in (tmp_path / "classifier").iterdir()}
-    assert names == {"classifier.json", "model.safetensors", "held_out.safetensors"}
+    assert names == {"classifier.json", "model.safetensors", "held_out.safetensors", "unknown.safetensors"}
 
 
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(classifier, tmp_path):

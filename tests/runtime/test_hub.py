@@ -53,7 +53,12 @@ def hub(tmp_path, monkeypatch):
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     def snapshot(repo_id, allow_patterns, **options):
-        assert set(allow_patterns) == {"classifier.json", "model.safetensors", "held_out.safetensors"}
+        assert set(allow_patterns) == {
+            "classifier.json",
+            "model.safetensors",
+            "held_out.safetensors",
+            "unknown.safetensors",
+        }
         validate_repo_id(repo_id)
         if not (root / repo_id).is_dir():
             raise LocalEntryNotFoundError(f"{repo_id} is not there.")
