@@ -183,14 +183,18 @@ class FrozenTeacher(nn.Module):
         Of the same ``views`` in several sizes S it takes those of its own. A ConfigError before ``load``, and without
         images of the teacher's size.
         """
-        if self.tower is None or self.prompts is None:
-            raise ConfigError("the teacher's image tower is not loaded: call load() first")
-        size = self.tower.preprocessing.image_size
+        size = self.vectors.preprocessing.image_size
         images = next((view for view in views if view.shape[-1] == size), None)
         if images is None:
             given = ", ".join(str(view.shape[-1]) for view in views)
             said = f"the teacher takes images of {size} pixels, not {given}"
             raise ConfigError(f"{said}: let the datamodule render each view for the teacher, as DomainDataModule does")
+        return self.encode(images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images uint8 [B, 3, S, S] of the teacher's size; a ConfigError before ``load``."""
+        if self.tower is None or self.prompts is None:
+            raise ConfigError("the teacher's image tower is not loaded: call load() first")
         return self.prompts.encode_images(self.tower, images)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class StudentDistillation(ClassifyingModule):
 
     Args:
         clip: The student's CLIP, or a network of timm; a text tower is used only with ``text_features: student``.
-        teacher: The run folder of stage 1.
+        teacher: The run folder of stage 1; or of a finished student, for a second round (docs/targets.md).
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from the same teacher.
         more_teachers: Run folders of further teachers, for the same classes in the same order; their predictions are
             mixed with those of ``teacher``, whose class vectors the student keeps.
@@ -210,7 +210,7 @@ class StudentDistillation(ClassifyingModule):
     @property
     def teacher_fingerprint(self) -> str:
         """Fingerprint of the teacher, which a cache of its features is chosen by."""
-        return self.shared_vectors.teacher
+        return self.teacher.module.vectors.teacher
 
     @property
     def teacher_width(self) -> int:
@@ -220,7 +220,7 @@ class StudentDistillation(ClassifyingModule):
     @property
     def teacher_image_size(self) -> int:
         """Edge T of the square images that the teacher takes, pixels."""
-        return self.shared_vectors.preprocessing.image_size
+        return self.teacher.module.vectors.preprocessing.image_size
 
     @property
     def further_teachers(self) -> list[tuple[str, int, int]]:

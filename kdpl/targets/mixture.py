@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.targets.student_teacher import open_teacher
 
 Mixture = Literal["mean", "confidence", "validation"]
 
@@ -54,7 +55,7 @@ class TeacherMixture(nn.Module):
             folder = self._unopened[0]
             vectors = ClassVectors.of_teacher(str(folder))
             vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
-            self.teachers.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))
+            self.teachers.append(open_teacher(folder, vectors).to(first.head.class_vectors.device))
             del self._unopened[0]
         return cast(list[FrozenTeacher], list(self.teachers))
 

@@ -9,6 +9,7 @@ from kdpl.clip import Frozen
 from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
 from kdpl.targets.mixture import Mixture, TeacherMixture
+from kdpl.targets.student_teacher import open_teacher
 
 _KEY = "kdpl_teacher"
 _MORE_KEY = "kdpl_more_teachers"
@@ -25,7 +26,7 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
     """
 
     def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str], mixture: Mixture) -> None:
-        first = FrozenTeacher(folder, vectors)
+        first = open_teacher(folder, vectors)
         super().__init__(TeacherMixture(first, more, mixture) if more else first)
 
     @property
