@@ -17,6 +17,7 @@ from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.texts import Texts
+from benchmarks.suggest import Relabeled
 from benchmarks.uneven_shots import UnevenDigits, classes
 from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
@@ -157,3 +158,11 @@ def test_students_are_compared_with_the_first_one(capsys):
     network = timm.create_model("test_resnet", num_classes=0)
     assert second[2] == f"{sum(each.numel() for each in network.parameters()) / 1e6:.1f} M"
     assert float(second[4]) > 0
+
+
+def test_a_relabeled_world_has_the_labels_of_the_file_and_all_training_images_without_them(tmp_path):
+    (tmp_path / "labels.json").write_text('[["digits/0001", 3], ["digits/0002", 4]]')
+    found, digits = Relabeled("digits", str(tmp_path / "labels.json")).read(), read_digits()
+    assert found.train == (("digits/0001", 3), ("digits/0002", 4))
+    assert found.unlabeled == [record.source for record in digits.train]
+    assert (found.val, found.test) == (digits.val, digits.test)

@@ -35,6 +35,7 @@ COMMANDS = {
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
     "benchmark": ("benchmark:benchmark", "run what is missing of a campaign over datasets, seeds and variants"),
     "table": ("table:table", "the tables of a campaign, beside published figures"),
+    "suggest": ("suggest:suggest", "the images to label next, and the labels that look wrong"),
     "report": (
         "report:report",
         "what was trained and how well, in one HTML file; or if new images are like the pool",

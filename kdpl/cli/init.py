@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
-from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, with_test
+from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, relabel, with_test
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
@@ -37,6 +37,7 @@ def init(
     out: str,
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
+    labels: str | None = None,
     workers: PositiveInt | None = None,
 ) -> int:
     """Survey images of your own and write a config for them.
@@ -50,6 +51,8 @@ def init(
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
         class_names: File with the names of all classes, where the folders or labels say too little, or there are none:
             .json or .csv, or a .txt with a name on each line.
+        labels: Table with the columns image and label, as suggest writes it for you to fill in: its labels replace
+            those of PATH, and an image whose label is empty has none.
         workers: Processes that decode; by default one for each processor core.
     """
     source, folder = Path(path).expanduser(), Path(out).expanduser()
@@ -59,10 +62,12 @@ def init(
     places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed = find(source, named)
-    labeled = any(image.label and image.split == "train" for image in listed)
-    labels = {image.label for image in listed if image.label}
-    names = read_class_mapping(Path(named), labels, complete=labeled) if named else {}
     further = find_further(places, listed) if places else []
+    if labels is not None:
+        listed, further = _relabeled(listed, further, Path(labels).expanduser(), named)
+    labeled = any(image.label and image.split == "train" for image in listed)
+    used = {image.label for image in listed if image.label}
+    names = read_class_mapping(Path(named), used, complete=labeled) if named else {}
     seen = look([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
@@ -70,7 +75,7 @@ def init(
     images = with_test(good, _HELD_OUT)
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{source} has no readable image to train on: add some, or give --unlabeled")
-    _require_classes(source, _counts(images), labels | names.keys(), names, labeled)
+    _require_classes(source, _counts(images), used | names.keys(), names, labeled)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
@@ -88,6 +93,30 @@ def init(
     config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
     print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
     return 0
+
+
+def _relabeled(
+    listed: list[Found], further: list[Found], table: Path, class_names: str | None
+) -> tuple[list[Found], list[Found]]:
+    """Apply a table of labels to the images of the dataset and to those of further places.
+
+    Of the latter, those that now have a label belong to the dataset. DataError if a class has no label afterwards.
+    """
+    keys = {image.label for image in listed if image.label}
+    names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
+    classes = keys | names.keys()
+    if not classes:
+        raise DataError("--labels needs the classes: write a list of them, and give it as --class-names")
+    written = {names[key].name if key in names else key: key for key in sorted(classes)} | {key: key for key in classes}
+    images = relabel([*listed, *further], table, written)
+    of_dataset = len(listed)
+    elsewhere = [image for image in images[of_dataset : of_dataset + len(further)] if not image.label]
+    taken = {id(image) for image in elsewhere}
+    images = [image for image in images if id(image) not in taken]
+    used = {image.label for image in images if image.label}
+    if used and (unused := sorted(classes - used)):
+        raise DataError(f"with {table} no image has the label {visible(unused[0])!r}: label one of each class")
+    return images, elsewhere
 
 
 def _copy(image: Found, kept: Found) -> str:

@@ -19,7 +19,7 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
 from kdpl.data.labels import EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Names
+from kdpl.data.names import Names, unlisted
 from kdpl.data.parallel import cores
 from kdpl.data.pieces import Indices, InPieces
 from kdpl.data.pool import Pool
@@ -314,6 +314,16 @@ class DomainDataModule(LightningDataModule):
     def tuning_records(self, split: Literal["labeled", "val"]) -> list[Record]:
         """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
         return self._labels.tuning(split)
+
+    @property
+    def known_labels(self) -> Sequence[Record]:
+        """Labelled training images: all of somebody's own dataset, of another one the k-shot sample alone."""
+        return self.splits.train if self._reading.reader.own else self.tuning_records("labeled")
+
+    @property
+    def images_without_label(self) -> Names:
+        """The unlabelled images that are not among those."""
+        return unlisted(self._pool.all, (record.source for record in self.known_labels))
 
     @property
     def pool_digest(self) -> str:

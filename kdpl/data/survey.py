@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
@@ -12,10 +13,10 @@ from kdpl.data.decoding import Decoding, is_transparent, is_turned, opened
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.folder import UNLABELED, split_folders
-from kdpl.data.readers.table import HELD_OUT, Table
+from kdpl.data.readers.table import HELD_OUT, Table, read_rows
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, find_unlabeled
-from kdpl.data.storage import find_images, is_image
+from kdpl.data.storage import find_images, is_image, is_url
 from kdpl.errors import DataError, visible
 
 # images that Pillow does not open
@@ -94,6 +95,44 @@ def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
     """List unlabelled images of further places without those that are known; see ``find_unlabeled``."""
     found = unlisted(find_unlabeled(where), (image.path for image in known))
     return [Found(source, "", "train") for source in found]
+
+
+def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str]) -> list[Found]:
+    """Give images the labels that somebody wrote into a table with the columns ``image`` and ``label``.
+
+    The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An image that is not
+    among the ``images`` is added for training if it has a label.
+
+    Args:
+        images: The images.
+        table: A .csv or .parquet file; relative paths begin at its folder.
+        named: The classes: labels by what may be written for them, which is themselves or their names.
+
+    Raises:
+        DataError: It cannot be read, gives an image two labels, or names a class that there is not, or empties the
+            label of a test or validation image.
+    """
+    table, number_of, written = table.absolute(), {image.path: i for i, image in enumerate(images)}, dict[str, str]()
+    found = list(images)
+    for number, (image, label, _) in enumerate(read_rows(table, labeled=True), start=1):
+        source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
+        if label and label not in named:
+            near = get_close_matches(label, named, n=1, cutoff=0)
+            said = f"has the label {visible(label)!r}, which is not a class"
+            fault = f"{said}: write {visible(near[0])!r}, or another class"
+        elif written.setdefault(source, label) != label:
+            fault = f"gives {visible(image)} another label than a row before: keep one of the two"
+        elif source in number_of:
+            old = found[number_of[source]]
+            if not label and old.split != "train":
+                fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
+            found[number_of[source]] = replace(old, label=named.get(label, ""))
+        elif label:
+            number_of[source] = len(found)
+            found.append(Found(source, named[label], "train"))
+        if fault:
+            raise DataError(f"row {number} of {table} {fault}")
+    return found
 
 
 def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:

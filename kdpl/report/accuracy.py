@@ -231,10 +231,10 @@ def find_examples(run: Run) -> dict[str, Any]:
     }
 
 
-def thumbnail(image: Image) -> dict[str, Any]:
-    """Return a data URI of an image, with width and height in pixels."""
+def thumbnail(image: Image, edge: int = _EDGE) -> dict[str, Any]:
+    """Return a data URI of an image, at most ``edge`` pixels wide and high, with width and height in pixels."""
     small = image.convert("RGB")
-    small.thumbnail((_EDGE, _EDGE))
+    small.thumbnail((edge, edge))
     buffer = BytesIO()
     small.save(buffer, "webp", quality=80)
     uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

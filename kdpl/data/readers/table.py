@@ -35,7 +35,7 @@ class Table(OwnImages):
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
-        for number, (image, label, split) in enumerate(_rows(table, not self.class_names), start=1):
+        for number, (image, label, split) in enumerate(read_rows(table, not self.class_names), start=1):
             fault = None
             if not image:
                 fault = "names no image: fill in the column image, or remove the row"
@@ -75,8 +75,11 @@ class Table(OwnImages):
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 
-def _rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
-    """Image, label and split of each row; the split of an empty cell is ``train``; with ``labeled`` it has labels."""
+def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
+    """Read image, label and split of each row; the split of an empty cell is ``train``.
+
+    DataError if it cannot be read, or lacks the column ``image`` or, with ``labeled``, ``label``.
+    """
     if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"table {table} is of an unknown kind: give a .csv or .parquet file as root")
     if not table.is_file():

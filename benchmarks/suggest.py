@@ -1,0 +1,162 @@
+"""``python -m benchmarks.suggest``: what ``python -m kdpl suggest`` is worth on both offline worlds.
+
+Teachers and students of 4 labels a class: those of the images that it suggests from the zero-shot CLIP, of as many that
+are drawn at random, and of 4 of each class, which takes the labels to draw. And wrong labels that are planted: how many
+of them are among as many labels that it marks. Interrupted, the same command resumes.
+"""
+
+import argparse
+import csv
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kdpl.__main__ import main as kdpl
+from kdpl.data.readers.registry import build_reader
+from kdpl.data.sampling import few_shot
+from kdpl.data.splits import Reader, Record, Splits
+
+WORLDS, SEEDS, SHOTS = ("digits", "letters"), (1, 2, 3), 4
+CHOICES = ("random", "balanced", "suggested")
+WRONG = 0.05
+WITH_WRONG = {
+    "16 labels a class, teacher tuned on them": (16, True),
+    "16 labels a class, zero-shot teacher": (16, False),
+    "labels of all training images, zero-shot teacher": (None, False),
+}
+"""Labels a class, and whether the teacher was tuned on them."""
+TITLES = {
+    "random": "drawn at random",
+    "balanced": "4 of each class, drawn at random",
+    "suggested": "**suggested, without a label**",
+}
+
+
+@dataclass
+class Relabeled(Reader):
+    """An offline world with other labels of its training images, all of which stay unlabelled.
+
+    Attributes:
+        world: ``digits`` or ``letters``.
+        labels: File with the sources and labels of the labelled images.
+    """
+
+    world: str
+    labels: str
+    own = False
+
+    def __post_init__(self) -> None:
+        self.decoding = build_reader(self.world).decoding
+
+    def read(self) -> Splits:
+        """Read the world, and take the labels of the file."""
+        world = build_reader(self.world).read()
+        train = tuple(Record(*each) for each in json.loads(Path(self.labels).read_text(encoding="utf-8")))
+        return replace(world, train=train, unlabeled=tuple(record.source for record in world.train))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and test what is missing, and print the tables; returns 0."""
+    parser = argparse.ArgumentParser("python -m benchmarks.suggest", description="What suggestions are worth.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the runs")
+    parser.add_argument("--worlds", nargs="*", default=[*WORLDS], choices=WORLDS, help="default: both")
+    options = parser.parse_args(argv)
+    # as the quickstart runs, whatever the number of cores
+    torch.set_num_threads(1)
+    columns = [f"{world}: {stage}" for world in options.worlds for stage in ("teacher", "student")]
+    print(f"| accuracy, % | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
+    for choice in CHOICES:
+        cells = []
+        for world in options.worlds:
+            found = [accuracies(options.out / world, world, choice, seed) for seed in SEEDS]
+            cells += [_mean_and_spread(each) for each in zip(*found, strict=True)]
+        print(f"| {TITLES[choice]} | {' | '.join(cells)} |", flush=True)
+    print(f"\n| wrong labels found, % | {' | '.join(options.worlds)} |\n|---{'|--:' * len(options.worlds)}|")
+    for title, how in WITH_WRONG.items():
+        found = [[share_found(options.out / world, world, *how, seed) for seed in SEEDS] for world in options.worlds]
+        print(f"| {title} | {' | '.join(map(_mean_and_spread, found))} |", flush=True)
+    return 0
+
+
+def accuracies(folder: Path, world: str, choice: str, seed: int) -> tuple[float, float]:
+    """Accuracies on the test images, in percent, of a teacher that saw these labels, and of its student."""
+    run, train = folder / f"{choice}_{seed}", build_reader(world).read().train
+    if choice == "suggested":
+        chosen = _suggested(folder, world, train)
+    elif choice == "balanced":
+        chosen = few_shot(train, (), SHOTS, None, seed)[0]
+    else:
+        chosen = random.Random(seed).sample(train, SHOTS * len({record.label for record in train}))  # noqa: S311
+    stages = {"teacher": [], "student": [f"--model.init_args.teacher={run / 'teacher'}"]}
+    return tuple(_accuracy(run / stage, world, chosen, stage, seed, more) for stage, more in stages.items())
+
+
+def share_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: int) -> float:
+    """Share of the wrong labels, in percent, among as many labels that are marked."""
+    train, draw = build_reader(world).read().train, random.Random(seed)  # noqa: S311
+    labels = few_shot(train, (), shots, None, seed)[0]
+    classes = len({record.label for record in train})
+    wrong = dict.fromkeys(draw.sample(range(len(labels)), round(WRONG * len(labels))), 0)
+    for i in wrong:
+        labels[i] = Record(labels[i].source, (labels[i].label + draw.randrange(1, classes)) % classes)
+    run = folder / f"wrong_{shots}_{'tuned' if tuned else 'zero_shot'}_{seed}"
+    out = run.with_name(f"{run.name}_suggestions")
+    if not (out / "labels.csv").is_file():
+        _fit(run, world, labels, "teacher", seed, [] if tuned else ["--config=configs/teacher/zero_shot.yaml"])
+        _kdpl("suggest", str(run), f"--out={out}", f"--doubtful={WRONG}", "--trust")
+    marked = [row["image"] for row in _rows(out / "labels.csv") if row["label"]]
+    return 100 * len({labels[i].source for i in wrong}.intersection(marked)) / max(len(marked), len(wrong))
+
+
+def _suggested(folder: Path, world: str, train: Sequence[Record]) -> list[Record]:
+    """The images that are suggested from the zero-shot CLIP, which sees no label, with their labels revealed."""
+    run, out, label_of = folder / "zero_shot", folder / "zero_shot_suggestions", dict(train)
+    if not (out / "labels.csv").is_file():
+        _fit(run, world, None, "teacher", 1, ["--config=configs/teacher/zero_shot.yaml", "--data.init_args.shots=0"])
+        _kdpl("suggest", str(run), f"--out={out}", f"--images={SHOTS * len(set(label_of.values()))}")
+    return [Record(row["image"], label_of[row["image"]]) for row in _rows(out / "labels.csv")]
+
+
+def _accuracy(folder: Path, world: str, labels: list[Record], stage: str, seed: int, more: Sequence[str]) -> float:
+    if not (folder / "test.json").is_file():
+        _fit(folder, world, labels, stage, seed, more)
+        _kdpl("test", f"--config={folder}/config.yaml")
+    return 100 * float(json.loads((folder / "test.json").read_text(encoding="utf-8"))["test/acc"])
+
+
+def _fit(
+    folder: Path, world: str, labels: list[Record] | None, stage: str, seed: int, more: Sequence[str] = ()
+) -> None:
+    """Fit the quickstart's teacher or student on these labels; on the world's own without any."""
+    settings = [f"--config=configs/{name}.yaml" for name in (f"data/{world}", "trainer/cpu", f"{stage}/quickstart")]
+    if labels is not None:
+        file = folder.with_name(f"{folder.name}_labels.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(labels), encoding="utf-8")
+        given = {"world": world, "labels": str(file)}
+        reader = {"class_path": "benchmarks.suggest.Relabeled", "init_args": given}
+        settings += [f"--data.init_args.dataset={json.dumps(reader)}", "--data.init_args.shots=null"]
+    _kdpl("fit", *settings, *more, f"--seed_everything={seed}", f"--out={folder}")
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def _kdpl(*args: str) -> None:
+    if kdpl(args):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
