@@ -16,9 +16,10 @@ from benchmarks.messy_pool import MessyDigits
 from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
-from benchmarks.texts import Texts
 from benchmarks.suggest import Relabeled
+from benchmarks.texts import Texts
 from benchmarks.uneven_shots import UnevenDigits, classes
+from kdpl.data.readers.digits import read_digits
 from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
 CPU = torch.device("cpu")
