@@ -71,8 +71,8 @@ def _watch(
     import json
 
     from kdpl.deploy.bulk import load_classifier
-    from kdpl.report.two_samples import LEAST_RATE
-    from kdpl.report.watch import MIN_IMAGES, QUANTILE, look, render, watch
+    from kdpl.report.two_samples import LEAST_RATE, QUANTILE
+    from kdpl.report.watch import MIN_IMAGES, look, render, watch
     from kdpl.runtime.held_out import decision_rule
     from kdpl.runtime.image_sample import MAX_IMAGES, REMEDY, ImageSample
     from kdpl.runtime.messages import inform
@@ -84,12 +84,11 @@ def _watch(
     if against:
         pool = look(classifier, references, "--against").sample.draw(MAX_IMAGES)
     else:
-        pool = ImageSample.load(Path(folder), classifier.fingerprint(), len(classifier.class_names))
+        pool = ImageSample.load(Path(folder), classifier.fingerprint(), classifier.vectors.vectors.shape)
     if len(pool) < MIN_IMAGES:
         raise ConfigError(f"it takes {MIN_IMAGES} images of the pool or more, and {folder} keeps {len(pool)}: {REMEDY}")
     new = look(classifier, sources, "--on")
-    threshold = rule.threshold if error is not None else pool.scores.quantile(QUANTILE).item()
-    found = watch(classifier, pool, new, threshold, rate)
+    found = watch(classifier, pool, new, rule.threshold if error is not None else None, rate)
     of_pool = f"the one that {QUANTILE:.0%} of the pool are below"
     about = {
         "name": str(Path(folder).resolve()),

@@ -15,6 +15,9 @@ Floats = npt.NDArray[np.float64]
 QUESTIONS = ("rejected", "classes", "distance")
 """What is compared: share of rejected images, frequencies of predicted classes, distance of features to the pool."""
 
+QUANTILE = 0.05
+"""Share of the pool that is rejected where no threshold is given."""
+
 PERMUTATIONS = 1999
 LEAST_RATE = len(QUESTIONS) / (PERMUTATIONS + 1)
 """Smallest p-value that there can be, and so the smallest rate of false alarms."""
@@ -30,13 +33,14 @@ class Comparison(NamedTuple):
     classes: list[float]
 
 
-def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: float) -> Comparison:
+def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: float | None = None) -> Comparison:
     """Compare N pool images and n new ones by random permutations of which image belongs to which.
 
     The statistics are, each larger for images less like the pool: the number of new images with a score below the
-    threshold; the sum over classes of squared differences of predicted frequencies, on the scale of Anscombe's arcsine
-    (Biometrika 35, 1948), on which those of rare and frequent classes vary alike; and the mean distance of new images
-    to the nearest pool image, minus that of pool images to the nearest other one.
+    threshold, by default the pool's ``least_sure``, of each permutation anew; the sum over classes of squared
+    differences of predicted frequencies, on the scale of Anscombe's arcsine (Biometrika 35, 1948), on which those of
+    rare and frequent classes vary alike; and the mean distance of new images to the nearest pool image, minus that of
+    pool images to the nearest other one.
 
     If new images are exchangeable with the pool's, all arrangements are equally probable, and each p-value is valid for
     any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The smallest one is compared with the smallest
@@ -45,7 +49,7 @@ def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: fl
     """
     search, draw = _Nearest(torch.cat([pool.features, new.features])), np.random.default_rng(0)
     labels = torch.cat([pool.labels, new.labels]).numpy()
-    below = torch.cat([pool.scores, new.scores]).numpy() < threshold
+    scores = torch.cat([pool.scores, new.scores]).numpy()
     given = np.arange(len(labels)) >= len(pool)
     statistics, differences = [], []
     for number in range(PERMUTATIONS + 1):
@@ -55,13 +59,19 @@ def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: fl
         )
         difference, nearest = np.abs(among_new - among_pool), search.among(~is_new)
         distance = nearest[is_new].mean() - nearest[~is_new].mean()
-        statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
+        below = scores[is_new] < (least_sure(scores[~is_new]) if threshold is None else threshold)
+        statistics.append([below.sum(), np.square(difference).sum(), distance])
         differences.append(difference)
     p_values = _p_values(np.round(statistics, _DECIMALS))
     by_class = np.round(differences, _DECIMALS)
     adjusted = (p_values.min(axis=1)[:, None] <= p_values[0]).mean(axis=0)
     of_classes = (by_class.max(axis=1)[:, None] >= by_class[0]).mean(axis=0)
     return Comparison(dict(zip(QUESTIONS, adjusted.tolist(), strict=True)), of_classes.tolist())
+
+
+def least_sure(scores: npt.NDArray[np.float32]) -> float:
+    """Threshold that a share ``QUANTILE`` of the pool's scores [N] are below."""
+    return float(np.quantile(scores, QUANTILE))
 
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:

@@ -12,14 +12,11 @@ from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.errors import DataError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
-from kdpl.report.two_samples import compare, distances_to, distances_within
+from kdpl.report.two_samples import compare, distances_to, distances_within, least_sure
 from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
 
 MIN_IMAGES = 20
 """Smallest number of images on either side: of fewer, a share has an interval of 40 points or more."""
-
-QUANTILE = 0.05
-"""Share of the pool that is rejected where no error is wanted."""
 
 MAX_SHOWN = 24
 """Largest number of unusual images that are shown."""
@@ -63,7 +60,7 @@ def look(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
 
 
 def watch(
-    classifier: Classifier, pool: ImageSample, new: Batch, threshold: float, false_alarms: float
+    classifier: Classifier, pool: ImageSample, new: Batch, threshold: float | None, false_alarms: float
 ) -> dict[str, Any]:
     """Compare new images with a sample of the pool.
 
@@ -71,7 +68,7 @@ def watch(
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
         new: The new images.
-        threshold: An image with a smaller largest probability is rejected.
+        threshold: An image with a smaller largest probability is rejected; None: smaller than of most of the pool.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
 
     Returns:
@@ -81,9 +78,10 @@ def watch(
     drawn = sample.draw(MAX_IMAGES)
     found = compare(pool, drawn, len(names), threshold)
     alarms = [question for question, p_value in found.questions.items() if p_value <= false_alarms]
-    counts = {
-        who: each.labels.bincount(minlength=len(names)).tolist() for who, each in (("pool", pool), ("new", sample))
-    }
+    threshold = least_sure(pool.scores.numpy()) if threshold is None else threshold
+    both = {"pool": pool, "new": sample}
+    counts = {who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()}
+    rejected = {who: int((each.scores < threshold).sum()) for who, each in both.items()}
     rows = [
         {
             "name": name,
@@ -95,7 +93,6 @@ def watch(
         for number, name in enumerate(names)
     ]
     rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
-    rejected = {who: int((each.scores < threshold).sum()) for who, each in (("pool", pool), ("new", sample))}
     own, far = np.sort(distances_within(pool.features)), distances_to(pool.features, sample.features)
     # share of the pool's own distances that are smaller
     ranks = np.searchsorted(own, far) / len(own)
@@ -119,8 +116,8 @@ def watch(
         "p_values": found.questions,
         "sizes": {"pool": len(pool), "compared": len(drawn)},
         "rejected": {
-            who: {"share": rejected[who] / size, "interval": wilson(rejected[who], size)}
-            for who, size in (("pool", len(pool)), ("new", len(sample)))
+            who: {"share": rejected[who] / len(each), "interval": wilson(rejected[who], len(each))}
+            for who, each in both.items()
         },
         "classes": rows,
         "most": max(max(row["pool"], row["interval"][1]) for row in rows),

@@ -1,6 +1,6 @@
 """What a classifier finds in a sample of images; that of the pool is kept with it, to compare new images with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,8 +63,11 @@ class ImageSample:
         write_tensors(folder / POOL_SAMPLE_FILE, KIND, VERSION, vars(self), {"classifier": classifier})
 
     @classmethod
-    def load(cls, folder: Path, classifier: str, num_classes: int) -> "ImageSample":
-        """Read the file of a folder; an ArtifactError if it is missing, damaged, or of another classifier."""
+    def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
+        """Read the file of a folder; an ArtifactError if it is missing, damaged, or of another classifier.
+
+        ``classifier`` is the fingerprint and ``shape`` that of the class vectors, [C, D].
+        """
         path = folder / POOL_SAMPLE_FILE
         if not path.is_file():
             raise ArtifactError(f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}")
@@ -75,12 +78,11 @@ class ImageSample:
         own = [tensors.get(name, torch.empty(0)) for name in ("features", "scores", "labels")]
         features, scores, labels = own
         kinds = [torch.float16, torch.float32, torch.int64]
-        valid = len(tensors) == 3 and [each.dtype for each in own] == kinds and (features.ndim, scores.ndim) == (2, 1)
-        valid = valid and features.shape[:1] == scores.shape == labels.shape and 1 <= len(scores) <= MAX_IMAGES
+        count = scores.numel()
+        valid = len(tensors) == 3 and [each.dtype for each in own] == kinds and 1 <= count <= MAX_IMAGES
+        valid = valid and features.shape == (count, shape[1]) and scores.shape == labels.shape == (count,)
         # refuses NaN too
-        if not valid or not (
-            ((scores >= 0) & (scores <= 1) & (labels >= 0) & (labels < num_classes)).all()
-            and (features.abs() <= 2).all()
-        ):
+        within = valid and (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
+        if not (within and ((labels >= 0) & (labels < shape[0])).all()):
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
         return cls(features, scores, labels)

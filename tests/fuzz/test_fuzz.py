@@ -43,7 +43,7 @@ READERS = {
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
     SKETCH_FILE: lambda file: LogitSketch.load(file.parent).confidences(),
     HELD_OUT_FILE: lambda file: HeldOutScores.load(file.parent, "ab").set_threshold(0.5),
-    POOL_SAMPLE_FILE: lambda file: ImageSample.load(file.parent, "ab", 5),
+    POOL_SAMPLE_FILE: lambda file: ImageSample.load(file.parent, "ab", (5, 4)),
     UNKNOWN_FILE: lambda file: Unknown.load(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,

@@ -205,7 +205,7 @@ SAMPLE = {"features": torch.ones(3, 4).half(), "scores": torch.ones(3), "labels"
 
 
 def load_sample(path):
-    return ImageSample.load(path.parent, "ab", num_classes=5)
+    return ImageSample.load(path.parent, "ab", (5, 4))
 
 
 def test_every_invalid_field_of_a_pool_sample_is_refused(tmp_path):
@@ -225,6 +225,8 @@ def test_every_invalid_field_of_a_pool_sample_is_refused(tmp_path):
         {"features": torch.ones(3, 4)},
         {"features": torch.ones(3).half()},
         {"features": torch.ones(2, 4).half()},
+        {"features": torch.ones(3, 5).half()},
+        {"scores": torch.tensor(1.0)},
         {"features": torch.full((3, 4), float("nan")).half()},
         {"features": torch.full((3, 4), float("inf")).half()},
         {"scores": torch.tensor([0.5, 0.5, 1.5])},

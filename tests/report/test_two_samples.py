@@ -26,6 +26,10 @@ def distance(one, other):
 
 def plain_statistics(pool, new, threshold):
     """The three statistics and each class's difference, of two lists of (features, score, class)."""
+    if threshold is None:
+        ordered, place = sorted(score for _, score, _ in pool), 0.05 * (len(pool) - 1)
+        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+        threshold = low + (place % 1) * (high - low)
     rejected = sum(score < threshold for _, score, _ in new)
     angles = []
     for part in (pool, new):
@@ -53,16 +57,16 @@ def plain_comparison(pool, new, threshold, permutations):
 
 
 @pytest.mark.parametrize(
-    ("changes", "near"),
-    [({}, 32), ({"shift": 3.0}, 1), ({"unsure": 0.3, "rare": 5.0}, 2)],
-    ids=["same", "far", "other"],
+    ("changes", "near", "threshold"),
+    [({}, 32, 0.3), ({"shift": 3.0}, 1, 0.3), ({"unsure": 0.3, "rare": 5.0}, 2, 0.3), ({"unsure": 0.9}, 3, None)],
+    ids=["same", "far", "other", "unsure"],
 )
-def test_p_values_are_those_of_a_plain_implementation(changes, near, monkeypatch):
+def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, monkeypatch):
     monkeypatch.setattr(two_samples, "PERMUTATIONS", 80)
     monkeypatch.setattr(two_samples, "_NEAR", near)
     pool, new = draw(17, seed=1), draw(12, seed=2, **changes)
-    found = compare(pool, new, CLASSES, threshold=0.3)
-    questions, classes = plain_comparison(pool, new, 0.3, 80)
+    found = compare(pool, new, CLASSES, threshold)
+    questions, classes = plain_comparison(pool, new, threshold, 80)
     assert [*found.questions] == ["rejected", "classes", "distance"]
     assert [*found.questions.values()] == pytest.approx(questions)
     assert found.classes == pytest.approx(classes)
@@ -83,7 +87,7 @@ def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
     smallest, classes = [], []
     for seed in range(200):
         pool, new = (draw(count, seed=(seed, count), rare=0.2) for count in sizes)
-        found = compare(pool, new, CLASSES, threshold=0.2)
+        found = compare(pool, new, CLASSES)
         smallest.append(min(found.questions.values()))
         classes.append(min(found.classes))
     for rate in (0.1, 0.3, 0.5):

@@ -48,7 +48,7 @@ def here(tmp_path, monkeypatch):
 
 def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(student_run):
     read = Classifier.load(student_run / "classifier")
-    kept = ImageSample.load(student_run / "classifier", read.fingerprint(), 10)
+    kept = ImageSample.load(student_run / "classifier", read.fingerprint(), (10, read.vectors.vectors.shape[1]))
     data = world.digits(batch_size=8)
     images = [data.splits.open_image(record.source) for record in data.splits.train]
     assert len(kept) == len(images) == 700
@@ -114,7 +114,7 @@ def test_classes_at_other_frequencies_end_with_3_and_are_named(classifier, batch
     page, summary = watch(classifier, "--on", batches / "few", code=3, capsys=capsys)
     assert "classes are predicted at other frequencies" in summary["because"]
     loaded = Classifier.load(classifier)
-    pool = ImageSample.load(classifier, loaded.fingerprint(), 10)
+    pool = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     (_, counts) = torch.tensor(
         [loaded.class_names.index(top.class_name) for (top,) in loaded.predict(sorted((batches / "few").iterdir()))]
     ).unique(return_counts=True)
@@ -154,7 +154,7 @@ def test_a_wanted_error_sets_the_threshold(classifier, batches, here, capsys):
     folder = shutil.copytree(classifier, here / "classifier")
     loaded.held_out.save(folder, loaded.fingerprint())
     threshold = loaded.held_out.threshold(0.02)
-    pool = ImageSample.load(folder, loaded.fingerprint(), 10)
+    pool = ImageSample.load(folder, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     page, summary = watch(folder, "--on", batches / "same", "--max-error=2%", capsys=capsys)
     expected = [top.probability < threshold for (top,) in loaded.predict(sorted((batches / "same").iterdir()))]
     assert summary["rejected"] == pytest.approx(sum(expected) / 60, abs=1e-4)
@@ -228,14 +228,14 @@ def test_a_run_is_not_a_classifier(student_run, batches, here, capsys):
 
 def test_a_sample_of_another_classifier_is_refused(classifier, without, batches, capsys):
     loaded = Classifier.load(classifier)
-    ImageSample.load(classifier, loaded.fingerprint(), 10).save(without, "ab")
+    ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1])).save(without, "ab")
     code = main(["report", str(without), "--on", str(batches / "same")])
     refused(capsys, code, "pool_sample.safetensors is of another classifier than", "remove it, and give images")
 
 
 def test_a_pool_of_few_images_is_too_small(classifier, without, batches, capsys):
     loaded = Classifier.load(classifier)
-    sample = ImageSample.load(classifier, loaded.fingerprint(), 10)
+    sample = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     sample.draw(19).save(without, loaded.fingerprint())
     code = main(["report", str(without), "--on", str(batches / "same")])
     refused(capsys, code, "it takes 20 images of the pool or more", "keeps 19")
