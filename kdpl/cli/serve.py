@@ -17,6 +17,7 @@ def serve(
     max_error: str | None = None,
     sets: str | None = None,
     calibrated: bool = False,
+    unknown: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt = 1,
     host: str = "127.0.0.1",
@@ -37,6 +38,7 @@ def serve(
         max_error: wanted error among accepted images, such as 0.02; the class of the others is null
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are in classes
         calibrated: probabilities at the temperature that was fitted on held-out images
+        unknown: add unknown, the score from 0 to 1 of being none of the classes
         device: auto is a GPU if there is one
         workers: processes that classify, on each device; each loads the classifier
         host: address to listen on; 0.0.0.0 opens the service to the network
@@ -60,12 +62,16 @@ def serve(
     from kdpl.deploy.serve.server import build, listen
     from kdpl.deploy.serve.server import serve as run
     from kdpl.runtime.held_out import decision_rule
+    from kdpl.runtime.unknown import require_unknown
 
-    with listen(host, port) as listener:
-        loaded = load_classifier(classifier, None, device)
-        rule = decision_rule(loaded.held_out, error, coverage, calibrated)
-        answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule)
-        limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
-        kind = loaded.head.class_vectors.device.type
-        run(build(answers, loaded, kind, workers, limits), listener)
+    # a port in use is said before the classifier is loaded
+    listen(host, port).close()
+    loaded = load_classifier(classifier, None, device)
+    rule = decision_rule(loaded.held_out, error, coverage, calibrated)
+    if unknown:
+        require_unknown(loaded.unknown)
+    answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule, unknown)
+    limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
+    kind = loaded.head.class_vectors.device.type
+    run(build(answers, loaded, kind, workers, limits), host, port)
     return 0

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 from runs import noise, processes_of, start_process, wait_for
+from world import refused
 
 from benchmarks.serve import at_once, bomb, picture, send
 from kdpl.classifier import Classifier
+from kdpl.deploy.serve.api import Answers
+from kdpl.deploy.serve.gate import Limits
+from kdpl.deploy.serve.server import build, serve
+from kdpl.errors import ArtifactError
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +34,13 @@ sys.addaudithook(forbid)
 
 
 @contextmanager
-def service(folder, classifier, *options):
+def service(folder, classifier, *options, **variables):
     """Serve on a free port, without a network of its own; yields the process and its address."""
     (folder / "hooks").mkdir()
     (folder / "hooks" / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(folder / "network")))
     paths = f"{folder / 'hooks'}:{os.environ.get('PYTHONPATH', '')}"
     args = ["serve", str(classifier), "--host=127.0.0.1", "--port=0", *options]
-    process = start_process(args, stdout=subprocess.PIPE, PYTHONPATH=paths)
+    process = start_process(args, stdout=subprocess.PIPE, PYTHONPATH=paths, **variables)
     try:
         line = process.stdout.readline()
         assert re.fullmatch(r"service: http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", line), process.stderr.read()
@@ -81,6 +87,32 @@ def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+def test_requests_at_the_time_of_sigterm_are_answered(classifier, tmp_path):
+    image = picture(40)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    with service(tmp_path, classifier, LIT_SERVER_API_KEY="secret") as (process, address):
+        assert send(address, image)[0] == 401
+        place = (address.split(":")[0], int(address.split(":")[1]))
+        with socket.create_connection(place) as connection:
+            connection.sendall(head.replace("Host", "X-API-Key: secret\r\nHost").encode() + image[:100])
+            wait_for(lambda: "kdpl_requests_active 1.0" in httpx.get(f"http://{address}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: is_refused(place))
+            connection.sendall(image[100:])
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b'"predictions"' in answer
+        assert process.wait() == 143
+
+
+def is_refused(place):
+    try:
+        socket.create_connection(place).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(number, code, classifier, tmp_path):
     with service(tmp_path, classifier) as (process, address):
@@ -89,3 +121,20 @@ def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(number, 
         assert process.wait() == code
         assert process.stderr.read() == {130: "interrupted\n", 143: "terminated\n"}[code]
         wait_for(lambda: not processes_of(process.pid))
+
+
+def test_a_worker_that_cannot_start_ends_the_service(classifier, tmp_path):
+    loaded = Classifier.load(classifier)
+    server = build(Answers(str(tmp_path / "none")), loaded, "cpu", 1, Limits())
+    with refused(ArtifactError, "a worker of the service failed to start .*: see"):
+        serve(server, "127.0.0.1", 0)
+
+
+def test_a_killed_service_leaves_neither_workers_nor_its_port(classifier, tmp_path):
+    with service(tmp_path, classifier) as (process, address):
+        workers = [pid for pid in processes_of(process.pid) if b"spawn_main" in command_of(pid)]
+        process.kill()
+        process.wait()
+        assert is_refused((address.split(":")[0], int(address.split(":")[1])))
+        wait_for(lambda: not {*workers} & {*processes_of(process.pid)})
+        assert workers

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import parent_process
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class Answers:
     classifier: str
     top_k: int = 1
     rule: DecisionRule = DecisionRule()
+    unknown: bool = False
 
 
 class Upload(NamedTuple):
@@ -97,6 +99,9 @@ class SleepingLoop(BatchedLoop):  # type: ignore[misc]
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> Any:
         """Wait up to a second for a request; returns it with those behind it, and those that are too old."""
         first = self.get_request(request_queue, timeout=1.0)
+        service = parent_process()
+        if service is not None and not service.is_alive():
+            raise SystemExit  # it was killed, and could not end its workers
         rest = _Rest(first, request_queue)
         return ([], []) if first is None else super().get_batch_requests(lit_api, rest, transport)
 
@@ -117,7 +122,8 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]
         torch.set_num_threads(1)
         self.classifier = Classifier.load(self.answers.classifier).to(device)
         self.on_cpu = device == "cpu"
-        self.columns = columns(self.answers.top_k, self.answers.rule.set_threshold is not None)
+        sets = self.answers.rule.set_threshold is not None
+        self.columns = columns(self.answers.top_k, sets, self.answers.unknown)
         size = self.classifier.preprocessing.image_size
         # the first image takes longer
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])

@@ -56,22 +56,22 @@ class Gate:
         self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a connection's request."""
+        """Handle a request."""
         if scope["type"] != "http" or scope["path"] != self.path:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), _CLIENT_CLOSED
 
-        async def note(message: Message) -> None:
+        async def noted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._admit(scope, receive, note)
+            await self._admit(scope, receive, noted)
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
-            await answer(scope, receive, note)
+            await answer(scope, receive, noted)
         except ClientDisconnect:
             pass
         finally:
@@ -79,41 +79,32 @@ class Gate:
             self.metrics.seconds.observe(time.perf_counter() - start)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limits = self.limits
+        limits, size, complete = self.limits, 0, False
         too_large = HTTPException(413, f"the body is larger than {limits.size} bytes: send fewer or smaller images")
         if int(Headers(scope=scope).get("content-length", 0)) > limits.size:
             raise too_large
         if self.active >= limits.waiting:
             raise HTTPException(503, f"{limits.waiting} requests are waiting: try again later", {"Retry-After": "1"})
-        size, complete, started = 0, False, False
 
-        async def count(message: Message) -> Message:
+        async def counted() -> Message:
             nonlocal size, complete
+            message = await receive()
             size += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if size > limits.size:
                 raise too_large
             return message
 
-        async def receive_counted() -> Message:
-            return await count(await receive())
-
-        async def send_noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         self.active += 1
         self.metrics.active.set(self.active)
         try:
             async with asyncio.timeout(limits.seconds):
-                await self.app(scope, receive_counted, send_noted)
+                await self.app(scope, counted, send)
         except TimeoutError:
-            if started:
-                return
+            late = f"after {limits.seconds:g} s"
             if complete:
-                raise HTTPException(504, f"there is no answer after {limits.seconds:g} s: try again later") from None
-            said = f"the body is incomplete after {limits.seconds:g} s: send fewer or smaller images"
+                raise HTTPException(504, f"there is no answer {late}: try again later") from None
+            said = f"the body is incomplete {late}: send fewer or smaller images"
             raise HTTPException(408, said, {"Connection": "close"}) from None
         finally:
             self.active -= 1

@@ -1,6 +1,8 @@
 """The service as a whole: workers, gate, pages for programs, and the socket that it listens on."""
 
+import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,8 +25,6 @@ from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
 from kdpl.errors import ArtifactError, ConfigError, reason
 
 _MAX_CONNECTIONS = 512
-# of one that is unused, and of those that are in use when the service ends
-_KEEP_ALIVE, _FINISH = 5, 30
 
 # what LitServe's route cannot say of itself
 _RAW_BODY = {"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
@@ -77,7 +77,7 @@ def _refuse(*_: object) -> JSONResponse:
     return JSONResponse({"detail": "the field images holds no file: give it a file name and the image"}, 422)
 
 
-def serve(server: LitServer, listener: socket.socket) -> None:
+def serve(server: LitServer, host: str, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C, which then is raised after the requests at that time have been answered."""
     configure_logging(logging.WARNING, stream=sys.stderr)
     _shield_forks()
@@ -86,29 +86,37 @@ def serve(server: LitServer, listener: socket.socket) -> None:
         http=ImpatientProtocol,
         ws="none",
         limit_concurrency=_MAX_CONNECTIONS,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_FINISH,
+        timeout_graceful_shutdown=math.ceil(2 * server.timeout),
         access_log=False,
         server_header=False,
         proxy_headers=False,
         log_level="error",
     )
+    # the process of the queues shares the memory of this one, until the garbage collector of either writes into it
+    gc.freeze()
     with wrap_litserve_start(server, worker_monitor=True):
         try:
-            server.verify_worker_status()
-        except RuntimeError as error:
-            raise ArtifactError(
-                f"a worker of the service failed to start ({reason(error)}): see the lines above"
-            ) from error
-        host, port = listener.getsockname()[:2]
-        print(f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
-        if not host.startswith("127.") and host != "::1":
-            print("everybody who can reach this machine over the network can use the service", file=sys.stderr)
-        try:
-            uvicorn.Server(config).run([listener])
+            _require_workers(server)
+            # not before, since the process of the queues would inherit it, and keep the port when this one ends
+            with listen(host, port) as listener:
+                host, port = listener.getsockname()[:2]
+                print(f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+                if not host.startswith("127.") and host != "::1":
+                    print("everybody who can reach this machine over the network can use the service", file=sys.stderr)
+                uvicorn.Server(config).run([listener])
         finally:
-            # its monitor would report that the workers have ended
+            # the monitor of the workers would report that they have ended
             configure_logging(logging.CRITICAL)
+
+
+def _require_workers(server: LitServer) -> None:
+    """Wait until a worker is ready."""
+    try:
+        server.verify_worker_status()
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"a worker of the service failed to start ({reason(error)}): see the lines above"
+        ) from error
 
 
 def _shield_forks() -> None:
