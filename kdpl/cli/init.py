@@ -75,7 +75,8 @@ def init(
     images = with_test(good, _HELD_OUT)
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{source} has no readable image to train on: add some, or give --unlabeled")
-    _require_classes(source, _counts(images), used | names.keys(), names, labeled)
+    why = {image.label: left_out[image.path] for image in seen if image.path in left_out}
+    _require_classes(source, _counts(images), used | names.keys(), names, labeled, why)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
@@ -85,11 +86,14 @@ def init(
     # last, since the reader of a pipe may close it
     _print(source, images, names)
     _print_not_taken([*left_out.values()], aside)
+    gpu = shutil.which("nvidia-smi") is not None
+    if not gpu:
+        print("  no GPU was found: with the published models, training takes a day or more without one (docs/faq.md)")
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
     if 0 < min(_counts(images).values(), default=0) <= _REFINED:
         stages += " --student configs/student/refined.yaml"
-    trainer = f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml"
+    trainer = f"configs/trainer/{'gpu' if gpu else 'cpu'}.yaml"
     config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
     print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
     return 0
@@ -126,7 +130,12 @@ def _copy(image: Found, kept: Found) -> str:
 
 
 def _require_classes(
-    path: Path, trained: Counter[str], labels: set[str], names: Mapping[str, ClassName], labeled: bool
+    path: Path,
+    trained: Counter[str],
+    labels: set[str],
+    names: Mapping[str, ClassName],
+    labeled: bool,
+    why: Mapping[str, str | None],
 ) -> None:
     if len(labels) == 1:
         remedy = "give the folder above" if labeled else "write a name on each line of --class-names"
@@ -137,7 +146,8 @@ def _require_classes(
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
         if labeled and label not in trained:
-            raise DataError(f"class {label!r} in {path} has no readable training image: add some, or remove the class")
+            left_out = f" ({why[label]})" if label in why else ""
+            raise DataError(f"class {label!r} in {path} has no usable training image{left_out}: add some, or remove it")
 
 
 def _counts(images: list[Found]) -> Counter[str]:

@@ -147,7 +147,9 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "kdpl", "run"]
     assert words[words.index("--config") + 1] == f"{tmp_path}/my out/data.yaml"
-    assert f"configs/trainer/{'gpu' if shutil.which('nvidia-smi') else 'cpu'}.yaml" in words
+    gpu = shutil.which("nvidia-smi") is not None
+    assert f"configs/trainer/{'gpu' if gpu else 'cpu'}.yaml" in words
+    assert ("no GPU was found: " in out) == (not gpu)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +396,8 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
         ("loose", ["--class-names=none.txt"], "none.txt names no class: write a name on each line"),
         ("untested", ["--class-names=one.txt"], "one.txt lacks class 'dog'"),
         ("bare.csv", [], "no row with a label: "),
-        ("unreadable", [], "class 'eel' in"),
+        ("unreadable", [], "class 'eel' in unreadable has no usable training image (image "),
+        ("copied", [], "dog/7.png is a copy of "),
         ("misnamed", [], "has a class name that"),
         ("gone.csv", [], "gone.csv"),
         ("pets", ["--unlabeled=gone/"], "gone"),
@@ -409,6 +412,8 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more
     plain_folders(tmp_path / "pets")
     picture(plain_folders(tmp_path / "unreadable") / "eel/1.png", 1, 1, 1)
     (tmp_path / "unreadable/eel/1.png").write_bytes(b"")
+    for image in plain_folders(tmp_path / "copied").glob("dog/*"):
+        shutil.copy(image, tmp_path / "copied/cat")
     plain_folders(tmp_path / "misnamed", classes=("cat", "dog\nline"))
     (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
     picture(tmp_path / "loose/1.png", 1, 1, 1)
