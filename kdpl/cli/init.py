@@ -113,14 +113,12 @@ def _relabeled(
         raise DataError("--labels needs the classes: write a list of them, and give it as --class-names")
     written = {names[key].name if key in names else key: key for key in sorted(classes)} | {key: key for key in classes}
     images = relabel([*listed, *further], table, written)
-    of_dataset = len(listed)
-    elsewhere = [image for image in images[of_dataset : of_dataset + len(further)] if not image.label]
-    taken = {id(image) for image in elsewhere}
-    images = [image for image in images if id(image) not in taken]
     used = {image.label for image in images if image.label}
     if used and (unused := sorted(classes - used)):
         raise DataError(f"with {table} no image has the label {visible(unused[0])!r}: label one of each class")
-    return images, elsewhere
+    places = {image.path for image in further}
+    own = [image for image in images if image.label or image.path not in places]
+    return own, [image for image in images if not image.label and image.path in places]
 
 
 def _copy(image: Found, kept: Found) -> str:

@@ -92,29 +92,16 @@ class Suggestions:
         inform(f"loading the teacher of {folder}")
         teacher.load()
         records = [*labeled, *(Record(source, -1) for source in pool)]
-        features = _encode(teacher, data, records)
-        known, others = features[: len(labeled)], features[len(labeled) :]
-        notes = list[str]()
-        chosen, doubtful = list[Suggestion](), list[Suggestion]()
+        known, others = torch.tensor_split(_encode(teacher, data, records), [len(labeled)])
+        chosen, notes = list[Suggestion](), list[str]()
         if pool:
             predictions = teacher.logits(others).softmax(dim=1)
             for i in to_label(others, predictions, number, known):
                 chosen.append(_suggestion(records[len(labeled) + i], predictions[i], data.class_names))
         else:
             notes.append("there are no images without a label to choose from")
-        if labeled:
-            labels = torch.tensor([record.label for record in labeled], device=known.device)
-            probabilities = probabilities_without_own_label(known, labels, len(data.class_names))
-            if alone := int(probabilities[:, 0].isnan().sum()):
-                one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
-                notes.append(f"{one}, because there is no other of the class to compare with")
-            own = probabilities.gather(1, labels[:, None])[:, 0]
-            wrong = torch.nonzero(own < probabilities.max(dim=1).values).flatten()  # NaN is never less
-            for i in wrong[own[wrong].argsort()][: max(1, round(share * len(labeled)))].tolist():
-                doubtful.append(_suggestion(labeled[i], probabilities[i], data.class_names))
-        else:
-            notes.append("there are no labels to check")
-        return cls(data, chosen, doubtful, notes)
+        doubtful, note = _doubtful(labeled, known, share, data.class_names)
+        return cls(data, chosen, doubtful, notes + note)
 
     def save(self, out: Path) -> None:
         """Write the table and the page; images in shards are copied beside them, for the table to name."""
@@ -145,6 +132,23 @@ class Suggestions:
             table=TABLE,
         )
         write_text(out / PAGE, html)
+
+
+def _doubtful(
+    labeled: Sequence[Record], features: Tensor, share: float, class_names: Sequence[str]
+) -> tuple[list[Suggestion], list[str]]:
+    """Labels that are not the most probable, at most that share of all; and what was not checked."""
+    if not labeled:
+        return [], ["there are no labels to check"]
+    labels = torch.tensor([record.label for record in labeled], device=features.device)
+    probabilities = probabilities_without_own_label(features, labels, len(class_names))
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    wrong = torch.nonzero(own < probabilities.max(dim=1).values).flatten()  # NaN is never less
+    wrong = wrong[own[wrong].argsort()][: max(1, round(share * len(labeled)))]
+    alone = int(own.isnan().sum())
+    one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
+    notes = [f"{one}, because no other image has the same one"] if alone else []
+    return [_suggestion(labeled[i], probabilities[i], class_names) for i in wrong.tolist()], notes
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:

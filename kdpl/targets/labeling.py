@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _FOLDS = 5
 _SHRINKAGE = 0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
@@ -68,30 +67,30 @@ def probabilities_without_own_label(features: Tensor, labels: Tensor, classes: i
         classes: Number of classes C.
         seed: Seed of the folds.
     """
+    count = torch.bincount(labels, minlength=classes)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
-    one_hot = F.one_hot(labels, classes)
-    # the number of images of the same class that come before in a random order
-    before = (one_hot[order].cumsum(dim=0) * one_hot[order]).sum(dim=1) - 1
+    order = order[labels[order].argsort(stable=True)]
     fold = torch.empty_like(labels)
-    fold[order] = before % _FOLDS
+    # the place of each image within its class, whose images are next to each other in this order
+    places = torch.arange(len(labels), device=labels.device) - (count.cumsum(dim=0) - count)[labels[order]]
+    fold[order] = places % _FOLDS
     result = features.new_full((len(labels), classes), float("nan"))
     for held_out in (fold == number for number in range(_FOLDS)):
         if held_out.any() and not held_out.all():
-            scores = _discriminant(features[~held_out], one_hot[~held_out].to(features.dtype), features[held_out])
+            scores = _discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
             result[held_out] = scores.softmax(dim=1)
-    result[one_hot.sum(dim=0)[labels] < 2] = float("nan")
+    result[count[labels] < 2] = float("nan")
     return result
 
 
-def _discriminant(seen: Tensor, one_hot: Tensor, asked: Tensor) -> Tensor:
-    """Log-likelihoods of images [M, D] in each class, up to a constant; one hot labels [N, C] of those seen [N, D]."""
-    counts = one_hot.sum(dim=0)
-    means = one_hot.T @ seen / counts.clamp_min(1)[:, None]
-    rest = seen - one_hot @ means
+def _discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:
+    """Log-likelihoods of images [M, D] in each class, up to a constant, by those seen [N, D] with their labels."""
+    count = torch.bincount(labels, minlength=classes)
+    means = seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen) / count.clamp_min(1)[:, None]
+    rest = seen - means[labels]
     covariance = rest.T @ rest / len(seen)
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variance = covariance.trace().clamp_min(1e-6) / len(covariance)
     precise = torch.linalg.solve((1 - _SHRINKAGE) * covariance + _SHRINKAGE * variance * identity, means.T)
-    scores = asked @ precise - 0.5 * (means.T * precise).sum(dim=0)
-    masked: Tensor = scores.masked_fill(counts == 0, -torch.inf)
-    return masked
+    scores: Tensor = asked @ precise - 0.5 * (means.T * precise).sum(dim=0)
+    return scores.masked_fill(count == 0, -torch.inf)

@@ -100,6 +100,17 @@ def test_without_an_image_to_label_the_labels_alone_are_checked(own, tmp_path, c
     assert all(row["label"] for row in rows_of(tmp_path / "out/labels.csv"))
 
 
+def test_the_only_label_of_a_class_is_said_to_be_unchecked(own, tmp_path, capsys):
+    shutil.copytree(own / "run", tmp_path / "run")
+    root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train",))
+    for i in (1, 2, 3):
+        (root / f"train/eel/{i}.png").unlink()
+    change(tmp_path / "run", root=str(root))
+    assert suggest(tmp_path / "run", tmp_path / "out", "--doubtful=99%") == 0
+    assert "1 label is not checked, because no other image has the same one" in capsys.readouterr().out
+    assert all(row["label"] != "eel" for row in rows_of(tmp_path / "out/labels.csv"))
+
+
 def change(run, **settings):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"] |= settings
