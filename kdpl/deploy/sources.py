@@ -13,10 +13,8 @@ from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import is_shard, open_file, read_list
 from kdpl.errors import ConfigError, DataError, reason, visible
 
-MAX_UPLOAD_MB = 20
-"""Largest file that the demo takes from a browser, and largest body of a request to the service, by default."""
 MAX_UPLOAD_PIXELS = 50_000_000
-"""Largest image that both decode, as the largest photographs of telephones."""
+"""Largest image that demo and service decode, as the largest photographs of telephones."""
 
 
 class Item(NamedTuple):

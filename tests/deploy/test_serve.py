@@ -7,6 +7,7 @@ import queue
 import signal
 import socket
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -280,10 +281,10 @@ async def left(scope, receive, send):
 
 
 def test_requests_beyond_those_that_may_wait_get_503_and_later_ones_an_answer():
-    found, metrics = ask(*[(answering, WHOLE)] * 5, limits=Limits(waiting=3))
+    found, metrics = ask(*[(answering, WHOLE)] * 5, limits=replace(LIMITS, waiting=3))
     assert [status for status, _ in found] == [200] * 3 + [503] * 2
     assert found[-1][1][b"retry-after"] == b"1"
-    found, metrics = ask((left, WHOLE), limits=Limits(waiting=1))
+    found, metrics = ask((left, WHOLE), limits=replace(LIMITS, waiting=1))
     assert found == [None]
     assert metrics.registry.get_sample_value("kdpl_requests_total", {"status": "499"}) == 1
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
@@ -291,12 +292,12 @@ def test_requests_beyond_those_that_may_wait_get_503_and_later_ones_an_answer():
 
 def test_a_body_of_unknown_length_is_read_up_to_the_limit():
     parts = iter(PART * 100)
-    found, _ = ask((silent, parts), limits=Limits(size=10))
+    found, _ = ask((silent, parts), limits=replace(LIMITS, size=10))
     assert (found[0][0], len(list(parts))) == (413, 100 - 11)
 
 
 def test_requests_and_bodies_that_take_too_long_are_ended():
-    found, metrics = ask((silent, WHOLE), (silent, PART), limits=Limits(seconds=0.05))
+    found, metrics = ask((silent, WHOLE), (silent, PART), limits=replace(LIMITS, seconds=0.05))
     assert [status for status, _ in found] == [504, 408]
     assert found[1][1][b"connection"] == b"close"
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0

@@ -125,7 +125,7 @@ def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(number, 
 
 def test_a_worker_that_cannot_start_ends_the_service(classifier, tmp_path):
     loaded = Classifier.load(classifier)
-    server = build(Answers(str(tmp_path / "none")), loaded, "cpu", 1, Limits())
+    server = build(Answers(str(tmp_path / "none")), loaded, "cpu", 1, Limits(1000, 1, 1, 30))
     with refused(ArtifactError, "a worker of the service failed to start .*: see"):
         serve(server, "127.0.0.1", 0)
 

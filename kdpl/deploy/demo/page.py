@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl.deploy.demo.visit import Demo, Result, Visit
-from kdpl.deploy.sources import MAX_UPLOAD_MB
 from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.runtime.class_names import shorten
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     import gradio
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN_CLASSES, _NOTE_LENGTH, _MAX_WAITING = 12, 400, 32
+_SHOWN_CLASSES, _NOTE_LENGTH, _MAX_UPLOAD, _MAX_WAITING = 12, 400, "20mb", 32
 # seconds between looks at uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
 
@@ -153,7 +152,7 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
         options: dict[str, Any] = {"quiet": True, "prevent_thread_lock": True, **dict.fromkeys(never, False)}
         theme = gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate")
         options |= {"theme": theme, "css_paths": _TEMPLATES / "style.css", "footer_links": []}
-        page.launch(server_name=host, server_port=port, max_file_size=f"{MAX_UPLOAD_MB}mb", **options)
+        page.launch(server_name=host, server_port=port, max_file_size=_MAX_UPLOAD, **options)
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{page.server_port}"  # noqa: S104
         print(f"demo: {url} (Ctrl-C ends it)", flush=True)
         if host != "127.0.0.1":

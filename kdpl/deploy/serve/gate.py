@@ -13,8 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kdpl.deploy.sources import MAX_UPLOAD_MB
-
 _HEAD_SECONDS = 10
 # as nginx counts clients that have gone
 _CLIENT_CLOSED = 499
@@ -31,10 +29,10 @@ class Limits:
         seconds: Time until its answer, with that for its body.
     """
 
-    size: int = MAX_UPLOAD_MB * 2**20
-    images: int = 32
-    waiting: int = 64
-    seconds: float = 30.0
+    size: int
+    images: int
+    waiting: int
+    seconds: float
 
 
 class Metrics:
