@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier
+from kdpl.classifier import Classifier, Predicted
 from kdpl.data.decoding import Decoding
 from kdpl.errors import ArtifactError, DataError
 from kdpl.metrics import ACCURACY_TITLES, val_key
@@ -109,8 +109,11 @@ class SaveClassifier(_Handover):
         if found is not None:
             features, logits, labels = found
             classifier.held_out = HeldOutScores.of(logits, labels)
-        classifier.unknown = _unknown(classifier, data, found and features, self._negatives)
-        classifier.save(folder / CLASSIFIER_FOLDER, _pool_sample(trainer, classifier, data))
+        pool = _pool(classifier, data)
+        classifier.unknown = _unknown(classifier, pool, found and features, self._negatives)
+        # of a classifier that learned from it
+        kept = ImageSample.of(pool, classifier.class_names).draw(MAX_IMAGES) if pool and trainer.global_step else None
+        classifier.save(folder / CLASSIFIER_FOLDER, kept)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
             **_about(classifier.vectors),
@@ -157,29 +160,25 @@ def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> tuple[Tens
     return rows[:, :width], rows[:, width:-1], rows[:, -1].long()
 
 
+def _pool(classifier: Classifier, data: Any) -> list[Predicted]:
+    """Predictions for a sample of the unlabelled images that are distilled on; none where there are none."""
+    if not hasattr(data, "pool_sample"):
+        return []
+    count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
+    found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
+    return [each for _, each in found if not isinstance(each, DataError)]
+
+
 def _unknown(
-    classifier: Classifier, data: Any, held_out: Tensor | None, negatives: ClassVectors | None
+    classifier: Classifier, pool: list[Predicted], held_out: Tensor | None, negatives: ClassVectors | None
 ) -> Unknown | None:
     """What scores images as being of none of the classes; None for a few unlabelled images."""
-    vectors = classifier.head.class_vectors
-    count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(vectors)), _MOST_IMAGES)
-    sources = data.pool_sample(count) if hasattr(data, "pool_sample") else []
-    found = classifier.predictions(sources, data.splits.open_image) if len(sources) >= MIN_IMAGES else []
-    features = [each.embedding for _, each in found if not isinstance(each, DataError)]
-    if len(features) < MIN_IMAGES:
+    if len(pool) < MIN_IMAGES:
         return None
+    features, vectors = torch.stack([each.embedding for each in pool]), classifier.head.class_vectors.cpu()
     known = None if held_out is None else held_out.cpu()
     others, words = (None, ()) if negatives is None else (negatives.vectors, negatives.class_names)
-    return Unknown.fit(torch.stack(features), vectors.cpu(), classifier.logit_scale, known, others, words)
-
-
-def _pool_sample(trainer: Trainer, classifier: Classifier, data: Any) -> ImageSample | None:
-    """What the classifier finds in some of the images that it was distilled on; None where it was not, or has none."""
-    if not trainer.global_step or not hasattr(data, "pool_sample"):
-        return None
-    found = classifier.predictions(data.pool_sample(MAX_IMAGES), data.splits.open_image)
-    predicted = [each for _, each in found if not isinstance(each, DataError)]
-    return ImageSample.of(predicted, classifier.class_names) if predicted else None
+    return Unknown.fit(features, vectors, classifier.logit_scale, known, others, words)
 
 
 def _about(vectors: ClassVectors) -> dict[str, Any]:

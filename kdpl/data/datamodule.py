@@ -204,7 +204,9 @@ class DomainDataModule(LightningDataModule):
         return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
 
     def pool_sample(self, n: int) -> Names:
-        """Up to n of the unlabelled images that are distilled on, drawn at random by the seed."""
+        """Up to n of the unlabelled images that are distilled on, drawn at random by the seed; none without any."""
+        if not self.splits.train and not self.splits.unlabeled:
+            return Names.of([])
         sources = self._pool.used
         if len(sources) <= n:
             return sources

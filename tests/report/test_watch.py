@@ -69,6 +69,12 @@ def test_of_a_larger_pool_images_are_drawn_by_the_seed():
     assert len(half.pool_sample(1000)) == 350
 
 
+def test_a_dataset_without_training_images_has_none(tmp_path):
+    (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
+    data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))
+    assert [*data.pool_sample(5)] == []
+
+
 def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):
     world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
     names = {path.name for path in (tmp_path / "classifier").iterdir()}
