@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import slurm
@@ -27,6 +27,7 @@ from kdpl.runtime.run_folder import (
     DECODED_FILE,
     REPORT_FILE,
     RESULTS_FILE,
+    ROUNDS_FOLDER,
     RUN_FILE,
     STAGE_FOLDERS,
 )
@@ -82,6 +83,7 @@ def run(
     shots: NonNegativeInt | None = None,
     teacher2: list[str] = [],  # noqa: B006 - the parser copies it
     mixture: Literal["mean", "confidence", "validation"] | None = None,
+    rounds: PositiveInt = 1,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
@@ -99,6 +101,7 @@ def run(
         teacher2: Config for stage 1 of a second teacher, whose predictions are mixed with the first one's; may be
             repeated.
         mixture: Weights of the two teachers: mean (the default), confidence, or validation.
+        rounds: Students that are distilled, each but the first from the one before; the last is the run's student.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -117,9 +120,11 @@ def run(
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
     mixed = [f"--{_MIXTURE}={mixture}"] if mixture else []
-    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings], mixed)
+    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings], mixed, rounds)
     digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
-    orders = {"configs": digests, "seed": seed, "settings": [*settings, *mixed]}
+    orders = {"configs": digests, "seed": seed, "settings": [*settings, *mixed]} | (
+        {"rounds": rounds} if rounds > 1 else {}
+    )
     known = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).is_file() else orders
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
@@ -150,7 +155,9 @@ def run(
     return 0
 
 
-def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: Sequence[str]) -> list[_Step]:
+def _steps(
+    out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: Sequence[str], rounds: int
+) -> list[_Step]:
     shared, teacher_configs, student_configs, teacher2_configs = configs
     teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
     labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
@@ -174,26 +181,25 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: 
         last = () if labels else _ZERO_SHOT
         return fit(f"stage 1: {tuning}, freeze class vectors", stage, configs, CLASS_VECTORS_FILE, last=last)
 
-    from_teacher = [f"--model.init_args.teacher={teacher}"]
     own = [*shared, *student_configs]
     # a distance of features has no target
-    if not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl"):
-        from_teacher.append(f"--{_TARGET}=refined")
-    if teacher2_configs:
-        from_teacher += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed]
+    refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl")
+    several = [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed] if teacher2_configs else []
+    students = [*(out / ROUNDS_FOLDER / str(number) for number in range(1, rounds)), student]
+    distilled = []
+    for number, (of, stage) in enumerate(itertools.pairwise([teacher, *students]), start=1):
+        title = f"stage 2{f', round {number}' if rounds > 1 else ''}: distil the student, write the classifier"
+        options = [f"--model.init_args.teacher={of}", *([f"--{_TARGET}=refined"] if refined else [])]
+        options += several if number == 1 else []
+        distilled.append(fit(title, stage, student_configs, CLASSIFIER_FOLDER, *options))
     # all fits before the tests: without test images there is still a classifier
     return [
         tune("teacher", teacher, teacher_configs),
         *([tune("second teacher", teacher2, teacher2_configs)] if teacher2_configs else []),
-        fit(
-            "stage 2: distil the student, write the classifier",
-            student,
-            student_configs,
-            CLASSIFIER_FOLDER,
-            *from_teacher,
-        ),
+        *distilled,
         test("test the teacher", teacher),
         *([test("test the second teacher", teacher2)] if teacher2_configs else []),
+        *(test(f"test the student of round {number}", stage) for number, stage in enumerate(students[:-1], start=1)),
         test("test the student", student),
         *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
         zero_shot("test the student's original CLIP (zero-shot)", student),

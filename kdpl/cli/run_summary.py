@@ -11,7 +11,14 @@ from rich.table import Table
 from kdpl.metrics import ACCURACY_COLUMNS, test_key
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, FIGURES_FOLDER, REPORT_FILE, RESULTS_FILE, SUMMARY_FILE
+from kdpl.runtime.run_folder import (
+    CLASSIFIER_FOLDER,
+    FIGURES_FOLDER,
+    REPORT_FILE,
+    RESULTS_FILE,
+    ROUNDS_FOLDER,
+    SUMMARY_FILE,
+)
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
@@ -23,6 +30,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
         "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
+        **{f"student of round {folder.name}": folder for folder in sorted((out / ROUNDS_FOLDER).glob("*"))},
         "student, distilled": out / "student",
     }
     tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}

@@ -33,6 +33,8 @@ RUN_FILE = "run.json"
 """Of a whole run: digests of its configs, its seed and its settings."""
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
 """Of a whole run: its stages; the second teacher's is seldom there."""
+ROUNDS_FOLDER = "rounds"
+"""Of a whole run with several rounds: a folder for each student but the last, by its number."""
 SUMMARY_FILE = "results.json"
 """Of a whole run: the accuracies of all its tests."""
 

@@ -162,3 +162,29 @@ def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path,
     assert main(command) == 0
     assert "is finished: nothing to do" in "".join(capsys.readouterr().out.splitlines())
     assert files_of(out) == before
+
+
+@pytest.mark.slow
+def test_a_second_round_distils_from_the_first_student_and_goes_on_after_an_interruption(tmp_path, capsys):
+    out, began, original = tmp_path / "out", [], kdpl.cli.fit.run_command
+
+    def command(args, check_only=False, **more):
+        began.extend([] if check_only else [args])
+        if len(began) == 3:
+            raise KeyboardInterrupt
+        return original(args, check_only, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.cli.fit.run_command", command)
+        assert run_into(out, "--rounds=2") == 130
+    first = files_of(out / "rounds/1")["classifier/model.safetensors"]
+    assert run_into(out, "--rounds=2") == 0
+    assert files_of(out / "rounds/1")["classifier/model.safetensors"] == first, "with the time of the first start"
+    of = {name: settings(out / name)["model"]["init_args"] for name in ("rounds/1", "student")}
+    assert [each["teacher"] for each in of.values()] == [str(out / "teacher"), str(out / "rounds/1")]
+    assert {each["target"] for each in of.values()} == {"refined"}
+    results = json.loads((out / "results.json").read_text())
+    assert results["student of round 1"]["images"] == results["student, distilled"]["images"]
+    capsys.readouterr()
+    assert run_into(out, "--rounds=1") == 1
+    assert "teacher" in error_line(capsys)
