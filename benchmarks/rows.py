@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.formats import TORCH, format_sides
 from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
@@ -279,6 +280,18 @@ class Bench:
             ),
         ]
 
+    def formats(self) -> list[Row]:
+        """Compare exported files of every format with the classifier, without reading of images."""
+        with TemporaryDirectory() as folder:
+            sides = format_sides(self.settings, Path(folder))
+            for side in sides.values():
+                side()
+            times = self._times(sides, {})
+        batch = self.settings.batch_size
+        speeds = [Row(f"network alone: {side}", batch / each["median_s"], "images/s") for side, each in times.items()]
+        others = [side for side in times if side != TORCH]
+        return [*speeds, *(self._ratio(f"network alone: {TORCH} / {side}", times, TORCH, side) for side in others)]
+
     def memory(self) -> list[Row]:
         """Compare peak memory of the text tower, forward and backward, each in a separate process."""
         few, many = self.sizes.few, self.sizes.many
@@ -349,6 +362,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "start": Bench.start,
     "refinement": Bench.refinement,
     "inference": Bench.inference,
+    "formats": Bench.formats,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,
 }
