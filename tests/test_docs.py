@@ -232,3 +232,43 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, cl
         assert doubt == [rejected, ";".join(str(each.class_name) for each in several)]
         assert float(shown) == pytest.approx(calibrated.probability, abs=1e-5)
         assert float(unknown) == pytest.approx(read.none_of_these([path]).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "out", "word"),
+    [
+        ("openvino", "classifier_openvino", "openvino"),
+        ("torch", "classifier.pt2", "extra_files"),
+        pytest.param("executorch", "classifier.pte", "executorch", marks=pytest.mark.slow),
+    ],
+)
+def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classifier, tmp_path):
+    assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
+    noise(47, 90).save(tmp_path / "0.png")
+    imports, loading, call = python_of("deployment.md", word).split("\n\n")
+    script = python_of("deployment.md", "onnxruntime").replace("import onnxruntime\n", f"{imports}\n")
+    script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
+    script, called = re.subn(r"found = session.*\noutputs = .*\n", lambda _: call, script)
+    assert (made, called) == (1, 1)
+    script = f"import sys; sys.modules.update(onnxruntime=None, kdpl=None)\n{script}"
+    command = [sys.executable, "-c", script, "0.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    read = Classifier.load(classifier)
+    ((expected,),) = read.predict([tmp_path / "0.png"])
+    first, *_, unknown = done.stdout.splitlines()
+    name, probability = first.rsplit(maxsplit=1)
+    assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
+    assert float(unknown) == pytest.approx(read.none_of_these([tmp_path / "0.png"]).item(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_core_ml_converts_the_program_of_torch(classifier, tmp_path, monkeypatch):
+    pytest.importorskip("coremltools", reason="is for Linux and macOS alone")
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(classifier), "--format=torch", "--input=float", "--out=classifier.pt2"]) == 0
+    names: dict = {}
+    exec(compile(python_of("deployment.md", "coremltools"), "deployment.md", "exec"), names)  # noqa: S102
+    description = names["model"].get_spec().description
+    assert [each.name for each in description.input] == ["images"]
+    assert len(description.output) == 3
+    assert (tmp_path / "classifier.mlpackage").is_dir()
