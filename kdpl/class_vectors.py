@@ -111,6 +111,19 @@ class ClassVectors(VectorSettings):
             raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
 
+    def require_teacher(self, made: "ClassVectors | TunedPrompts") -> None:
+        """Raise an ArtifactError unless ``made`` is by the teacher of these class vectors of a classifier."""
+        if made.teacher != self.teacher:
+            raise ArtifactError(
+                "the class vectors to add were made by another tuned teacher than those of the classifier: "
+                "make them with the teacher that it was distilled from"
+            )
+        if made.clip.fingerprint != self.clip.fingerprint:
+            raise ArtifactError(
+                f"the classifier knows its classes by text features of {self.clip.model} and not of its teacher "
+                f"{made.clip.model}: classes can be added only to one distilled with text_features: teacher"
+            )
+
     def require_names(self, class_names: Sequence[str], source: str, other: str = "the data") -> None:
         """Raise an ArtifactError, naming ``source`` and ``other``, if they are not for these classes in this order."""
         own, names = self.class_names, tuple(class_names)

@@ -20,13 +20,12 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import fingerprint
-from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.decoding import PUBLISHED, Decoding, open_image
+from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
+from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
 from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
-from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.ahead import TopK, classify_ahead
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
@@ -144,10 +143,8 @@ class Classifier(nn.Module, OnHub):
 
     def unknown_scores(self, features: Tensor) -> Tensor | None:
         """Score images with these features [B, D] as being of none of the classes, [B]; None without ``unknown``."""
-        if self.unknown is None:
-            return None
-        scores: Tensor = self.unknown(features, self.head.class_vectors, self.logit_scale)
-        return scores
+        classes, scale = self.head.class_vectors, self.logit_scale
+        return None if self.unknown is None else cast(Tensor, self.unknown(features, classes, scale))
 
     def card_facts(self) -> dict[str, Any]:
         """What the model card says of the classifier: classes, images and models."""
@@ -167,7 +164,7 @@ class Classifier(nn.Module, OnHub):
 
         An ArtifactError if the class vectors come from another teacher, or have a class that is already here.
         """
-        self.require_teacher(vectors)
+        self.vectors.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
@@ -183,22 +180,9 @@ class Classifier(nn.Module, OnHub):
         )
         return Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
 
-    def require_teacher(self, made: ClassVectors | TunedPrompts) -> None:
-        """Raise an ArtifactError unless ``made`` is by the teacher whose class vectors this classifier has."""
-        if made.teacher != self.vectors.teacher:
-            raise ArtifactError(
-                "the class vectors to add were made by another tuned teacher than those of the classifier: "
-                "make them with the teacher that it was distilled from"
-            )
-        if made.clip.fingerprint != self.vectors.clip.fingerprint:
-            raise ArtifactError(
-                f"the classifier knows its classes by text features of {self.vectors.clip.model} and not of its "
-                f"teacher {made.clip.model}: classes can be added only to one distilled with text_features: teacher"
-            )
-
     def predict(
         self,
-        images: Iterable[str | Path | Image.Image | Tensor],
+        images: Iterable[GivenImage],
         top_k: int = 1,
         batch_size: int = 64,
         workers: int | None = None,
@@ -207,6 +191,7 @@ class Classifier(nn.Module, OnHub):
         max_error: float | None = None,
         sets: float | None = None,
         calibrated: bool = False,
+        per_class: bool = False,
     ) -> list[list[Prediction]]:
         """Classify images.
 
@@ -222,6 +207,7 @@ class Classifier(nn.Module, OnHub):
             sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image has as many
                 predictions as that takes, whatever ``top_k`` is, see ``HeldOutScores.set_threshold``.
             calibrated: Probabilities are those at the temperature fitted on held-out images.
+            per_class: ``max_error`` is kept for each predicted class, see ``HeldOutScores.class_thresholds``.
 
         Returns:
             For each image, in order, its predictions, most probable first.
@@ -232,12 +218,12 @@ class Classifier(nn.Module, OnHub):
             ArtifactError: The classifier has no scores of held-out images, which an option needs.
             DataError: An image is missing or unreadable.
         """
-        rule = decision_rule(self.held_out, max_error, sets, calibrated)
+        rule = decision_rule(self.held_out, max_error, sets, calibrated, per_class)
         return [each.top for each in self._predicted(images, top_k, batch_size, workers, precision, rule)]
 
     def embed(
         self,
-        images: Iterable[str | Path | Image.Image | Tensor],
+        images: Iterable[GivenImage],
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
@@ -251,7 +237,7 @@ class Classifier(nn.Module, OnHub):
 
     def none_of_these(
         self,
-        images: Iterable[str | Path | Image.Image | Tensor],
+        images: Iterable[GivenImage],
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
@@ -265,7 +251,7 @@ class Classifier(nn.Module, OnHub):
 
     def _predicted(
         self,
-        images: Iterable[str | Path | Image.Image | Tensor],
+        images: Iterable[GivenImage],
         top_k: int,
         batch_size: int,
         workers: int | None,
@@ -277,7 +263,7 @@ class Classifier(nn.Module, OnHub):
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
-        opened = partial(_open, decoding=self.decoding)
+        opened = partial(open_given, decoding=self.decoding)
         for _, predicted in self.predictions(images, opened, top_k, batch_size, workers, precision, rule):
             if isinstance(predicted, DataError):
                 raise predicted
@@ -322,7 +308,7 @@ class Classifier(nn.Module, OnHub):
         def decide(top: TopK) -> list[Prediction]:
             # those that decide, and those that are shown, which may be the same
             deciding, shown = top.probabilities[:top_k], top.probabilities[-top_k:]
-            count = rule.predicted(deciding)
+            count = rule.predicted(deciding, top.labels[0])
             names = [self.class_names[i] for i in top.labels[:count]]
             return list(map(Prediction, names, shown)) if count else [Prediction(None, shown[0])]
 
@@ -378,12 +364,9 @@ class Classifier(nn.Module, OnHub):
             # not by save_file, whose error of a full disk has no number
             (temporary / _WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-            if self.held_out is not None:
-                self.held_out.save(temporary, self.fingerprint())
-            if pool_sample is not None:
-                pool_sample.save(temporary, self.fingerprint())
-            if self.unknown is not None:
-                self.unknown.save(temporary, self.fingerprint())
+            for part in (self.held_out, self.unknown, pool_sample):
+                if part is not None:
+                    part.save(temporary, self.fingerprint())
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
@@ -415,20 +398,3 @@ class Classifier(nn.Module, OnHub):
         if (folder / UNKNOWN_FILE).is_file():
             classifier.unknown = Unknown.load(folder, classifier.fingerprint(), vectors.vectors.shape[1])
         return classifier
-
-
-def _open(image: str | Path | Image.Image | Tensor, decoding: Decoding) -> Image.Image:
-    if isinstance(image, Tensor):
-        return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    if isinstance(image, str | Path):
-        return open_image(str(image), decoding=decoding)
-    if not isinstance(image, Image.Image):
-        raise ConfigError(
-            f"the classifier was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it "
-            "with PIL.Image.fromarray"
-        )
-    try:
-        image.load()
-    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
-        raise DataError(f"an image cannot be decoded ({reason(error)}): leave it out") from error
-    return image

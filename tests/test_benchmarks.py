@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import refinement, students
+from benchmarks import doubt, refinement, students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
@@ -19,6 +19,7 @@ from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.suggest import Relabeled
 from benchmarks.texts import Texts
 from benchmarks.uneven_shots import UnevenDigits, classes
+from kdpl import Classifier
 from kdpl.data.readers.digits import read_digits
 from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
 
@@ -137,6 +138,26 @@ def test_a_messy_pool_has_all_digits_and_as_many_others_of_each_kind(share, othe
     assert len({*pool.unlabeled}) == len(pool.unlabeled)
     last = [pool.open_image(source) for source in pool.unlabeled[-2:]]
     assert {(image.size, image.mode) for image in last} == {((32, 32), "RGB")}
+
+
+@pytest.mark.slow
+def test_what_is_measured_of_doubt_has_a_row_for_each_wish_and_each_kind_of_other_images(
+    teacher_run, student_run, tmp_path, monkeypatch, capsys
+):
+    for name, folder in (("teacher", teacher_run), ("student", student_run)):
+        (tmp_path / name).symlink_to(folder)
+    monkeypatch.setattr(doubt, "OTHERS", 20)
+    monkeypatch.setattr(doubt, "SPLITS", 2)
+    assert doubt.main([f"--digits={tmp_path}"]) == 0
+    title, splits, *rows = capsys.readouterr().out.splitlines()
+    assert (title, splits[:31]) == ("digits:", "2 splits into halves of 549, ac")
+    kinds = ["letters", "printed letters", "noise", "photographs", "textures"]
+    wishes = [f"error {error}%" for error in (1, 2, 5, 10, 20)] + ["sets 90%", "sets 95%"]
+    assert [row.partition(":")[0].strip() for row in rows] == wishes + kinds
+    # what the fit of the student has left is what is made again
+    read = Classifier.load(student_run / "classifier")
+    again = doubt.unknown_of(tmp_path, read, doubt.read_digits())
+    assert again.cutoff == pytest.approx(read.unknown.cutoff, rel=1e-3)
 
 
 def test_uneven_digits_have_one_label_of_five_classes_that_the_seed_chooses():

@@ -1,5 +1,8 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
+import math
+import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +28,7 @@ def predict(
     workers: PositiveInt | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     max_error: str | None = None,
+    per_class: bool = False,
     sets: str | None = None,
     calibrated: bool = False,
     unknown: bool = False,
@@ -49,6 +53,7 @@ def predict(
         workers: threads that decode, one for each processor core if not given
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on most GPUs
         max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
+        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
         calibrated: probabilities at the temperature that was fitted on held-out images
         unknown: add the column unknown, the score from 0 to 1 of being none of the classes; above 0.5 an image is more
@@ -81,7 +86,14 @@ def predict(
     from kdpl.runtime.unknown import require_unknown
 
     loaded = load_classifier(classifier, add_classes, device)
-    rule = decision_rule(loaded.held_out, error, coverage, calibrated)
+    rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
+    if rule.class_thresholds is not None:
+        shown = [math.isfinite(each) for each in rule.class_thresholds]
+        names = [name for name, each in zip_longest(loaded.class_names, shown, fillvalue=False) if not each]
+        if names:
+            which = f"{len(names)} of {len(loaded.class_names)} classes, such as {names[0]!r}"
+            said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
+            print(f"warning: {said}", file=sys.stderr)
     if unknown:
         require_unknown(loaded.unknown)
     bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule, unknown)

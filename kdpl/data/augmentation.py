@@ -6,14 +6,19 @@ An augmentation draws a few numbers, which define a view, and applies them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from kdpl.errors import ConfigError
+from kdpl.data.decoding import Decoding, open_image
+from kdpl.errors import ConfigError, DataError, reason
+
+GivenImage = str | Path | Image | torch.Tensor
+"""An image as a classifier takes it: a path, a PIL image, or a tensor uint8 [3, H, W]."""
 
 Parameters = tuple[float, ...]
 _LONGEST = 100  # times its short edge
@@ -64,6 +69,24 @@ def _without_ends(image: Image) -> Image:
         return image
     left, top = ((edge - min(edge, most)) // 2 for edge in image.size)
     return image.crop((left, top, left + min(image.width, most), top + min(image.height, most)))
+
+
+def open_given(image: GivenImage, decoding: Decoding) -> Image:
+    """Open an image that a classifier is given; a ConfigError for anything else, a DataError if it is damaged."""
+    if isinstance(image, torch.Tensor):
+        return fromarray(image.permute(1, 2, 0).cpu().numpy())
+    if isinstance(image, str | Path):
+        return open_image(str(image), decoding=decoding)
+    if not isinstance(image, Image):
+        raise ConfigError(
+            f"the classifier was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it "
+            "with PIL.Image.fromarray"
+        )
+    try:
+        image.load()
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
+        raise DataError(f"an image cannot be decoded ({reason(error)}): leave it out") from error
+    return image
 
 
 def to_tensor(image: Image) -> torch.Tensor:

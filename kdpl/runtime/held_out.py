@@ -27,6 +27,7 @@ TEMPERATURES = (0.05, 20.0)
 """Bounds of a fitted temperature."""
 MAX_IMAGES = 5000
 """Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
+_MOST_CLASSES = 1_000_000
 CONFIDENCE = 0.95
 """Probability, over the draw of the held-out images, with which a wanted error is kept."""
 
@@ -41,6 +42,8 @@ class DecisionRule:
     Attributes:
         temperature: Divides the logits of the probabilities that are returned; those that decide are at temperature 1.
         threshold: An image with a smaller largest probability is rejected.
+        class_thresholds: A threshold for each class in place of that one, by label of the predicted class; classes
+            beyond them are rejected.
         set_threshold: The set of an image is its most probable class, and all of at least this probability; None: no
             sets.
     """
@@ -48,13 +51,21 @@ class DecisionRule:
     temperature: float = 1.0
     threshold: float = 0.0
     set_threshold: float | None = None
+    class_thresholds: list[float] | None = None
 
-    def predicted(self, probabilities: Sequence[float]) -> int:
-        """Return how many classes are predicted, of probabilities at temperature 1 in falling order; 0: rejected."""
-        if probabilities[0] < self.threshold:
+    def predicted(self, probabilities: Sequence[float], label: int) -> int:
+        """Return how many classes are predicted; 0: rejected.
+
+        Probabilities are those at temperature 1 in falling order, and the label is that of the first one.
+        """
+        if probabilities[0] < (self.threshold if self.class_thresholds is None else self._of_class(label)):
             return 0
         least = self.set_threshold
         return len(probabilities) if least is None else max(1, sum(p >= least for p in probabilities))
+
+    def _of_class(self, label: int) -> float:
+        thresholds = self.class_thresholds or []
+        return thresholds[label] if label < len(thresholds) else math.inf
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -74,12 +85,14 @@ class HeldOutScores:
         scores: Largest probability of each image, float32 [N].
         label_scores: Probability of each image's label, float32 [N].
         correct: If the most probable class is the label, bool [N].
+        predicted: The most probable class, int32 [N]; None in a file without it.
     """
 
     temperature: float
     scores: Tensor
     label_scores: Tensor
     correct: Tensor
+    predicted: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> "HeldOutScores":
@@ -89,7 +102,7 @@ class HeldOutScores:
         probabilities = logits.softmax(dim=1)
         top, label_scores = probabilities.max(dim=1), probabilities.gather(1, labels[:, None]).squeeze(1)
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
-        return cls(temperature, top.values, label_scores, top.indices == labels)
+        return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -108,7 +121,7 @@ class HeldOutScores:
             ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are too few images.
         """
         _require_share("max_error", max_error)
-        least = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-max_error))
+        least = _least_images(max_error)
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of {_percent(max_error)}, not {len(self)}: "
@@ -127,6 +140,34 @@ class HeldOutScores:
                 f"least that one shows is {_percent(self.least_error())}: {_REMEDIES}"
             )
         return threshold
+
+    def class_thresholds(self, max_error: float) -> list[float]:
+        """Find a threshold for each class, by label, from the images that are predicted as it, as ``threshold`` does.
+
+        For each class by itself the error among its accepted images is kept with 95 % confidence. A class for which its
+        images do not show that has an infinite threshold.
+
+        Raises:
+            ArtifactError: The scores do not say which classes were predicted.
+            ConfigError: It is shown for no class.
+        """
+        if self.predicted is None:
+            raise ArtifactError(f"these scores do not say which classes were predicted: {REMEDY}")
+        found, largest = [], 0
+        for label in range(int(self.predicted.max()) + 1):
+            own = self.predicted == label
+            scores = HeldOutScores(self.temperature, self.scores[own], self.label_scores[own], self.correct[own])
+            largest = max(largest, len(scores))
+            try:
+                found.append(scores.threshold(max_error))
+            except ConfigError:
+                found.append(math.inf)
+        if min(found) == math.inf:
+            raise ConfigError(
+                f"for no class the images that are predicted as it show an error of {_percent(max_error)}: it takes "
+                f"{_least_images(max_error)} or more of a class, all correct, and the most are {largest}: {_REMEDIES}"
+            )
+        return found
 
     def least_error(self) -> float:
         """Return the smallest error that a threshold which accepts half of the held-out images keeps, rounded up."""
@@ -165,6 +206,7 @@ class HeldOutScores:
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
         tensors = {"scores": self.scores, "label_scores": self.label_scores, "correct": self.correct}
+        tensors |= {} if self.predicted is None else {"predicted": self.predicted}
         fields = {"temperature": self.temperature, "classifier": classifier}
         write_tensors(folder / HELD_OUT_FILE, KIND, VERSION, tensors, fields)
 
@@ -176,24 +218,34 @@ class HeldOutScores:
         settings = parse_metadata(_Fields, fields, str(path), remedy)
         if settings.classifier != classifier:
             raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        predicted = tensors.pop("predicted", None)
         own = {name: tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")}
         scores, label_scores, correct = own.values()
         kinds = (torch.float32, torch.float32, torch.bool)
         valid = len(tensors) == 3 and tuple(each.dtype for each in own.values()) == kinds and scores.ndim == 1
         valid = valid and scores.shape == label_scores.shape == correct.shape and 1 <= len(scores) <= MAX_IMAGES
+        if predicted is not None:
+            valid = valid and predicted.dtype == torch.int32 and predicted.shape == scores.shape
+            valid = valid and bool(((predicted >= 0) & (predicted < _MOST_CLASSES)).all())
         # refuses NaN too
         if not valid or not ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all():
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(settings.temperature, **own)
+        return cls(settings.temperature, **own, predicted=predicted)
 
 
 def decision_rule(
-    held_out: HeldOutScores | None, max_error: float | None = None, sets: float | None = None, calibrated: bool = False
+    held_out: HeldOutScores | None,
+    max_error: float | None = None,
+    sets: float | None = None,
+    calibrated: bool = False,
+    per_class: bool = False,
 ) -> DecisionRule:
-    """Make the rule for a wanted error, a wanted coverage of sets, or calibrated probabilities.
+    """Make the rule for a wanted error, ``per_class`` if asked for, a coverage of sets, or calibrated probabilities.
 
     ConfigError if both an error and sets are wanted, or see ``HeldOutScores``; ArtifactError without scores.
     """
+    if per_class and max_error is None:
+        raise ConfigError("per_class keeps an error for each class, but none is wanted: give max_error")
     if max_error is not None and sets is not None:
         raise ConfigError("max_error rejects images and sets names several classes for them: give one of the two")
     if max_error is None and sets is None and not calibrated:
@@ -204,8 +256,9 @@ def decision_rule(
         raise ConfigError(f"on {len(held_out)} held-out images no temperature is best: calibrate on more images")
     return DecisionRule(
         held_out.temperature if calibrated else 1.0,
-        held_out.threshold(max_error) if max_error is not None else 0.0,
+        held_out.threshold(max_error) if max_error is not None and not per_class else 0.0,
         held_out.set_threshold(sets) if sets is not None else None,
+        held_out.class_thresholds(max_error) if max_error is not None and per_class else None,
     )
 
 
@@ -215,6 +268,11 @@ def classify(network: Callable[[Tensor], Tensor], batches: Iterable[Any], device
     found = [(network(images.to(device)).float(), labels, indices) for images, labels, indices in batches]
     logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*found, strict=True))
     return logits, labels, indices
+
+
+def _least_images(max_error: float) -> int:
+    """Number of images which show an error if all are correct."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-max_error))
 
 
 def _percent(share: float) -> str:

@@ -158,7 +158,7 @@ class Unknown(nn.Module):
         whitening, center = torch.linalg.inv(lower).T, found.mean(dim=0)
         tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
         made = cls({**tensors, "negatives": found[:0] if negatives is None else negatives}, tuple(words))
-        distance, share = made._parts(features, class_vectors, logit_scale)
+        distance, share = made.parts(features, class_vectors, logit_scale)
         made.distance = _standard(distance)
         made.share = (0.0, 1.0) if share is None else _standard(share)
         known = made.unusualness(features if held_out is None else held_out, class_vectors, logit_scale)
@@ -167,7 +167,8 @@ class Unknown(nn.Module):
         made.cutoff = float(known.sort().values[min(rank, len(known)) - 1])
         return made
 
-    def _parts(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> tuple[Tensor, Tensor | None]:
+    def parts(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> tuple[Tensor, Tensor | None]:
+        """Return log d² and log p/(1 - p) of features [B, D], [B] each; None for the second without words."""
         centered = features - self.center
         # |x - m|² in three terms, so that nothing is of size [B, K, D]
         lengths = (centered @ self.whitening).square().sum(dim=1, keepdim=True)
@@ -181,7 +182,7 @@ class Unknown(nn.Module):
 
     def unusualness(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
         """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
-        distance, share = self._parts(features, class_vectors, logit_scale)
+        distance, share = self.parts(features, class_vectors, logit_scale)
         unusual = (distance - self.distance[0]) / self.distance[1]
         return unusual if share is None else unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
 

@@ -43,7 +43,7 @@ class Demo:
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
         if encoder is not None:
-            classifier.require_teacher(encoder.prompts)
+            classifier.vectors.require_teacher(encoder.prompts)
         self.classifier, self.encoder, self._top_k = classifier, encoder, top_k
         # warms up, because the first image takes longer
         size = classifier.preprocessing.image_size
