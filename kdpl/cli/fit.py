@@ -314,7 +314,10 @@ def run_command(
                 cli = make(command, options, check_only, at_end)
             cli.execute()
     except MisconfigurationException as error:
-        raise ConfigError(f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings") from error
+        raise ConfigError(
+            f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; without a GPU, give "
+            "--config configs/trainer/cpu.yaml"
+        ) from error
     except SystemExit as error:
         # how Lightning ends a training that was interrupted
         if isinstance(error.__context__, KeyboardInterrupt):

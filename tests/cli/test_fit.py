@@ -54,6 +54,11 @@ FIT = ["fit", *DATA, *TEACHER, *SHORT]
         ("trainer: {max_time: '00:00:10:00'}", ["trainer.max_time"]),
         ("trainer: {accelerator: tpu}", ["torch_xla", "install"]),
         ("trainer: {devices: 0}", ["devices"]),
+        pytest.param(
+            "trainer: {accelerator: gpu}",
+            ["configs/trainer/cpu.yaml"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU"),
+        ),
         ("model:\n\tx: 1", ["wrong.yaml", "line 2", "not YAML"]),
         ("model", ["wrong.yaml", "no settings"]),
         (["fit"], ["fit", "--config"]),
