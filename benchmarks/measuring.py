@@ -16,13 +16,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def alternate(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Time several functions in turn; a slowdown of the machine then affects all of them.
 
     Args:
         sides: The functions, by name.
         rounds: Number of runs of each.
         device: The device.
+        clock: Seconds that have passed, or that this process has computed.
 
     Returns:
         The seconds of each round, by name.
@@ -31,10 +37,10 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: to
     for _ in range(rounds):
         for name, run in sides.items():
             _wait_for(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
