@@ -16,6 +16,7 @@ from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.calibration import calibrate
 from kdpl.report.cost import costs
 from kdpl.report.refined import refined_targets
+from kdpl.report.rejection import rejection
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime.class_names import shorten
@@ -24,7 +25,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     **{"training": training, "refined": refined_targets, "accuracy": accuracies, "classes": classes},
     "confusions": confusions,
-    **{"calibration": calibrate, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
+    **{"calibration": calibrate, "rejection": rejection, "disagreement": find_examples},
+    **{"curves": learning_curves, "cost": costs},
 }
 
 
