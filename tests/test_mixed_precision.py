@@ -134,8 +134,8 @@ def test_rounded_weights_are_not_taken_for_others(tmp_path):
     with world.refused(ConfigError, r"rounded to torch.bfloat16 for an earlier trainer.*: build the module again"):
         world.fit(teacher, tmp_path, **options)
     # a student's own tower is what ships
-    world.write_teacher(tmp_path)
-    student = world.make_student(tmp_path)
+    world.write_teacher(tmp_path / "teacher")
+    student = world.make_student(tmp_path / "teacher")
     world.fit(student, tmp_path, precision="bf16-mixed", **options)
     classifier = student.classifier()
     world.quiet_trainer(tmp_path, precision="bf16-mixed").test(

@@ -132,7 +132,9 @@ def _negatives(student: Any) -> ClassVectors | None:
         return None
     found = ClassVectors.load(file)
     if found.teacher != vectors.teacher:
-        raise ArtifactError(f"{file} was made by another tuned teacher than the class vectors: make it again")
+        raise ArtifactError(
+            f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
+        )
     own = other_than(vectors.class_names, found.class_names, str(file))
     kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)] if own else []
     return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
