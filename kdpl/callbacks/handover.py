@@ -136,7 +136,9 @@ def _negatives(student: Any) -> ClassVectors | None:
             f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
         )
     own = other_than(vectors.class_names, found.class_names, str(file))
-    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)] if own else []
+    if not own:
+        return None
+    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)]
     return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
 
 

@@ -45,6 +45,7 @@ _ZERO_SHOT = (
     "--trainer.limit_train_batches=0",
 )
 _SHOTS, _TARGET, _DISTILL = "data.init_args.shots", "model.init_args.target", "model.init_args.distill"
+_TEXT_FEATURES = "model.init_args.text_features"
 _MORE_TEACHERS, _MIXTURE = "model.init_args.more_teachers", "model.init_args.mixture"
 
 
@@ -184,6 +185,10 @@ def _steps(
     own = [*shared, *student_configs]
     # a distance of features has no target
     refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl")
+    if rounds > 1 and _given(own, more, _TEXT_FEATURES) == "student":
+        raise ConfigError(
+            "--rounds distils from a student with its teacher's class vectors: set text_features: teacher"
+        )
     several = [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed] if teacher2_configs else []
     students = [*(out / ROUNDS_FOLDER / str(number) for number in range(1, rounds)), student]
     distilled = []

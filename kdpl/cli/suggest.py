@@ -13,7 +13,7 @@ def suggest(
     *,
     out: str,
     images: PositiveInt | None = None,
-    doubtful: str = "5%",
+    doubtful: str = "0.05",
     pool: PositiveInt = 10_000,
     trust: bool = False,
 ) -> int:
@@ -26,7 +26,7 @@ def suggest(
         out: folder to write into
         images: number of images to label, by default 4 for each class
         doubtful: share of the labels to point out, at most
-        pool: images without a label that are looked at; of more, so many drawn at random
+        pool: images without a label that are looked at; if there are more, that many drawn at random
         trust: the run is your own: import whatever classes its configs name
     """
     part = share("--doubtful", doubtful)

@@ -1,6 +1,7 @@
 """One MLflow run for each run's folder, in the store that MLflow itself would choose."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,10 @@ class RunMLFlowLogger(MLFlowLogger):
         return client
 
     def _refused(self, error: Exception) -> ConfigError:
+        # a store's address may hold a password
+        store, why = (re.sub(r"//[^/@\s]*@", "//…@", text) for text in (self._store, reason(error)))
         return ConfigError(
-            f"MLflow cannot log to {self._store} ({reason(error)}): set MLFLOW_TRACKING_URI to the right store, or "
+            f"MLflow cannot log to {store} ({why}): set MLFLOW_TRACKING_URI to the right store, or "
             f"remove {self._id_file} if there is one, to begin another MLflow run"
         )
 

@@ -158,10 +158,13 @@ class Unknown(nn.Module):
         whitening, center = torch.linalg.inv(lower).T, found.mean(dim=0)
         tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
         made = cls({**tensors, "negatives": found[:0] if negatives is None else negatives}, tuple(words))
-        distance, share = made.parts(features, class_vectors, logit_scale)
+        # an image that is alone in its class is its own mean, which says nothing of distances
+        several = torch.bincount(members)[members] > 1
+        usual = features[several] if several.sum() > 1 else features
+        distance, share = made.parts(usual, class_vectors, logit_scale)
         made.distance = _standard(distance)
         made.share = (0.0, 1.0) if share is None else _standard(share)
-        known = made.unusualness(features if held_out is None else held_out, class_vectors, logit_scale)
+        known = made.unusualness(usual if held_out is None else held_out, class_vectors, logit_scale)
         # a conformal quantile: of exchangeable images at most 5 % are above it, on average
         rank = math.ceil((len(known) + 1) * USUAL - 1e-9)
         made.cutoff = float(known.sort().values[min(rank, len(known)) - 1])
@@ -207,7 +210,8 @@ class Unknown(nn.Module):
         settings = parse_metadata(_Fields, fields, str(path), remedy)
         if settings.classifier != classifier:
             raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
-        rows = max(1, len(tensors.get("means", ())))
+        means = tensors.get("means")
+        rows = max(1, len(means)) if means is not None and means.ndim else 1
         shapes = dict(
             zip(_TENSORS, [(width,), (width, width), (rows, width), (len(settings.words), width)], strict=True)
         )

@@ -31,7 +31,8 @@ def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | No
     step = max(1, _CELLS // len(features))
     covered = torch.zeros_like(weights)
     if labeled is not None and len(labeled):
-        covered = torch.cat([(part @ labeled.T).max(dim=1).values for part in torch.split(features, step)]).clamp_min(0)
+        parts = torch.split(features, max(1, _CELLS // len(labeled)))
+        covered = torch.cat([(part @ labeled.T).max(dim=1).values for part in parts]).clamp_min(0)
 
     def gains(of: Tensor, after: Tensor | None = None) -> Tensor:
         """What each image adds to the terms of these images; or adds less once they are covered so well."""

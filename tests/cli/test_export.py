@@ -51,7 +51,8 @@ def test_a_file_is_written_and_compared(kind, name, options, words, classifier, 
     assert printed.startswith(f"{out}: ")
     assert words in printed
     assert ("on noise" in printed) == (options == ["--input=float"])
-    assert err == ""
+    # XNNPACK's own library may say what it does not know of the processor
+    assert [line for line in err.splitlines() if "cpuinfo" not in line] == []
     assert [path.name for path in out.parent.iterdir()] == [name]
 
 

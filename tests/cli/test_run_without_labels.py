@@ -164,6 +164,12 @@ def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path,
     assert files_of(out) == before
 
 
+def test_rounds_of_students_with_text_features_of_their_own_are_refused_before_the_first(tmp_path, capsys):
+    assert run_into(tmp_path / "out", "--rounds=2", "--model.init_args.text_features=student") == 1
+    assert "text_features: teacher" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_second_round_distils_from_the_first_student_and_goes_on_after_an_interruption(tmp_path, capsys):
     out, began, original = tmp_path / "out", [], kdpl.cli.fit.run_command

@@ -137,7 +137,7 @@ def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_p
     assert main(["export", str(out / "student" / "classifier"), "--format", "onnx", f"--out={exported}"]) == 0
     session = onnxruntime.InferenceSession(exported)
     images = torch.stack([classifier.prepare(Image.open(path)) for path in paths])
-    _, probabilities = session.run(None, {"images": images.numpy()})
+    (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
     for row, ((name, probability),) in zip(probabilities, classifier.predict(paths), strict=True):
         assert name == classifier.class_names[row.argmax()]
         assert probability == pytest.approx(row.max(), abs=1e-4)

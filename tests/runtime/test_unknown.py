@@ -90,6 +90,13 @@ def test_without_validation_images_the_unlabelled_ones_make_the_cutoff():
     assert (made(POOL, CLASSES, SCALE) > 0.5 + 1e-6).sum() == 60 - 58
 
 
+def test_an_image_that_is_alone_in_its_class_does_not_count_as_usual():
+    usual = POOL[(POOL @ CLASSES.T).argmax(dim=1) < 2]
+    made = [Unknown.fit(pool, CLASSES, SCALE, HELD_OUT) for pool in (usual, torch.cat([usual, CLASSES[2:]]))]
+    assert made[1].means.shape[0] == made[0].means.shape[0] + 1
+    assert made[1].distance == pytest.approx(made[0].distance, abs=0.05)
+
+
 def test_equal_features_are_scored():
     same = CLASSES[:1].repeat(20, 1)
     found = Unknown.fit(same, CLASSES, SCALE)(torch.cat([same, CLASSES[1:]]), CLASSES, SCALE)
@@ -160,6 +167,7 @@ def test_a_file_of_another_classifier_or_width_is_refused(folder):
     [
         {"means": None},
         {"means": torch.ones(0, 6)},
+        {"means": torch.tensor(1.0)},
         {"more": torch.ones(3)},
         {"negatives": torch.ones(3, 6)},
         {"whitening": torch.full((6, 6), float("nan"))},

@@ -72,6 +72,9 @@ class Gate:
             await answer(scope, receive, noted)
         except ClientDisconnect:
             pass
+        except Exception:
+            status = 500
+            raise
         finally:
             self.metrics.requests.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
