@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kdpl.cli.fit
 from kdpl.__main__ import main
 from kdpl.callbacks.progress import Throughput
 from kdpl.runtime.loggers import read_metrics
@@ -63,6 +64,22 @@ def test(out, *more):
 
 
 test.__test__ = False
+
+
+@contextmanager
+def interrupted_at(step):
+    """Interrupt ``run`` as it begins the step of this number, counted from 1."""
+    began, original = [], kdpl.cli.fit.run_command
+
+    def command(args, check_only=False, **more):
+        began.extend([] if check_only else [args])
+        if len(began) == step:
+            raise KeyboardInterrupt
+        return original(args, check_only, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.cli.fit.run_command", command)
+        yield
 
 
 def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **variables):

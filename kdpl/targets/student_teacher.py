@@ -39,8 +39,7 @@ class StudentTeacher(FrozenTeacher):
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], those of both heads if it has two."""
-        head, logits = self.classifier.label_head, super().logits(features)
-        return logits if head is None else head.mix(logits, features)
+        return self.classifier.logits(features)
 
 
 def open_teacher(folder: Path, vectors: ClassVectors) -> FrozenTeacher:

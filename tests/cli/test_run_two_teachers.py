@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import CONFIGS, DATA, SHORT, STAGES, error_line, files_of
+from runs import CONFIGS, DATA, SHORT, STAGES, error_line, files_of, interrupted_at
 
-import kdpl.cli.fit
 from kdpl.__main__ import main
 from kdpl.runtime.predictions import read_results
 
@@ -28,17 +27,8 @@ def run_into(out, teacher2, *more):
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, teacher2):
     """The folder of a run that was interrupted after its second stage 1 and finished by the same command."""
-    out, began = tmp_path_factory.mktemp("run") / "out", []
-    original = kdpl.cli.fit.run_command
-
-    def command(args, check_only=False, **more):
-        began.extend([] if check_only else [args])
-        if len(began) == 3:
-            raise KeyboardInterrupt
-        return original(args, check_only, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.fit.run_command", command)
+    out = tmp_path_factory.mktemp("run") / "out"
+    with interrupted_at(3):
         assert run_into(out, teacher2, "--mixture=validation") == 130
     tuned = files_of(out / "teacher2")["prompts.safetensors"]
     assert run_into(out, teacher2, "--mixture=validation") == 0

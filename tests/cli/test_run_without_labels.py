@@ -6,7 +6,19 @@ import re
 import pytest
 import torch
 import yaml
-from runs import CONFIGS, DATA, SHORT, STAGES, configs, curves_of, error_line, files_of, fit_teacher, image_folder
+from runs import (
+    CONFIGS,
+    DATA,
+    SHORT,
+    STAGES,
+    configs,
+    curves_of,
+    error_line,
+    files_of,
+    fit_teacher,
+    image_folder,
+    interrupted_at,
+)
 from soak.comparison import differences
 
 import kdpl.cli.fit
@@ -172,16 +184,8 @@ def test_rounds_of_students_with_text_features_of_their_own_are_refused_before_t
 
 @pytest.mark.slow
 def test_a_second_round_distils_from_the_first_student_and_goes_on_after_an_interruption(tmp_path, capsys):
-    out, began, original = tmp_path / "out", [], kdpl.cli.fit.run_command
-
-    def command(args, check_only=False, **more):
-        began.extend([] if check_only else [args])
-        if len(began) == 3:
-            raise KeyboardInterrupt
-        return original(args, check_only, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.fit.run_command", command)
+    out = tmp_path / "out"
+    with interrupted_at(3):
         assert run_into(out, "--rounds=2") == 130
     first = files_of(out / "rounds/1")["classifier/model.safetensors"]
     assert run_into(out, "--rounds=2") == 0
