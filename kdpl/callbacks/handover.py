@@ -85,18 +85,17 @@ class FreezeClassVectors(_Handover):
 
 
 class SaveClassifier(_Handover):
-    """Copies the class vectors that stage 2 learns from into the run's folder, and at its end writes the classifier."""
+    """Copies the text features that stage 2 needs into the run's folder, and at its end writes the classifier."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the class vectors: the run's folder holds everything that its checkpoints need."""
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Copy class vectors and negative vectors: checkpoints, and a student of this one, need nothing else."""
         if trainer.is_global_zero:
-            vectors: ClassVectors = pl_module.shared_vectors  # type: ignore[assignment]
-            file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
-            vectors.save(file)
+            folder, vectors = Path(trainer.default_root_dir), pl_module.shared_vectors
+            vectors.save(folder / CLASS_VECTORS_FILE)
             name = artifact_name(CLASS_VECTORS, vectors.teacher)
-            log_input(trainer.loggers, CLASS_VECTORS, name, file, _about(vectors))
+            log_input(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, _about(vectors))
             # now, so that a wrong file is an error before the first epoch
-            self._negatives = _negatives(pl_module)
+            self._negatives = _copy_negatives(pl_module, folder)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
@@ -124,8 +123,8 @@ class SaveClassifier(_Handover):
         log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
 
 
-def _negatives(student: Any) -> ClassVectors | None:
-    """The teacher's negative vectors of words that are far from all classes; None without them."""
+def _copy_negatives(student: Any, folder: Path) -> ClassVectors | None:
+    """Copy the teacher's negative vectors; returns those of words that are far from all classes, None without them."""
     vectors, file = student.vectors, student.teacher_folder / NEGATIVE_VECTORS_FILE
     # those of the teacher's text tower say nothing to a student with text features of its own
     if not file.is_file() or vectors is not student.shared_vectors:
@@ -136,6 +135,7 @@ def _negatives(student: Any) -> ClassVectors | None:
             f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
         )
     own = other_than(vectors.class_names, found.class_names, str(file))
+    found.save(folder / NEGATIVE_VECTORS_FILE)
     if not own:
         return None
     kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)]

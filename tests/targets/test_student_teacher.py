@@ -6,7 +6,7 @@ import world
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, NEGATIVE_VECTORS_FILE, POOL_TARGETS_FILE
 from kdpl.targets.mixture import TeacherMixture
 from kdpl.targets.refined import PoolTargets
 from kdpl.targets.student_teacher import open_teacher
@@ -74,6 +74,14 @@ def test_the_second_student_has_the_first_teachers_class_vectors_and_targets_of_
     assert second.vectors.teacher == vectors[1].teacher
     assert PoolTargets.load(again / POOL_TARGETS_FILE).teacher == first.fingerprint()
     assert runs.test(again) == 0
+
+
+def test_the_second_student_has_the_negative_words_of_the_first(again, student_run, teacher_run):
+    copies = [(folder / NEGATIVE_VECTORS_FILE).read_bytes() for folder in (teacher_run, student_run, again)]
+    assert len(set(copies)) == 1
+    first, second = (Classifier.load(folder / "classifier").unknown for folder in (student_run, again))
+    assert first.words
+    assert second.words == first.words
 
 
 def test_a_cache_of_its_features_is_not_taken_for_one_of_its_teachers(again, teacher_run, tmp_path, capsys):
