@@ -89,7 +89,7 @@ def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys)
 def test_a_classifier_without_scores_says_what_is_missing(folder, pictures, tmp_path, capsys):
     (folder / "unknown.safetensors").unlink()
     read = Classifier.load(folder)
-    with world.refused(ArtifactError, "no scores of being none of the classes: distil a student again"):
+    with world.refused(ArtifactError, "none of the classes: distil a student again by this kdpl, on at least 20 unl"):
         read.none_of_these(pictures)
     pictures[0].save(tmp_path / "0.png")
     assert main(["predict", str(folder), f"{tmp_path}/0.png"]) == 0

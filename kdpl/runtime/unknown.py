@@ -24,7 +24,7 @@ MIN_IMAGES = 20
 """Smallest number of unlabelled images whose features say what is usual."""
 USUAL = 0.95
 """Share of validation images that have a score of at most 0.5."""
-REMEDY = "distil a student again, by a kdpl that writes them"
+REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
 
 _RIDGE = 0.01  # of the mean variance, added to all
 _WORDS_WEIGHT = 0.3  # of their part, both in standard deviations; chosen on validation images of other students
