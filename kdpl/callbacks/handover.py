@@ -5,11 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
+from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Predicted
 from kdpl.data.decoding import Decoding
@@ -89,12 +91,13 @@ class SaveClassifier(_Handover):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Copy class vectors and negative vectors: checkpoints, and a student of this one, need nothing else."""
+        # what is wrong with validation images or a file is an error now, and not after the last epoch
+        _val_batches(trainer)
         if trainer.is_global_zero:
             folder, vectors = Path(trainer.default_root_dir), pl_module.shared_vectors
             vectors.save(folder / CLASS_VECTORS_FILE)
             name = artifact_name(CLASS_VECTORS, vectors.teacher)
             log_input(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, _about(vectors))
-            # now, so that a wrong file is an error before the first epoch
             self._negatives = _copy_negatives(pl_module, folder)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
@@ -102,7 +105,7 @@ class SaveClassifier(_Handover):
         student: Any = pl_module
         data = getattr(trainer, "datamodule", None)
         classifier: Classifier = student.classifier(getattr(data, "decoding", Decoding())).to(pl_module.device)
-        found = _held_out(trainer, classifier, data)
+        found = _held_out(trainer, classifier)
         if not trainer.is_global_zero:
             return
         if found is not None:
@@ -142,26 +145,35 @@ def _copy_negatives(student: Any, folder: Path) -> ClassVectors | None:
     return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
 
 
-def _held_out(trainer: Trainer, classifier: Classifier, data: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Features, logits and labels of the validation images of all processes, in their order; None without any."""
+def _val_batches(trainer: Trainer) -> Any:
+    """The batches of validation images of this process, which may be none."""
+    data: Any = getattr(trainer, "datamodule", None)
     # that of LightningDataModule raises
     has_split = data is not None and type(data).val_dataloader is not LightningDataModule.val_dataloader
-    batches = data.val_dataloader() if has_split else []
-    if not batches:
-        return None
-    device, width = classifier.head.class_vectors.device, classifier.head.class_vectors.shape[1]
+    return data.val_dataloader() if has_split else []
+
+
+def _held_out(trainer: Trainer, classifier: Classifier) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Features, logits and labels of the validation images of all processes, in their order; None without any."""
+    batches, device, width = (
+        _val_batches(trainer),
+        classifier.head.class_vectors.device,
+        classifier.head.class_vectors.shape[1],
+    )
 
     def network(images: Tensor) -> Tensor:
         features = classifier.encoder(images)
         return torch.cat([features, classifier.logits(features)], dim=1)
 
-    found, labels, indices = classify(network, batches, device)
-    count = trainer.strategy.reduce(torch.tensor(len(labels), device=device), reduce_op="sum")
-    # each process fills in the rows of its own images
-    rows = torch.zeros(int(count), found.shape[1] + 1, device=device)
-    rows[indices] = torch.cat([found, labels[:, None]], dim=1)
-    rows = trainer.strategy.reduce(rows, reduce_op="sum")
-    return rows[:, :width], rows[:, width:-1], rows[:, -1].long()
+    own = [[each.cpu() for each in classify(network, batches, device)]] if batches else []
+    # also where this process has no image: the others wait for it
+    parts = gather(own, trainer.world_size)
+    if not parts:
+        return None
+    found, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    # a sampler may give an image to several processes
+    order = np.unique(indices, return_index=True)[1]
+    return found[order, :width], found[order, width:], labels[order]
 
 
 def _pool(classifier: Classifier, data: Any) -> list[Predicted]:

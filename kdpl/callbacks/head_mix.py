@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from kdpl.prompts.label_head import mix_heads
 from kdpl.runtime.messages import inform
@@ -16,25 +15,11 @@ MIXES = [(0.0, 1.0), *product((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (0.
 """Pairs (α, β) to choose from."""
 
 
-class MixChoice(Metric):
-    """The pair of ``MIXES`` with the smallest log loss over labelled images, on all processes together."""
-
-    full_state_update = False
-    losses: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("losses", torch.zeros(len(MIXES), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, label_logits: Tensor, labels: Tensor) -> None:
-        """Add a batch of logits of both heads, [B, C], and labels [B]."""
-        logits, label_logits = logits.double(), label_logits.double()
-        for i, (alpha, beta) in enumerate(MIXES):
-            self.losses[i] += F.nll_loss(mix_heads(logits, label_logits, alpha, beta), labels, reduction="sum")
-
-    def compute(self) -> tuple[float, float]:
-        """Return (α, β)."""
-        return MIXES[int(self.losses.argmin())]
+def mix_losses(logits: Tensor, label_logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum the log loss of labels [B] over images for each pair of ``MIXES``, float64; logits of both heads [B, C]."""
+    logits, label_logits = logits.double(), label_logits.double()
+    mixed = (mix_heads(logits, label_logits, *pair) for pair in MIXES)
+    return torch.stack([F.nll_loss(each, labels, reduction="sum") for each in mixed])
 
 
 class MixHeads(Callback):
@@ -50,16 +35,20 @@ class MixHeads(Callback):
         if not (trainer.should_stop or last):
             return
         data, student = trainer.datamodule, cast(Any, pl_module)  # type: ignore[attr-defined]
-        head, loader = student.label_head, data.val_dataloader()
-        choice, how = MixChoice().to(student.device), "as there are no validation images"
+        head = student.label_head
+        losses, images = (torch.zeros(n, dtype=torch.float64, device=student.device) for n in (len(MIXES), 1))
         student.eval()
-        for batch in loader:
-            images, labels, _ = trainer.strategy.batch_to_device(batch)
+        for batch in data.val_dataloader():
+            views, labels, _ = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                features = student.encoder(images)
+                features = student.encoder(views)
                 logits = student.head.module(features, student.logit_scale)
-            choice.update(logits, head(features), labels)
+            losses += mix_losses(logits, head(features), labels)
+            images += len(labels)
         student.train()
-        if loader:
-            (head.alpha, head.beta), how = choice.compute(), "chosen by log loss on the validation images"
+        # also where this process has no image: the others wait for it
+        losses, images = (trainer.strategy.reduce(each, reduce_op="sum") for each in (losses, images))
+        how = "as there are no validation images"
+        if images:
+            (head.alpha, head.beta), how = MIXES[int(losses.argmin())], "chosen by log loss on the validation images"
         inform(f"label head: α = {head.alpha:g} and β = {head.beta:g}, {how}")

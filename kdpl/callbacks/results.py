@@ -39,8 +39,8 @@ class SaveTestResults(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
-        rows = _gather(self._rows, trainer.world_size)
-        values: list[Tensor] = _gather([s.values for s in self._sketches], trainer.world_size)
+        rows = gather(self._rows, trainer.world_size)
+        values: list[Tensor] = gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
@@ -70,7 +70,8 @@ def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
     return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf).argmax(dim=1)
 
 
-def _gather(rows: list[Any], processes: int) -> list[Any]:
+def gather(rows: list[Any], processes: int) -> list[Any]:
+    """Return the rows of all processes, those of the first one first; called on all of them."""
     if processes == 1:
         return rows
     parts: list[list[Any]] = [[] for _ in range(processes)]

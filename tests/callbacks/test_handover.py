@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ConfigError
 from kdpl.prompts.tuned import TunedPrompts
 
 FILES = ["class_vectors.safetensors", "negative_vectors.safetensors", "prompts.safetensors"]
@@ -106,6 +107,16 @@ def test_a_fit_that_fails_writes_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, 2, At(lambda *_: 1 / 0))
     assert files(tmp_path) == []
+
+
+def test_too_few_validation_images_are_refused_before_the_first_epoch(tmp_path):
+    class Few(world.TinyDomain):
+        def val_dataloader(self):
+            raise ConfigError("1 val image for 2 processes")
+
+    world.write_teacher(tmp_path)
+    with pytest.raises(ConfigError, match="for 2 processes"):
+        world.fit(world.make_student(tmp_path), tmp_path, domain=Few(num_base=3), callbacks=[world.NoStep()])
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

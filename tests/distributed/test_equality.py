@@ -1,6 +1,7 @@
 """Two processes and more compute what one does with the same global batches, batch norm included."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from datetime import timedelta
@@ -20,6 +21,7 @@ from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
@@ -218,6 +220,27 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
     assert (len(found[0]["scores"]), len(found[0]["pool"])) == (198, 700)
     for name in ("scores", "label_scores", "pool"):
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_process_without_validation_images_keeps_no_other_waiting(teacher_folder, tmp_path, monkeypatch):
+    def of_the_first(data):
+        first = data.trainer.global_rank == 0
+        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.preprocessing) if first else []
+
+    # a process that waits in vain ends with an error
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
+    several = {"devices": 2, "strategy": strategy, "limit_val_batches": 0, "use_distributed_sampler": False}
+    monkeypatch.setattr(DomainDataModule, "val_dataloader", of_the_first)
+    found = []
+    for options in ({}, several):
+        folder = tmp_path / str(len(found))
+        module = student(teacher_folder, kind=WithoutBatchNorm, label_weight=1.0)
+        trainer = world.quiet_trainer(folder, 1, limit_train_batches=2, **options)
+        trainer.fit(module, datamodule=world.digits(24 // trainer.world_size))
+        mix = json.loads((folder / CLASSIFIER_FOLDER / "classifier.json").read_text())["label_head"]
+        found.append({**load_file(folder / CLASSIFIER_FOLDER / HELD_OUT_FILE), **mix})
+    assert len(found[0]["scores"]) == 198
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("fitted", ["teacher", "student without batch norm"], indirect=True)
