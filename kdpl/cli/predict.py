@@ -81,8 +81,8 @@ def predict(
             raise ConfigError("--embeddings needs a table that says whose they are, in a file of its own: give --out")
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
+    from kdpl.classifier.decision import decision_rule
     from kdpl.deploy.bulk import BulkPrediction, load_classifier
-    from kdpl.runtime.held_out import decision_rule
     from kdpl.runtime.unknown import require_unknown
 
     loaded = load_classifier(classifier, add_classes, device)

@@ -70,10 +70,10 @@ def _watch(
 
     import json
 
+    from kdpl.classifier.decision import decision_rule
     from kdpl.deploy.bulk import load_classifier
     from kdpl.report.two_samples import LEAST_RATE, QUANTILE
     from kdpl.report.watch import MIN_IMAGES, look, render, watch
-    from kdpl.runtime.held_out import decision_rule
     from kdpl.runtime.image_sample import MAX_IMAGES, REMEDY, ImageSample
     from kdpl.runtime.messages import inform
 

@@ -56,12 +56,12 @@ def serve(
         import python_multipart  # noqa: F401
     except ImportError as missing:
         raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
+    from kdpl.classifier.decision import decision_rule
     from kdpl.deploy.bulk import load_classifier
     from kdpl.deploy.serve.api import Answers
     from kdpl.deploy.serve.gate import Limits
     from kdpl.deploy.serve.server import build, listen
     from kdpl.deploy.serve.server import serve as run
-    from kdpl.runtime.held_out import decision_rule
     from kdpl.runtime.unknown import require_unknown
 
     # a port in use is said before the classifier is loaded

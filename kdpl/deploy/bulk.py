@@ -16,13 +16,13 @@ import torch
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Precision, Predicted
+from kdpl.classifier.decision import DecisionRule
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.deploy.tables import Journal, Row, columns, encode_embedding, write_csv, write_embeddings
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.held_out import DecisionRule
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:

@@ -23,11 +23,12 @@ from zoo import odd_photo
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
+from kdpl.classifier.decision import decision_rule
 from kdpl.deploy.serve import gate
 from kdpl.deploy.serve.api import PATH, Answers, ClassifierApi, SleepingLoop, Upload
 from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
 from kdpl.deploy.serve.server import build
-from kdpl.runtime.held_out import HeldOutScores, decision_rule
+from kdpl.runtime.held_out import HeldOutScores
 
 PNG = {"content-type": "image/png"}
 LIMITS = Limits(size=300_000, images=5, waiting=2, seconds=60)

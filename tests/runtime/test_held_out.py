@@ -8,8 +8,9 @@ import torch
 import world
 from scipy.stats import beta
 
+from kdpl.classifier.decision import decision_rule
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.held_out import MAX_IMAGES, HeldOutScores, classify, decision_rule
+from kdpl.runtime.held_out import MAX_IMAGES, HeldOutScores, classify
 
 
 def scores_of(scores, correct, label_scores=None):

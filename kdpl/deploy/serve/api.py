@@ -19,12 +19,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from kdpl.classifier import Classifier
+from kdpl.classifier.decision import DecisionRule
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.parallel import cores
 from kdpl.deploy.bulk import to_row
 from kdpl.deploy.sources import MAX_UPLOAD_PIXELS
 from kdpl.deploy.tables import Row, columns
-from kdpl.runtime.held_out import DecisionRule
 
 PATH = "/predict"
 

@@ -1,45 +1,31 @@
 """Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
-import pydantic.dataclasses
 import torch
 from PIL import Image
-from pydantic import Field, TypeAdapter
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.classifier.decision import DecisionRule, Predicted, Prediction, decision_rule
+from kdpl.classifier.folder import Stored
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
-from kdpl.clip.identity import LogitScale
-from kdpl.clip.loading import fingerprint
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
-from kdpl.data.decoding import PUBLISHED, Decoding
+from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
-from kdpl.errors import ArtifactError, ConfigError, DataError, reason, visible
-from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
-from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
+from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.prompts.label_head import LabelHead
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import TopK, classify_ahead
-from kdpl.runtime.artifacts import STRICT, parse_metadata
-from kdpl.runtime.files import atomic_path
-from kdpl.runtime.held_out import DecisionRule, HeldOutScores, decision_rule
+from kdpl.runtime.held_out import HeldOutScores
 from kdpl.runtime.image_sample import ImageSample
-from kdpl.runtime.on_hub import HUB_FILES, OnHub
-from kdpl.runtime.run_folder import (
-    CLASSIFIER_FILES,
-    CLASSIFIER_REMEDY,
-    HELD_OUT_FILE,
-    POOL_SAMPLE_FILE,
-    UNKNOWN_FILE,
-    require_classifier,
-)
+from kdpl.runtime.on_hub import OnHub
+from kdpl.runtime.run_folder import HELD_OUT_FILE, UNKNOWN_FILE
 from kdpl.runtime.unknown import Unknown, require_unknown
 
 T = TypeVar("T")
@@ -48,43 +34,6 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Arithmetic of predictions, by Lightning's names."""
 
 _TYPES: dict[str, torch.dtype] = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-_CONFIG, _WEIGHTS = CLASSIFIER_FILES
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class _Settings(EncoderSettings):
-    """The contents of classifier.json; version 2 has a label head."""
-
-    kind: Literal["kdpl classifier"]
-    version: Annotated[int, Field(ge=1, le=2)]
-    clip: ClipIdentity
-    logit_scale: LogitScale
-    class_vectors: dict[str, Any]
-    decoding: Decoding = PUBLISHED
-    label_head: LabelHeadSettings | None = None
-
-    def __post_init__(self) -> None:
-        if (self.version == 2) != (self.label_head is not None):
-            raise ValueError(f"version {self.version} has {'a' if self.version == 2 else 'no'} label_head")
-
-
-class Prediction(NamedTuple):
-    """A class, None for a rejected image, and its probability by softmax over all classes."""
-
-    class_name: str | None
-    probability: float
-
-
-class Predicted(NamedTuple):
-    """The most probable classes of an image, and its embedding: the encoder's normalised features, float32 [D].
-
-    ``unknown`` is the score of being none of the classes, if the classifier has one.
-    """
-
-    top: list[Prediction]
-    embedding: Tensor
-    unknown: float | None
 
 
 class Classifier(nn.Module, OnHub):
@@ -293,21 +242,17 @@ class Classifier(nn.Module, OnHub):
             device = self.head.class_vectors.device
             if device.type == "cuda":
                 images = images.pin_memory()  # so that the copy does not wait for the batch before
-            half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-            with half:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self.logits(features)
             top = logits.softmax(dim=1).topk(top_k, dim=1)
+            shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
             scores = self.unknown_scores(features)
             more = (features,) if scores is None else (features, scores)
-            if rule.temperature == 1:
-                return top.values, top.indices, *more
-            shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
             return torch.cat([top.values, shown], dim=1), top.indices, *more
 
         def decide(top: TopK) -> list[Prediction]:
-            # those that decide, and those that are shown, which may be the same
-            deciding, shown = top.probabilities[:top_k], top.probabilities[-top_k:]
+            deciding, shown = top.probabilities[:top_k], top.probabilities[top_k:]
             count = rule.predicted(deciding, top.labels[0])
             names = [self.class_names[i] for i in top.labels[:count]]
             return list(map(Prediction, names, shown)) if count else [Prediction(None, shown[0])]
@@ -332,69 +277,23 @@ class Classifier(nn.Module, OnHub):
 
         A sample of the pool is kept in the folder, for ``report --on``; ``load`` does not read it.
         """
-        there = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
-        if others:
-            raise ArtifactError(
-                f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
-                "new folder, or an empty one"
-            )
-        head = self.label_head
-        depth, length = self.encoder.prompts.tokens.shape[:2] if self.encoder.prompts is not None else (0, 0)
-        settings = _Settings(
-            kind="kdpl classifier",
-            version=1 if head is None else 2,
-            clip=self.clip,
-            image_config=self.encoder.tower.module.config,
-            preprocessing=self.preprocessing,
-            prompt_length=length,
-            prompt_depth=depth,
-            projector=self.encoder.projector is not None,
-            logit_scale=self.logit_scale,
-            class_vectors=self.vectors.fields(),
-            decoding=self.decoding,
-            label_head=None if head is None else LabelHeadSettings(alpha=head.alpha, beta=head.beta),
-        )
-        config = TypeAdapter(_Settings).dump_python(settings, mode="json")
-        tensors = self._tensors()
-        if head is None:
-            del config["label_head"]
-        with atomic_path(Path(folder)) as temporary:
-            temporary.mkdir()
-            # not by save_file, whose error of a full disk has no number
-            (temporary / _WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-            (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-            for part in (self.held_out, self.unknown, pool_sample):
-                if part is not None:
-                    part.save(temporary, self.fingerprint())
+        self._stored.write(Path(folder), (self.held_out, self.unknown, pool_sample))
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
-        return fingerprint(self._tensors().items())
+        return self._stored.fingerprint()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        head = {} if self.label_head is None else head_tensors(self.label_head)
-        return {**encoder_tensors(self.encoder), "class_vectors": self.head.class_vectors, **head}
+    @property
+    def _stored(self) -> Stored:
+        return Stored(self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding, self.label_head)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
-        folder = Path(folder)
-        source = f"the classifier {folder}"
-        require_classifier(folder)
-        try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / _WEIGHTS)
-            own = tensors.pop("class_vectors")
-        except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
-            raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
-        settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
-        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
-        head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
-        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
-        classifier = cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+        folder, stored = Path(folder), Stored.read(Path(folder))
+        classifier = cls(*stored)
         if (folder / HELD_OUT_FILE).is_file():
-            classifier.held_out = HeldOutScores.load(folder, classifier.fingerprint())
+            classifier.held_out = HeldOutScores.load(folder, stored.fingerprint())
         if (folder / UNKNOWN_FILE).is_file():
-            classifier.unknown = Unknown.load(folder, classifier.fingerprint(), vectors.vectors.shape[1])
+            classifier.unknown = Unknown.load(folder, stored.fingerprint(), stored.vectors.vectors.shape[1])
         return classifier

@@ -1,0 +1,132 @@
+"""The folder of a classifier: classifier.json, model.safetensors, and files of scores beside them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import pydantic.dataclasses
+from pydantic import Field, TypeAdapter
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipIdentity
+from kdpl.clip.identity import LogitScale
+from kdpl.clip.loading import fingerprint
+from kdpl.data.decoding import PUBLISHED, Decoding
+from kdpl.errors import ArtifactError, reason, visible
+from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
+from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
+from kdpl.runtime.artifacts import STRICT, parse_metadata
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.on_hub import HUB_FILES
+from kdpl.runtime.run_folder import (
+    CLASSIFIER_FILES,
+    CLASSIFIER_REMEDY,
+    HELD_OUT_FILE,
+    POOL_SAMPLE_FILE,
+    UNKNOWN_FILE,
+    require_classifier,
+)
+
+_CONFIG, _WEIGHTS = CLASSIFIER_FILES
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Settings(EncoderSettings):
+    """The contents of classifier.json; version 2 has a label head."""
+
+    kind: Literal["kdpl classifier"]
+    version: Annotated[int, Field(ge=1, le=2)]
+    clip: ClipIdentity
+    logit_scale: LogitScale
+    class_vectors: dict[str, Any]
+    decoding: Decoding = PUBLISHED
+    label_head: LabelHeadSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.version == 2) != (self.label_head is not None):
+            raise ValueError(f"version {self.version} has {'a' if self.version == 2 else 'no'} label_head")
+
+
+class Beside(Protocol):
+    """What is kept in a file of its own, which knows its classifier."""
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file into a folder, with the fingerprint of the classifier."""
+
+
+class Stored(NamedTuple):
+    """What a classifier's two files hold, which are the first arguments of ``Classifier``."""
+
+    encoder: StudentEncoder
+    vectors: ClassVectors
+    logit_scale: float
+    clip: ClipIdentity
+    decoding: Decoding
+    label_head: LabelHead | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all weights and the class vectors, by name."""
+        head = {} if self.label_head is None else head_tensors(self.label_head)
+        return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors, **head}
+
+    def fingerprint(self) -> str:
+        """Digest of all weights and class vectors."""
+        return fingerprint(self.tensors().items())
+
+    def write(self, folder: Path, beside: Iterable[Beside | None] = ()) -> None:
+        """Write a folder, atomically, in place of a classifier; an ArtifactError if it holds anything else."""
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
+        if others:
+            raise ArtifactError(
+                f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
+                "new folder, or an empty one"
+            )
+        encoder, head = self.encoder, self.label_head
+        depth, length = encoder.prompts.tokens.shape[:2] if encoder.prompts is not None else (0, 0)
+        settings = _Settings(
+            kind="kdpl classifier",
+            version=1 if head is None else 2,
+            clip=self.clip,
+            image_config=encoder.tower.module.config,
+            preprocessing=encoder.tower.module.preprocessing,
+            prompt_length=length,
+            prompt_depth=depth,
+            projector=encoder.projector is not None,
+            logit_scale=self.logit_scale,
+            class_vectors=self.vectors.fields(),
+            decoding=self.decoding,
+            label_head=None if head is None else LabelHeadSettings(alpha=head.alpha, beta=head.beta),
+        )
+        config = TypeAdapter(_Settings).dump_python(settings, mode="json")
+        if head is None:
+            del config["label_head"]
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            # not by save_file, whose error of a full disk has no number
+            (temporary / _WEIGHTS).write_bytes(save(tensors))
+            (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+            for part in beside:
+                if part is not None:
+                    part.save(temporary, self.fingerprint())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Stored":
+        """Read a folder; an ArtifactError if it is missing, damaged or too new."""
+        source = f"the classifier {folder}"
+        require_classifier(folder)
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _WEIGHTS)
+            own = tensors.pop("class_vectors")
+        except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
+            raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
+        settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
+        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
+        head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
+        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
