@@ -1,17 +1,12 @@
 """Stopping a training whose loss or weights are not finite before they are saved."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kdpl.errors import TrainingError
-
-
-class _Step(NamedTuple):
-    number: int
-    terms: dict[str, Tensor]
 
 
 class FiniteLoss(Callback):
@@ -26,18 +21,14 @@ class FiniteLoss(Callback):
 
     def __init__(self, every_n_steps: int = 20) -> None:
         self.every_n_steps = every_n_steps
-        self._steps: list[_Step] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier training."""
-        self._steps = []
+        self._steps: list[tuple[int, dict[str, Tensor]]] = []  # number and terms
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the terms of the loss, and check them every few steps."""
         terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
-        self._steps.append(_Step(trainer.global_step, terms))
+        self._steps.append((trainer.global_step, terms))
         if len(self._steps) >= self.every_n_steps:
             self._check(trainer, pl_module)
 
@@ -60,15 +51,15 @@ class FiniteLoss(Callback):
         if not self._steps:
             return None
         # one transfer for all of them
-        finite = torch.stack([torch.stack(list(s.terms.values())).isfinite() for s in self._steps]).cpu()
+        finite = torch.stack([torch.stack(list(terms.values())).isfinite() for _, terms in self._steps]).cpu()
         wrong = (~finite.all(dim=1)).nonzero().flatten().tolist()
         skips = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not wrong or (skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)):
             return None
-        step = self._steps[wrong[0]]
-        terms = ", ".join(f"{k} is {float(v)}" for k, v in step.terms.items() if not v.isfinite())
+        number, terms = self._steps[wrong[0]]
+        said = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
         return (
-            f"the loss of step {step.number} is not finite ({terms}): lower model.init_args.optim.lr, or set "
+            f"the loss of step {number} is not finite ({said}): lower model.init_args.optim.lr, or set "
             "trainer.precision to 32-true, and start in another --out"
         )
 

@@ -32,17 +32,12 @@ class DrawPictures(Callback):
     matplotlib it says so and draws nothing.
     """
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the learning curves from metrics.csv."""
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
             title = f"{type(pl_module).__name__}, {trainer.default_root_dir}"
             _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics), title))
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw them after a resume from the last epoch's end, in which no training ends."""
-        if not _figure(trainer, "learning_curves").is_file():
-            self.on_train_end(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import WandbLogger
 
 from kdpl.runtime import slurm
 from kdpl.runtime.faults import handle_sigterm, mark
 from kdpl.runtime.run_folder import LAST, PREVIOUS
+from kdpl.runtime.wandb_logger import finish_logging
 
 _STEPS_BETWEEN_TALKS = 10
 _GRACE_SECONDS = 5
@@ -55,19 +55,14 @@ class Requeue(Checkpoint):
         file = Path(trainer.default_root_dir) / LAST
         if save:
             trainer.save_checkpoint(file)
-        ended: slurm.Requeued | slurm.RequeueError | None = None
+        ended: BaseException = SystemExit(slurm.REQUEUED)
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    # its service ends with the job
-                    logger.experiment.finish(exit_code=1)
-            try:
-                ended = slurm.requeue(trainer.default_root_dir, file if save else None)
-            except slurm.RequeueError as error:
-                ended = error
+            # W&B's service ends with the job
+            finish_logging(trainer.loggers, exit_code=1)
+            ended = slurm.requeue(trainer.default_root_dir, file if save else None)
         # srun ends the job with the first process that ends: not before it is requeued
         trainer.strategy.barrier("kdpl requeue")
-        raise ended or SystemExit(slurm.REQUEUED)
+        raise ended
 
 
 class WhereItStopped(Callback):

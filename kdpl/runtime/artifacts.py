@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
@@ -74,6 +75,27 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
         where = ".".join(map(str, first["loc"]))[:80]
         what = reason(ValueError(first["msg"].removeprefix("Value error, ")))
         raise ArtifactError(f"{source} has an invalid field '{where}' ({what}): {remedy}") from error
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class OfClassifier:
+    """The fields of a file that is kept beside a classifier: its fingerprint."""
+
+    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
+
+
+C = TypeVar("C", bound=OfClassifier)
+
+
+def read_of_classifier(
+    path: Path, kind: str, version: int, fields_of: type[C], classifier: str, remedy: str
+) -> tuple[dict[str, Tensor], C]:
+    """Read the tensors and fields of a file beside the classifier with this fingerprint, or an ArtifactError."""
+    tensors, read = read_tensors(path, kind, version, remedy)
+    fields = parse_metadata(fields_of, read, str(path), remedy)
+    if fields.classifier != classifier:
+        raise ArtifactError(f"{path} is of another classifier than {path.parent}: {remedy}")
+    return tensors, fields
 
 
 def describe(value: object) -> str:

@@ -16,7 +16,7 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.predictions import spread
 from kdpl.runtime.run_folder import HELD_OUT_FILE
 
@@ -36,9 +36,8 @@ REMEDY = "run python -m kdpl calibrate with labelled images that it was not trai
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class _Fields:
+class _Fields(OfClassifier):
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
-    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +180,7 @@ class HeldOutScores:
     def load(cls, folder: Path, classifier: str) -> "HeldOutScores":
         """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier."""
         path, remedy = folder / HELD_OUT_FILE, f"remove it, or {REMEDY}"
-        tensors, fields = read_tensors(path, KIND, VERSION, remedy)
-        settings = parse_metadata(_Fields, fields, str(path), remedy)
-        if settings.classifier != classifier:
-            raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         predicted = tensors.pop("predicted", None)
         own = {name: tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")}
         scores, label_scores, correct = own.values()

@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic.dataclasses
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.run_folder import POOL_SAMPLE_FILE
 
 KIND = "a sample of the training pool"
@@ -21,11 +19,6 @@ MAX_IMAGES = 1000
 """Largest number of images that are kept: 1 MB for features of 512 numbers."""
 
 REMEDY = "give images like those it was trained on by --against"
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class _Fields:
-    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
 
 
 @dataclass(frozen=True)
@@ -72,9 +65,7 @@ class ImageSample:
         if not path.is_file():
             raise ArtifactError(f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}")
         remedy = f"remove it, and {REMEDY}"
-        tensors, fields = read_tensors(path, KIND, VERSION, remedy)
-        if parse_metadata(_Fields, fields, str(path), remedy).classifier != classifier:
-            raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
         own = [tensors.get(name, torch.empty(0)) for name in ("features", "scores", "labels")]
         features, scores, labels = own
         kinds = [torch.float16, torch.float32, torch.int64]

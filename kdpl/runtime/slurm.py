@@ -57,8 +57,8 @@ def require_srun() -> None:
         )
 
 
-def requeue(what: str, checkpoint: Path | None = None) -> Requeued:
-    """Put the job back into the queue; returns the exception that ends the command, or raises a RequeueError.
+def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueError:
+    """Put the job back into the queue; returns the exception that ends the command.
 
     ``what`` resumes later, from the ``checkpoint`` if one was just written.
     """
@@ -74,5 +74,5 @@ def requeue(what: str, checkpoint: Path | None = None) -> Requeued:
     except (OSError, subprocess.TimeoutExpired) as error:
         fault = str(error)
     if fault is not None:
-        raise RequeueError(f"job {job} could not be requeued ({fault}){kept}: submit it again to resume {what}")
+        return RequeueError(f"job {job} could not be requeued ({fault}){kept}: submit it again to resume {what}")
     return Requeued(f"job {job} is in the queue again")

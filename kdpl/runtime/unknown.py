@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.class_names import ClassName, fault_of_name
 from kdpl.runtime.run_folder import UNKNOWN_FILE
 
@@ -86,12 +86,11 @@ def farthest(words: Tensor, classes: Tensor) -> list[int]:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class _Fields:
+class _Fields(OfClassifier):
     words: tuple[ClassName, ...]
     distance: Standard
     share: Standard
     cutoff: float
-    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
 
 
 class Unknown(nn.Module):
@@ -206,10 +205,7 @@ class Unknown(nn.Module):
     def load(cls, folder: Path, classifier: str, width: int) -> "Unknown":
         """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier or width D."""
         path, remedy = folder / UNKNOWN_FILE, f"remove it, or {REMEDY}"
-        tensors, fields = read_tensors(path, KIND, VERSION, remedy)
-        settings = parse_metadata(_Fields, fields, str(path), remedy)
-        if settings.classifier != classifier:
-            raise ArtifactError(f"{path} is of another classifier than {folder}: {remedy}")
+        tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         means = tensors.get("means")
         rows = max(1, len(means)) if means is not None and means.ndim else 1
         shapes = dict(

@@ -102,11 +102,11 @@ def _run_id(folder: Path, keep: bool) -> str:
     return new
 
 
-def finish_logging(loggers: Iterable[Logger]) -> None:
+def finish_logging(loggers: Iterable[Logger], exit_code: int | None = None) -> None:
     """End the runs in W&B; the next command in this process has a run of its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code)
 
 
 def artifact_name(kind: str, fingerprint: str) -> str:

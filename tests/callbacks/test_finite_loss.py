@@ -68,7 +68,6 @@ def feed(losses, every, scaler=None):
         current_epoch=0,
         global_step=0,
     )
-    callback.on_train_start(trainer, module)
     for trainer.global_step, loss in enumerate(losses, start=1):
         callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, None, trainer.global_step - 1)
     callback.on_save_checkpoint(trainer, module, {})

@@ -1,3 +1,4 @@
+import re
 import signal
 import threading
 from contextlib import nullcontext
@@ -36,11 +37,11 @@ def test_a_job_or_an_element_of_an_array_is_requeued_under_its_number(array, tmp
 
 def test_where_slurm_refuses_the_reason_and_the_checkpoint_are_named(tmp_path, monkeypatch):
     pretend(monkeypatch, tmp_path, refusal="Requeue is disabled")
-    with pytest.raises(slurm.RequeueError, match=r"17 .*\(Requeue is disabled\); .*last.ckpt is kept: submit it again"):
-        slurm.requeue("runs/a", tmp_path / "last.ckpt")
+    refused = slurm.requeue("runs/a", tmp_path / "last.ckpt")
+    assert isinstance(refused, slurm.RequeueError)
+    assert re.search(r"17 .*\(Requeue is disabled\); .*last.ckpt is kept: submit it again", str(refused))
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(slurm.RequeueError, match=r"could not be requeued \(.*scontrol.*: submit it again"):
-        slurm.requeue("runs/a")
+    assert re.search(r"could not be requeued \(.*scontrol.*: submit it again", str(slurm.requeue("runs/a")))
 
 
 @pytest.mark.parametrize(
