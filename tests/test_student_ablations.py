@@ -132,12 +132,12 @@ def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_
 
 
 class TestChoice:
-    def fit(self, folder, accuracies, monkeypatch, ckpt_path=None):
+    def fit(self, folder, accuracies, monkeypatch, **options):
         """Fit with these test accuracies, epoch by epoch; returns the student and its record."""
         given = iter(accuracies)
         monkeypatch.setattr("kdpl.callbacks.choice._base_accuracy", lambda *_: next(given))
         student = new_student(folder, choice="best_on_base_test")
-        return student, world.fit(student, folder, 4, domain=self.domain(3), ckpt_path=ckpt_path, save=True)
+        return student, world.fit(student, folder, 4, domain=self.domain(3), save=True, **options)
 
     def domain(self, num_base, records=("one",)):
         domain = world.TinyDomain(num_base=num_base)
@@ -158,6 +158,12 @@ class TestChoice:
             resumed, again = self.fit(tmp_path, [accuracy], monkeypatch, ckpt_path=tmp_path / "epoch=2.ckpt")
             expected = record.epochs[1] if best == 1 else again.epochs[-1]
             assert all(torch.equal(v, expected[k]) for k, v in resumed.state_dict().items())
+
+    @pytest.mark.parametrize("steps", [3, 4])
+    def test_a_number_of_steps_may_end_the_training(self, steps, tmp_path, monkeypatch):
+        student, record = self.fit(tmp_path, [0.6, 0.5], monkeypatch, max_steps=steps, limit_train_batches=2)
+        assert len(record.epochs) == 2
+        assert all(torch.equal(v, record.epochs[0][k]) for k, v in student.state_dict().items())
 
     @pytest.mark.parametrize(("num_base", "metric"), [(3, "test/base_acc"), (None, "test/acc")])
     def test_the_accuracy_is_that_of_a_test_on_the_base_classes(self, num_base, metric, tmp_path):

@@ -13,6 +13,12 @@ from kdpl.metrics import DomainAccuracy
 from kdpl.runtime.messages import inform, warn
 
 
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Return whether training ends with this epoch, as far as that is known at its end."""
+    steps = 0 <= trainer.max_steps <= trainer.global_step
+    return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
+
+
 class BestOnBaseTest(Callback):
     """Replaces the last weights with those of the epoch that was best on the base classes' test images.
 
@@ -49,7 +55,7 @@ class BestOnBaseTest(Callback):
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
             self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
-        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+        if is_last_epoch(trainer):
             pl_module.load_state_dict(self.weights)
             inform(
                 f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base classes' TEST images "

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdpl.callbacks.choice import is_last_epoch
 from kdpl.prompts.label_head import mix_heads
 from kdpl.runtime.messages import inform
 
@@ -31,8 +32,7 @@ class MixHeads(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last epoch choose on all processes together."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step
-        if not (trainer.should_stop or last):
+        if not is_last_epoch(trainer):
             return
         data, student = trainer.datamodule, cast(Any, pl_module)  # type: ignore[attr-defined]
         head = student.label_head

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
@@ -47,12 +46,6 @@ class MetricsCSV(Logger):
         """Folder of the file."""
         return self._save_dir
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Path:
-        """The file."""
-        return Path(self._save_dir) / METRICS_FILE
-
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's folder has the config as a file."""
@@ -60,7 +53,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
-        path = self.experiment
+        path = Path(self._save_dir) / METRICS_FILE
         row: dict[str, Any] = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
         if "epoch" in row:
             row["epoch"] = int(metrics["epoch"])
