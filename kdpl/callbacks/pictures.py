@@ -92,14 +92,10 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
         log_images(trainer.loggers, "disagreements", images, captions)
 
 
-def _figure(trainer: Trainer, name: str) -> Path:
-    return Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
-
-
 def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     import matplotlib
 
-    path = _figure(trainer, name)
+    path = Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     try:
         with matplotlib.rc_context({"font.family": font_families(data.class_names)}):

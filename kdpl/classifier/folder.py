@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic.dataclasses
 from pydantic import Field, TypeAdapter
@@ -20,6 +20,8 @@ from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, 
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.held_out import HeldOutScores
+from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.on_hub import HUB_FILES
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FILES,
@@ -29,6 +31,7 @@ from kdpl.runtime.run_folder import (
     UNKNOWN_FILE,
     require_classifier,
 )
+from kdpl.runtime.unknown import Unknown
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 
@@ -50,13 +53,6 @@ class _Settings(EncoderSettings):
             raise ValueError(f"version {self.version} has {'a' if self.version == 2 else 'no'} label_head")
 
 
-class Beside(Protocol):
-    """What is kept in a file of its own, which knows its classifier."""
-
-    def save(self, folder: Path, classifier: str) -> None:
-        """Write the file into a folder, with the fingerprint of the classifier."""
-
-
 class Stored(NamedTuple):
     """What a classifier's two files hold, which are the first arguments of ``Classifier``."""
 
@@ -76,7 +72,7 @@ class Stored(NamedTuple):
         """Digest of all weights and class vectors."""
         return fingerprint(self.tensors().items())
 
-    def write(self, folder: Path, beside: Iterable[Beside | None] = ()) -> None:
+    def write(self, folder: Path, beside: Iterable[HeldOutScores | Unknown | ImageSample | None]) -> None:
         """Write a folder, atomically, in place of a classifier; an ArtifactError if it holds anything else."""
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
