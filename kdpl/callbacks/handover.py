@@ -155,17 +155,13 @@ def _val_batches(trainer: Trainer) -> Any:
 
 def _held_out(trainer: Trainer, classifier: Classifier) -> tuple[Tensor, Tensor, Tensor] | None:
     """Features, logits and labels of the validation images of all processes, in their order; None without any."""
-    batches, device, width = (
-        _val_batches(trainer),
-        classifier.head.class_vectors.device,
-        classifier.head.class_vectors.shape[1],
-    )
+    batches, vectors = _val_batches(trainer), classifier.head.class_vectors
 
     def network(images: Tensor) -> Tensor:
         features = classifier.encoder(images)
         return torch.cat([features, classifier.logits(features)], dim=1)
 
-    own = [[each.cpu() for each in classify(network, batches, device)]] if batches else []
+    own = [[each.cpu() for each in classify(network, batches, vectors.device)]] if batches else []
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
     if not parts:
@@ -173,7 +169,8 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> tuple[Tensor, Tensor,
     found, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     # a sampler may give an image to several processes
     order = np.unique(indices, return_index=True)[1]
-    return found[order, :width], found[order, width:], labels[order]
+    features, logits = found[order].tensor_split([vectors.shape[1]], dim=1)
+    return features, logits, labels[order]
 
 
 def _pool(classifier: Classifier, data: Any) -> list[Predicted]:
