@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.loggers import log_images, log_picture, read_metrics
 from kdpl.runtime.messages import inform, warn
@@ -175,7 +176,7 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if len(class_names) <= _NAMED_CLASSES:
-        labels = [_short(name, 24) for name in class_names]
+        labels = [shorten(name, 24) for name in class_names]
         style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
         axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style)
         axis.set_yticks(range(len(labels)), labels, **style)
@@ -210,7 +211,7 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
         axis.axis("off")
     for axis, image, pair in zip(axes, images, pairs, strict=False):
         axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
-        axis.set_title(_short(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
+        axis.set_title(shorten(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
             style = {"transform": axis.transAxes, "ha": "center", "va": "top", "fontsize": 7.5, "parse_math": False}
             axis.text(
@@ -220,12 +221,8 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
 
 
 def _line(letter: str, each: ImagePrediction, limit: int | None = None) -> str:
-    name = each.prediction if limit is None else _short(each.prediction, limit)
+    name = each.prediction if limit is None else shorten(each.prediction, limit)
     return f"{letter} {'✓' if each.correct else '✗'} {name} {100 * each.probability:.0f} %"
-
-
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _save(figure: Any, path: Path) -> None:
