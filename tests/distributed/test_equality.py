@@ -222,15 +222,16 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_process_without_validation_images_keeps_no_other_waiting(teacher_folder, tmp_path, monkeypatch):
-    def of_the_first(data):
-        first = data.trainer.global_rank == 0
-        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.preprocessing) if first else []
+@pytest.mark.parametrize("ranks", [(0,), (0, 1)], ids=["one has all", "each has all"])
+def test_validation_images_count_once_however_processes_share_them(ranks, teacher_folder, tmp_path, monkeypatch):
+    def unshared(data):
+        has = data.trainer.global_rank in ranks
+        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.preprocessing) if has else []
 
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
     several = {"devices": 2, "strategy": strategy, "limit_val_batches": 0, "use_distributed_sampler": False}
-    monkeypatch.setattr(DomainDataModule, "val_dataloader", of_the_first)
+    monkeypatch.setattr(DomainDataModule, "val_dataloader", unshared)
     found = []
     for options in ({}, several):
         folder = tmp_path / str(len(found))
