@@ -48,17 +48,17 @@ FORMATS: dict[FormatName, Format] = {
     "torch": Format(".pt2", write_program, load_program, {}),
 }
 
+_FILE_ENDINGS = {".xml", ".bin", *(each.ending for each in FORMATS.values() if each.ending)}
+"""Those that a folder would be mistaken for a file by; the name of a folder may have another dot."""
+
 
 def require_format(name: FormatName, out: Path, has_calibration: bool) -> Format:
     """Return a format; a ConfigError if the ending, calibration images or packages for it are missing."""
     found = FORMATS[name]
-    if out.suffix != found.ending:
-        wrong = (
-            f"does not end with {found.ending}, which"
-            if found.ending
-            else f"ends with {out.suffix}, but the folder that"
-        )
-        raise ConfigError(f"--out {out} {wrong} --format {name} writes: rename it")
+    if found.ending and out.suffix != found.ending:
+        raise ConfigError(f"--out {out} does not end with {found.ending}, which --format {name} writes: rename it")
+    if not found.ending and out.suffix in _FILE_ENDINGS:
+        raise ConfigError(f"--out {out} ends with {out.suffix}, but the folder that --format {name} writes: rename it")
     if name == "onnx-int8" and not has_calibration:
         raise ConfigError("--format onnx-int8 needs images to calibrate on: give --calibration FOLDER, unlabelled ones")
     for package, extra in found.extras.items():

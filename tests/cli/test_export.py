@@ -32,7 +32,7 @@ def export(classifier, kind, out, *more):
         ("torch", "c.pt2", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
         ("torch", "c.pt2", ["--input=float"], "32 of 32 images (100.0%), logits off by at most"),
         ("onnx", "c.onnx", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
-        ("openvino", "c", ["--check={}", "--input=float"], "60 of 60 images (100.0%), logits off by at most"),
+        ("openvino", "c-v1.2", ["--check={}", "--input=float"], "60 of 60 images (100.0%), logits off by at most"),
         pytest.param("onnx-fp16", "h.onnx", ["--check={}"], "of 60 images (", marks=pytest.mark.slow),
         pytest.param(
             "onnx-bf16", "h.onnx", ["--check={}", "--agreement=0.9"], "of 60 images (", marks=pytest.mark.slow
@@ -111,6 +111,7 @@ def test_a_difference_is_written_plainly(logits, said):
 )
 def test_wrong_settings_are_named(kind, out, options, words, classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+        ("openvino", "c.onnx", [], ["ends with .onnx", "the folder that --format openvino writes"]),
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
     refused(capsys, export(classifier, kind, out, *options), *words)
