@@ -212,7 +212,8 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, cl
     given, folder = Classifier.load(classifier), tmp_path / "classifier"
     made = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding, unknown=given.unknown)
     scores = torch.linspace(0.02, 1, 200)
-    made.held_out = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2)
+    predicted = torch.arange(200, dtype=torch.int32) % 5
+    made.held_out = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2, predicted)
     made.save(folder)
     assert main(["export", str(folder), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
@@ -223,13 +224,14 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, cl
     for path in pictures:
         ((expected,),), ((accepted,),) = read.predict([path]), read.predict([path], max_error=0.1)
         ((calibrated,),), (several,) = read.predict([path], calibrated=True), read.predict([path], sets=0.9)
+        ((of_class,),) = read.predict([path], max_error=0.1, per_class=True)
         command = [sys.executable, "-c", script, path.name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         first, *doubt, shown, unknown = done.stdout.splitlines()
         name, probability = first.rsplit(maxsplit=1)
         assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
-        rejected = "rejected" if accepted.class_name is None else "accepted"
-        assert doubt == [rejected, ";".join(str(each.class_name) for each in several)]
+        decided = ["rejected" if each.class_name is None else "accepted" for each in (accepted, of_class)]
+        assert doubt == [*decided, ";".join(str(each.class_name) for each in several)]
         assert float(shown) == pytest.approx(calibrated.probability, abs=1e-5)
         assert float(unknown) == pytest.approx(read.none_of_these([path]).item(), abs=1e-4)
 

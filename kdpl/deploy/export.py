@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
-from kdpl.errors import ConfigError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.held_out import HeldOutScores
 
 InputType = Literal["uint8", "float"]
@@ -75,22 +76,31 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),
-        **_doubt(classifier.held_out),
+        **_doubt(classifier.held_out, len(classifier.class_names)),
         "kdpl_version": __version__,
     }
 
 
-def _doubt(held_out: HeldOutScores | None) -> dict[str, str]:
+def _doubt(held_out: HeldOutScores | None, num_classes: int) -> dict[str, str]:
     """Temperature and thresholds, as far as the held-out images show them."""
     if held_out is None:
         return {}
-    thresholds, set_thresholds = {}, {}
+    thresholds, class_thresholds, set_thresholds = {}, {}, {}
     for share in _ERRORS:
         with suppress(ConfigError):
             thresholds[f"{share:g}"] = held_out.threshold(share)
+        # older scores do not say which classes were predicted
+        with suppress(ConfigError, ArtifactError):
+            shown = [each if isfinite(each) else None for each in held_out.class_thresholds(share)]
+            class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
         with suppress(ConfigError):
             set_thresholds[f"{1 - share:g}"] = held_out.set_threshold(1 - share)
-    found = {"temperature": held_out.temperature, "thresholds": thresholds, "set_thresholds": set_thresholds}
+    found = {
+        "temperature": held_out.temperature,
+        "thresholds": thresholds,
+        "class_thresholds": class_thresholds,
+        "set_thresholds": set_thresholds,
+    }
     return {name: json.dumps(value) for name, value in found.items()}
 
 
