@@ -42,8 +42,8 @@ def export(
         calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256 are used
         check: folder of images to compare on, of which at most 1024 are used; those of --calibration if not given, or
             noise
-        tolerance: largest difference of a logit in 32 bits
-        agreement: smallest share of equal predictions in 16 and 8 bits
+        tolerance: largest difference of a logit, or of the score unknown, in 32 bits
+        agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16 and 8 bits
     """
     path = Path(out) if format == "openvino" else output_file("--out", out)
     if path.exists():
@@ -75,7 +75,7 @@ def export(
                 "accept less with --agreement, or export --format onnx"
             )
         # refuses NaN too
-        if not kind.rounded and not difference.logits <= tolerance:
+        if not kind.rounded and not difference.within(tolerance):
             raise ArtifactError(
                 f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
                 "accept more with --tolerance, or use another --format"

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from math import isfinite
@@ -22,8 +22,8 @@ from kdpl.runtime.held_out import HeldOutScores
 InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
 
-Run = Callable[[Tensor], Tensor]
-"""Logits [B, C] of images as an exported file takes them."""
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""The outputs of an exported file, in the order of ``OUTPUTS``, for images as it takes them."""
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities", "unknown")
@@ -113,8 +113,7 @@ def write_program(classifier: Classifier, input_type: InputType, path: Path) -> 
 
 def load_program(path: Path) -> Run:
     """Read a program of torch.export."""
-    module = torch.export.load(path).module()
-    return lambda images: module(images)[0]
+    return torch.export.load(path).module()
 
 
 def program(classifier: Classifier, input_type: InputType, batch: int | None = None) -> ExportedProgram:
@@ -139,28 +138,52 @@ def quiet() -> Iterator[None]:
 
 
 class Difference(NamedTuple):
-    """Numbers of images compared and of those with the same class, and the largest difference of a logit."""
+    """How an exported file differs from its classifier on some images.
+
+    Attributes:
+        images: Number of images compared.
+        same: Number of them with the same predicted class.
+        logits: Largest difference of a logit.
+        unknown: Largest difference of a score of being none of the classes; None without these scores.
+        same_side: Number of images whose score stays above, or below, 0.5.
+    """
 
     images: int
     same: int
     logits: float
+    unknown: float | None = None
+    same_side: int = 0
 
     @property
     def agreement(self) -> float:
-        """Share of images with the same predicted class."""
-        return self.same / self.images
+        """Share of images with the same predicted class, or of those on the same side of 0.5 if that is smaller."""
+        return (self.same if self.unknown is None else min(self.same, self.same_side)) / self.images
+
+    def within(self, tolerance: float) -> bool:
+        """If no logit and no score differs by more than that; False for NaN."""
+        return self.logits <= tolerance and (self.unknown is None or self.unknown <= tolerance)
 
     def __str__(self) -> str:
-        same = f"the same class for {self.same} of {self.images} images ({self.agreement:.1%})"
-        return f"{same}, logits off by at most {self.logits:.2g}"
+        same = f"the same class for {self.same} of {self.images} images ({self.same / self.images:.1%})"
+        said = f"{same}, logits off by at most {self.logits:.2g}"
+        if self.unknown is None:
+            return said
+        side = f"unknown on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
+        return f"{said}, {side} and off by at most {self.unknown:.2g}"
 
 
 @torch.inference_mode()
 def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputType) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
-    same, largest = 0, torch.zeros(())
+    graph, largest = _Graph(classifier), torch.zeros(len(outputs(classifier)))
+    same = same_side = 0
     for batch in torch.split(images, _CHECKED_AT_ONCE):
-        expected, found = classifier(batch), run(as_input(batch, input_type))
-        same += int((expected.argmax(dim=1) == found.argmax(dim=1)).sum())
-        largest = torch.maximum(largest, (expected - found).abs().max())  # NaN stays NaN
-    return Difference(len(images), same, float(largest))
+        expected, found = graph(batch), run(as_input(batch, input_type))
+        same += int((expected[0].argmax(dim=1) == found[0].argmax(dim=1)).sum())
+        # 0.5 itself is on both sides, NaN on none
+        same_side += int(((expected[-1] - 0.5) * (found[-1] - 0.5) >= 0).sum())
+        differences = [(one - other).abs().max() for one, other in zip(expected, found, strict=True)]
+        largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
+    if classifier.unknown is None:
+        return Difference(len(images), same, float(largest[0]))
+    return Difference(len(images), same, float(largest[0]), float(largest[-1]), same_side)

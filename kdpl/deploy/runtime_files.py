@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.deploy.export import OUTPUTS, InputType, Run, metadata, program, quiet
+from kdpl.deploy.export import InputType, Run, metadata, program, quiet
 from kdpl.deploy.onnx_files import write_onnx
 
 OPENVINO_FILE = "classifier.xml"
@@ -37,7 +38,7 @@ def load_openvino(path: Path) -> Run:
     # without the hint, processors with bfloat16 compute in it
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     run = openvino.Core().compile_model(path / OPENVINO_FILE if path.is_dir() else path, "CPU", hints)
-    return lambda images: torch.from_numpy(run(images.numpy())[OUTPUTS[0]])
+    return lambda images: [torch.from_numpy(each) for each in run(images.numpy()).to_tuple()]
 
 
 def write_executorch(classifier: Classifier, input_type: InputType, path: Path) -> None:
@@ -62,5 +63,10 @@ def load_executorch(path: Path) -> Run:
     from executorch.runtime import Runtime
 
     forward = Runtime.get().load_program(path).load_method("forward")
-    # the next image overwrites the output
-    return lambda images: torch.cat([forward.execute([image])[0].clone() for image in torch.split(images, 1)])
+
+    def run(images: Tensor) -> list[Tensor]:
+        # the next image overwrites the outputs
+        found = [[each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)]
+        return [torch.cat(each) for each in zip(*found, strict=True)]
+
+    return run

@@ -69,6 +69,14 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(capsys, code, "97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement")
     assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
+    quantized.unlink()
+    capsys.readouterr()
+    sides = Difference(images=100, same=100, logits=0.0, unknown=0.2, same_side=97)
+    monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: sides)
+    refused(capsys, export(classifier, "torch", out), "unknown on the same side", "off by at most 0.2", "--tolerance")
+    code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
+    refused(capsys, code, "unknown on the same side of 0.5 for 97 (97.0%)", "expected 98.0% or more", "--agreement")
+    assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
 
 
@@ -103,6 +111,7 @@ def test_a_difference_is_written_plainly(logits, said):
         ("onnx-int8", "c.onnx", [], ["needs images to calibrate on", "--calibration"]),
         ("torch", "c.onnx", [], ["does not end with .pt2"]),
         ("openvino", "c.xml", [], ["ends with .xml", "the folder that --format openvino writes"]),
+        ("openvino", "c.onnx", [], ["ends with .onnx", "the folder that --format openvino writes"]),
         ("openvino", "bad", [], ["bad exists already"]),
         ("onnx", ".", [], ["is a folder"]),
         ("onnx", "c.onnx", ["--check=nowhere"], ["nowhere", "does not exist"]),
@@ -111,7 +120,6 @@ def test_a_difference_is_written_plainly(logits, said):
 )
 def test_wrong_settings_are_named(kind, out, options, words, classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-        ("openvino", "c.onnx", [], ["ends with .onnx", "the folder that --format openvino writes"]),
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
     refused(capsys, export(classifier, kind, out, *options), *words)

@@ -24,6 +24,8 @@ from kdpl.deploy.runtime_files import (
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 
+from kdpl.runtime.held_out import HeldOutScores
+from kdpl.runtime.unknown import Unknown
 KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
 """Depth of the prompts and width of the projector by model."""
 
@@ -157,6 +159,27 @@ def test_openvino_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
     core = openvino.Core()
     model = core.read_model(folder / OPENVINO_FILE)
     assert json.loads(model.get_rt_info("kdpl").value) == metadata(student, "float")
+def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
+    student, images = make_classifier("test-student"), images_for(make_classifier("test-student"), 40)
+    predicted = torch.tensor([0] * 100 + [2] * 100 + [3], dtype=torch.int32)
+    scores = torch.linspace(0.21, 0.9, 201)
+    correct = scores > torch.where(predicted == 0, 0.3, 0.6)
+    student.held_out = HeldOutScores(1.0, scores, scores.clone(), correct, predicted)
+    thresholds = json.loads(metadata(student, "uint8")["class_thresholds"])
+    assert set(thresholds) == {"0.05", "0.1", "0.2"}
+    for error, of_class in thresholds.items():
+        assert len(of_class) == 5
+        assert [of_class[label] for label in (1, 3, 4)] == [None] * 3
+        found = student.predict(list(images), max_error=float(error), per_class=True)
+        probabilities_of = student(images).detach().softmax(dim=1)
+        for (prediction,), probabilities in zip(found, probabilities_of, strict=True):
+            label = int(probabilities.argmax())
+            accepted = of_class[label] is not None and float(probabilities[label]) >= of_class[label]
+            assert prediction.class_name == (student.class_names[label] if accepted else None)
+    student.held_out = HeldOutScores(1.0, scores, scores.clone(), correct)
+    assert json.loads(metadata(student, "uint8")["class_thresholds"]) == {}
+
+
     assert [each.get_any_name() for each in model.inputs + model.outputs] == ["images", "logits", "probabilities"]
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     probabilities = core.compile_model(model, "CPU", hints)((images / 255).numpy())["probabilities"]
@@ -190,3 +213,50 @@ def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_pa
     expected, found = other(images), student(images)
     assert difference.same == int((expected.argmax(1) == found.argmax(1)).sum())
     assert difference.logits == pytest.approx((expected - found).abs().max().item(), rel=1e-3, nan_ok=True)
+def with_unknown(student, cutoff=0.0):
+    vectors = student.head.class_vectors
+    student.unknown = Unknown.fit(student.embed(images_for(student, 40)), vectors, student.logit_scale)
+    student.unknown.cutoff = cutoff
+    return student
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino", pytest.param("executorch", marks=pytest.mark.slow)])
+def test_the_score_of_none_of_the_classes_is_compared_as_well(kind, tmp_path):
+    given, other = (with_unknown(make_classifier("test-student"), cutoff) for cutoff in (0.0, 3.0))
+    path, images = tmp_path / f"c{FORMATS[kind].ending}", images_for(given, 40)
+    FORMATS[kind].write(given, "uint8", path)
+    run = FORMATS[kind].load(path)
+    expected, found = (each.none_of_these(images) for each in (given, other))
+    same = compare(given, run, images, "uint8")
+    assert (same.same, same.same_side) == (40, 40)
+    assert same.within(1e-4)
+    differs = compare(other, run, images, "uint8")
+    assert differs.same == 40
+    assert differs.logits < 1e-4
+    assert differs.unknown == pytest.approx((expected - found).abs().max().item(), abs=1e-3)
+    assert differs.same_side == int(((expected > 0.5) == (found > 0.5)).sum()) < 30
+    assert differs.agreement == differs.same_side / 40
+    assert not differs.within(1e-4)
+    assert f"unknown on the same side of 0.5 for {differs.same_side} (" in str(differs)
+
+
+def test_no_product_of_constants_is_rounded(tmp_path):
+    FORMATS["onnx-fp16"].write(with_unknown(make_classifier("test-student")), "uint8", tmp_path / "h.onnx")
+    graph = onnx.load(tmp_path / "h.onnx").graph
+    halves = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16}
+    assert len(halves) > 10
+    assert [node.name for node in graph.node if halves.issuperset(node.input)] == []
+
+
+def test_a_score_that_is_no_number_is_on_no_side():
+    given = with_unknown(make_classifier("test-student"))
+
+    def run(images):
+        logits = given(images)
+        return logits, logits.softmax(dim=1), torch.full((len(images),), float("nan"))
+
+    difference = compare(given, run, images_for(given, 5), "uint8")
+    assert (difference.same, difference.same_side) == (5, 0)
+    assert not difference.within(1e9)
+
+
