@@ -104,7 +104,7 @@ class Suggestions:
         return cls(data, chosen, doubtful, notes + note)
 
     def save(self, out: Path) -> None:
-        """Write the table and the page; images in shards are copied beside them, for the table to name."""
+        """Write the page and then the table; images in shards are copied beside them, for the table to name."""
         rows = list[tuple[str, ...]]()
         for each in chain(self.to_label, self.doubtful):
             image = each.source
@@ -116,7 +116,6 @@ class Suggestions:
             # a name in a dataset of the benchmark stays
             image = str(Path(image).absolute()) if Path(image).is_file() else image
             rows.append((image, each.label, each.likely, f"{each.probability:.3f}"))
-        write_rows(out / TABLE, [("image", "label", "likely", "probability"), *rows])
         open_image = self.data.splits.open_image
         shown = [
             {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
@@ -132,6 +131,8 @@ class Suggestions:
             table=TABLE,
         )
         write_text(out / PAGE, html)
+        # last, as it stands for all of them
+        write_rows(out / TABLE, [("image", "label", "likely", "probability"), *rows])
 
 
 def _doubtful(

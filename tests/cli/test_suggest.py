@@ -13,6 +13,8 @@ from zoo import write_shard
 
 from kdpl.__main__ import main
 from kdpl.data.sources import find_unlabeled, open_source
+from kdpl.report import suggestions
+from kdpl.report.run_folder import Run
 from kdpl.report.suggestions import Suggestion, Suggestions
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
@@ -143,6 +145,19 @@ def test_a_run_that_is_not_finished_or_no_run_is_refused(own, tmp_path, capsys):
 def test_a_table_that_somebody_may_have_filled_in_is_not_replaced(own, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("image,label\n")
     refused(capsys, suggest(own / "run", tmp_path), "labels.csv exists already", "choose another --out")
+
+
+def test_an_interrupted_command_runs_again(own, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(suggestions, "write_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Suggestions.of(Run.find(own / "run"), 2, 0.05, 10).save(tmp_path)
+    assert suggest(own / "run", tmp_path, "--images=2") == 0
+    assert (tmp_path / "suggestions.html").is_file()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def some(folder, class_names, sources):
