@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _HEAD_SECONDS = 10
+_ANSWER_SECONDS = 10
 # as nginx counts clients that have gone
 _CLIENT_CLOSED = 499
 
@@ -96,11 +97,16 @@ class Gate:
                 raise too_large
             return message
 
+        async def answered(message: Message) -> None:
+            # from here on it is up to the client, whose time the protocol limits
+            deadline.reschedule(None)
+            await send(message)
+
         self.active += 1
         self.metrics.active.set(self.active)
         try:
-            async with asyncio.timeout(limits.seconds):
-                await self.app(scope, counted, send)
+            async with asyncio.timeout(limits.seconds) as deadline:
+                await self.app(scope, counted, answered)
         except TimeoutError:
             late = f"after {limits.seconds:g} s"
             if complete:
@@ -113,13 +119,20 @@ class Gate:
 
 
 class ImpatientProtocol(H11Protocol):
-    """Closes connections whose next request's head does not arrive, which uvicorn waits for without end."""
+    """Ends connections of clients that neither send nor read, which uvicorn waits for without limit.
 
-    _deadline: asyncio.TimerHandle | None = None
+    One on which the head of a request does not arrive in time is closed. One whose client does not read its answers is
+    aborted, since closing it would wait until they have been sent.
+    """
+
+    _head_deadline: asyncio.TimerHandle | None = None
+    _answer_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
         super().connection_made(transport)
+        # pauses writing from the first byte that the client leaves, not from 64 KiB on
+        transport.set_write_buffer_limits(0)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -127,16 +140,30 @@ class ImpatientProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def pause_writing(self) -> None:
+        """Wait for the client to read."""
+        super().pause_writing()
+        self._answer_deadline = self.loop.call_later(_ANSWER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Wait no more, since the client has read everything."""
+        super().resume_writing()
+        _cancel(self._answer_deadline)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
         super().connection_lost(exc)
-        if self._deadline is not None:
-            self._deadline.cancel()
+        _cancel(self._head_deadline)
+        _cancel(self._answer_deadline)
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            self._deadline = None
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+            _cancel(self._head_deadline)
+            self._head_deadline = None
+        elif self._head_deadline is None:
+            self._head_deadline = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+
+def _cancel(deadline: asyncio.TimerHandle | None) -> None:
+    if deadline is not None:
+        deadline.cancel()
