@@ -25,6 +25,7 @@ from kdpl.data.parallel import cores
 from kdpl.deploy.bulk import to_row
 from kdpl.deploy.sources import MAX_UPLOAD_PIXELS
 from kdpl.deploy.tables import Row, columns
+from kdpl.errors import visible
 
 PATH = "/predict"
 
@@ -43,7 +44,7 @@ class Answers:
 
 
 class Upload(NamedTuple):
-    """A file that a client sent, by the name that the client gave it."""
+    """A file that a client sent, by the name that the client gave it, made visible."""
 
     name: str
     content: bytes
@@ -66,7 +67,7 @@ async def read_uploads(
     """Read the images of a request from its form, or from its whole body; an HTTPException says what is wrong."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        found = [Upload(each.filename or "image", await each.read()) for each in images]
+        found = [Upload(visible(each.filename or "image"), await each.read()) for each in images]
     elif kind.startswith("image/") or kind == "application/octet-stream":
         content = await request.body()
         found = [Upload("body", content)] if content else []
