@@ -1,6 +1,7 @@
 """The service, within this process: requests through its app, which hands them to a worker's code at once."""
 
 import asyncio
+import contextlib
 import io
 import json
 import queue
@@ -25,6 +26,7 @@ from zoo import odd_photo
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.classifier.decision import decision_rule
+from kdpl.deploy.serve import api as api_module
 from kdpl.deploy.serve import gate
 from kdpl.deploy.serve.api import PATH, Answers, ClassifierApi, SleepingLoop, Upload
 from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
@@ -68,7 +70,7 @@ def sure(classifier, photos, tmp_path_factory):
 def worker(answers):
     """A worker's code, set up as in its own process."""
     before = signal.getsignal(signal.SIGINT)
-    api = ClassifierApi(answers, workers=1)
+    api = ClassifierApi(answers, workers=1, devices=1, patience=60)
     api.setup("cpu")
     signal.signal(signal.SIGINT, before)
     return api
@@ -216,6 +218,45 @@ def test_health_is_ready_once_every_worker_has_its_classifier(client, monkeypatc
     assert client.get("/health").status_code == 503
 
 
+def test_health_fails_while_a_worker_hangs(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(api_module, "time", Mock(monotonic=lambda: clock[0]))
+    api = ClassifierApi(Answers("unused"), workers=2, devices=1, patience=60)
+    monkeypatch.setenv("LITSERVE_WORKER_ID", "1")
+    begun, go_on, requests = threading.Event(), threading.Event(), queue.Queue()
+
+    def hang(batch):
+        begun.set()
+        go_on.wait()
+        raise SystemExit
+
+    monkeypatch.setattr(api, "predict", hang)
+    api.pre_setup()
+    api.request_timeout = False
+    api.beats[0] = 2000.0  # the other worker, which is idle
+
+    def work():
+        with contextlib.suppress(SystemExit):
+            api.loop(api, "cpu", 1, requests, Mock(), {}, Mock())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    requests.put((0, "a", 0.0, []))
+    begun.wait()
+    assert api.health()
+    clock[0] = 1061.0
+    assert not api.health()
+    go_on.set()
+    thread.join()
+    api.loop.get_batch_requests(api, Mock(get=Mock(side_effect=queue.Empty)), None)
+    assert api.health()
+
+
+def test_a_worker_that_hangs_makes_the_service_not_ready(client, monkeypatch):
+    monkeypatch.setattr(ClassifierApi, "health", lambda _: False)
+    assert client.get("/health").status_code == 503
+
+
 def test_the_pages_for_programs_describe_requests_answers_and_classes(client, sure):
     described = client.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
@@ -227,7 +268,7 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
 
 
 def test_a_worker_takes_all_requests_that_wait_and_sleeps_while_there_are_none(sure):
-    waits, requests, api = [], queue.Queue(), ClassifierApi(Answers(sure), 1)
+    waits, requests, api = [], queue.Queue(), ClassifierApi(Answers(sure), 1, 1, 60)
 
     class Watched:
         get_nowait = requests.get_nowait

@@ -83,6 +83,16 @@ def test_it_stays_alive_under_load_and_attack(classifier, tmp_path):
         wait_for(lambda: not processes_of(process.pid))
 
 
+def test_health_fails_while_a_worker_hangs(classifier, tmp_path):
+    with service(tmp_path, classifier, "--timeout=5") as (process, address), httpx.Client(timeout=60) as client:
+        (worker,) = (pid for pid in processes_of(process.pid) if b"spawn_main" in command_of(pid))
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 200)
+        os.kill(worker, signal.SIGSTOP)
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 503)
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 200)
+
+
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 

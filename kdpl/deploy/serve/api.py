@@ -3,11 +3,12 @@
 import logging
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import parent_process
+from multiprocessing import RawArray, parent_process
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -99,6 +100,7 @@ class SleepingLoop(BatchedLoop):  # type: ignore[misc]
 
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> Any:
         """Wait up to a second for a request; returns it with those behind it, and those that are too old."""
+        lit_api.beat()
         first = self.get_request(request_queue, timeout=1.0)
         service = parent_process()
         if service is not None and not service.is_alive():
@@ -108,11 +110,29 @@ class SleepingLoop(BatchedLoop):  # type: ignore[misc]
 
 
 class ClassifierApi(LitAPI):  # type: ignore[misc]
-    """Classifies the images of all requests that wait, as the predict command does."""
+    """Classifies the images of all requests that wait, as the predict command does.
 
-    def __init__(self, answers: Answers, workers: int) -> None:
+    Args:
+        answers: How to predict.
+        workers: Processes on each device, which share the cores.
+        devices: Devices.
+        patience: Seconds for which a worker may take no request before it counts as hanging.
+    """
+
+    def __init__(self, answers: Answers, workers: int, devices: int, patience: float) -> None:
         super().__init__(max_batch_size=_MAX_BATCH, api_path=PATH, loop=SleepingLoop())
-        self.answers, self.threads = answers, max(1, cores() // workers)
+        self.answers, self.threads, self.patience = answers, max(1, cores() // workers), patience
+        # when each worker last looked for requests, by the clock that all processes of a machine share
+        self.beats = RawArray("d", [time.monotonic()] * workers * devices)
+
+    def beat(self) -> None:
+        """Note that this worker looks for requests."""
+        self.beats[self.loop.worker_id or 0] = time.monotonic()
+
+    def health(self) -> bool:
+        """If no worker hangs."""
+        earliest: float = min(self.beats)
+        return time.monotonic() - earliest <= self.patience
 
     def setup(self, device: str) -> None:
         """Load the classifier, in the worker's process."""
@@ -128,6 +148,7 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]
         size = self.classifier.preprocessing.image_size
         # the first image takes longer
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])
+        self.beat()
 
     def decode_request(self, request: Annotated[list[Upload], Depends(read_uploads)]) -> list[Upload]:
         """Return the images, which have been read before the request is queued."""

@@ -9,6 +9,7 @@ import socket
 import sys
 from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,8 @@ from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
 from kdpl.errors import ArtifactError, ConfigError, reason
 
 _MAX_CONNECTIONS = 512
+# an idle worker looks for requests once a second
+_LEAST_PATIENCE = 5
 
 # what LitServe's route cannot say of itself
 _RAW_BODY = {"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
@@ -43,10 +46,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def build(answers: Answers, classifier: Classifier, device: str, workers: int, limits: Limits) -> LitServer:
     """Put the service together; ``classifier`` is the one that its workers will load from its folder."""
-    metrics = Metrics()
+    metrics, devices = Metrics(), torch.cuda.device_count() if device == "cuda" else 1
     server = LitServer(
-        ClassifierApi(answers, workers),
+        ClassifierApi(answers, workers, devices, max(limits.seconds, _LEAST_PATIENCE)),
         accelerator=device,
+        devices=devices,
         workers_per_device=workers,
         # what has waited for so long is not begun, since the gate would end it
         timeout=limits.seconds / 2,
