@@ -52,14 +52,16 @@ class DecisionRule:
 
         Probabilities are those at temperature 1 in falling order, and the label is that of the first one.
         """
-        if probabilities[0] < (self.threshold if self.class_thresholds is None else self._of_class(label)):
+        if probabilities[0] < self.class_threshold(label):
             return 0
         least = self.set_threshold
         return len(probabilities) if least is None else max(1, sum(p >= least for p in probabilities))
 
-    def _of_class(self, label: int) -> float:
-        thresholds = self.class_thresholds or []
-        return thresholds[label] if label < len(thresholds) else math.inf
+    def class_threshold(self, label: int) -> float:
+        """Return the threshold for images that are predicted as a class; infinite: all are rejected."""
+        if self.class_thresholds is None:
+            return self.threshold
+        return self.class_thresholds[label] if label < len(self.class_thresholds) else math.inf
 
 
 def decision_rule(

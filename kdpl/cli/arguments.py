@@ -1,16 +1,21 @@
 """Parsers of the commands, made from their signatures and docstrings; imports neither torch nor Lightning."""
 
 import inspect
+import math
+import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import in_one_line
+
+if TYPE_CHECKING:
+    from kdpl.classifier.decision import DecisionRule
 
 Command = Callable[..., int]
 
@@ -145,3 +150,12 @@ def decision_options(max_error: str | None, sets: str | None, top_k: int) -> tup
     if sets is not None and top_k > 1:
         raise ConfigError("--sets lists as many classes as an image needs: leave out --top-k")
     return share("--max-error", max_error), share("--sets", sets)
+
+
+def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None:
+    """Print how many classes no image is predicted as, because ``--per-class`` has no threshold for them."""
+    rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
+    if rejected:
+        which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
+        said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
+        print(f"warning: {said}", file=sys.stderr)

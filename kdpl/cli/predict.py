@@ -1,14 +1,11 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
-import math
-import sys
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import decision_options, output_file, require_file
+from kdpl.cli.arguments import decision_options, output_file, require_file, warn_of_rejected_classes
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -87,13 +84,7 @@ def predict(
 
     loaded = load_classifier(classifier, add_classes, device)
     rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
-    if rule.class_thresholds is not None:
-        shown = [math.isfinite(each) for each in rule.class_thresholds]
-        names = [name for name, each in zip_longest(loaded.class_names, shown, fillvalue=False) if not each]
-        if names:
-            which = f"{len(names)} of {len(loaded.class_names)} classes, such as {names[0]!r}"
-            said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
-            print(f"warning: {said}", file=sys.stderr)
+    warn_of_rejected_classes(rule, loaded.class_names)
     if unknown:
         require_unknown(loaded.unknown)
     bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule, unknown)

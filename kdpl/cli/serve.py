@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from kdpl.cli.arguments import decision_options
+from kdpl.cli.arguments import decision_options, warn_of_rejected_classes
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -15,6 +15,7 @@ def serve(
     *,
     top_k: PositiveInt = 1,
     max_error: str | None = None,
+    per_class: bool = False,
     sets: str | None = None,
     calibrated: bool = False,
     unknown: bool = False,
@@ -36,6 +37,7 @@ def serve(
         classifier: classifier folder of a student's run
         top_k: classes for each image
         max_error: wanted error among accepted images, such as 0.02; the class of the others is null
+        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are in classes
         calibrated: probabilities at the temperature that was fitted on held-out images
         unknown: add unknown, the score from 0 to 1 of being none of the classes
@@ -67,7 +69,8 @@ def serve(
     # a port in use is said before the classifier is loaded
     listen(host, port).close()
     loaded = load_classifier(classifier, None, device)
-    rule = decision_rule(loaded.held_out, error, coverage, calibrated)
+    rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
+    warn_of_rejected_classes(rule, loaded.class_names)
     if unknown:
         require_unknown(loaded.unknown)
     answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule, unknown)

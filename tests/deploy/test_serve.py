@@ -44,6 +44,7 @@ def png(image):
 
 
 PICTURE = png(noise(50, 40))
+LABEL = 3
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,9 @@ def sure(classifier, photos, tmp_path_factory):
     tops = sorted(top.probability for (top,) in made.predict(photos))
     # between two images, where rounding does not matter
     scores = torch.cat([torch.ones(200), torch.full((100,), sum(tops[1:3]) / 2), torch.zeros(100)])
-    made.held_out = HeldOutScores(1.7, scores, scores.clone(), scores > 0)
+    # all of one class, so that the others have no threshold of their own
+    predicted = torch.full((400,), LABEL, dtype=torch.int32)
+    made.held_out = HeldOutScores(1.7, scores, scores.clone(), scores > 0, predicted)
     made.save(folder := tmp_path_factory.mktemp("sure") / "classifier")
     return str(folder)
 
@@ -117,6 +120,7 @@ def counts(client):
     [
         (["--top-k=3"], {"top_k": 3}),
         (["--max-error=2%", "--top-k=2"], {"max_error": 0.02, "top_k": 2}),
+        (["--max-error=2%", "--per-class"], {"max_error": 0.02, "per_class": True}),
         (["--sets=70%"], {"sets": 0.7}),
         (["--calibrated"], {"calibrated": True}),
         (["--unknown"], {"unknown": True}),
@@ -264,7 +268,17 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Predictions")
     assert "4XX" in operation["responses"]
     assert "422" not in operation["responses"]
-    assert client.get("/info").json()["model"]["names"] == list(Classifier.load(sure).class_names)
+    model = client.get("/info").json()["model"]
+    assert model["names"] == list(Classifier.load(sure).class_names)
+    assert model["rule"] == {"temperature": 1.0, "threshold": 0.0, "set_threshold": None, "class_thresholds": None}
+
+
+def test_the_thresholds_of_classes_are_shown_by_name(sure):
+    made = Classifier.load(sure)
+    rule = client_of(sure, max_error=0.02, per_class=True).get("/info").json()["model"]["rule"]
+    threshold = made.held_out.class_thresholds(0.02)[LABEL]
+    assert rule["class_thresholds"] == {**dict.fromkeys(made.class_names), made.class_names[LABEL]: threshold}
+    assert 0 < threshold < 1
 
 
 def test_a_worker_takes_all_requests_that_wait_and_sleeps_while_there_are_none(sure):
@@ -465,6 +479,7 @@ def test_a_client_that_reads_its_answer_keeps_its_connection(server):
 def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
     refused(capsys, main(["serve", str(tmp_path / "none")]), "does not exist: give the classifier folder")
     refused(capsys, main(["serve", sure, "--sets=90%", "--top-k=2"]), "leave out --top-k")
+    refused(capsys, main(["serve", sure, "--per-class", "--port=0"]), "but none is wanted: give max_error")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused(capsys, main(["serve", sure, f"--port={port}"]), f"port {port} (", "give another --host or --port")

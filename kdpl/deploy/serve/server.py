@@ -7,7 +7,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
@@ -21,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
+from kdpl.classifier.decision import DecisionRule
 from kdpl.deploy.serve.api import PATH, Answers, ClassifierApi
 from kdpl.deploy.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
 from kdpl.errors import ArtifactError, ConfigError, reason
@@ -55,7 +59,11 @@ def build(answers: Answers, classifier: Classifier, device: str, workers: int, l
         # what has waited for so long is not begun, since the gate would end it
         timeout=limits.seconds / 2,
         middlewares=[(Gate, {"path": PATH, "limits": limits, "metrics": metrics})],
-        model_metadata={"kdpl": __version__, **classifier.card_facts()},
+        model_metadata={
+            "kdpl": __version__,
+            **classifier.card_facts(),
+            "rule": _rule_facts(answers.rule, classifier.class_names),
+        },
         restart_workers=True,
     )
     app = server.app
@@ -75,6 +83,13 @@ def build(answers: Answers, classifier: Classifier, device: str, workers: int, l
     # its complaints about a client's forms, whose sentence the client gets
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return server
+
+
+def _rule_facts(rule: DecisionRule, names: Sequence[str]) -> dict[str, Any]:
+    """A rule's fields, with thresholds of classes by name; None for a class that is always rejected."""
+    own = {name: rule.class_threshold(label) for label, name in enumerate(names)}
+    finite = {name: least if math.isfinite(least) else None for name, least in own.items()}
+    return {**asdict(rule), "class_thresholds": None if rule.class_thresholds is None else finite}
 
 
 def _refuse(*_: object) -> JSONResponse:
