@@ -133,6 +133,22 @@ def _drip(address: str, head: bytes, drop: bytes) -> str:
     return f"{said} after {time.perf_counter() - start:.0f} s"
 
 
+def no_reading(address: str) -> str:
+    """Ask for a page again and again, without reading any, until the connection is closed; says when that was."""
+    host, port = address.split(":")
+    start = time.perf_counter()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(1)
+        while time.perf_counter() - start < 120:
+            try:
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            except TimeoutError:  # the service reads no further request, either
+                continue
+            except OSError:
+                return f"closed after {time.perf_counter() - start:.0f} s"
+    return "not closed"
+
+
 def at_once(address: str, number: int, edge: int) -> Counter[int]:
     """Send requests at the same time, each on its own connection; returns the statuses."""
     barrier, image = threading.Barrier(number), picture(edge)
@@ -175,6 +191,7 @@ def main() -> None:
             "empty body": lambda: send(address, b""),
             "slow head": lambda: slow_head(address),
             "slow body": lambda: slow_body(address),
+            "client that does not read": lambda: no_reading(address),
             "200 at once": lambda: dict(at_once(address, 200, options.edge)),
             "one image after it": lambda: send(address, picture(options.edge)),
         }
