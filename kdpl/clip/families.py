@@ -1,10 +1,9 @@
-"""The kinds of towers that kdpl works with; a new one is one file with its tower and one entry here.
+"""The kinds of towers that kdpl works with; a new one is one file with its tower and one branch here.
 
-A model of a known kind needs no entry: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it known.
+A model of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it known.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
@@ -20,30 +19,6 @@ from kdpl.errors import WeightsError
 
 ModelConfig = Mapping[str, Any]
 """A model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``."""
-
-
-@dataclass(frozen=True)
-class ImageFamily:
-    """A kind of image tower.
-
-    ``fits`` takes a model config and open_clip's visual module that was built from it; ``tower`` wraps that module with
-    its preprocessing and that config.
-    """
-
-    fits: Callable[[ModelConfig, Any], bool]
-    tower: Callable[[Any, Preprocessing, ModelConfig], ImageTower]
-
-
-@dataclass(frozen=True)
-class TextFamily:
-    """A kind of text tower.
-
-    ``fits`` takes open_clip's text module, or the ``open_clip.CLIP`` that it is a part of; ``tower`` wraps it, with the
-    position of a text's first token.
-    """
-
-    fits: Callable[[Any], bool]
-    tower: Callable[[Any, int], TextTower]
 
 
 def _has_clip_blocks(module: Any) -> bool:
@@ -64,60 +39,37 @@ def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
     )
 
 
-def _has_blocks_of_tokens(_: ModelConfig, visual: Any) -> bool:
-    trunk = getattr(visual, "trunk", None)
-    return isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(visual, VisionTransformer)
-
-
-def _end(text: Any) -> int | None:
-    """The end-of-text id of a tower that pools there; None for the highest of the vocabulary."""
-    return int(getattr(text, "text_eos_id", None) or text.eos_id) if _pool(text) == "eos" else None
-
-
-def _pool(text: Any) -> str:
-    return str(getattr(text, "text_pool_type", None) or text.pool_type)
-
-
-def _has_tokens(text: Any) -> bool:
-    return _has_clip_blocks(text) and getattr(text, "cls_emb", None) is None
-
-
-IMAGE_FAMILIES = {
-    "class token": ImageFamily(_pools_by_class_token, ClassTokenTower),
-    "blocks": ImageFamily(_has_blocks_of_tokens, BlocksTower),
-    # a convolutional network: encodes images, and has no tokens that prompts could stand beside
-    "any": ImageFamily(lambda *_: True, ImageTower),
-}
-"""Kinds of image towers by name; the first one that fits is taken."""
-
-TEXT_FAMILIES = {
-    "causal": TextFamily(
-        lambda text: _has_tokens(text) and text.attn_mask is not None and _pool(text) in ("argmax", "eos"),
-        lambda text, start: PromptableTextTower(text, start, _end(text)),
-    ),
-    "whole": TextFamily(
-        lambda text: _has_tokens(text) and text.attn_mask is None,
-        lambda text, start: WholeTextTower(text, _pool(text), start, _end(text)),
-    ),
-    # a module of its own, such as a Hugging Face model or a CoCa's: encodes texts as they are
-    "any": TextFamily(lambda text: not isinstance(text, open_clip.CLIP), lambda text, _: TextTower(text)),
-}
-"""Kinds of text towers by name; the first one that fits is taken."""
-
-
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Wrap open_clip's visual module as a tower of the first family that it fits."""
-    family = next(family for family in IMAGE_FAMILIES.values() if family.fits(config, visual))
-    return family.tower(visual, preprocessing, config)
+    """Wrap the visual module that open_clip built from a model config as the first kind of tower that it fits."""
+    trunk = getattr(visual, "trunk", None)
+    if _pools_by_class_token(config, visual):
+        return ClassTokenTower(visual, preprocessing, config)
+    if isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(visual, VisionTransformer):
+        return BlocksTower(visual, preprocessing, config)
+    # a convolutional network: encodes images, and has no tokens that prompts could stand beside
+    return ImageTower(visual, preprocessing, config)
 
 
 def text_tower(name: str, model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model as a tower of the first family that it fits, or raise a WeightsError."""
+    """Wrap the text half of an open_clip model as the first kind of tower that it fits, or raise a WeightsError.
+
+    ``start`` is the position of a text's first token.
+    """
     text = getattr(model, "text", model)
-    for family in TEXT_FAMILIES.values():
-        if family.fits(text):
-            return family.tower(text, start)
-    raise WeightsError(f"{name} cannot be a teacher, because its text tower is of no known kind: set custom_text in it")
+    if _has_clip_blocks(text) and getattr(text, "cls_emb", None) is None:
+        pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
+        # without an id, the end of a text is the highest of the vocabulary
+        end = int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
+        if text.attn_mask is None:
+            return WholeTextTower(text, pool, start, end)
+        if pool in ("argmax", "eos"):
+            return PromptableTextTower(text, start, end)
+    if isinstance(text, open_clip.CLIP):
+        raise WeightsError(
+            f"{name} cannot be a teacher, because its text tower is of no known kind: set custom_text in it"
+        )
+    # a module of its own, such as a Hugging Face model or a CoCa's: encodes texts as they are
+    return TextTower(text)
 
 
 def takes_visual_prompts(config: ModelConfig) -> bool:
