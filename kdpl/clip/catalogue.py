@@ -58,7 +58,9 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
         if by_licence:
             size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
             parameters = counted.get(model) or count_image_parameters(config)
-            about = (size, parameters, *grades(model, config), "transformers" * _needs_transformers(config))
+            text = config["text_cfg"]
+            extra = "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
+            about = (size, parameters, *grades(model, config), extra)
             entries += [CatalogueEntry(model, tuple(some), *about, each) for each, some in by_licence.items()]
     return entries
 
@@ -78,7 +80,3 @@ def licence(model: str, tag: str) -> str:
     """Return the licence of pretrained weights."""
     found = (name for pattern, name in _LICENCES.items() if re.search(pattern, f"{model} {tag}"))
     return next(found, UNKNOWN_LICENCE)
-
-
-def _needs_transformers(config: ModelConfig) -> bool:
-    return bool(config["text_cfg"].get("hf_tokenizer_name") or config["text_cfg"].get("hf_model_name"))

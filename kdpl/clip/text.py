@@ -5,7 +5,7 @@ all texts and computed once, and tokens after the end of a text cannot affect it
 remain instead of 77, with the same features and gradients.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -138,11 +138,12 @@ class PromptableTextTower(TextTower):
             places = self.positional_embedding[self.start : self.start + len(context)]
             prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
         shared = self._shared(prefix, deep)
-        learnt = torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair)
-        recompute = learnt and sum(map(len, texts.places)) > classes_at_once
-        encode = partial(checkpoint, self._rest, use_reentrant=False) if recompute else self._rest
-        features = torch.cat([encode(part, shared) for part in _parts(texts.rests, classes_at_once)])
-        order = torch.cat(texts.places)
+        order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
+        if len(order) > classes_at_once:
+            parts = [[part] for rest in texts.rests for part in torch.split(rest, classes_at_once)]
+            if torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair):
+                encode = partial(checkpoint, self._rest, use_reentrant=False)
+        features = torch.cat([encode(part, shared) for part in parts])
         return texts.averaged(torch.zeros_like(features).index_copy(0, order, features))
 
     def _embed(self, ids: Tensor, start: int) -> Tensor:
@@ -211,20 +212,3 @@ def _mask(length: int, before: int, device: torch.device) -> Tensor:
     """What a text's own tokens attend to: all shared ones, and own ones up to themselves; bool [L, P + L]."""
     own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return torch.cat([own.new_ones(length, before), own], dim=1)
-
-
-def _parts(groups: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Split groups of texts, each [B, L], into parts of at most ``size`` texts, in order."""
-    part: list[Tensor] = []
-    room = size
-    for group in groups:
-        for piece in (group[:room], *torch.split(group[room:], size)):
-            if not len(piece):
-                continue
-            part.append(piece)
-            room -= len(piece)
-            if room == 0:
-                yield part
-                part, room = [], size
-    if part:
-        yield part

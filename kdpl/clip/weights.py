@@ -115,16 +115,6 @@ def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None
     return None
 
 
-def _require_activation(config: ClipConfig, weights_quick: bool, model_quick: bool) -> None:
-    if weights_quick == model_quick:
-        return
-    names = ("GELU", "QuickGELU")
-    raise WeightsError(
-        f"the weights {config.pretrained!r} were trained with {names[weights_quick]} but {config.model} has "
-        f"{names[model_quick]}: use model {config.model.removesuffix('-quickgelu')}{'-quickgelu' * weights_quick}"
-    )
-
-
 def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
     """Mean, std and resizing that the config, the JSON file beside the weights, or all tags of the model agree on."""
     path = Path(str(config.pretrained))
@@ -164,7 +154,13 @@ def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDi
         )
     if told is not None and config.quick_gelu is not None and told != config.quick_gelu:
         raise ConfigError(f"clip.quick_gelu is {config.quick_gelu} but {path} says {told}: remove the setting")
-    _require_activation(config, told if told is not None else bool(config.quick_gelu), model_quick)
+    quick = told if told is not None else bool(config.quick_gelu)
+    if quick != model_quick:
+        names = ("GELU", "QuickGELU")
+        raise WeightsError(
+            f"the weights {config.pretrained!r} were trained with {names[quick]} but {config.model} has "
+            f"{names[model_quick]}: use model {config.model.removesuffix('-quickgelu')}{'-quickgelu' * quick}"
+        )
     return state
 
 
