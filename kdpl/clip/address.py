@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,15 @@ def read_config(file: Path, part: str) -> dict[str, Any]:
 
 def _fetch(address: str, *names: str) -> Path:
     """Fetch the first file of a repository that is there, from the hub or its cache."""
+    *others, last = names
     try:
         with hub_or_cache():
-            for last, name in zip([*[False] * (len(names) - 1), True], names, strict=True):
-                try:
+            for name in others:
+                with suppress(Exception):  # the next one may be there
                     return Path(hf_hub_download(address.removeprefix(HUB), name))
-                except Exception:  # another of the names may be there
-                    if last:
-                        raise
+            return Path(hf_hub_download(address.removeprefix(HUB), last))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
             f"cannot fetch {' or '.join(names)} of {address} ({reason(error)}): fetch the repository where there is a "
             f"network, and give its folder as {FOLDER}PATH"
         ) from error
-    raise AssertionError
