@@ -23,9 +23,6 @@ class _StandIn:
 
     __slots__ = ()
 
-    def __new__(cls, *_: object, **__: object) -> "_StandIn":
-        return super().__new__(cls)
-
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
