@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 from kdpl.classifier import Classifier
 from kdpl.data.readers import digits, letters
 from kdpl.report import two_samples
+from kdpl.report.watch import ask, find_limit
 from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
 
 RATE = 0.01
@@ -46,12 +47,12 @@ CHANGES: dict[str, Change] = {
 class World(NamedTuple):
     """What a classifier finds in its pool, in unseen images with labels, in these changed, and in another domain's."""
 
+    classifier: Classifier
     pool: ImageSample
     unseen: ImageSample
     labels: np.ndarray
     changed: dict[str, ImageSample]
     others: ImageSample
-    num_classes: int
 
 
 def world_of(classifier: Classifier) -> World:
@@ -70,12 +71,12 @@ def world_of(classifier: Classifier) -> World:
 
     unseen = [opened(record.source) for record in records]
     return World(
+        classifier,
         sample([opened(record.source) for record in splits.train]).draw(MAX_IMAGES),
         sample(unseen),
         np.array([record.label for record in records]),
         {name: sample([change(image, noise) for image in unseen]) for name, change in CHANGES.items()},
         sample([open_other(record.source) for record in further.test[:_OTHERS]]),
-        len(classifier.class_names),
     )
 
 
@@ -139,15 +140,16 @@ def cases(world: World) -> dict[str, Draw]:
     }
 
 
-def alarms(pairs: Callable[[np.random.Generator], Pair], batches: int, num_classes: int) -> tuple[float, float]:
-    """Share of pairs of samples that differ at ``RATE``, and of those of which the energy distance says so."""
+def alarms(world: World, pairs: Callable[[np.random.Generator], Pair], batches: int) -> tuple[float, float, float]:
+    """Share of pairs of samples that differ at ``RATE``; by the none-of-these score; and by the energy distance."""
     found = []
     for seed in range(batches):
         pool, new = pairs(np.random.default_rng(seed))
-        questions = two_samples.compare(pool, new, num_classes).questions
-        found.append((min(questions.values()) <= RATE, energy(pool, new) <= RATE))
-    ours, usual = np.mean(found, axis=0).tolist()
-    return ours, usual
+        limit, _ = find_limit(world.classifier, None if pool is world.pool else pool)
+        questions = ask(world.classifier, pool, new, None, limit).questions
+        p_values = min(questions.values()), questions.get("unknown", 1.0), energy(pool, new)
+        found.append([p_value <= RATE for p_value in p_values])
+    return tuple(np.mean(found, axis=0).tolist())
 
 
 def apart(sample: ImageSample, size: int, draw: np.random.Generator) -> Pair:
@@ -168,14 +170,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     two_samples.PERMUTATIONS = options.permutations
     world = world_of(Classifier.load(options.classifier))
     print(f"{options.classifier}: {len(world.pool)} images of the pool, {len(world.unseen)} unseen")
-    print("|".join(["", " batches that differ, %; in brackets: energy distance ", *map(str, options.sizes), ""]))
+    title = " batches that differ, %; in brackets: by the none-of-these score, and energy distance "
+    print("|".join(["", title, *map(str, options.sizes), ""]))
     print("|".join(["", "---", *["--:"] * len(options.sizes), ""]))
 
     def row(name: str, batches: int, pairs: Callable[[int, np.random.Generator], Pair]) -> None:
         cells = []
         for size in options.sizes:
-            ours, usual = alarms(lambda draw, size=size: pairs(size, draw), batches, world.num_classes)
-            cells.append(f"{100 * ours:.3g} ({100 * usual:.3g})")
+            found = alarms(world, lambda draw, size=size: pairs(size, draw), batches)
+            ours, unknown, usual = (f"{100 * share:.3g}" for share in found)
+            cells.append(f"{ours} ({unknown}; {usual})")
         print("|".join(["", name, *cells, ""]), flush=True)
 
     row("unseen against unseen images", options.false, lambda size, draw: apart(world.unseen, size, draw))

@@ -35,7 +35,7 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
 
 def test_batches_to_watch_have_what_their_names_say():
     unseen, others = sample_of(200, seed=1), sample_of(60, seed=2)
-    world = watch.World(unseen, unseen, np.arange(200) % 10, {"noise": others}, others, 10)
+    world = watch.World(None, unseen, unseen, np.arange(200) % 10, {"noise": others}, others)
     found = {name: draw(40, np.random.default_rng(0)) for name, draw in watch.cases(world).items()}
     assert {len(each) for each in found.values()} == {40}
     for name, each in found.items():
@@ -54,7 +54,7 @@ def test_batches_to_watch_have_what_their_names_say():
 @pytest.mark.slow
 def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
     monkeypatch.setattr("kdpl.report.two_samples.PERMUTATIONS", 0)  # the command sets it
-    watch.main([str(classifier), "--batches=3", "--false=3", "--permutations=299", "--sizes", "60"])
+    watch.main([str(classifier), "--batches=3", "--false=3", "--permutations=399", "--sizes", "60"])
     rows = {line.split("|")[1]: line.split("|")[2] for line in capsys.readouterr().out.splitlines()[3:]}
     assert len(rows) == 11
     assert rows["unseen against unseen images"].startswith("0 (")

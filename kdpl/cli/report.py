@@ -20,6 +20,7 @@ def report(
     on: list[str] = [],  # noqa: B006
     against: list[str] = [],  # noqa: B006
     max_error: str | None = None,
+    per_class: bool = False,
     false_alarms: str | None = None,
     out: str | None = None,
     trust: bool = False,
@@ -34,15 +35,17 @@ def report(
         on: new images, as predict takes them: image files, .tar shards, folders, patterns, .txt lists
         against: images to compare them with, instead of the sample of the pool in the classifier's folder
         max_error: with --on, reject images as predict does with it, not those less sure than 19 in 20 of the pool
+        per_class: with --max-error, reject images by a threshold for each predicted class, as predict does
         false_alarms: with --on, the share of batches like the pool that may be said to differ; 0.01 if not given
         out: file to write, instead of report.html in RUN, or watch.html in the working directory
         trust: the run is your own: import whatever classes its configs name
     """
     path = output_file("--out", out) if out is not None else None
     if on:
-        return _watch(run, on, against, max_error, false_alarms, path or Path(_PAGE))
-    if against or max_error is not None or false_alarms is not None:
-        raise ConfigError("--against, --max-error and --false-alarms compare new images: name them by --on")
+        return _watch(run, on, against, max_error, per_class, false_alarms, path or Path(_PAGE))
+    if against or max_error is not None or per_class or false_alarms is not None:
+        options = "--against, --max-error, --per-class and --false-alarms"
+        raise ConfigError(f"{options} compare new images: name them by --on")
     folder = Path(run)
     path = path or folder / REPORT_FILE
 
@@ -60,7 +63,13 @@ def report(
 
 
 def _watch(
-    folder: str, on: list[str], against: list[str], max_error: str | None, false_alarms: str | None, path: Path
+    folder: str,
+    on: list[str],
+    against: list[str],
+    max_error: str | None,
+    per_class: bool,
+    false_alarms: str | None,
+    path: Path,
 ) -> int:
     from kdpl.data.sources import find_files
 
@@ -80,7 +89,7 @@ def _watch(
     if rate < LEAST_RATE:
         raise ConfigError(f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: give for example 1%")
     classifier = load_classifier(folder, None, "auto")
-    rule = decision_rule(classifier.held_out, error)
+    rule = decision_rule(classifier.held_out, error, per_class=per_class)
     if against:
         pool = look(classifier, references, "--against").sample.draw(MAX_IMAGES)
     else:
@@ -88,17 +97,19 @@ def _watch(
     if len(pool) < MIN_IMAGES:
         raise ConfigError(f"it takes {MIN_IMAGES} images of the pool or more, and {folder} keeps {len(pool)}: {REMEDY}")
     new = look(classifier, sources, "--on")
-    found = watch(classifier, pool, new, rule.threshold if error is not None else None, rate)
+    found = watch(classifier, pool, new, rule if error is not None else None, rate, trained_on=not against)
     of_pool = f"the one that {QUANTILE:.0%} of the pool are below"
     about = {
         "name": str(Path(folder).resolve()),
         "batch": " ".join(on),
         "reference": " ".join(against) if against else None,
-        "rule": f"that of --max-error {max_error}" if error is not None else of_pool,
+        "rule": f"that of --max-error {max_error}{' --per-class' * per_class}" if error is not None else of_pool,
     }
     write_text(path, render(found, classifier, sources, **about))
     summary = found["summary"]
     why = f"differ from the pool: {'; '.join(summary['because'])}" if summary["differs"] else "are like the pool"
     inform(f"{summary['images']} new images {why}")
+    if found["missing"]:
+        inform(f"images of none of the classes are not compared: {found['missing']}")
     print(json.dumps({**summary, "report": str(path)}, ensure_ascii=False))
     return DIFFERS if summary["differs"] else 0

@@ -5,15 +5,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import rankdata
+from scipy.stats import betabinom, rankdata
 from torch import Tensor
 
 from kdpl.runtime.image_sample import ImageSample
+from kdpl.runtime.unknown import usual_rank
 
 Floats = npt.NDArray[np.float64]
 
-QUESTIONS = ("rejected", "classes", "distance")
+PERMUTED = ("rejected", "classes", "distance")
 """What is compared: share of rejected images, frequencies of predicted classes, distance of features to the pool."""
+QUESTIONS = (*PERMUTED, "unknown")
+"""And the share of images with a high score of being none of the classes."""
 
 QUANTILE = 0.05
 """Share of the pool that is rejected where no threshold is given."""
@@ -32,15 +35,26 @@ class Comparison(NamedTuple):
     questions: dict[str, float]
     classes: list[float]
 
+    def with_unknown(self, p_value: float) -> "Comparison":
+        """Add the question that is asked of other images than the permuted ones, with its share of the rate.
 
-def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: float | None = None) -> Comparison:
+        Bonferroni: each of the questions has the same share, and the permuted ones keep theirs in common.
+        """
+        count = len(self.questions) + 1
+        permuted = {name: min(1.0, each * count / (count - 1)) for name, each in self.questions.items()}
+        return Comparison({**permuted, "unknown": min(1.0, count * p_value)}, self.classes)
+
+
+def compare(
+    pool: ImageSample, new: ImageSample, num_classes: int, rejected: npt.NDArray[np.bool_] | None = None
+) -> Comparison:
     """Compare N pool images and n new ones by random permutations of which image belongs to which.
 
-    The statistics are, each larger for images less like the pool: the number of new images with a score below the
-    threshold, by default the pool's ``least_sure``, of each permutation anew; the sum over classes of squared
-    differences of predicted frequencies, on the scale of Anscombe's arcsine (Biometrika 35, 1948), on which those of
-    rare and frequent classes vary alike; and the mean distance of new images to the nearest pool image, minus that of
-    pool images to the nearest other one.
+    The statistics are, each larger for images less like the pool: the number of new images that are ``rejected``, bool
+    [N + n], by default those with a score below the pool's ``least_sure``, of each permutation anew; the sum over
+    classes of squared differences of predicted frequencies, on the scale of Anscombe's arcsine (Biometrika 35, 1948),
+    on which those of rare and frequent classes vary alike; and the mean distance of new images to the nearest pool
+    image, minus that of pool images to the nearest other one.
 
     If new images are exchangeable with the pool's, all arrangements are equally probable, and each p-value is valid for
     any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The smallest one is compared with the smallest
@@ -59,19 +73,28 @@ def compare(pool: ImageSample, new: ImageSample, num_classes: int, threshold: fl
         )
         difference, nearest = np.abs(among_new - among_pool), search.among(~is_new)
         distance = nearest[is_new].mean() - nearest[~is_new].mean()
-        below = scores[is_new] < (least_sure(scores[~is_new]) if threshold is None else threshold)
-        statistics.append([below.sum(), np.square(difference).sum(), distance])
+        below = scores < least_sure(scores[~is_new]) if rejected is None else rejected
+        statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
         differences.append(difference)
     p_values = _p_values(np.round(statistics, _DECIMALS))
     by_class = np.round(differences, _DECIMALS)
     adjusted = (p_values.min(axis=1)[:, None] <= p_values[0]).mean(axis=0)
     of_classes = (by_class.max(axis=1)[:, None] >= by_class[0]).mean(axis=0)
-    return Comparison(dict(zip(QUESTIONS, adjusted.tolist(), strict=True)), of_classes.tolist())
+    return Comparison(dict(zip(PERMUTED, adjusted.tolist(), strict=True)), of_classes.tolist())
 
 
 def least_sure(scores: npt.NDArray[np.float32]) -> float:
     """Threshold that a share ``QUANTILE`` of the pool's scores [N] are below."""
     return float(np.quantile(scores, QUANTILE))
+
+
+def above_usual(above: int, images: int, known: int) -> float:
+    """P-value of so many of n new images, or more, above the score of ``usual_rank`` in those of N known ones.
+
+    If all are exchangeable, the number is beta-binomial, whatever the scores' distribution.
+    """
+    rank = usual_rank(known)
+    return float(betabinom.sf(above - 1, images, known + 1 - rank, rank))
 
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:

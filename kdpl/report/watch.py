@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from kdpl.classifier import Classifier
+from kdpl.classifier.decision import DecisionRule
 from kdpl.deploy.sources import Item, printable, read_items
 from kdpl.errors import DataError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
-from kdpl.report.two_samples import compare, distances_to, distances_within, least_sure
+from kdpl.report.two_samples import Comparison, above_usual, compare, distances_to, distances_within, least_sure
 from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
+from kdpl.runtime.unknown import REMEDY, usual_rank
 
 MIN_IMAGES = 20
 """Smallest number of images on either side: of fewer, a share has an interval of 40 points or more."""
@@ -27,6 +32,7 @@ _ALARMS = {
     "rejected": "more images are rejected",
     "classes": "classes are predicted at other frequencies",
     "distance": "images are farther from the pool",
+    "unknown": "more images look like none of the classes",
 }
 
 
@@ -59,8 +65,61 @@ def look(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
     return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
 
 
+class Limit(NamedTuple):
+    """A score of being none of the classes, which at most 5 % of N images have exceeded that were not trained on."""
+
+    score: float
+    images: int
+
+
+def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[Limit | None, str | None]:
+    """Find the limit that new images are asked about, or why there is none; ``reference`` are images like the pool's.
+
+    The pool itself says nothing of it: its images are usual to an encoder that has learnt them.
+    """
+    if classifier.unknown is None:
+        return None, f"this classifier has no scores of that: {REMEDY}"
+    if reference is not None:
+        scores = unknown_scores(classifier, reference).sort().values
+        return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
+    if classifier.unknown.held_out is None:
+        remedy = f"{REMEDY}, or give images like those of the pool by --against"
+        return None, f"this classifier does not say how many validation images its limit of 0.5 is of: {remedy}"
+    return Limit(0.5, classifier.unknown.held_out), None
+
+
+@torch.inference_mode()
+def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
+    """Score images as being none of the classes, [N]."""
+    features = sample.features.float().to(classifier.head.class_vectors.device)
+    return cast(Tensor, classifier.unknown_scores(features)).cpu()
+
+
+def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
+    """Whether each image is rejected, [N]."""
+    pairs = zip(sample.scores.tolist(), sample.labels.tolist(), strict=True)
+    return np.array([not rule.predicted([score], label) for score, label in pairs])
+
+
+def ask(
+    classifier: Classifier, pool: ImageSample, new: ImageSample, rule: DecisionRule | None, limit: Limit | None
+) -> Comparison:
+    """Compare as ``compare`` does, and ask of the limit, if there is one; without a rule it is the pool's."""
+    rejected = None if rule is None else np.concatenate([rejected_of(each, rule) for each in (pool, new)])
+    found = compare(pool, new, len(classifier.class_names), rejected)
+    if limit is None:
+        return found
+    above = int((unknown_scores(classifier, new) > limit.score).sum())
+    return found.with_unknown(above_usual(above, len(new), limit.images))
+
+
 def watch(
-    classifier: Classifier, pool: ImageSample, new: Batch, threshold: float | None, false_alarms: float
+    classifier: Classifier,
+    pool: ImageSample,
+    new: Batch,
+    rule: DecisionRule | None,
+    false_alarms: float,
+    trained_on: bool,
 ) -> dict[str, Any]:
     """Compare new images with a sample of the pool.
 
@@ -68,20 +127,24 @@ def watch(
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
         new: The new images.
-        threshold: An image with a smaller largest probability is rejected; None: smaller than of most of the pool.
+        rule: What rejects an image; None: a largest probability that is smaller than of most of the pool.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
+        trained_on: Whether the classifier was trained on the images of the pool.
 
     Returns:
         What the page shows, of which ``summary`` is what the command prints.
     """
     sample, names = new.sample, classifier.class_names
     drawn = sample.draw(MAX_IMAGES)
-    found = compare(pool, drawn, len(names), threshold)
+    limit, missing = find_limit(classifier, None if trained_on else pool)
+    found = ask(classifier, pool, drawn, rule, limit)
     alarms = [question for question, p_value in found.questions.items() if p_value <= false_alarms]
-    threshold = least_sure(pool.scores.numpy()) if threshold is None else threshold
+    rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
     both = {"pool": pool, "new": sample}
     counts = {who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()}
-    rejected = {who: int((each.scores < threshold).sum()) for who, each in both.items()}
+    is_rejected = {who: rejected_of(each, rule) for who, each in both.items()}
+    rejected = {who: int(each.sum()) for who, each in is_rejected.items()}
+    above = 0 if limit is None else int((unknown_scores(classifier, sample) > limit.score).sum())
     rows = [
         {
             "name": name,
@@ -105,6 +168,7 @@ def watch(
         "unreadable": len(new.unreadable),
         "rejected": round(rejected["new"] / len(sample), 4),
         "rejected_of_pool": round(rejected["pool"] / len(pool), 4),
+        "unknown": None if limit is None else round(above / len(sample), 4),
         "p_values": {question: round(p_value, 4) for question, p_value in found.questions.items()},
         "changed_classes": [row["name"] for row in rows if row["changed"]],
     }
@@ -112,7 +176,12 @@ def watch(
         "summary": summary,
         "alarms": alarms,
         "false_alarms": false_alarms,
-        "threshold": threshold,
+        "threshold": rule.threshold if rule.class_thresholds is None else None,
+        "without_threshold": sum(not rule.predicted([1.0], number) for number in range(len(names))),
+        "unknown": None
+        if limit is None
+        else {**limit._asdict(), "share": above / len(sample), "interval": wilson(above, len(sample))},
+        "missing": missing,
         "p_values": found.questions,
         "sizes": {"pool": len(pool), "compared": len(drawn)},
         "rejected": {
@@ -132,7 +201,7 @@ def watch(
                 "name": new.names[i],
                 "class": names[sample.labels[i]],
                 "probability": sample.scores[i].item(),
-                "rejected": bool(sample.scores[i] < threshold),
+                "rejected": bool(is_rejected["new"][i]),
                 "rank": float(ranks[i]),
             }
             for i in order

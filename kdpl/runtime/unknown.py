@@ -91,6 +91,12 @@ class _Fields(OfClassifier):
     distance: Standard
     share: Standard
     cutoff: float
+    held_out: Annotated[int, Field(gt=0)] | None = None
+
+
+def usual_rank(images: int) -> int:
+    """Place, from 1 on, of the score that at most 5 % of further images exceed, in the ordered scores of N images."""
+    return min(math.ceil((images + 1) * USUAL - 1e-9), images)
 
 
 class Unknown(nn.Module):
@@ -105,6 +111,7 @@ class Unknown(nn.Module):
 
     Attributes:
         words: Those of the negative vectors.
+        held_out: Number of the validation images that the cutoff is of; None without any, or in a file without it.
     """
 
     center: Tensor
@@ -119,11 +126,13 @@ class Unknown(nn.Module):
         distance: Standard = (0.0, 1.0),
         share: Standard = (0.0, 1.0),
         cutoff: float = 0.0,
+        held_out: int | None = None,
     ) -> None:
         super().__init__()
         for name in _TENSORS:
             self.register_buffer(name, tensors[name].float().contiguous(), persistent=False)
         self.words, self.distance, self.share, self.cutoff = words, distance, share, cutoff
+        self.held_out = held_out
 
     @classmethod
     def fit(
@@ -165,8 +174,8 @@ class Unknown(nn.Module):
         made.share = (0.0, 1.0) if share is None else _standard(share)
         known = made.unusualness(usual if held_out is None else held_out, class_vectors, logit_scale)
         # a conformal quantile: of exchangeable images at most 5 % are above it, on average
-        rank = math.ceil((len(known) + 1) * USUAL - 1e-9)
-        made.cutoff = float(known.sort().values[min(rank, len(known)) - 1])
+        made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
+        made.held_out = None if held_out is None else len(held_out)
         return made
 
     def parts(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> tuple[Tensor, Tensor | None]:
@@ -197,7 +206,7 @@ class Unknown(nn.Module):
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        fields = {"words": self.words, "distance": self.distance, "share": self.share, "cutoff": self.cutoff}
+        fields = {name: getattr(self, name) for name in ("words", "distance", "share", "cutoff", "held_out")}
         tensors = {name: getattr(self, name) for name in _TENSORS}
         write_tensors(folder / UNKNOWN_FILE, KIND, VERSION, tensors, {**fields, "classifier": classifier})
 
@@ -214,7 +223,7 @@ class Unknown(nn.Module):
         valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
         if not valid or not all(each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()):
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff)
+        return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff, settings.held_out)
 
 
 def require_unknown(unknown: Unknown | None) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdpl.report import two_samples
-from kdpl.report.two_samples import compare, distances_to, distances_within
+from kdpl.report.two_samples import Comparison, above_usual, compare, distances_to, distances_within
 from kdpl.runtime.image_sample import ImageSample
 
 CLASSES = 4
@@ -56,6 +56,10 @@ def plain_comparison(pool, new, threshold, permutations):
     return adjusted, [sum(max(r[1]) >= own - close for r in rows) / len(rows) for own in rows[0][1]]
 
 
+def below(threshold, *samples):
+    return None if threshold is None else np.concatenate([each.scores.numpy() < threshold for each in samples])
+
+
 @pytest.mark.parametrize(
     ("changes", "near", "threshold"),
     [({}, 32, 0.3), ({"shift": 3.0}, 1, 0.3), ({"unsure": 0.3, "rare": 5.0}, 2, 0.3), ({"unsure": 0.9}, 3, None)],
@@ -65,7 +69,7 @@ def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, 
     monkeypatch.setattr(two_samples, "PERMUTATIONS", 80)
     monkeypatch.setattr(two_samples, "_NEAR", near)
     pool, new = draw(17, seed=1), draw(12, seed=2, **changes)
-    found = compare(pool, new, CLASSES, threshold)
+    found = compare(pool, new, CLASSES, below(threshold, pool, new))
     questions, classes = plain_comparison(pool, new, threshold, 80)
     assert [*found.questions] == ["rejected", "classes", "distance"]
     assert [*found.questions.values()] == pytest.approx(questions)
@@ -102,7 +106,24 @@ def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
     [({"unsure": 0.9}, "rejected"), ({"rare": 12.0}, "classes"), ({"shift": 8.0}, "distance")],
 )
 def test_each_question_sees_its_own_difference(changes, question):
-    found = compare(draw(200, seed=1), draw(60, seed=2, **changes), CLASSES, threshold=0.05)
+    pool, new = draw(200, seed=1), draw(60, seed=2, **changes)
+    found = compare(pool, new, CLASSES, below(0.05, pool, new))
     assert found.questions[question] < 0.005
     assert all(p_value > 0.05 for name, p_value in found.questions.items() if name != question)
     assert (found.classes[0] < 0.01) == (question == "classes")
+
+
+@pytest.mark.parametrize(("known", "rank"), [(40, 39), (19, 19), (7, 7)])
+def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(known, rank):
+    def arrangements(above):
+        return math.comb(12 - above + rank - 1, rank - 1) * math.comb(above + known - rank, known - rank)
+
+    for least in range(13):
+        expected = sum(map(arrangements, range(least, 13))) / math.comb(known + 12, known)
+        assert above_usual(least, 12, known) == pytest.approx(expected)
+
+
+def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
+    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1]).with_unknown(0.004)
+    assert one.questions == pytest.approx({"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016})
+    assert one.classes == [0.1]

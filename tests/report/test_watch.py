@@ -102,7 +102,7 @@ def test_images_like_the_pool_end_with_0_and_a_page(classifier, batches, here, c
     assert "New images are like the training pool 60 new images of" in page.texts["header"]
     assert page.of("meta")[2]["content"].startswith("default-src 'none'; img-src data:;")
     assert len(page.of("img")) == 24
-    assert {"tests", "rejected", "distances", "classes", "unusual"} <= page.texts.keys()
+    assert {"tests", "rejected", "unknown", "distances", "classes", "unusual"} <= page.texts.keys()
 
 
 def test_other_images_end_with_3_and_are_shown(classifier, batches, here, capsys):
@@ -168,6 +168,63 @@ def test_a_wanted_error_sets_the_threshold(classifier, batches, here, capsys):
     assert "The threshold is that of --max-error 2%" in page.texts["rejected"]
 
 
+def test_a_threshold_for_each_class_rejects_by_the_predicted_one(classifier, batches, here, capsys):
+    loaded = Classifier.load(classifier)
+    images = sorted((batches / "same").iterdir())
+    labels = [loaded.class_names.index(top.class_name) for (top,) in loaded.predict(images)]
+    common = max(labels, key=labels.count)
+    scores = torch.full((400,), 0.2)
+    predicted = torch.full((400,), common, dtype=torch.int32)
+    loaded.held_out = type(loaded.held_out)(1.5, scores, scores.clone(), scores > 0.1, predicted)
+    folder = shutil.copytree(classifier, here / "classifier")
+    loaded.held_out.save(folder, loaded.fingerprint())
+    options = ["--on", batches / "same", "--max-error=2%", "--per-class"]
+    assert main(["report", str(folder), *map(str, options)]) in (0, 3)
+    summary = json.loads(capsys.readouterr().out)
+    tops = [top for (top,) in loaded.predict(images, max_error=0.02, per_class=True)]
+    rejected = sum(top.class_name is None for top in tops)
+    assert 0 < rejected < 60
+    assert summary["rejected"] == pytest.approx(rejected / 60, abs=1e-4)
+    page = Page((here / "watch.html").read_text(encoding="utf-8"))
+    assert "below that of their class" in page.texts["rejected"]
+    assert "--max-error 2% --per-class; 9 classes have none" in page.texts["rejected"]
+
+
+def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, batches, here, capsys):
+    scores = Classifier.load(classifier).none_of_these(sorted((batches / "mixed").iterdir()))
+    page, summary = watch(classifier, "--on", batches / "mixed", code=3, capsys=capsys)
+    assert summary["unknown"] == pytest.approx((scores > 0.5).float().mean().item(), abs=1e-4)
+    assert summary["p_values"]["unknown"] < 0.01
+    assert "more images look like none of the classes" in summary["because"]
+    assert "score of being none of the classes above 0.5" in page.texts["unknown"]
+    assert "5 % of 198 images are above, which the classifier was not trained on" in page.texts["unknown"]
+    assert "Four questions" in page.texts["tests"]
+    options = ["--against", batches / "mixed", "--on", batches / "mixed"]
+    page, summary = watch(classifier, *options, capsys=capsys)
+    assert summary["unknown"] <= 0.05
+    assert "5 % of 60 images are above, those compared with" in page.texts["unknown"]
+
+
+@pytest.mark.parametrize("words", ["does not say how many validation images", "has no scores of that"])
+def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(words, classifier, batches, here, capsys):
+    folder = shutil.copytree(classifier, here / "classifier")
+    loaded = Classifier.load(folder)
+    if "score" in words:
+        (folder / "unknown.safetensors").unlink()
+    else:
+        loaded.unknown.held_out = None  # as in a file of before
+        loaded.unknown.save(folder, loaded.fingerprint())
+    assert main(["report", str(folder), "--on", str(batches / "same")]) == 0
+    said = capsys.readouterr()
+    assert "images of none of the classes are not compared: this classifier " + words in said.err
+    summary = json.loads(said.out)
+    assert summary["unknown"] is None
+    assert [*summary["p_values"]] == ["rejected", "classes", "distance"]
+    texts = Page((here / "watch.html").read_text(encoding="utf-8")).texts
+    assert words in texts["unknown"]
+    assert "Three questions" in texts["tests"]
+
+
 @pytest.fixture
 def without(classifier, here):
     """A classifier without a sample of its pool."""
@@ -208,11 +265,16 @@ def test_hostile_names_stay_text(classifier, batches, here, capsys):
             ["--on has 0: give more, the first of 25 unreadable ones", "cannot be read"],
         ),
         (["--on", "SAME", "--against", "FEW"], ["and --against has 19"]),
-        (["--on", "SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%, expected 0.15% or more"]),
+        (["--on", "SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%, expected 0.20% or more"]),
         (["--on", "SAME", "--false-alarms=no"], ["--false-alarms is 'no', expected a share"]),
         (["--on", "SAME", "--max-error=0.1%"], ["it takes 2995 held-out images or more"]),
         (["--on", "SAME", "--out", "EMPTY"], ["is a folder"]),
-        (["--against", "SAME"], ["--against, --max-error and --false-alarms compare new images: name them by --on"]),
+        (
+            ["--against", "SAME"],
+            ["--against, --max-error, --per-class and --false-alarms compare new images: name them by --on"],
+        ),
+        (["--per-class"], ["name them by --on"]),
+        (["--on", "SAME", "--per-class"], ["none is wanted: give max_error"]),
         (["--false-alarms=1%"], ["name them by --on"]),
     ],
 )
