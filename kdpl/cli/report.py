@@ -98,7 +98,7 @@ def _watch(
         raise ConfigError(f"it takes {MIN_IMAGES} images of the pool or more, and {folder} keeps {len(pool)}: {REMEDY}")
     new = look(classifier, sources, "--on")
     found = watch(classifier, pool, new, rule if error is not None else None, rate, trained_on=not against)
-    of_pool = f"the one that {QUANTILE:.0%} of the pool are below"
+    of_pool = f"the one that {100 * QUANTILE:.0f} % of the pool are below"
     about = {
         "name": str(Path(folder).resolve()),
         "batch": " ".join(on),
