@@ -55,7 +55,9 @@ class ModelRow(NamedTuple):
 def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all models that were tested; raises an ArtifactError if none was."""
     rows, gaps, images = [], [], 0
-    titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else _TITLES
+    titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else {**_TITLES}
+    if (teacher := run.stages.get("teacher")) is not None and teacher.is_student:
+        titles["teacher"] = "previous student"
     for key, title in titles.items():
         stage: Stage | None = getattr(run, key)
         if (key == "teacher_clip" and run.untuned) or (key == "second_teacher" and stage is None):

@@ -11,6 +11,7 @@ from report_pages import HOSTILE, Page, change_vectors, make, put_together, rena
 from runs import files_of, refused
 
 from kdpl.__main__ import main
+from kdpl.class_vectors import ClassVectors
 from kdpl.data.datamodule import build_data
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
@@ -313,9 +314,10 @@ def test_the_page_says_who_saw_the_labels(settings, words, run):
 def refined(run):
     """Refined targets in the student's folder, of which the second image moved from class 1 to class 3."""
     config = set_in(run / "student", target="refined")
-    data = build_data([config["data"]])
+    data, teacher = build_data([config["data"]]), ClassVectors.of_teacher(str(run / "teacher")).teacher
     targets = PoolTargets(
-        **{"teacher": "t", "class_names": CLASS_NAMES, "class_vectors": "v", "pool": data.pool_digest, "labels": "l"},
+        **{"teacher": teacher, "class_names": CLASS_NAMES, "class_vectors": "v", "labels": "l"},
+        pool=data.pool_digest,
         **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
         **{"before": (1,) * 10, "after": (1, 0, 1, 2, *(1,) * 6), "moved": 1, "examples": (Moved(1, 1, 3),)},
         **{"images": torch.arange(10), "assignments": torch.eye(10).half()},
@@ -343,6 +345,16 @@ class TestRefinedTargets:
         text = Page(make(run)).texts["refined"]
         assert "Not taken: it is worse." in text
         assert "the student learned the teacher's predictions nevertheless" in text
+
+    def test_those_of_a_student_of_a_student_name_it(self, run, refined):
+        reason = "taken: it is right on 80 % of 198 validation images, the teacher on 70 %"
+        file = run / "student/pool_targets.safetensors"
+        replace(refined, teacher="of a student", reason=reason).save(file)
+        text = Page(make(run)).texts["refined"]
+        assert "the previous student on 70 %" in text
+        assert "another class than the previous student's." in text
+        assert re.search("previous student one refined three", text)
+        assert "teacher" not in text
 
     def test_those_that_the_student_did_not_learn_are_not_shown(self, run, refined):
         set_in(run / "student", target="teacher")
