@@ -1,8 +1,9 @@
 """``python -m benchmarks.suggest``: what ``python -m kdpl suggest`` is worth on both offline worlds.
 
 Teachers and students of 4 labels a class: those of the images that it suggests from the zero-shot CLIP, of as many that
-are drawn at random, and of 4 of each class, which takes the labels to draw. And wrong labels that are planted: how many
-of them are among as many labels that it marks. Interrupted, the same command resumes.
+are drawn at random, and of 4 of each class, which takes the labels to draw; students of targets refined with these
+labels; and a linear discriminant of them beside the teacher. And wrong labels that are planted: how many of them are
+among as many labels that it marks. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -17,9 +18,13 @@ from pathlib import Path
 import torch
 
 from kdpl.__main__ import main as kdpl
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
+from kdpl.report.run_folder import Run
+from kdpl.report.suggestions import encode
+from kdpl.targets.labeling import discriminant
 
 WORLDS, SEEDS, SHOTS = ("digits", "letters"), (1, 2, 3), 4
 CHOICES = ("random", "balanced", "suggested")
@@ -30,6 +35,8 @@ WITH_WRONG = {
     "labels of all training images, zero-shot teacher": (None, False),
 }
 """Labels a class, and whether the teacher was tuned on them."""
+REFINED = ("--config=configs/student/refined.yaml", "--model.init_args.refinement.mode=always")
+DISCRIMINANT = 0.5  # weight of its log-likelihood
 TITLES = {
     "random": "drawn at random",
     "balanced": "4 of each class, drawn at random",
@@ -76,6 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = [accuracies(options.out / world, world, choice, seed) for seed in SEEDS]
             cells += [_mean_and_spread(each) for each in zip(*found, strict=True)]
         print(f"| {TITLES[choice]} | {' | '.join(cells)} |", flush=True)
+    print(f"\n| student of refined targets, % | {' | '.join(options.worlds)} |\n|---{'|--:' * len(options.worlds)}|")
+    for choice in ("random", "suggested"):
+        found = [[refined(options.out / world, world, choice, seed) for seed in SEEDS] for world in options.worlds]
+        print(f"| {TITLES[choice]} | {' | '.join(map(_mean_and_spread, found))} |", flush=True)
+    columns = [f"{world}: {title}" for world in options.worlds for title in ("zero-shot + d", "teacher", "teacher + d")]
+    print(f"\n| with a discriminant d, % | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
+    for choice in CHOICES:
+        cells = []
+        for world in options.worlds:
+            each = [with_discriminant(options.out / world, world, choice, seed) for seed in SEEDS]
+            cells += map(_mean_and_spread, zip(*each, strict=True))
+        print(f"| {TITLES[choice]} | {' | '.join(cells)} |", flush=True)
     print(f"\n| wrong labels found, % | {' | '.join(options.worlds)} |\n|---{'|--:' * len(options.worlds)}|")
     for title, how in WITH_WRONG.items():
         found = [[share_found(options.out / world, world, *how, seed) for seed in SEEDS] for world in options.worlds]
@@ -85,15 +104,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def accuracies(folder: Path, world: str, choice: str, seed: int) -> tuple[float, float]:
     """Accuracies on the test images, in percent, of a teacher that saw these labels, and of its student."""
-    run, train = folder / f"{choice}_{seed}", build_reader(world).read().train
-    if choice == "suggested":
-        chosen = _suggested(folder, world, train)
-    elif choice == "balanced":
-        chosen = few_shot(train, (), SHOTS, None, seed)[0]
-    else:
-        chosen = random.Random(seed).sample(train, SHOTS * len({record.label for record in train}))  # noqa: S311
+    run, chosen = folder / f"{choice}_{seed}", _chosen(folder, world, choice, seed)
     stages = {"teacher": [], "student": [f"--model.init_args.teacher={run / 'teacher'}"]}
     return tuple(_accuracy(run / stage, world, chosen, stage, seed, more) for stage, more in stages.items())
+
+
+def refined(folder: Path, world: str, choice: str, seed: int) -> float:
+    """Accuracy, in percent, of a student of that teacher's predictions refined with its labels."""
+    run = folder / f"{choice}_{seed}"
+    more = [f"--model.init_args.teacher={run / 'teacher'}", *REFINED]
+    return _accuracy(run / "refined", world, _chosen(folder, world, choice, seed), "student", seed, more)
+
+
+def with_discriminant(folder: Path, world: str, choice: str, seed: int) -> tuple[float, ...]:
+    """Accuracies on training and validation images without a label, in percent, with a discriminant of the labels.
+
+    Of the zero-shot prediction and a discriminant of its features, of the teacher, and of the teacher and a
+    discriminant of its own features. A class without a label has the least likelihood of all.
+    """
+    splits, chosen = build_reader(world).read(), _chosen(folder, world, choice, seed)
+    _suggested(folder, world, splits.train)  # makes the zero-shot teacher
+    records, known = [*splits.train, *splits.val], {*chosen}
+    labels = torch.tensor([record.label for record in records])
+    seen = torch.tensor([record in known for record in records])
+    found = []
+    for run in (folder / "zero_shot", folder / f"{choice}_{seed}" / "teacher"):
+        teacher = FrozenTeacher(run, ClassVectors.of_teacher(str(run)))
+        teacher.load()
+        features = encode(teacher, Run.find(run, trusted=True).data, records)
+        plain = teacher.logits(features).log_softmax(dim=1)
+        scores = discriminant(features[seen], labels[seen], plain.shape[1], features)
+        scores = scores.where(scores.isfinite(), scores.where(scores.isfinite(), torch.inf).amin(dim=1, keepdim=True))
+        found += [(each.argmax(dim=1) == labels)[~seen] for each in (plain, plain + DISCRIMINANT * scores)]
+    return tuple(100 * each.float().mean().item() for each in found[1:])
 
 
 def share_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: int) -> float:
@@ -111,6 +154,16 @@ def share_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: 
         _kdpl("suggest", str(run), f"--out={out}", f"--doubtful={WRONG}", "--trust")
     marked = [row["image"] for row in _rows(out / "labels.csv") if row["label"]]
     return 100 * len({labels[i].source for i in wrong}.intersection(marked)) / max(len(marked), len(wrong))
+
+
+def _chosen(folder: Path, world: str, choice: str, seed: int) -> list[Record]:
+    """The images that are labelled, with their labels."""
+    train = build_reader(world).read().train
+    if choice == "suggested":
+        return _suggested(folder, world, train)
+    if choice == "balanced":
+        return few_shot(train, (), SHOTS, None, seed)[0]
+    return random.Random(seed).sample(train, SHOTS * len({record.label for record in train}))  # noqa: S311
 
 
 def _suggested(folder: Path, world: str, train: Sequence[Record]) -> list[Record]:

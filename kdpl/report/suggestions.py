@@ -92,7 +92,7 @@ class Suggestions:
         inform(f"loading the teacher of {folder}")
         teacher.load()
         records = [*labeled, *(Record(source, -1) for source in pool)]
-        known, others = torch.tensor_split(_encode(teacher, data, records), [len(labeled)])
+        known, others = torch.tensor_split(encode(teacher, data, records), [len(labeled)])
         chosen, notes = list[Suggestion](), list[str]()
         if pool:
             predictions = teacher.logits(others).softmax(dim=1)
@@ -162,7 +162,7 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
     return Suggestion(record.source, label, class_names[likely], others[likely].item())
 
 
-def _encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
+def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
     """The teacher's normalised features of images under the evaluation transform, float32 [N, D]."""
     images = EvaluationImages(records, data.splits.open_image, teacher.vectors.preprocessing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)

@@ -78,13 +78,13 @@ def probabilities_without_own_label(features: Tensor, labels: Tensor, classes: i
     result = features.new_full((len(labels), classes), float("nan"))
     for held_out in (fold == number for number in range(_FOLDS)):
         if held_out.any() and not held_out.all():
-            scores = _discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
+            scores = discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
             result[held_out] = scores.softmax(dim=1)
     result[count[labels] < 2] = float("nan")
     return result
 
 
-def _discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:
+def discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:
     """Log-likelihoods of images [M, D] in each class, up to a constant, by those seen [N, D] with their labels."""
     count = torch.bincount(labels, minlength=classes)
     means = seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen) / count.clamp_min(1)[:, None]
