@@ -50,14 +50,8 @@ class RefinementConfig:
     search: Literal["exact", "faiss"] = "exact"
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("views", 1),
-            ("neighbors", 1),
-            ("graph", 0),
-            ("likelihood", 0),
-            ("prior", 0),
-            ("rounds", 1),
-        ):
+        least_values = {"views": 1, "neighbors": 1, "rounds": 1, "graph": 0, "likelihood": 0, "prior": 0}
+        for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"refinement.{name} must be at least {least}, not {value}: correct it")
         if not 0 < self.share <= 1:
@@ -148,15 +142,11 @@ def refine(
         on_round: Called after each round with the number of those done.
     """
     weight = config.for_shots(0).likelihood or 0.0
-    known = None if labels is None else torch.nonzero(labels >= 0).flatten()
-    fixed = None if labels is None or known is None else F.one_hot(labels[known], predictions.shape[1]).float()
-
-    def clamp(z: Tensor) -> Tensor:
-        if fixed is not None and known is not None:
-            z[known] = fixed
-        return z
-
-    z = clamp(predictions.float().clone())
+    labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
+    known = torch.nonzero(labels >= 0).flatten()
+    fixed = F.one_hot(labels[known], predictions.shape[1]).float()
+    z = predictions.float().clone()
+    z[known] = fixed
     step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(z), step)]
     for done in range(1, config.rounds + 1):
@@ -172,7 +162,7 @@ def refine(
             z = torch.sparse.mm(neighbors, z).mul_(config.graph).add_(fields)
             for part in parts:
                 z[part] = z[part].softmax(dim=1)
-            clamp(z)
+            z[known] = fixed
         on_round(done)
     return Refined(z, *_fit(features, z, parts))
 
