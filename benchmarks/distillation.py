@@ -182,7 +182,7 @@ def _as_published(student: StudentDistillation) -> PublishedStudent:
     """Build the published student in the same state, over the same frozen tower."""
     encoder = student.encoder
     assert encoder.prompts is not None  # noqa: S101
-    tower, out_dim = encoder.tower.module, student.teacher_width
+    tower, out_dim = encoder.tower.module, student.shared_vectors.vectors.shape[1]
     published = PublishedStudent(tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim)
     assert encoder.projector is not None  # noqa: S101
     published.projector.load_state_dict(encoder.projector.layers.state_dict())

@@ -1,6 +1,7 @@
 """Class vectors, the artifact between the stages; what makes them, and the frozen teacher that goes with them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -9,9 +10,9 @@ import torch
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
-from kdpl.clip import CosineHead, ImageTower
+from kdpl.clip import Clip, CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.prompts import PromptMethod
+from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText
@@ -110,6 +111,18 @@ class ClassVectors(VectorSettings):
         if "class_vectors" not in tensors:
             raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
+
+    def of_untuned(self, clip: Clip, context: str) -> "ClassVectors":
+        """Encode the same classes with the text tower of another CLIP, after words of context and without prompts."""
+        none = PromptConfig(depth=0)
+        return replace(
+            self,
+            vectors=PromptMethod(none, none, context, clip).encode_names(self.texts, clip.text_tower, clip.tokenize),
+            clip=clip.identity,
+            logit_scale=clip.logit_scale,
+            context=context,
+            preprocessing=clip.preprocessing,
+        )
 
     def require_teacher(self, made: "ClassVectors | TunedPrompts") -> None:
         """Raise an ArtifactError unless ``made`` is by the teacher of these class vectors of a classifier."""

@@ -4,32 +4,30 @@ The paper's ablations are settings of the same module; see configs/student/.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, distributed
+from torch import Tensor
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.head_mix import MixHeads
 from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.callbacks.refine_pool import RefinePool
+from kdpl.callbacks.student_checks import EnoughImages, SameViews
 from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.classifier import Classifier
 from kdpl.clip import (
-    Clip,
     ClipConfig,
     CosineHead,
     Frozen,
     TimmTower,
     load_clip,
     load_image_clip,
-    promptable,
     store_frozen,
 )
 from kdpl.data.datasets import Accompanied
@@ -39,20 +37,18 @@ from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl, feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.prompts import PromptConfig, PromptMethod
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.configs import find_class
-from kdpl.runtime.messages import inform, warn
+from kdpl.runtime.messages import inform
 from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import Mixture, TeacherMixture
 from kdpl.targets.refined import RefinedTarget
 from kdpl.targets.refinement import RefinementConfig
 from kdpl.targets.teachers import Teachers
 
-_VIEWS_KEY = "kdpl_views"
 _PREVIEW_IMAGES = 256
-_PUBLISHED_BATCH = 8
 
 # the words before a class name for the student's own text tower
 _OWN_CONTEXT = "a photo of a"
@@ -135,33 +131,6 @@ class StudentDistillation(ClassifyingModule):
         own = load_clip(clip) if text_features == "student" else None
         loaded = own if own is not None else load_image_clip(clip)
         super().__init__(loaded, compile)
-        if kd_weight <= 0 or temperature <= 0:
-            raise ConfigError(f"kd_weight is {kd_weight} and temperature {temperature}: both must be above 0")
-        if label_weight < 0:
-            raise ConfigError(f"label_weight is {label_weight}: it must be above 0, or 0 for a student without labels")
-        if pool_filter is not None and not 0 < pool_filter < 1:
-            raise ConfigError(f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or null for none")
-        if own is not None and distill != "kl":
-            raise ConfigError(
-                f"distill {distill} compares features in the teacher's embedding space, but text_features: student has "
-                "no projector into it: set one of the two back to its default"
-            )
-        if target != "teacher" and distill != "kl":
-            raise ConfigError(f"distill {distill} compares features and ignores target {target}: set distill: kl")
-        if more_teachers and (distill != "kl" or temperature != 1):
-            raise ConfigError(
-                f"several teachers have no features in common for distill {distill}, and their mixture is defined at "
-                f"temperature 1, not {temperature}: set distill: kl and temperature: 1, or more_teachers: []"
-            )
-        if mixture != "mean" and not more_teachers:
-            raise ConfigError(f"mixture {mixture} weighs several teachers, but there is one: name more_teachers")
-        if fine_tune is None:
-            fine_tune = isinstance(loaded.image_tower, TimmTower)
-        if own is not None and not vision_prompts.depth and not fine_tune:
-            raise ConfigError(
-                "with text_features: student there is no projector, and without visual prompts nothing to train: set "
-                "vision_prompts.depth above 0, or fine_tune: true"
-            )
         self.mixture = mixture
         self.prompt_init = prompt_init
         self.distill = distill
@@ -171,13 +140,15 @@ class StudentDistillation(ClassifyingModule):
         self.pool_filter = pool_filter
         self.choice = choice
         self.optim = optim
-        self._views_before: Sequence[Any] | None = None
+        if fine_tune is None:
+            fine_tune = isinstance(loaded.image_tower, TimmTower)
+        self._require_consistent(text_features, target, more_teachers, bool(vision_prompts.depth) or fine_tune)
         self.teacher_folder = Path(teacher)
         self.shared_vectors = ClassVectors.of_teacher(teacher, class_vectors)
         if loaded.logit_scale is None:
             # no CLIP's own: logits as sharp as the teacher's
             self.logit_scale = self.shared_vectors.logit_scale
-        self.vectors = self.shared_vectors if own is None else self._own_vectors(own)
+        self.vectors = self.shared_vectors if own is None else self.shared_vectors.of_untuned(own, _OWN_CONTEXT)
         out_dim = self.shared_vectors.vectors.shape[1] if own is None else None
         self.encoder = StudentEncoder(
             loaded.image_tower, vision_prompts.length, vision_prompts.depth, out_dim, fine_tune
@@ -188,106 +159,6 @@ class StudentDistillation(ClassifyingModule):
         self.teacher = Teachers(self.teacher_folder, self.shared_vectors, more_teachers, mixture)
         self.refinement = refinement
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
-
-    def _own_vectors(self, own: Clip) -> ClassVectors:
-        """Encode the same classes with the student's own text tower."""
-        none = PromptConfig(depth=0)
-        zero_shot = PromptMethod(none, none, _OWN_CONTEXT, own)
-        return replace(
-            self.shared_vectors,
-            vectors=zero_shot.encode_names(self.shared_vectors.texts, own.text_tower, own.tokenize),
-            clip=self.clip,
-            logit_scale=self.logit_scale,
-            context=_OWN_CONTEXT,
-            preprocessing=self.preprocessing,
-        )
-
-    @property
-    def teachers(self) -> list[FrozenTeacher]:
-        """The teachers, of which all but the first are read when they are first asked for."""
-        return self.teacher.each
-
-    @property
-    def teacher_fingerprint(self) -> str:
-        """Fingerprint of the teacher, which a cache of its features is chosen by."""
-        return self.teacher.module.vectors.teacher
-
-    @property
-    def teacher_width(self) -> int:
-        """Width D of the teacher's features."""
-        return self.shared_vectors.vectors.shape[1]
-
-    @property
-    def teacher_image_size(self) -> int:
-        """Edge T of the square images that the teacher takes, pixels."""
-        return self.teacher.module.vectors.preprocessing.image_size
-
-    @property
-    def further_teachers(self) -> list[tuple[str, int, int]]:
-        """Fingerprint, width and image size of each teacher but the first, as a cache of its features is described."""
-        return self.teacher.descriptions[1:]
-
-    @property
-    def teacher_image_sizes(self) -> list[int]:
-        """Edge T of the images that each teacher takes, pixels."""
-        return [size for _, _, size in self.teacher.descriptions]
-
-    def preparations(self) -> list[Callback]:
-        """Weigh teachers, choose images and refine targets before the first step, as far as asked to."""
-        asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
-        asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
-        return asked + ([RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else [])
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Prepare, choose the epoch and mix the heads if asked to, then write the classifier."""
-        asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
-        asked += [MixHeads()] if self.label_head is not None else []
-        return [*self.preparations(), *asked, SaveClassifier()]
-
-    def setup(self, stage: str) -> None:
-        """Check the classes, and load the teachers for a fit unless their features are cached."""
-        domain = domain_of(self)
-        self.shared_vectors.require_names(domain.class_names, "the student's teacher")
-        if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
-            self.load_teacher()
-        super().setup(stage)
-
-    def load_teacher(self) -> FrozenTeacher | TeacherMixture:
-        """Load image tower and prompts of each teacher, unless that was done; returns the teacher, or their mixture."""
-        return self.teacher.load(self.compiles)
-
-    def configure_optimizers(self) -> Any:
-        """SGD or AdamW over all that is trained, with the schedule of the settings."""
-        steps = int(self.trainer.estimated_stepping_batches) if self.optim.warmup_steps is not None else None
-        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
-
-    def on_fit_start(self) -> None:
-        """Move the prompts to the mean patch tokens if asked to; a ConfigError if a resumed run would see new views."""
-        # not when the checkpoint is read: callbacks may fill a cache until here
-        before, now = self._views_before, getattr(domain_of(self), "view_source", None)
-        if before is not None and now is not None and tuple(before) != now:
-            raise ConfigError(
-                f"the run started with different views of its images ({_words(*before)}) from those the settings now "
-                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
-            )
-        prompts = self.encoder.prompts
-        if self.prompt_init == "mean_token" and prompts is not None and self.trainer.ckpt_path is None:
-            images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
-            with self.encoder.tower.exact() as tower:
-                prompts.init_at_mean_tokens(promptable(tower), images.to(self.device))
-            if self.trainer.world_size > 1:  # other hardware rounds differently, and the copies would never meet again
-                distributed.broadcast(prompts.tokens.data, src=0)
-
-    def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:
-        """Before the first step, refuse a batch of one image, and warn of one that is small for the batch norm."""
-        images = len(batch[0]) * self.trainer.world_size
-        if batch_idx or self.encoder.projector is None or images >= _PUBLISHED_BATCH:
-            return
-        remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"
-        if images == 1:
-            raise ConfigError(f"a batch has one image, but the projector's batch norm needs several: {remedy}")
-        if self.trainer.global_step == 0:
-            warn(f"the projector's batch norm has {images} images at a time, which costs accuracy: {remedy}")
 
     def training_step(self, batch: UnlabeledBatch | Accompanied, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images uint8 [B, 3, S, S], and on labelled ones that accompany them."""
@@ -324,23 +195,99 @@ class StudentDistillation(ClassifyingModule):
         logits: Tensor = self.head.module(features, self.logit_scale)
         return logits if self.label_head is None else self.label_head.mix(logits, features)
 
+    def configure_optimizers(self) -> Any:
+        """SGD or AdamW over all that is trained, with the schedule of the settings."""
+        steps = int(self.trainer.estimated_stepping_batches) if self.optim.warmup_steps is not None else None
+        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
+
+    def preparations(self) -> list[Callback]:
+        """Weigh teachers, choose images and refine targets before the first step, as far as asked to."""
+        asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
+        asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
+        return asked + ([RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else [])
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Check and prepare, choose the epoch and mix the heads if asked to, then write the classifier."""
+        asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
+        asked += [MixHeads()] if self.label_head is not None else []
+        return [SameViews(), EnoughImages(), *self.preparations(), *asked, SaveClassifier()]
+
+    def on_fit_start(self) -> None:
+        """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""
+        if self.prompt_init == "mean_token" and self.trainer.ckpt_path is None:
+            images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
+            self.encoder.init_at_mean_tokens(images.to(self.device))
+
+    def setup(self, stage: str) -> None:
+        """Check the classes, and load the teachers for a fit unless their features are cached."""
+        domain = domain_of(self)
+        self.shared_vectors.require_names(domain.class_names, "the student's teacher")
+        if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
+            self.load_teacher()
+        super().setup(stage)
+
+    def load_teacher(self) -> FrozenTeacher | TeacherMixture:
+        """Load image tower and prompts of each teacher, unless that was done; returns the teacher, or their mixture."""
+        return self.teacher.load(self.compiles)
+
+    @property
+    def teachers(self) -> list[FrozenTeacher]:
+        """The teachers, of which all but the first are read when they are first asked for."""
+        return self.teacher.each
+
+    @property
+    def teacher_descriptions(self) -> list[tuple[str, int, int]]:
+        """Fingerprint, width D and image size T of each teacher, as a cache of its features is described."""
+        return self.teacher.descriptions
+
+    @property
+    def teacher_image_sizes(self) -> list[int]:
+        """Edge T of the images that each teacher takes, pixels."""
+        return [size for _, _, size in self.teacher.descriptions]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the teacher, and the views that the epochs see."""
+        """Note the CLIP and the teachers, which are not part of the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         self.teacher.note_in(checkpoint)
-        checkpoint[_VIEWS_KEY] = getattr(domain_of(self), "view_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise an ArtifactError for a checkpoint that is not a student's of this teacher."""
         self.teacher.require_in(checkpoint)
         super().on_load_checkpoint(checkpoint)
-        self._views_before = checkpoint.get(_VIEWS_KEY)
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
         """Return what ships: the encoder, in float32, and the class vectors, for image files opened by ``decoding``."""
         store_frozen(self.encoder, torch.float32)
         return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding, self.label_head)
 
-
-def _words(seed: int, views: int | None) -> str:
-    return f"{f'{views} of each' if views else 'one in each epoch'}, seed {seed}"
+    def _require_consistent(self, text_features: str, target: str, more: list[str], trains_tower: bool) -> None:
+        """Raise a ConfigError for settings that are out of range or contradict each other."""
+        if self.kd_weight <= 0 or self.temperature <= 0:
+            raise ConfigError(f"kd_weight is {self.kd_weight} and temperature {self.temperature}: both must be above 0")
+        if self.label_weight < 0:
+            raise ConfigError(
+                f"label_weight is {self.label_weight}: it must be above 0, or 0 for a student without labels"
+            )
+        if self.pool_filter is not None and not 0 < self.pool_filter < 1:
+            raise ConfigError(
+                f"pool_filter must be above 0 and below 1, not {self.pool_filter}: set 0.05, or null for none"
+            )
+        if text_features == "student" and self.distill != "kl":
+            raise ConfigError(
+                f"distill {self.distill} compares features in the teacher's embedding space, but text_features: "
+                "student has no projector into it: set one of the two back to its default"
+            )
+        if target != "teacher" and self.distill != "kl":
+            raise ConfigError(f"distill {self.distill} compares features and ignores target {target}: set distill: kl")
+        if more and (self.distill != "kl" or self.temperature != 1):
+            raise ConfigError(
+                f"several teachers have no features in common for distill {self.distill}, and their mixture is defined "
+                f"at temperature 1, not {self.temperature}: set distill: kl and temperature: 1, or more_teachers: []"
+            )
+        if self.mixture != "mean" and not more:
+            raise ConfigError(f"mixture {self.mixture} weighs several teachers, but there is one: name more_teachers")
+        if text_features == "student" and not trains_tower:
+            raise ConfigError(
+                "with text_features: student there is no projector, and without visual prompts nothing to train: set "
+                "vision_prompts.depth above 0, or fine_tune: true"
+            )

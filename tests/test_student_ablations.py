@@ -108,7 +108,7 @@ def test_a_student_without_tokens_learns_through_its_projector_alone(model, size
 
 def test_a_teacher_refuses_images_of_another_size_than_its_own(tmp_path):
     student = new_student(tmp_path, model="test-timm", vision_prompts=NONE)
-    assert (student.image_size, student.teacher_image_size) == (48, 32)
+    assert (student.image_size, student.teacher_image_sizes) == (48, [32])
     with world.refused(ConfigError, "the teacher takes images of 32 pixels, not 48: let the datamodule render"):
         student.load_teacher().features(world.TinyDomain(image_size=48).unlabeled)
 

@@ -38,7 +38,7 @@ class FilterPool(Callback):
         """Choose the images, on all processes together; a DataError if none would be left."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         student: Any = pl_module
-        file, size = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_image_size
+        file, size = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_image_sizes[0]
         pool, indices = data.unlabeled_images(size), data.unlabeled_indices
         if trainer.ckpt_path is None or not file.is_file():
             labeled = data.labeled_images(size)

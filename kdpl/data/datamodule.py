@@ -346,10 +346,9 @@ class DomainDataModule(LightningDataModule):
 
     def cache_folders(self) -> list[tuple[Path, tuple[str, int, int]]]:
         """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and image size."""
-        folder, module = Path(cast(str, self.teacher_cache)).expanduser(), self._module
-        first = (module.teacher_fingerprint, module.teacher_width, module.teacher_image_size)
-        further = enumerate(getattr(module, "further_teachers", ()), start=2)
-        return [(folder, first), *((Path(f"{folder}.{number}"), teacher) for number, teacher in further)]
+        folder = Path(cast(str, self.teacher_cache)).expanduser()
+        teachers = enumerate(self._module.teacher_descriptions, start=1)
+        return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
 
     @property
     def teacher_caches(self) -> list[FeatureCache]:

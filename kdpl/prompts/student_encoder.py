@@ -89,6 +89,16 @@ class StudentEncoder(nn.Module):
             features = self.projector(features)
         return F.normalize(features.float(), dim=-1)
 
+    def init_at_mean_tokens(self, images: Tensor) -> None:
+        """Move the prompts, if there are any, to the mean patch tokens over images [N, 3, S, S], on all processes."""
+        if self.prompts is None:
+            return
+        with self.tower.exact() as tower:
+            self.prompts.init_at_mean_tokens(tower, images)
+        if distributed.is_available() and distributed.is_initialized():
+            # other hardware rounds differently, and the copies would never meet again
+            distributed.broadcast(self.prompts.tokens.data, src=0)
+
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncoderSettings:

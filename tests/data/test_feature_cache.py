@@ -60,7 +60,7 @@ def opened(folder, **options):
 
 
 class Distiller(world.Probe):
-    teacher_fingerprint, teacher_width, teacher_image_size = "t", WIDTH, SIZE
+    teacher_descriptions = (("t", WIDTH, SIZE),)
 
     def on_train_start(self):
         self.view_source = self.trainer.datamodule.view_source

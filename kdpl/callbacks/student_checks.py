@@ -1,0 +1,60 @@
+"""What a student's fit checks before its first step: the views of a resumed run, and the images of a batch."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdpl.errors import ConfigError
+from kdpl.runtime.messages import warn
+
+_VIEWS_KEY = "kdpl_views"
+_PUBLISHED_BATCH = 8
+
+
+class SameViews(Callback):
+    """Keeps in the checkpoint which views of the images the epochs see, and refuses to resume with others."""
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int | None] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the views."""
+        checkpoint[_VIEWS_KEY] = _views(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the views for the comparison, since callbacks may fill a cache until the fit starts."""
+        before = checkpoint.get(_VIEWS_KEY)
+        self._before = None if before is None else tuple(before)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the views of the checkpoint; a ConfigError if they differ."""
+        before, now = self._before, _views(trainer)
+        if before is not None and now is not None and before != now:
+            raise ConfigError(
+                f"the run started with different views of its images ({_words(*before)}) from those the settings now "
+                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
+            )
+
+
+def _views(trainer: Trainer) -> tuple[int, int | None] | None:
+    """Seed and number of the views, see ``DomainDataModule.view_source``; None for data that does not say it."""
+    return getattr(trainer.datamodule, "view_source", None)  # type: ignore[attr-defined]
+
+
+def _words(seed: int, views: int | None) -> str:
+    return f"{f'{views} of each' if views else 'one in each epoch'}, seed {seed}"
+
+
+class EnoughImages(Callback):
+    """Refuses a batch of one image, and warns of one that is small for the batch norm of the projector."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count the images of the first batch, those of all processes together."""
+        images = len(batch[0]) * trainer.world_size
+        if batch_idx or pl_module.encoder.projector is None or images >= _PUBLISHED_BATCH:
+            return
+        remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"
+        if images == 1:
+            raise ConfigError(f"a batch has one image, but the projector's batch norm needs several: {remedy}")
+        if trainer.global_step == 0:
+            warn(f"the projector's batch norm has {images} images at a time, which costs accuracy: {remedy}")
