@@ -140,7 +140,8 @@ def commands_of(text):
 
 def python_of(page, word=""):
     """The one Python block of a page that has this word."""
-    (code,) = (code for language, code in FENCE.findall(TEXTS[DOCS / page]) if language == "python" and word in code)
+    blocks = FENCE.findall(TEXTS[(DOCS / page).resolve()])
+    (code,) = (code for language, code in blocks if language == "python" and word in code)
     return code
 
 
@@ -185,6 +186,22 @@ def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, mo
         exec(compile(python_of(page), page, "exec"), {})  # noqa: S102
         assert Path(leaves).is_file()
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
+
+
+def test_what_the_readme_shows_of_the_quickstarts_classifier_runs_in_its_order(
+    tmp_path, monkeypatch, student_run, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/quickstart").mkdir(parents=True)
+    Path("runs/quickstart/student").symlink_to(student_run)
+    exec(compile(python_of("../README.md"), "README.md", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.strip() in Classifier.load(student_run / "classifier").class_names
+    ((_, block),) = (each for each in FENCE.findall(TEXTS[ROOT / "README.md"]) if each[0] == "console")
+    (command,) = commands_of(f"```console\n{block}```")
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    # the shown numbers are of a longer run
+    assert [line.split(",")[0] for line in printed] == [line.split(",")[0] for line in block.splitlines()[1:]]
 
 
 def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, monkeypatch, capsys):
