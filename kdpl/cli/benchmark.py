@@ -99,7 +99,8 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
 
 def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     """Return why fits cannot be started: settings that do not parse or differ from a run's, missing weights."""
-    from kdpl.cli.fit import Command, KdplCLI, run_command
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import Command, KdplCLI
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
 
     faults: list[str] = []

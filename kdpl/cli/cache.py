@@ -16,7 +16,8 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     from lightning.pytorch import Callback
 
     from kdpl.callbacks.teacher_cache import FillTeacherCache
-    from kdpl.cli.fit import KdplCLI, require_stage, run_command
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError
     from kdpl.student import StudentDistillation
 
@@ -24,7 +25,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
         """A student's fit without epochs, which fills the cache and writes nothing else."""
 
         def before_instantiate_classes(self) -> None:
-            require_stage(self.config, StudentDistillation, "student")
+            self.require_stage(StudentDistillation, "student")
             data, trainer = self.config.data.get("init_args", {}), self.config.trainer
             if not data.get("teacher_cache"):
                 raise ConfigError("the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER")

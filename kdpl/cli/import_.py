@@ -21,7 +21,8 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
     from lightning.pytorch import Callback
 
     from kdpl.benchmark.checkpoints import TakeOver, read_published, record_of, require_own_folder, require_same_clip
-    from kdpl.cli.fit import KdplCLI, require_stage, run_command
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ArtifactError, ConfigError
     from kdpl.runtime.messages import warn
     from kdpl.student import StudentDistillation
@@ -31,7 +32,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
         """A fit of no epochs, into which the published tensors are put before it hands over what any fit does."""
 
         def before_instantiate_classes(self) -> None:
-            require_stage(self.config, TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
+            self.require_stage(TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
             trainer, model = self.config.trainer, self.config.model.init_args
             if model.get("method", "independent") != "independent":
                 raise ConfigError(

@@ -27,7 +27,8 @@ def refine(*, settings: list[str]) -> int:
     from lightning.pytorch import Trainer
     from rich.console import Console
 
-    from kdpl.cli.fit import KdplCLI, require_stage, run_command
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import KdplCLI
     from kdpl.runtime.messages import inform, process_rank
     from kdpl.runtime.run_folder import POOL_TARGETS_FILE
     from kdpl.student import StudentDistillation
@@ -37,7 +38,7 @@ def refine(*, settings: list[str]) -> int:
         """A student's fit that ends before its first step."""
 
         def before_instantiate_classes(self) -> None:
-            require_stage(self.config, StudentDistillation, "student")
+            self.require_stage(StudentDistillation, "student")
             self.config.model.init_args.target = "refined"
             trainer = self.config.trainer
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False

@@ -1,4 +1,4 @@
-"""Checks of config files, which LightningCLI composes (``kdpl/cli/fit.py``), and classes that settings name."""
+"""Checks of config files, which LightningCLI composes (``kdpl/cli/stage_cli.py``), and classes that settings name."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence

@@ -125,7 +125,8 @@ def in_one_line(error: Exception) -> str:
     lines = [line for line in told.splitlines() if line.strip()]
     indents = [len(line) - len(line.lstrip(" -")) for line in lines]
     level = max(indents, default=0) + 1
-    at = indents.index(level - 1) if lines else 0
+    # of several, not one in a list of what is possible
+    at = max(range(len(lines)), key=lambda i: (indents[i], not lines[i].lstrip().startswith("-")), default=0)
     kept: list[str] = []
     for line, indent in zip(lines[at::-1], indents[at::-1], strict=True):
         text = line.strip(" -:.")

@@ -42,15 +42,12 @@ class RunMLFlowLogger(MLFlowLogger):
     ) -> None:
         self._id_file = Path(save_dir) / ID_FILE
         self._begun = self._lost = self._has_config = False
-        self._refusal: ConfigError | None = None
         # before MLflow is imported, which would report its use to its makers
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             import mlflow
-        except ModuleNotFoundError:
-            # what is raised here would be lost among jsonargparse's attempts to read the setting as something else
-            self._refusal = ConfigError("the logger of MLflow needs its package: pip install 'kdpl[mlflow]'")
-            return
+        except ModuleNotFoundError as error:
+            raise ConfigError("the logger of MLflow needs its package: pip install 'kdpl[mlflow]'") from error
         self._store = tracking_uri or mlflow.get_tracking_uri()
         try:
             super().__init__(
@@ -60,14 +57,12 @@ class RunMLFlowLogger(MLFlowLogger):
                 run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
             )
         except mlflow.MlflowException as error:
-            self._refusal = self._refused(error)
+            raise self._refused(error) from error
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
         """The client of the ``mlflow`` package; the run is created or found when it is first asked for."""
-        if self._refusal is not None:
-            raise self._refusal
         from mlflow import MlflowException
 
         try:

@@ -13,7 +13,8 @@ from kdpl.__main__ import main
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.tasks import one_of_each_kind
-from kdpl.cli.fit import KdplCLI, run_command
+from kdpl.cli.fit import run_command
+from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data.readers.benchmark import BENCHMARKS
 
 FILES = sorted((ROOT / "configs/benchmark").glob("*.yaml"))

@@ -34,6 +34,12 @@ from kdpl.teacher import TeacherPromptTuning
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT]
 
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+CSV = "{class_path: kdpl.runtime.loggers.MetricsCSV}"
+# needs a package that kdpl does not ask for
+COMET = "{class_path: lightning.pytorch.loggers.CometLogger}"
+EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/acc, mode: up}}"
+
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
@@ -54,6 +60,10 @@ FIT = ["fit", *DATA, *TEACHER, *SHORT]
         ("trainer: {max_time: '00:00:10:00'}", ["trainer.max_time"]),
         ("trainer: {accelerator: tpu}", ["torch_xla", "install"]),
         ("trainer: {devices: 0}", ["devices"]),
+        (f"trainer: {{logger: {COMET}}}", ["the logger CometLogger cannot be built (", "comet-ml", "install"]),
+        (f"trainer: {{logger: [{CSV}, {COMET}]}}", ["the logger CometLogger cannot be built (", "comet-ml", "install"]),
+        (f"trainer: {{logger: [{CSV}, {{class_path: {TENSORBOARD}, init_args: {{foo: 1}}}}]}}", [TENSORBOARD, "'foo'"]),
+        (f"trainer: {{callbacks: [{EARLY_STOPPING}]}}", ["the callback EarlyStopping cannot be built (", "`mode`"]),
         pytest.param(
             "trainer: {accelerator: gpu}",
             ["configs/trainer/cpu.yaml"],

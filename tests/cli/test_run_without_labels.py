@@ -21,9 +21,9 @@ from runs import (
 )
 from soak.comparison import differences
 
-import kdpl.cli.fit
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
+from kdpl.callbacks.progress import Throughput
 from kdpl.data import datamodule
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
@@ -88,7 +88,7 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kdpl.cli.fit.Throughput, "on_train_batch_end", interrupt)
+        patch.setattr(Throughput, "on_train_batch_end", interrupt)
         assert run_into(tmp_path / "out") == 130
     assert "step 1 of 5 is finished and kept" in capsys.readouterr().err
     assert run_into(tmp_path / "out") == 0

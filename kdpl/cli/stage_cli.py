@@ -1,0 +1,283 @@
+"""LightningCLI as the commands of a stage use it: a run has a folder, a seed, and callbacks and loggers of its own."""
+
+import atexit
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal, TypeVar
+
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from torch import distributed
+
+from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
+from kdpl.callbacks.finite_loss import FiniteLoss
+from kdpl.callbacks.pictures import DrawPictures
+from kdpl.callbacks.preemption import Requeue, WhereItStopped
+from kdpl.callbacks.progress import ProgressBar, Throughput
+from kdpl.callbacks.results import SaveTestResults
+from kdpl.callbacks.run_config import RunConfig, require_same_settings
+from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.errors import ConfigError, KdplError, reason
+from kdpl.runtime import slurm
+from kdpl.runtime.configs import config_files
+from kdpl.runtime.lock import RunLock
+from kdpl.runtime.messages import inform, process_rank
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
+from kdpl.runtime.wandb_logger import finish_logging, point_loggers
+
+Command = Literal["fit", "validate", "test"]
+
+_Part = TypeVar("_Part", Logger, Callback)
+
+
+class KdplCLI(LightningCLI):
+    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder."""
+
+    def __init__(self, command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> None:
+        self.command: Command = command
+        self.check_only = check_only
+        self.finished = False
+        self._refused: KdplError | None = None
+        self._args = list(args)
+        self._at_end = at_end
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig if self.command == "fit" else None,
+            trainer_defaults={
+                "logger": {"class_path": "kdpl.runtime.loggers.MetricsCSV"},
+                # the datamodule's samplers shard by themselves and count each test image once
+                "use_distributed_sampler": False,
+                # it does not see the frozen towers, which are most of the model
+                "enable_model_summary": False,
+            },
+            seed_everything_default=1,
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"python -m kdpl {self.command}"},
+            args=self._args,
+            run=False,
+            auto_configure_optimizers=False,
+            # checkpoints hold no settings that could override those of the command line
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run, and link seed and folder to where they are used."""
+        parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint other than the run's last")
+        parser.add_argument(
+            "--checkpoint_every", type=PositiveInt | None, default=None, help="steps between checkpoints in an epoch"
+        )
+        parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
+        for kind in (Logger, Callback):
+            parser.add_instantiator(self._build, kind)
+        parser.link_arguments("out", "trainer.default_root_dir")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse a seed with which a run could not be repeated."""
+        super().parse_arguments(parser, args)
+        seed = self.config.seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}, expected a whole number from 0 to {2**32 - 1}: correct it")
+
+    def before_instantiate_classes(self) -> None:
+        """Find out what is in the run's folder already, and point the loggers into it."""
+        if not self.config.out:
+            raise ConfigError("the run has no folder to write to: give --out FOLDER")
+        folder = Path(self.config.out)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder} is a file, expected a folder or a new name: choose another --out")
+        self._require_own_folder(folder)
+        if self.command == "fit":
+            self._begin(folder)
+        elif process_rank() == 0 and not self.check_only and (folder / LOCK_FILE).is_file():
+            # removes what a killed test left; beside a fit, a test needs no lock
+            with suppress(ConfigError):
+                self._at_end.callback(RunLock(folder, patience=0).release)
+        # the config as given: the rest is worked out anew each time, and config.yaml must not keep it
+        self._given = self.config.clone()
+        if self.check_only or self.finished:
+            return
+        self._choose_checkpoint(folder)
+        settings = self.config.model.get("init_args", {})
+        if self.command != "fit" and settings.get("class_vectors", "") is None:
+            # a student's folder has a copy of those that it learned from
+            copy = folder / CLASS_VECTORS_FILE
+            settings.class_vectors = str(copy) if copy.is_file() else None
+        point_loggers(self.config.trainer.logger, folder, keep=self.command == "fit")
+
+    def _begin(self, folder: Path) -> None:
+        """Find out whether a fit is finished, and lock its folder if it is not."""
+        if self.config.trainer.max_time is not None:
+            raise ConfigError(
+                "trainer.max_time would end an epoch in its middle as if it were complete: leave it out, and interrupt "
+                "the command instead (Ctrl-C, SIGTERM, a job's limit); the same command resumes"
+            )
+        first = process_rank() == 0 and not self.check_only
+        if first and not handed_over(folder):
+            self._at_end.callback(RunLock(folder).release)
+        self.finished = handed_over(folder)
+        if first and self.finished:
+            (folder / PREVIOUS).unlink(missing_ok=True)
+        begun = self.finished or any((folder / name).is_file() for name in (LAST, PREVIOUS))
+        file = folder / CONFIG_FILE
+        if begun and file.is_file():
+            require_same_settings(file, self.parser.dump(self.config, skip_none=False))
+
+    def _choose_checkpoint(self, folder: Path) -> None:
+        if self.config.ckpt_path is not None:
+            require_intact(Path(self.config.ckpt_path))
+            return
+        # a fit may resume from the checkpoint before a damaged one, but a test is of the last one or of none
+        last = folder / LAST if (folder / LAST).is_file() else None
+        if self.command != "fit" and last is not None:
+            require_intact(last)
+        checkpoint = newest(folder) if self.command == "fit" else last
+        if checkpoint is not None:
+            self.config.ckpt_path = str(checkpoint)
+            inform(f"{'resuming from' if self.command == 'fit' else 'using'} {checkpoint}")
+
+    def require_stage(self, stage: type[LightningModule], name: str) -> None:
+        """Refuse settings that are not those of a stage, whose folder of configs has this name."""
+        if not issubclass(resolve_name(self.config.model.class_path), stage):
+            raise ConfigError(
+                f"the settings are those of {self.config.model.class_path}, expected those of a {name}: give a "
+                f"--config of configs/{name}/"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build nothing for a run that is finished, or of which only the settings are checked."""
+        if self.finished or self.check_only:
+            return
+        try:
+            super().instantiate_classes()
+        except ValueError:
+            if self._refused is not None:
+                raise self._refused  # noqa: B904 - it has its cause already
+            raise
+
+    def _build(self, kind: type[_Part], *args: Any, **settings: Any) -> _Part:
+        """Build a logger or callback; keep the sentence of one that fails, which jsonargparse drops within lists."""
+        try:
+            return kind(*args, **settings)
+        except Exception as error:
+            what = "logger" if issubclass(kind, Logger) else "callback"
+            said = f"the {what} {kind.__name__} cannot be built ({reason(error)})"
+            remedy = f"install what it needs, correct its settings, or leave it out of the trainer's {what}s"
+            self._refused = error if isinstance(error, KdplError) else ConfigError(f"{said}: {remedy}")
+            raise self._refused from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        self._ckpt_path, self.config = self.config.ckpt_path, self._given
+        trainer = self._given.trainer
+        callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
+        callbacks += [SaveTestResults(), DrawPictures(), *self.own_callbacks()]
+        if trainer.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
+        if trainer.enable_checkpointing is not False:
+            callbacks.append(RunCheckpoint())
+            if self._given.checkpoint_every is not None:
+                callbacks.append(RunCheckpoint(self._given.checkpoint_every))
+            if slurm.in_job():
+                # after those that save
+                callbacks.append(Requeue())
+        self.trainer_defaults["callbacks"] = callbacks
+        started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
+        plugins = self.config_init.trainer.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            slurm.require_srun()
+            started_by = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
+            if started_by is None and SLURMEnvironment.detect():
+                started_by = SLURMEnvironment(auto_requeue=False)
+                plugins = [*plugins, started_by]
+        made = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        if started_by is not None:
+            # Lightning asks this later, and of a single device never
+            started_by.validate_settings(made.num_devices, made.num_nodes)
+        return made
+
+    def own_callbacks(self) -> list[Callback]:
+        """Return the callbacks that this kind of fit has beside those of all runs."""
+        learns = self.command == "fit" and getattr(self.model, "train_split", None) == "unlabeled"
+        return [FillTeacherCache()] if learns and getattr(self.datamodule, "fill_teacher_cache", False) else []
+
+    def execute(self) -> None:
+        """Run the command, unless its run is finished or only the settings are checked."""
+        if self.check_only:
+            return
+        if self.finished:
+            inform(f"{self.config.out} is finished: nothing to do; remove the folder to run it again")
+            return
+        if self.trainer.world_size == 1 and distributed.is_initialized():
+            if self.command == "fit":
+                raise ConfigError(
+                    "this stage is for one process, and the one before it ran on several: run the same command again, "
+                    "or give both the same trainer.devices"
+                )
+            # of another step of a run; metrics would wait for its processes
+            distributed.destroy_process_group()
+        if self.trainer.world_size == 1 and process_rank() > 0:
+            # started by Lightning for another step of a run, on several processes; the first does this one alone
+            return
+        if self.command == "fit":
+            self.fit()
+        else:
+            self._evaluate()
+
+    def fit(self) -> None:
+        """Train."""
+        if not self._trains() and self.trainer.max_epochs != 0:
+            raise ConfigError(
+                "a model without prompts trains nothing: set trainer.max_epochs to 0, or a depth of prompts above 0"
+            )
+        self._run(self.trainer.fit)
+
+    def _evaluate(self) -> None:
+        """Measure the accuracies on validation or test images, and print them in one line."""
+        if self._trains() and self._ckpt_path is None:
+            raise ConfigError(f"{self._given.out} has no {LAST} to test: run fit with this --out, or give --ckpt_path")
+        self._run(getattr(self.trainer, self.command), verbose=False)
+        metrics = self.trainer.callback_metrics
+        inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
+
+    def _run(self, function: Callable[..., Any], **options: Any) -> None:
+        # a thread of gloo that outlives the interpreter aborts the process; Lightning sees to NCCL alone
+        atexit.register(_leave_group)
+        function(self.model, datamodule=self.datamodule, ckpt_path=self._ckpt_path, weights_only=True, **options)
+        finish_logging(self.trainer.loggers)
+
+    def _trains(self) -> bool:
+        return any(p.requires_grad for p in self.model.parameters())
+
+    def _require_own_folder(self, folder: Path) -> None:
+        """Refuse to write where something else lies: beside the stages of a whole run, or where a copy came from."""
+        if self.command == "fit" and (folder / RUN_FILE).is_file():
+            raise ConfigError(
+                f"{folder} holds a whole run, whose stages have folders of their own: choose another --out"
+            )
+        if any(arg.partition("=")[0] == "--out" for arg in self._args):
+            return
+        for file in map(Path, config_files(self._args)):
+            at = file.absolute().parent
+            of_a_run = file.name == CONFIG_FILE and ((at / LAST).is_file() or handed_over(at))
+            if of_a_run and at.resolve() != folder.resolve():
+                raise ConfigError(
+                    f"{file} is the config of a run in {folder} but lies in another folder, as if it was copied or "
+                    f"moved: give --out {at} for this folder, or --out {folder} for that one"
+                )
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
