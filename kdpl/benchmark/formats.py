@@ -1,14 +1,13 @@
 """A campaign's tables as Markdown, CSV and LaTeX."""
 
+import csv
+import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
-import pandas as pd
-
-from kdpl.benchmark.table import Table
+from kdpl.benchmark.table import Cell, Table
 
 _CSV_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean", "standard_deviation", "seeds"]
 _CSV_COLUMNS += ["seeds_expected", "published", "difference", "transductive", "selected_on_test"]
@@ -45,12 +44,17 @@ def markdown_rows(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
 
 def to_csv(tables: Sequence[Table]) -> str:
     """Write one row for each cell of all tables, in %; what is missing is empty."""
-    cells = pd.concat([table.cells for table in tables])
-    cells["title"] = cells["title"].str.strip("*")
-    for flag in ("transductive", "selected_on_test"):
-        cells[flag] = cells[flag].map({True: "true", False: "false"})
-    text: str = cells[_CSV_COLUMNS].to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    return text
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for line in (line for table in tables for line in table.lines):
+        flags = [str(flag).lower() for flag in (line.transductive, line.selected_on_test)]
+        for cell in line.cells:
+            column, figures = cell.column, (cell.mean, cell.standard_deviation, cell.published, cell.difference)
+            mean, deviation, *more = ("" if figure is None else f"{figure:.4f}" for figure in figures)
+            place = (column.protocol, column.setting, cell.dataset, cell.row, line.title.strip("*"), column.metric)
+            writer.writerow([*place, mean, deviation, cell.seeds, cell.seeds_expected, *more, *flags])
+    return text.getvalue()
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -79,43 +83,40 @@ FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
 
 def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
     """Return the texts of the head and of each line, and the notes below the table."""
-    cells = table.cells
-    grouped, with_published = cells["group"].any(), cells["published"].notna().any()
+    cells = [cell for line in table.lines for cell in line.cells]
+    grouped, with_published = any(line.group for line in table.lines), any(cell.published is not None for cell in cells)
     lines = [[""] * (2 if grouped else 1) + [escape(title) for title in table.columns]]
-    for start in range(0, len(cells), len(table.columns)):
-        line = cells.iloc[start : start + len(table.columns)]
-        first = line.iloc[0]
-        plain = first["title"].strip("*")
-        title = bold.format(escape(plain)) if first["title"] == f"**{plain}**" else escape(first["title"])
-        marks = ("†" if first["transductive"] else "") + ("‡" if first["selected_on_test"] else "")
-        group = [escape(first["group"])] if grouped else []
+    for line in table.lines:
+        plain = line.title.strip("*")
+        title = bold.format(escape(plain)) if line.title == f"**{plain}**" else escape(line.title)
+        marks = ("†" if line.transductive else "") + ("‡" if line.selected_on_test else "")
+        group = [escape(line.group)] if grouped else []
         # what is published has two decimals
-        texts = [escape(_cell(cell, 2 if with_published else 1)) for cell in line.itertuples()]
+        texts = [escape(_text(cell, 2 if with_published else 1)) for cell in line.cells]
         lines.append([*group, f"{title} {escape(marks)}".strip(), *texts])
     notes = {
         "† transductive: unlabelled images of the novel classes were seen in distillation": "transductive",
         "‡ the epoch was chosen by the accuracy on the base classes' test images": "selected_on_test",
     }
-    shown = [escape(note) for note, flag in notes.items() if cells[flag].any()]
+    shown = [escape(note) for note, flag in notes.items() if any(getattr(line, flag) for line in table.lines)]
     brackets = escape("in brackets the published figure, and how far the mean is above it")
     return lines, [*shown, *([brackets] if with_published else [])]
 
 
-def _cell(cell: Any, digits: int) -> str:
+def _text(cell: Cell, digits: int) -> str:
     """Write mean ± standard deviation, published figure and difference, or what is missing."""
+    published = "" if cell.published is None else f"{cell.published:.{digits}f}"
     if cell.seeds_expected == 0:
-        return "" if pd.isna(cell.published) else f"{cell.published:.{digits}f}"
+        return published
     seeds = f"{cell.seeds} of {cell.seeds_expected} seed{'s' if cell.seeds_expected > 1 else ''}"
-    if cell.seeds == 0:
+    if cell.mean is None:
         text = f"missing ({seeds})"
     else:
         # what has no seed, as an untuned CLIP, has no deviation
-        spread = f" ± {cell.standard_deviation:.{digits}f}" if cell.standard_deviation > 0 else ""
+        spread = f" ± {cell.standard_deviation:.{digits}f}" if cell.standard_deviation else ""
         text = f"{cell.mean:.{digits}f}{spread}" + (f" ({seeds})" if cell.seeds < cell.seeds_expected else "")
-    if pd.isna(cell.published):
-        return text
-    difference = "" if pd.isna(cell.difference) else f", {cell.difference:+.{digits}f}".replace("-", "−")
-    return f"{text} [{cell.published:.{digits}f}{difference}]"
+    difference = "" if cell.difference is None else f", {cell.difference:+.{digits}f}".replace("-", "−")
+    return f"{text} [{published}{difference}]" if published else text
 
 
 def escape_markdown(text: str) -> str:

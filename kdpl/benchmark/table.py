@@ -6,13 +6,9 @@ of those two averages, for each seed. The published average of PromptKD is made 
 to 86.96 and 80.73, whose harmonic mean is the published 83.73; the mean of its eleven harmonic means is 83.63.
 """
 
-import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
-
-import pandas as pd
 
 from kdpl.benchmark.campaign import Campaign, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
@@ -30,36 +26,55 @@ _TITLES = {
     "cross_dataset": "Cross-dataset",
     "domain_generalization": "Domain generalisation",
 }
-_RUN = ["protocol", "setting", "row", "seed"]
-_CELL = ["protocol", "setting", "dataset", "row", "metric"]
-_FLAGS = ["transductive", "selected_on_test"]
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table.
+class Column(NamedTuple):
+    """One column with numbers: its title, and which numbers they are."""
 
-    Attributes:
-        title: Its title.
-        columns: Titles of the columns with numbers.
-        cells: One row for each cell, line by line: its ``group`` (the dataset, where several stand below each other,
-            else empty), ``title`` (of the variant; ``**title**`` is bold), coordinates, ``mean`` and
-            ``standard_deviation`` over the ``seeds`` that are there, out of ``seeds_expected``, which are 0 where the
-            row is not run, ``published``,
-            ``difference`` of the mean to it, and flags. Accuracies are in %; what is missing is NaN.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    cells: pd.DataFrame
-
-
-class _Column(NamedTuple):
     title: str
     protocol: str
     setting: str
     metric: str
     dataset: str | None = None  # None: that of the line
+
+
+class Cell(NamedTuple):
+    """Mean and standard deviation over seeds, and the published figure, in %; what is missing is None.
+
+    ``seeds`` are there out of ``seeds_expected``, which are 0 where the row is not run.
+    """
+
+    column: Column
+    dataset: str
+    row: str
+    mean: float | None = None
+    standard_deviation: float | None = None
+    seeds: int = 0
+    seeds_expected: int = 0
+    published: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """How far the mean is above the published figure."""
+        return None if self.mean is None or self.published is None else self.mean - self.published
+
+
+class Line(NamedTuple):
+    """One line: its dataset, where several stand below each other, its variant, of which ``**title**`` is bold."""
+
+    group: str
+    title: str
+    cells: Sequence[Cell]
+    transductive: bool = False
+    selected_on_test: bool = False
+
+
+class Table(NamedTuple):
+    """One table: its title, the titles of the columns with numbers, and its lines."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: Sequence[Line]
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -87,7 +102,7 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[Table]:
     }
     for name, (shown, averaged) in targets.items():
         if name in campaign.protocols:
-            columns = [_Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)]
+            columns = [Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)]
             made.append(maker.table(_TITLES[name], columns, {"": ""}, averaged))
     return made
 
@@ -95,105 +110,87 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[Table]:
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
         self.campaign = campaign
-        found = [r for r in results if r.row in campaign.rows and r.seed in campaign.seeds]
-        self.values = pd.DataFrame(
-            [
-                (r.protocol, r.setting, r.dataset, r.row, r.seed, metric, 100 * value)
-                for r in found
-                for metric, value in r.metrics.items()
-            ],
-            columns=["protocol", "setting", "dataset", "row", "seed", "metric", "value"],
-        ).astype({"value": float})
-        flags = pd.DataFrame([r.model_dump() for r in found], columns=["protocol", "dataset", "row", *_FLAGS])
-        flags = pd.concat([flags, flags.assign(dataset=AVERAGE)])
-        self.flags = flags.groupby(["protocol", "dataset", "row"])[_FLAGS].any().reset_index()
+        self.results = [r for r in results if r.row in campaign.rows and r.seed in campaign.seeds]
+        self.values: dict[tuple[str, ...], dict[int, float]] = {}
+        for r in self.results:
+            for metric, value in r.metrics.items():
+                place = (r.protocol, r.setting, r.dataset, r.row, metric)
+                self.values.setdefault(place, {})[r.seed] = 100 * value
 
-    def columns(self, protocol: str, suffix: str = "") -> list[_Column]:
+    def columns(self, protocol: str, suffix: str = "") -> list[Column]:
         if protocol == "base_to_novel":
-            return [_Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
+            return [Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
         return [
-            _Column(f"{shots} shot{'s' if shots != 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
+            Column(f"{shots} shot{'s' if shots != 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
             for shots in self.campaign.shots
         ]
 
-    def table(self, title: str, columns: Sequence[_Column], groups: dict[str, str], averaged: Sequence[str]) -> Table:
+    def table(self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]) -> Table:
         """Make a table with a line for each group, of one dataset each, and row; ``averaged`` are averaged over."""
-        cells = pd.DataFrame(
-            [
-                (i, group, self.campaign.title(row), c.protocol, c.setting, c.dataset or dataset, row, c.metric)
-                for i, (group, dataset, row) in enumerate(
-                    (group, dataset, row)
-                    for group, dataset in groups.items()
-                    for row in self.campaign.rows
-                    if any(self._runs(row, column.protocol, column.setting) for column in columns)
-                )
-                for c in columns
-            ],
-            columns=["line", "group", "title", *_CELL],
-        )
-        values = pd.concat([self.values, self._averages(averaged)]).groupby(_CELL)["value"]
-        # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
-        over_seeds = values.agg(mean=statistics.mean, standard_deviation=_deviation, seeds="count")
-        cells = cells.merge(over_seeds.reset_index(), how="left", on=_CELL)
-        cells["seeds"] = cells["seeds"].fillna(0).astype(int)
-        run = [self._runs(cell.row, cell.protocol, cell.setting) for cell in cells.itertuples()]
-        cells["seeds_expected"] = [len(self.campaign.seeds) if each else 0 for each in run]
-        cells["published"] = [
-            self._published(cell.protocol, cell.dataset, cell.row, cell.metric, averaged) for cell in cells.itertuples()
-        ]
-        cells = cells.merge(self.flags, how="left", on=["protocol", "dataset", "row"])
-        for flag in _FLAGS:
-            cells[flag] = cells[flag].eq(True).groupby(cells["line"]).transform("any")
+        lines = []
+        for group, dataset in groups.items():
+            for row in self.campaign.rows:
+                if any(self._runs(row, column) for column in columns):
+                    cells = [self._cell(column, column.dataset or dataset, row, averaged) for column in columns]
+                    runs = [run for cell in cells for run in self._results_of(cell)]
+                    flags = any(run.transductive for run in runs), any(run.selected_on_test for run in runs)
+                    lines.append(Line(group, self.campaign.title(row), cells, *flags))
         if AVERAGE in groups and columns[0].protocol == "base_to_novel":
-            cells = pd.concat([cells, self._other_methods(averaged)], ignore_index=True)
-        cells = cells.astype({"mean": float, "standard_deviation": float, "published": float})
-        cells["difference"] = cells["mean"] - cells["published"]
-        return Table(title, tuple(column.title for column in columns), cells.drop(columns="line"))
+            lines += self._other_methods(columns, averaged)
+        return Table(title, tuple(column.title for column in columns), lines)
 
-    def _runs(self, row: str, protocol: str, setting: str) -> bool:
-        shots = int(setting.removeprefix("shots_")) if setting else None
-        return self.campaign.rows[row].runs(protocol, shots)
+    def _runs(self, row: str, column: Column) -> bool:
+        shots = int(column.setting.removeprefix("shots_")) if column.setting else None
+        return self.campaign.rows[row].runs(column.protocol, shots)
 
-    def _averages(self, datasets: Sequence[str]) -> pd.DataFrame:
-        """Return averages over datasets, of the runs that have them all, as values of the dataset ``average``."""
-        means = {metric: self._mean(metric, datasets) for metric in (_ACCURACY, _BASE, _NOVEL)}
-        both = means[_BASE].index.intersection(means[_NOVEL].index)
-        means[_HM] = means[_BASE][both].combine(means[_NOVEL][both], harmonic_mean)
-        long = [values.rename("value").reset_index().assign(metric=metric) for metric, values in means.items()]
-        return pd.concat(long).assign(dataset=AVERAGE)
+    def _results_of(self, cell: Cell) -> list[Result]:
+        alike = [r for r in self.results if (r.protocol, r.row) == (cell.column.protocol, cell.row)]
+        return [r for r in alike if cell.dataset in (r.dataset, AVERAGE)]
 
-    def _mean(self, metric: str, datasets: Sequence[str]) -> pd.Series:
-        values = self.values[self.values["metric"] == metric]
-        wide = values.pivot(index=_RUN, columns="dataset", values="value").reindex(columns=datasets).dropna()
-        return pd.Series([statistics.mean(row) for row in wide.to_numpy()], index=wide.index, dtype=float)
+    def _cell(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> Cell:
+        found = [*self._over_seeds(column, dataset, row, column.metric, averaged).values()]
+        # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
+        mean = statistics.mean(found) if found else None
+        deviation = statistics.stdev(found) if len(found) > 1 else None
+        expected = len(self.campaign.seeds) if self._runs(row, column) else 0
+        published = self._published(column, dataset, row, averaged)
+        return Cell(column, dataset, row, mean, deviation, len(found), expected, published)
 
-    def _published(self, protocol: str, dataset: str, row: str, metric: str, averaged: Sequence[str]) -> float | None:
+    def _over_seeds(
+        self, column: Column, dataset: str, row: str, metric: str, averaged: Sequence[str]
+    ) -> Mapping[int, float]:
+        """Return values by seed; of an average over datasets, those of the seeds that have all of them."""
+        if dataset != AVERAGE:
+            return self.values.get((column.protocol, column.setting, dataset, row, metric), {})
+        if metric == _HM:
+            base, novel = (self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL))
+            return {seed: harmonic_mean(base[seed], novel[seed]) for seed in base.keys() & novel.keys()}
+        each = [self._over_seeds(column, name, row, metric, averaged) for name in averaged]
+        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in each)]
+        return {seed: statistics.mean(values[seed] for values in each) for seed in seeds}
+
+    def _published(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> float | None:
         method = self.campaign.rows[row].published
-        if protocol != "base_to_novel" or method is None:
+        if column.protocol != "base_to_novel" or method is None:
             return None
         of_average = dataset == AVERAGE
         figures = published_average(method, averaged) if of_average else METHODS[method].by_dataset.get(dataset, {})
-        return figures.get(metric)
+        return figures.get(column.metric)
 
-    def _other_methods(self, datasets: Sequence[str]) -> pd.DataFrame:
+    def _other_methods(self, columns: Sequence[Column], datasets: Sequence[str]) -> list[Line]:
         """Return the averages of other methods, if the campaign has the datasets that they are of."""
+        if set(datasets) != set(METHODS["promptkd"].by_dataset):
+            return []
         shown = {row.published for row in self.campaign.rows.values()}
-        methods = METHODS if set(datasets) == set(METHODS["promptkd"].by_dataset) else {}
-        return pd.DataFrame(
-            [
-                {"group": AVERAGE, "title": f"{method.title}, published", "protocol": "base_to_novel", "setting": ""}
-                | {"dataset": AVERAGE, "row": key, "metric": metric, "seeds": 0, "seeds_expected": 0}
-                | {"published": method.average[metric], "transductive": False, "selected_on_test": False}
-                for key, method in methods.items()
-                if key not in shown
-                for metric in _BASE_TO_NOVEL
-            ]
-        )
-
-
-def _deviation(values: pd.Series) -> float:
-    """Sample standard deviation over seeds; NaN for a single one."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+        others = {key: method for key, method in METHODS.items() if key not in shown}
+        return [
+            Line(
+                AVERAGE,
+                f"{method.title}, published",
+                [Cell(column, AVERAGE, key, published=method.average[column.metric]) for column in columns],
+            )
+            for key, method in others.items()
+        ]
 
 
 def published_average(method: str, datasets: Iterable[str]) -> Figures:

@@ -105,7 +105,7 @@ def test_other_methods_stand_below_the_average_of_the_eleven_datasets_alone():
     (made,) = tables(campaign(datasets=list(METHODS["promptkd"].by_dataset)), [])
     assert text_of(made, "average", "CoOp, published")[2:] == ["82.69", "63.22", "71.66"]
     others = [f"{name}, published" for name in ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")]
-    assert made.cells["title"].tolist()[-15::3] == others
+    assert [line.title for line in made.lines[-5:]] == others
     assert "CoOp" not in markdown(tables(campaign(), []))
 
 
