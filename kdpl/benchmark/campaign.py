@@ -4,7 +4,7 @@ A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -148,6 +148,8 @@ class Campaign(_Settings):
         for names in (self.datasets, self.variants):
             if len({dataset_name(each) for each in names}) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
+        # with few_shot, each number of shots is a place of its own
+        places = [(each, n) for each in self.protocols for n in (self.shots if each == "few_shot" else (None,))]
         possible = self.rows_of("teacher")
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
@@ -158,7 +160,7 @@ class Campaign(_Settings):
                         f"row {name!r} is of {of!r}, which is not the row of a teacher or of a student above it: name "
                         "one of those"
                     )
-                if any(row.runs(*place) and not self.rows[of].runs(*place) for place in self._places()):
+                if any(row.runs(*place) and not self.rows[of].runs(*place) for place in places):
                     raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
             again = row.of in self.rows_of("student")
             if (row.more or again) and not {*(row.protocols or self.protocols)} <= {"few_shot", "base_to_novel"}:
@@ -166,11 +168,6 @@ class Campaign(_Settings):
                 raise ValueError(f"row {name!r} {what}, for few_shot and base_to_novel alone: set its 'protocols:'")
             possible.append(name)
         return self
-
-    def _places(self) -> Iterator[tuple[str, int | None]]:
-        """Protocols, and with few_shot the numbers of shots."""
-        for protocol in self.protocols:
-            yield from ((protocol, shots) for shots in (self.shots if protocol == "few_shot" else (None,)))
 
     def title(self, row: str) -> str:
         """Return a row's title in the table."""

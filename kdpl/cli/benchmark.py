@@ -11,7 +11,6 @@ from kdpl.errors import ConfigError, KdplError
 from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from kdpl.benchmark.campaign import Campaign
     from kdpl.benchmark.tasks import Task
 
 CAMPAIGNS = "campaigns"
@@ -47,6 +46,7 @@ def benchmark(
             --cpus-per-task=8.
         settings: Options for every fit.
     """
+    from kdpl.benchmark import runner
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import plan
     from kdpl.benchmark.slurm import DEFAULT_OPTIONS, write_slurm
@@ -71,7 +71,12 @@ def benchmark(
         submit = write_slurm(tasks, folder, command, sbatch or DEFAULT_OPTIONS)
         print(f"check {submit.parent}/level_*.sbatch, then submit them all: bash {submit}")
         return 0
-    return _run(whole, tasks, folder)
+    failures = runner.run_tasks(whole, tasks, folder, partial(print, flush=True), runner.in_subprocess)
+    for task, fault in failures:
+        print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
+    if not failures:
+        print(f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl table {out}")
+    return 1 if failures else 0
 
 
 def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
@@ -124,15 +129,3 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     for is_student, clip in clips:
         collect(load_image_clip if is_student else load_clip, clip)
     return faults
-
-
-def _run(campaign: "Campaign", tasks: "Sequence[Task]", out: Path) -> int:
-    from kdpl.benchmark import runner
-
-    failures = runner.run_tasks(campaign, tasks, out, partial(print, flush=True), runner.in_subprocess)
-    for task, fault in failures:
-        print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
-    if not failures:
-        done = sum(task.kind == "test" for task in tasks)
-        print(f"all {done} runs are done: python -m kdpl table {out}")
-    return 1 if failures else 0
