@@ -157,8 +157,9 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> N
     labeled = {named[label].name: count for label, count in _counts(images).items()}
     tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
-    edges = [edge for image in images if image.size for edge in image.size]
-    print(f"{path}: {len(named)} classes, {len(images)} images of {min(edges)} to {max(edges)} pixels an edge")
+    edges = {edge for image in images if image.size for edge in image.size}
+    pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
+    print(f"{path}: {len(named)} classes, {len(images)} images of {pixels} pixels an edge")
     for split, count in splits.items():
         note = ", a quarter of each class, held out by chance with seed 0" if split == HELD_OUT else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")

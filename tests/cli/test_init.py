@@ -81,6 +81,15 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
         assert words in out
 
 
+def test_images_of_one_size_are_said_to_have_that_size(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(2):
+            noise(32, 32, seed=10 * i + ord(name[0])).save(tmp_path / "pets" / name / f"{i}.png")
+    assert init(tmp_path / "pets", tmp_path / "out") == 0
+    assert "2 classes, 4 images of 32 pixels an edge\n" in capsys.readouterr().out
+
+
 def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets")
     for i in range(3):
