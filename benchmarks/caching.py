@@ -15,7 +15,8 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, Work, fill
+from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
+from kdpl.data.feature_filling import Work, fill
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.feature_cache import AllViews, FeatureCache, Manifest, Work, fill, require_same_views
+from kdpl.data.datasets import AllViews, UnlabeledImages
+from kdpl.data.feature_cache import FeatureCache, Manifest, require_same_views
+from kdpl.data.feature_filling import Work, fill
 from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
 
@@ -35,9 +36,9 @@ class FillTeacherCache(Callback):
         caches: list[FeatureCache] = []
         for number, (folder, teacher) in enumerate(data.cache_folders()):
             # further teachers see the views of the first
-            of_first = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
-            needed = data.cache_manifest(*teacher, *of_first)
-            caches.append(self._fill(trainer, pl_module, number, folder, needed, of_first[0]))
+            views, seed = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
+            needed = data.cache_manifest(*teacher, views or max(trainer.max_epochs or 0, 0), seed)
+            caches.append(self._fill(trainer, pl_module, number, folder, needed, views))
             require_same_views(caches)
 
     def _fill(

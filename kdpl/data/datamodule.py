@@ -1,35 +1,24 @@
 """The one datamodule that both stages share."""
 
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
-from PIL.Image import Image
 from torch.utils.data import DataLoader
 
-from kdpl.data.augmentation import Augmentation, Square, build_augmentation, resize_and_crop, to_tensor
-from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages, WithLabels
-from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest, require_same_views
-from kdpl.data.labels import EvaluationSplit, Labels
+from kdpl.data.augmentation import Augmentation, Square, build_augmentation
+from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, WithLabels
+from kdpl.data.domain import DomainImages, EvaluationSplit
+from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Names, unlisted
 from kdpl.data.parallel import cores
-from kdpl.data.pieces import Indices, InPieces
-from kdpl.data.pool import Pool
+from kdpl.data.pieces import InPieces
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.sampling import base_count, generator
-from kdpl.data.splits import Reader, Record, Splits
-from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import ClassText
-from kdpl.runtime.faults import in_one_sentence
+from kdpl.data.splits import Reader
+from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
 
@@ -37,7 +26,7 @@ TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
 
 
-class DomainDataModule(LightningDataModule):
+class DomainDataModule(DomainImages, LightningDataModule):
     """A domain's images, for both stages and the test.
 
     Images are uint8 tensors [B, 3, S, S], un-normalised: every CLIP tower normalises with its own mean and standard
@@ -121,7 +110,7 @@ class DomainDataModule(LightningDataModule):
         self.prepare_data_per_node = False
         named = {"class_names": class_names, "class_text": class_text}
         reader = build_reader(dataset, root=root, unlabeled=unlabeled, background=background, **named)
-        self._reading = Reading(reader, bad_images, scan, skip_list, held_out)
+        self.reading = Reading(reader, bad_images, scan, skip_list, held_out)
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
         if not 0 < unlabeled_share <= 1:
@@ -148,221 +137,35 @@ class DomainDataModule(LightningDataModule):
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, not {value}")
 
-    @cached_property
-    def splits(self) -> Splits:
-        """The dataset before protocol and sampling, less what is left out; read once, on first use."""
-        splits = self._reading.splits
-        if self.protocol == "base_to_novel" and len(splits.class_names) < 2:
-            raise DataError(f"{splits.origin} has one class, but protocol base_to_novel needs two: set protocol to all")
-        return splits.without_labels() if self.shots == 0 else splits
-
-    @property
-    def decoding(self) -> Decoding:
-        """How image files are opened."""
-        return self._reading.reader.decoding
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of all classes, by label."""
-        return self.splits.class_names
-
-    @property
-    def class_texts(self) -> tuple[ClassText, ...]:
-        """The text or texts that the text tower reads for each class, by label; mostly its name."""
-        return self.splits.class_texts or self.class_names
-
-    @property
-    def num_base(self) -> int | None:
-        """Number of base classes, which are the first ones; None where the protocol makes no difference."""
-        return base_count(len(self.class_names)) if self.protocol == "base_to_novel" else None
-
-    @property
-    def tuning_class_names(self) -> tuple[str, ...]:
-        """The names that the teacher is tuned on, by label: the base classes, or all."""
-        return self._labels.tuning_class_names
-
-    @property
-    def test_records(self) -> tuple[Record, ...]:
-        """Source and label of the test images, by the indices in batches."""
-        return self.splits.test
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the test images are labelled images that were set aside, for lack of others."""
-        return self.splits.held_out
-
-    def test_item(self, index: int) -> tuple[str, Image, int]:
-        """Source, RGB image in its own size, and label of a test image."""
-        source, label = self.splits.test[index]
-        return source, self.splits.open_image(source), label
-
-    def preview(self, n: int, image_size: int) -> torch.Tensor:
-        """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
-        sources, opened = self._pool.used, self.splits.open_image
-        n = min(n, len(sources))
-        images = (opened(sources[i * len(sources) // n]) for i in range(n))
-        return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
-
-    def pool_sample(self, n: int) -> Names:
-        """Up to n of the unlabelled images that are distilled on, drawn at random by the seed; none without any."""
-        if not self.splits.train and not self.splits.unlabeled:
-            return Names.of([])
-        sources = self._pool.used
-        if len(sources) <= n:
-            return sources
-        chosen = generator(self.seed, "sample").choice(len(sources), n, replace=False, shuffle=False)
-        return sources.take(np.sort(chosen))
-
-    @cached_property
-    def _labels(self) -> Labels:
-        splits, sample = self.splits, (self.shots, self.val_shots, self.allow_fewer_shots, self.seed)
-        return Labels(splits, self.num_base, *sample)
-
-    @cached_property
-    def _pool(self) -> Pool:
-        return Pool(self.splits, self.unlabeled_share, self.seed)
-
-    @property
-    def _sees_labels(self) -> bool:
-        return getattr(self._module, "label_weight", 0) > 0
-
-    @property
-    def unlabeled_indices(self) -> Indices:
-        """Indices of the unlabelled images to distil on, among all."""
-        return self._pool.indices
-
-    def keep_unlabeled(self, indices: Indices) -> None:
-        """Distil on these unlabelled images alone; to be called before the training loader is made."""
-        self._pool.keep(indices)
-
-    def of_run(self, folder: Path) -> None:
-        """Use the images that the run in this folder used; to be called before anything is read."""
-        self._reading.file = folder / DECODED_FILE
-
     def prepare_data(self) -> None:
         """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
-        trainer = cast(Trainer, self.trainer)
         inform(f"reading dataset {self.dataset}")
-        self._reading.file = self._file_of(trainer)
-        self._reading.prepare(trains=trainer.state.fn == "fit" and self._needs_images(trainer))
+        self.reading.file = self._decoded_file
+        self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._needs_images)
         _ = self.splits  # keeps the index of shards, which the others then read
-
-    def _needs_images(self, trainer: Trainer) -> bool:
-        return trainer.max_epochs != 0 or self.fills_cache
-
-    @property
-    def fills_cache(self) -> bool:
-        """Whether the trainer's module learns from a cache that is filled first; a teacher's fit has none."""
-        return self.fill_teacher_cache and getattr(self._module, "train_split", None) == "unlabeled"
-
-    def _file_of(self, trainer: Trainer) -> Path:
-        # a cache may be filled without a run's folder
-        alone = self.teacher_cache if self.fills_cache and not trainer.max_epochs else None
-        run = Path(trainer.default_root_dir)
-        return Path(f"{Path(alone).expanduser()}.{DECODED_FILE}") if alone else run / DECODED_FILE
 
     def setup(self, stage: str = "fit") -> None:
         """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""
         if self.trainer is None:
             _ = self.splits  # reads the dataset
             return
-        self._reading.file = self._file_of(self.trainer)
+        self.reading.file = self._decoded_file
         if stage in ("fit", "test"):
-            for line in self._reading.notes():
+            for line in self.reading.notes():
                 inform(line)
         # here rather than with the first batch: nothing has been written yet
-        if stage == "fit" and self._needs_images(self.trainer):
+        if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._module.train_split == "labeled":
-                self._labels.training()
+                self.training_records()
             else:
                 if self._sees_labels:
-                    seen = f"{len(self._labels.companions())} labelled images of {len(self.class_names)} classes"
+                    seen = f"{len(self.companion_records())} labelled images of {len(self.class_names)} classes"
                     inform(f"labels are seen in stage 2: {seen}")
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
         if stage in ("test", "validate"):
-            self._labels.evaluation("test" if stage == "test" else "val")
-
-    def cache_manifest(
-        self, teacher: str, width: int, image_size: int, views: int | None = None, view_seed: int | None = None
-    ) -> Manifest:
-        """Describe the teacher cache that a run needs, by default of as many views as epochs, of the run's seed."""
-        epochs = self.trainer.max_epochs if self.trainer else None
-        return Manifest.of(
-            teacher=teacher,
-            width=width,
-            dataset=self.dataset,
-            sources=self._pool.all,
-            image_size=image_size,
-            decoding=self.decoding,
-            augmentation=self.augmentation,
-            view_seed=self.seed if view_seed is None else view_seed,
-            views=views or max(epochs or 0, 0),
-        )
-
-    def unlabeled_images(self, image_size: int) -> UnlabeledImages:
-        """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return UnlabeledImages(InPieces(self._pool.all), self._view(image_size, self.seed))
-
-    def labeled_images(self, image_size: int) -> UnlabeledImages:
-        """Views of the labelled training images, without their labels."""
-        return self.images_of([record.source for record in self._labels.training()], image_size)
-
-    def images_of(self, sources: Sequence[str], image_size: int) -> UnlabeledImages:
-        """Views of images of this domain."""
-        return UnlabeledImages(Names.of(sources), self._view(image_size, self.seed))
-
-    def tuning_records(self, split: Literal["labeled", "val"]) -> list[Record]:
-        """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
-        return self._labels.tuning(split)
-
-    @property
-    def known_labels(self) -> Sequence[Record]:
-        """Labelled training images: all of somebody's own dataset, of another one the k-shot sample alone."""
-        return self.splits.train if self._reading.reader.own else self.tuning_records("labeled")
-
-    @property
-    def images_without_label(self) -> Names:
-        """The unlabelled images that are not among those."""
-        return unlisted(self._pool.all, (record.source for record in self.known_labels))
-
-    @property
-    def pool_digest(self) -> str:
-        """Digest of the list of all unlabelled images."""
-        return self._pool.digest
-
-    def _view(self, image_size: int, seed: int) -> RandomView:
-        return RandomView(self.splits.open_image, self.augmentation, image_size, seed)
-
-    @property
-    def view_source(self) -> tuple[int, int | None]:
-        """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
-        caches = self.teacher_caches
-        if not caches:
-            return self.seed, None
-        views, epochs = caches[0].manifest.views, cast(Trainer, self.trainer).max_epochs
-        return caches[0].manifest.view_seed, None if epochs is not None and 0 <= epochs <= views else views
-
-    def cache_folders(self) -> list[tuple[Path, tuple[str, int, int]]]:
-        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and image size."""
-        folder = Path(cast(str, self.teacher_cache)).expanduser()
-        teachers = enumerate(self._module.teacher_descriptions, start=1)
-        return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
-
-    @property
-    def teacher_caches(self) -> list[FeatureCache]:
-        """The teachers' caches of a fit, opened on first use; none where nothing is trained."""
-        if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
-            return []
-        if not self._caches:
-            rank, world_size = self._processes()
-            self._caches = [
-                FeatureCache.open(folder, self.cache_manifest(*teacher), rank=rank, world_size=world_size)
-                for folder, teacher in self.cache_folders()
-            ]
-            require_same_views(self._caches)
-        return self._caches
+            self.evaluation_records("test" if stage == "test" else "val")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
@@ -371,20 +174,13 @@ class DomainDataModule(LightningDataModule):
             module.train_split, module.image_size, *self._processes(), teacher_sizes, self._sees_labels
         )
 
-    @property
-    def _square(self) -> int | Square:
-        square: int | Square = getattr(self._module, "preprocessing", self._module.image_size)
-        return square
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
-        if not self.splits.val:
-            return []
-        return self.evaluation_dataloader_for("val", self._square, *self._processes())
+        return self._evaluation_dataloader("val") if self.splits.val else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return self.evaluation_dataloader_for("test", self._square, *self._processes())
+        return self._evaluation_dataloader("test")
 
     def train_dataloader_for(
         self,
@@ -404,20 +200,19 @@ class DomainDataModule(LightningDataModule):
         dataset: LabeledImages | UnlabeledImages | CachedImages | WithLabels
         pieces = labels = None
         if split == "labeled":
-            records = self._labels.training()
-            dataset = LabeledImages(records, self._view(image_size, self.seed))
+            records = self.training_records()
+            dataset = LabeledImages(records, self.view(image_size))
             labels = np.array([record.label for record in records]) if self.balance_classes else None
         else:
-            caches, pool = self.teacher_caches, self._pool
-            view = self._view(image_size, caches[0].manifest.view_seed if caches else self.seed)
-            in_pieces = InPieces(pool.used)
-            dataset, pieces = UnlabeledImages(in_pieces, view, pool.chosen), in_pieces.starts
+            caches, in_pieces = self.teacher_caches, InPieces(self._used)
+            view = self.view(image_size, caches[0].manifest.view_seed if caches else None)
+            dataset, pieces = UnlabeledImages(in_pieces, view, self._chosen), in_pieces.starts
             if caches:
                 dataset = CachedImages(dataset, caches)
             else:
                 dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
             if with_labels:
-                dataset = WithLabels(dataset, self._labels.companions(), self._view(image_size, self.seed))
+                dataset = WithLabels(dataset, self.companion_records(), self.view(image_size))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
@@ -429,7 +224,7 @@ class DomainDataModule(LightningDataModule):
         ``labeled`` are the labelled training images without augmentation. ``square`` is the tower's preprocessing, or S
         for images resized by their short edge, bicubic.
         """
-        records = self._labels.evaluation(split)
+        records = self.evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
@@ -437,29 +232,68 @@ class DomainDataModule(LightningDataModule):
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
-    def _batches_done(self) -> int:
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
+    @property
+    def view_source(self) -> tuple[int, int | None]:
+        """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
+        if not self.teacher_caches:
+            return self.seed, None
+        manifest, epochs = self.teacher_caches[0].manifest, self._trainer.max_epochs
+        in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
+        return manifest.view_seed, None if in_one_pass else manifest.views
+
+    def cache_folders(self) -> list[tuple[Path, tuple[str, int, int]]]:
+        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and image size."""
+        folder = Path(cast(str, self.teacher_cache)).expanduser()
+        teachers = enumerate(self._module.teacher_descriptions, start=1)
+        return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
 
     @property
-    def _module(self) -> Any:
-        return cast(Trainer, self.trainer).lightning_module
+    def teacher_caches(self) -> list[FeatureCache]:
+        """The teachers' caches of a fit, opened on first use; none where nothing is trained."""
+        if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
+            return []
+        if not self._caches:
+            self._caches = [
+                FeatureCache.open(folder, self.cache_manifest(*teacher), None, *self._processes())
+                for folder, teacher in self.cache_folders()
+            ]
+            require_same_views(self._caches)
+        return self._caches
+
+    def _evaluation_dataloader(self, split: EvaluationSplit) -> DataLoader[Any]:
+        square = getattr(self._module, "preprocessing", self._module.image_size)
+        return self.evaluation_dataloader_for(split, square, *self._processes())
+
+    def _batches_done(self) -> int:
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    @property
+    def _trainer(self) -> Trainer:
+        return cast(Trainer, self.trainer)
 
-def build_data(sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> LightningDataModule:
-    """Build the datamodule of ``data`` sections of configs, of which later ones win, without a trainer or a model.
+    @property
+    def _module(self) -> Any:
+        return self._trainer.lightning_module
 
-    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``. ConfigError if they do
-    not parse.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
-    # a config of a whole run has other sections too, which this parser does not know: it gets the data section alone
-    configs = [f"--config={json.dumps({'data': section})}" for section in sections]
-    with in_one_sentence():
-        data: LightningDataModule = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
-    return data
+    @property
+    def _sees_labels(self) -> bool:
+        return getattr(self._module, "label_weight", 0) > 0
+
+    @property
+    def _only_fills_cache(self) -> bool:
+        """Whether nothing is trained, as by ``kdpl cache``, which has no run's folder."""
+        fills = self.fill_teacher_cache and getattr(self._module, "train_split", None) == "unlabeled"
+        return fills and self._trainer.max_epochs == 0
+
+    @property
+    def _needs_images(self) -> bool:
+        return self._trainer.max_epochs != 0 or self._only_fills_cache
+
+    @property
+    def _decoded_file(self) -> Path:
+        if self._only_fills_cache:
+            return Path(f"{Path(str(self.teacher_cache)).expanduser()}.{DECODED_FILE}")
+        return Path(self._trainer.default_root_dir) / DECODED_FILE

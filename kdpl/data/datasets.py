@@ -86,6 +86,19 @@ class UnlabeledImages(Dataset[UnlabeledItem]):
         return len(self.sources)
 
 
+@dataclass(eq=False)
+class AllViews(Dataset[torch.Tensor]):
+    """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""
+
+    images: UnlabeledImages
+    views: int
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        view = self.images.view
+        image = view.open_image(self.images.sources[index])
+        return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
+
+
 class Accompanied(NamedTuple):
     """A labelled image uint8 [3, S, S] and its label, beside the item of an unlabelled image; or a batch of each."""
 

@@ -6,13 +6,10 @@ checksum. A shard takes its name once it is complete, so filling resumes at the 
 image is the one that the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
 """
 
-import contextlib
-import hashlib
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,16 +17,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import PUBLISHED, Decoding
-from kdpl.errors import ConfigError, DataError, reason
-from kdpl.runtime.files import atomic_path, write_text
+from kdpl.data.names import digest_of
+from kdpl.errors import DataError, reason
 
 MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
 
@@ -206,117 +202,6 @@ class CachedImages(Dataset[CachedView]):
         return len(self.images)
 
 
-@dataclass(frozen=True)
-class Work:
-    """How this process, one of several, computes features of ``images``, which are all unlabelled ones.
-
-    Attributes:
-        encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
-        batch_size: Most views B that are encoded at a time.
-        num_workers: Worker processes that decode.
-        rank: This process, which does every ``world_size``-th part.
-    """
-
-    images: UnlabeledImages
-    encode: Callable[[Tensor], Tensor]
-    batch_size: int
-    num_workers: int
-    rank: int = 0
-    world_size: int = 1
-
-
-def fill(
-    folder: Path,
-    needed: Manifest,
-    work: Work,
-    views: int | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
-) -> int:
-    """Compute the shards that a cache lacks; returns how many features this process computed.
-
-    Args:
-        folder: The cache's folder, which is made if it does not exist.
-        needed: The manifest of the cache; number and seed of the views count only where it does not exist yet.
-        work: How this process computes its share.
-        views: Views of each image that the cache must have; None: any number.
-        on_progress: Called after each batch with the numbers of features computed and to be computed here.
-
-    Raises:
-        ConfigError: The cache does not exist, and ``needed`` has no number of views.
-        DataError: The folder holds something else, another command fills the cache, or a feature is not finite.
-    """
-    _make(folder, needed)
-    manifest = Manifest.load(folder, needed, views)
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0) if work.rank == 0 else contextlib.nullcontext():
-            missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
-            missing = missing[work.rank :: work.world_size]
-            done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
-            pixels = _load_views(work, manifest, [indices for _, indices in missing])
-            for path, indices in missing:
-                features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
-                flat, filled = features.reshape(-1, manifest.width), 0
-                while filled < len(flat):
-                    for part in torch.split(next(pixels).flatten(0, 1), work.batch_size):
-                        flat[filled : filled + len(part)] = work.encode(part).half().cpu().numpy()
-                        filled, done = filled + len(part), done + len(part)
-                        on_progress(done, total)
-                if not np.isfinite(features).all():
-                    said = f"the teacher's features of unlabelled images {indices[0]} to {indices[-1]} are not finite"
-                    raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
-                _write(path, features)
-            return done
-    except Timeout as error:
-        raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
-
-
-@dataclass(eq=False)
-class AllViews(Dataset[Tensor]):
-    """All views of image i, uint8 [V, 3, S, S], for which it is decoded once."""
-
-    images: UnlabeledImages
-    views: int
-
-    def __getitem__(self, index: int) -> Tensor:
-        view = self.images.view
-        image = view.open_image(self.images.sources[index])
-        return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
-
-
-def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Tensor]:
-    """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
-    at_once = max(1, work.batch_size // manifest.views)
-    starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
-    images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
-    yield from DataLoader(
-        AllViews(images, manifest.views),
-        # one by one, since there may be millions
-        batch_sampler=(list(indices[start : start + at_once]) for indices, start in starts),
-        num_workers=work.num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-
-
-def _make(folder: Path, needed: Manifest) -> None:
-    if (folder / MANIFEST).is_file():
-        return
-    if not needed.views:
-        raise ConfigError(f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs")
-    # another process of the same command may be ahead
-    own = (".", MANIFEST, "shard-")
-    if folder.is_file() or (folder.is_dir() and not all(path.name.startswith(own) for path in folder.iterdir())):
-        raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
-    write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
-
-
-def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
-    # the checksum first: a shard that exists is complete
-    write_text(path.with_suffix(".json"), json.dumps({"crc32": zlib.crc32(features.data)}))
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features)
-
-
 def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -327,16 +212,3 @@ def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
             raise ValueError("its checksum differs")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}") from error
-
-
-def digest_of(sources: Sequence[str]) -> str:
-    """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
-    try:
-        base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
-    except ValueError:
-        base = ""  # absolute and relative paths, or URLs, which cannot be moved together
-    digest = hashlib.sha256()
-    for source in sources:
-        name = source[len(base) :].replace(os.sep, "/").lstrip("/")
-        digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
-    return digest.hexdigest()

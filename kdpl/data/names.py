@@ -1,5 +1,6 @@
 """Names of images, of which there may be very many: text and numbers in arrays, without a Python object for each."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -141,6 +142,19 @@ def select(names: Names, keep: Iterable[bool]) -> Names:
     """Keep those names for which ``keep`` has True."""
     kept = np.fromiter(keep, bool, len(names))
     return names if kept.all() else names.take(kept)
+
+
+def digest_of(sources: Sequence[str]) -> str:
+    """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
+    try:
+        base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
+    except ValueError:
+        base = ""  # absolute and relative paths, or URLs, which cannot be moved together
+    digest = hashlib.sha256()
+    for source in sources:
+        name = source[len(base) :].replace(os.sep, "/").lstrip("/")
+        digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
+    return digest.hexdigest()
 
 
 def _resolved(names: Names) -> tuple[Names, set[str]]:

@@ -61,10 +61,14 @@ class Splits:
         labeled = (record.source for record in chain(self.train, self.val, self.test))
         return distinct(Names.joined([Names.of(labeled), Names.of(self.unlabeled or ())]), key=iter)
 
+    @property
+    def pool(self) -> Names:
+        """Images to distil on: ``unlabeled``, or the training images."""
+        return Names.of((record.source for record in self.train) if self.unlabeled is None else self.unlabeled)
+
     def without_labels(self) -> "Splits":
         """The dataset with labels of the test images alone, and without the validation images."""
-        unlabeled = (record.source for record in self.train) if self.unlabeled is None else self.unlabeled
-        return replace(self, train=(), val=(), unlabeled=Names.of(unlabeled))
+        return replace(self, train=(), val=(), unlabeled=self.pool)
 
     def require_training_images(self) -> None:
         """Refuse a dataset that has only test images, by a DataError."""

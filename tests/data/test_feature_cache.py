@@ -12,9 +12,11 @@ from runs import noise
 
 from kdpl import DomainDataModule
 from kdpl.data import feature_cache as module
+from kdpl.data import feature_filling
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
 from kdpl.data.decoding import PUBLISHED
-from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest, Work, fill
+from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest
+from kdpl.data.feature_filling import Work, fill
 from kdpl.errors import ConfigError, DataError
 
 WIDTH, SIZE, VIEWS = 4, 8, 3
@@ -98,7 +100,7 @@ def test_a_filling_lists_images_as_it_comes_to_them(folder):
     images, drawn = data(folder).unlabeled_images(SIZE), []
     shards = (drawn.append(index) or range(index, index + 1) for index in range(10))
     manifest = needed(data(folder))
-    views = module._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
+    views = feature_filling._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
     assert torch.equal(next(views)[0, 1], images[0, 1][0])
     assert drawn == [0]
 
