@@ -22,7 +22,7 @@ _FEW = 8  # files of a folder that are asked for one by one whether they are lin
 class Names(Sequence[str]):
     """Paths, URLs, and images in shards, for which a ``str`` or ``ShardImage`` is made whenever one is asked for.
 
-    Worker processes share the arrays, since reading them changes no reference count. They may be mapped from a file.
+    Worker processes share the arrays, since reading them changes no reference count.
 
     Args:
         text: The names without folders, as UTF-8, uint8 [T].

@@ -6,11 +6,9 @@ The index of the shards of a folder is a file in it or, if it is distant or may 
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,73 +26,43 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 1
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
-# bytes from which on processes share an index by mapping its file, which over NFS no other machine may then replace
-_MAPPED = 2**30
 _BLOCK = 512  # shards after which the index is written, so that an interruption loses little
 
+_Index = dict[str, tuple[str, Names]]
+"""Stamp and images of each shard."""
 
-def index_shards(shards: Sequence[str]) -> Names:
-    """Find all images of different shards, which are the ``folders`` of the names, each with its images in order.
+
+def index_shards(shards: Sequence[str]) -> dict[str, Names]:
+    """Find the images of each of several different shards, in the order in which they lie there.
 
     DataError if a shard does not exist, is compressed or damaged, or has no image.
     """
-    by_folder: defaultdict[str, list[str]] = defaultdict(list)
-    for shard in shards:
-        by_folder[folder_of(shard)].append(shard)
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
-        indices = {folder: _load(folder, stamps) for folder in by_folder}
-        new = [shard for folder, index in indices.items() for shard in by_folder[folder] if shard not in index.stamps]
+        indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
+        new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         found = zip(new, pool.map(_look_through, new), strict=True)
         shown = track(found, "shards", len(new), console=console, transient=True, disable=not console.is_terminal)
-        looked: defaultdict[str, list[_Index]] = defaultdict(list)
+        changed = set[str]()
         for done, (shard, images) in enumerate(shown, start=1):
-            looked[folder_of(shard)].append(_Index(images, {shard: stamps[shard]}))
+            indices[folder_of(shard)][shard] = stamps[shard], images
+            changed.add(folder_of(shard))
             if done % _BLOCK == 0 or done == len(new):
-                for folder, fresh in looked.items():
-                    whole = _Index.joined([indices[folder], *fresh])
-                    # those of another run, too
-                    indices[folder] = whole.of(dict.fromkeys([*by_folder[folder], *whole.stamps]))
+                for folder in changed:
                     _save(folder, indices[folder])
-                looked.clear()
-    return _Index.joined(indices.values()).of(shards).images
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Images of shards, which are their folders, in the order of the shards, and the stamp of each shard."""
-
-    images: Names
-    stamps: dict[str, str]
-
-    @classmethod
-    def joined(cls, indices: Iterable["_Index"]) -> "_Index":
-        indices = [*indices]
-        stamps = {shard: stamp for index in indices for shard, stamp in index.stamps.items()}
-        # a single one as it is, mapped from its file
-        return indices[0] if len(indices) == 1 else cls(Names.joined(index.images for index in indices), stamps)
-
-    def of(self, shards: Iterable[str]) -> "_Index":
-        """Those of the shards that it has, in their order."""
-        stamps = {shard: self.stamps[shard] for shard in shards if shard in self.stamps}
-        ends = np.searchsorted(self.images.rows["folder"], np.arange(len(self.stamps)), side="right").tolist()
-        spans = dict(zip(self.stamps, map(slice, [0, *ends[:-1]], ends), strict=True))
-        if [*stamps] == [*self.stamps][: len(stamps)]:
-            return _Index(self.images[: ends[len(stamps) - 1] if stamps else 0], stamps)
-        return _Index(Names.joined(self.images[spans[shard]] for shard in stamps), stamps)
+                changed.clear()
+    return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 
 def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
-    """The index of a folder's shards, without shards that changed; the better one if there are two."""
-    best = _Index(Names.of([]), {})
+    """The index of a folder's shards, without those of ``stamps`` that have changed."""
+    index: _Index = {}
     for file in _files(folder):
         # no file, or a damaged one
         with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
             tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
             rows, text = tensors["rows"].numpy().view(ROW)[:, 0], tensors["text"].numpy()
-            if rows.nbytes + text.nbytes < _MAPPED:
-                rows, text = rows.copy(), text.copy()
             known = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
             inside = (rows["start"] >= 0) & (rows["length"] >= 0) & (rows["offset"] > 0)
             inside &= rows["start"] + rows["length"] <= len(text)
@@ -103,20 +71,24 @@ def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
             rising = steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()
             if text.dtype != np.uint8 or not inside.all() or not rising:
                 raise ValueError("it has numbers that are out of range")
-            index = _Index(Names(text, rows, [f"{shard}/" for shard in known]), known)
-            kept = [shard for shard, value in known.items() if value and stamps.get(shard, value) == value]
-            best = max(best, index.of(kept), key=lambda each: len(each.stamps.keys() & stamps))
-    return best
+            names = Names(text, rows, [f"{shard}/" for shard in known])
+            ends = np.searchsorted(rows["folder"], np.arange(len(known)), side="right").tolist()
+            for (shard, value), first, end in zip(known.items(), [0, *ends], ends, strict=False):
+                if value and stamps.get(shard, value) == value:
+                    index[shard] = value, names[first:end]
+    return index
 
 
 def _save(folder: str, index: _Index) -> None:
-    rows = torch.from_numpy(index.images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
-    tensors = {"rows": rows, "text": torch.from_numpy(index.images.text)}
+    images = Names.joined(images for _, images in index.values())
+    rows = torch.from_numpy(images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
+    stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}
     for file in _files(folder):
         # a name that is not UTF-8 is a ValueError
         with suppress(OSError, ValueError):
-            stamps = {shard.removeprefix(folder): value for shard, value in index.stamps.items()}
-            write_tensors(file, _KIND, _VERSION, tensors, {"stamps": stamps})
+            write_tensors(
+                file, _KIND, _VERSION, {"rows": rows, "text": torch.from_numpy(images.text)}, {"stamps": stamps}
+            )
             return
 
 

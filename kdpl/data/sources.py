@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
@@ -55,16 +55,14 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if not files:
         raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
-    at = [number for number, file in enumerate(files) if is_shard(file)]
-    members = index_shards([files[number] for number in at])
-    if len(at) == len(files):
-        return members
-    ends = np.searchsorted(members.rows["folder"], np.arange(len(at)), side="right").tolist()
-    parts, place, start = list[Names](), 0, 0
-    for number, end in zip(at, ends, strict=True):
-        parts += [files[place:number], members[start:end]]
-        place, start = number + 1, end
-    return Names.joined([*parts, files[place:]])
+    members = index_shards([file for file in files if is_shard(file)])
+    parts = list[Names]()
+    for in_shards, some in groupby(files, is_shard):
+        if in_shards:
+            parts += map(members.__getitem__, some)
+        else:
+            parts.append(Names.of(some))
+    return Names.joined(parts)
 
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
