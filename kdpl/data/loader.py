@@ -4,7 +4,7 @@ The samplers are distributed ones, so that Lightning does not shard them once mo
 """
 
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice, repeat
+from itertools import chain, cycle, islice, repeat
 from typing import Any
 
 import torch
@@ -64,20 +64,13 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        count = max(0, len(self) - self.start)
-        own = islice(self._own(self._order()), count)
+        images: Iterator[int] = chain.from_iterable(part.tolist() for part in self._order())
+        # a cycle keeps what it has seen
+        images = images if self.num_used <= self.num_images else cycle(images)
+        own = islice(images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas)
         if self.labels is None:
             return zip(own, repeat(self.epoch))
         return ((drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN) for drawn in own)
-
-    def _own(self, order: Iterator[Indices]) -> Iterator[int]:
-        """The images of an order that are this process's, from ``start`` on."""
-        ahead = self.rank + self.start * self.num_replicas
-        # a cycle keeps what it has seen
-        for part in order if self.num_used <= self.num_images else cycle(order):
-            yield from part[ahead :: self.num_replicas].tolist()
-            ahead -= len(part)
-            ahead = ahead if ahead >= 0 else ahead % self.num_replicas
 
     def _order(self) -> Iterator[Indices]:
         rng = generator(self.seed, "order", epoch=self.epoch)
