@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
@@ -23,19 +24,20 @@ from kdpl.runtime.files import atomic_path
 
 BadImages = Literal["error", "skip"]
 
-_VERSION = 1
 _SHOWN = 10
 _KEPT = 10_000  # images after which is remembered how far it got
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(BaseModel):
     """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
 
     ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it. Fewer are
     ``looked`` at if it was interrupted.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
     names: str
     images: int
     skipped: dict[str, str]
@@ -46,13 +48,12 @@ class Checked:
         """Decode every image, in parallel under a progress bar; ``file`` remembers those that are done already."""
         names, known = digest_names(sources), cls.load(file) if file else None
         if known is None or known.names != names:
-            known = cls(names, len(sources), {}, 0)
+            known = cls(names=names, images=len(sources), skipped={}, looked=0)
         # a run's images are fixed when it begins, whatever becomes of them later
         if known.looked == len(sources):
             return known
         # before that, bad ones may be replaced
-        bad = list(known.skipped)
-        skipped = dict(faults_of(bad, open_image, "looking at bad images again")) if bad else {}
+        skipped = dict(faults_of([*known.skipped], open_image, "looking at bad images again"))
         rest = sources[known.looked :]
         in_pieces = InPieces(Names.of(rest))
         faults = in_parallel(partial(_fault_of, open_image=open_image), in_pieces, "looking at all images")
@@ -60,28 +61,23 @@ class Checked:
             if fault is not None:
                 skipped[source] = fault
             if file and done % _KEPT == 0 and done < len(sources):
-                cls(names, len(sources), skipped, done).save(file)
+                known.model_copy(update={"skipped": skipped, "looked": done}).save(file)
         # without what to do about it
         skipped = {source: fault.rpartition(": ")[0] for source, fault in skipped.items()}
-        return cls(names, len(sources), skipped, len(sources))
+        return known.model_copy(update={"skipped": skipped, "looked": len(sources)})
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
         """Read a file; None where there is nothing that can be read."""
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            skipped = {str(source): str(reason) for source, reason in fields["skipped"].items()}
-            if fields["version"] != _VERSION:
-                return None
-            images = int(fields["images"])
-            return cls(str(fields["names"]), images, skipped, int(fields.get("looked", images)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
             return None
 
     def save(self, file: Path) -> None:
         """Write it, atomically."""
         with atomic_path(file) as temporary:
-            text = json.dumps({"version": _VERSION, **asdict(self)}, indent=2, ensure_ascii=False)
+            text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def require_none(self) -> None:
