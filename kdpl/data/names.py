@@ -16,7 +16,6 @@ ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset
 """Numbers of an image: where its name within its folder lies in the text, its folder, and its place in a shard."""
 
 _CHUNK = 2**14
-_FEW = 8  # files of a folder that are asked for one by one whether they are links
 
 
 class Names(Sequence[str]):
@@ -59,9 +58,12 @@ class Names(Sequence[str]):
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
         """Concatenate several; of each in turn, the folders that it uses come in the order that they had."""
-        texts, rows, folders, end = [np.empty(0, np.uint8)], [np.empty(0, ROW)], dict[str, int](), 0
-        for part in filter(len, parts):
-            moved, numbers = part.rows.copy(), np.zeros(len(part.folders), np.int32)
+        parts = [part for part in parts if len(part)]
+        # in place from here on, for the sake of memory
+        rows = np.concatenate([np.empty(0, ROW), *(part.rows for part in parts)])
+        texts, folders, end, row = [np.empty(0, np.uint8)], dict[str, int](), 0, 0
+        for part in parts:
+            moved, numbers = rows[row : row + len(part)], np.zeros(len(part.folders), np.int32)
             for number in np.unique(moved["folder"]).tolist():
                 numbers[number] = folders.setdefault(part.folders[number], len(folders))
             moved["folder"] = numbers[moved["folder"]]
@@ -69,9 +71,8 @@ class Names(Sequence[str]):
             first, last = int(moved["start"].min()), int((moved["start"] + moved["length"]).max())
             moved["start"] += end - first
             texts.append(part.text[first:last])
-            rows.append(moved)
-            end += last - first
-        return cls(np.concatenate(texts), np.concatenate(rows), tuple(folders))
+            end, row = end + last - first, row + len(part)
+        return cls(np.concatenate(texts), rows, tuple(folders))
 
     def take(self, indices: npt.NDArray[Any] | slice) -> "Names":
         """Return some, by their indices or by a bool for each."""
@@ -158,18 +159,17 @@ def digest_of(sources: Sequence[str]) -> str:
 
 
 def _resolved(names: Names) -> tuple[Names, set[str]]:
-    """The names below canonical folders, and those of them that are links."""
-    folder, single = names.rows["folder"], names.rows["offset"] == 0
-    used = np.bincount(folder, minlength=len(names.folders)).tolist()
-    files = np.bincount(folder[single], minlength=len(names.folders))
+    """The names below canonical folders, and the links in these."""
+    folder = names.rows["folder"]
+    used, files = (
+        set(np.flatnonzero(np.bincount(some)).tolist()) for some in (folder, folder[names.rows["offset"] == 0])
+    )
     real = [
-        os.path.join(os.path.realpath(each), "") if count and not is_url(each) else each  # noqa: PTH118
-        for each, count in zip(names.folders, used, strict=True)
+        os.path.join(os.path.realpath(each), "") if number in used and not is_url(each) else each  # noqa: PTH118
+        for number, each in enumerate(names.folders)
     ]
-    within = Names(names.text, names.rows, real)
-    links = {link for number in np.flatnonzero(files >= _FEW).tolist() for link in _links_in(real[number])}
-    links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
-    return within, links
+    links = {link for number in files for link in _links_in(real[number])}
+    return Names(names.text, names.rows, real), links
 
 
 def _links_in(folder: str) -> Iterator[str]:
