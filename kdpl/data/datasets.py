@@ -74,11 +74,9 @@ class UnlabeledImages(Dataset[UnlabeledItem]):
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledItem:
         i, epoch = key
         index = i if self.indices is None else int(self.indices[i])
-        others = [size for size in self.teacher_sizes if size != self.view.image_size]
-        if not others:
-            return self.view(self.sources[i], index, epoch), index
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
+        others = (size for size in self.teacher_sizes if size != self.view.image_size)
         for_teachers = (self.view.make(image, parameters, size) for size in others)
         return self.view.make(image, parameters), index, *for_teachers
 

@@ -54,13 +54,11 @@ class Decoding:
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """Turn an image of any mode into RGB, without its metadata; OSError if it is damaged."""
-        turn = _turn_of(image) if self.orientation else None
-        if turn is not None:
+        if self.orientation and (turn := turn_of(image)) is not None:
             image = image.transpose(turn)
-        translucent = None if self.background is None else _translucent(image)
-        if translucent is not None:
+        if self.background is not None and (rgba := translucent(image)) is not None:
             rgb = Image.new("RGB", image.size, self.background)
-            rgb.paste(translucent, mask=translucent)
+            rgb.paste(rgba, mask=rgba)
             return rgb
         # dropped in any case, and Pillow warns of some kinds that are still there
         image.info.pop("transparency", None)
@@ -109,17 +107,8 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
         raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file") from error
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Whether an image has a pixel that is not opaque."""
-    return _translucent(image) is not None
-
-
-def is_turned(image: Image.Image) -> bool:
-    """Whether an image has an orientation tag that turns or mirrors it."""
-    return _turn_of(image) is not None
-
-
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How an image is to be turned or mirrored by its orientation tag; None if it is upright."""
     image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -127,13 +116,12 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _translucent(image: Image.Image) -> Image.Image | None:
+def translucent(image: Image.Image) -> Image.Image | None:
     """The image as RGBA; None if it is opaque."""
     if not image.has_transparency_data:
         return None
     rgba = _in_bytes(image).convert("RGBA")
-    opaque = rgba.getchannel("A").getextrema() == (255, 255)
-    return None if opaque else rgba
+    return None if rgba.getchannel("A").getextrema() == (255, 255) else rgba
 
 
 def _in_bytes(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob, has_magic
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -166,13 +167,11 @@ def _of_url(url: str) -> Iterator[str]:
 
 
 def _required(place: str, images: Iterator[str]) -> Iterator[str]:
-    found = False
-    for image in images:
-        found = True
-        yield image
-    if not found:
+    first = next(images, None)
+    if first is None:
         what = place if is_url(place) else f"folder {place}"
         raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
+    return chain([first], images)
 
 
 @contextmanager

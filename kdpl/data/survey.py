@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
-from kdpl.data.decoding import Decoding, is_transparent, is_turned, opened
+from kdpl.data.decoding import Decoding, opened, translucent, turn_of
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.folder import UNLABELED, split_folders
@@ -189,7 +189,8 @@ def _look(image: Found) -> Found:
         content = content_of(image.path)
         with opened(image.path, content) as found:
             size = Decoding().to_rgb(found).size
-            image = replace(image, size=size, transparent=is_transparent(found), turned=is_turned(found))
+            transparent, turned = translucent(found) is not None, turn_of(found) is not None
+        image = replace(image, size=size, transparent=transparent, turned=turned)
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, Validatio
 
 from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import is_image, stays_inside
+from kdpl.data.storage import find_images, stays_inside
 from kdpl.errors import DataError
 
 Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
@@ -234,11 +234,10 @@ def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Recor
     """The images of class folders, with the rank of their folder as label."""
     records = []
     for label, folder in enumerate(folders):
-        path = f"{top}{os.sep}{folder}"
-        names = sorted(name for name in os.listdir(path) if is_image(name))  # noqa: PTH208 - a Path for each of a million files is slow
-        if not names:
-            raise dataset.damaged(Path(path), "has no images")
-        records += [Record(f"{path}{os.sep}{name}", label) for name in names]
+        images = find_images(top / folder)
+        if not images:
+            raise dataset.damaged(top / folder, "has no images")
+        records += [Record(image, label) for image in images]
     return records
 
 
