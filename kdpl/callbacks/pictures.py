@@ -33,12 +33,17 @@ class DrawPictures(Callback):
     matplotlib it says so and draws nothing.
     """
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the learning curves from metrics.csv."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the learning curves from metrics.csv, before the results are written that stand for a finished fit."""
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
             title = f"{type(pl_module).__name__}, {trainer.default_root_dir}"
             _show(trainer, "learning_curves", partial(draw_curves, read_metrics(metrics), title))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw them after a resume from the last epoch's end, in which no training ends."""
+        if not _figure(trainer, "learning_curves").is_file():
+            self.on_train_end(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""
@@ -93,10 +98,14 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
         log_images(trainer.loggers, "disagreements", images, captions)
 
 
+def _figure(trainer: Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+
+
 def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     import matplotlib
 
-    path = Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
+    path = _figure(trainer, name)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     try:
         with matplotlib.rc_context({"font.family": font_families(data.class_names)}):
