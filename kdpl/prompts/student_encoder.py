@@ -20,6 +20,27 @@ from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
 
 
+def _own(rows: Tensor) -> Tensor:
+    """This process's part of the rows of all."""
+    return rows.reshape(distributed.get_world_size(), -1, rows.shape[1])[distributed.get_rank()]
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all processes, [B, D] to [W·B, D]; gradients of all of them reach the process that a row is from."""
+
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return _own(gradient)
+
+
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch norm over the images of all processes, each with as many, as one process with the whole batch computes it.
 
@@ -30,13 +51,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Normalise this process's rows [B, D]."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(rows)
-        # not in a torch that is built without torch.distributed
-        from torch.distributed.nn.functional import all_gather
-
-        # the gradients of all processes reach the one that a row is from
-        whole = super().forward(torch.cat(all_gather(rows)))  # type: ignore[no-untyped-call]
-        first = distributed.get_rank() * len(rows)
-        return whole[first : first + len(rows)]
+        whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]
+        return _own(whole)
 
 
 class Projector(Float32Module):
