@@ -214,7 +214,8 @@ class StudentDistillation(ClassifyingModule):
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""
-        if self.prompt_init == "mean_token" and self.trainer.ckpt_path is None:
+        has_prompts = self.encoder.prompts is not None
+        if has_prompts and self.prompt_init == "mean_token" and self.trainer.ckpt_path is None:
             images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
             self.encoder.init_at_mean_tokens(images.to(self.device))
 

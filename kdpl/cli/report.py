@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdpl.cli.arguments import output_file, share
+from kdpl.cli.arguments import output_file, share, warn_of_rejected_classes
 from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import REPORT_FILE, require_classifier
@@ -90,6 +90,7 @@ def _watch(
         raise ConfigError(f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: give for example 1%")
     classifier = load_classifier(folder, None, "auto")
     rule = decision_rule(classifier.held_out, error, per_class=per_class)
+    warn_of_rejected_classes(rule, classifier.class_names)
     if against:
         pool = look(classifier, references, "--against").sample.draw(MAX_IMAGES)
     else:

@@ -16,6 +16,7 @@ ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset
 """Numbers of an image: where its name within its folder lies in the text, its folder, and its place in a shard."""
 
 _CHUNK = 2**14
+_FEW = 8  # files of a folder that are asked for one by one whether they are links
 
 
 class Names(Sequence[str]):
@@ -159,17 +160,18 @@ def digest_of(sources: Sequence[str]) -> str:
 
 
 def _resolved(names: Names) -> tuple[Names, set[str]]:
-    """The names below canonical folders, and the links in these."""
-    folder = names.rows["folder"]
-    used, files = (
-        set(np.flatnonzero(np.bincount(some)).tolist()) for some in (folder, folder[names.rows["offset"] == 0])
-    )
+    """The names below canonical folders, and those of them that are links."""
+    folder, single = names.rows["folder"], names.rows["offset"] == 0
+    used = np.bincount(folder, minlength=len(names.folders)).tolist()
+    files = np.bincount(folder[single], minlength=len(names.folders))
     real = [
-        os.path.join(os.path.realpath(each), "") if number in used and not is_url(each) else each  # noqa: PTH118
-        for number, each in enumerate(names.folders)
+        os.path.join(os.path.realpath(each), "") if count and not is_url(each) else each  # noqa: PTH118
+        for each, count in zip(names.folders, used, strict=True)
     ]
-    links = {link for number in files for link in _links_in(real[number])}
-    return Names(names.text, names.rows, real), links
+    within = Names(names.text, names.rows, real)
+    links = {link for number in np.flatnonzero(files >= _FEW).tolist() for link in _links_in(real[number])}
+    links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
+    return within, links
 
 
 def _links_in(folder: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 1
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
-_BLOCK = 512  # shards after which the index is written, so that an interruption loses little
+_BLOCK = 512  # least number of shards after which the index is written, so that an interruption loses little
 
 _Index = dict[str, tuple[str, Names]]
 """Stamp and images of each shard."""
@@ -44,14 +44,16 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         found = zip(new, pool.map(_look_through, new), strict=True)
         shown = track(found, "shards", len(new), console=console, transient=True, disable=not console.is_terminal)
-        changed = set[str]()
+        changed, due = set[str](), _BLOCK
         for done, (shard, images) in enumerate(shown, start=1):
             indices[folder_of(shard)][shard] = stamps[shard], images
             changed.add(folder_of(shard))
-            if done % _BLOCK == 0 or done == len(new):
+            if done >= due or done == len(new):
                 for folder in changed:
                     _save(folder, indices[folder])
                 changed.clear()
+                # writes all that is known: less often the more that is
+                due = done + max(_BLOCK, done // 4)
     return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 

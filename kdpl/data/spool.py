@@ -76,10 +76,13 @@ def _folder() -> Path:
 
 
 def _write(file: Path, content: bytes) -> None:
-    with suppress(OSError):  # another process makes room, too
-        # an interruption leaves a part
-        for old in sorted(file.parent.glob("*.p*"), key=lambda path: path.stat().st_mtime)[: -MOST_PIECES + 1]:
-            old.unlink()
+    kept = []
+    for other in file.parent.glob("*.p*"):  # an interruption leaves a part
+        with suppress(OSError):  # another process makes room, too
+            kept.append((other.stat().st_mtime, other))
+    for _, other in sorted(kept)[: -MOST_PIECES + 1]:
+        with suppress(OSError):
+            other.unlink()
     part = file.with_suffix(".part")
     try:
         part.write_bytes(content)

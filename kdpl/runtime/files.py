@@ -34,8 +34,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ):
             temporary = Path(scratch) / path.name
             yield temporary
+            # safetensors and archives make files that others may not read: give them the mode of any other new file
+            example = Path(scratch) / "example"
+            example.touch()
             for written in (temporary, *temporary.rglob("*")):
                 if written.is_file():
+                    written.chmod(example.stat().st_mode)
                     _write_through(written)
             _take_place(temporary, path, Path(scratch) / "replaced")
 

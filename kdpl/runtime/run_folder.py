@@ -9,7 +9,7 @@ METRICS_FILE = "metrics.csv"
 DECODED_FILE = "checked_images.json"
 PROMPTS_FILE = "prompts.safetensors"
 NEGATIVE_VECTORS_FILE = "negative_vectors.safetensors"
-"""Text features of things that are no class, in the format of class vectors, in a teacher's folder."""
+"""Text features of things that are no class, in the format of class vectors, in a teacher's or student's folder."""
 CLASS_VECTORS_FILE = "class_vectors.safetensors"
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")

@@ -464,15 +464,26 @@ def test_a_client_that_does_not_read_its_answer_loses_its_connection(size, serve
 def test_a_client_that_reads_its_answer_keeps_its_connection(server):
     with httpx.Client(base_url=f"http://127.0.0.1:{server.address[1]}") as client:
         assert [len(client.get(path).content) for path in ("/5000000", "/", "/50000")] == [5_000_000, 2, 50_000]
-    deadlines = [Mock(), Mock()]
-    loop, transport = Mock(call_later=Mock(side_effect=deadlines)), Mock(get_extra_info=Mock(return_value=None))
+
+
+def test_a_client_is_given_up_once_it_reads_nothing_between_two_looks(server):
+    loop, transport = Mock(call_later=Mock(side_effect=lambda *_: Mock())), Mock(get_extra_info=Mock(return_value=None))
     protocol = ImpatientProtocol(server.config, server.server_state, {}, loop)
     protocol.connection_made(transport)
+    transport.get_write_buffer_size.return_value = 1000
     protocol.pause_writing()
-    loop.call_later.assert_called_with(gate._ANSWER_SECONDS, transport.abort)
-    deadlines[1].cancel.assert_not_called()
+    for left in (900, 1):
+        transport.get_write_buffer_size.return_value = left
+        seconds, look, *before = loop.call_later.call_args.args
+        assert seconds == gate._ANSWER_SECONDS
+        look(*before)
+        transport.abort.assert_not_called()
     protocol.resume_writing()
-    deadlines[1].cancel.assert_called_once()
+    protocol._answer_deadline.cancel.assert_called_once()
+    # nothing was read since the last look
+    _, look, *before = loop.call_later.call_args.args
+    look(*before)
+    transport.abort.assert_called_once()
     protocol.connection_lost(None)
 
 

@@ -1,6 +1,7 @@
 """What stands before the workers: limits on connections and requests, and the counts of both for Prometheus."""
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,8 @@ class Gate:
 class ImpatientProtocol(H11Protocol):
     """Ends connections of clients that neither send nor read, which uvicorn waits for without limit.
 
-    One on which the head of a request does not arrive in time is closed. One whose client does not read its answers is
-    aborted, since closing it would wait until they have been sent.
+    One on which the head of a request does not arrive in time is closed. One whose client reads nothing of its answers
+    for a while is aborted, since closing it would wait until they have been sent.
     """
 
     _head_deadline: asyncio.TimerHandle | None = None
@@ -143,7 +144,7 @@ class ImpatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Wait for the client to read."""
         super().pause_writing()
-        self._answer_deadline = self.loop.call_later(_ANSWER_SECONDS, self.transport.abort)
+        self._await_reading(math.inf)
 
     def resume_writing(self) -> None:
         """Wait no more, since the client has read everything."""
@@ -155,6 +156,13 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
         _cancel(self._head_deadline)
         _cancel(self._answer_deadline)
+
+    def _await_reading(self, before: float) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._answer_deadline = self.loop.call_later(_ANSWER_SECONDS, self._await_reading, left)
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
