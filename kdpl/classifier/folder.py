@@ -101,6 +101,7 @@ class Stored(NamedTuple):
         if head is None:
             del config["label_head"]
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        digest = fingerprint(tensors.items())
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
@@ -108,7 +109,7 @@ class Stored(NamedTuple):
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
             for part in beside:
                 if part is not None:
-                    part.save(temporary, self.fingerprint())
+                    part.save(temporary, digest)
 
     @classmethod
     def read(cls, folder: Path) -> "Stored":

@@ -291,9 +291,9 @@ class Classifier(nn.Module, OnHub):
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
         folder, stored = Path(folder), Stored.read(Path(folder))
-        classifier = cls(*stored)
+        classifier, digest = cls(*stored), stored.fingerprint()
         if (folder / HELD_OUT_FILE).is_file():
-            classifier.held_out = HeldOutScores.load(folder, stored.fingerprint())
+            classifier.held_out = HeldOutScores.load(folder, digest)
         if (folder / UNKNOWN_FILE).is_file():
-            classifier.unknown = Unknown.load(folder, stored.fingerprint(), stored.vectors.vectors.shape[1])
+            classifier.unknown = Unknown.load(folder, digest, stored.vectors.vectors.shape[1])
         return classifier

@@ -79,7 +79,7 @@ def _names_of_data(
 ) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
     """Names, number of base classes and texts of the data that configs and further settings describe."""
     from kdpl.classification import Domain
-    from kdpl.data.sections import build_data
+    from kdpl.data.domain import build_data
     from kdpl.runtime.configs import read_config
 
     sections = [read_config(file).get("data", {}) for file in files]

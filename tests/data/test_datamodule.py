@@ -13,9 +13,9 @@ from zoo import tag
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.domain import build_data
 from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
-from kdpl.data.sections import build_data
 from kdpl.errors import ConfigError, DataError
 
 

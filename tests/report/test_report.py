@@ -12,9 +12,9 @@ from runs import files_of, refused
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.data.domain import build_data
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
-from kdpl.data.sections import build_data
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.accuracy import thumbnail
