@@ -33,11 +33,9 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
         gap = str(error)
     # a student as teacher has a fingerprint of its own, and the class vectors of the first teacher
     by_student = run.vectors.teacher not in targets.teacher.split()
-    who = "previous student" if by_student else "teacher"
     return {
-        "who": who,
-        # of the fit, which calls any teacher so
-        "reason": targets.reason.replace("the teacher on", f"the {who} on"),
+        "who": "previous student" if by_student else "teacher",
+        "reason": targets.reason,
         "taken": bool(targets.share),
         "images": len(targets.images),
         "moved": targets.moved,

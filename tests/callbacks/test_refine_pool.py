@@ -114,7 +114,7 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
         ("auto", [0] * 9 + [1], [1] * 10, (5, 5), 16, True, "right on 100.0 % of 10 validation images"),
         ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "difference +0.0 ± 0.0 points"),
         ("auto", [1, *[0] * 9], [0, 1, 1, *[0] * 7], (5, 5), 1, False, "difference +10.0 ± 17.0 points"),
-        ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "the teacher on 100.0 % (difference -100.0"),
+        ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "the predictions before it on 100.0 % (difference -100.0"),
         ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as refinement.mode is always; it is right on 0.0 %"),
         (
             "auto",

@@ -347,11 +347,11 @@ class TestRefinedTargets:
         assert "the student learned the teacher's predictions nevertheless" in text
 
     def test_those_of_a_student_of_a_student_name_it(self, run, refined):
-        reason = "taken: it is right on 80 % of 198 validation images, the teacher on 70 %"
+        reason = "taken: it is right on 80 % of 198 validation images, the predictions before it on 70 %"
         file = run / "student/pool_targets.safetensors"
         replace(refined, teacher="of a student", reason=reason).save(file)
         text = Page(make(run)).texts["refined"]
-        assert "the previous student on 70 %" in text
+        assert "the predictions before it on 70 %" in text
         assert "another class than the previous student's." in text
         assert re.search("previous student one refined three", text)
         assert "teacher" not in text
