@@ -132,7 +132,8 @@ class RefinePool(Callback):
             difference = refined - teacher
             error = difference.std(correction=0).item() / n**0.5
             gain = difference.mean().item()
-            shares = f"{100 * refined.mean():.1f} % of {n} validation images, the predictions before it on {100 * teacher.mean():.1f} %"
+            after, before = (100 * each.mean() for each in (refined, teacher))
+            shares = f"{after:.1f} % of {n} validation images, the predictions before it on {before:.1f} %"
             measured = f"it is right on {shares} (difference {100 * gain:+.1f} ± {100 * error:.1f} points)"
         if self.config.mode == "always":
             return True, f"taken, as refinement.mode is always; {measured}"
