@@ -2,13 +2,15 @@
 
 from kdpl.errors import ConfigError
 
+COLUMNS = ("model", "tags", "image_size", "parameters", "as_teacher", "as_student", "extra", "licence")
+"""Columns of the tab-separated list. Scripts read them by name: add further ones at the end."""
+
 
 def models(word: str | None = None) -> int:
     """List the CLIPs that can be teacher or student, without a network: those of open_clip and registered ones.
 
-    In a pipe, each is a line of fields with tabs between them: model, tags, edge of the images in pixels, parameters of
-    the image tower, prompts that it takes as a teacher, what is trained of it as a student, the extra of kdpl that it
-    needs as a teacher, licence of the weights.
+    In a pipe, the output is tab-separated: a header line with the names of the columns, then a line for each model and
+    licence. The columns keep their names and their order (docs/models.md).
 
     Args:
         word: Part of a model's name or tag, in any case; without it, all are listed.
@@ -26,6 +28,7 @@ def models(word: str | None = None) -> int:
         )
     console = Console()
     if not console.is_terminal:
+        print(*COLUMNS, sep="\t")
         for each in entries:
             about = (each.image_size, each.parameters, each.teacher, each.student, each.extra, each.licence)
             print(each.model, ",".join(each.tags), *about, sep="\t")
