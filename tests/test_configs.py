@@ -133,10 +133,13 @@ teacher/maple.yaml:
   optim: {optimizer: sgd, lr: 0.0035, momentum: 0.9, weight_decay: 0.0005, warmup_lr: 1.0e-5}
   max_epochs: 5
   batch_size: 4
-teacher/cross_dataset.yaml:
+teacher/vit_b16.yaml teacher/cross_dataset.yaml:
   vision_prompts: {length: 4, depth: 3}
   text_prompts: {length: 4, depth: 3}
   averaging: {mean: 6.0, std: 10.0}
+  optim: {optimizer: sgd, lr: 0.0025, momentum: 0.9, weight_decay: 0.0005, warmup_lr: 1.0e-5}
+  max_epochs: 20
+  batch_size: 4
 teacher/few_shot.yaml: {averaging: {mean: 30.0, std: 30.0}, max_epochs: 50}
 teacher/few_shot.yaml teacher/few_shot_late.yaml: {averaging: {mean: 45.0, std: 5.0}, max_epochs: 50}
 student/promptkd_vit_b16.yaml:
@@ -147,6 +150,7 @@ student/promptkd_vit_b16.yaml:
   max_epochs: 20
   batch_size: 8
 student/kd_weight_200.yaml: {kd_weight: 200.0}
+student/cross_dataset.yaml: {vision_prompts: {length: 4, depth: 3}, kd_weight: 1000.0, max_epochs: 20}
 """)
 """Settings of the papers by the configs over the published one."""
 

@@ -75,10 +75,18 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
     assert averaging == {dataset: (45, 5) if dataset in late else (30, 30) for dataset in teachers}
     assert len(averaging) == 11
     assert {settings.trainer.max_epochs for settings in teachers.values()} == {50}
-    (source,) = settings_by_dataset("cross_dataset", "teacher").values()
+
+
+@pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])
+def test_a_teacher_of_imagenet_has_prompts_in_nine_layers_and_its_students_in_three(name):
+    (source,) = settings_by_dataset(name, "teacher").values()
     assert source.data.init_args.dataset == "imagenet"
     assert source.data.init_args.shots == 16
-    assert source.model.init_args.vision_prompts.depth == source.model.init_args.text_prompts.depth == 3
+    tuned = source.model.init_args
+    assert tuned.vision_prompts.depth == tuned.text_prompts.depth == 9
+    assert (tuned.averaging.mean, tuned.averaging.std) == (15, 1)
+    students = [settings.model.init_args for settings in settings_by_dataset(name, "student").values()]
+    assert {(student.vision_prompts.depth, student.kd_weight) for student in students} == {(3, 1000)}
 
 
 def test_the_readmes_table_has_the_rows_of_its_campaign():
