@@ -114,6 +114,28 @@ class Stored(NamedTuple):
     @classmethod
     def read(cls, folder: Path) -> "Stored":
         """Read a folder; an ArtifactError if it is missing, damaged or too new."""
+        settings, vectors, head, tensors = Unbuilt.read(folder)
+        source, width = f"the classifier {folder}", vectors.vectors.shape[1]
+        encoder = read_encoder(settings, tensors, width, source, CLASSIFIER_REMEDY)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+
+
+class Unbuilt(NamedTuple):
+    """What the two files hold, with the ``tensors`` of an encoder that is not built."""
+
+    settings: _Settings
+    vectors: ClassVectors
+    label_head: LabelHead | None
+    tensors: dict[str, Tensor]
+
+    def fingerprint(self) -> str:
+        """Digest of all weights and class vectors, as ``Stored.fingerprint``."""
+        head = {} if self.label_head is None else head_tensors(self.label_head)
+        return fingerprint({**self.tensors, "class_vectors": self.vectors.vectors, **head}.items())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Unbuilt":
+        """Read a folder; an ArtifactError if it is missing, too new, or anything but the encoder is damaged."""
         source = f"the classifier {folder}"
         require_classifier(folder)
         try:
@@ -125,5 +147,4 @@ class Stored(NamedTuple):
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
         head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
-        encoder = read_encoder(settings, tensors, vectors.vectors.shape[1], source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
+        return cls(settings, vectors, head, tensors)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classifier import Classifier
-from kdpl.errors import ArtifactError
+from kdpl.classifier.folder import Unbuilt
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, PROMPTS_FILE
 
 
@@ -18,28 +20,40 @@ class StudentTeacher(FrozenTeacher):
     """
 
     def __init__(self, folder: Path, vectors: ClassVectors) -> None:
-        classifier = Classifier.load(folder / CLASSIFIER_FOLDER)
-        if not classifier.vectors.vectors.equal(vectors.vectors):
+        stored = Unbuilt.read(folder / CLASSIFIER_FOLDER)
+        if not stored.vectors.vectors.equal(vectors.vectors):
             raise ArtifactError(
                 f"the class vectors are not those of the student in {folder}: give a student with the class vectors of "
                 "its teacher, and no others beside it"
             )
-        teacher, scale = classifier.fingerprint(), classifier.logit_scale
-        own = replace(vectors, teacher=teacher, preprocessing=classifier.preprocessing, logit_scale=scale)
+        own = replace(
+            vectors,
+            teacher=stored.fingerprint(),
+            preprocessing=stored.settings.preprocessing,
+            logit_scale=stored.settings.logit_scale,
+        )
         super().__init__(folder, own)
-        self.classifier = classifier
+        self.label_head = stored.label_head
+        self.encoder: StudentEncoder | None = None
 
     def load(self) -> None:
-        """Do nothing, as the encoder is small and loaded already."""
+        """Load the encoder, unless that was done; an ArtifactError if it is damaged."""
+        if self.encoder is None:
+            encoder = Classifier.load(self.folder / CLASSIFIER_FOLDER).encoder
+            self.encoder = encoder.requires_grad_(False).to(self.head.class_vectors.device)
+            self.tower = encoder.tower.module
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D]."""
-        features: Tensor = self.classifier.encoder(images)
+        """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D]; a ConfigError before ``load``."""
+        if self.encoder is None:
+            raise ConfigError("the teacher's encoder is not loaded: call load() first")
+        features: Tensor = self.encoder(images)
         return features
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], those of both heads if it has two."""
-        return self.classifier.logits(features)
+        logits = super().logits(features)
+        return logits if self.label_head is None else self.label_head.mix(logits, features)
 
 
 def open_teacher(folder: Path, vectors: ClassVectors) -> FrozenTeacher:

@@ -58,7 +58,9 @@ def test_a_tuned_teacher_stays_one_and_a_mixture_takes_both_kinds(teacher_run, s
     assert type(tuned) is FrozenTeacher
     mixture = TeacherMixture(tuned, [str(student_run)], "mean")
     mixture.load()
-    each = [teacher.logits(teacher.features(images())).softmax(1) for teacher in (tuned, opened(student_run))]
+    student = opened(student_run)
+    student.load()
+    each = [teacher.logits(teacher.features(images())).softmax(1) for teacher in (tuned, student)]
     mixed = mixture.logits(mixture.features(images())).softmax(1)
     torch.testing.assert_close(mixed, sum(each) / 2)
 
@@ -82,6 +84,17 @@ def test_the_second_student_has_the_negative_words_of_the_first(again, student_r
     first, second = (Classifier.load(folder / "classifier").unknown for folder in (student_run, again))
     assert first.words
     assert second.words == first.words
+
+
+def test_with_a_complete_cache_and_in_a_test_the_first_students_encoder_is_not_built(
+    again, student_run, tmp_path, monkeypatch
+):
+    cached = [*ALWAYS, f"--data.init_args.teacher_cache={again.parent}/cache", "--data.init_args.shots=0"]
+    built = []
+    monkeypatch.setattr("kdpl.targets.student_teacher.Classifier.load", lambda folder: built.append(folder))
+    assert runs.fit_student(tmp_path, student_run, *cached) == 0
+    assert runs.test(tmp_path) == 0
+    assert not built
 
 
 def test_a_cache_of_its_features_is_not_taken_for_one_of_its_teachers(again, teacher_run, tmp_path, capsys):
