@@ -75,7 +75,8 @@ def test_every_step_runs_in_a_plain_environment_and_the_entry_point_trains(tmp_p
         assert len(ran) == len(of("RUN")) - 1
         (command,) = map(json.loads, of("ENTRYPOINT"))
         command[0] = str(venv / "bin" / command[0])
-        configs = [word.replace(f"{ROOT}/", "") for word in [*DATA, *TEACHER]]
+        # by their names, which the installed package knows
+        configs = [word.replace(f"{ROOT}/configs/", "").removesuffix(".yaml") for word in [*DATA, *TEACHER]]
         args = ["fit", *configs, *SHORT, "--trainer.max_epochs=1", "--out=runs/teacher"]
         done = subprocess.run([*command, *args], cwd=folder, env=settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -31,7 +31,26 @@ def test_the_wheel_holds_the_package_of_this_version_whole_and_nothing_else(tmp_
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"kdpl", f"kdpl-{kdpl.__version__}.dist-info"}
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kdpl").rglob("*") if path.is_file()}
+    ours |= {f"kdpl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {name for name in names if name.startswith("kdpl/")} == {n for n in ours if "__pycache__" not in n}
+
+
+@pytest.mark.slow
+def test_an_installed_package_finds_its_configs_by_name_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--no-build-isolation", f"--target={tmp_path / 'installed'}", ROOT], check=True)
+    program = (
+        "import kdpl.runtime.configs as c; print(c.find_config('promptsrc_vit_l14', 'teacher'), *c.shipped_configs())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    file, *names = found.stdout.split()
+    folder = tmp_path / "installed/kdpl/configs"
+    assert Path(file) == folder / "teacher/promptsrc_vit_l14.yaml"
+    assert Path(file).read_bytes() == (ROOT / "configs/teacher/promptsrc_vit_l14.yaml").read_bytes()
+    assert {*names} == {p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")}
 
 
 def test_every_dependency_has_a_floor_and_its_reason_above_it():

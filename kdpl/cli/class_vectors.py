@@ -80,9 +80,9 @@ def _names_of_data(
     """Names, number of base classes and texts of the data that configs and further settings describe."""
     from kdpl.classification import Domain
     from kdpl.data.domain import build_data
-    from kdpl.runtime.configs import read_config
+    from kdpl.runtime.configs import find_config, read_config
 
-    sections = [read_config(file).get("data", {}) for file in files]
+    sections = [read_config(find_config(file)).get("data", {}) for file in files]
     for file, section in zip(files, sections, strict=True):
         if not isinstance(section, dict):
             raise ConfigError(f"data in config {file} is {section!r}, expected a section of settings: correct it")

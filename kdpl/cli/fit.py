@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdpl.cli.stage_cli import Command, KdplCLI
 from kdpl.errors import ConfigError, reason
-from kdpl.runtime.configs import config_files, require_configs
+from kdpl.runtime.configs import config_files, require_configs, with_config_files
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.messages import quiet_libraries
 
@@ -22,7 +22,8 @@ usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
 {about}
 
-  --config FILE          settings, as in configs/ or a run's config.yaml; may be repeated: later files and options win
+  --config FILE          settings, such as a run's config.yaml, or the name of a config that ships with kdpl, as in
+                         trainer/gpu; may be repeated: later files and options win
   --out FOLDER           the run's folder
   --seed_everything N    seed of sampling, initialisation and order (default: 1)
   --ckpt_path FILE       a checkpoint other than the run's last one
@@ -55,7 +56,7 @@ def run_command(
     if len(args) == 1:
         raise ConfigError(f"{command} needs to know what to do: give --config FILE (--help tells more)")
     quiet_libraries()
-    options = ["--help" if arg == "--full_help" else arg for arg in args[1:]]
+    options = with_config_files(["--help" if arg == "--full_help" else arg for arg in args[1:]])
     require_configs(config_files(options))
     try:
         with ExitStack() as at_end:
@@ -65,7 +66,7 @@ def run_command(
     except MisconfigurationException as error:
         raise ConfigError(
             f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; without a GPU, give "
-            "--config configs/trainer/cpu.yaml"
+            "--config trainer/cpu"
         ) from error
     except SystemExit as error:
         # how Lightning ends a training that was interrupted

@@ -17,7 +17,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import slurm
-from kdpl.runtime.configs import read_config, require_configs
+from kdpl.runtime.configs import find_config, read_config, require_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import (
@@ -93,9 +93,10 @@ def run(
     same command.
 
     Args:
-        config: Config for both stages: data, trainer, logger; may be repeated.
-        teacher: Config for stage 1 alone; may be repeated.
-        student: Config for stage 2 alone; may be repeated.
+        config: Config for both stages: data, trainer, logger; a file, or the name of one that ships with kdpl, such as
+            trainer/gpu; may be repeated.
+        teacher: Config for stage 1 alone; a file, or a name such as promptsrc_vit_l14; may be repeated.
+        student: Config for stage 2 alone; a file, or a name such as promptkd_vit_b16; may be repeated.
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the original CLIP.
@@ -115,7 +116,9 @@ def run(
 
     if mixture and not teacher2:
         raise ConfigError(f"--mixture {mixture} weighs two teachers, but there is one: give --teacher2")
-    configs = [config, teacher, student, teacher2]
+    folders = {None: config, "teacher": teacher, "student": student}
+    configs = [[find_config(each, folder) for each in files] for folder, files in folders.items()]
+    configs.append([find_config(each, "teacher") for each in teacher2])
     require_configs(itertools.chain(*configs))
     folder = Path(out)
     _require_own_folder(folder)

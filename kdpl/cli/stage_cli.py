@@ -151,7 +151,7 @@ class KdplCLI(LightningCLI):
         if not issubclass(resolve_name(self.config.model.class_path), stage):
             raise ConfigError(
                 f"the settings are those of {self.config.model.class_path}, expected those of a {name}: give a "
-                f"--config of configs/{name}/"
+                f"--config of that stage, such as {name}/quickstart"
             )
 
     def instantiate_classes(self) -> None:

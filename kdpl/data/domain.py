@@ -111,7 +111,7 @@ class DomainImages:
         names = self.tuning_class_names
         if self.shots == 0:
             said = "shots is 0, so that no labelled image is used, but prompts, pool_filter and label_weight need some"
-            raise DataError(f"{said}: set shots above 0, or do without them (configs/teacher/zero_shot.yaml)")
+            raise DataError(f"{said}: set shots above 0, or do without them (config teacher/zero_shot)")
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 
 from kdpl.errors import ConfigError, reason
 
+_PACKAGE = Path(__file__).parents[1]
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
 
@@ -23,6 +26,42 @@ def config_files(args: Sequence[str]) -> list[str]:
     return files + [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
 
 
+@cache
+def shipped_configs() -> Mapping[str, Path]:
+    """The configs that ship with kdpl, by names such as ``trainer/gpu``: in a wheel's package, or beside a clone's."""
+    inside = _PACKAGE / "configs"
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_config(value: str, folder: str | None = None) -> str:
+    """Return the file that an option means: itself, or a config that ships with kdpl.
+
+    A value that is no file and has no suffix is a name of ``shipped_configs``; an option whose configs lie in one
+    ``folder`` takes it without that. ConfigError if there is none of that name.
+    """
+    if Path(value).is_file() or Path(value).suffix:
+        return value
+    name, known = f"{folder}/{value}" if folder else value, shipped_configs()
+    if name in known:
+        return str(known[name])
+    if Path(value).is_dir():
+        return value
+    near = get_close_matches(name, [each for each in known if each.startswith(folder or "")], n=3, cutoff=0)
+    names = ", ".join(each.removeprefix(f"{folder}/") for each in near)
+    raise ConfigError(f"there is no config {value!r}: give a file, or the name of one that ships with kdpl ({names})")
+
+
+def with_config_files(args: Sequence[str]) -> list[str]:
+    """Replace the names that ``--config`` gives in a command's arguments by files; see ``find_config``."""
+    found: list[str] = []
+    for arg in args:
+        if arg.startswith("--config="):
+            arg = f"--config={find_config(arg.removeprefix('--config='))}"
+        found.append(find_config(arg) if found[-1:] == ["--config"] else arg)
+    return found
+
+
 def require_configs(files: Iterable[str]) -> None:
     """Refuse config files that ``read_config`` cannot read."""
     for name in files:
@@ -33,7 +72,10 @@ def read_config(name: str) -> dict[str, Any]:
     """Read a config file; a ConfigError if it is missing, not a YAML mapping of plain values, or far too large."""
     file = Path(name)
     if not file.is_file():
-        raise ConfigError(f"config {name} {'is a folder' if file.is_dir() else 'does not exist'}: check the path")
+        shipped = name.removeprefix("configs/").removesuffix(".yaml")
+        remedy = f", or give {shipped}, which ships with kdpl" if shipped in shipped_configs() else ""
+        fault = "is a folder" if file.is_dir() else "does not exist"
+        raise ConfigError(f"config {name} {fault}: check the path{remedy}")
     if file.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"config {name} is larger than {_MOST_BYTES} bytes, as no config is: check the path")
     try:

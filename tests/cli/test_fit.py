@@ -66,7 +66,7 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         (f"trainer: {{callbacks: [{EARLY_STOPPING}]}}", ["the callback EarlyStopping cannot be built (", "`mode`"]),
         pytest.param(
             "trainer: {accelerator: gpu}",
-            ["configs/trainer/cpu.yaml"],
+            ["--config trainer/cpu"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU"),
         ),
         ("model:\n\tx: 1", ["wrong.yaml", "line 2", "not YAML"]),
