@@ -25,9 +25,9 @@ from kdpl.class_vectors import NameEncoder
 from kdpl.data.readers.digits import read_digits
 from kdpl.data.readers.letters import read_letters
 from kdpl.data.splits import Record, Splits
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import Unknown, everyday_words, farthest
 from kdpl.errors import ConfigError
-from kdpl.runtime.held_out import HeldOutScores
-from kdpl.runtime.unknown import Unknown, everyday_words, farthest
 
 WORLDS: dict[str, Callable[[], Splits]] = {"digits": read_digits, "letters": read_letters}
 ERRORS, COVERAGES = (0.01, 0.02, 0.05, 0.1, 0.2), (0.9, 0.95)

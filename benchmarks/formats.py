@@ -8,7 +8,7 @@ import torch
 from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
-from kdpl.deploy.formats import FORMATS
+from kdpl.formats.formats import FORMATS
 
 TORCH = "Classifier in torch"
 

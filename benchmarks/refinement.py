@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import alternate, median, peak_memory
 from benchmarks.settings import Settings
-from kdpl.targets.refinement import RefinementConfig, affinity, nearest, refine
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 
 _CONFIG = RefinementConfig(rounds=3, likelihood=0.3)
 _SHARPNESS = 60.0

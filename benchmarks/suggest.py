@@ -22,9 +22,9 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
+from kdpl.labeling.choice import discriminant
+from kdpl.labeling.page import encode
 from kdpl.report.run_folder import Run
-from kdpl.report.suggestions import encode
-from kdpl.targets.labeling import discriminant
 
 WORLDS, SEEDS, SHOTS = ("digits", "letters"), (1, 2, 3), 4
 CHOICES = ("random", "balanced", "suggested")

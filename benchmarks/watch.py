@@ -16,9 +16,9 @@ from PIL import Image, ImageFilter, ImageOps
 
 from kdpl.classifier import Classifier
 from kdpl.data.readers import digits, letters
-from kdpl.report import two_samples
-from kdpl.report.watch import ask, find_limit
-from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
+from kdpl.watch import two_samples
+from kdpl.watch.batches import ask, find_limit
+from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
 
 RATE = 0.01
 SIZES = (50, 200, 1000)

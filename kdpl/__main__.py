@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from kdpl import __version__
-from kdpl.cli import COMMANDS, STAGES, USAGE, find_command
+from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
 
 # as a shell reports Ctrl-C, SIGPIPE and SIGTERM
@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     if args[0] == "--version":
         print(f"kdpl {__version__}")
         return 0
-    if args[0] not in COMMANDS:
-        print(f"error: there is no command {args[0]!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+    if args[0] not in (names := command_names()):
+        print(f"error: there is no command {args[0]!r}: use one of {', '.join(names)}", file=sys.stderr)
         return 2
     try:
         return _run(args)

@@ -15,7 +15,6 @@ from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.head_mix import MixHeads
 from kdpl.callbacks.pool_filter import FilterPool
-from kdpl.callbacks.refine_pool import RefinePool
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
 from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -40,12 +39,13 @@ from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.refinement.callback import RefinePool
+from kdpl.refinement.refine import RefinementConfig
+from kdpl.refinement.target import RefinedTarget
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform
 from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import Mixture, TeacherMixture
-from kdpl.targets.refined import RefinedTarget
-from kdpl.targets.refinement import RefinementConfig
 from kdpl.targets.teachers import Teachers
 
 _PREVIEW_IMAGES = 256

@@ -17,6 +17,7 @@ from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, domain_of
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
+from kdpl.doubt.unknown import everyday_words, other_than, read_words
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.metrics import TRAIN_LOSS
@@ -27,7 +28,6 @@ from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
-from kdpl.runtime.unknown import everyday_words, other_than, read_words
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from runs import test as run_test
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.runtime.predictions import read_results
 
 ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]

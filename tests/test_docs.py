@@ -17,11 +17,11 @@ import kdpl
 import kdpl.prompts
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.cli import COMMANDS, STAGES, find_command
+from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
-from kdpl.runtime.held_out import HeldOutScores
+from kdpl.doubt.held_out import HeldOutScores
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -160,7 +160,7 @@ def fits_of(words):
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if COMMAND in TEXTS[path]], ids=name_of)
 def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypatch, teacher_run, student_run):
-    assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", TEXTS[path])) <= set(COMMANDS)
+    assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", TEXTS[path])) <= set(command_names())
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
     fits = []

@@ -64,7 +64,7 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
 
 
 # its classes are those of an extra's; nothing imports it before its command is called
-OF_AN_EXTRA = "kdpl.deploy.serve"
+OF_AN_EXTRA = "kdpl.serve"
 
 
 def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():

@@ -10,10 +10,10 @@ from browser import CHROMIUM, NEEDED, browser, demo
 from PIL import Image
 
 from kdpl.__main__ import main
-from kdpl.callbacks.pictures import choose_for_sheet, draw_sheet
-from kdpl.cli.report import DIFFERS
 from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.data.readers.letters import open_letter, read_letters
+from kdpl.report.command import DIFFERS
+from kdpl.report.pictures import choose_for_sheet, draw_sheet
 from kdpl.runtime.predictions import read_predictions
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text

@@ -15,14 +15,14 @@ from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Predicted
 from kdpl.data.decoding import Decoding
+from kdpl.doubt.held_out import HeldOutScores, classify
+from kdpl.doubt.unknown import MIN_IMAGES, Unknown, farthest, other_than
 from kdpl.errors import ArtifactError, DataError
+from kdpl.logging.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
 from kdpl.metrics import ACCURACY_TITLES, val_key
-from kdpl.runtime.held_out import HeldOutScores, classify
-from kdpl.runtime.image_sample import MAX_IMAGES, ImageSample
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, NEGATIVE_VECTORS_FILE, PROMPTS_FILE
-from kdpl.runtime.unknown import MIN_IMAGES, Unknown, farthest, other_than
-from kdpl.runtime.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
+from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
 
 # unlabelled images whose features say what is usual
 _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000

@@ -15,14 +15,14 @@ from kdpl.clip import ClipIdentity
 from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import fingerprint
 from kdpl.data.decoding import PUBLISHED, Decoding
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import Unknown
 from kdpl.errors import ArtifactError, reason, visible
+from kdpl.hub.on_hub import HUB_FILES
 from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.held_out import HeldOutScores
-from kdpl.runtime.image_sample import ImageSample
-from kdpl.runtime.on_hub import HUB_FILES
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FILES,
     CLASSIFIER_REMEDY,
@@ -31,7 +31,7 @@ from kdpl.runtime.run_folder import (
     UNKNOWN_FILE,
     require_classifier,
 )
-from kdpl.runtime.unknown import Unknown
+from kdpl.watch.image_sample import ImageSample
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 

@@ -12,21 +12,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier.decision import DecisionRule, Predicted, Prediction, decision_rule
 from kdpl.classifier.folder import Stored
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
+from kdpl.doubt.decision import DecisionRule, Predicted, Prediction, decision_rule
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import Unknown, require_unknown
 from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.hub.on_hub import OnHub
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import TopK, classify_ahead
-from kdpl.runtime.held_out import HeldOutScores
-from kdpl.runtime.image_sample import ImageSample
-from kdpl.runtime.on_hub import OnHub
 from kdpl.runtime.run_folder import HELD_OUT_FILE, UNKNOWN_FILE
-from kdpl.runtime.unknown import Unknown, require_unknown
+from kdpl.watch.image_sample import ImageSample
 
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ class Classifier(nn.Module, OnHub):
     ) -> Tensor:
         """Return the scores of N images of being of none of the classes, [N]; arguments and errors as ``predict``.
 
-        Above 0.5 an image is more unusual than 95 % of the run's validation images, see ``kdpl.runtime.unknown``.
+        Above 0.5 an image is more unusual than 95 % of the run's validation images, see ``kdpl.doubt.unknown``.
         """
         require_unknown(self.unknown)
         return torch.tensor([each.unknown for each in self._predicted(images, 1, batch_size, workers, precision)])

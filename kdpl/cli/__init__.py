@@ -1,10 +1,13 @@
 """The commands of ``python -m kdpl``, one file each; none is imported before it is called.
 
-Each returns its exit code, and raises a ``KdplError`` for what the user can fix.
+Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Further ones are entry points of the
+group ``kdpl.commands``.
 """
 
 from collections.abc import Callable
 from pkgutil import resolve_name
+
+from kdpl.runtime import plugins
 
 STAGES = ("fit", "validate", "test")
 """The commands of LightningCLI, which parse their arguments by themselves."""
@@ -17,47 +20,38 @@ COMMANDS = {
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
-    "calibrate": (
-        "calibrate:calibrate",
-        "score labelled images that a classifier was not trained on, for predict to know when it is unsure",
-    ),
-    "demo": ("demo:demo", "a page in the browser that classifies the images dropped on it"),
-    "serve": ("serve:serve", "a service that classifies the images that other programs send over HTTP"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
-    "refine": (
-        "refine:refine",
-        "refined targets for a student: if they are taken and why, and what changes for each class",
-    ),
-    "export": (
-        "export:export",
-        "write a finished classifier for ONNX, OpenVINO, ExecuTorch or torch.export, and check it",
-    ),
+    "export": ("export:export", "write a finished classifier as a file that runs without kdpl, and check it"),
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
-    "benchmark": ("benchmark:benchmark", "run what is missing of a campaign over datasets, seeds and variants"),
-    "table": ("table:table", "the tables of a campaign, beside published figures"),
-    "suggest": ("suggest:suggest", "the images to label next, and the labels that look wrong"),
-    "report": (
-        "report:report",
-        "what was trained and how well, in one HTML file; or if new images are like the pool",
-    ),
-    "compare": ("compare:compare", "runs side by side: which one is better, and is it more than chance"),
-    "data": ("data:data", "download a dataset of the benchmark, or check that a dataset is intact"),
-    "import": ("import_:import_", "import a teacher or student that PromptKD's authors published into a run's folder"),
     "completion": ("completion:completion", "print a script that completes commands and options in bash, zsh or tcsh"),
 }
-"""Where each command is in this package, and its line in the usage text."""
+"""Where each command of the core is in this package, and its line in the usage text."""
+
+
+def command_names() -> list[str]:
+    """Return the names of all commands, those of the core first."""
+    return [*COMMANDS, *plugins.plugins("commands")]
 
 
 def find_command(name: str) -> Callable[..., int]:
-    """Import a command."""
-    function: Callable[..., int] = resolve_name(f"kdpl.cli.{COMMANDS[name][0]}")
+    """Import a command; KeyError if there is none of this name."""
+    if name in COMMANDS:
+        function: Callable[..., int] = resolve_name(f"kdpl.cli.{COMMANDS[name][0]}")
+    else:
+        function = plugins.load("commands", name)
     return function
 
 
-USAGE = f"""\
+def usage() -> str:
+    """Return the list of all commands, with the first line of the docstring of those that are entry points."""
+    lines = {name: line for name, (_, line) in COMMANDS.items()}
+    for name, function in plugins.load_all("commands").items():
+        line = (function.__doc__ or "").partition("\n")[0].rstrip(".")
+        lines[name] = line[:1].lower() + line[1:]
+    return f"""\
 usage: python -m kdpl COMMAND …
 
-{"".join(f"  {name:<15}{line}{chr(10)}" for name, (_, line) in COMMANDS.items())}
+{"".join(f"  {name:<15}{line}{chr(10)}" for name, line in lines.items())}
   --version      the version
   --debug        with any command: show the traceback of an error
 

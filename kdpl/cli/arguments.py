@@ -15,7 +15,7 @@ from kdpl.errors import ConfigError
 from kdpl.runtime.faults import in_one_line
 
 if TYPE_CHECKING:
-    from kdpl.classifier.decision import DecisionRule
+    from kdpl.doubt.decision import DecisionRule
 
 Command = Callable[..., int]
 

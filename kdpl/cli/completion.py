@@ -4,7 +4,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from kdpl.cli import COMMANDS, STAGES, find_command
+from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import build_parser
 from kdpl.errors import ConfigError
 
@@ -25,7 +25,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
         raise ConfigError("completion needs shtab: pip install 'kdpl[completion]'") from error
     parser = ArgumentParser(prog="kdpl")
     commands = parser.add_subcommands()
-    for name in COMMANDS:
+    for name in command_names():
         own = ArgumentParser() if name in STAGES else build_parser(find_command(name), f"kdpl {name}")
         for option in _OPTIONS if name in STAGES else ():
             own.add_argument(f"--{option}")

@@ -53,9 +53,9 @@ def export(
 
     import torch
 
-    from kdpl.deploy.bulk import load_classifier
-    from kdpl.deploy.export import compare
-    from kdpl.deploy.formats import require_format
+    from kdpl.classifier.bulk import load_classifier
+    from kdpl.classifier.export import compare
+    from kdpl.formats.formats import require_format
 
     kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)
@@ -87,8 +87,8 @@ def export(
 def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
     import torch
 
+    from kdpl.classifier.sources import find_sources
     from kdpl.data.decoding import open_image
-    from kdpl.deploy.sources import find_sources
     from kdpl.runtime.predictions import spread
 
     # evenly spread, because images in a folder are often sorted by class

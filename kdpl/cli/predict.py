@@ -57,8 +57,8 @@ def predict(
             unusual than all but a few of them
     """
     # what imports torch, which takes seconds, comes after all checks of paths
-    from kdpl.deploy.sources import find_sources, part_of
-    from kdpl.deploy.tables import EMBEDDING_FORMATS, require_format
+    from kdpl.classifier.sources import find_sources, part_of
+    from kdpl.classifier.tables import EMBEDDING_FORMATS, require_format
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
@@ -78,9 +78,9 @@ def predict(
             raise ConfigError("--embeddings needs a table that says whose they are, in a file of its own: give --out")
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
-    from kdpl.classifier.decision import decision_rule
-    from kdpl.deploy.bulk import BulkPrediction, load_classifier
-    from kdpl.runtime.unknown import require_unknown
+    from kdpl.classifier.bulk import BulkPrediction, load_classifier
+    from kdpl.doubt.decision import decision_rule
+    from kdpl.doubt.unknown import require_unknown
 
     loaded = load_classifier(classifier, add_classes, device)
     rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)

@@ -109,8 +109,8 @@ def run(
     from rich.console import Console
 
     from kdpl.cli.fit import run_command
-    from kdpl.cli.report import report
     from kdpl.cli.run_summary import summarize
+    from kdpl.report.command import report
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 

@@ -18,19 +18,19 @@ from torch import distributed
 
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
-from kdpl.callbacks.pictures import DrawPictures
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
 from kdpl.callbacks.progress import ProgressBar, Throughput
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.errors import ConfigError, KdplError, reason
+from kdpl.logging.wandb_logger import finish_logging, point_loggers
+from kdpl.report.pictures import DrawPictures
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
-from kdpl.runtime.wandb_logger import finish_logging, point_loggers
 
 Command = Literal["fit", "validate", "test"]
 

@@ -14,13 +14,13 @@ from kdpl.data.domain import DomainImages, EvaluationSplit
 from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
-from kdpl.data.pieces import InPieces
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DECODED_FILE
+from kdpl.shards.pieces import InPieces
 
 TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
@@ -46,7 +46,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
 
     Args:
         dataset: ``digits``, ``letters``, ``folder``, ``table``, a dataset of the benchmark
-            (``kdpl/data/readers/benchmark.py``), or a reader of one's own with its ``class_path`` and ``init_args``.
+            (``kdpl/benchmark/readers.py``), or a reader of one's own with its ``class_path`` and ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
             ``kdpl/data/sources.py``; None: the table's rows without a label, or the training images without labels.

@@ -9,9 +9,9 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, Square, resize_and_crop, to_tensor
-from kdpl.data.pieces import Indices
 from kdpl.data.sampling import by_label, generator
 from kdpl.data.splits import Record
+from kdpl.shards.pieces import Indices
 
 OpenImage = Callable[[str], Image]
 UnlabeledItem = tuple[torch.Tensor, int, *tuple[torch.Tensor, ...]]

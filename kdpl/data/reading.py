@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
-from kdpl.data.pieces import InPieces
 from kdpl.data.sampling import hold_out, keep_apart
 from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
+from kdpl.shards.pieces import InPieces
 
 BadImages = Literal["error", "skip"]
 

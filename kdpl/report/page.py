@@ -11,12 +11,12 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl import __version__
+from kdpl.doubt.calibration import calibrate
+from kdpl.doubt.rejection import rejection
 from kdpl.errors import KdplError
+from kdpl.refinement.section import refined_targets
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
-from kdpl.report.calibration import calibrate
 from kdpl.report.cost import costs
-from kdpl.report.refined import refined_targets
-from kdpl.report.rejection import rejection
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime.class_names import shorten

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from kdpl.callbacks.pictures import panels
 from kdpl.callbacks.run_config import flatten
 from kdpl.errors import KdplError
 from kdpl.report.charts import line_chart
+from kdpl.report.pictures import panels
 from kdpl.report.run_folder import Run, Stage
 
 # kdpl's command line has defaults of its own for these

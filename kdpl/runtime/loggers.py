@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch import Tensor
 
+from kdpl.logging.mlflow_logger import RunMLFlowLogger
 from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
-from kdpl.runtime.mlflow_logger import RunMLFlowLogger
 from kdpl.runtime.run_folder import METRICS_FILE
 
 

@@ -26,5 +26,5 @@ class Target(nn.Module):
         return self.teacher.logits(features)
 
 
-TARGETS = {"teacher": "kdpl.targets.Target", "refined": "kdpl.targets.refined.RefinedTarget"}
+TARGETS = {"teacher": "kdpl.targets.Target", "refined": "kdpl.refinement.target.RefinedTarget"}
 """The package's own targets: their names in settings, and their classes."""

@@ -12,10 +12,10 @@ from runs import SHORT
 from kdpl.__main__ import main
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
+from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.benchmark.tasks import one_of_each_kind
 from kdpl.cli.fit import run_command
 from kdpl.cli.stage_cli import KdplCLI
-from kdpl.data.readers.benchmark import BENCHMARKS
 
 FILES = sorted((ROOT / "configs/benchmark").glob("*.yaml"))
 

@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.deploy.export import METADATA_FILE, Difference
-from kdpl.deploy.formats import FORMATS
+from kdpl.classifier.export import METADATA_FILE, Difference
+from kdpl.formats.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     out = tmp_path / "c.pt2"
     code = export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1")
     refused(capsys, code, "60 of 60 images", "was not kept", "--tolerance")
-    monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
+    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
-    monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1))
+    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1))
     fake = FORMATS["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
     monkeypatch.setitem(FORMATS, "onnx-int8", fake)
     quantized = tmp_path / "q.onnx"
@@ -72,7 +72,7 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     quantized.unlink()
     capsys.readouterr()
     sides = Difference(images=100, same=100, logits=0.0, unknown=0.2, same_side=97)
-    monkeypatch.setattr("kdpl.deploy.export.compare", lambda *_: sides)
+    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: sides)
     refused(capsys, export(classifier, "torch", out), "unknown on the same side", "off by at most 0.2", "--tolerance")
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(capsys, code, "unknown on the same side of 0.5 for 97 (97.0%)", "expected 98.0% or more", "--agreement")

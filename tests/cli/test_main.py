@@ -4,14 +4,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from kdpl.__main__ import COMMANDS, STAGES, main
+from kdpl.__main__ import main
+from kdpl.cli import STAGES, command_names
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import Terminated
 
 
 @pytest.mark.slow
 def test_help_of_each_command_imports_nothing_heavy():
-    commands = [command for command in COMMANDS if command not in STAGES]
+    commands = [command for command in command_names() if command not in STAGES]
     code = f"""
 import sys
 from contextlib import suppress
@@ -30,14 +31,14 @@ print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
 def test_help_names_every_command(args, capsys):
     assert main(args) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {command} " in out for command in COMMANDS)
+    assert all(f"\n  {command} " in out for command in command_names())
     assert max(map(len, out.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("command", ["trian", "--config", "FIT"])
 def test_an_unknown_command_is_one_line_that_lists_the_known_ones(command, capsys):
     assert main([command]) == 2
-    error = f"error: there is no command {command!r}: use one of {', '.join(COMMANDS)}\n"
+    error = f"error: there is no command {command!r}: use one of {', '.join(command_names())}\n"
     assert capsys.readouterr() == ("", error)
 
 

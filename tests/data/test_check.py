@@ -5,7 +5,7 @@ from benchmark_tree import image, make_tree
 from runs import image_folder, refused
 
 from kdpl.__main__ import main
-from kdpl.data.readers.benchmark import BENCHMARKS
+from kdpl.benchmark.readers import BENCHMARKS
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from kdpl import DomainDataModule
 from kdpl.data import names as module
 from kdpl.data.names import Names, distinct, places, unlisted
-from kdpl.data.readers.shards import ShardImage
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import find_unlabeled
+from kdpl.shards.reader import ShardImage
 
 # any text that Python has, lone surrogates and empty names among it
 paths = st.lists(st.text(st.characters(exclude_characters="\0") | st.just("/"), max_size=9), max_size=9)

@@ -7,10 +7,10 @@ import world
 from runs import noise
 from zoo import add, encoded, write_shard
 
-from kdpl.data import shard_index
-from kdpl.data.shard_index import INDEX_FILE, index_shards
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import ConfigError, DataError
+from kdpl.shards import index as shard_index
+from kdpl.shards.index import INDEX_FILE, index_shards
 
 
 @pytest.fixture

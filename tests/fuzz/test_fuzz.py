@@ -16,20 +16,20 @@ from runs import noise
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.clip.torch_files import read_torch_file
-from kdpl.data.archive import unpack
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.held_out import HeldOutScores
-from kdpl.runtime.image_sample import ImageSample
+from kdpl.refinement.target import Moved, PoolTargets
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.run_folder import HELD_OUT_FILE, POOL_SAMPLE_FILE, UNKNOWN_FILE
-from kdpl.runtime.unknown import Unknown
-from kdpl.targets.refined import Moved, PoolTargets
+from kdpl.shards.archive import unpack
+from kdpl.watch.image_sample import ImageSample
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
 PIECES = (

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.doubt.held_out import HeldOutScores
 from kdpl.errors import KdplError
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
-from kdpl.runtime.held_out import HeldOutScores
-from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.logit_sketch import KIND as SKETCH_KIND
 from kdpl.runtime.logit_sketch import LogitSketch
+from kdpl.watch.image_sample import ImageSample
 
 DEEP = "[" * 10_000 + "]" * 10_000
 VALUES = {

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpl.data.loader import EvaluationSampler, TrainSampler
-from kdpl.data.pieces import WINDOW
 from kdpl.data.sampling import generator
+from kdpl.shards.pieces import WINDOW
 
 
 def in_pieces(sizes):

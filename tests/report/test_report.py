@@ -17,10 +17,10 @@ from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.refinement.target import Moved, PoolTargets
 from kdpl.report.accuracy import thumbnail
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_predictions, read_results
-from kdpl.targets.refined import Moved, PoolTargets
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rejection")
 SECTIONS += ("disagreement", "curves", "cost")

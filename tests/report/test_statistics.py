@@ -3,9 +3,9 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
+from kdpl.doubt.calibration import calibration_error, reliability
+from kdpl.doubt.held_out import TEMPERATURES, fit_temperature
 from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, wilson
-from kdpl.report.calibration import calibration_error, reliability
-from kdpl.runtime.held_out import TEMPERATURES, fit_temperature
 
 
 @pytest.mark.parametrize(

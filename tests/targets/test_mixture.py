@@ -18,9 +18,9 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.readers.digits import read_digits
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.refinement.target import PoolTargets
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE
 from kdpl.targets.mixture import TeacherMixture, likeliest_weights
-from kdpl.targets.refined import PoolTargets
 
 MODELS = {"first": "test-teacher-quickgelu", "second": "test-large"}
 WIDTHS = {"first": 24, "second": 28}

@@ -6,9 +6,9 @@ import world
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError
+from kdpl.refinement.target import PoolTargets
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, NEGATIVE_VECTORS_FILE, POOL_TARGETS_FILE
 from kdpl.targets.mixture import TeacherMixture
-from kdpl.targets.refined import PoolTargets
 from kdpl.targets.student_teacher import open_teacher
 
 ALWAYS = ["--model.init_args.target=refined", "--model.init_args.refinement={mode: always, views: 2}"]

@@ -5,7 +5,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.letters import Letters

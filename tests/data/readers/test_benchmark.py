@@ -8,8 +8,8 @@ from PIL import Image
 from zoo import tag
 
 from kdpl import DomainDataModule
+from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.data.decoding import Decoding
-from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.data.readers.registry import build_reader
 from kdpl.errors import DataError
 

@@ -1,0 +1,132 @@
+"""``python -m kdpl benchmark``: run the missing runs of a campaign."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdpl.errors import ConfigError, KdplError
+from kdpl.runtime.files import write_text
+
+if TYPE_CHECKING:
+    from kdpl.benchmark.tasks import Task
+
+CAMPAIGNS = "campaigns"
+
+
+def benchmark(
+    campaign: str,
+    *,
+    out: str,
+    root: str | None = None,
+    datasets: list[str] = [],  # noqa: B006 - not changed
+    seeds: list[int] = [],  # noqa: B006
+    rows: list[str] = [],  # noqa: B006
+    only: str | None = None,
+    slurm: bool = False,
+    sbatch: list[str] = [],  # noqa: B006
+    settings: list[str],
+) -> int:
+    """Run what is missing of a campaign over datasets, seeds and variants.
+
+    Started twice, say on two GPUs, both processes share the work. All other options, such as --trainer.max_epochs 2,
+    are passed on to every fit.
+
+    Args:
+        campaign: YAML file; configs/benchmark/ has examples.
+        out: Folder of the campaign.
+        root: Folder of all datasets.
+        datasets: Some of the campaign's datasets.
+        seeds: Some of the campaign's seeds.
+        rows: Some of the campaign's rows; teachers that they need are fitted too.
+        only: One task or run: its folder below --out.
+        slurm: Run nothing, and write array jobs into the folder slurm/.
+        sbatch: With --slurm, options of sbatch, as in --sbatch=--time=8:00:00; instead of --gres=gpu:1 and
+            --cpus-per-task=8.
+        settings: Options for every fit.
+    """
+    from kdpl.benchmark import runner
+    from kdpl.benchmark.campaign import read_campaign
+    from kdpl.benchmark.protocols import plan
+    from kdpl.benchmark.slurm import DEFAULT_OPTIONS, write_slurm
+
+    file, folder = Path(campaign), Path(out)
+    whole = read_campaign(file)
+    tasks = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
+    if only is not None:
+        chosen = [task for task in tasks if f"{task.name}/".startswith(f"{only.rstrip('/')}/")]
+        if not chosen:
+            raise ConfigError(f"--only {only} is not a task of the campaign: give one such as {tasks[0].run.name}")
+        tasks = chosen
+    faults = _faults(tasks, root)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        return 1
+    # the table tells from it what is missing
+    write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
+    if slurm:
+        command = ["benchmark", campaign, f"--out={out}", *([f"--root={root}"] if root is not None else []), *settings]
+        submit = write_slurm(tasks, folder, command, sbatch or DEFAULT_OPTIONS)
+        print(f"check {submit.parent}/level_*.sbatch, then submit them all: bash {submit}")
+        return 0
+    failures = runner.run_tasks(whole, tasks, folder, partial(print, flush=True), runner.in_subprocess)
+    for task, fault in failures:
+        print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
+    if not failures:
+        print(f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl table {out}")
+    return 1 if failures else 0
+
+
+def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
+    """Return what is known to go wrong, each cause once."""
+    from kdpl.benchmark.tasks import missing_data, missing_files, one_of_each_kind
+
+    missing = [task for task in tasks if not task.done()]
+    faults = [*missing_data(missing, root), *missing_files(missing)]
+    changed = [task for task in tasks if task.has_other_orders()]
+    # an import leaves settings aside that fit would compare
+    faults += [
+        f"{task.folder} was imported from another file or with other settings: choose another --out, or remove it"
+        for task in changed
+        if task.kind == "import"
+    ]
+    # other commands may mean the same settings, as another number of GPUs does: fit can tell
+    changed = [task for task in changed if task.kind == "fit"]
+    fits = {task.name: task for task in (*changed, *one_of_each_kind(missing))}
+    faults += _invalid_settings([task.fit_command() for task in fits.values()])
+    if not faults:
+        for task in changed:
+            task.save_orders()
+    return list(dict.fromkeys(faults))
+
+
+def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
+    """Return why fits cannot be started: settings that do not parse or differ from a run's, missing weights."""
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import Command, KdplCLI
+    from kdpl.clip import ClipConfig, load_clip, load_image_clip
+
+    faults: list[str] = []
+    clips: dict[tuple[bool, ClipConfig], None] = {}
+
+    def check(command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> KdplCLI:
+        cli = KdplCLI(command, args, check_only, at_end)
+        model = cli.config.model
+        is_student = str(model.class_path).endswith("StudentDistillation")
+        clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
+        return cli
+
+    def collect(function: Callable[..., object], *args: object, **more: object) -> None:
+        try:
+            function(*args, **more)
+        except KdplError as error:
+            faults.append(str(error))
+
+    for command in commands:
+        collect(run_command, command, check_only=True, make=check)
+    for is_student, clip in clips:
+        collect(load_image_clip if is_student else load_clip, clip)
+    return faults

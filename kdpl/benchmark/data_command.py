@@ -1,0 +1,80 @@
+"""``python -m kdpl data download|check NAME``: getting datasets, and checking that they are complete."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+_FEW = 12  # class names that are shown in full
+
+
+def data(
+    action: Literal["download", "check"],
+    name: str,
+    *,
+    root: str | None = None,
+    unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
+    class_names: str | None = None,
+    workers: PositiveInt | None = None,
+) -> int:
+    """Download a dataset of the benchmark, or count the classes of a dataset and decode every image.
+
+    Args:
+        action: download gets a dataset, and resumes if it was interrupted; check looks at one that is there.
+        name: A dataset of the benchmark, for example oxford_pets; check also takes folder and table.
+        root: The folder of all datasets; for folder, the dataset's own; for table, the file.
+        unlabeled: Folder, pattern, list or shards of unlabelled images, for folder and table.
+        class_names: File that names the class folders or labels, for folder and table.
+        workers: Processes that decode; by default one for each processor core.
+    """
+    from kdpl.errors import ConfigError
+
+    if action == "download":
+        if root is None:
+            raise ConfigError("download needs the folder of all datasets: give --root")
+        from kdpl.benchmark.download import download
+
+        return 0 if download(name, Path(root).expanduser()) else 1
+    return 1 if _check(name, workers, root=root, unlabeled=unlabeled or None, class_names=class_names) else 0
+
+
+def _check(name: str, workers: int | None, **options: str | list[str] | None) -> int:
+    """Print the contents of a dataset and every fault: classes without images, images that cannot be decoded.
+
+    Returns the number of faults.
+    """
+    from kdpl.benchmark.readers import BENCHMARKS
+    from kdpl.data.readers.registry import build_reader
+    from kdpl.data.reading import faults_of
+
+    splits = build_reader(name, **options).read()
+    print(splits.origin)
+    print(f"classes: {_shown(splits.class_names)}")
+    expected = BENCHMARKS[name].num_classes if name in BENCHMARKS else None
+    faults = 0
+    if expected is not None and len(splits.class_names) != expected:
+        print(f"wrong: {len(splits.class_names)} classes, expected {expected}")
+        faults += 1
+    for split, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        counts = Counter(record.label for record in records)
+        print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
+        if expected is not None and records and len(counts) != expected:
+            without = [repr(each) for label, each in enumerate(splits.class_names) if label not in counts]
+            named = f"; without images: {_shown(without)}" if without else ""
+            print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
+            faults += 1
+    if splits.unlabeled is not None:
+        print(f"unlabeled: {len(splits.unlabeled)} images")
+    num_bad = 0
+    for _, fault in faults_of(splits.sources, splits.open_image, "decoding", workers):
+        print(fault, flush=True)
+        num_bad += 1
+    print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
+    return faults + num_bad
+
+
+def _shown(names: Sequence[str]) -> str:
+    shown = names if len(names) <= _FEW else [*names[: _FEW // 2], "…", names[-1]]
+    return f"{', '.join(shown)} ({len(names)})"

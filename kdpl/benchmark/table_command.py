@@ -1,0 +1,41 @@
+"""``python -m kdpl table``: the tables of a campaign."""
+
+from pathlib import Path
+from typing import Literal
+
+from kdpl.benchmark.command import CAMPAIGNS
+from kdpl.errors import ConfigError
+from kdpl.runtime.configs import read_config
+from kdpl.runtime.files import write_text
+
+
+def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdown", out: str | None = None) -> int:
+    """Print the tables of a campaign, beside published figures.
+
+    It may be unfinished. They are also written into its folder as Markdown, CSV and LaTeX.
+
+    Args:
+        folder: The --out of benchmark.
+        format: Format that is printed.
+        out: File to write what is printed to as well.
+    """
+    from kdpl.benchmark.campaign import parse_campaign
+    from kdpl.benchmark.formats import FORMATS
+    from kdpl.benchmark.table import tables
+    from kdpl.benchmark.tasks import read_all
+
+    files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
+    if not files:
+        raise ConfigError(
+            f"{folder} is not the folder of a campaign: give one that benchmark was started with as --out"
+        )
+    results = list(read_all(Path(folder)))
+    made = [each for file in files for each in tables(parse_campaign(read_config(str(file)), file), results)]
+    for name, (ending, render) in FORMATS.items():
+        text = render(made)
+        write_text(Path(folder) / f"table.{ending}", text)
+        if name == format:
+            print(text, end="")
+            if out is not None:
+                write_text(Path(out), text)
+    return 0

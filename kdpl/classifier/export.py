@@ -1,0 +1,189 @@
+"""Export of a classifier to a file that runs without kdpl: what is in it, and how it is checked; by torch.export."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from kdpl import __version__
+from kdpl.classifier import Classifier
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.errors import ArtifactError, ConfigError
+
+InputType = Literal["uint8", "float"]
+"""Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""The outputs of an exported file, in the order of ``OUTPUTS``, for images as it takes them."""
+
+INPUT = "images"
+OUTPUTS = ("logits", "probabilities", "unknown")
+"""Names of the outputs; the last only of a classifier that has the score of being none of the classes."""
+BATCHES = {INPUT: {0: Dim("batch")}}
+
+METADATA_FILE = "kdpl.json"
+"""Name of the metadata within a program of torch.export."""
+
+_ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Wanted errors whose thresholds, and coverages whose sets, are in the metadata."""
+
+_CHECKED_AT_ONCE = 64
+
+
+class _Graph(nn.Module):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.classifier.encoder(images)
+        logits, unknown = self.classifier.logits(features), self.classifier.unknown_scores(features)
+        return (logits, logits.softmax(dim=1)) if unknown is None else (logits, logits.softmax(dim=1), unknown)
+
+
+def outputs(classifier: Classifier) -> tuple[str, ...]:
+    """Return the names of the outputs of an exported file."""
+    return OUTPUTS if classifier.unknown is not None else OUTPUTS[:2]
+
+
+def as_input(images: Tensor, input_type: InputType) -> Tensor:
+    """Convert images, uint8 [B, 3, S, S], to the input of an exported file."""
+    return images if input_type == "uint8" else images.float() / 255
+
+
+def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch") -> dict[str, str]:
+    """Return the metadata of an exported file: how to prepare images, and the class of each logit."""
+    images = classifier.preprocessing
+    size, edge = images.image_size, "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge"
+    numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
+    return {
+        "class_names": json.dumps(classifier.class_names),
+        "decoding": json.dumps(asdict(classifier.decoding)),
+        "image_size": str(size),
+        "resize_mode": images.resize_mode,
+        "interpolation": images.interpolation,
+        "resize": f"{edge} to {size}, {images.interpolation} with antialiasing as Pillow does it",
+        "crop": f"the square of {size} in the centre, with black where the image does not reach",
+        "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
+        "logit_scale": str(classifier.logit_scale),
+        "fingerprint": classifier.fingerprint(),
+        **_doubt(classifier.held_out, len(classifier.class_names)),
+        "kdpl_version": __version__,
+    }
+
+
+def _doubt(held_out: HeldOutScores | None, num_classes: int) -> dict[str, str]:
+    """Temperature and thresholds, as far as the held-out images show them."""
+    if held_out is None:
+        return {}
+    thresholds, class_thresholds, set_thresholds = {}, {}, {}
+    for share in _ERRORS:
+        with suppress(ConfigError):
+            thresholds[f"{share:g}"] = held_out.threshold(share)
+        # older scores do not say which classes were predicted
+        with suppress(ConfigError, ArtifactError):
+            shown = [each if isfinite(each) else None for each in held_out.class_thresholds(share)]
+            class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
+        with suppress(ConfigError):
+            set_thresholds[f"{1 - share:g}"] = held_out.set_threshold(1 - share)
+    found = {
+        "temperature": held_out.temperature,
+        "thresholds": thresholds,
+        "class_thresholds": class_thresholds,
+        "set_thresholds": set_thresholds,
+    }
+    return {name: json.dumps(value) for name, value in found.items()}
+
+
+def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:
+    """Write a program of torch.export (.pt2) for any batch size."""
+    note = json.dumps(metadata(classifier, input_type), indent=2)
+    with quiet():
+        torch.export.save(program(classifier, input_type), path, extra_files={METADATA_FILE: note})
+
+
+def load_program(path: Path) -> Run:
+    """Read a program of torch.export."""
+    return torch.export.load(path).module()
+
+
+def program(classifier: Classifier, input_type: InputType, batch: int | None = None) -> ExportedProgram:
+    """Trace a classifier, for batches of any size, or of one size alone."""
+    size = classifier.preprocessing.image_size
+    # a batch of one would become a constant
+    example = as_input(torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8), input_type)
+    return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back warnings of exporters, which are about their own insides, and gradients."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+class Difference(NamedTuple):
+    """How an exported file differs from its classifier on some images.
+
+    Attributes:
+        images: Number of images compared.
+        same: Number of them with the same predicted class.
+        logits: Largest difference of a logit.
+        unknown: Largest difference of a score of being none of the classes; None without these scores.
+        same_side: Number of images whose score stays above, or below, 0.5.
+    """
+
+    images: int
+    same: int
+    logits: float
+    unknown: float | None = None
+    same_side: int = 0
+
+    @property
+    def agreement(self) -> float:
+        """Share of images with the same predicted class, or of those on the same side of 0.5 if that is smaller."""
+        return (self.same if self.unknown is None else min(self.same, self.same_side)) / self.images
+
+    def within(self, tolerance: float) -> bool:
+        """If no logit and no score differs by more than that; False for NaN."""
+        return self.logits <= tolerance and (self.unknown is None or self.unknown <= tolerance)
+
+    def __str__(self) -> str:
+        same = f"the same class for {self.same} of {self.images} images ({self.same / self.images:.1%})"
+        said = f"{same}, logits off by at most {self.logits:.2g}"
+        if self.unknown is None:
+            return said
+        side = f"unknown on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
+        return f"{said}, {side} and off by at most {self.unknown:.2g}"
+
+
+@torch.inference_mode()
+def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputType) -> Difference:
+    """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
+    graph, largest = _Graph(classifier), torch.zeros(len(outputs(classifier)))
+    same = same_side = 0
+    for batch in torch.split(images, _CHECKED_AT_ONCE):
+        expected, found = graph(batch), run(as_input(batch, input_type))
+        same += int((expected[0].argmax(dim=1) == found[0].argmax(dim=1)).sum())
+        # 0.5 itself is on both sides, NaN on none
+        same_side += int(((expected[-1] - 0.5) * (found[-1] - 0.5) >= 0).sum())
+        differences = [(one - other).abs().max() for one, other in zip(expected, found, strict=True)]
+        largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
+    if classifier.unknown is None:
+        return Difference(len(images), same, float(largest[0]))
+    return Difference(len(images), same, float(largest[0]), float(largest[-1]), same_side)

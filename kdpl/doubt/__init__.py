@@ -1,0 +1,1 @@
+"""Doubt: calibrated probabilities, rejection at a wanted error, prediction sets, and none of the classes."""

@@ -1,0 +1,70 @@
+"""``python -m kdpl calibrate CLASSIFIER IMAGES``: scores of labelled images, by which predict knows its certainty."""
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+from kdpl.runtime.run_folder import require_classifier
+
+
+def calibrate(
+    classifier: str,
+    images: str,
+    *,
+    class_names: str | None = None,
+    batch_size: PositiveInt = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> int:
+    """Score labelled images that a classifier was not trained on, and keep the scores in its folder.
+
+    They replace those of the run's validation images. predict --max-error, --sets and --calibrated rest on them.
+
+    Args:
+        classifier: classifier folder of a student's run
+        images: folder with a folder of images for each class, named as the class, or a .csv or .parquet table with the
+            columns image and label
+        class_names: file with the names of the classes, where folders or labels are named otherwise, as for init
+        batch_size: images per batch
+        device: auto is a GPU if there is one
+    """
+    from kdpl.data.class_mapping import read_class_mapping
+    from kdpl.data.datasets import EvaluationImages
+    from kdpl.data.loader import EvaluationSampler, LazyLoader
+    from kdpl.data.parallel import cores
+    from kdpl.data.sources import open_source
+    from kdpl.data.splits import Record
+    from kdpl.data.survey import find
+    from kdpl.errors import DataError
+
+    require_classifier(Path(classifier))
+    found = [image for image in find(Path(images).expanduser()) if image.label]
+    if len({image.split for image in found}) > 1:
+        raise DataError(
+            f"{images} has several splits, of which the classifier has seen one: give the images of another"
+        )
+    keys = {image.label for image in found}
+    names = read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
+    named = {key: names[key].name if names else key for key in keys}
+
+    from functools import partial
+
+    from kdpl.classifier.bulk import load_classifier
+    from kdpl.doubt.held_out import HeldOutScores, classify
+
+    loaded = load_classifier(classifier, None, device)
+    numbers = {name: number for number, name in enumerate(loaded.class_names)}
+    if unknown := sorted({*named.values()} - numbers.keys()):
+        raise DataError(
+            f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it out, or give "
+            "its name by --class-names"
+        )
+    records = [Record(image.path, numbers[named[image.label]]) for image in found]
+    dataset = EvaluationImages(records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing)
+    loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
+    logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
+    scores = HeldOutScores.of(logits, labels)
+    scores.save(Path(classifier), loaded.fingerprint())
+    accuracy = float(scores.correct.float().mean())
+    print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
+    return 0

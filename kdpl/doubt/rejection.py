@@ -1,0 +1,78 @@
+"""Rejection: error against coverage on the test images, wanted errors, and the images that one of them rejects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdpl.doubt.calibration import Bools, Floats
+from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores
+from kdpl.errors import ArtifactError, ConfigError, KdplError
+from kdpl.report.accuracy import thumbnail, wilson
+from kdpl.report.charts import line_chart
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import ImagePrediction, spread
+
+WANTED = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Wanted errors whose thresholds are shown."""
+MAX_IMAGES = 24
+"""Largest number of rejected images."""
+_MAX_POINTS = 200
+
+
+def rejection(run: Run) -> dict[str, Any]:
+    """Collect how many test images thresholds accept, and how many of these are wrong."""
+    stage = run.student
+    if stage is None:
+        raise ArtifactError("there is no student: rejection is that of a classifier")
+    predictions = stage.predictions
+    scores = np.array([p.probability for p in predictions])
+    correct = np.array([p.correct for p in predictions])
+    found: dict[str, Any] = {"chart": _risk_coverage(scores, correct), "rows": [], "rejects": None, "gap": None}
+    try:
+        held_out = run.classifier.held_out
+        if held_out is None:
+            raise ArtifactError(f"the classifier has no scores of held-out images: {REMEDY}")
+    except (KdplError, OSError) as error:
+        return {**found, "gap": str(error)}
+    rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
+    kept = next((row for row in rows if row["gap"] is None), None)
+    rejects = None if kept is None else _rejects(run, kept, predictions)
+    return {**found, "rows": rows, "rejects": rejects, "images": len(held_out), "confidence": CONFIDENCE}
+
+
+def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
+    try:
+        threshold = held_out.threshold(wanted)
+    except ConfigError as error:
+        return {"wanted": wanted, "gap": str(error)}
+    accepted = scores >= threshold
+    count, right = int(accepted.sum()), int((accepted & correct).sum())
+    # of a Wilson interval of the correct ones
+    low, high = wilson(right, count) if count else (0.0, 1.0)
+    wrong = (1 - right / count, 1 - high, 1 - low) if count else None
+    return {"wanted": wanted, "gap": None, "threshold": threshold, "coverage": count / len(scores), "error": wrong}
+
+
+def _rejects(run: Run, kept: dict[str, Any], predictions: Sequence[ImagePrediction]) -> dict[str, Any]:
+    """Images that a threshold rejects, the least probable first, and some of them to look at."""
+    below = [p for p in predictions if p.probability < kept["threshold"]]
+    below.sort(key=lambda p: p.probability)
+    shown, gap = [], None
+    try:
+        read = run.tested_data().test_item
+        shown = [{"image": each, **thumbnail(read(each.index)[1])} for each in spread(below, MAX_IMAGES)]
+    except (KdplError, OSError) as error:
+        gap = str(error)
+    wrong = sum(not p.correct for p in below)
+    return {"wanted": kept["wanted"], "count": len(below), "wrong": wrong, "shown": shown, "gap": gap}
+
+
+def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
+    """Error in % among the images of the highest scores, by their share in %; images of equal scores together."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-1.0))
+    errors = np.cumsum(~correct[order])[ends] / (ends + 1)
+    points = list(zip((100 * (ends + 1) / len(scores)).tolist(), (100 * errors).tolist(), strict=True))
+    # the last one is that of all images
+    return line_chart("error of the accepted images, %", {"student": [*spread(points[:-1], _MAX_POINTS), points[-1]]})

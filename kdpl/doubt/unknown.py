@@ -1,0 +1,236 @@
+"""Score of an image being of none of the classes: how unusual its features are, and how close to other words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import pydantic.dataclasses
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdpl.errors import ArtifactError, ConfigError, DataError, reason
+from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
+from kdpl.runtime.class_names import ClassName, fault_of_name
+from kdpl.runtime.run_folder import UNKNOWN_FILE
+
+KIND = "scores of being none of the classes"
+VERSION = 1
+
+MIN_IMAGES = 20
+"""Smallest number of unlabelled images whose features say what is usual."""
+USUAL = 0.95
+"""Share of validation images that have a score of at most 0.5."""
+REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
+
+_RIDGE = 0.01  # of the mean variance, added to all
+_WORDS_WEIGHT = 0.3  # of their part, both in standard deviations; chosen on validation images of other students
+_FAR, _SHARE_OF_WORDS = 0.95, 0.5
+
+_TENSORS = ("center", "whitening", "means", "negatives")
+
+Standard = tuple[float, Annotated[float, Field(gt=0)]]
+"""Mean and standard deviation."""
+
+
+@cache
+def everyday_words() -> tuple[str, ...]:
+    """Things that most domains do not have as a class."""
+    return tuple(files("kdpl.doubt").joinpath("everyday_words.txt").read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def read_words(file: str) -> tuple[str, ...]:
+    """Read words of things that are no class, one on each line; a DataError if there are none."""
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"negative words {file} cannot be read ({reason(error)}): give a text file") from error
+    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not words:
+        raise DataError(f"negative words {file} has no words: write one on each line")
+    for word in words:
+        if fault := fault_of_name(word):
+            raise DataError(f"negative words {file} has a word that {fault}: give another")
+    return words
+
+
+def other_than(class_names: Sequence[str], words: Sequence[str], source: str) -> list[int]:
+    """Return the positions of words that name no class.
+
+    An everyday word that does is left out, since nobody chose it; a ConfigError names any other.
+    """
+    classes = {_plain(name) for name in class_names}
+    found = [word for word in words if _plain(word) in classes and word not in everyday_words()]
+    if found:
+        raise ConfigError(
+            f"{source} has the word {found[0]!r}, which is a class: leave it out, since an image of a class would "
+            "count as none of them"
+        )
+    return [i for i, word in enumerate(words) if _plain(word) not in classes]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def farthest(words: Tensor, classes: Tensor) -> list[int]:
+    """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D], by 95 % quantiles.
+
+    NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
+    """
+    similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
+    return sorted(similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist())
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Fields(OfClassifier):
+    words: tuple[ClassName, ...]
+    distance: Standard
+    share: Standard
+    cutoff: float
+    held_out: Annotated[int, Field(gt=0)] | None = None
+
+
+def usual_rank(images: int) -> int:
+    """Place, from 1 on, of the score that at most 5 % of further images exceed, in the ordered scores of N images."""
+    return min(math.ceil((images + 1) * USUAL - 1e-9), images)
+
+
+class Unknown(nn.Module):
+    """Scores images as being of none of the classes, by features alone.
+
+    The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the unlabelled images of
+    each predicted class, with one covariance for all (Lee et al., arXiv 1807.03888, section 2.1). The second, with M
+    negative vectors, the teacher's text features of things that are no class, is the share p of the softmax
+    probability over both that stays with the classes (NegLabel, arXiv 2403.20078, section 3.3). The score is
+    σ(z(log d²) - 0.3 z(log p/(1 - p)) - cutoff). z takes off the mean and divides by the standard deviation of the
+    unlabelled images; the cutoff is such that 95 % of the validation images have a score of at most 0.5.
+
+    Attributes:
+        words: Those of the negative vectors.
+        held_out: Number of the validation images that the cutoff is of; None without any, or in a file without it.
+    """
+
+    center: Tensor
+    whitening: Tensor
+    means: Tensor
+    negatives: Tensor
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        words: tuple[str, ...],
+        distance: Standard = (0.0, 1.0),
+        share: Standard = (0.0, 1.0),
+        cutoff: float = 0.0,
+        held_out: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name in _TENSORS:
+            self.register_buffer(name, tensors[name].float().contiguous(), persistent=False)
+        self.words, self.distance, self.share, self.cutoff = words, distance, share, cutoff
+        self.held_out = held_out
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        class_vectors: Tensor,
+        logit_scale: float,
+        held_out: Tensor | None = None,
+        negatives: Tensor | None = None,
+        words: Sequence[str] = (),
+    ) -> "Unknown":
+        """Learn what is usual from unlabelled images.
+
+        Args:
+            features: Of at least ``MIN_IMAGES`` unlabelled images, normalised [N, D].
+            class_vectors: Normalised [C, D].
+            logit_scale: Factor on cosines, the classifier's.
+            held_out: Features of images that were not trained on, [V, D], which make the cutoff; None: the unlabelled
+                ones, which the encoder knows, so that more than 5 % of new images will be above it.
+            negatives: Text features of things that are no class, normalised [M, D].
+            words: Their words.
+        """
+        found = features.double()
+        nearest = (found @ class_vectors.double().T).argmax(dim=1)
+        predicted, members = torch.unique(nearest, return_inverse=True)
+        means = torch.stack([found[members == i].mean(dim=0) for i in range(len(predicted))])
+        centered = found - means[members]
+        covariance = centered.T @ centered / len(found)
+        floor = _RIDGE * covariance.diagonal().mean() + 1e-8
+        lower = torch.linalg.cholesky(covariance + floor * torch.eye(len(covariance)).to(covariance))
+        whitening, center = torch.linalg.inv(lower).T, found.mean(dim=0)
+        tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
+        made = cls({**tensors, "negatives": found[:0] if negatives is None else negatives}, tuple(words))
+        # an image that is alone in its class is its own mean, which says nothing of distances
+        several = torch.bincount(members)[members] > 1
+        usual = features[several] if several.sum() > 1 else features
+        distance, share = made.parts(usual, class_vectors, logit_scale)
+        made.distance = _standard(distance)
+        made.share = (0.0, 1.0) if share is None else _standard(share)
+        known = made.unusualness(usual if held_out is None else held_out, class_vectors, logit_scale)
+        # a conformal quantile: of exchangeable images at most 5 % are above it, on average
+        made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
+        made.held_out = None if held_out is None else len(held_out)
+        return made
+
+    def parts(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> tuple[Tensor, Tensor | None]:
+        """Return log d² and log p/(1 - p) of features [B, D], [B] each; None for the second without words."""
+        centered = features - self.center
+        # |x - m|² in three terms, so that nothing is of size [B, K, D]
+        lengths = (centered @ self.whitening).square().sum(dim=1, keepdim=True)
+        products = centered @ (self.whitening @ self.means.T)
+        squares = (lengths - 2 * products + self.means.square().sum(dim=1)).amin(dim=1)
+        distance = squares.clamp(min=1e-6).log()
+        if not self.words:
+            return distance, None
+        of_classes, of_others = (logit_scale * (features @ v.T) for v in (class_vectors, self.negatives))
+        return distance, of_classes.logsumexp(dim=1) - of_others.logsumexp(dim=1)
+
+    def unusualness(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
+        """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
+        distance, share = self.parts(features, class_vectors, logit_scale)
+        unusual = (distance - self.distance[0]) / self.distance[1]
+        return unusual if share is None else unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
+
+    def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
+        """Return the score of images with these features, normalised float32 [B, D]: [B], high for none of the classes.
+
+        Class vectors [C, D] and the factor on cosines are the classifier's.
+        """
+        return torch.sigmoid(self.unusualness(features, class_vectors, logit_scale) - self.cutoff)
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
+        fields = {name: getattr(self, name) for name in ("words", "distance", "share", "cutoff", "held_out")}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write_tensors(folder / UNKNOWN_FILE, KIND, VERSION, tensors, {**fields, "classifier": classifier})
+
+    @classmethod
+    def load(cls, folder: Path, classifier: str, width: int) -> "Unknown":
+        """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier or width D."""
+        path, remedy = folder / UNKNOWN_FILE, f"remove it, or {REMEDY}"
+        tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
+        means = tensors.get("means")
+        rows = max(1, len(means)) if means is not None and means.ndim else 1
+        shapes = dict(
+            zip(_TENSORS, [(width,), (width, width), (rows, width), (len(settings.words), width)], strict=True)
+        )
+        valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
+        if not valid or not all(each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()):
+            raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
+        return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff, settings.held_out)
+
+
+def require_unknown(unknown: Unknown | None) -> None:
+    """Raise an ArtifactError for a classifier without these scores."""
+    if unknown is None:
+        raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
+
+
+def _standard(values: Tensor) -> Standard:
+    return float(values.mean()), max(float(values.std()), 1e-3)

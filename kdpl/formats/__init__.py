@@ -1,0 +1,1 @@
+"""Further formats of exported files: 8 and 16 bits, OpenVINO, ExecuTorch, torch.export."""

@@ -1,0 +1,195 @@
+"""ONNX files of a classifier: in 32 bits, and with products in 16 or in 8 bits."""
+
+import io
+import tempfile
+from contextlib import redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.classifier.export import BATCHES, INPUT, InputType, Run, as_input, metadata, outputs, program, quiet
+
+_PRODUCTS = ("Gemm", "MatMul")
+_BFLOAT16_CONVOLUTIONS = 22
+"""The first operator set of ONNX that has them."""
+_CALIBRATED_AT_ONCE = 4
+_PERCENTILE = 99.99
+"""Percentage of an activation's values that its range holds; chosen on validation images."""
+
+
+def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None) -> None:
+    """Write ONNX in float32 for any batch size, of torch's own choice of operator set or another."""
+    import onnx
+
+    with quiet():
+        torch.onnx.export(
+            program(classifier, input_type),
+            f=path,
+            output_names=outputs(classifier),
+            dynamic_shapes=BATCHES,
+            external_data=False,
+            verbose=False,
+            opset_version=opset,
+        )
+    model = onnx.load(path)
+    # the exporter notes the source files of each node
+    for each in chain(model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
+        each.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, metadata(classifier, input_type))
+    onnx.save(model, path)
+
+
+def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, images: Tensor) -> None:
+    """Write ONNX whose convolutions and products with weights compute in 8 bits, where most of the time goes.
+
+    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. What takes little time computes
+    in float32, since it would add as much to the errors as the rest: products within attention, and with weights in 16
+    bits the first convolution and products of one row for each image, such as those of the last block and the
+    projector. The product with the class vectors, the label head and the score of being none of the classes have
+    float32 weights too: the logit scale would multiply their rounding errors.
+    """
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
+
+    batches = torch.split(images, _CALIBRATED_AT_ONCE)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = iter(batches[start_index:end_index])
+
+        def get_next(self) -> dict[str, object] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {INPUT: as_input(batch, input_type).numpy()}
+
+    # the calibration prints its progress
+    with tempfile.TemporaryDirectory() as scratch, quiet(), redirect_stdout(io.StringIO()):
+        plain, folded = Path(scratch) / "float.onnx", Path(scratch) / "folded.onnx"
+        write_onnx(classifier, input_type, plain)
+        # folds slices of weights, and infers shapes
+        quant_pre_process(plain, folded, skip_symbolic_shape=True)
+        graph = onnx.load(folded).graph
+        rare, frequent = _rare_and_frequent(graph)
+        quantize_static(
+            folded,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", *_PRODUCTS],
+            nodes_to_quantize=frequent,
+            per_channel=True,
+            # 7 of 8 bits: without VNNI, sums of two 8-bit products overflow
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            # histograms are filled one batch at a time
+            extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},
+        )
+    model = onnx.load(path)
+    _store_in_16_bits(model.graph, rare)
+    onnx.helper.set_model_props(model, metadata(classifier, input_type))
+    onnx.save(model, path)
+
+
+def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
+    """Names of the nodes with weights, apart from the heads: those that take little time, and the others.
+
+    The former are the first convolution, and products of one row for each image.
+    """
+    weights, heads = {each.name for each in graph.initializer}, _heads(graph)
+    shapes = {each.name: each.type.tensor_type.shape.dim for each in graph.value_info}
+    first, *frequent = [node.name for node in graph.node if node.op_type == "Conv"]
+    rare = [first]
+    for node in graph.node:
+        if node.op_type in _PRODUCTS and node.input[1] in weights and node.name not in heads:
+            rows = shapes[node.input[0]][1:-1]
+            (rare if all(size.dim_value == 1 for size in rows) else frequent).append(node.name)
+    return rare, frequent
+
+
+def _store_in_16_bits(graph: Any, names: list[str]) -> None:
+    """Replace the float32 weights of these nodes by float16 ones, which a runtime casts back when it loads them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {each.name: each for each in graph.initializer}
+    for name in [node.input[1] for node in graph.node if node.name in names]:
+        half = numpy_helper.from_array(numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_half")
+        graph.initializer.remove(weights[name])
+        graph.initializer.append(half)
+        graph.node.insert(0, helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
+
+
+def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, dtype: torch.dtype) -> None:
+    """Write ONNX whose matrix products and convolutions compute in float16 or bfloat16, and all else in float32.
+
+    That is what autocast does. The product with the class vectors, and the label head, stay in float32.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    write_onnx(classifier, input_type, path, _BFLOAT16_CONVOLUTIONS)
+    model = onnx.load(path)
+    graph, kind = model.graph, TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16
+    weights, heads = {each.name: each for each in graph.initializer}, _heads(graph)
+    nodes: list[Any] = []
+    halves: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type not in ("Conv", *_PRODUCTS) or node.name in heads:
+            nodes.append(node)
+            continue
+        for i, name in enumerate(node.input):
+            if name not in halves:
+                halves[name] = f"{name}_half"
+                if name in weights:
+                    half = torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(dtype)
+                    values = half.view(torch.int16).numpy().tobytes()
+                    graph.initializer.append(helper.make_tensor(halves[name], kind, half.shape, values, raw=True))
+                else:
+                    nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
+            node.input[i] = halves[name]
+        (output,) = node.output
+        node.output[0] = f"{output}_product"
+        nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT)]
+    used = {name for node in nodes for name in node.input}
+    kept = [each for each in graph.initializer if each.name in used]
+    for field, items in (("node", nodes), ("initializer", kept)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(items)
+    onnx.save(model, path)
+
+
+def _heads(graph: Any) -> list[str]:
+    """Names of the nodes that multiply the feature with class vectors or the like: the last products."""
+    makers = {output: node for node in graph.node for output in node.output}
+    heads, waiting = [], [output.name for output in graph.output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type in _PRODUCTS:
+            heads.append(node.name)
+            waiting.append(node.input[1])  # a product of constants
+        elif node is not None:
+            waiting += node.input
+    return heads
+
+
+def load_onnx(path: Path) -> Run:
+    """Read ONNX with onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})]

@@ -1,0 +1,72 @@
+"""Files of other runtimes: OpenVINO and ExecuTorch."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.classifier.export import InputType, Run, metadata, program, quiet
+from kdpl.formats.onnx_files import write_onnx
+
+OPENVINO_FILE = "classifier.xml"
+"""Graph in the folder of OpenVINO, beside the weights (.bin); its runtime info ``kdpl`` holds the metadata as JSON."""
+
+_METADATA_METHOD = "metadata"
+
+
+def write_openvino(classifier: Classifier, input_type: InputType, folder: Path) -> None:
+    """Write a folder with OpenVINO's IR in float32, for any batch size."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        # not by openvino.convert_model, which reports its use to the makers
+        plain = Path(scratch) / "float.onnx"
+        write_onnx(classifier, input_type, plain)
+        model = openvino.Core().read_model(plain)
+        model.set_rt_info(json.dumps(metadata(classifier, input_type)), ["kdpl"])
+        folder.mkdir()
+        openvino.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=False)
+
+
+def load_openvino(path: Path) -> Run:
+    """Read a folder of OpenVINO, or an ONNX file, to compute in the types that it says."""
+    import openvino
+
+    # without the hint, processors with bfloat16 compute in it
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    run = openvino.Core().compile_model(path / OPENVINO_FILE if path.is_dir() else path, "CPU", hints)
+    return lambda images: [torch.from_numpy(each) for each in run(images.numpy()).to_tuple()]
+
+
+def write_executorch(classifier: Classifier, input_type: InputType, path: Path) -> None:
+    """Write an ExecuTorch program (.pte) for one image at a time, whose products and convolutions are XNNPACK's.
+
+    Metadata are the JSON that its method ``metadata`` returns.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        lowered = to_edge_transform_and_lower(
+            program(classifier, input_type, batch=1),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={_METADATA_METHOD: json.dumps(metadata(classifier, input_type, "1"))},
+        )
+        path.write_bytes(lowered.to_executorch().buffer)
+
+
+def load_executorch(path: Path) -> Run:
+    """Read an ExecuTorch program."""
+    from executorch.runtime import Runtime
+
+    forward = Runtime.get().load_program(path).load_method("forward")
+
+    def run(images: Tensor) -> list[Tensor]:
+        # the next image overwrites the outputs
+        found = [[each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)]
+        return [torch.cat(each) for each in zip(*found, strict=True)]
+
+    return run

@@ -1,0 +1,1 @@
+"""Classifiers and their model cards on the Hugging Face hub."""

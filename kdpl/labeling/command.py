@@ -1,0 +1,49 @@
+"""``python -m kdpl suggest RUN``: the images to label next, and the labels that look wrong."""
+
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+from kdpl.cli.arguments import share
+from kdpl.errors import ConfigError
+
+
+def suggest(
+    run: str,
+    *,
+    out: str,
+    images: PositiveInt | None = None,
+    doubtful: str = "0.05",
+    pool: PositiveInt = 10_000,
+    trust: bool = False,
+) -> int:
+    """Choose the images to label next, and point out labels that look wrong.
+
+    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, which init --labels reads, and
+    suggestions.html, a page to look through.
+
+    Args:
+        run: the --out of run, or of a stage's fit
+        out: folder to write into
+        images: number of images to label, by default 4 for each class
+        doubtful: share of the labels to point out, at most
+        pool: images without a label that are looked at; if there are more, that many drawn at random
+        trust: the run is your own: import whatever classes its configs name
+    """
+    part = share("--doubtful", doubtful)
+
+    from kdpl.labeling.page import PAGE, TABLE, Suggestions
+    from kdpl.report.run_folder import Run
+    from kdpl.runtime.messages import quiet_libraries
+
+    folder = Path(out)
+    if (folder / TABLE).exists():  # somebody may have filled it in
+        raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
+    quiet_libraries()
+    found = Suggestions.of(Run.find(Path(run), trust), images, part or 0.0, pool)
+    found.save(folder)
+    print(f"{len(found.to_label)} images to label, {len(found.doubtful)} labels that look wrong: {folder / TABLE}")
+    for note in found.notes:
+        print(f"  {note}")
+    print(f"to look through: {folder / PAGE}; then: python -m kdpl init IMAGES --labels {folder / TABLE} --out DATA")
+    return 0

@@ -1,0 +1,171 @@
+"""Images to label next, and labels that look wrong: chosen by a run's teacher, as a table and as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import EvaluationImages
+from kdpl.data.loader import LazyLoader
+from kdpl.data.parallel import progress_bar
+from kdpl.data.sampling import share_of
+from kdpl.data.sources import content_of
+from kdpl.data.splits import Record
+from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.labeling.choice import probabilities_without_own_label, to_label
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.cost import device
+from kdpl.report.page import fill
+from kdpl.report.run_folder import Run
+from kdpl.runtime.files import atomic_path, write_rows, write_text
+from kdpl.runtime.messages import inform
+from kdpl.shards.reader import ShardImage
+
+TABLE, PAGE = "labels.csv", "suggestions.html"
+
+_A_CLASS = 4  # images to label, by default
+_EDGE = 224
+
+
+class Suggestion(NamedTuple):
+    """An image, its label if it has one, and the most probable other class with its probability."""
+
+    source: str
+    label: str
+    likely: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Suggestions:
+    """What to label.
+
+    Attributes:
+        data: The images.
+        to_label: Images without a label; the first ones teach most.
+        doubtful: Labels that look wrong; the least probable ones first.
+        notes: A sentence for each thing that could not be done.
+    """
+
+    data: DomainDataModule
+    to_label: Sequence[Suggestion]
+    doubtful: Sequence[Suggestion]
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, run: Run, images: int | None, share: float, most: int) -> "Suggestions":
+        """Look at a run's images with its teacher.
+
+        Args:
+            run: The run, whose teacher is finished.
+            images: Number of images to label; None: 4 for each class, or all there are.
+            share: Share of the labels that are called doubtful, at most; those that are the most probable never are.
+            most: Images without a label that are looked at; of more, so many drawn at random.
+
+        Raises:
+            ConfigError: There are fewer images without a label than ``images``.
+            DataError: There is nothing to look at.
+            ArtifactError: The teacher is not finished, or of other classes.
+        """
+        if run.teacher is None:
+            raise ArtifactError(f"{run.folder} has no teacher, whose features are needed: run stage 1 to its end")
+        folder, data = run.teacher.folder, run.data
+        vectors = ClassVectors.of_teacher(str(folder))
+        vectors.require_names(data.class_names, str(folder))
+        labeled, pool = data.known_labels, data.images_without_label
+        number = min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
+        if number > min(len(pool), most):
+            there = f"{len(pool)} images without a label" if len(pool) <= most else f"{most} images looked at by --pool"
+            raise ConfigError(f"--images {number} is more than the {there}: ask for fewer")
+        if not labeled and not pool:
+            raise DataError(f"{data.splits.origin} has no images to label and no labels to check: add some")
+        if len(pool) > most:
+            pool = pool.take(share_of(len(pool), most / len(pool), data.seed))
+        teacher = FrozenTeacher(folder, vectors).to(device())
+        inform(f"loading the teacher of {folder}")
+        teacher.load()
+        records = [*labeled, *(Record(source, -1) for source in pool)]
+        known, others = torch.tensor_split(encode(teacher, data, records), [len(labeled)])
+        chosen, notes = list[Suggestion](), list[str]()
+        if pool:
+            predictions = teacher.logits(others).softmax(dim=1)
+            for i in to_label(others, predictions, number, known):
+                chosen.append(_suggestion(records[len(labeled) + i], predictions[i], data.class_names))
+        else:
+            notes.append("there are no images without a label to choose from")
+        doubtful, note = _doubtful(labeled, known, share, data.class_names)
+        return cls(data, chosen, doubtful, notes + note)
+
+    def save(self, out: Path) -> None:
+        """Write the page and then the table; images in shards are copied beside them, for the table to name."""
+        rows = list[tuple[str, ...]]()
+        for each in chain(self.to_label, self.doubtful):
+            image = each.source
+            if isinstance(image, ShardImage):
+                copy = out / "images" / f"{len(rows) + 1}_{Path(image).name}"
+                with atomic_path(copy) as temporary:
+                    temporary.write_bytes(content_of(image))
+                image = str(copy)
+            # a name in a dataset of the benchmark stays
+            image = str(Path(image).absolute()) if Path(image).is_file() else image
+            rows.append((image, each.label, each.likely, f"{each.probability:.3f}"))
+        open_image = self.data.splits.open_image
+        shown = [
+            {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
+            for row, each in enumerate(chain(self.to_label, self.doubtful), start=2)  # as in a spreadsheet
+        ]
+        html = fill(
+            "suggestions.html.jinja",
+            to_label=shown[: len(self.to_label)],
+            doubtful=shown[len(self.to_label) :],
+            notes=self.notes,
+            class_names=self.data.class_names,
+            origin=self.data.splits.origin,
+            table=TABLE,
+        )
+        write_text(out / PAGE, html)
+        # last, as it stands for all of them
+        write_rows(out / TABLE, [("image", "label", "likely", "probability"), *rows])
+
+
+def _doubtful(
+    labeled: Sequence[Record], features: Tensor, share: float, class_names: Sequence[str]
+) -> tuple[list[Suggestion], list[str]]:
+    """Labels that are not the most probable, at most that share of all; and what was not checked."""
+    if not labeled:
+        return [], ["there are no labels to check"]
+    labels = torch.tensor([record.label for record in labeled], device=features.device)
+    probabilities = probabilities_without_own_label(features, labels, len(class_names))
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    wrong = torch.nonzero(own < probabilities.max(dim=1).values).flatten()  # NaN is never less
+    wrong = wrong[own[wrong].argsort()][: max(1, round(share * len(labeled)))]
+    alone = int(own.isnan().sum())
+    one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
+    notes = [f"{one}, because no other image has the same one"] if alone else []
+    return [_suggestion(labeled[i], probabilities[i], class_names) for i in wrong.tolist()], notes
+
+
+def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
+    """The most probable class other than the label, of probabilities [C]."""
+    others = probabilities.clone()
+    if record.label >= 0:
+        others[record.label] = -1
+    likely = int(others.argmax())
+    label = class_names[record.label] if record.label >= 0 else ""
+    return Suggestion(record.source, label, class_names[likely], others[likely].item())
+
+
+def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
+    """The teacher's normalised features of images under the evaluation transform, float32 [N, D]."""
+    images = EvaluationImages(records, data.splits.open_image, teacher.vectors.preprocessing)
+    loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
+    with progress_bar() as progress:
+        batches = progress.track(loader, description="teacher's features")
+        return torch.cat([teacher.features(batch[0].to(device())) for batch in batches])

@@ -1,0 +1,1 @@
+"""Weights & Biases and MLflow beyond what Lightning's own loggers do."""

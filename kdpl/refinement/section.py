@@ -1,0 +1,46 @@
+"""Refined targets: if they were taken, the images of each class before and after, and some that moved."""
+
+from typing import Any
+
+from kdpl.errors import DataError, KdplError
+from kdpl.refinement.target import PoolTargets
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import spread
+from kdpl.runtime.run_folder import POOL_TARGETS_FILE
+
+MAX_MOVED = 24
+"""Largest number of images that moved to another class."""
+
+
+def refined_targets(run: Run) -> dict[str, Any] | None:
+    """Collect what the refinement of the student's targets changed; None for a student of other targets."""
+    if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
+        return None
+    if run.student.settings("model").get("target", "teacher") == "teacher":
+        return None  # they were looked at alone, by the command refine
+    targets = PoolTargets.load(file)
+    shown, gap = [], None
+    try:
+        data = run.data
+        if data.pool_digest != targets.pool:
+            raise DataError(f"{data.splits.origin} has other unlabelled images than were refined: restore it")
+        sources = data.unlabeled_images(1).sources
+        for image, before, after in spread(targets.examples, MAX_MOVED):
+            classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
+            shown.append({**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))})
+    except (KdplError, OSError, IndexError) as error:
+        gap = str(error)
+    # a student as teacher has a fingerprint of its own, and the class vectors of the first teacher
+    by_student = run.vectors.teacher not in targets.teacher.split()
+    return {
+        "who": "previous student" if by_student else "teacher",
+        "reason": targets.reason,
+        "taken": bool(targets.share),
+        "images": len(targets.images),
+        "moved": targets.moved,
+        "rows": sorted(targets.changes, key=lambda row: (-abs(row.after - row.before), row.name)),
+        "most": max(1, *targets.before, *targets.after),
+        "shown": shown,
+        "gap": gap,
+    }

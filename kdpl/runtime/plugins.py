@@ -1,0 +1,45 @@
+"""What rooms and packages of others add, by entry points of the groups ``kdpl.commands``, ``kdpl.formats``, ….
+
+docs/template.md lists the groups. The core names no room: it asks here what is installed.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from kdpl.errors import ConfigError, reason
+
+
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of ``kdpl.GROUP`` by name, in the order of their names.
+
+    Those of a room whose folder was removed are left out, also before kdpl is installed again.
+    """
+    found = sorted(entry_points(group=f"kdpl.{group}"), key=lambda entry: entry.name)
+    return {entry.name: entry for entry in found if _is_there(entry.module)}
+
+
+def load(group: str, name: str) -> Any:
+    """Import what an entry point names, or raise a ConfigError if it cannot be imported."""
+    entry = plugins(group)[name]
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        package = entry.dist.name if entry.dist is not None else "its package"
+        raise ConfigError(
+            f"kdpl.{group} {name!r} cannot be loaded from {entry.value} ({reason(error)}): install {package} again"
+        ) from error
+
+
+def load_all(group: str) -> dict[str, Any]:
+    """Import all that the entry points of a group name, see ``load``."""
+    return {name: load(group, name) for name in plugins(group)}
+
+
+def _is_there(module: str) -> bool:
+    if not module.startswith("kdpl."):
+        return True
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

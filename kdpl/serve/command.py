@@ -1,0 +1,80 @@
+"""``python -m kdpl serve CLASSIFIER``: a service that classifies the images that other programs send."""
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from kdpl.cli.arguments import decision_options, warn_of_rejected_classes
+from kdpl.errors import ConfigError
+from kdpl.runtime.run_folder import require_classifier
+
+
+def serve(
+    classifier: str,
+    *,
+    top_k: PositiveInt = 1,
+    max_error: str | None = None,
+    per_class: bool = False,
+    sets: str | None = None,
+    calibrated: bool = False,
+    unknown: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    workers: PositiveInt = 1,
+    host: str = "127.0.0.1",
+    port: NonNegativeInt = 8000,
+    max_megabytes: PositiveInt = 20,
+    max_images: PositiveInt = 32,
+    max_waiting: PositiveInt = 64,
+    timeout: PositiveInt = 30,
+) -> int:
+    """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
+
+    POST /predict takes files in the field images of a form, or one image as the body; it returns rows as in predict's
+    tables, as JSON. /health says if the service is ready, /metrics is for Prometheus, /openapi.json describes all.
+
+    Args:
+        classifier: classifier folder of a student's run
+        top_k: classes for each image
+        max_error: wanted error among accepted images, such as 0.02; the class of the others is null
+        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
+        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are in classes
+        calibrated: probabilities at the temperature that was fitted on held-out images
+        unknown: add unknown, the score from 0 to 1 of being none of the classes
+        device: auto is a GPU if there is one
+        workers: processes that classify, on each device; each loads the classifier
+        host: address to listen on; 0.0.0.0 opens the service to the network
+        port: port to listen on; 0 is any
+        max_megabytes: largest body of a request, in MB
+        max_images: images in a request
+        max_waiting: requests at once; further ones are refused with status 503
+        timeout: seconds until a request is answered or refused, with the time that its images take to arrive
+    """
+    require_classifier(Path(classifier))
+    error, coverage = decision_options(max_error, sets, top_k)
+    try:
+        import litserve  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+    except ImportError as missing:
+        raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
+    from kdpl.classifier.bulk import load_classifier
+    from kdpl.doubt.decision import decision_rule
+    from kdpl.doubt.unknown import require_unknown
+    from kdpl.serve.api import Answers
+    from kdpl.serve.gate import Limits
+    from kdpl.serve.server import build, listen
+    from kdpl.serve.server import serve as run
+
+    # a port in use is said before the classifier is loaded
+    listen(host, port).close()
+    loaded = load_classifier(classifier, None, device)
+    rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
+    warn_of_rejected_classes(rule, loaded.class_names)
+    if unknown:
+        require_unknown(loaded.unknown)
+    answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule, unknown)
+    limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
+    kind = loaded.head.class_vectors.device.type
+    run(build(answers, loaded, kind, workers, limits), host, port)
+    return 0

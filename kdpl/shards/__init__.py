@@ -1,0 +1,1 @@
+"""Pools in tar shards: their index, and reading them in the order of a training."""

@@ -1,0 +1,120 @@
+"""Where the images of tar shards lie: found once, and kept for the next start and for all processes.
+
+The index of the shards of a folder is a file in it or, if it is distant or may not be written to, in
+``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from kdpl.data.names import ROW, Names, folder_of
+from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
+from kdpl.errors import ArtifactError, DataError, reason
+from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.shards.reader import UNREADABLE, ShardImage, images_of, open_tar
+
+INDEX_FILE = ".kdpl-shards.safetensors"
+
+_KIND, _VERSION = "an index of shards", 1
+_AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
+_BLOCK = 512  # least number of shards after which the index is written, so that an interruption loses little
+
+_Index = dict[str, tuple[str, Names]]
+"""Stamp and images of each shard."""
+
+
+def index_shards(shards: Sequence[str]) -> dict[str, Names]:
+    """Find the images of each of several different shards, in the order in which they lie there.
+
+    DataError if a shard does not exist, is compressed or damaged, or has no image.
+    """
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
+        indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
+        new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
+        found = zip(new, pool.map(_look_through, new), strict=True)
+        shown = track(found, "shards", len(new), console=console, transient=True, disable=not console.is_terminal)
+        changed, due = set[str](), _BLOCK
+        for done, (shard, images) in enumerate(shown, start=1):
+            indices[folder_of(shard)][shard] = stamps[shard], images
+            changed.add(folder_of(shard))
+            if done >= due or done == len(new):
+                for folder in changed:
+                    _save(folder, indices[folder])
+                changed.clear()
+                # writes all that is known: less often the more that is
+                due = done + max(_BLOCK, done // 4)
+    return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
+
+
+def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
+    """The index of a folder's shards, without those of ``stamps`` that have changed."""
+    index: _Index = {}
+    for file in _files(folder):
+        # no file, or a damaged one
+        with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
+            tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
+            rows, text = tensors["rows"].numpy().view(ROW)[:, 0], tensors["text"].numpy()
+            known = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
+            inside = (rows["start"] >= 0) & (rows["length"] >= 0) & (rows["offset"] > 0)
+            inside &= rows["start"] + rows["length"] <= len(text)
+            # each shard has images, and those of the first come first
+            steps = np.diff(rows["folder"], prepend=-1, append=len(known))
+            rising = steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()
+            if text.dtype != np.uint8 or not inside.all() or not rising:
+                raise ValueError("it has numbers that are out of range")
+            names = Names(text, rows, [f"{shard}/" for shard in known])
+            ends = np.searchsorted(rows["folder"], np.arange(len(known)), side="right").tolist()
+            for (shard, value), first, end in zip(known.items(), [0, *ends], ends, strict=False):
+                if value and stamps.get(shard, value) == value:
+                    index[shard] = value, names[first:end]
+    return index
+
+
+def _save(folder: str, index: _Index) -> None:
+    images = Names.joined(images for _, images in index.values())
+    rows = torch.from_numpy(images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
+    stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}
+    for file in _files(folder):
+        # a name that is not UTF-8 is a ValueError
+        with suppress(OSError, ValueError):
+            write_tensors(
+                file, _KIND, _VERSION, {"rows": rows, "text": torch.from_numpy(images.text)}, {"stamps": stamps}
+            )
+            return
+
+
+def _files(folder: str) -> list[Path]:
+    """Files that an index may be in."""
+    there = folder if is_url(folder) else os.path.realpath(folder)
+    kept = hashlib.blake2b(os.fsencode(there), digest_size=16).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kdpl" / "shards" / f"{kept}.safetensors"
+    return [cache] if is_url(folder) else [Path(folder) / INDEX_FILE, cache]
+
+
+def _look_through(shard: str) -> Names:
+    # by name: of two members of one name the later one counts, as when a shard is unpacked
+    members: dict[str, ShardImage] = {}
+    if shard.lower().endswith(COMPRESSED_ENDINGS):
+        raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
+    try:
+        with open_file(shard) as file, open_tar(file, "r:") as opened:
+            for member in images_of(opened):
+                members[member.name] = ShardImage(shard, member.name, member.offset_data, member.size)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {shard} does not exist: restore it, or leave it out of unlabeled") from error
+    except UNREADABLE as error:
+        raise DataError(f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out") from error
+    if not members:
+        raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
+    return Names.of(members.values())

@@ -1,0 +1,94 @@
+"""Pieces of a pool of shards, of some megabytes each: the unit in which training shuffles and reads it."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpl.data.names import Names
+from kdpl.shards.reader import ShardImage
+from kdpl.shards.spool import Piece
+
+WINDOW = 64
+"""Pieces whose images are mixed with each other."""
+
+PIECE = 2**23
+"""Bytes of images in a piece."""
+
+_FILE = 2**17  # bytes that an image outside of shards counts for
+_DENSE = 0.25  # least share of what is read at once that has to be wanted; small images have notes of their size
+_MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
+
+Indices = npt.NDArray[np.int64]
+
+
+class InPieces(Sequence[str]):
+    """Names of which an image in a shard, whenever it is asked for, comes with the piece to read it with.
+
+    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in several shards, each
+    part is read by itself. Images outside of shards are read one by one.
+
+    Attributes:
+        starts: First image of each piece; None where no image is in a shard.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names, self.since = names, time.time()
+        self.starts: Indices | None = None
+        rows = names.rows
+        if not rows["offset"].any():
+            return
+        sizes = np.where(rows["offset"] > 0, rows["size"], _FILE)
+        piece = np.cumsum(sizes)
+        # in place, for the sake of memory
+        piece -= sizes
+        piece //= PIECE
+        begins = np.diff(piece, prepend=-1) != 0
+        self.starts = np.flatnonzero(begins)
+        # a part lies in one shard
+        self._parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
+        self._first = np.minimum.reduceat(rows["offset"], self._parts)
+        self._stop = np.maximum.reduceat(rows["offset"] + rows["size"], self._parts)
+        wanted, bytes_read = np.add.reduceat(rows["size"], self._parts), self._stop - self._first
+        self._dense = (self._first > 0) & (wanted >= _DENSE * bytes_read) & (bytes_read <= _MOST)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        source = self.names[index]
+        if isinstance(source, ShardImage):
+            part = np.searchsorted(self._parts, index, side="right") - 1
+            if self._dense[part]:
+                source.piece = Piece(int(self._first[part]), int(self._stop[part]), self.since)
+        return source
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Iterator[Indices]:
+    """Draw the order of images that lie in pieces, such that few pieces are in use at any time.
+
+    The pieces come in a random order, one at each turn. Each image of a piece is due after a random time of up to
+    ``WINDOW`` turns, so that a batch has images of about ``WINDOW`` pieces.
+
+    Args:
+        starts: First image of each piece, rising from 0.
+        num_images: Number of images N.
+        rng: The stream to draw from.
+
+    Yields:
+        The next images of the order, over all each of 0 … N - 1 once.
+    """
+    sizes = np.diff(starts, append=num_images)
+    order = rng.permutation(len(starts))
+    times, images = np.empty(0), np.empty(0, dtype=np.int64)
+    for first in range(0, len(order), WINDOW):
+        pieces = order[first : first + WINDOW]
+        last = first + len(pieces)
+        new = np.concatenate([np.arange(starts[piece], starts[piece] + sizes[piece]) for piece in pieces])
+        turns = np.repeat(np.arange(first, last), sizes[pieces])
+        times, images = np.append(times, turns + WINDOW * rng.random(len(new))), np.append(images, new)
+        due = times < last
+        yield images[due][np.argsort(times[due], kind="stable")]
+        times, images = times[~due], images[~due]
+    yield images[np.argsort(times, kind="stable")]

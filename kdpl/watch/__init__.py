@@ -1,0 +1,1 @@
+"""New images compared with the pool that a classifier was distilled on."""

@@ -1,0 +1,231 @@
+"""Refinement of the teacher's predictions before a student's first epoch."""
+
+import pytest
+import torch
+import world
+from plain import normalized
+from torch.nn import functional as F
+
+from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ArtifactError
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.refinement import callback as refine_pool
+from kdpl.refinement.callback import RefinePool
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.refinement.target import PoolTargets
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE, PROMPTS_FILE
+
+POOL = {"shots": 2, "unlabeled_share": 0.12}  # 20 labelled images, 84 unlabelled ones, of which some are both
+SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
+SETTINGS = {"mode": "always", "neighbors": 4, "graph": 1.0, "likelihood": 0.05, "rounds": 3, "views": 2}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    world.write_teacher(folder, class_names=world.DIGITS, num_base=None, logit_scale=SCALE)
+    return folder
+
+
+def distil(teacher, folder, callbacks=(), ckpt_path=None, data=(), epochs=1, save=False, trainer=(), **options):
+    """Fit a student for two steps an epoch in a folder; returns its record."""
+    settings = {**SETTINGS, **options.pop("refinement", {})}
+    refined = {"target": "refined", "refinement": RefinementConfig(**settings)}
+    student = world.make_student(teacher, kd_weight=20, **{**refined, **options})
+    domain = world.digits(7, **{**POOL, **dict(data)})
+    steps = {"limit_train_batches": 2, "save": save, **dict(trainer)}
+    return world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **steps)
+
+
+def targets_in(folder):
+    return PoolTargets.load(folder / POOL_TARGETS_FILE)
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    """A fit that was not interrupted, with its checkpoints, and its folder; no test changes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return distil(teacher, folder, epochs=2, save=True), folder
+
+
+@pytest.fixture(scope="module")
+def plainly(teacher, plain_of):
+    """Features, predictions and labels of the pool, of labelled images outside it, and of validation images."""
+    clip, domain = plain_of("test-teacher-quickgelu"), world.digits(7, **POOL)
+    prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
+    vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
+    labels = {record.source: record.label for record in domain.tuning_records("labeled")}
+    pool = [domain.unlabeled_images(32).sources[i] for i in domain.unlabeled_indices.tolist()]
+    outside = [source for source in labels if source not in pool]
+    assert 0 < len(outside) < len(labels) == 20
+    validation = domain.tuning_records("val")
+
+    def feature(images, index):
+        views = torch.stack([images[index, view][0] for view in range(2)])
+        return normalized(normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True))
+
+    further = domain.images_of([*outside, *(record.source for record in validation)], 32)
+    features = [feature(domain.unlabeled_images(32), i) for i in domain.unlabeled_indices.tolist()]
+    features = torch.cat([*features, *(feature(further, i) for i in range(len(further)))]).float()
+    known = torch.tensor([labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation))
+    return features, (SCALE * features @ vectors.float().T).softmax(dim=1), known, validation
+
+
+def refined_plainly(features, predictions, labels):
+    config = RefinementConfig(**SETTINGS)
+    return refine(features, predictions, affinity(*nearest(features, config.neighbors)), labels, config).assignments
+
+
+def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
+    features, predictions, labels, validation = plainly
+    made, expected = targets_in(whole[1]), refined_plainly(features, predictions, labels)
+    n = len(made.images)
+    assert made.images.tolist() == world.digits(7, **POOL).unlabeled_indices.tolist()
+    assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
+    in_pool = labels[:n] >= 0
+    assert made.assignments[in_pool].float().equal(F.one_hot(labels[:n][in_pool], 10).float())
+    before, after = predictions.argmax(dim=1), expected.argmax(dim=1)
+    assert (before[:n] != after[:n]).sum() == made.moved > 0
+    for counts, classes in ((made.before, before), (made.after, after)):
+        assert counts == tuple(torch.bincount(classes[:n], minlength=10).tolist())
+    truth = torch.tensor([record.label for record in validation])
+    right = [(each[-len(truth) :] == truth).float().mean().item() for each in (before, after)]
+    assert made.accuracy == pytest.approx(right)
+    for image, *classes in made.examples:
+        row = made.images.tolist().index(image)
+        assert classes == [before[row], after[row]]
+
+
+def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not(whole, plainly):
+    features, predictions, labels, validation = plainly
+    made = targets_in(whole[1])
+    n = len(made.images)
+    pool_alone, with_validation = labels.clone(), labels.clone()
+    pool_alone[n:] = -1
+    with_validation[-len(validation) :] = torch.tensor([record.label for record in validation])
+    for other in (pool_alone, with_validation):
+        assert (refined_plainly(features, predictions, other)[:n] - made.assignments.float()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("mode", "teacher", "refined", "after", "shots", "taken", "words"),
+    [
+        ("auto", [0] * 9 + [1], [1] * 10, (5, 5), 16, True, "right on 100.0 % of 10 validation images"),
+        ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "difference +0.0 ± 0.0 points"),
+        ("auto", [1, *[0] * 9], [0, 1, 1, *[0] * 7], (5, 5), 1, False, "difference +10.0 ± 17.0 points"),
+        ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "the predictions before it on 100.0 % (difference -100.0"),
+        ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as refinement.mode is always; it is right on 0.0 %"),
+        (
+            "auto",
+            [],
+            [],
+            (5, 5),
+            0,
+            True,
+            "no held-out labels to measure it on, and there is at most one label",
+        ),
+        ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
+        ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
+        ("auto", [], [], (0, 10), 0, False, "it leaves 1 class without an image"),
+        ("always", [], [], (0, 10), 0, True, "there are no held-out labels"),
+    ],
+)
+def test_it_is_taken_where_it_is_better_or_nothing_is_against_it(mode, teacher, refined, after, shots, taken, words):
+    sides = (torch.tensor(teacher, dtype=torch.float32), torch.tensor(refined, dtype=torch.float32))
+    decision = RefinePool(RefinementConfig(mode=mode))._decide(
+        *sides, [torch.tensor([5, 5]), torch.tensor(after)], shots
+    )
+    assert decision[0] == taken
+    assert decision[1].startswith("taken" if taken else "not taken")
+    assert words in decision[1]
+
+
+def test_where_it_is_not_taken_the_student_learns_the_published_target(teacher, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(RefinePool, "_decide", lambda *_: (False, "not taken"))
+    losses = distil(teacher, tmp_path / "not_taken", epochs=2).losses
+    assert losses == distil(teacher, tmp_path / "published", epochs=2, target="teacher").losses
+    assert losses != whole[0].losses
+    assert not (tmp_path / "published" / POOL_TARGETS_FILE).exists()
+
+
+def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypatch):
+    record, folder = whole
+    before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
+    monkeypatch.setattr(refine_pool, "mean_features", None)
+    assert distil(teacher, folder, ckpt_path=folder / "epoch=0.ckpt", epochs=2).losses == record.losses[2:]
+    assert distil(teacher, folder).losses == record.losses[:2]
+    assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"refinement": {"rounds": 2}}, "settings"),
+        ({"data": {"unlabeled_share": 0.2}}, "images"),
+        ({"data": {"shots": 3}}, "labels"),
+        ({"pool_filter": 0.3}, "images"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(changes, words, teacher, whole, tmp_path):
+    (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
+    with world.refused(ArtifactError, f"{POOL_TARGETS_FILE} was made for other {words}: remove it, or choose another"):
+        distil(teacher, tmp_path, [world.NoStep()], **changes)
+
+
+@pytest.mark.parametrize(("seed", "words"), [(1, "teacher"), (0, "class vectors")])
+def test_a_file_of_another_teacher_or_other_class_vectors_is_refused(seed, words, whole, tmp_path):
+    (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
+    world.write_teacher(tmp_path, seed=seed, class_names=world.DIGITS, num_base=None, logit_scale=SCALE)
+    if seed == 0:
+        file = tmp_path / CLASS_VECTORS_FILE
+        vectors = ClassVectors.load(file)
+        vectors.vectors.copy_(vectors.vectors.flip(0))
+        vectors.save(file)
+    with world.refused(ArtifactError, f"{POOL_TARGETS_FILE} was made for other {words}: "):
+        distil(tmp_path, tmp_path, [world.NoStep()])
+
+
+def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_path):
+    distil(teacher, tmp_path, pool_filter=0.3)
+    gone = len((tmp_path / "left_out.csv").read_text().splitlines()) - 1
+    assert gone > 0
+    assert len(targets_in(tmp_path).images) == 84 - gone
+
+
+def test_a_cache_changes_nothing_but_for_rounding(teacher, whole, tmp_path):
+    data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
+    cached = distil(teacher, tmp_path, [FillTeacherCache()], data=data, epochs=2)
+    assert (targets_in(tmp_path).assignments - targets_in(whole[1]).assignments).abs().max() < 2e-2
+    assert cached.losses == pytest.approx(whole[0].losses, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("data", "seen", "shown"), [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)]
+)
+def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(data, seen, shown, teacher, tmp_path, monkeypatch):
+    labels = []
+
+    def watched(features, predictions, neighbors, known, *more):
+        labels.append(known)
+        return refine(features, predictions, neighbors, known, *more)
+
+    monkeypatch.setattr(refine_pool, "refine", watched)
+    distil(teacher, tmp_path, data=data, refinement={"mode": "auto"})
+    (known,) = labels
+    assert (known >= 0).sum() == shown
+    assert {label for label in known.tolist() if label >= 0} == seen
+    assert (targets_in(tmp_path).accuracy is None) == (not seen)
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(teacher, whole, tmp_path):
+    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    distil(teacher, tmp_path, trainer=two)
+    made, expected = targets_in(tmp_path), targets_in(whole[1])
+    assert (made.assignments - expected.assignments).abs().max() < 1e-3
+    assert (made.images.tolist(), made.moved, made.examples) == (
+        expected.images.tolist(),
+        expected.moved,
+        expected.examples,
+    )

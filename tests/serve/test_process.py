@@ -1,0 +1,150 @@
+"""The service as a process with its workers: start, stop, overload and failures of its parts."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from runs import noise, processes_of, start_process, wait_for
+from world import refused
+
+from benchmarks.serve import at_once, bomb, picture, send
+from kdpl.classifier import Classifier
+from kdpl.errors import ArtifactError
+from kdpl.serve.api import Answers
+from kdpl.serve.gate import Limits
+from kdpl.serve.server import build, serve
+
+pytestmark = pytest.mark.slow
+
+# in every process of the service, since each reads it when it starts
+NO_NETWORK = """
+import sys
+def forbid(event, arguments):
+    if event == "socket.getaddrinfo" or event == "socket.connect" and isinstance(arguments[1], tuple):
+        open({log!r}, "a").write(f"{{event}} {{arguments}}\\n")
+        raise OSError("no network")
+sys.addaudithook(forbid)
+"""
+
+
+@contextmanager
+def service(folder, classifier, *options, **variables):
+    """Serve on a free port, without a network of its own; yields the process and its address."""
+    (folder / "hooks").mkdir()
+    (folder / "hooks" / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(folder / "network")))
+    paths = f"{folder / 'hooks'}:{os.environ.get('PYTHONPATH', '')}"
+    args = ["serve", str(classifier), "--host=127.0.0.1", "--port=0", *options]
+    process = start_process(args, stdout=subprocess.PIPE, PYTHONPATH=paths, **variables)
+    try:
+        line = process.stdout.readline()
+        assert re.fullmatch(r"service: http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", line), process.stderr.read()
+        yield process, line.split()[1].removeprefix("http://")
+        assert not (folder / "network").exists()
+    finally:
+        for each in processes_of(process.pid):
+            os.kill(each, signal.SIGKILL)
+        process.communicate()
+
+
+def test_it_stays_alive_under_load_and_attack(classifier, tmp_path):
+    with service(tmp_path, classifier, "--max-waiting=8") as (process, address):
+        noise(50, 40).save(tmp_path / "a.png")
+        ((expected,),) = Classifier.load(classifier).predict([tmp_path / "a.png"])
+        with httpx.Client(base_url=f"http://{address}", timeout=60) as client:
+            assert client.get("/health").text == "ok"
+            answer = client.post("/predict", files={"images": ("a.png", (tmp_path / "a.png").read_bytes())}).json()
+            (row,) = answer["predictions"]
+            assert (row["path"], row["class"]) == ("a.png", expected.class_name)
+            assert row["probability"] == pytest.approx(expected.probability, abs=2e-6)
+            statuses = at_once(address, 60, 64)
+            assert set(statuses) == {200, 503}
+            assert statuses[200] >= 8
+            assert [send(address, body)[0] for body in (bytes(30_000_000), bomb(20_000), b"x", b"")] == [
+                413,
+                422,
+                422,
+                400,
+            ]
+            # a worker that is killed is replaced
+            (worker,) = (pid for pid in processes_of(process.pid) if b"spawn_main" in command_of(pid))
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: client.get("/health").status_code == 503)
+            wait_for(lambda: client.get("/health").status_code == 200)
+            assert send(address, picture(40))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+        assert process.stderr.read().splitlines()[-1] == "terminated"
+        wait_for(lambda: not processes_of(process.pid))
+
+
+def test_health_fails_while_a_worker_hangs(classifier, tmp_path):
+    with service(tmp_path, classifier, "--timeout=5") as (process, address), httpx.Client(timeout=60) as client:
+        (worker,) = (pid for pid in processes_of(process.pid) if b"spawn_main" in command_of(pid))
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 200)
+        os.kill(worker, signal.SIGSTOP)
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 503)
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: client.get(f"http://{address}/health").status_code == 200)
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_requests_at_the_time_of_sigterm_are_answered(classifier, tmp_path):
+    image = picture(40)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    with service(tmp_path, classifier, LIT_SERVER_API_KEY="secret") as (process, address):
+        assert send(address, image)[0] == 401
+        place = (address.split(":")[0], int(address.split(":")[1]))
+        with socket.create_connection(place) as connection:
+            connection.sendall(head.replace("Host", "X-API-Key: secret\r\nHost").encode() + image[:100])
+            wait_for(lambda: "kdpl_requests_active 1.0" in httpx.get(f"http://{address}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: is_refused(place))
+            connection.sendall(image[100:])
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b'"predictions"' in answer
+        assert process.wait() == 143
+
+
+def is_refused(place):
+    try:
+        socket.create_connection(place).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(number, code, classifier, tmp_path):
+    with service(tmp_path, classifier) as (process, address):
+        assert send(address, picture(40))[0] == 200
+        os.killpg(process.pid, number)
+        assert process.wait() == code
+        assert process.stderr.read() == {130: "interrupted\n", 143: "terminated\n"}[code]
+        wait_for(lambda: not processes_of(process.pid))
+
+
+def test_a_worker_that_cannot_start_ends_the_service(classifier, tmp_path):
+    loaded = Classifier.load(classifier)
+    server = build(Answers(str(tmp_path / "none")), loaded, "cpu", 1, Limits(1000, 1, 1, 30))
+    with refused(ArtifactError, "a worker of the service failed to start .*: see"):
+        serve(server, "127.0.0.1", 0)
+
+
+def test_a_killed_service_leaves_neither_workers_nor_its_port(classifier, tmp_path):
+    with service(tmp_path, classifier) as (process, address):
+        workers = [pid for pid in processes_of(process.pid) if b"spawn_main" in command_of(pid)]
+        process.kill()
+        process.wait()
+        assert is_refused((address.split(":")[0], int(address.split(":")[1])))
+        wait_for(lambda: not {*workers} & {*processes_of(process.pid)})
+        assert workers
