@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdpl.cli.arguments import output_file
-from kdpl.errors import ConfigError, DataError, reason
+from kdpl.errors import ConfigError
 from kdpl.runtime.class_names import ClassText, fault_of_name
+from kdpl.runtime.files import read_text
 
 
 def class_vectors(
@@ -40,7 +41,8 @@ def class_vectors(
     if config:
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
-        names = _distinct(_lines(Path(class_list)), class_list)
+        lines = read_text(Path(class_list), "class list").splitlines()
+        names = _distinct([line for line in lines if line.strip()], class_list)
     else:
         names = _distinct(classes, "--classes")
 
@@ -49,16 +51,6 @@ def class_vectors(
     NameEncoder.load(teacher).encode(names, num_base, texts).save(file)
     print(f"class vectors of {len(names)} classes: {file}")
     return 0
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"class list {file} cannot be read ({reason(error)}): give a text file with a class name on each line"
-        ) from error
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
+from kdpl.runtime.files import read_text
 
 
 class ClassName(NamedTuple):
@@ -75,10 +76,8 @@ def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -
     if kind not in readers:
         raise DataError(f"class names file {path} is of an unknown kind: give a .txt, .json or .csv file")
     try:
-        mapping = readers[kind](path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"class names file {path} does not exist: check class_names") from error
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        mapping = readers[kind](read_text(path, "class names file"))
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
     expected = set(keys)
     if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
@@ -116,10 +115,11 @@ def _read_csv(text: str) -> dict[str, ClassName]:
     # a third column is a text where a heading says so, and otherwise mostly a name with a comma in it
     columns = len(heading) if has_heading else 2
     for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
+        if len(row) < columns or any(row[columns:]):
             texts = {2: "class and name", 3: "class, name and text"}
             expected = texts.get(columns, f"class, name and {columns - 2} texts")
-            raise ValueError(f"row {number} has {len(row)} columns where {expected} are expected")
+            said = f"row {number} has {len(row)} columns where {expected} are expected"
+            raise ValueError(f"{said}: put a value with a comma in quotes" if len(row) > columns else said)
     return _unique([(key, ClassName(name, _one_or_several(texts))) for key, name, *texts in rows[has_heading:]])
 
 

@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdpl.errors import ArtifactError, ConfigError, DataError, reason
+from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.class_names import ClassName, fault_of_name
+from kdpl.runtime.files import read_text
 from kdpl.runtime.run_folder import UNKNOWN_FILE
 
 KIND = "scores of being none of the classes"
@@ -44,10 +45,7 @@ def everyday_words() -> tuple[str, ...]:
 
 def read_words(file: str) -> tuple[str, ...]:
     """Read words of things that are no class, one on each line; a DataError if there are none."""
-    try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"negative words {file} cannot be read ({reason(error)}): give a text file") from error
+    lines = read_text(Path(file).expanduser(), "negative words").splitlines()
     words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words:
         raise DataError(f"negative words {file} has no words: write one on each line")

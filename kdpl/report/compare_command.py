@@ -1,7 +1,9 @@
 """``python -m kdpl compare RUN RUN…``: test accuracies of runs, and their differences."""
 
+import csv
 import json
 from collections.abc import Callable
+from io import StringIO
 from typing import Any, Literal
 
 from kdpl.cli.arguments import output_file
@@ -59,16 +61,17 @@ def compare(
 
 
 def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
-    import pandas as pd
-
     from kdpl.benchmark.formats import escape_markdown
 
     if ending == ".md":
         return "\n".join([*_lines(records, escape_markdown), *(f"\n{escape_markdown(note)}" for note in notes), ""])
     if ending == ".json":
         return json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
-    text: str = pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
-    return text
+    file = StringIO()
+    table = csv.DictWriter(file, records[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(records)
+    return file.getvalue()
 
 
 def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:

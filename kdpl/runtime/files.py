@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdpl.errors import KdplError
+from kdpl.errors import DataError, KdplError
 from kdpl.runtime.faults import FULL
 
 _LEAST_FREE = 2**16  # bytes
@@ -65,6 +65,17 @@ def _take_place(new: Path, path: Path, replaced: Path) -> None:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         raise
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file that somebody wrote, in UTF-8; a DataError says ``what`` cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{what} {path} is not in UTF-8 (line {line}): save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read ({error.strerror}): give a text file") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -80,8 +80,14 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
             "cannot be read as CSV: row 2 has 3 .* class, name and 2 texts .*",
         ),
         ("a.json", '{"n01": {"name": "a", "text": ["b", 3]}, "n02": "c"}', "cannot be read as JSON: expected .* texts"),
-        ("a.csv", b"n01,\xff\xfe\n", "cannot be read as CSV: .*utf-8.*"),
-        ("a.csv", None, "does not exist: check class_names"),
+        ("a.csv", b"n01,a\nn02,K\xe4fer\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
+        ("a.txt", b"n01\nn02\xe4\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
+        ("a.csv", None, r"cannot be read \(No such file or directory\): give a text file"),
+        (
+            "a.csv",
+            "n01,a, b\nn02,c\n",
+            "cannot be read as CSV: row 1 has 3 columns where class and name .*: put a value with a comma in quotes",
+        ),
         ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
         ("a.txt", "n01\nn02\nn01\n", "cannot be read as TXT: it has 'n01' twice, keep one"),
         ("a.txt", "n01\n", "lacks class 'n02': name the dataset's classes, .*"),
@@ -100,6 +106,7 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
     [
         ("names.txt", "\ufeffsea otter\r\n\r\n  tench \nant, red\n", ["sea otter", "tench", "ant, red"]),
         ("names.csv", "n02,tench\nn01,ant\n", ["tench", "ant"]),
+        ("names.csv", "n02,tench,\nn01,ant, ,\n", ["tench", "ant"]),
         ("names.json", '{"n02": "tench", "n01": {"name": "ant", "text": "ant, red"}}', ["tench", "ant"]),
     ],
 )

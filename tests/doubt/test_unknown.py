@@ -133,7 +133,12 @@ def test_own_words_are_read_line_by_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), (b"\xff\xfe\xff", "cannot be read"), (b" \n", "no words"), (b"a\x1bb", "be shown")],
+    [
+        (None, "cannot be read"),
+        (b"a\nB\xe4r", r"\(line 2\): save it as UTF-8"),
+        (b" \n", "no words"),
+        (b"a\x1bb", "be shown"),
+    ],
 )
 def test_own_words_that_cannot_be_read_are_refused(content, words, tmp_path):
     if content is not None:

@@ -230,6 +230,15 @@ def test_labels_are_replaced_emptied_and_added_by_paths_below_the_table(tmp_path
     assert found["pets/train/cat/1.png"] == "cat"
 
 
+@pytest.mark.parametrize("line", [2, 3])
+def test_a_comma_without_quotes_in_a_filled_in_table_is_refused(line, tmp_path, photos, capsys):
+    rows = ["image,label,likely,probability", "pets/train/cat/0.png,cat,dog,0.5", "pets/train/cat/1.png,cat,dog,0.5"]
+    rows[line - 1] = rows[line - 1].replace(",cat,", ",cat, tame,")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    code = main(["init", str(photos), f"--out={tmp_path / 'out'}", f"--labels={tmp_path / 'labels.csv'}"])
+    refused(capsys, code, f"line {line} of {tmp_path / 'labels.csv'} has 5 values, expected 4", "comma in quotes")
+
+
 def test_the_first_labels_of_images_without_any_go_by_the_list_of_classes(tmp_path):
     various(tmp_path / "new", 6)
     (tmp_path / "names.csv").write_text("c,cat\nd,dog\n")

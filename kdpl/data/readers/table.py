@@ -1,9 +1,10 @@
 """A dataset of one's own as a table: a row for each image, with its label and, where it has one, its split."""
 
+import csv
 import os
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdpl.data.class_mapping import list_classes, name_classes
 from kdpl.data.names import Names, unlisted
@@ -11,9 +12,7 @@ from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from kdpl.runtime.files import read_text
 
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
@@ -78,43 +77,56 @@ class Table(OwnImages):
 def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
     """Read image, label and split of each row; the split of an empty cell is ``train``.
 
-    DataError if it cannot be read, or lacks the column ``image`` or, with ``labeled``, ``label``.
+    DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a row has a value
+    beyond the columns, as a comma without quotes makes it.
     """
     if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"table {table} is of an unknown kind: give a .csv or .parquet file as root")
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
-    frame = _frame(table)
-    columns = {str(name).strip(): [_text(value) for value in values] for name, values in frame.items()}
+    columns = _parquet_columns(table) if table.suffix.lower() == ".parquet" else _csv_columns(table)
     for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
             said = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
             raise DataError(f"table {table} {said}: its first row must be image,label or image,label,split")
-    none = [""] * len(frame)
+    none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     return list(zip(columns["image"], columns.get("label", none), splits, strict=True))
 
 
-def _frame(table: Path) -> "DataFrame":
-    import pandas as pd
-
+def _csv_columns(table: Path) -> dict[str, list[str]]:
+    lines = csv.reader(StringIO(read_text(table, "table")), skipinitialspace=True, strict=True)
     try:
-        if table.suffix.lower() == ".parquet":
-            return pd.read_parquet(table)
-        # as text: NA is a label like any other
-        return pd.read_csv(
-            table, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig", index_col=False
-        )
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
+        names = [name.strip() for name in next(lines, [])]
+        while names and not names[-1]:  # spreadsheets leave commas at the end of a line
+            names.pop()
+        rows = []
+        for row in lines:
+            cells = [cell.strip() for cell in row]
+            if any(cells[len(names) :]):
+                said = f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
+                raise DataError(f'{said}: put a value with a comma in quotes, as in "Prunus avium, wild cherry"')
+            if cells:
+                rows.append(cells + [""] * (len(names) - len(cells)))
+    except csv.Error as error:
+        raise DataError(f"line {lines.line_num} of {table} cannot be read ({error}): correct it") from error
+    return {name: [row[names.index(name)] for row in rows] for name in names}
+
+
+def _parquet_columns(table: Path) -> dict[str, list[str]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+
+        columns = ParquetFile(table).read().to_pydict()
     except ImportError as error:
         raise ConfigError("a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or give a .csv") from error
-    except Exception as error:  # pandas and pyarrow each raise their own
+    except Exception as error:  # pyarrow raises its own
         raise DataError(f"table {table} cannot be read ({reason(error)}): write it again") from error
+    return {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
 
 
 def _text(value: object) -> str:
-    # Parquet has numbers: 0 is a label like any other, and missing values make floats of whole numbers
-    if value is None or value != value or str(value) == "<NA>":
+    # numbers are labels like any other, and pandas makes whole numbers floats where others are missing
+    if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

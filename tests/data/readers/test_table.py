@@ -79,6 +79,8 @@ def test_a_table_for_tests_alone_keeps_the_order_of_its_labels(tmp_path):
         ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training': use train, val, test"),
         ("x.csv", b"image,label,split\n1.png,cat,train\n./1.png,dog,test\n", "row 2 of .* again, .*train"),
         ("x.csv", b"image,label\n", "no row with a label: .* write a list of the classes"),
+        ("x.csv", b'image,label\n1.png,"cat\n2.png,dog\n', "line 3 of .* cannot be read .*: correct it"),
+        ("x.csv", "image,label\n1.png,cat\n2.png,Kätzchen\n".encode("latin-1"), r"UTF-8 \(line 3\): save it as UTF-8"),
         ("x.csv", None, "x.csv does not exist: check root"),
         ("x.txt", b"image,label", "of an unknown kind: give a .csv or .parquet"),
         ("x.parquet", b"no parquet", "cannot be read"),
@@ -89,6 +91,39 @@ def test_what_is_not_such_a_table_is_one_sentence(name, content, match, tmp_path
         (tmp_path / name).write_bytes(content)
     with world.refused(DataError, match):
         Table(str(tmp_path / name)).read()
+
+
+COMMA = "Prunus avium, wild cherry"
+UNQUOTED = 'line {} of .*x.csv has 3 values, expected 2: put a value with a comma in quotes, as in "Prunus avium'
+
+
+@pytest.mark.parametrize("line", [2, 3, 5])
+def test_an_unquoted_comma_is_refused_in_any_row_and_a_quoted_one_is_part_of_the_label(line, tmp_path):
+    rows = ["image,label", "1.png,Prunus avium", "2.png,Prunus padus", "", "3.png,Prunus padus"]
+    image = rows[line - 1].partition(",")[0]
+    rows[line - 1] = f"{image},{COMMA}"
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    with world.refused(DataError, UNQUOTED.format(line)):
+        Table(str(tmp_path / "x.csv")).read()
+    rows[line - 1] = f'{image}, "{COMMA}"'
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    splits = Table(str(tmp_path / "x.csv")).read()
+    assert COMMA in splits.class_names
+    assert [record.source for record in splits.train] == [str(tmp_path / f"{i}.png") for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("heading", ["image,label", "image,label,,"])
+@pytest.mark.parametrize("ends", [(",,", ""), ("", ",, "), (",", ",")])
+def test_commas_at_the_end_of_a_line_hold_no_value(heading, ends, tmp_path):
+    first, second = ends
+    (tmp_path / "x.csv").write_text(f"{heading}\n1.png,cat{first}\n2.png,dog{second}\n")
+    assert Table(str(tmp_path / "x.csv")).read().train == ((str(tmp_path / "1.png"), 0), (str(tmp_path / "2.png"), 1))
+
+
+def test_a_value_beyond_an_empty_heading_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text(f"image,label,\n1.png,{COMMA}\n")
+    with world.refused(DataError, UNQUOTED.format(2)):
+        Table(str(tmp_path / "x.csv")).read()
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
