@@ -177,14 +177,12 @@ def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypat
         run_command(["--out=stage" if word == "--print_config" else word for word in words], check_only=True)
 
 
-def test_the_python_that_the_quickstart_and_the_reference_show_runs(tmp_path, monkeypatch, student_run, capsys):
+def test_the_python_that_the_quickstart_shows_runs(tmp_path, monkeypatch, student_run, capsys):
     monkeypatch.chdir(tmp_path)
     Path("runs/quickstart").mkdir(parents=True)
     Path("runs/quickstart/student").symlink_to(student_run)
-    shown = {"quickstart.md": "digit.png", "api/index.md": "runs/mine/teacher/class_vectors.safetensors"}
-    for page, leaves in shown.items():
-        exec(compile(python_of(page), page, "exec"), {})  # noqa: S102
-        assert Path(leaves).is_file()
+    exec(compile(python_of("quickstart.md"), "quickstart.md", "exec"), {})  # noqa: S102
+    assert Path("digit.png").is_file()
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
 
 

@@ -1,13 +1,15 @@
-"""The worked examples of CONTRIBUTING.md, as somebody would write them outside of the package."""
+"""The examples: those of CONTRIBUTING.md, as if written outside of the package, and the script in examples/."""
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import runs
 from runs import configs
 
+from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -63,3 +65,28 @@ def test_a_dataset_is_read_by_a_class_path(tmp_path, capsys):
     capsys.readouterr()
     assert runs.fit_teacher(tmp_path / "other", *reader, str(tmp_path)) == 1
     assert "has no images <class>_<number>.jpg: set root" in capsys.readouterr().err
+
+
+@pytest.fixture
+def both_stages():
+    return runpy.run_path(str(PAGE.parent / "examples" / "both_stages.py"))["main"]
+
+
+def test_the_script_of_both_stages_trains_tests_and_classifies(both_stages, tmp_path, capsys):
+    both_stages(tmp_path, teacher_epochs=1, student_epochs=1)
+    out = capsys.readouterr().out
+    assert out.count("test/acc") == 2
+    assert "digits/1784 shows five\npredicted: " in out
+    vectors = [tmp_path / stage / CLASS_VECTORS_FILE for stage in ("teacher", "student")]
+    assert vectors[0].read_bytes() == vectors[1].read_bytes()
+    assert len(Classifier.load(tmp_path / "student" / "classifier").class_names) == 10
+
+
+@pytest.mark.slow
+def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(both_stages, tmp_path, capsys):
+    both_stages(tmp_path)
+    out = capsys.readouterr().out
+    measured = [f"{100 * float(value):.1f}" for value in re.findall(r"test/acc\D+([\d.]+)", out)]
+    readme = (PAGE.parent / "README.md").read_text(encoding="utf-8")
+    assert measured == re.findall(r"│ (?:teacher, tuned|student, distilled) +│ ([\d.]+)", readme)
+    assert out.endswith("predicted: five (0.972), then nine (0.016)\n")

@@ -1,8 +1,8 @@
 """Links from the site to the rest of the repository, written as they work on GitHub.
 
-Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the site, and so is the
-notebook, with the outputs that are saved in it. Other linked files are copied into the site, so links lead to the
-version that the page describes.
+Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the site, and so are the
+examples: the notebook with the outputs that are saved in it, and the script. Other linked files are copied into the
+site, so links lead to the version that the page describes.
 """
 
 import json
@@ -21,6 +21,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "tour.md",
     "SECURITY.md": "security.md",
+    "examples/both_stages.py": "both_stages.md",
     "examples/folder_to_onnx.ipynb": "notebook.md",
 }
 """Files outside docs/ that are pages, and their names in the site."""
@@ -33,8 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside docs/, and other linked files there."""
     for source, name in PAGES.items():
         path = ROOT / source
-        of_a_notebook = path.suffix == ".ipynb"
-        given = {"content": _markdown(path)} if of_a_notebook else {"abs_src_path": str(path)}
+        to_markdown = _MARKDOWN.get(path.suffix)
+        given = {"content": to_markdown(path)} if to_markdown else {"abs_src_path": str(path)}
         files.append(File.generated(config, name, **given))
     for page in files.documentation_pages():
         for path in sorted({_source(page, match[1]) for match in LINK.finditer(page.content_string)}):
@@ -57,7 +58,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(to_site, markdown)
 
 
-def _markdown(notebook: Path) -> str:
+def _of_script(script: Path) -> str:
+    """Return a script as Markdown, under the title that its docstring begins with."""
+    code = script.read_text(encoding="utf-8")
+    title = code.removeprefix('"""').partition(":")[0]
+    return f"# {title}\n\n```python\n{code}```\n"
+
+
+def _of_notebook(notebook: Path) -> str:
     """Return a notebook as Markdown: its texts, its code, and what that printed and showed."""
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -83,3 +91,6 @@ def _name(path: str) -> str | None:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return None if path.startswith("..") else PAGES.get(path, f"repository/{path}")
+
+
+_MARKDOWN = {".ipynb": _of_notebook, ".py": _of_script}

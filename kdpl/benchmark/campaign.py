@@ -127,6 +127,7 @@ class Campaign(_Settings):
         source: Dataset that cross_dataset and domain_generalization tune on.
         variants: Other test sets of the source's classes, for domain_generalization.
         per_dataset: Settings that differ by dataset.
+        notes: Sentences below each of its tables, such as what the accuracies depend on.
     """
 
     protocols: Several[Protocol] = Field(min_length=1)
@@ -138,6 +139,7 @@ class Campaign(_Settings):
     source: str | None = None
     variants: Several[str] = ()
     per_dataset: Several[Exceptional] = ()
+    notes: Several[str] = ()
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Campaign":

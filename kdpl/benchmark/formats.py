@@ -100,7 +100,7 @@ def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[
     }
     shown = [escape(note) for note, flag in notes.items() if any(getattr(line, flag) for line in table.lines)]
     brackets = escape("in brackets the published figure, and how far the mean is above it")
-    return lines, [*shown, *([brackets] if with_published else [])]
+    return lines, [*shown, *([brackets] if with_published else []), *map(escape, table.notes)]
 
 
 def _text(cell: Cell, digits: int) -> str:

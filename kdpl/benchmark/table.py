@@ -70,11 +70,12 @@ class Line(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table: its title, the titles of the columns with numbers, and its lines."""
+    """One table: its title, the titles of the columns with numbers, its lines, and the campaign's notes below it."""
 
     title: str
     columns: tuple[str, ...]
     lines: Sequence[Line]
+    notes: tuple[str, ...] = ()
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -137,7 +138,7 @@ class _Maker:
                     lines.append(Line(group, self.campaign.title(row), cells, *flags))
         if AVERAGE in groups and columns[0].protocol == "base_to_novel":
             lines += self._other_methods(columns, averaged)
-        return Table(title, tuple(column.title for column in columns), lines)
+        return Table(title, tuple(column.title for column in columns), lines, self.campaign.notes)
 
     def _runs(self, row: str, column: Column) -> bool:
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None

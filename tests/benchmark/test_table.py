@@ -49,6 +49,15 @@ def text_of(made, group, title):
     return [part.strip() for part in line.strip("|").split("|")]
 
 
+def test_notes_of_a_campaign_stand_below_each_of_its_tables():
+    notes = campaigns.campaign(CAMPAIGN + "notes: validation labels chose 5 %, none is seen\n")
+    other = campaigns.campaign(CAMPAIGN)
+    for write, note in ((markdown, "validation labels chose 5 %, none is seen"), (latex, r"labels chose 5 \%, none")):
+        assert write(tables(notes, RESULTS) * 2).count(note) == 2
+        assert note not in write(tables(other, RESULTS))
+    assert to_csv(tables(notes, RESULTS)) == to_csv(tables(other, RESULTS))
+
+
 def test_means_deviations_over_seeds_and_averages_over_datasets_stand_beside_the_published_figures():
     (made,) = tables(campaign(), RESULTS)
     # the third of each seed by itself: 2·80·60/140 and 2·90·70/160
