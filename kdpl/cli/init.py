@@ -9,23 +9,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
-from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, relabel, with_test
+from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, relabel, set_aside
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
-_SHOTS = 16
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
 _REFINED = 4  # labelled images up to which predictions refined on the pool are recommended: docs/faq.md
 _BALANCE = "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
 _HELD_OUT = 0.25
+_VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
+ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
+"""Validation images from which on these options are as good as they say, the last two if no image is wrong."""
 _MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
@@ -38,6 +41,9 @@ def init(
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
     labels: str | None = None,
+    shots: NonNegativeInt | None = None,
+    val_share: str | None = None,
+    overwrite: bool = False,
     workers: PositiveInt | None = None,
 ) -> int:
     """Survey images of your own and write a config for them.
@@ -50,15 +56,20 @@ def init(
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
         class_names: File with the names of all classes, where the folders or labels say too little, or there are none:
-            .json or .csv, or a .txt with a name on each line.
+            a .csv with lines such as 0,zero, a .json, or, where no image has a label, a .txt with a name on each line.
         labels: Table with the columns image and label, as suggest writes it for you to fill in: its labels replace
             those of PATH, and an image whose label is empty has none.
+        shots: Labelled images a class to train on, at most; by default all of them.
+        val_share: Share of each class's labelled images to validate on, where there are no validation images; 0 for
+            none. By default 20%, of classes with 8 labelled images or more, if that makes 19 or more in all.
+        overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
     source, folder = Path(path).expanduser(), Path(out).expanduser()
+    validated = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
     for name in (_CONFIG, _TABLE):
-        if (folder / name).exists():
-            raise ConfigError(f"{folder / name} exists already: choose another --out, or remove it")
+        if (folder / name).exists() and not overwrite:
+            raise ConfigError(f"{folder / name} exists already: choose another --out, or give --overwrite")
     places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed = find(source, named)
@@ -72,7 +83,8 @@ def init(
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
     left_out |= {image.path: _copy(image, kept) for image, kept in copies}
-    images = with_test(good, _HELD_OUT)
+    tested = any(image.split in ("test", HELD_OUT) for image in good)
+    images = _with_validation(good if tested else set_aside(good, HELD_OUT, _HELD_OUT), validated)
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{source} has no readable image to train on: add some, or give --unlabeled")
     why = {image.label: left_out[image.path] for image in seen if image.path in left_out}
@@ -82,18 +94,22 @@ def init(
     rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
     write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out, named)
-    _write_config(folder, images, places, skips, named)
+    counts = _counts(images)
+    split_off = any(image.split == "val" for image in images) and not any(image.split == "val" for image in good)
+    _write_config(folder, images, split_off, places, skips, named, shots)
     # last, since the reader of a pipe may close it
-    _print(source, images, names)
+    _print(source, images, names, shots)
+    _print_validation(images, counts, split_off, validated)
     _print_not_taken([*left_out.values()], aside)
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
-        print("  no GPU was found: with the published models, training takes a day or more without one (docs/faq.md)")
+        print("  no GPU was found: with the published models, training takes a day or more without one; to try things")
+        print("    out in minutes, give the command --teacher quickstart --student quickstart in the place of its own")
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
-    stages = "--teacher configs/teacher/promptsrc_vit_l14.yaml --student configs/student/promptkd_vit_b16.yaml"
-    if 0 < min(_counts(images).values(), default=0) <= _REFINED:
-        stages += " --student configs/student/refined.yaml"
-    trainer = f"configs/trainer/{'gpu' if gpu else 'cpu'}.yaml"
+    stages = "--teacher promptsrc_vit_l14 --student promptkd_vit_b16"
+    if shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:
+        stages += " --student refined"
+    trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
     config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
     print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
     return 0
@@ -112,13 +128,24 @@ def _relabeled(
     if not classes:
         raise DataError("--labels needs the classes: write a list of them, and give it as --class-names")
     written = {names[key].name if key in names else key: key for key in sorted(classes)} | {key: key for key in classes}
-    images = relabel([*listed, *further], table, written)
+    images = relabel([*listed, *further], table, written, bool(names))
     used = {image.label for image in images if image.label}
     if used and (unused := sorted(classes - used)):
         raise DataError(f"with {table} no image has the label {visible(unused[0])!r}: label one of each class")
     places = {image.path for image in further}
     own = [image for image in images if image.label or image.path not in places]
     return own, [image for image in images if not image.label and image.path in places]
+
+
+def _with_validation(images: list[Found], share: float | None) -> list[Found]:
+    """Split validation images off the labelled ones, if there are none and ``share`` is not 0; None: where it pays."""
+    if share == 0 or any(image.split == "val" for image in images):
+        return images
+    if share:
+        return set_aside(images, "val", share)
+    found = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
+    # fewer would be too few for all that they are for
+    return found if sum(image.split == "val" for image in found) >= min(ENOUGH.values()) else images
 
 
 def _copy(image: Found, kept: Found) -> str:
@@ -152,7 +179,7 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> None:
+def _print(path: Path, images: list[Found], names: Mapping[str, ClassName], shots: int | None) -> None:
     named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
     tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
@@ -168,20 +195,41 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName]) -> N
     print(f"  labelled to train on: {trained or 'none, so that the teacher is the original CLIP (zero-shot)'}")
     if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
-    if fewest and min(_SHOTS, fewest[-1][1]) > _UNEVEN * fewest[0][1]:
+    seen = {name: count if shots is None else min(shots, count) for name, count in fewest}
+    if unused := sum(labeled.values()) - sum(seen.values()):
+        print(f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as --shots is {shots}")
+    if fewest and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
         print(f"  very different numbers of labels: {_BALANCE}")
     if not tested:
         print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
     elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if mute := [each.name for _, each in sorted(named.items()) if _is_mute(each)]:
-        print(f"  names that tell the text tower nothing: {_some(mute)}: give words for all classes by --class-names")
+        words = f"give words for all classes by --class-names, a .csv with lines such as {mute[0]},WORDS"
+        print(f"  names that tell the text tower nothing: {_some(mute)}: {words}")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
     print("    --data.init_args.augmentation light_affine")
     transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
     if transparent or turned:
         on = "put on white (data.init_args.background)"
         print(f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}")
+
+
+def _print_validation(images: list[Found], counts: Counter[str], split_off: bool, share: float | None) -> None:
+    """Say what the validation images are, whether they are enough, or what it costs that there are none."""
+    if not counts:
+        return
+    number = sum(image.split == "val" for image in images)
+    if split_off:
+        of = f"{share:.3g} of each class" if share else f"{_VAL_SHARE} of each class with {_VAL_LEAST} labels or more"
+        print(f"  the {number} validation images are {of}, split off by chance with seed 0 (--val-share)")
+    if not number:
+        print("  no validation image: nothing decides if refined targets are better than the teacher's predictions, the")
+        print("    classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new images")
+        print("    exceed the limit of predict --unknown, and report --on does not ask if more are of none of the classes:")
+        print("    label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%")
+    if short := [f"{least} for {what}" for what, least in ENOUGH.items() if least > number]:
+        print(f"  validation images: {number}; enough would be {', '.join(short)}")
 
 
 def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
@@ -209,20 +257,34 @@ def _write_left_out(
     sources = Table(str((out / _TABLE).absolute()), places or None, class_names).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
+    (out / _LEFT_OUT).unlink(missing_ok=True)
     if left_out or more:
         write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
     return bool(more)
 
 
-def _write_config(out: Path, images: list[Found], places: list[str], skips: bool, class_names: str | None) -> None:
+def _write_config(
+    out: Path,
+    images: list[Found],
+    split_off: bool,
+    places: list[str],
+    skips: bool,
+    class_names: str | None,
+    shots: int | None,
+) -> None:
     smallest = min(_counts(images).values(), default=0)
-    shots = f"shots: {_SHOTS}  # labelled images a class, as published; the smallest class has {smallest}"
-    shots = shots if smallest else "shots: 0  # no labelled image is used, but to test"
-    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if 0 < smallest < _SHOTS else ""
+    if not smallest or shots == 0:
+        taken = "0  # no labelled image is used, but to test"
+    elif shots is None:
+        taken = f"null  # all labelled images, of the smallest class {smallest}; a number takes at most so many a class"
+    else:
+        taken = f"{shots}  # labelled images a class; the smallest class has {smallest}"
+    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if 0 < smallest < (shots or 0) else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
     if HELD_OUT in splits:
         test = "its test images were held out of your labelled ones, by chance"
+    test += ", and its validation images were split off them" if split_off else ""
     further = f"    unlabeled: {_quoted(places)}\n" if places else ""
     if class_names:
         further += f"    class_names: {_quoted(class_names)}\n"
@@ -237,7 +299,7 @@ data:
     dataset: table
     root: {_quoted(str((out / _TABLE).absolute()))}
 {further}\
-    {shots}{fewer}
+    shots: {taken}{fewer}
     val_shots: null  # validate on all validation images, if there are any
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
     # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of

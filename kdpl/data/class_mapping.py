@@ -82,7 +82,12 @@ def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -
     expected = set(keys)
     if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
         fault = "names class {!r}, which the dataset does not have" if differing[0] in mapping else "lacks class {!r}"
-        raise DataError(f"class names file {path} {fault.format(differing[0])}: name the dataset's classes, each once")
+        remedy = "name the dataset's classes, each once"
+        if kind == ".txt" and expected:
+            # a list cannot say which class a new name is of
+            example = f"{min(expected)},{next(iter(mapping.keys() - expected), 'its name')}"
+            remedy += f", and give them other names by a .csv file with lines such as {example}"
+        raise DataError(f"class names file {path} {fault.format(differing[0])}: {remedy}")
     if not mapping:
         raise DataError(f"class names file {path} names no class: write a name on each line of a .txt file")
     key_of: dict[str, str] = {}

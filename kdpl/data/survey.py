@@ -97,7 +97,9 @@ def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
     return [Found(source, "", "train") for source in found]
 
 
-def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str]) -> list[Found]:
+def relabel(
+    images: Sequence[Found], table: Path, named: Mapping[str, str], named_by_file: bool = False
+) -> list[Found]:
     """Give images the labels that somebody wrote into a table with the columns ``image`` and ``label``.
 
     The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An image that is not
@@ -107,6 +109,7 @@ def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str]) -> l
         images: The images.
         table: A .csv or .parquet file; relative paths begin at its folder.
         named: The classes: labels by what may be written for them, which is themselves or their names.
+        named_by_file: Whether a file of class names gave their names.
 
     Raises:
         DataError: It cannot be read, gives an image two labels, or names a class that there is not, or empties the
@@ -120,6 +123,8 @@ def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str]) -> l
             near = get_close_matches(label, named, n=1, cutoff=0)
             said = f"has the label {visible(label)!r}, which is not a class"
             fault = f"{said}: write {visible(near[0])!r}, or another class"
+            # a run whose classes have other names than the folders writes those
+            fault += "" if named_by_file else ", or give the --class-names in which it is one"
         elif written.setdefault(source, label) != label:
             fault = f"gives {visible(image)} another label than a row before: keep one of the two"
         elif source in number_of:
@@ -174,13 +179,15 @@ def leave_out_copies(images: Sequence[Found]) -> tuple[list[Found], list[tuple[F
     return [image for image in images if first[image.digest] is image], copies
 
 
-def with_test(images: list[Found], share: float) -> list[Found]:
-    """Hold out a share of each class's labelled images as test images, if there are none; the same ones every time."""
-    if any(image.split in ("test", HELD_OUT) for image in images):
-        return images
+def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> list[Found]:
+    """Move a share of the labelled training images of each class with at least ``least`` to a split; always the same.
+
+    One of them moves at least, and one stays.
+    """
     train = [(image.path, image.label) for image in images if image.label and image.split == "train"]
-    held = held_out_of(train, share)
-    return [replace(image, split=HELD_OUT) if image.path in held else image for image in images]
+    counts = Counter(label for _, label in train)
+    chosen = held_out_of((each for each in train if counts[each[1]] >= least), share)
+    return [replace(image, split=split) if image.path in chosen else image for image in images]
 
 
 def _look(image: Found) -> Found:
