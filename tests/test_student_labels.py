@@ -119,7 +119,10 @@ def test_a_fit_interrupted_within_an_epoch_is_resumed_bit_for_bit(teacher_run, t
         raise RuntimeError("interrupted")
 
     assert runs.fit_student(tmp_path / "whole", teacher_run, *STEPS) == 0
-    assert "labels are seen in stage 2: 160 labelled images of 10 classes" in capsys.readouterr().err
+    assert (
+        "labels in the batches of stage 2: 160 of 700; validation: 198 of 198; in no stage: 540 (shots 16)"
+        in capsys.readouterr().err
+    )
     with runs.at_step(6, fail), pytest.raises(RuntimeError, match="interrupted"):
         runs.fit_student(tmp_path / "resumed", teacher_run, *STEPS)
     assert runs.fit_student(tmp_path / "resumed", teacher_run, *STEPS) == 0

@@ -28,7 +28,12 @@ _BALANCE = "to tune on each class equally often, add --data.init_args.balance_cl
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
 ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
-"""Validation images from which on these options are as good as they say, the last two if no image is wrong."""
+"""Validation images from which on these options keep what they promise, the last two if no prediction is wrong."""
+_WITHOUT_VALIDATION = """\
+  no validation image: nothing decides if refined targets are better than the teacher's predictions, the
+    classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new
+    images exceed the limit of predict --unknown, and report --on does not ask if more are of none of the
+    classes: label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%"""
 _MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
@@ -61,7 +66,7 @@ def init(
             those of PATH, and an image whose label is empty has none.
         shots: Labelled images a class to train on, at most; by default all of them.
         val_share: Share of each class's labelled images to validate on, where there are no validation images; 0 for
-            none. By default 20%, of classes with 8 labelled images or more, if that makes 19 or more in all.
+            none. By default a fifth, of classes with 8 labelled images or more, if that makes 19 or more in all.
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
@@ -96,10 +101,11 @@ def init(
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out, named)
     counts = _counts(images)
     split_off = any(image.split == "val" for image in images) and not any(image.split == "val" for image in good)
+    least = "" if validated else f" with {_VAL_LEAST} labels or more"
+    of_val = f", {validated or _VAL_SHARE:.0%} of each class{least}, split off (--val-share)" if split_off else ""
     _write_config(folder, images, split_off, places, skips, named, shots)
     # last, since the reader of a pipe may close it
-    _print(source, images, names, shots)
-    _print_validation(images, counts, split_off, validated)
+    _print(source, images, names, shots, {HELD_OUT: ", a quarter of each class, held out", "val": of_val})
     _print_not_taken([*left_out.values()], aside)
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
@@ -179,7 +185,9 @@ def _counts(images: list[Found]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
-def _print(path: Path, images: list[Found], names: Mapping[str, ClassName], shots: int | None) -> None:
+def _print(
+    path: Path, images: list[Found], names: Mapping[str, ClassName], shots: int | None, notes: Mapping[str, str]
+) -> None:
     named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
     tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
@@ -188,7 +196,7 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName], shot
     pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
     print(f"{path}: {len(named)} classes, {len(images)} images of {pixels} pixels an edge")
     for split, count in splits.items():
-        note = ", a quarter of each class, held out by chance with seed 0" if split == HELD_OUT else ""
+        note = f"{notes[split]} by chance with seed 0" if notes.get(split) else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     trained = _some([f"{name} ({count})" for name, count in fewest])
@@ -204,6 +212,8 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName], shot
         print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
     elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
+    if labeled and shots != 0:
+        _print_validation(splits["val"])
     if mute := [each.name for _, each in sorted(named.items()) if _is_mute(each)]:
         words = f"give words for all classes by --class-names, a .csv with lines such as {mute[0]},WORDS"
         print(f"  names that tell the text tower nothing: {_some(mute)}: {words}")
@@ -215,19 +225,10 @@ def _print(path: Path, images: list[Found], names: Mapping[str, ClassName], shot
         print(f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}")
 
 
-def _print_validation(images: list[Found], counts: Counter[str], split_off: bool, share: float | None) -> None:
-    """Say what the validation images are, whether they are enough, or what it costs that there are none."""
-    if not counts:
-        return
-    number = sum(image.split == "val" for image in images)
-    if split_off:
-        of = f"{share:.3g} of each class" if share else f"{_VAL_SHARE} of each class with {_VAL_LEAST} labels or more"
-        print(f"  the {number} validation images are {of}, split off by chance with seed 0 (--val-share)")
+def _print_validation(number: int) -> None:
+    """Say if so many validation images are enough, or what it costs that there are none."""
     if not number:
-        print("  no validation image: nothing decides if refined targets are better than the teacher's predictions, the")
-        print("    classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new images")
-        print("    exceed the limit of predict --unknown, and report --on does not ask if more are of none of the classes:")
-        print("    label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%")
+        print(_WITHOUT_VALIDATION)
     if short := [f"{least} for {what}" for what, least in ENOUGH.items() if least > number]:
         print(f"  validation images: {number}; enough would be {', '.join(short)}")
 
@@ -279,7 +280,8 @@ def _write_config(
         taken = f"null  # all labelled images, of the smallest class {smallest}; a number takes at most so many a class"
     else:
         taken = f"{shots}  # labelled images a class; the smallest class has {smallest}"
-    fewer = "\n    allow_fewer_shots: true  # those with fewer give all they have" if 0 < smallest < (shots or 0) else ""
+    fewer = "\n    allow_fewer_shots: true  # of a number of shots, classes with fewer images give all they have"
+    fewer = fewer if smallest else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
     if HELD_OUT in splits:
@@ -291,7 +293,8 @@ def _write_config(
     if skips:
         further += f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}  # unusable images, and copies\n"
     text = f"""\
-# Written by python -m kdpl init; {test}.
+# Written by python -m kdpl init;
+# {test}.
 # {_TABLE} lists the images: to move one to another split, or to leave one out, edit its row.
 data:
   class_path: kdpl.DomainDataModule

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from kdpl.errors import WeightsError, reason
-from kdpl.runtime.network import hub_or_cache
+from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 FOLDER, HUB = "local-dir:", "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
@@ -78,5 +78,5 @@ def _fetch(address: str, *names: str) -> Path:
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
             f"cannot fetch {' or '.join(names)} of {address} ({reason(error)}): fetch the repository where there is a "
-            f"network, and give its folder as {FOLDER}PATH"
+            f"network, and give its folder as {FOLDER}PATH{WITHOUT_NETWORK}"
         ) from error

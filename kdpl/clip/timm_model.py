@@ -12,7 +12,7 @@ from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.weights import misfit, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.network import hub_or_cache
+from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 TIMM = "timm:"
 
@@ -65,7 +65,7 @@ def _fetch(name: str, image_size: int) -> Any:
     except Exception as error:  # whatever timm, the hub client or a proxy raises
         raise WeightsError(
             f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a network and give "
-            f"their path as clip.pretrained, or set it to {RANDOM} to train from nothing"
+            f"their path as clip.pretrained, or set it to {RANDOM} to train from nothing{WITHOUT_NETWORK}"
         ) from error
 
 

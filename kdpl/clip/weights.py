@@ -20,7 +20,7 @@ from kdpl.clip.address import CONFIG_FILE, Source, read_config
 from kdpl.clip.identity import ClipConfig
 from kdpl.clip.torch_files import is_torchscript, read_openai_archive
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
-from kdpl.runtime.network import hub_or_cache
+from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 StateDict = dict[str, Tensor]
 
@@ -59,7 +59,7 @@ def read_weights(config: ClipConfig, quick_gelu: bool, registered_tags: list[str
         raise WeightsError(
             f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): where there is a "
             f"network, fetch {_origin(tag)}; give the path of the weights as clip.pretrained, and clip.quick_gelu "
-            f"{str(quick_gelu).lower()}"
+            f"{str(quick_gelu).lower()}{WITHOUT_NETWORK}"
         ) from error
     return Weights(read_state(path)[0], str(path), {key: tag.get(key, usual) for key, usual in _OPENAI.items()})
 

@@ -157,11 +157,9 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._module.train_split == "labeled":
-                self.training_records()
+                inform(self.labels_seen(1, self.training_records()))
             else:
-                if self._sees_labels:
-                    seen = f"{len(self.companion_records())} labelled images of {len(self.class_names)} classes"
-                    inform(f"labels are seen in stage 2: {seen}")
+                inform(self.labels_seen(2, self.companion_records() if self._sees_labels else []))
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
         if stage in ("test", "validate"):

@@ -135,6 +135,18 @@ class DomainImages:
             return self.training_records() if self.shots != 0 else []
         return with_labels(self._sample[1], range(len(self.tuning_class_names)))
 
+    def labels_seen(self, stage: int, trained: Sequence[Record]) -> str:
+        """Say how many labels are in the batches of a stage, how many it validates on, and how many no stage sees."""
+        there, tuned = self.reading.splits, range(len(self.tuning_class_names))
+        train, val = (with_labels(records, tuned) for records in self._sample)
+        said = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
+        said += f"; validation: {len(val)} of {len(there.val)}"
+        if unseen := len(there.train) + len(there.val) - len(train) - len(val):
+            named = {"shots": self.shots, "val_shots": self.val_shots, "protocol": self.protocol}
+            why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
+            said += f"; in no stage: {unseen} ({', '.join(why)})"
+        return said
+
     def evaluation_records(self, split: EvaluationSplit) -> Sequence[Record]:
         """Images to measure accuracies on, of all classes but for ``labeled``; a DataError if there are none."""
         if split == "labeled":

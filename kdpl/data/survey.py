@@ -97,9 +97,7 @@ def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
     return [Found(source, "", "train") for source in found]
 
 
-def relabel(
-    images: Sequence[Found], table: Path, named: Mapping[str, str], named_by_file: bool = False
-) -> list[Found]:
+def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str], named_by_file: bool = False) -> list[Found]:
     """Give images the labels that somebody wrote into a table with the columns ``image`` and ``label``.
 
     The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An image that is not

@@ -1,11 +1,16 @@
 """``python -m kdpl suggest RUN``: the images to label next, and the labels that look wrong."""
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kdpl.data.sources import OwnImages
 
 
 def suggest(
@@ -32,6 +37,7 @@ def suggest(
     """
     part = share("--doubtful", doubtful)
 
+    from kdpl.data.sources import OwnImages
     from kdpl.labeling.page import PAGE, TABLE, Suggestions
     from kdpl.report.run_folder import Run
     from kdpl.runtime.messages import quiet_libraries
@@ -45,5 +51,16 @@ def suggest(
     print(f"{len(found.to_label)} images to label, {len(found.doubtful)} labels that look wrong: {folder / TABLE}")
     for note in found.notes:
         print(f"  {note}")
-    print(f"to look through: {folder / PAGE}; then: python -m kdpl init IMAGES --labels {folder / TABLE} --out DATA")
+    print(f"to look through: {folder / PAGE}")
+    reader = found.data.reading.reader
+    if isinstance(reader, OwnImages):
+        print(f"when {folder / TABLE} is filled in:\n{shlex.join(_next_command(reader, folder / TABLE))}")
     return 0
+
+
+def _next_command(reader: "OwnImages", table: Path) -> list[str]:
+    """The command that takes the labels, with the places and class names of the run's data."""
+    command = ["python", "-m", "kdpl", "init", reader.root, "--labels", str(table), "--out", f"{table.parent}_data"]
+    command += ["--class-names", reader.class_names] if reader.class_names else []
+    places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
+    return command + [word for place in places for word in ("--unlabeled", place)]

@@ -1,5 +1,6 @@
 """Runs side by side: test accuracies, and differences to the first run over the same test images."""
 
+import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -13,7 +14,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.accuracy import Accuracy, wilson
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.run_folder import CONFIG_FILE
+from kdpl.runtime.run_folder import CONFIG_FILE, ROUNDS_FOLDER
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,7 +49,7 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
     """
     groups: dict[str, list[Run]] = {}
     for argument in arguments:
-        name, paths = Path(argument).resolve().name, [argument]
+        name, paths = _name_of(Path(argument).resolve()), [argument]
         if "=" in argument and not Path(argument).is_dir():
             name, _, listed = argument.partition("=")
             paths = [path for part in listed.split(",") for path in sorted(glob(part)) or [part]]  # noqa: PTH207
@@ -60,13 +61,25 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
     first, *others = (run for runs in groups.values() for run in runs)
     for run in others:
         names = first.vectors.class_names, run.vectors.class_names
-        for what, (one, two) in {"classes": names, "test images": (first.tested, run.tested)}.items():
+        images = _test_images(first), _test_images(run)
+        for what, (one, two) in {"classes": names, "test images": images}.items():
             if one != two:
                 raise ArtifactError(
                     f"{run.folder} was tested on other {what} than {first.folder} ({len(two)} and {len(one)}): compare "
                     "them with runs of their own"
                 )
     return groups
+
+
+def _name_of(folder: Path) -> str:
+    """The name of a run's folder; of a round, which has a number for a name, with that of its run."""
+    *_, above, rounds, name = ("", "", *folder.parts)
+    return f"{above} round {name}" if rounds == ROUNDS_FOLDER else name
+
+
+def _test_images(run: Run) -> list[tuple[str, int]]:
+    """Path without links, and label, of each test image."""
+    return [(os.path.realpath(source), label) for source, label in run.tested]
 
 
 def run_row(name: str, runs: Sequence[Run]) -> Row:

@@ -83,8 +83,9 @@ def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[L
         scores = unknown_scores(classifier, reference).sort().values
         return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
     if classifier.unknown.held_out is None:
-        remedy = f"{REMEDY}, or give images like those of the pool by --against"
-        return None, f"this classifier does not say how many validation images its limit of 0.5 is of: {remedy}"
+        # a file of before these were counted lacks their number, too
+        remedy = "distil it with some (init --val-share), or give images like those of the pool by --against"
+        return None, f"this classifier does not know its limit of 0.5 from validation images: {remedy}"
     return Limit(0.5, classifier.unknown.held_out), None
 
 

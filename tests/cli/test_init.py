@@ -2,11 +2,13 @@ import csv
 import re
 import shlex
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from PIL import Image
 from runs import CONFIGS, SHORT, configs, error_line, files_of, image_folder, noise, rows_of
@@ -14,7 +16,10 @@ from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
-from kdpl.errors import DataError
+from kdpl.cli.init import ENOUGH
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import USUAL, usual_rank
+from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
 
 
@@ -69,7 +74,6 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
     assert rows.count(("0.png", "cat", "train")) == rows.count(("0.png", "cat", "test")) == 1
     assert ("x.png", "", "train") in rows
     assert not {"torn.png", "leak.png", "wrong.png"} & {name for name, *_ in rows}
-    assert (settings(tmp_path / "out")["shots"], settings(tmp_path / "out")["allow_fewer_shots"]) == (16, True)
     out = capsys.readouterr().out
     for words in (
         "2 classes, 21 images of 16 to 40 pixels",
@@ -102,7 +106,7 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     out = capsys.readouterr().out
     assert "test: 5, a quarter of each class, held out by chance" in out
     assert "fewer than 4 of: eel: label more" in out
-    assert "the smallest class has 2" in (tmp_path / "out/data.yaml").read_text()
+    assert "shots: null  # all labelled images, of the smallest class 2" in (tmp_path / "out/data.yaml").read_text()
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
@@ -118,7 +122,7 @@ def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_label
         (root / f"train/cat/{i}.png").unlink()
     assert init(root, tmp_path / "out") == 0
     command = capsys.readouterr().out.splitlines()[-1]
-    assert ("--student configs/student/refined.yaml" in command) == refined
+    assert ("--student refined" in command) == refined
 
 
 @pytest.mark.parametrize(("rare", "said"), [(1, True), (3, False)])
@@ -150,14 +154,15 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
     root = plain_folders(tmp_path / "my pets", classes=("7", "class_07", "n01440764", "b", "cat2 dog"))
     assert init(root, tmp_path / "my out") == 0
     out = capsys.readouterr().out
-    assert "names that tell the text tower nothing: 7, b, class_07, n01440764: give words for all classes by" in out
+    mute = "7, b, class_07, n01440764: give words for all classes by --class-names, a .csv with lines such as 7,WORDS"
+    assert f"names that tell the text tower nothing: {mute}\n" in out
     assert "--data.init_args.augmentation light_affine" in out
     *_, command = out.splitlines()
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "kdpl", "run"]
     assert words[words.index("--config") + 1] == f"{tmp_path}/my out/data.yaml"
     gpu = shutil.which("nvidia-smi") is not None
-    assert f"configs/trainer/{'gpu' if gpu else 'cpu'}.yaml" in words
+    assert f"trainer/{'gpu' if gpu else 'cpu'}" in words
     assert ("no GPU was found: " in out) == (not gpu)
 
 
@@ -242,7 +247,6 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert len(splits.train) == 9
     assert all(Path(source).is_file() for source in splits.sources)
     assert not splits.held_out
-    assert settings(out)["shots"] == 16
 
 
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(tmp_path, capsys, monkeypatch):
@@ -288,9 +292,8 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
 
 
 def run_as_printed(printed, *more):
-    """Run the last line that init printed, where it was printed, but with the smallest CLIPs."""
-    command = re.sub(r"configs/(teacher|student)/prompt\w+", r"configs/\1/quickstart", printed.splitlines()[-1])
-    words = shlex.split(command.replace("configs/", f"{CONFIGS}/"))
+    """Run the last line that init printed, where it was printed, but with the CLIPs that need no network."""
+    words = shlex.split(re.sub(r"--(teacher|student) prompt\w+", r"--\1 quickstart", printed.splitlines()[-1]))
     assert words[:3] == ["python", "-m", "kdpl"]
     return main([*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", *more])
 
@@ -411,7 +414,7 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
         ("gone.csv", [], "gone.csv"),
         ("pets", ["--unlabeled=gone/"], "gone"),
         ("pets", ["--unlabeled=torn.tar"], "torn.tar is damaged"),
-        ("pets", ["--class-names=gone.csv"], "gone.csv does not exist"),
+        ("pets", ["--class-names=gone.csv"], "gone.csv cannot be read (No such file"),
         ("pets", ["--class-names=few.csv"], "few.csv lacks class 'dog'"),
         ("pets", ["--class-names=more.csv"], "more.csv names class 'eel', which the dataset does not have"),
     ],
@@ -445,5 +448,183 @@ def test_a_config_or_table_that_is_there_is_not_overwritten(name, tmp_path, caps
     table = pets_table(tmp_path).rename(tmp_path / name)
     before = files_of(tmp_path)
     assert init(table if name == "images.csv" else tmp_path / "photos", tmp_path) == 1
-    error_line(capsys, f"{name} exists already: choose another --out")
+    error_line(capsys, f"{name} exists already: choose another --out, or give --overwrite")
     assert files_of(tmp_path) == before
+
+
+def test_what_an_earlier_init_wrote_is_replaced_if_asked_and_nothing_of_it_stays(tmp_path):
+    root, out = plain_folders(tmp_path / "pets"), tmp_path / "out"
+    (root / "cat/0.png").write_bytes(b"")
+    shutil.copy(root / "cat/1.png", tmp_path / "copy.png")
+    assert init(root, out, f"--unlabeled={tmp_path}/copy.png") == 0
+    assert (out / "left_out.csv").is_file()
+    # the list may be its own source
+    for source in (root, out / "images.csv"):
+        (root / "cat/0.png").unlink(missing_ok=True)
+        assert init(source, out, "--overwrite", "--shots=3") == 0
+        assert len(listed(out)) == 15
+        assert (settings(out)["shots"], settings(out).get("skip_list")) == (3, None)
+        assert not (out / "left_out.csv").exists()
+
+
+# --- labels and validation images ---
+
+
+def many(root, **classes):
+    """``<class>/…``, with so many images of each class, each of another colour."""
+    for number, (name, images) in enumerate(classes.items()):
+        for i in range(images):
+            picture(root / name / f"{i}.png", 40 * number, i, 7)
+    return root
+
+
+def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_said(tmp_path, capsys):
+    root = many(tmp_path / "pets", cat=32, dog=12)
+    assert init(root, tmp_path / "all") == 0
+    assert "are used in no stage" not in capsys.readouterr().out
+    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "all")})
+    assert settings(tmp_path / "all")["shots"] is None
+    assert len(data.training_records()) == 24 + 9
+    assert (
+        data.labels_seen(1, data.training_records()) == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
+    )
+    assert init(root, tmp_path / "few", "--shots=10") == 0
+    assert "  14 of these 33 labels are used in no stage, as --shots is 10\n" in capsys.readouterr().out
+    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "few")})
+    # the class that has fewer gives all it has
+    assert len(data.training_records()) == 10 + 9
+    said = "labels in the batches of stage 2: 0 of 33; validation: 0 of 0; in no stage: 14 (shots 10)"
+    assert data.labels_seen(2, []) == said
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shots", "said"),
+    [
+        ("all", None, "0 of 12; validation: 6 of 6"),
+        ("all", 0, "0 of 12; validation: 0 of 6; in no stage: 18 (shots 0)"),
+        ("base_to_novel", 3, "0 of 12; validation: 4 of 6; in no stage: 8 (shots 3, protocol base_to_novel)"),
+    ],
+)
+def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
+    root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train", "test"))
+    for name in ("cat", "dog", "eel"):
+        for i in range(2):
+            picture(root / "val" / name / f"{i}.png", ord(name[0]), i, 200)
+    data = DomainDataModule("folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0)
+    assert data.labels_seen(2, []) == f"labels in the batches of stage 2: {said}"
+
+
+def test_validation_images_are_split_off_where_labels_are_many_and_config_and_list_say_so(tmp_path, capsys):
+    root, out = many(tmp_path / "pets", cat=80, dog=48, eel=9), tmp_path / "out"
+    assert init(root, out) == 0
+    rows, counts = listed(out), Counter(row[1:] for row in listed(out))
+    assert [counts[name, "val"] for name in ("cat", "dog", "eel")] == [12, 7, 0]
+    assert [counts[name, "train"] for name in ("cat", "dog", "eel")] == [48, 29, 7]
+    note = "20% of each class with 8 labels or more, split off (--val-share) by chance with seed 0"
+    said = capsys.readouterr().out
+    assert f"  val: 19, {note}\n" in said
+    assert "  validation images: 19; enough would be 59 for --max-error 5%" in said
+    assert "and its validation images were split off them." in (out / "data.yaml").read_text()
+    data = DomainDataModule(**{"num_workers": 0, **settings(out)})
+    assert len(data.evaluation_dataloader_for("val", 32).dataset) == 19
+    assert init(root, tmp_path / "again") == 0
+    assert listed(tmp_path / "again") == rows
+    # those of a list are kept, and none are split off them
+    assert init(out / "images.csv", tmp_path / "third", "--val-share=50%") == 0
+    assert sorted(listed(tmp_path / "third")) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("classes", "more", "val"),
+    [
+        ({"cat": 8, "dog": 9}, [], 0),  # 6 and 7 labels are left of those that are tested
+        ({"cat": 40, "dog": 40}, [], 0),  # 12 images would be too few for anything
+        ({"cat": 80, "dog": 80}, ["--val-share=0"], 0),
+        ({"cat": 80, "dog": 80}, [], 24),
+        ({"cat": 80, "dog": 9}, ["--val-share=20%"], 13),
+        ({"cat": 80, "dog": 80}, ["--val-share=0.5"], 60),
+        ({"cat": 4, "dog": 4}, ["--val-share=0.4"], 2),
+        ({"cat": 2, "dog": 2}, ["--val-share=0.9"], 0),  # one stays
+    ],
+)
+def test_how_many_validation_images_are_split_off(classes, more, val, tmp_path, capsys):
+    assert init(many(tmp_path / "pets", **classes), tmp_path / "out", *more) == 0
+    splits = Counter(split for *_, split in listed(tmp_path / "out"))
+    assert splits["val"] == val
+    assert splits["train"] >= len(classes)
+    said = capsys.readouterr().out
+    assert ("no validation image: nothing decides" in said) == (val == 0)
+    assert ("split off (--val-share)" in said) == (val > 0)
+
+
+def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those_of_the_code(tmp_path, capsys):
+    assert init(plain_folders(tmp_path / "pets"), tmp_path / "out") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "nothing decides if refined targets are better",
+        "no temperature and no thresholds (predict --max-error, --sets)",
+        "more than 5 % of new images exceed the limit of predict --unknown",
+        "report --on does not ask if more are of none of the classes",
+        "label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%",
+        "enough would be 19 for predict --unknown, 59 for --max-error 5%, 299 for --max-error 1%",
+    ):
+        assert words in said
+    # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most
+    assert min(n for n in range(1, 99) if usual_rank(n) / (n + 1) >= USUAL) == ENOUGH["predict --unknown"]
+    for error in (0.05, 0.01):
+        right = ENOUGH[f"--max-error {error:.0%}"]
+        for images, enough in ((right, True), (right - 1, False)):
+            ones = torch.ones(images)
+            scores = HeldOutScores(1.0, ones, ones, ones.bool())
+            if enough:
+                assert scores.threshold(error) == 1
+            else:
+                with pytest.raises(ConfigError, match=f"it takes {right} held-out images"):
+                    scores.threshold(error)
+
+
+def test_a_list_of_names_for_folders_with_other_names_is_answered_with_what_to_write(tmp_path, capsys):
+    root = plain_folders(tmp_path / "digits", classes=("0", "1"))
+    (tmp_path / "names.txt").write_text("zero\none\n")
+    assert init(root, tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 1
+    error_line(capsys, "names.txt lacks class '0': ", "by a .csv file with lines such as 0,zero")
+
+
+# --- advice is code ---
+
+
+def test_each_command_that_is_printed_runs_in_another_folder_with_the_options_that_were_given(
+    tmp_path, capsys, monkeypatch
+):
+    """From images with digits for names, by all that init, run and suggest advise, to labels that were filled in."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        photos(Path("my digits") / str(number), 12, seed=50 * number)
+    photos(Path("more images"), 6, seed=200)
+    Path("names.csv").write_text("0,zero\n1,one\n")
+    given = ["--class-names=names.csv", "--unlabeled=more images", "--shots=5", "--val-share=30%"]
+    assert init("my digits", "first look", *given) == 0
+    printed = capsys.readouterr().out
+    (option,) = (line for line in printed.splitlines() if "--data.init_args.augmentation" in line)
+    assert run_as_printed(printed, *option.split(), "--trainer.max_epochs=1", "--data.init_args.num_workers=0") == 0
+    trained = capsys.readouterr()
+    assert "labels in the batches of stage 1: 10 of 12; validation: 6 of 6; in no stage: 2 (shots 5)" in trained.err
+    assert "labels in the batches of stage 2: 0 of 12; validation: 6 of 6; in no stage: 2 (shots 5)" in trained.err
+    predict = shlex.split(trained.out.splitlines()[-1].removeprefix("use it: ").replace("IMAGES…", "'more images'"))
+    assert main(predict[3:]) == 0
+    assert capsys.readouterr().out.count("more images/") == 6
+    assert main(["suggest", "first look_run", "--out=to label", "--images=2"]) == 0
+    *_, command = capsys.readouterr().out.splitlines()
+    rows = rows_of("to label/labels.csv")
+    with Path("to label/labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *((row["image"], row["label"] or "one") for row in rows)])
+    assert main(shlex.split(command)[3:]) == 0
+    *_, command = capsys.readouterr().out.splitlines()
+    assert "'to label_data/data.yaml'" in command
+    before, after = (settings(Path(each)) for each in ("first look", "to label_data"))
+    assert {key: after[key] for key in ("class_names", "unlabeled")} == {
+        "class_names": before["class_names"],
+        "unlabeled": before["unlabeled"],
+    }
+    labels = Counter(row["label"] for row in rows_of("to label_data/images.csv"))
+    assert labels["1"] == 12 + 2

@@ -44,6 +44,7 @@ def test_missing_weights_without_network_are_one_sentence(clip, origin, quick, u
     assert f"({unreachable} does not answer: " in str(error.value)
     files = f"open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/{origin}; give"
     assert f"fetch {files} the path of the weights as clip.pretrained, and clip.quick_gelu {quick}" in str(error.value)
+    assert str(error.value).endswith("to try things out without, run with --teacher quickstart --student quickstart")
     assert "\n" not in str(error.value)
     assert not capfd.readouterr().err
 

@@ -1,5 +1,6 @@
 import csv
 import os
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,36 @@ def test_a_filled_in_table_becomes_the_labels_of_the_next_run(own, tmp_path, cap
     assert sorted(listed.values()) == sorted(["cat", "dog", "eel"] * 4)
     said = yaml.safe_load((tmp_path / "data/data.yaml").read_text())["data"]["init_args"]
     assert said["unlabeled"] == [str(own / "more")]
+
+
+def test_the_command_that_is_printed_takes_places_and_class_names_of_the_run(own, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own / "run", tmp_path / "run")
+    (tmp_path / "names.csv").write_text("cat,cat\ndog,dog\neel,eel\n")
+    change(tmp_path / "run", class_names="names.csv")
+    capsys.readouterr()
+    assert suggest("run", "next labels", "--images=2") == 0
+    *_, command = capsys.readouterr().out.splitlines()
+    first, second = (Path(row["image"]).name for row in rows_of("next labels/labels.csv") if not row["label"])
+    fill_in(Path("next labels/labels.csv"), {first: "eel", second: "dog"})
+    assert main(shlex.split(command)[3:]) == 0
+    listed = {row["image"]: row["label"] for row in rows_of("next labels_data/images.csv")}
+    written = yaml.safe_load(Path("next labels_data/data.yaml").read_text())["data"]["init_args"]
+    assert written["class_names"] == str(tmp_path / "names.csv")
+    assert [listed[str(own / "more" / name)] for name in (first, second)] == ["eel", "dog"]
+    # 4 of the 6 images of the run's further place have no label yet
+    assert written["unlabeled"] == [str(own / "more")]
+
+
+def test_a_label_that_only_a_file_of_class_names_knows_is_refused_with_a_word_of_that(tmp_path, photos, capsys):
+    code = init_with(tmp_path, photos, [("pets/train/cat/0.png", "Katze")])
+    refused(
+        capsys, code, "has the label 'Katze', which is not a class: write 'cat', or another class, or give the --cl"
+    )
+    (tmp_path / "names.csv").write_text("cat,Katze\ndog,Hund\n")
+    more = f"--class-names={tmp_path / 'names.csv'}"
+    code = init_with(tmp_path, photos, [("pets/train/cat/0.png", "Hunt")], more)
+    refused(capsys, code, "has the label 'Hunt', which is not a class: write 'Hund', or another class")
 
 
 def test_a_benchmarks_labels_beyond_the_sample_count_as_hidden(teacher_run, tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,6 +182,29 @@ def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_
         )
     assert any(note.startswith("transductive") for note in notes)
     assert len([note for note in notes if "has no test of" in note]) == 2
+
+
+def test_a_round_is_named_with_its_run(run, tmp_path, capsys):
+    for name in ("1", "2"):
+        shutil.copytree(run / "student", tmp_path / "mine" / "rounds" / name)
+    rounds = [str(tmp_path / "mine/rounds" / name) for name in ("1", "2")]
+    assert main(["compare", *rounds, "--baselines=none"]) == 0
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split("|")[1].strip() for row in rows[:2]] == ["mine round 1", "mine round 2"]
+
+
+def test_the_same_files_behind_a_link_are_the_same_test_images(run, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    for name in ("photos", "link", "others"):
+        copy = copy_of(run, f"of_{name}")
+        found = [replace(each, source=f"{tmp_path}/{name}/{each.source}") for each in read_predictions(copy)]
+        write_predictions(copy, found)
+    runs = {name: str(tmp_path / f"of_{name}") for name in ("photos", "link", "others")}
+    assert main(["compare", runs["photos"], runs["link"], "--baselines=none"]) == 0
+    capsys.readouterr()
+    code = main(["compare", runs["photos"], runs["others"], "--baselines=none"])
+    refused(capsys, code, "of_others was tested on other test images than")
 
 
 # --- what is refused ---

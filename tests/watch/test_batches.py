@@ -205,14 +205,14 @@ def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, 
     assert "5 % of 60 images are above, those compared with" in page.texts["unknown"]
 
 
-@pytest.mark.parametrize("words", ["does not say how many validation images", "has no scores of that"])
+@pytest.mark.parametrize("words", ["does not know its limit of 0.5 from validation images", "has no scores of that"])
 def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(words, classifier, batches, here, capsys):
     folder = shutil.copytree(classifier, here / "classifier")
     loaded = Classifier.load(folder)
     if "score" in words:
         (folder / "unknown.safetensors").unlink()
     else:
-        loaded.unknown.held_out = None  # as in a file of before
+        loaded.unknown.held_out = None  # as without validation images
         loaded.unknown.save(folder, loaded.fingerprint())
     assert main(["report", str(folder), "--on", str(batches / "same")]) == 0
     said = capsys.readouterr()
