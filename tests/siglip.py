@@ -7,6 +7,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig
 
 SIZE = 32
 WORDS = "a photo of the sea horse crab blue whale zero one two three four five six seven eight nine"
@@ -41,16 +42,40 @@ class Folder(NamedTuple):
     model: object
 
 
-def write_siglip(path, **text):
-    """Write config, tokenizer and random weights; with other settings of the text tower if some are given."""
-    path.mkdir(parents=True)
-    config = {**CONFIG, "text_cfg": {**_TEXT, **text}}
+BERT = {
+    "vocab_size": 32,
+    "max_position_embeddings": 16,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+"""Settings of a small text tower of Hugging Face."""
+
+
+def write_with_bert(path, vision=None):
+    """Write a CLIP whose text tower is a BERT by its name on the hub, with all that it needs in the folder."""
+    BertConfig(**BERT).save_pretrained(path)
+    text = {"hf_model_name": "somebody/bert", "hf_pooler_type": "cls_pooler", "hf_proj_type": "mlp"}
+    built = {"hf_model_name": str(path), "hf_model_pretrained": False}
+    return write_siglip(path, vision, built, **text)
+
+
+def write_siglip(path, vision=None, built=None, **text):
+    """Write config, tokenizer and random weights.
+
+    ``vision`` takes the place of the image tower's settings, and ``text`` are some of the text tower's; the weights are
+    those of a model with the settings in ``built`` in its text tower.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    config = {**CONFIG, "vision_cfg": vision or CONFIG["vision_cfg"], "text_cfg": {**_TEXT, **text}}
     about = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
     (path / "open_clip_config.json").write_text(json.dumps(about))
     _write_tokenizer(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"}).eval()
+        parts = {**config, "text_cfg": {**config["text_cfg"], **(built or {})}}
+        model = open_clip.CustomTextCLIP(**{k: v for k, v in parts.items() if k != "custom_text"}).eval()
     save_file(model.state_dict(), path / "open_clip_model.safetensors")
     return Folder(path, model)
 

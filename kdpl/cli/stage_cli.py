@@ -239,7 +239,8 @@ class KdplCLI(LightningCLI):
         """Train."""
         if not self._trains() and self.trainer.max_epochs != 0:
             raise ConfigError(
-                "a model without prompts trains nothing: set trainer.max_epochs to 0, or a depth of prompts above 0"
+                "a model without prompts trains nothing: use it untuned, with configs/teacher/zero_shot.yaml after the "
+                "teacher's config, or set a depth of prompts above 0"
             )
         self._run(self.trainer.fit)
 

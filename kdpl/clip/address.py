@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,19 @@ def source_of(address: str) -> Source:
     config = read_config(file, "model_cfg")
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
         raise WeightsError(f"model_cfg in {file} lacks embed_dim, vision_cfg or text_cfg: fetch the file again")
-    return Source(address, config, file.parent)
+    source = Source(address, config, file.parent)
+    return replace(source, config=_with_text_model(config, folder)) if source.is_local else source
+
+
+def _with_text_model(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Have open_clip read a text tower of Hugging Face from the folder, where its ``config.json`` is in it.
+
+    The name in the config is mostly one of the hub, which open_clip would ask for the same file.
+    """
+    text = config["text_cfg"]
+    places = [folder / text["hf_model_name"], folder] if text.get("hf_model_name") else []
+    inside = next((str(place) for place in places if (place / "config.json").is_file()), None)
+    return config if inside is None else {**config, "text_cfg": {**text, "hf_model_name": inside}}
 
 
 def read_config(file: Path, part: str) -> dict[str, Any]:

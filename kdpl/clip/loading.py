@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -100,7 +101,7 @@ def load_clip(config: ClipConfig) -> Clip:
     source = _source(config)
     tokenize = _tokenizer(source)  # before anything large is built or fetched
     hugging_face = source.config["text_cfg"].get("hf_model_name")
-    with _transformers(source, f"text tower {hugging_face!r}") if hugging_face else nullcontext():
+    with _transformers(source, "text tower", hugging_face) if hugging_face else nullcontext():
         model = _build(source.config)
     image = _image_half(model, config, source, ("",))
     tower = text_tower(source.name, model, tokenize.start)
@@ -171,13 +172,14 @@ def _tokenizer(source: Source) -> Tokenizer:
     if not name:
         return Tokenizer(SimpleTokenizer(context_length=length, **options))
     where = str(source.folder) if source.is_local else name
-    with _transformers(source, f"tokenizer {name!r}"):
+    with _transformers(source, "tokenizer", where):
         return Tokenizer(HFTokenizer(where, length, tokenizer_mode=text.get("tokenizer_mode"), **options))
 
 
 @contextmanager
-def _transformers(source: Source, what: str) -> Iterator[None]:
-    """Say in one sentence what the block could not get from the package transformers or the hub."""
+def _transformers(source: Source, kind: str, place: str) -> Iterator[None]:
+    """Say in one sentence what the block could not get by transformers from a folder, or from the hub by name."""
+    what = f"{kind} {place!r}"
     try:
         import transformers  # noqa: F401
     except ImportError as error:
@@ -185,13 +187,13 @@ def _transformers(source: Source, what: str) -> Iterator[None]:
             f"the {what} of {source.name} needs the package transformers: pip install 'kdpl[transformers]'"
         ) from error
     try:
-        with nullcontext() if source.is_local else hub_or_cache():
+        with nullcontext() if Path(place).is_dir() else hub_or_cache():
             yield
     except Exception as error:  # whatever the hub client or a file's parser raises
-        raise WeightsError(
-            f"cannot load the {what} of {source.name} ({reason(error)}): fetch the model where there is a network, and "
-            f"give its folder as {FOLDER}PATH"
-        ) from error
+        remedy = f"fetch the model where there is a network, and give its folder as {FOLDER}PATH"
+        if source.is_local:
+            remedy = f"put the files of its repository into {source.folder}, of a text tower config.json"
+        raise WeightsError(f"cannot load the {what} of {source.name} ({reason(error)}): {remedy}") from error
 
 
 def _build(model_config: ModelConfig) -> Any:

@@ -28,7 +28,8 @@ class CoupledPrompts(IndependentPrompts):
         if vision != text:
             raise ConfigError(
                 f"coupled prompts have one size in both towers, but vision_prompts has length {vision.length} "
-                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them equal"
+                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them equal, or set "
+                "method to independent"
             )
         super().__init__(PromptConfig(depth=0), text, context, clip)
         self.vision_config = vision

@@ -7,10 +7,9 @@ import world
 from huggingface_hub import constants
 from PIL import Image
 from plain import relative_error
-from runs import DATA, SHORT, STAGES, noise
+from runs import DATA, SHORT, STAGES, TEACHER, configs, error_line, noise
 from safetensors.torch import save_file
-from siglip import SIZE, write_siglip
-from transformers import BertConfig
+from siglip import SIZE, write_siglip, write_with_bert
 
 from kdpl import Classifier
 from kdpl.__main__ import main
@@ -65,7 +64,7 @@ LACKS = {
     "half a model": ("open_clip_config.json", '{"model_cfg": {"embed_dim": 4}}', "lacks embed_dim, vision_cfg or text"),
     "no weights": ("open_clip_model.safetensors", None, "has no weights: expected one of open_clip_model"),
     "bad weights": ("open_clip_model.safetensors", "odd", r"open_clip_model\.safetensors cannot be read"),
-    "bad tokenizer": ("tokenizer.json", "{}", "cannot load the tokenizer 'tokenizer' of local-dir:"),
+    "bad tokenizer": ("tokenizer.json", "{}", "cannot load the tokenizer '.*' of local-dir:"),
 }
 
 
@@ -94,17 +93,41 @@ def test_other_weights_beside_an_address_are_refused(folder):
         load_clip(ClipConfig(f"local-dir:{folder.path}", "webli"))
 
 
-def test_a_text_tower_of_hugging_face_encodes_names_and_takes_no_prompts(tmp_path):
-    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    BertConfig(vocab_size=32, max_position_embeddings=16, **size).save_pretrained(tmp_path / "bert")
-    bert = {"hf_model_name": str(tmp_path / "bert"), "hf_pooler_type": "cls_pooler", "hf_proj_type": "mlp"}
-    written = write_siglip(tmp_path / "biomed", hf_model_pretrained=False, **bert)
+def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_no_prompts(tmp_path):
+    written = write_with_bert(tmp_path / "biomed")
     clip = load_clip(ClipConfig(f"local-dir:{written.path}"))
     ids = clip.tokenize(["a sea horse", "crab"])
     features = clip.text_tower(clip.text_tower.arrange(ids))
     assert relative_error(features, written.model.encode_text(ids)) < 1e-5
     with world.refused(ConfigError, r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0"):
         TextPrompts(1, 1, None, clip.text_tower, clip.tokenize)
+
+
+def test_a_text_tower_that_the_folder_lacks_is_named_with_the_file_to_put_there(tmp_path):
+    written = write_with_bert(tmp_path / "biomed")
+    (written.path / "config.json").unlink()
+    match = rf"text tower 'somebody/bert' of .*: put the files of its repository into {written.path}, of a text"
+    with world.refused(WeightsError, match):
+        load_clip(ClipConfig(f"local-dir:{written.path}"))
+
+
+RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
+
+
+def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_untuned(tmp_path, capsys):
+    address = f"local-dir:{write_with_bert(tmp_path / 'clip', vision=RESNET).path}"
+    fit = ["fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]
+    clip = [f"--model.init_args.clip={{model: '{address}', pretrained: null}}"]
+    vision, text = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
+    for less in ([], [vision], [text]):
+        assert main([*fit, *clip, *less]) == 1
+        said = error_line(capsys)
+        assert f"{address} takes no prompts, neither in its image tower (ModifiedResNet)" in said
+        assert "its text tower (HFTextEncoder): use it untuned, with configs/teacher/zero_shot.yaml" in said
+    assert main([*fit, *clip, vision, text]) == 1
+    assert "trains nothing: use it untuned, with configs/teacher/zero_shot.yaml after" in error_line(capsys)
+    assert main([*fit, *clip, *configs("teacher/zero_shot.yaml")]) == 0
+    assert (tmp_path / "out/class_vectors.safetensors").is_file()
 
 
 def test_a_size_of_images_is_for_networks_of_timm_alone(folder):
