@@ -214,9 +214,16 @@ class TestPredict:
         grey = Image.new("L", (32, 32), 77)
         expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
         assert classifier.predict([grey]) == classifier.predict([grey.convert("RGBA")]) == expected
-        deep = tmp_path / "16 bits.png"
-        Image.fromarray((np.arange(40 * 40, dtype=np.uint16) * 40).reshape(40, 40)).save(deep)
-        assert classifier.predict([deep]) == classifier.predict([Image.open(deep)])
+        values = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
+        for name, factor, tags in (("16 bits.png", 40, {}), ("12 bits.tif", 2, {"tiffinfo": {281: 4095}})):
+            Image.fromarray(values * factor).save(tmp_path / name, **tags)
+            seen = Image.fromarray((values * factor >> (4 if tags else 8)).astype(np.uint8))
+            expected = classifier.predict([seen])
+            assert (
+                classifier.predict([tmp_path / name]) == classifier.predict([Image.open(tmp_path / name)]) == expected
+            )
+        with pytest.raises(DataError, match=r"^an image has values whose range its file does not say: convert it to 8"):
+            classifier.predict([Image.new("F", (32, 32))])
 
     @pytest.mark.parametrize("decoding", [Decoding(), Decoding((0, 90, 200)), PUBLISHED])
     def test_images_are_opened_as_in_training(self, decoding, classifier, tmp_path):

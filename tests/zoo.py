@@ -151,7 +151,12 @@ BAD = {
     "cut BMP": ("5 cut.bmp", _cut, r"cannot be read \("),
     "cut TIFF": ("5 cut.tif", _cut, r"cannot be read \("),
     "a flipped bit": ("6 flipped.png", _flipped, r"cannot be read \("),
-    "bomb": ("3 bomb.png", lambda p: p.write_bytes(_png(60_000, 60_000, bytes(99))), r"Image size \(3600000000 pixels"),
+    "bomb": (
+        "3 bomb.png",
+        lambda p: p.write_bytes(_png(60_000, 60_000, bytes(99))),
+        "has 60000 × 60000 pixels, .* 179 million",
+    ),
+    "float TIFF": ("9 float.tif", _plain("F", (4, 4), 0.5), "has values whose range its file does not say: convert"),
     "0 pixels": ("7 nothing.png", lambda p: p.write_bytes(_png(0, 4, b"")), r"cannot be read \("),
     "link to nowhere": ("8 gone.png", lambda p: p.symlink_to(Path("nowhere.png")), "does not exist"),
 }

@@ -219,6 +219,8 @@ def _print(
         print(f"  names that tell the text tower nothing: {_some(mute)}: {words}")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
     print("    --data.init_args.augmentation light_affine")
+    if plain := [visible(image.path) for image in images if image.plain]:
+        print(f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether they show anything")
     transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
     if transparent or turned:
         on = "put on white (data.init_args.background)"

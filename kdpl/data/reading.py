@@ -87,7 +87,7 @@ class Checked(BaseModel):
         named = [*self.skipped.values()]
         more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
         said = f"{len(named)} of {self.images} images cannot be used ({'; '.join(named[:_SHOWN] + more)})"
-        raise DataError(f"{said}: replace or remove them, or set data.init_args.bad_images to skip")
+        raise DataError(f"{said}: convert, replace or remove them, or set data.init_args.bad_images to skip")
 
 
 def faults_of(

@@ -21,6 +21,7 @@ from kdpl.errors import DataError, visible
 
 # images that Pillow does not open
 _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
+_NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 
@@ -29,8 +30,8 @@ class Found:
     """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
 
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
-    fills in width and height, whether pixels are transparent, whether an orientation tag turns it, the digest of the
-    file's bytes, or the ``fault`` for which it cannot be used.
+    fills in width and height, whether pixels are transparent, whether an orientation tag turns it, whether it is
+    ``plain``, of one colour or nearly so, the digest of the file's bytes, or the ``fault`` for which it cannot be used.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Found:
     size: tuple[int, int] | None = None
     transparent: bool = False
     turned: bool = False
+    plain: bool = False
     digest: str = ""
     fault: str | None = None
 
@@ -193,9 +195,10 @@ def _look(image: Found) -> Found:
         image.path.encode()  # for the table
         content = content_of(image.path)
         with opened(image.path, content) as found:
-            size = Decoding().to_rgb(found).size
+            rgb = Decoding().to_rgb(found, f"image {image.path}")
             transparent, turned = translucent(found) is not None, turn_of(found) is not None
-        image = replace(image, size=size, transparent=transparent, turned=turned)
+        plain = all(high - low < _NEARLY for low, high in rgb.getextrema())  # type: ignore[misc] - a pair a colour
+        image = replace(image, size=rgb.size, transparent=transparent, turned=turned, plain=plain)
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:

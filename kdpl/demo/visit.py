@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from kdpl.classifier import Classifier, Prediction
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError
 from kdpl.runtime.predictions import spread
 
 MAX_ADDED = 50
@@ -52,13 +53,9 @@ class Demo:
     def look(self, visit: Visit, path: str, name: str) -> Visit:
         """Read an image, which replaces the one before; raises a DataError with its ``name`` if it is unreadable."""
         start = time.perf_counter()
-        try:
-            opened = open_image(path, decoding=self.classifier.decoding, max_pixels=MAX_UPLOAD_PIXELS)
-            image = self.classifier.prepare(opened)
-        except DataError as error:
-            raise DataError(
-                f"the file {name} cannot be read as an image: give another, for example as PNG, JPEG or WebP"
-            ) from error
+        # by the name that the visitor knows it by
+        opened = open_image(name, Path(path).read_bytes(), self.classifier.decoding, MAX_UPLOAD_PIXELS)
+        image = self.classifier.prepare(opened)
         return replace(visit, image=image, seconds=time.perf_counter() - start)
 
     def add(self, visit: Visit, typed: str) -> Visit:

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -83,6 +84,22 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
         " of class cat, not dog: correct one of the labels",
     ):
         assert words in out
+
+
+def test_images_of_one_colour_or_nearly_so_are_named_and_stay(tmp_path, capsys):
+    root = tmp_path / "pets"
+    for i in range(8):
+        (root / f"{'cat' if i % 2 else 'dog'}").mkdir(parents=True, exist_ok=True)
+        noise(20, 16, seed=i).save(root / f"{'cat' if i % 2 else 'dog'}/{i}.png")
+    assert init(root, tmp_path / "out") == 0
+    assert "of one colour" not in capsys.readouterr().out
+    picture(root / "cat/grey.png", 90, 90, 90)
+    # 12 bits in 16, which a PNG file cannot say
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(root / "dog/dark.png")
+    assert init(root, tmp_path / "again") == 0
+    said = f"  images of one colour, or nearly so: 2 ({root}/cat/grey.png, {root}/dog/dark.png): look whether"
+    assert said in capsys.readouterr().out
+    assert len(listed(tmp_path / "again")) == 10
 
 
 def test_images_of_one_size_are_said_to_have_that_size(tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_bad_images_are_named_before_anything_is_trained_or_written(pets, tmp_pa
     bad = spoil(pets)
     assert fit(pets, tmp_path / "run") == 1
     said = f"{len(bad)} of {12 + len(bad)} images cannot be used ("
-    runs.error_line(capsys, said, *bad[:10], "; and 2 more)", "bad_images")
+    runs.error_line(capsys, said, *bad[:10], f"; and {len(bad) - 10} more)", "bad_images")
     assert not (tmp_path / "run" / DECODED_FILE).exists()
     assert not (tmp_path / "run" / "config.yaml").exists()
 
