@@ -212,20 +212,27 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
 
     columns = min(8, max(1, len(images)))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5), layout="constrained")
+    width, height = 1.45 * columns, 1.95 * rows + 0.5
+    figure = Figure(figsize=(width, height))
+    # one coordinate system for all images, in inches from the top left: axes for each would take seconds
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axis.axis("off")
     heading = f"{title}\nabove each its true class, below it the predictions of teacher (T) and student (S)"
-    figure.suptitle(heading, fontsize=10, x=0.01, ha="left")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, image, pair in zip(axes, images, pairs, strict=False):
-        axis.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else "antialiased")
-        axis.set_title(shorten(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
+    axis.text(0.05, 0.05, heading, fontsize=10, va="top")
+
+    for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = 1.45 * (column + 0.5), 1.95 * row + 1.35
+        edges = 0.65 * np.array(image.size) / max(image.size)
+        interpolation = "nearest" if image.width < 100 else "antialiased"
+        extent = (x - edges[0], x + edges[0], y + edges[1], y - edges[1])
+        axis.imshow(np.asarray(image), extent=extent, aspect="auto", interpolation=interpolation)
+
+        style: dict[str, Any] = {"ha": "center", "parse_math": False}
+        axis.text(x, y - edges[1] - 0.04, shorten(pair[0].label, 18), va="bottom", fontsize=8, **style)
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
-            style = {"transform": axis.transAxes, "ha": "center", "va": "top", "fontsize": 7.5, "parse_math": False}
-            axis.text(
-                0.5, -0.05 - 0.15 * line, _line(letter, each, 18), color=_CORRECT if each.correct else _WRONG, **style
-            )
+            color, below = _CORRECT if each.correct else _WRONG, y + edges[1] + 0.06 + 0.18 * line
+            axis.text(x, below, _line(letter, each, 18), va="top", fontsize=7.5, color=color, **style)
     _save(figure, path)
 
 
