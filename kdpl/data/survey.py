@@ -197,7 +197,8 @@ def _look(image: Found) -> Found:
         with opened(image.path, content) as found:
             rgb = Decoding().to_rgb(found, f"image {image.path}")
             transparent, turned = translucent(found) is not None, turn_of(found) is not None
-        plain = all(high - low < _NEARLY for low, high in rgb.getextrema())  # type: ignore[misc] - a pair a colour
+        # a pair for each colour
+        plain = all(high - low < _NEARLY for low, high in rgb.getextrema())  # type: ignore[misc]
         image = replace(image, size=rgb.size, transparent=transparent, turned=turned, plain=plain)
     except DataError as error:
         return replace(image, fault=str(error))
