@@ -15,7 +15,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
-from kdpl.runtime.class_names import ClassName, ClassText
+from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 KIND = "class vectors"
@@ -139,7 +139,7 @@ class ClassVectors(VectorSettings):
 
     def require_names(self, class_names: Sequence[str], source: str, other: str = "the data") -> None:
         """Raise an ArtifactError, naming ``source`` and ``other``, if they are not for these classes in this order."""
-        own, names = self.class_names, tuple(class_names)
+        own, names = self.class_names, tuple(map(composed, class_names))
         if names == own:
             return
         difference = f"it has {len(own)} classes, {other} has {len(names)}"

@@ -295,6 +295,14 @@ class TestAddingClasses:
         plain = Classifier(labelled.encoder, labelled.vectors, 17.0, labelled.clip)
         assert torch.equal(more(images)[:, :5], plain(images))
 
+    def test_a_name_is_known_in_either_spelling_of_unicode(self, classifier):
+        composed, decomposed = "jos\u00e9", "jose\u0301"
+        more = classifier.add_classes(further(classifier, class_names=("eel", decomposed)))
+        assert more.class_names[-1] == composed
+        more.vectors.require_names([*world.NAMES, "eel", decomposed], "this")
+        with world.refused(ArtifactError, f"has the class '{composed}' already"):
+            more.add_classes(further(classifier, class_names=("squid louse", decomposed)))
+
     @pytest.mark.parametrize(
         ("own", "changes", "match"),
         [

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from kdpl.runtime.class_names import fault_of_name
+from kdpl.runtime.class_names import composed, fault_of_name
 
 # what formats, shells, pages and spreadsheets take for something else
 _MEANING = st.sampled_from([*"\"',;:=|{}[]<>&#%/\\$*?~`-_. \t", "://", "label", "null", "\ufeff"])
@@ -16,5 +16,5 @@ def text(without="", max_size=12):
 
 
 def class_names(max_size=12):
-    """Any text that may name a class, and that nothing strips."""
-    return text(max_size=max_size).map(str.strip).filter(lambda name: fault_of_name(name) is None)
+    """Any text that may name a class, composed, and that nothing strips."""
+    return text(max_size=max_size).map(str.strip).map(composed).filter(lambda name: fault_of_name(name) is None)

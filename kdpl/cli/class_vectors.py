@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdpl.cli.arguments import output_file
 from kdpl.errors import ConfigError
-from kdpl.runtime.class_names import ClassText, fault_of_name
+from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 from kdpl.runtime.files import read_text
 
 
@@ -54,7 +54,7 @@ def class_vectors(
 
 
 def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in given)
+    names = tuple(composed(name.strip()) for name in given)
     for i, name in enumerate(names):
         fault = fault_of_name(name)
         if fault:

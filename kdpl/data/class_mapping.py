@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import ClassText
+from kdpl.runtime.class_names import ClassText, composed
 from kdpl.runtime.files import read_text
 
 
@@ -22,6 +22,12 @@ class ClassName(NamedTuple):
 
     name: str
     text: ClassText | None = None
+
+    def composed(self) -> "ClassName":
+        """Name and texts in Unicode's composed form."""
+        if isinstance(self.text, tuple):
+            return ClassName(composed(self.name), tuple(map(composed, self.text)))
+        return ClassName(composed(self.name), self.text and composed(self.text))
 
 
 def name_classes(
@@ -42,7 +48,7 @@ def name_classes(
     names = tuple(each.name for each in named)
     if class_text is None and all(each.text is None for each in named):
         return names, None
-    around = _without_stop(class_text or "{}")
+    around = _without_stop(composed(class_text or "{}"))
 
     def read(named: ClassName) -> ClassText:
         if isinstance(named.text, tuple):
@@ -76,7 +82,8 @@ def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -
     if kind not in readers:
         raise DataError(f"class names file {path} is of an unknown kind: give a .txt, .json or .csv file")
     try:
-        mapping = readers[kind](read_text(path, "class names file"))
+        given = readers[kind](read_text(path, "class names file"))
+        mapping = _unique([(composed(key), named.composed()) for key, named in given.items()])
     except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
     expected = set(keys)

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -114,6 +115,17 @@ def places(names: Names) -> Iterator[str]:
     """Canonical path of each file, the same for all its names: absolute, relative, or through a link. URLs stay."""
     within, links = _resolved(names)
     return (os.path.realpath(place) if place in links else place for place in within)
+
+
+def inodes(names: Names) -> Iterator[Hashable]:
+    """Device and inode of each file, the same for all its hard links; of what is not a file its name."""
+    for name in names:
+        try:
+            status = Path(name).stat()
+        except OSError:
+            yield name
+        else:
+            yield status.st_dev, status.st_ino
 
 
 def distinct(names: Names, key: Callable[[Names], Iterable[str]] = places) -> Names:

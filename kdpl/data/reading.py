@@ -4,20 +4,24 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.names import Names, select
+from kdpl.data.names import Names, inodes, select
 from kdpl.data.parallel import in_parallel
-from kdpl.data.sampling import hold_out, keep_apart
-from kdpl.data.splits import Reader, Splits
+from kdpl.data.sampling import hold_out, keep_apart, require_apart
+from kdpl.data.sources import OwnImages, decode_and_digest
+from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import read_list
+from kdpl.data.survey import Found, leave_out_copies
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 from kdpl.shards.pieces import InPieces
@@ -31,40 +35,67 @@ _KEPT = 10_000  # images after which is remembered how far it got
 class Checked(BaseModel):
     """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
 
-    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it. Fewer are
-    ``looked`` at if it was interrupted.
+    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it. ``digests`` are
+    those of the contents of images that have the same one as another, of which one is among the first ``measured``.
+    Fewer are ``looked`` at if it was interrupted; then all of these that were have a digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     names: str
     images: int
+    measured: int
     skipped: dict[str, str]
+    digests: dict[str, str]
     looked: int
 
     @classmethod
-    def look(cls, sources: Sequence[str], open_image: Callable[[str], Image], file: Path | None = None) -> "Checked":
-        """Decode every image, in parallel under a progress bar; ``file`` remembers those that are done already."""
+    def look(
+        cls, sources: Sequence[str], decode: Callable[[str], Image | str], file: Path | None = None, measured: int = 0
+    ) -> "Checked":
+        """Decode every image, in parallel under a progress bar.
+
+        Args:
+            sources: The images.
+            decode: Opens one; or also returns the digest of its content, which it has to for ``measured`` above 0.
+            file: Remembers those that are done already.
+            measured: Number of images, the first ones, of which copies are looked for.
+        """
         names, known = digest_names(sources), cls.load(file) if file else None
-        if known is None or known.names != names:
-            known = cls(names=names, images=len(sources), skipped={}, looked=0)
+        new = cls(names=names, images=len(sources), measured=measured, skipped={}, digests={}, looked=0)
+        if known is None or (known.names, known.measured) != (names, measured):
+            known = new
         # a run's images are fixed when it begins, whatever becomes of them later
         if known.looked == len(sources):
             return known
         # before that, bad ones may be replaced
-        skipped = dict(faults_of([*known.skipped], open_image, "looking at bad images again"))
-        rest = sources[known.looked :]
-        in_pieces = InPieces(Names.of(rest))
-        faults = in_parallel(partial(_fault_of, open_image=open_image), in_pieces, "looking at all images")
-        for done, (source, fault) in enumerate(zip(rest, faults, strict=True), start=known.looked + 1):
+        bad = [source for source in sources[: known.looked] if source in known.skipped]
+        looked, first = [*_look_at(bad, decode, "looking at bad images again")], frozenset(sources[:measured])
+        if known.looked > measured and any(source in first for source, fault, _ in looked if fault is None):
+            # images that were looked at since may be copies of it
+            known, looked = new, []
+        skipped, digests = dict[str, str](), dict(known.digests)
+        contents = set(digests.values())
+        rest = _look_at(InPieces(Names.of(sources[known.looked :])), decode, "looking at all images")
+        for done, (source, fault, digest) in enumerate(chain(looked, rest), start=known.looked - len(looked) + 1):
             if fault is not None:
                 skipped[source] = fault
-            if file and done % _KEPT == 0 and done < len(sources):
-                known.model_copy(update={"skipped": skipped, "looked": done}).save(file)
-        # without what to do about it
-        skipped = {source: fault.rpartition(": ")[0] for source, fault in skipped.items()}
-        return known.model_copy(update={"skipped": skipped, "looked": len(sources)})
+            elif source in first:
+                contents.add(digest)
+            if digest in contents:
+                digests[source] = digest
+            if file and done % _KEPT == 0 and known.looked < done < len(sources):
+                known.model_copy(update={"skipped": skipped, "digests": digests, "looked": done}).save(file)
+        counts = Counter(digests.values())
+        return known.model_copy(
+            update={
+                # without what to do about it
+                "skipped": {source: fault.rpartition(": ")[0] for source, fault in skipped.items()},
+                "digests": {source: digest for source, digest in digests.items() if counts[digest] > 1},
+                "looked": len(sources),
+            }
+        )
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
@@ -94,16 +125,24 @@ def faults_of(
     sources: Sequence[str], open_image: Callable[[str], Image], title: str, workers: int | None = None
 ) -> Iterator[tuple[str, str]]:
     """Decode every image; yields those that fail, with the message."""
-    faults = in_parallel(partial(_fault_of, open_image=open_image), sources, title, workers)
-    return ((source, fault) for source, fault in zip(sources, faults, strict=True) if fault is not None)
+    return ((source, fault) for source, fault, _ in _look_at(sources, open_image, title, workers) if fault is not None)
 
 
-def _fault_of(source: str, open_image: Callable[[str], Image]) -> str | None:
+def _look_at(
+    sources: Sequence[str], decode: Callable[[str], Image | str], title: str, workers: int | None = None
+) -> Iterator[tuple[str, str | None, str]]:
+    """Decode every image; yields its source, its fault if any, and the digest that ``decode`` returns, or nothing."""
+    found = in_parallel(partial(_look, decode=decode), sources, title, workers)
+    return ((source, *each) for source, each in zip(sources, found, strict=True))
+
+
+def _look(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
     try:
-        open_image(source)
+        decoded = decode(source)
     except DataError as error:
-        return str(error)
-    return None
+        return str(error), ""
+    # an image would have to travel between processes
+    return None, decoded if isinstance(decoded, str) else ""
 
 
 def digest_names(sources: Iterable[str]) -> str:
@@ -152,12 +191,19 @@ class Reading:
         return self._apart[0]
 
     @cached_property
-    def _apart(self) -> tuple[Splits, int]:
-        """The dataset, and the number of unlabelled images that are left out as test or validation images."""
-        splits = self._listed
+    def _apart(self) -> tuple[Splits, int, list[tuple[Found, Found]]]:
+        """The dataset, the number of unlabelled images left out as test or validation images, and copies left out."""
+        splits, digests = self._listed, self._digests
+        # a file with several hard links, which has one content under all its names
+        require_apart(_with(splits, digests.__contains__), inodes)
         if self._scans and self.bad_images == "skip":
             splits = leave_out(splits, self._checked.skipped)
-        return keep_apart(hold_out(splits, self.held_out) if self.held_out is not None else splits)
+        if self.held_out is not None:
+            splits = hold_out(splits, self.held_out)
+        splits, same = keep_apart(splits)
+        copies = _copies(splits, digests)
+        splits = leave_out(splits, [copy.path for copy, _ in copies], "but copies of test or validation images")
+        return splits, same, copies
 
     def prepare(self, trains: bool) -> None:
         """Decode all images, unless that was done or is not asked for, and remember the result.
@@ -178,8 +224,14 @@ class Reading:
             yield f"left out {len(self._checked.skipped)} of {self._checked.images} images, which cannot be used{where}"
         if self.splits.held_out:
             yield f"{len(self.splits.test)} labelled images are held out for the test, for lack of others"
-        if self._apart[1]:
-            yield f"{self._apart[1]} unlabelled images are test or validation images, and are not distilled on"
+        _, same, copies = self._apart
+        if same:
+            yield f"{same} unlabelled images are test or validation images, and are not distilled on"
+        if copies:
+            counts = Counter(copy.split if copy.label else "unlabelled" for copy, _ in copies)
+            said = ", ".join(f"{number} {split}" for split, number in counts.items())
+            copy, kept = copies[0]
+            yield f"left out as copies of test or validation images: {said} ({copy.path} is a copy of {kept.path})"
 
     @property
     def _scans(self) -> bool:
@@ -187,7 +239,12 @@ class Reading:
 
     @cached_property
     def _listed(self) -> Splits:
-        splits = self.reader.read()
+        splits = self._without_skipped(self.reader.read())
+        if self.reader.own:
+            require_apart(splits)
+        return splits
+
+    def _without_skipped(self, splits: Splits) -> Splits:
         if self.skip_list is None:
             return splits
         listed = read_skip_list(Path(self.skip_list).expanduser())
@@ -200,22 +257,69 @@ class Reading:
     @cached_property
     def _checked(self) -> Checked:
         """The remembered result for these images, or a new one."""
-        return Checked.look(self._listed.sources, self._listed.open_image, self.file)
+        splits = self._listed
+        decode: Callable[[str], Image | str] = splits.open_image
+        if self._measured:
+            decode = partial(decode_and_digest, decoding=self.reader.decoding)
+        return Checked.look(splits.sources, decode, self.file, self._measured)
+
+    @property
+    def _measured(self) -> int:
+        """The number of images, the first ones of all, that are or may become test or validation images."""
+        splits = self._listed
+        if not isinstance(self.reader, OwnImages):
+            return 0
+        drawn_from = splits.train if self.held_out is not None and not splits.test else ()
+        return len(splits.test) + len(splits.val) + len(drawn_from)
+
+    @property
+    def _digests(self) -> Mapping[str, str]:
+        """Digests of the images that have copies; where bad images are errors, as far as a fit has found them."""
+        if not self._scans or not self._measured:
+            return {}
+        if self.bad_images == "skip":
+            return self._checked.digests
+        known = Checked.load(self.file) if self.file else None
+        # the list last, since millions of names take seconds
+        if known is None or not known.digests or (known.looked, known.measured) != (known.images, self._measured):
+            return {}
+        return known.digests if known.names == digest_names(self._listed.sources) else {}
 
 
-def leave_out(splits: Splits, sources: Collection[str]) -> Splits:
-    """Leave images out of a dataset; DataError if a class has none left to train on."""
+def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:
+    """Leave images out of a dataset; DataError if a class has none ``left`` to train on."""
     gone = frozenset(sources)
     if not gone:
         return splits
-    train, val, test = (
-        tuple(record for record in records if record.source not in gone)
-        for records in (splits.train, splits.val, splits.test)
-    )
-    for label in sorted({record.label for record in splits.train} - {record.label for record in train}):
-        said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image that can be used"
+    rest = _with(splits, lambda source: source not in gone)
+    for label in sorted({record.label for record in splits.train} - {record.label for record in rest.train}):
+        said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
         raise DataError(f"{said}: add some, or remove the class")
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
-    return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
+    return replace(rest, unlabeled=unlabeled)
+
+
+def _with(splits: Splits, wanted: Callable[[str], bool]) -> Splits:
+    """The dataset with those labelled images whose source is ``wanted``."""
+    train, val, test = (
+        tuple(record for record in records if wanted(record.source))
+        for records in (splits.train, splits.val, splits.test)
+    )
+    return replace(splits, train=train, val=val, test=test)
+
+
+def _copies(splits: Splits, digests: Mapping[str, str]) -> list[tuple[Found, Found]]:
+    """Images with the content of a test image or, but for test images, of a validation image, each with that one."""
+    if not digests:
+        return []
+    unlabeled = (Record(source, -1) for source in splits.unlabeled or ())
+    parts = {"test": splits.test, "val": splits.val, "train": chain(splits.train, unlabeled)}
+    found = {
+        source: Found(source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source])
+        for split, records in parts.items()
+        for source, label in records
+        if source in digests
+    }
+    return [(copy, kept) for copy, kept in leave_out_copies([*found.values()])[1] if copy.split != kept.split]

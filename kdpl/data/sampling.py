@@ -3,13 +3,13 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from kdpl.data.names import Names, unlisted
+from kdpl.data.names import Names, places, unlisted
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 from kdpl.shards.pieces import Indices
@@ -115,6 +115,29 @@ def hold_out(splits: Splits, share: float) -> Splits:
         test=tuple(record for record in splits.train if record.source in chosen),
         held_out=True,
     )
+
+
+def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = places) -> None:
+    """Refuse a dataset that has one file in two of train, val and test, by a DataError that names both.
+
+    Args:
+        splits: The dataset.
+        key: What each of some files is known by, under whichever name.
+    """
+    measured: dict[Hashable, tuple[str, str]] = {}
+    twice = list[str]()
+    for split, records in (("test", splits.test), ("val", splits.val), ("train", splits.train)):
+        # of the training images, of which there may be many, nothing is kept, and nothing asked without others
+        names = Names.of(record.source for record in records if split != "train" or measured)
+        for name, each in zip(names, key(names), strict=True):
+            other, of_other = measured.get(each, ("", split))
+            if of_other != split:
+                twice.append(f"{other} ({of_other}) and {name} ({split})")
+            elif split != "train":
+                measured[each] = name, split
+    if twice:
+        said = f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
+        raise DataError(f"{said}: leave each in one split alone, or name those of the other in a skip_list")
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:

@@ -1,5 +1,6 @@
 """Images without labels, wherever they are, and opening any image that a dataset of one's own names."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,24 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 
 
 def content_of(source: str) -> bytes:
-    """Read the bytes of an image file; raises as ``open_source``, and OSError."""
-    return source.read() if isinstance(source, ShardImage) else read(source)
+    """Read the bytes of an image file; DataError if it is missing or unreadable."""
+    try:
+        return source.read() if isinstance(source, ShardImage) else read(source)
+    except OSError as error:
+        said = f"image {source} cannot be read ({error.strerror or error})"
+        raise DataError(f"{said}: restore the file, or read the dataset again without it") from error
+
+
+def digest_of_content(content: bytes) -> str:
+    """Digest by which files of the same bytes are known."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def decode_and_digest(source: str, decoding: Decoding) -> str:
+    """Open an image as ``open_source`` does, and return the digest of the bytes that were read for it."""
+    content = content_of(source)
+    open_image(source, content, decoding)
+    return digest_of_content(content)
 
 
 def _listed(file: Path) -> list[str]:

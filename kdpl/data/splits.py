@@ -11,7 +11,7 @@ from PIL.Image import Image
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, distinct
 from kdpl.errors import DataError
-from kdpl.runtime.class_names import ClassText, fault_of_name
+from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 
 
 class Record(NamedTuple):
@@ -48,7 +48,8 @@ class Splits:
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse class names that no table, page or artifact could hold, by a DataError."""
+        """Compose class names, and refuse those that no table, page or artifact could hold, by a DataError."""
+        object.__setattr__(self, "class_names", tuple(map(composed, self.class_names)))
         if self.unlabeled is not None:
             object.__setattr__(self, "unlabeled", Names.of(self.unlabeled))
         for name in self.class_names:
@@ -57,8 +58,8 @@ class Splits:
 
     @property
     def sources(self) -> Names:
-        """All images, each once: training, validation, test, unlabelled."""
-        labeled = (record.source for record in chain(self.train, self.val, self.test))
+        """All images, each once: test, validation, training, unlabelled."""
+        labeled = (record.source for record in chain(self.test, self.val, self.train))
         return distinct(Names.joined([Names.of(labeled), Names.of(self.unlabeled or ())]), key=iter)
 
     @property

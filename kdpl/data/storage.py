@@ -42,9 +42,14 @@ def is_image(path: str) -> bool:
 
 def stays_inside(path: str) -> bool:
     """Whether a relative path, joined to a folder, names something below it, on any system."""
+    return is_below(path) and not PureWindowsPath(path).drive
+
+
+def is_below(path: str) -> bool:
+    """Whether a path is relative and leads to nothing above where it begins; ``a:b`` does not, unless it is joined."""
     plain = path.replace("\\", "/")
     parts = PurePosixPath(plain).parts
-    return bool(parts) and not plain.startswith("/") and not PureWindowsPath(path).drive and ".." not in parts
+    return bool(parts) and not plain.startswith("/") and ".." not in parts
 
 
 def find_images(folder: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Contents of somebody's own images, in a folder or a table: classes, splits, sizes, bad files, copies."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +11,13 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.folder import UNLABELED, split_folders
+from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
 from kdpl.data.readers.table import HELD_OUT, Table, read_rows
 from kdpl.data.sampling import held_out_of
-from kdpl.data.sources import content_of, find_unlabeled
+from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
 from kdpl.data.storage import find_images, is_image, is_url
 from kdpl.errors import DataError, visible
+from kdpl.runtime.class_names import composed
 
 # images that Pillow does not open
 _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
@@ -61,12 +61,10 @@ def find(path: Path, class_names: str | None = None) -> list[Found]:
     parts = split_folders(folder)
     found = []
     for split, top in parts or [("train", folder)]:
-        for each in sorted(path for path in top.iterdir() if path.is_dir()):
-            if each.name not in UNLABELED and not each.name.startswith("."):
-                found += [Found(path, each.name, split) for path in find_images(each)]
-    beside = dict.fromkeys([folder, *(top for split, top in parts if split == "train")])
-    for place in (top / name for top in beside for name in UNLABELED):
-        found += [Found(path, "", "train") for path in find_images(place)] if place.is_dir() else []
+        for each in class_folders(top):
+            found += [Found(path, composed(each.name), split) for path in find_images(each)]
+    for top in [folder, *(top for split, top in parts if split == "train")]:
+        found += [Found(path, "", "train") for place in unlabeled_folders(top) for path in find_images(place)]
     if not class_names and not any(image.label and image.split == "train" for image in found):
         said = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
         raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
@@ -204,6 +202,4 @@ def _look(image: Found) -> Found:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:
         return replace(image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it")
-    except OSError as error:
-        return replace(image, fault=f"image {image.path} cannot be read ({error.strerror}): check the file")
-    return replace(image, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
+    return replace(image, digest=digest_of_content(content))

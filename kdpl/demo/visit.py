@@ -15,6 +15,7 @@ from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError
+from kdpl.runtime.class_names import composed
 from kdpl.runtime.predictions import spread
 
 MAX_ADDED = 50
@@ -62,7 +63,7 @@ class Demo:
         """Add a class by its name; raises a KdplError if it is empty, known or too long, or there are too many."""
         if self.encoder is None:
             raise ConfigError("classes cannot be added here: start the demo with --teacher RUN")
-        name = " ".join(typed.split())
+        name = composed(" ".join(typed.split()))
         if not name:
             raise ConfigError("the class name is empty: type one, such as the name of a thing")
         if name in visit.added or name in self.classifier.class_names:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
-from kdpl.runtime.class_names import ClassName, fault_of_name
+from kdpl.runtime.class_names import ClassName, composed, fault_of_name
 from kdpl.runtime.files import read_text
 from kdpl.runtime.run_folder import UNKNOWN_FILE
 
@@ -71,7 +71,7 @@ def other_than(class_names: Sequence[str], words: Sequence[str], source: str) ->
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    return " ".join(composed(name).replace("_", " ").casefold().split())
 
 
 def farthest(words: Tensor, classes: Tensor) -> list[int]:

@@ -10,6 +10,11 @@ from kdpl.errors import visible
 _LONGEST = 1000  # CLIP's text tower reads 77 tokens, which are a few hundred letters
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), as one class is spelt whichever system or program wrote its name."""
+    return unicodedata.normalize("NFC", name)
+
+
 def fault_of_name(name: object) -> str | None:
     """The fault of a class name, as the rest of a sentence that begins with it; None if it is valid.
 
@@ -31,7 +36,7 @@ def _valid(name: str) -> str:
     fault = fault_of_name(name)
     if fault:
         raise ValueError(f"the class name {fault}")
-    return name
+    return composed(name)
 
 
 ClassName = Annotated[str, AfterValidator(_valid)]

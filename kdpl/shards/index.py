@@ -24,7 +24,7 @@ from kdpl.shards.reader import UNREADABLE, ShardImage, images_of, open_tar
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 
-_KIND, _VERSION = "an index of shards", 1
+_KIND, _VERSION = "an index of shards", 2
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
 _BLOCK = 512  # least number of shards after which the index is written, so that an interruption loses little
 

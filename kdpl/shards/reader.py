@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, Literal
 
-from kdpl.data.storage import is_image, read, stays_inside
+from kdpl.data.storage import is_below, is_image, read
 from kdpl.errors import DataError, reason
 from kdpl.shards.spool import Piece, read_within
 
@@ -84,7 +84,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := shard.next()) is not None:
         # tarfile remembers all members, of which a shard may have millions
         shard.members.clear()  # type: ignore[attr-defined]
-        if isinstance(member, Member) and member.is_plain and is_image(member.name) and stays_inside(member.name):
+        if isinstance(member, Member) and member.is_plain and is_image(member.name) and is_below(member.name):
             yield member
     # tarfile takes a header that is truncated or damaged for the end
     if shard.fileobj is not None:

@@ -72,6 +72,7 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     ("settings", "words"),
     [
         (["--classes", "one", "two", " one"], ["--classes", "'one' twice"]),
+        (["--classes", "jos\u00e9", "jose\u0301"], ["'jos\u00e9' twice"]),
         (["--classes", "one", "  "], ["--classes", "class name that is empty"]),
         (["--classes", "word " * 100], ["all 32 tokens", "shorten the class name"]),
         (["--class-list=empty.txt"], ["empty.txt", "no class names"]),

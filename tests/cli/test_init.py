@@ -286,7 +286,7 @@ def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_ou
     found = [source.removeprefix(f"{tmp_path}/") for source in splits_of(tmp_path / "out").unlabeled]
     assert found == ["more/new.png", "a.tar/0001.png", "a.tar/0002.png", "b.tar/0004.png"]
     left_out = [row["image"].removeprefix(f"{tmp_path}/") for row in rows_of(tmp_path / "out/left_out.csv")]
-    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png"]
+    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png", "more/test link.png"]
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ def test_truncated_and_missing_images_are_listed_with_the_reason(tmp_path, capsy
     (folder / "images/a/4.jpg").unlink()
     code, lines = checked(capsys, "dtd", tmp_path)
     assert code == 1
-    assert lines[5].startswith(f"image {broken} cannot be read (")
-    assert lines[6].startswith(f"image {folder / 'images/a/4.jpg'} does not exist")
+    assert lines[5].startswith(f"image {folder / 'images/a/4.jpg'} does not exist")
+    assert lines[6].startswith(f"image {broken} cannot be read (")
     assert lines[7:] == ["12 images decoded, 2 of them bad"]
 
 

@@ -55,6 +55,19 @@ def test_a_class_may_have_several_texts(tmp_path, name, content):
     assert name_classes(FOLDERS, file, "big {}")[1] == ("big tench", ("big a fish", "big jaws"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"e\\u0301": {"name": "E\\u0301", "text": ["e\\u0301 1", "e\\u0301 2"]}}'),
+        ("a.csv", "label,name,text,text\ne\u0301,E\u0301,e\u0301 1,e\u0301 2\n"),
+    ],
+)
+def test_a_class_is_found_by_either_spelling_of_its_name_in_unicode(tmp_path, name, content):
+    file = str(written(tmp_path, name, content))
+    expected = (("\u00c9",), ("\u00e9 1 \u00e9", "\u00e9 2 \u00e9"))
+    assert name_classes(["\u00e9"], file, "{} e\u0301") == (expected[0], (expected[1],))
+
+
 def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
     assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == ("n01, a type of pet", "n02, a type of pet")
     assert name_classes(FOLDERS, None, None) == (("n01", "n02"), None)
@@ -90,6 +103,8 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ),
         ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
         ("a.txt", "n01\nn02\nn01\n", "cannot be read as TXT: it has 'n01' twice, keep one"),
+        ("a.txt", "jos\u00e9\njose\u0301\n", "cannot be read as TXT: it has 'jos\u00e9' twice, keep one"),
+        ("a.json", '{"n01": "jos\u00e9", "n02": "jose\u0301"}', "gives classes 'n01' and 'n02' the same name .*"),
         ("a.txt", "n01\n", "lacks class 'n02': name the dataset's classes, .*"),
     ],
 )

@@ -7,6 +7,7 @@ import world
 from runs import noise
 from zoo import add, encoded, write_shard
 
+from kdpl.classifier.sources import read_items
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import ConfigError, DataError
 from kdpl.shards import index as shard_index
@@ -87,9 +88,13 @@ def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
         add(shard, "folder.png", kind=tarfile.DIRTYPE)
         add(shard, ".hidden.png", encoded(1))
         add(shard, "good.png", encoded(2))
+        # which no file of some systems may be named, but nothing is unpacked
+        add(shard, "a:b?.png", encoded(3))
+        add(shard, "c:\\d*.png", encoded(4))
     found = find_unlabeled(str(tmp_path / "evil.tar"))
-    assert short(found, tmp_path) == ["evil.tar/good.png"]
-    assert pixels(found[0]) == noise(9, 7, seed=2).tobytes()
+    assert short(found, tmp_path) == ["evil.tar/good.png", "evil.tar/a:b?.png", "evil.tar/c:\\d*.png"]
+    assert [pixels(each) for each in found] == [noise(9, 7, seed=seed).tobytes() for seed in (2, 3, 4)]
+    assert [each.name for each in read_items([str(tmp_path / "evil.tar")])] == list(found)
     assert sorted(each.name for each in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"], "nothing is unpacked"
 
 

@@ -64,10 +64,16 @@ def test_an_added_class_counts_only_in_its_visit_until_it_is_removed(demo, encod
 
 @pytest.mark.parametrize(
     ("typed", "words"),
-    [(" \n\t", "empty"), ("five", "'five' exists"), (" eel ", "'eel' exists already"), ("word " * 35, "all 32 tokens")],
+    [
+        (" \n\t", "empty"),
+        ("five", "'five' exists"),
+        (" eel ", "'eel' exists already"),
+        ("word " * 35, "all 32 tokens"),
+        ("cafe\u0301", "exists already"),
+    ],
 )
 def test_an_invalid_name_is_a_sentence(typed, words, demo):
-    visit = demo.add(Visit(), "eel")
+    visit = demo.add(demo.add(Visit(), "eel"), "caf\u00e9")
     with refused(KdplError, words):
         demo.add(visit, typed)
 

@@ -117,6 +117,8 @@ def test_an_everyday_word_that_is_a_class_is_left_out_and_a_chosen_one_is_refuse
     assert other_than(["traffic_light"], words[2:], "my.txt") == [1]
     with refused(ConfigError, "my.txt has the word 'Traffic  Light', which is a class: leave it out"):
         other_than(["traffic_light"], words, "my.txt")
+    with refused(ConfigError, "which is a class"):
+        other_than(["caf\u00e9"], ["cafe\u0301"], "my.txt")
 
 
 def test_the_words_that_ship_are_distinct_and_plain():

@@ -9,7 +9,7 @@ from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.shards import index as shard_index
 from kdpl.shards.index import INDEX_FILE, index_shards
 
-KIND = "an index of shards"
+KIND, VERSION = "an index of shards", 2
 
 
 @pytest.fixture
@@ -62,11 +62,11 @@ def test_a_shard_that_changed_is_looked_through_again_and_no_other(shards, looke
 
 
 def _elsewhere(file, **changes):
-    tensors, fields = read_tensors(file, KIND, 1, "")
+    tensors, fields = read_tensors(file, KIND, VERSION, "")
     rows = tensors["rows"].clone()
     for column, value in changes.items():
         rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = value
-    write_tensors(file, KIND, 1, {**tensors, "rows": rows}, fields)
+    write_tensors(file, KIND, VERSION, {**tensors, "rows": rows}, fields)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def _elsewhere(file, **changes):
         lambda file: file.write_bytes(file.read_bytes()[:-20]),
         lambda file: file.write_bytes(b"\xff" * 200),
         lambda file: file.write_bytes(b""),
-        lambda file: write_tensors(file, KIND, 1, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}),
-        lambda file: write_tensors(file, KIND, 1, {}, {}),
-        lambda file: write_tensors(file, KIND, 2, {}, {}),
+        lambda file: write_tensors(file, KIND, VERSION, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}),
+        lambda file: write_tensors(file, KIND, VERSION, {}, {}),
+        lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
         lambda file: _elsewhere(file, start=2**20),
         lambda file: _elsewhere(file, length=-1),
         lambda file: _elsewhere(file, folder=9),

@@ -8,9 +8,9 @@ from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
+from kdpl.runtime.class_names import composed
 
-UNLABELED = ("unlabeled", "unlabelled")
-"""Names of the folder of images without labels, beside those of the splits or classes."""
+_UNLABELED = ("unlabeled", "unlabelled")
 
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -25,15 +25,27 @@ def split_folders(top: Path) -> list[tuple[str, Path]]:
     return [(split, path) for split, names in _SPELLINGS.items() for path in folders if path.name.lower() in names]
 
 
+def class_folders(top: Path) -> list[Path]:
+    """Find the folders of classes below a folder, sorted, without hidden ones and those of images without labels."""
+    folders = sorted(path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir())
+    return [path for path in folders if path.name.lower() not in _UNLABELED]
+
+
+def unlabeled_folders(top: Path) -> list[Path]:
+    """Find the folders of images without labels beside those of splits or classes, in any usual spelling."""
+    return sorted(path for path in top.iterdir() if path.name.lower() in _UNLABELED and path.is_dir())
+
+
 @dataclass
 class Folder(OwnImages):
     """A folder that holds ``train`` and, if there are any, ``val`` and ``test``, each with a folder for each class.
 
-    ``Train``, ``validation`` and the like are known as well.
+    ``Train``, ``validation`` and the like are known as well. A folder ``unlabeled`` beside the splits, or in ``train``
+    beside the classes, holds images without labels, unless the setting ``unlabeled`` names other places.
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
     their paths. Hidden files and folders are skipped. Without ``train``, no label is used: the classes are those of the
-    file ``class_names``, and the images those of ``unlabeled``, of a folder of that name, or all in the folder.
+    file ``class_names``, and the images without labels, where there is no folder of them, all in the folder.
     """
 
     def read(self) -> Splits:
@@ -42,10 +54,13 @@ class Folder(OwnImages):
         if not top.is_dir():
             raise DataError(f"dataset folder {top} does not exist: set root to the folder that holds train/<class>/")
         images: dict[str, dict[str, list[str]]] = {split: {} for split in _SPELLINGS}
+        beside = [top]
         for split, folder in split_folders(top):
+            beside += [folder] if split == "train" else []
             for name, paths in _images_by_class(folder).items():
                 images[split].setdefault(name, []).extend(paths)
-        folders, where = sorted(set().union(*images.values())), self.unlabeled
+        folders = sorted(set().union(*images.values()))
+        where = self.unlabeled or [str(path) for each in beside for path in unlabeled_folders(each)]
         if not images["train"]:
             if not self.class_names:
                 raise DataError(
@@ -53,7 +68,7 @@ class Folder(OwnImages):
                     "of the classes, give it as class_names, and set shots to 0"
                 )
             folders = list_classes(self.class_names, folders)
-            where = where or [str(top / name) for name in UNLABELED if (top / name).is_dir()] or str(top)
+            where = where or str(top)
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (
             tuple(Record(path, label) for label, folder in enumerate(folders) for path in by_class.get(folder, ()))
@@ -64,11 +79,13 @@ class Folder(OwnImages):
 
 
 def _images_by_class(split: Path) -> dict[str, list[str]]:
-    folders = sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = class_folders(split)
     if not folders:
         raise DataError(f"folder {split} has no class folders: put the images into {split}/<class>/")
-    images = {folder.name: find_images(folder) for folder in folders}
-    for name, paths in images.items():
+    images: dict[str, list[str]] = {}
+    for folder in folders:
+        paths = find_images(folder)
         if not paths:
-            raise DataError(f"class folder {split / name} has no images: add some, or remove the folder")
+            raise DataError(f"class folder {folder} has no images: add some, or remove the folder")
+        images.setdefault(composed(folder.name), []).extend(paths)
     return images

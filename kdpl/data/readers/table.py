@@ -12,10 +12,13 @@ from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
+from kdpl.runtime.class_names import composed
 from kdpl.runtime.files import read_text
 
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
+
+_UNLABELED = "the unlabelled images"
 
 _SPLITS = ("train", "val", "test", HELD_OUT)
 
@@ -47,7 +50,7 @@ class Table(OwnImages):
                 fault = f"names {image} again, which is in {split_of[source]} already: keep one row for each image"
             if fault:
                 raise DataError(f"row {number} of {table} {fault}")
-            split_of[source] = split if label else "the unlabelled images"
+            split_of[source] = split if label else _UNLABELED
             if label:
                 records[split].append((source, label))
             else:
@@ -68,14 +71,16 @@ class Table(OwnImages):
         )
         unlabeled = Names.of(without_label)
         if self.unlabeled:
-            unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), split_of)])
+            # but test and validation images, which are left out of all datasets, and said
+            known = [source for source, split in split_of.items() if split in ("train", _UNLABELED)]
+            unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), known)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
         parts = (train, val, test or held_out, unlabeled or None, self.open_source)
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 
 def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
-    """Read image, label and split of each row; the split of an empty cell is ``train``.
+    """Read image, label and split of each row; the split of an empty cell is ``train``, and labels are composed.
 
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a row has a value
     beyond the columns, as a comma without quotes makes it.
@@ -91,7 +96,8 @@ def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
             raise DataError(f"table {table} {said}: its first row must be image,label or image,label,split")
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
-    return list(zip(columns["image"], columns.get("label", none), splits, strict=True))
+    labels = map(composed, columns.get("label", none))
+    return list(zip(columns["image"], labels, splits, strict=True))
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:

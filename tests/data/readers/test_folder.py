@@ -5,7 +5,9 @@ import world
 from PIL import Image
 
 from kdpl.data.readers.folder import Folder
+from kdpl.data.readers.table import Table
 from kdpl.data.storage import find_images
+from kdpl.data.survey import find
 from kdpl.errors import DataError
 
 
@@ -48,6 +50,33 @@ def test_splits_are_known_in_their_usual_spellings(tmp_path):
     assert parts == [["1.png", "2.png"], ["3.png"], ["4.png"]]
 
 
+@pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled", "train/unlabeled"])
+def test_a_folder_of_images_without_labels_beside_splits_or_classes_is_the_pool(folder, tmp_path):
+    make(tmp_path, "train/cat/1.png", "test/cat/2.png", f"{folder}/3.png", f"{folder}/deep/4.png", "pool/5.png")
+    splits = Folder(str(tmp_path)).read()
+    assert splits.class_names == ("cat",)
+    assert list(splits.unlabeled) == [f"{tmp_path}/{folder}/3.png", f"{tmp_path}/{folder}/deep/4.png"]
+    assert [record.source for record in splits.train] == [f"{tmp_path}/train/cat/1.png"]
+    # what is asked for by name comes instead
+    assert list(Folder(str(tmp_path), str(tmp_path / "pool")).read().unlabeled) == [f"{tmp_path}/pool/5.png"]
+
+
+def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their_own_paths(tmp_path):
+    made = ["train/jose\u0301/1.png", "train/jos\u00e9/0.png", "test/jose\u0301/2.png", "train/zoe/3.png"]
+    make(tmp_path, *made)
+    (tmp_path / "names.json").write_text('{"jose\\u0301": "Jose\\u0301", "zoe": "Zoe"}')
+    splits = Folder(str(tmp_path), class_names=str(tmp_path / "names.json")).read()
+    assert splits.class_names == ("Jos\u00e9", "Zoe")
+    found = [(record.source.removeprefix(f"{tmp_path}/"), record.label) for record in (*splits.train, *splits.test)]
+    assert found == [(made[0], 0), (made[1], 0), (made[3], 1), (made[2], 0)]
+    (tmp_path / "images.csv").write_text(
+        "image,label\n1.png,jose\u0301\n2.png,jos\u00e9\n3.png,zoe\n", encoding="utf-8"
+    )
+    assert Table(str(tmp_path / "images.csv")).read().class_names == ("jos\u00e9", "zoe")
+    assert [image.label for image in find(tmp_path / "images.csv")] == ["jos\u00e9", "jos\u00e9", "zoe"]
+    assert {image.label for image in find(tmp_path)} == {"jos\u00e9", "zoe"}
+
+
 def test_images_are_found_recursively_by_extension_without_hidden_ones(tmp_path):
     make(tmp_path, "b/2.PNG", "b/10.png", "a.JPG", "b/c/x.webp", ".hidden.png", ".cache/1.png", "c.jpeg", "b.tiff")
     (tmp_path / "notes.txt").write_text("no image")
@@ -65,7 +94,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     ("paths", "unlabeled", "found"),
     [
         (["unlabeled/a/1.png", "loose.png"], None, ["unlabeled/a/1.png"]),
-        (["Unlabelled/2.png", "unlabelled/1.png"], None, ["unlabelled/1.png"]),
+        (["Unlabelled/2.png", "unlabelled/1.png"], None, ["Unlabelled/2.png", "unlabelled/1.png"]),
         (["b/2.png", "1.png"], None, ["1.png", "b/2.png"]),
         (["unlabeled/1.png", "pool/2.png"], "pool", ["pool/2.png"]),
         (["test/dog/1.png", "val/cat/1.png", "unlabeled/3.png"], None, ["unlabeled/3.png"]),
