@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from scipy.stats import binomtest
 from torch import Tensor
 
 from kdpl.callbacks.teacher_cache import mean_features
@@ -20,6 +21,7 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import POOL_TARGETS_FILE
 
 _FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
+_LEVEL = 0.05  # of the test on validation images: so often at most is it taken where it is no better
 _SHOWN = 60  # images that moved
 
 
@@ -27,7 +29,7 @@ class RefinePool(Callback):
     """Assigns the unlabelled images to classes, and has the student learn that.
 
     The teacher's features are normalised means over some views. Labelled images take part with their labels; so do
-    validation images without theirs, on which it is decided if the result is better than the teacher. Written to
+    validation images without theirs, on which McNemar's exact test decides if the result is better. Written to
     ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
     """
 
@@ -127,18 +129,19 @@ class RefinePool(Callback):
         ``counts`` are those of the pool's images before and after, and ``shots`` the labelled images a class.
         """
         n = len(teacher)
-        measured = "there are no held-out labels to measure it on"
+        measured, p_value = "there are no held-out labels to measure it on", 1.0
         if n:
-            difference = refined - teacher
-            error = difference.std(correction=0).item() / n**0.5
-            gain = difference.mean().item()
+            gained, lost = (int((a > b).sum()) for a, b in ((refined, teacher), (teacher, refined)))
+            if gained:
+                # McNemar's exact test: were it no better, each of these images would be as probable on either side
+                p_value = binomtest(gained, gained + lost, alternative="greater").pvalue
             after, before = (100 * each.mean() for each in (refined, teacher))
             shares = f"{after:.1f} % of {n} validation images, the predictions before it on {before:.1f} %"
-            measured = f"it is right on {shares} (difference {100 * gain:+.1f} ± {100 * error:.1f} points)"
+            measured = f"it is right on {shares} ({gained} gained, {lost} lost, p = {p_value:.2g})"
         if self.config.mode == "always":
             return True, f"taken, as refinement.mode is always; {measured}"
         if n:
-            return (True, f"taken: {measured}") if gain > error else (False, f"not taken: {measured}")
+            return (True, f"taken: {measured}") if p_value <= _LEVEL else (False, f"not taken: {measured}")
         emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
         if emptied:
             left = f"{emptied} class{'es' if emptied > 1 else ''}"

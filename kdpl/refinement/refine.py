@@ -26,7 +26,7 @@ class RefinementConfig:
     """Settings of the refinement of a teacher's predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` takes it only where it is better on labelled validation images by more than a standard error;
+        mode: ``auto`` takes it only where McNemar's exact test on labelled validation images shows that it is better;
             without validation images where the teacher saw at most one label a class; ``always``.
         views: Views of an image, whose mean feature stands for it.
         neighbors: k, nearest neighbours of an image by cosine.

@@ -1,5 +1,8 @@
 """Refinement of the teacher's predictions before a student's first epoch."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 import world
@@ -111,20 +114,15 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
 @pytest.mark.parametrize(
     ("mode", "teacher", "refined", "after", "shots", "taken", "words"),
     [
-        ("auto", [0] * 9 + [1], [1] * 10, (5, 5), 16, True, "right on 100.0 % of 10 validation images"),
-        ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "difference +0.0 ± 0.0 points"),
-        ("auto", [1, *[0] * 9], [0, 1, 1, *[0] * 7], (5, 5), 1, False, "difference +10.0 ± 17.0 points"),
-        ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "the predictions before it on 100.0 % (difference -100.0"),
+        ("auto", [0] * 5 + [1] * 5, [1] * 10, (5, 5), 16, True, "100.0 % of 10 validation images, the predictions"),
+        ("auto", [0] * 5 + [1] * 5, [1] * 10, (5, 5), 16, True, "on 50.0 % (5 gained, 0 lost, p = 0.031)"),
+        ("auto", [0] * 4 + [1] * 6, [1] * 10, (5, 5), 1, False, "(4 gained, 0 lost, p = 0.062)"),
+        ("auto", [0], [1], (5, 5), 1, False, "100.0 % of 1 validation images, the predictions before it on 0.0 % (1 g"),
+        ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "(0 gained, 0 lost, p = 1)"),
+        ("auto", [1, *[0] * 9], [0, *[1] * 8, 0], (5, 5), 1, True, "(8 gained, 1 lost, p = 0.02)"),
+        ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "(0 gained, 10 lost, p = 1)"),
         ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as refinement.mode is always; it is right on 0.0 %"),
-        (
-            "auto",
-            [],
-            [],
-            (5, 5),
-            0,
-            True,
-            "no held-out labels to measure it on, and there is at most one label",
-        ),
+        ("auto", [], [], (5, 5), 0, True, "no held-out labels to measure it on, and there is at most one label"),
         ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
         ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
         ("auto", [], [], (0, 10), 0, False, "it leaves 1 class without an image"),
@@ -132,13 +130,34 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
     ],
 )
 def test_it_is_taken_where_it_is_better_or_nothing_is_against_it(mode, teacher, refined, after, shots, taken, words):
-    sides = (torch.tensor(teacher, dtype=torch.float32), torch.tensor(refined, dtype=torch.float32))
-    decision = RefinePool(RefinementConfig(mode=mode))._decide(
-        *sides, [torch.tensor([5, 5]), torch.tensor(after)], shots
-    )
+    decision = decided(teacher, refined, [[5, 5], after], shots, mode)
     assert decision[0] == taken
     assert decision[1].startswith("taken" if taken else "not taken")
     assert words in decision[1]
+
+
+def decided(teacher, refined, counts=((5, 5), (5, 5)), shots=16, mode="auto"):
+    sides = [torch.tensor(side, dtype=torch.float32) for side in (teacher, refined)]
+    return RefinePool(RefinementConfig(mode=mode))._decide(*sides, [torch.tensor(each) for each in counts], shots)
+
+
+def test_targets_that_are_no_better_are_taken_in_at_most_6_percent_of_3000_draws():
+    draw = np.random.default_rng(0)
+    for images, changed in ((1, 0.5), (40, 0.4), (198, 0.1), (2000, 0.05)):
+        # each image changes sides with this probability, in either direction alike
+        uniform = draw.random((3000, images))
+        teacher = (uniform < changed / 2) | (uniform > 0.7)
+        refined = (uniform >= changed / 2) & (uniform < changed) | (uniform > 0.7)
+        assert np.mean([decided(*sides)[0] for sides in zip(teacher, refined, strict=True)]) <= 0.06
+
+
+def test_the_p_value_is_the_share_of_sign_changes_that_gain_as_much():
+    for gained, lost in itertools.product(range(7), range(7)):
+        flips = itertools.product((0, 1), repeat=gained + lost)
+        expected = sum(sum(each) >= gained for each in flips) / 2 ** (gained + lost)
+        taken, said = decided([0] * gained + [1] * lost + [1], [1] * gained + [0] * lost + [1])
+        assert taken == (expected <= 0.05)
+        assert said.endswith(f"({gained} gained, {lost} lost, p = {expected:.2g})")
 
 
 def test_where_it_is_not_taken_the_student_learns_the_published_target(teacher, whole, tmp_path, monkeypatch):
