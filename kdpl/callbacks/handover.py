@@ -112,10 +112,13 @@ class SaveClassifier(_Handover):
             features, logits, labels = found
             classifier.held_out = HeldOutScores.of(logits, labels)
         pool = _pool(classifier, data)
-        classifier.unknown = _unknown(classifier, pool, found and features, self._negatives)
+        usual = [each for source, each in pool if source not in data.left_out]
+        classifier.unknown = _unknown(classifier, usual, found and features, self._negatives)
+        sample = None
         # of a classifier that learned from it
-        kept = ImageSample.of(pool, classifier.class_names).draw(MAX_IMAGES) if pool and trainer.global_step else None
-        classifier.save(folder / CLASSIFIER_FOLDER, kept)
+        if pool and trainer.global_step:
+            sample = ImageSample.of((each for _, each in pool), classifier.class_names).draw(MAX_IMAGES)
+        classifier.save(folder / CLASSIFIER_FOLDER, sample)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
             **_about(classifier.vectors),
@@ -173,13 +176,13 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> tuple[Tensor, Tensor,
     return features, logits, labels[order]
 
 
-def _pool(classifier: Classifier, data: Any) -> list[Predicted]:
-    """Predictions for a sample of the unlabelled images that are distilled on; none where there are none."""
+def _pool(classifier: Classifier, data: Any) -> list[tuple[str, Predicted]]:
+    """A sample of the unlabelled images, those left out included, and their predictions; none where there are none."""
     if not hasattr(data, "pool_sample"):
         return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
     found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
-    return [each for _, each in found if not isinstance(each, DataError)]
+    return [(source, each) for source, each in found if not isinstance(each, DataError)]
 
 
 def _unknown(

@@ -48,13 +48,12 @@ class FilterPool(Callback):
             if trainer.is_global_zero:
                 write_rows(file, [("image", "similarity"), *unlike])
             trainer.strategy.barrier("kdpl pool filter")
-        gone = read_skip_list(file)
-        kept = indices[[pool.sources[i] not in gone for i in indices]]
-        if not len(kept):
+        data.leave_out(read_skip_list(file))
+        kept = len(data.unlabeled_indices)
+        if not kept:
             raise DataError(f"pool_filter leaves out all {len(indices)} unlabelled images: check what they show")
-        self.kept = len(kept) / len(indices)
-        inform(f"pool filter: keeps {len(kept)} of {len(indices)} unlabelled images; the others are in {file}")
-        data.keep_unlabeled(kept)
+        self.kept = kept / len(indices)
+        inform(f"pool filter: keeps {kept} of {len(indices)} unlabelled images; the others are in {file}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the share of images that are kept."""

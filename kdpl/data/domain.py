@@ -1,7 +1,7 @@
 """What a run may see of a dataset: the k-shot sample, the unlabelled pool and the test images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ class DomainImages:
 
     Attributes:
         reading: How the dataset is read. All others are as of ``DomainDataModule``.
+        left_out: Unlabelled images that are not distilled on, by their content.
     """
 
     reading: Reading
@@ -47,6 +48,8 @@ class DomainImages:
     allow_fewer_shots: bool
     augmentation: Augmentation
     seed: int
+    left_out: Collection[str] = ()
+    _kept: Indices | None = None
 
     @cached_property
     def splits(self) -> Splits:
@@ -168,9 +171,14 @@ class DomainImages:
         return pool
 
     @cached_property
+    def _share(self) -> Indices | None:
+        """Indices of ``unlabeled_share`` of the unlabelled images, among all; None for all."""
+        return share_of(len(self._pool), self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else None
+
+    @property
     def _chosen(self) -> Indices | None:
         """Indices of the unlabelled images to distil on, among all; None for all."""
-        return share_of(len(self._pool), self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else None
+        return self._share if self._kept is None else self._kept
 
     @property
     def _used(self) -> Names:
@@ -182,9 +190,11 @@ class DomainImages:
         """Indices of the unlabelled images to distil on, among all."""
         return np.arange(len(self._pool)) if self._chosen is None else self._chosen
 
-    def keep_unlabeled(self, indices: Indices) -> None:
-        """Distil on these unlabelled images alone; to be called before the training loader is made."""
-        self._chosen = indices
+    def leave_out(self, sources: Collection[str]) -> None:
+        """Distil on the other unlabelled images alone; to be called before the training loader is made."""
+        self.left_out = sources
+        indices = self.unlabeled_indices
+        self._kept = indices[[source not in sources for source in self._used]]
 
     @property
     def pool_digest(self) -> str:
@@ -199,10 +209,11 @@ class DomainImages:
         return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
 
     def pool_sample(self, n: int) -> Names:
-        """Up to n of the unlabelled images that are distilled on, drawn at random by the seed; none without any."""
+        """Up to n of the unlabelled images, also those left out, drawn at random by the seed; none without any."""
         if not self.splits.train and not self.splits.unlabeled:
             return Names.of([])
-        sources = self._used
+        # images like the pool are like all of it, not like its most typical ones
+        sources = self._pool if self._share is None else self._pool.take(self._share)
         if len(sources) <= n:
             return sources
         chosen = generator(self.seed, "sample").choice(len(sources), n, replace=False, shuffle=False)

@@ -10,8 +10,10 @@ from runs import rows_of
 from kdpl.callbacks import pool_filter
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
@@ -76,6 +78,19 @@ def test_a_cache_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_
     assert cached.seen == whole[0].seen
     assert cached.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path) == left_out(whole[1])
+
+
+def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):
+    folder = whole[1] / "classifier"
+    classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
+    pool = [domain.unlabeled_images(32).sources[i] for i in domain.unlabeled_indices.tolist()]
+    images = [domain.splits.open_image(source) for source in pool]
+    sample = ImageSample.load(folder, classifier.fingerprint(), classifier.vectors.vectors.shape)
+    assert len(sample) == 42
+    torch.testing.assert_close(sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3)
+    usual = [image for source, image in zip(pool, images, strict=True) if source not in left_out(whole[1])]
+    assert 20 <= len(usual) < 42
+    torch.testing.assert_close(classifier.unknown.center, classifier.embed(usual).mean(dim=0), atol=1e-3, rtol=1e-3)
 
 
 def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(teacher_folder, whole, monkeypatch):
