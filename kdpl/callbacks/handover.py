@@ -103,7 +103,7 @@ class SaveClassifier(_Handover):
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
         student: Any = pl_module
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         classifier: Classifier = student.classifier(getattr(data, "decoding", Decoding())).to(pl_module.device)
         found = _held_out(trainer, classifier)
         if not trainer.is_global_zero:

@@ -193,7 +193,8 @@ class Classifier(nn.Module, OnHub):
     ) -> Tensor:
         """Return the scores of N images of being of none of the classes, [N]; arguments and errors as ``predict``.
 
-        Above 0.5 an image is more unusual than 95 % of the run's validation images, see ``kdpl.doubt.unknown``.
+        Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if there were 19 or
+        more of these (``kdpl.doubt.unknown.fault_of_limit``).
         """
         require_unknown(self.unknown)
         return torch.tensor([each.unknown for each in self._predicted(images, 1, batch_size, workers, precision)])

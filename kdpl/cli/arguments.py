@@ -16,6 +16,7 @@ from kdpl.runtime.faults import in_one_line
 
 if TYPE_CHECKING:
     from kdpl.doubt.decision import DecisionRule
+    from kdpl.doubt.unknown import Unknown
 
 Command = Callable[..., int]
 
@@ -159,3 +160,11 @@ def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None
         which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
         said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
         print(f"warning: {said}", file=sys.stderr)
+
+
+def require_limit(unknown: "Unknown | None") -> None:
+    """Raise an ArtifactError for a classifier without these scores, and warn of a weak limit."""
+    from kdpl.doubt.unknown import fault_of_limit, require_unknown
+
+    if said := fault_of_limit(require_unknown(unknown).held_out):
+        print(f"warning: --unknown: {said}", file=sys.stderr)

@@ -24,7 +24,9 @@ VERSION = 1
 MIN_IMAGES = 20
 """Smallest number of unlabelled images whose features say what is usual."""
 USUAL = 0.95
-"""Share of validation images that have a score of at most 0.5."""
+"""Share of images like the validation images that have a score of at most 0.5, if there are enough of these."""
+MIN_HELD_OUT = math.ceil(USUAL / (1 - USUAL) - 1e-9)
+"""Smallest number of validation images for that: of V, the largest score is exceeded by 1 in V + 1 further images."""
 REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
 
 _RIDGE = 0.01  # of the mean variance, added to all
@@ -97,6 +99,26 @@ def usual_rank(images: int) -> int:
     return min(math.ceil((images + 1) * USUAL - 1e-9), images)
 
 
+def share_above(images: int) -> float:
+    """Share of further images that exceed the score of ``usual_rank`` in N images, on average."""
+    return (images + 1 - usual_rank(images)) / (images + 1)
+
+
+def fault_of_limit(held_out: int | None) -> str | None:
+    """Say what holds of the limit of 0.5 if too few validation images made it; None for enough."""
+    if held_out is not None and held_out >= MIN_HELD_OUT:
+        return None
+    if held_out is None:
+        images, most = "no validation images", "more than 5%"
+    else:
+        images = "1 validation image" if held_out == 1 else f"{held_out} validation images"
+        most = f"on average up to {100 * share_above(held_out):.2g}%"
+    return (
+        f"the limit of 0.5 is of {images}, so that {most} of new images of the classes may be "
+        f"above it: it takes {MIN_HELD_OUT} validation images or more for 5%"
+    )
+
+
 class Unknown(nn.Module):
     """Scores images as being of none of the classes, by features alone.
 
@@ -105,7 +127,8 @@ class Unknown(nn.Module):
     negative vectors, the teacher's text features of things that are no class, is the share p of the softmax
     probability over both that stays with the classes (NegLabel, arXiv 2403.20078, section 3.3). The score is
     σ(z(log d²) - 0.3 z(log p/(1 - p)) - cutoff). z takes off the mean and divides by the standard deviation of the
-    unlabelled images; the cutoff is such that 95 % of the validation images have a score of at most 0.5.
+    unlabelled images; the cutoff is such that of images like the V validation images at most 5 % have a score above
+    0.5, on average over their draws, and 1 in V + 1 where V is below ``MIN_HELD_OUT``.
 
     Attributes:
         words: Those of the negative vectors.
@@ -171,7 +194,7 @@ class Unknown(nn.Module):
         made.distance = _standard(distance)
         made.share = (0.0, 1.0) if share is None else _standard(share)
         known = made.unusualness(usual if held_out is None else held_out, class_vectors, logit_scale)
-        # a conformal quantile: of exchangeable images at most 5 % are above it, on average
+        # a conformal quantile: of exchangeable images at most share_above(V) are above it, on average
         made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
         made.held_out = None if held_out is None else len(held_out)
         return made
@@ -224,10 +247,11 @@ class Unknown(nn.Module):
         return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff, settings.held_out)
 
 
-def require_unknown(unknown: Unknown | None) -> None:
-    """Raise an ArtifactError for a classifier without these scores."""
+def require_unknown(unknown: Unknown | None) -> Unknown:
+    """Return the scores of a classifier; an ArtifactError if it has none."""
     if unknown is None:
         raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
+    return unknown
 
 
 def _standard(values: Tensor) -> Standard:

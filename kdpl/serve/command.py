@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from kdpl.cli.arguments import decision_options, warn_of_rejected_classes
+from kdpl.cli.arguments import decision_options, require_limit, warn_of_rejected_classes
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -60,7 +60,6 @@ def serve(
         raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
     from kdpl.classifier.bulk import load_classifier
     from kdpl.doubt.decision import decision_rule
-    from kdpl.doubt.unknown import require_unknown
     from kdpl.serve.api import Answers
     from kdpl.serve.gate import Limits
     from kdpl.serve.server import build, listen
@@ -72,7 +71,7 @@ def serve(
     rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
     warn_of_rejected_classes(rule, loaded.class_names)
     if unknown:
-        require_unknown(loaded.unknown)
+        require_limit(loaded.unknown)
     answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule, unknown)
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
     kind = loaded.head.class_vectors.device.type

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.doubt.decision import DecisionRule
-from kdpl.doubt.unknown import REMEDY, usual_rank
+from kdpl.doubt.unknown import MIN_HELD_OUT, REMEDY, share_above, usual_rank
 from kdpl.errors import DataError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
@@ -66,7 +66,7 @@ def look(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
 
 
 class Limit(NamedTuple):
-    """A score of being none of the classes, which at most 5 % of N images have exceeded that were not trained on."""
+    """A score of being none of the classes, and the number of images, which were not trained on, that it comes from."""
 
     score: float
     images: int
@@ -181,7 +181,13 @@ def watch(
         "without_threshold": sum(not rule.predicted([1.0], number) for number in range(len(names))),
         "unknown": None
         if limit is None
-        else {**limit._asdict(), "share": above / len(sample), "interval": wilson(above, len(sample))},
+        else {
+            **limit._asdict(),
+            "usual": share_above(limit.images),
+            "share": above / len(sample),
+            "interval": wilson(above, len(sample)),
+        },
+        "enough": MIN_HELD_OUT,
         "missing": missing,
         "p_values": found.questions,
         "sizes": {"pool": len(pool), "compared": len(drawn)},

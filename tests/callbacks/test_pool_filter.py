@@ -13,8 +13,8 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.image_sample import ImageSample
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.watch.image_sample import ImageSample
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
 

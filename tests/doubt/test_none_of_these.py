@@ -86,6 +86,28 @@ def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys)
     runs.refused(capsys, main([*command, "--unknown", f"--add-classes={tmp_path}/more"]), "leave out --add-classes")
 
 
+@pytest.mark.parametrize(
+    ("held_out", "words"),
+    [
+        (None, "no validation images, so that more than 5% of new images of the classes may be above it: it takes 19"),
+        (1, "1 validation image, so that on average up to 50% of new images of the classes may"),
+        (4, "4 validation images, so that on average up to 20% of new images of the classes may"),
+        (18, "18 validation images, so that on average up to 5.3% of new images"),
+        (19, None),
+    ],
+)
+def test_predict_says_what_a_limit_of_few_validation_images_holds(held_out, words, folder, pictures, tmp_path, capsys):
+    read = Classifier.load(folder)
+    read.unknown.held_out = held_out
+    read.unknown.save(folder, read.fingerprint())
+    pictures[0].save(tmp_path / "0.png")
+    assert main(["predict", str(folder), f"{tmp_path}/0.png", "--unknown"]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: --unknown: the limit of 0.5 is of {words}" in said if words else "limit" not in said
+    assert main(["predict", str(folder), f"{tmp_path}/0.png"]) == 0
+    assert "limit" not in capsys.readouterr().err
+
+
 def test_a_classifier_without_scores_says_what_is_missing(folder, pictures, tmp_path, capsys):
     (folder / "unknown.safetensors").unlink()
     read = Classifier.load(folder)

@@ -10,7 +10,16 @@ from plain import normalized
 from safetensors.torch import load_file, save_file
 from world import refused
 
-from kdpl.doubt.unknown import Unknown, everyday_words, farthest, other_than, read_words
+from kdpl.doubt.unknown import (
+    MIN_HELD_OUT,
+    Unknown,
+    everyday_words,
+    farthest,
+    other_than,
+    read_words,
+    share_above,
+    usual_rank,
+)
 from kdpl.errors import ArtifactError, ConfigError, DataError
 
 SCALE = 20.0
@@ -88,6 +97,14 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
 def test_without_validation_images_the_unlabelled_ones_make_the_cutoff():
     made = Unknown.fit(POOL, CLASSES, SCALE)
     assert (made(POOL, CLASSES, SCALE) > 0.5 + 1e-6).sum() == 60 - 58
+
+
+@pytest.mark.parametrize("images", [1, 2, 4, 18, 19, 20, 39, 198])
+def test_the_share_above_the_limit_is_that_of_draws_and_at_most_5_percent_from_19_images_on(images):
+    scores = np.random.default_rng(0).random((40_000, images + 1))
+    limits = np.sort(scores[:, 1:], axis=1)[:, usual_rank(images) - 1]
+    assert share_above(images) == pytest.approx((scores[:, 0] > limits).mean(), abs=0.008)
+    assert (share_above(images) <= 0.05) == (images >= MIN_HELD_OUT == 19)
 
 
 def test_an_image_that_is_alone_in_its_class_does_not_count_as_usual():

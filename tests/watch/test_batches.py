@@ -197,12 +197,24 @@ def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, 
     assert summary["p_values"]["unknown"] < 0.01
     assert "more images look like none of the classes" in summary["because"]
     assert "score of being none of the classes above 0.5" in page.texts["unknown"]
-    assert "5 % of 198 images are above, which the classifier was not trained on" in page.texts["unknown"]
+    assert "comes from 198 images, which the classifier was not trained on: of further" in page.texts["unknown"]
+    assert "at most 4.5 % are above it, on average. Images" in page.texts["unknown"]
     assert "Four questions" in page.texts["tests"]
     options = ["--against", batches / "mixed", "--on", batches / "mixed"]
     page, summary = watch(classifier, *options, capsys=capsys)
     assert summary["unknown"] <= 0.05
-    assert "5 % of 60 images are above, those compared with" in page.texts["unknown"]
+    assert "comes from 60 images, those compared with: of further" in page.texts["unknown"]
+
+
+def test_the_page_says_what_a_limit_of_few_validation_images_holds(classifier, batches, here, capsys):
+    folder = shutil.copytree(classifier, here / "classifier")
+    loaded = Classifier.load(folder)
+    loaded.unknown.held_out = 4
+    loaded.unknown.save(folder, loaded.fingerprint())
+    page, _ = watch(folder, "--on", batches / "same", capsys=capsys)
+    assert "at most 20.0 % are above it, on average, and it takes 19 images or more for 5 %." in page.texts["unknown"]
+    assert "≤ 20.0 %" in page.texts["tests"]
+    assert "of images like the pool at most 20.0 %" in page.texts["header"]
 
 
 @pytest.mark.parametrize("words", ["does not know its limit of 0.5 from validation images", "has no scores of that"])
