@@ -22,6 +22,7 @@ from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.runtime.configs import find_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -152,7 +153,7 @@ def fits_of(words):
     if words[0] == "run":
         shared = [f"--config={file}" for file in options["config"]]
         for stage, teacher in (("teacher", []), ("student", ["--model.init_args.teacher=T"])):
-            own = [f"--config={file}" for file in options[stage]]
+            own = [f"--config={find_config(file, stage)}" for file in options[stage]]
             yield ["fit", *shared, *own, *teacher, "--out=stage", *settings]
     elif words[0] in ("cache", "import", "refine"):
         yield ["fit", "--out=stage", *settings]
