@@ -5,6 +5,7 @@ import math
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from kdpl.doubt.unknown import Unknown
 
 Command = Callable[..., int]
+
+_ALIKE = 0.75  # of two names, 1 for the same
 
 _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
@@ -41,8 +44,13 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     own, others = _split(command, argv)
-    if others and _SETTINGS not in inspect.signature(command).parameters:
-        raise ConfigError(f"{prog} has no option {others[0].partition('=')[0]}: {prog} --help lists those there are")
+    names = [name.replace("_", "-") for name in inspect.signature(command).parameters if name != _SETTINGS]
+    hands_on = _SETTINGS in inspect.signature(command).parameters
+    # settings that are handed on have a section, but for those of the run itself, which are like none of these
+    hint = did_you_mean([arg for arg in others if not (hands_on and "." in arg)], names)
+    if hint or (others and not hands_on):
+        missing = next((arg for arg in others if arg.startswith("--")), others[0]).partition("=")[0]
+        raise ConfigError(f"{prog} has no option {missing}: {hint or f'{prog} --help lists those there are'}")
     try:
         options = vars(parser.parse_args(own))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -50,6 +58,22 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if _SETTINGS in inspect.signature(command).parameters:
         options[_SETTINGS] = others
     return options
+
+
+def did_you_mean(args: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return advice on the first option that is not known but like one that is; None without such an option.
+
+    ``known`` are names without dashes. An option may lack the sections before its own name.
+    """
+    for name in (arg[2:].partition("=")[0] for arg in args if arg.startswith("--")):
+        section, dot, own = name.rpartition(".")
+        within = [each for each in known if each.startswith(section + dot)]
+        # of the same name in several sections, the first
+        by_own = {each.rpartition(".")[2]: each for each in reversed(within)}
+        near = [] if name in known else get_close_matches(own, by_own, n=1, cutoff=_ALIKE)
+        if near:
+            return f"did you mean --{by_own[near[0]]}"
+    return None
 
 
 def build_parser(command: Command, prog: str) -> ArgumentParser:

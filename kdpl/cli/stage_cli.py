@@ -1,11 +1,13 @@
 """LightningCLI as the commands of a stage use it: a run has a folder, a seed, and callbacks and loggers of its own."""
 
 import atexit
-from collections.abc import Callable, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import ClusterEnvironment
@@ -21,13 +23,15 @@ from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
 from kdpl.callbacks.progress import ProgressBar, Throughput
 from kdpl.callbacks.results import SaveTestResults
-from kdpl.callbacks.run_config import RunConfig, require_same_settings
+from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.cli.arguments import did_you_mean
 from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.logging.wandb_logger import finish_logging, point_loggers
 from kdpl.report.pictures import DrawPictures
 from kdpl.runtime import slurm
-from kdpl.runtime.configs import config_files
+from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.faults import in_one_line
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
@@ -83,8 +87,15 @@ class KdplCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse a seed with which a run could not be repeated."""
-        super().parse_arguments(parser, args)
+        """Parse, say which option was meant, and refuse a seed with which a run could not be repeated."""
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, ValueError) as error:
+            in_files = (f"--{name}" for file in config_files(self._args) for name in flatten(read_config(file)))
+            hint = did_you_mean([*self._args, *in_files], [*parser.get_defaults().keys(), *_own_settings()])
+            if hint is None:
+                raise
+            raise ConfigError(f"{in_one_line(error)}: {hint}") from error
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ConfigError(f"seed_everything is {seed}, expected a whole number from 0 to {2**32 - 1}: correct it")
@@ -282,3 +293,16 @@ class KdplCLI(LightningCLI):
 def _leave_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _own_settings() -> Iterator[str]:
+    """Names of the settings of datamodule and stages, and of the dataclasses that some of them are."""
+    for section, name in (
+        ("data", "DomainDataModule"),
+        ("model", "TeacherPromptTuning"),
+        ("model", "StudentDistillation"),
+    ):
+        for setting, kind in get_type_hints(resolve_name(f"kdpl.{name}").__init__).items():
+            for each in filter(is_dataclass, (kind, *get_args(kind))):
+                yield from (f"{section}.init_args.{setting}.{field.name}" for field in fields(each))
+            yield f"{section}.init_args.{setting}"

@@ -136,4 +136,6 @@ def in_one_line(error: Exception) -> str:
             kept.insert(0, setting[1] if setting else text[:_LONGEST])
         level = min(level, indent)
     value = lines[-1].partition(": ")[2] if at < len(lines) - 1 else ""
+    if value.startswith("NestedArg("):  # the parser's own object for an option
+        value = ""
     return (": ".join(kept) or type(error).__name__) + (f" ({value})" if 0 < len(value) < _LONGEST else "")

@@ -59,11 +59,6 @@ def build(answers: Answers, classifier: Classifier, device: str, workers: int, l
         # what has waited for so long is not begun, since the gate would end it
         timeout=limits.seconds / 2,
         middlewares=[(Gate, {"path": PATH, "limits": limits, "metrics": metrics})],
-        model_metadata={
-            "kdpl": __version__,
-            **classifier.card_facts(),
-            "rule": _rule_facts(answers.rule, classifier.class_names),
-        },
         restart_workers=True,
     )
     app = server.app
@@ -71,6 +66,25 @@ def build(answers: Answers, classifier: Classifier, device: str, workers: int, l
     app.state.max_images, app.state.images = limits.images, metrics.images
 
     app.add_exception_handler(RequestValidationError, _refuse)
+
+    facts = {
+        "model": {
+            "kdpl": __version__,
+            **classifier.card_facts(),
+            "rule": _rule_facts(answers.rule, classifier.class_names),
+        },
+        "server": {
+            "devices": server.devices,
+            "workers_per_device": workers,
+            "timeout": limits.seconds,
+            "max_megabytes": limits.size / 2**20,
+            "max_images": limits.images,
+            "max_waiting": limits.waiting,
+        },
+    }
+    # LitServe's own page shows the timeout above, which is half of it, and not the gate's limits
+    app.router.routes[:] = [route for route in app.routes if getattr(route, "path", None) != server.info_path]
+    app.add_api_route(server.info_path, lambda: facts, summary="Classes, models, rule and limits")
 
     def count() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -79,10 +79,10 @@ def worker(answers):
     return api
 
 
-def client_of(folder, top_k=1, unknown=False, **rule):
+def client_of(folder, top_k=1, unknown=False, limits=LIMITS, **rule):
     loaded = Classifier.load(folder)
     answers = Answers(folder, top_k, decision_rule(loaded.held_out, **rule), unknown)
-    server, api = build(answers, loaded, "cpu", 1, LIMITS), worker(answers)
+    server, api = build(answers, loaded, "cpu", 1, limits), worker(answers)
 
     class AtOnce:
         def put(self, request):
@@ -271,6 +271,13 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
     model = client.get("/info").json()["model"]
     assert model["names"] == list(Classifier.load(sure).class_names)
     assert model["rule"] == {"temperature": 1.0, "threshold": 0.0, "set_threshold": None, "class_thresholds": None}
+
+
+def test_the_limits_are_shown_as_the_options_gave_them(sure):
+    limits = Limits(size=3 * 2**20, images=5, waiting=7, seconds=40)
+    server = client_of(sure, limits=limits).get("/info").json()["server"]
+    shown = {"timeout": 40, "max_megabytes": 3, "max_images": 5, "max_waiting": 7}
+    assert server == {"devices": ["cpu"], "workers_per_device": 1, **shown}
 
 
 def test_the_thresholds_of_classes_are_shown_by_name(sure):
