@@ -6,6 +6,7 @@ the registry, which packages extend by the entry point group ``kdpl.models``.
 
 import difflib
 import hashlib
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -187,13 +188,27 @@ def _transformers(source: Source, kind: str, place: str) -> Iterator[None]:
             f"the {what} of {source.name} needs the package transformers: pip install 'kdpl[transformers]'"
         ) from error
     try:
-        with nullcontext() if Path(place).is_dir() else hub_or_cache():
+        with _without_notes_of_torchao(), nullcontext() if Path(place).is_dir() else hub_or_cache():
             yield
     except Exception as error:  # whatever the hub client or a file's parser raises
         remedy = f"fetch the model where there is a network, and give its folder as {FOLDER}PATH"
         if source.is_local:
             remedy = f"put the files of its repository into {source.folder}, of a text tower config.json"
         raise WeightsError(f"cannot load the {what} of {source.name} ({reason(error)}): {remedy}") from error
+
+
+@contextmanager
+def _without_notes_of_torchao() -> Iterator[None]:
+    """Leave out what torchao, which transformers imports where it is installed, warns of as it is imported."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _build(model_config: ModelConfig) -> Any:

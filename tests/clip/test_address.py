@@ -1,5 +1,8 @@
 """CLIPs in open_clip's layout: in a folder, and in the hub's cache."""
 
+import subprocess
+import sys
+
 import onnxruntime
 import pytest
 import torch
@@ -101,6 +104,14 @@ def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_no_p
     assert relative_error(features, written.model.encode_text(ids)) < 1e-5
     with world.refused(ConfigError, r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0"):
         TextPrompts(1, 1, None, clip.text_tower, clip.tokenize)
+
+
+def test_loading_a_text_tower_of_hugging_face_prints_nothing(tmp_path):
+    folder = write_with_bert(tmp_path / "biomed").path
+    script = f"from kdpl.clip import ClipConfig, load_clip; load_clip(ClipConfig('local-dir:{folder}'))"
+    # a process of its own, as torchao warns once
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_text_tower_that_the_folder_lacks_is_named_with_the_file_to_put_there(tmp_path):
