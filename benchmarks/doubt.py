@@ -26,7 +26,8 @@ from kdpl.data.readers.digits import read_digits
 from kdpl.data.readers.letters import read_letters
 from kdpl.data.splits import Record, Splits
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown, everyday_words, farthest
+from kdpl.doubt.unknown import Unknown
+from kdpl.doubt.words import everyday_words, farthest
 from kdpl.errors import ConfigError
 
 WORLDS: dict[str, Callable[[], Splits]] = {"digits": read_digits, "letters": read_letters}

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.watch CLASSIFIER``: how often ``report --on`` says that new images differ, and rightly.
+"""``python -m benchmarks.watch CLASSIFIER``: how often ``watch`` says that new images differ, and rightly.
 
 The classifier is one of the digits or of the letters. Batches of its unseen images, as they are, changed, or with
 others among them, are compared with its pool, and, for the rate of false alarms alone, with other unseen images. Beside

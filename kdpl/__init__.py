@@ -6,6 +6,8 @@ The public names load on first use, so that ``import kdpl`` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdpl.version import __version__
+
 if TYPE_CHECKING:
     from kdpl.callbacks.handover import FreezeClassVectors
     from kdpl.class_vectors import ClassVectors
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from kdpl.errors import KdplError
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ClassVectors",

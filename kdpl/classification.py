@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
+from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
@@ -40,6 +41,11 @@ def domain_of(module: LightningModule) -> Domain:
             f"{type(module).__name__} needs to know the class names: run it with a DomainDataModule as datamodule"
         )
     return datamodule
+
+
+def room_callbacks(module: LightningModule) -> list[Callback]:
+    """Return the callbacks that rooms add to the fit or test of a module, by the entry points ``kdpl.callbacks``."""
+    return [callback for make in plugins.load_all("callbacks").values() for callback in make(module)]
 
 
 class EvalOutput(TypedDict):

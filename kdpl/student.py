@@ -18,7 +18,7 @@ from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
 from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.classification import ClassifyingModule, domain_of
+from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.classifier import Classifier
 from kdpl.clip import (
     ClipConfig,
@@ -210,7 +210,7 @@ class StudentDistillation(ClassifyingModule):
         """Check and prepare, choose the epoch and mix the heads if asked to, then write the classifier."""
         asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
         asked += [MixHeads()] if self.label_head is not None else []
-        return [SameViews(), EnoughImages(), *self.preparations(), *asked, SaveClassifier()]
+        return [SameViews(), EnoughImages(), *self.preparations(), *asked, *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, domain_of
+from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
-from kdpl.doubt.unknown import everyday_words, other_than, read_words
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1, zero_shot_kl
 from kdpl.metrics import TRAIN_LOSS
@@ -79,13 +78,10 @@ class TeacherPromptTuning(ClassifyingModule):
         classes_at_once: Maximum number of classes whose text-tower activations are kept for the backward pass; with
             more classes, they are recomputed in chunks. Limits memory and does not change the result. Where classes
             have several texts, it counts texts.
-        negative_words: Text file with words for what is none of the classes, one on each line, instead of everyday
-            ones; their text features help a student's classifier to tell such images.
         compile: Compile the image tower.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
-        DataError: The negative words cannot be read.
         WeightsError: The CLIP model or its weights cannot be loaded.
     """
 
@@ -105,7 +101,6 @@ class TeacherPromptTuning(ClassifyingModule):
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
         classes_at_once: int = CLASSES_AT_ONCE,
-        negative_words: str | None = None,
         compile: bool = False,
     ) -> None:
         inform(f"loading {clip}")
@@ -113,8 +108,6 @@ class TeacherPromptTuning(ClassifyingModule):
         super().__init__(loaded, compile)
         if classes_at_once < 1:
             raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
-        self.negative_words = everyday_words() if negative_words is None else read_words(negative_words)
-        self.negative_source = f"negative_words {negative_words}"
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
@@ -127,9 +120,9 @@ class TeacherPromptTuning(ClassifyingModule):
         self._class_vectors: Tensor | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Average the prompts if asked to, then freeze the class vectors."""
+        """Average the prompts if asked to, do what rooms add, then freeze the class vectors."""
         averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
-        return [*averaging, FreezeClassVectors()]
+        return [*averaging, *room_callbacks(self), FreezeClassVectors()]
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
@@ -138,11 +131,7 @@ class TeacherPromptTuning(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
-        """Precompute what is constant over all steps, if there are any: token ids and the frozen text features.
-
-        A ConfigError if a negative word is a class or too long.
-        """
-        self.prompts.arrange(self._other_words(), self.text_tower.module, self.tokenize)
+        """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""
         if self.trainer.max_epochs == 0:
             return
         domain = domain_of(self)
@@ -184,6 +173,10 @@ class TeacherPromptTuning(ClassifyingModule):
         self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(images))
         return loss
 
+    def require_texts(self, texts: Sequence[ClassText]) -> None:
+        """Raise a ConfigError if a text is too long for the text tower."""
+        self.prompts.arrange(texts, self.text_tower.module, self.tokenize)
+
     def encode_names(self, names: Sequence[ClassText]) -> Tensor:
         """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
         with self.text_tower.exact() as tower:
@@ -205,15 +198,6 @@ class TeacherPromptTuning(ClassifyingModule):
     def tuned_prompts(self) -> TunedPrompts:
         """Return the prompts as stage 2 reads them."""
         return TunedPrompts.of(self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing)
-
-    def _other_words(self) -> list[str]:
-        words = self.negative_words
-        return [words[i] for i in other_than(domain_of(self).class_names, words, self.negative_source)]
-
-    def negative_vectors(self) -> ClassVectors:
-        """Encode words for things that are no class, with the prompts as they are now."""
-        words = self._other_words()
-        return ClassVectors.of(self.tuned_prompts(), self.encode_names(words).cpu(), words, None)
 
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""

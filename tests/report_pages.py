@@ -50,8 +50,10 @@ def rename_classes(folder, old, new):
 def with_vectors(classifier, **changes):
     """The classifier with changed class vectors."""
     vectors = replace(classifier.vectors, **changes)
-    scores = classifier.held_out
-    return Classifier(classifier.encoder, vectors, classifier.logit_scale, classifier.clip, held_out=scores)
+    scores = classifier.companions["held_out"]
+    return Classifier(
+        classifier.encoder, vectors, classifier.logit_scale, classifier.clip, companions={"held_out": scores}
+    )
 
 
 def change_vectors(stage, **changes):

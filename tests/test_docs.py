@@ -10,6 +10,7 @@ import browser
 import pytest
 import torch
 import yaml
+from doubting import predict
 from runs import noise
 from zoo import odd_photo
 
@@ -22,6 +23,7 @@ from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.unknown import none_of_these
 from kdpl.runtime.configs import find_config
 
 ROOT = Path(__file__).parents[1]
@@ -226,10 +228,17 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
 @pytest.mark.parametrize("decoding", [PUBLISHED, Decoding((0, 90, 200))])
 def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, classifier, tmp_path):
     given, folder = Classifier.load(classifier), tmp_path / "classifier"
-    made = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, decoding, unknown=given.unknown)
+    made = Classifier(
+        given.encoder,
+        given.vectors,
+        given.logit_scale,
+        given.clip,
+        decoding,
+        companions={"unknown": given.companions["unknown"]},
+    )
     scores = torch.linspace(0.02, 1, 200)
     predicted = torch.arange(200, dtype=torch.int32) % 5
-    made.held_out = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2, predicted)
+    made.companions["held_out"] = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2, predicted)
     made.save(folder)
     assert main(["export", str(folder), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
@@ -238,9 +247,15 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, cl
     script = forbidding + python_of("deployment.md", "onnxruntime")
     read = Classifier.load(folder)
     for path in pictures:
-        ((expected,),), ((accepted,),) = read.predict([path]), read.predict([path], max_error=0.1)
-        ((calibrated,),), (several,) = read.predict([path], calibrated=True), read.predict([path], sets=0.9)
-        ((of_class,),) = read.predict([path], max_error=0.1, per_class=True)
+        ((expected,),), ((accepted,),) = (
+            read.predict([path]),
+            predict(read, [path], max_error=0.1),
+        )
+        ((calibrated,),), (several,) = (
+            predict(read, [path], calibrated=True),
+            predict(read, [path], sets=0.9),
+        )
+        ((of_class,),) = predict(read, [path], max_error=0.1, per_class=True)
         command = [sys.executable, "-c", script, path.name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         first, *doubt, shown, unknown = done.stdout.splitlines()
@@ -249,7 +264,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, cl
         decided = ["rejected" if each.class_name is None else "accepted" for each in (accepted, of_class)]
         assert doubt == [*decided, ";".join(str(each.class_name) for each in several)]
         assert float(shown) == pytest.approx(calibrated.probability, abs=1e-5)
-        assert float(unknown) == pytest.approx(read.none_of_these([path]).item(), abs=1e-4)
+        assert float(unknown) == pytest.approx(none_of_these(read, [path]).item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +291,7 @@ def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classif
     first, *_, unknown = done.stdout.splitlines()
     name, probability = first.rsplit(maxsplit=1)
     assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
-    assert float(unknown) == pytest.approx(read.none_of_these([tmp_path / "0.png"]).item(), abs=1e-4)
+    assert float(unknown) == pytest.approx(none_of_these(read, [tmp_path / "0.png"]).item(), abs=1e-4)
 
 
 @pytest.mark.slow

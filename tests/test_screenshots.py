@@ -75,7 +75,7 @@ def test_new_images(tmp_path, monkeypatch):
         open_digit(record.source).save(f"photos/{number:03d}.png")
     for number, record in enumerate(read_letters().test[:50]):
         open_letter(record.source).save(f"photos/letter_{number:02d}.png")
-    assert main(["report", str(run / "student/classifier"), "--on", "photos", "--out=today.html"]) == DIFFERS
+    assert main(["watch", str(run / "student/classifier"), "photos", "--out=today.html"]) == DIFFERS
     page = Path("today.html")
     shown = page.read_text(encoding="utf-8").replace(str(run.resolve()), "runs/quickstart")
     page.write_text(shown, encoding="utf-8")

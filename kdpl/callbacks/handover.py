@@ -1,7 +1,7 @@
 """Results of a finished stage: class vectors after stage 1, the classifier after stage 2."""
 
 from abc import abstractmethod
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,24 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
 
 from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Predicted
+from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
 from kdpl.data.decoding import Decoding
-from kdpl.doubt.held_out import HeldOutScores, classify
-from kdpl.doubt.unknown import MIN_IMAGES, Unknown, farthest, other_than
-from kdpl.errors import ArtifactError, DataError
+from kdpl.errors import DataError
 from kdpl.logging.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
 from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.messages import inform, warn
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, NEGATIVE_VECTORS_FILE, PROMPTS_FILE
-from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
 # unlabelled images whose features say what is usual
 _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
-class _Handover(Callback):
-    """Writes a result once a fit has reached its planned end, not when it was interrupted."""
+class Handover(Callback):
+    """Base of callbacks that write a result once a fit has reached its planned end, not when it was interrupted."""
 
     def __init__(self) -> None:
         self._written = False
@@ -60,12 +57,11 @@ def _is_finished(trainer: Trainer) -> bool:
     return epochs or steps or early
 
 
-class FreezeClassVectors(_Handover):
+class FreezeClassVectors(Handover):
     """At the end of stage 1, encodes all class names with the tuned prompts and writes them to the run's folder.
 
-    Writes ``negative_vectors.safetensors``, text features of words for other things, ``prompts.safetensors`` and then
-    ``class_vectors.safetensors``, each atomically, from one process. The last stands for a finished stage 1. From here
-    on no text tower runs (PromptKD, arXiv 2403.02781, section 3.2).
+    Writes ``prompts.safetensors`` and then ``class_vectors.safetensors``, each atomically, from one process. The last
+    stands for a finished stage 1. From here on no text tower runs (PromptKD, arXiv 2403.02781, section 3.2).
     """
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
@@ -74,7 +70,6 @@ class FreezeClassVectors(_Handover):
         vectors: ClassVectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
-        teacher.negative_vectors().save(folder / NEGATIVE_VECTORS_FILE)
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
         inform(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
@@ -86,11 +81,11 @@ class FreezeClassVectors(_Handover):
         log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
 
 
-class SaveClassifier(_Handover):
-    """Copies the text features that stage 2 needs into the run's folder, and at its end writes the classifier."""
+class SaveClassifier(Handover):
+    """Copies the class vectors into the run's folder, and at the end of stage 2 writes the classifier."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Copy class vectors and negative vectors: checkpoints, and a student of this one, need nothing else."""
+        """Copy the class vectors: checkpoints need nothing else."""
         # what is wrong with validation images or a file is an error now, and not after the last epoch
         _val_batches(trainer)
         if trainer.is_global_zero:
@@ -98,7 +93,6 @@ class SaveClassifier(_Handover):
             vectors.save(folder / CLASS_VECTORS_FILE)
             name = artifact_name(CLASS_VECTORS, vectors.teacher)
             log_input(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, _about(vectors))
-            self._negatives = _copy_negatives(pl_module, folder)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
@@ -108,17 +102,11 @@ class SaveClassifier(_Handover):
         found = _held_out(trainer, classifier)
         if not trainer.is_global_zero:
             return
-        if found is not None:
-            features, logits, labels = found
-            classifier.held_out = HeldOutScores.of(logits, labels)
         pool = _pool(classifier, data)
-        usual = [each for source, each in pool if source not in data.left_out]
-        classifier.unknown = _unknown(classifier, usual, found and features, self._negatives)
-        sample = None
-        # of a classifier that learned from it
-        if pool and trainer.global_step:
-            sample = ImageSample.of((each for _, each in pool), classifier.class_names).draw(MAX_IMAGES)
-        classifier.save(folder / CLASSIFIER_FOLDER, sample)
+        kept = [each for source, each in pool if source not in data.left_out]
+        evidence = Evidence(folder, found, [each for _, each in pool], kept, trainer.global_step > 0)
+        made = (kind.made_from(classifier, evidence) for kind in companion_kinds().values())
+        classifier.save(folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None])
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {
             **_about(classifier.vectors),
@@ -129,25 +117,6 @@ class SaveClassifier(_Handover):
         log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
 
 
-def _copy_negatives(student: Any, folder: Path) -> ClassVectors | None:
-    """Copy the teacher's negative vectors; returns those of words that are far from all classes, None without them."""
-    vectors, file = student.vectors, student.teacher_folder / NEGATIVE_VECTORS_FILE
-    # those of the teacher's text tower say nothing to a student with text features of its own
-    if not file.is_file() or vectors is not student.shared_vectors:
-        return None
-    found = ClassVectors.load(file)
-    if found.teacher != vectors.teacher:
-        raise ArtifactError(
-            f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
-        )
-    own = other_than(vectors.class_names, found.class_names, str(file))
-    found.save(folder / NEGATIVE_VECTORS_FILE)
-    if not own:
-        return None
-    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)]
-    return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
-
-
 def _val_batches(trainer: Trainer) -> Any:
     """The batches of validation images of this process, which may be none."""
     data: Any = getattr(trainer, "datamodule", None)
@@ -156,24 +125,23 @@ def _val_batches(trainer: Trainer) -> Any:
     return data.val_dataloader() if has_split else []
 
 
-def _held_out(trainer: Trainer, classifier: Classifier) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Features, logits and labels of the validation images of all processes, in their order; None without any."""
-    batches, vectors = _val_batches(trainer), classifier.head.class_vectors
-
-    def network(images: Tensor) -> Tensor:
-        features = classifier.encoder(images)
-        return torch.cat([features, classifier.logits(features)], dim=1)
-
-    own = [[each.cpu() for each in classify(network, batches, vectors.device)]] if batches else []
+@torch.no_grad()
+def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
+    """What it makes of the validation images of all processes, in their order; None without any."""
+    vectors = classifier.head.class_vectors
+    own = []
+    for images, labels, indices in _val_batches(trainer):
+        features = classifier.encoder(images.to(vectors.device))
+        logits = classifier.logits(features)
+        own.append([each.cpu() for each in (features.float(), logits.float(), labels, indices)])
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
     if not parts:
         return None
-    found, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    features, logits, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     # a sampler may give an image to several processes
     order = np.unique(indices, return_index=True)[1]
-    features, logits = found[order].tensor_split([vectors.shape[1]], dim=1)
-    return features, logits, labels[order]
+    return HeldOut(features[order], logits[order], labels[order])
 
 
 def _pool(classifier: Classifier, data: Any) -> list[tuple[str, Predicted]]:
@@ -183,18 +151,6 @@ def _pool(classifier: Classifier, data: Any) -> list[tuple[str, Predicted]]:
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
     found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
     return [(source, each) for source, each in found if not isinstance(each, DataError)]
-
-
-def _unknown(
-    classifier: Classifier, pool: list[Predicted], held_out: Tensor | None, negatives: ClassVectors | None
-) -> Unknown | None:
-    """What scores images as being of none of the classes; None for a few unlabelled images."""
-    if len(pool) < MIN_IMAGES:
-        return None
-    features, vectors = torch.stack([each.embedding for each in pool]), classifier.head.class_vectors.cpu()
-    known = None if held_out is None else held_out.cpu()
-    others, words = (None, ()) if negatives is None else (negatives.vectors, negatives.class_names)
-    return Unknown.fit(features, vectors, classifier.logit_scale, known, others, words)
 
 
 def _about(vectors: ClassVectors) -> dict[str, Any]:

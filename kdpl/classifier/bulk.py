@@ -16,11 +16,11 @@ import torch
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Precision, Predicted
+from kdpl.classifier.decision import DecisionRule
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Journal, Row, columns, encode_embedding, write_csv, write_embeddings
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
-from kdpl.doubt.decision import DecisionRule
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 
@@ -46,8 +46,7 @@ def to_row(path: str, predicted: Predicted | DataError, names: Sequence[str]) ->
     row.update(zip([name for name in names if name.startswith(("class", "probability"))], values, strict=False))
     if "classes" in names:
         row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
-    if "unknown" in names and predicted.unknown is not None:
-        row["unknown"] = round(predicted.unknown, 6)
+    row.update({name: round(score, 6) for name, score in predicted.scores.items() if name in names})
     return row
 
 
@@ -66,13 +65,13 @@ class BulkPrediction:
         workers: int | None,
         precision: Precision,
         rule: DecisionRule = DecisionRule(),
-        unknown: bool = False,
     ) -> None:
+        if rule.set_threshold is not None and top_k > 1:
+            raise ConfigError("sets list as many classes as an image needs: leave out --top-k")
         self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
-        self.unknown = unknown
-        self.columns = columns(self.top_k, rule.set_threshold is not None, unknown)
+        self.columns = columns(self.top_k, rule)
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -123,8 +122,8 @@ class BulkPrediction:
             "images": images.hexdigest(),
             "top_k": self.top_k,
             "precision": self.precision,
-            "rule": asdict(self.rule) if self.rule != DecisionRule() else None,
-            "unknown": self.unknown or None,
+            # as it is read back from JSON
+            "rule": {**asdict(self.rule), "scores": [*self.rule.scores]} if self.rule != DecisionRule() else None,
         }
 
     def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:

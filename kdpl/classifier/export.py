@@ -4,9 +4,8 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kdpl import __version__
 from kdpl.classifier import Classifier
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.version import __version__
 
 InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
@@ -26,15 +23,12 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 """The outputs of an exported file, in the order of ``OUTPUTS``, for images as it takes them."""
 
 INPUT = "images"
-OUTPUTS = ("logits", "probabilities", "unknown")
-"""Names of the outputs; the last only of a classifier that has the score of being none of the classes."""
+OUTPUTS = ("logits", "probabilities")
+"""Names of the outputs, before those of further scores."""
 BATCHES = {INPUT: {0: Dim("batch")}}
 
 METADATA_FILE = "kdpl.json"
 """Name of the metadata within a program of torch.export."""
-
-_ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Wanted errors whose thresholds, and coverages whose sets, are in the metadata."""
 
 _CHECKED_AT_ONCE = 64
 
@@ -46,13 +40,14 @@ class _Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.encoder(images)
-        logits, unknown = self.classifier.logits(features), self.classifier.unknown_scores(features)
-        return (logits, logits.softmax(dim=1)) if unknown is None else (logits, logits.softmax(dim=1), unknown)
+        logits = self.classifier.logits(features)
+        return (logits, logits.softmax(dim=1), *self.classifier.scores(features).values())
 
 
 def outputs(classifier: Classifier) -> tuple[str, ...]:
     """Return the names of the outputs of an exported file."""
-    return OUTPUTS if classifier.unknown is not None else OUTPUTS[:2]
+    nothing = classifier.head.class_vectors[:0]
+    return (*OUTPUTS, *classifier.scores(nothing))
 
 
 def as_input(images: Tensor, input_type: InputType) -> Tensor:
@@ -65,6 +60,9 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
     images = classifier.preprocessing
     size, edge = images.image_size, "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge"
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
+    further: dict[str, str] = {}
+    for companion in classifier.companions.values():
+        further |= companion.metadata(len(classifier.class_names))
     return {
         "class_names": json.dumps(classifier.class_names),
         "decoding": json.dumps(asdict(classifier.decoding)),
@@ -76,32 +74,9 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),
-        **_doubt(classifier.held_out, len(classifier.class_names)),
+        **further,
         "kdpl_version": __version__,
     }
-
-
-def _doubt(held_out: HeldOutScores | None, num_classes: int) -> dict[str, str]:
-    """Temperature and thresholds, as far as the held-out images show them."""
-    if held_out is None:
-        return {}
-    thresholds, class_thresholds, set_thresholds = {}, {}, {}
-    for share in _ERRORS:
-        with suppress(ConfigError):
-            thresholds[f"{share:g}"] = held_out.threshold(share)
-        # older scores do not say which classes were predicted
-        with suppress(ConfigError, ArtifactError):
-            shown = [each if isfinite(each) else None for each in held_out.class_thresholds(share)]
-            class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
-        with suppress(ConfigError):
-            set_thresholds[f"{1 - share:g}"] = held_out.set_threshold(1 - share)
-    found = {
-        "temperature": held_out.temperature,
-        "thresholds": thresholds,
-        "class_thresholds": class_thresholds,
-        "set_thresholds": set_thresholds,
-    }
-    return {name: json.dumps(value) for name, value in found.items()}
 
 
 def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:
@@ -144,32 +119,34 @@ class Difference(NamedTuple):
         images: Number of images compared.
         same: Number of them with the same predicted class.
         logits: Largest difference of a logit.
-        unknown: Largest difference of a score of being none of the classes; None without these scores.
-        same_side: Number of images whose score stays above, or below, 0.5.
+        scores: Largest difference of a further score; None without any.
+        same_side: Number of images whose further scores stay above, or below, 0.5.
+        names: Names of the further scores.
     """
 
     images: int
     same: int
     logits: float
-    unknown: float | None = None
+    scores: float | None = None
     same_side: int = 0
+    names: str = "further scores"
 
     @property
     def agreement(self) -> float:
         """Share of images with the same predicted class, or of those on the same side of 0.5 if that is smaller."""
-        return (self.same if self.unknown is None else min(self.same, self.same_side)) / self.images
+        return (self.same if self.scores is None else min(self.same, self.same_side)) / self.images
 
     def within(self, tolerance: float) -> bool:
         """If no logit and no score differs by more than that; False for NaN."""
-        return self.logits <= tolerance and (self.unknown is None or self.unknown <= tolerance)
+        return self.logits <= tolerance and (self.scores is None or self.scores <= tolerance)
 
     def __str__(self) -> str:
         same = f"the same class for {self.same} of {self.images} images ({self.same / self.images:.1%})"
         said = f"{same}, logits off by at most {self.logits:.2g}"
-        if self.unknown is None:
+        if self.scores is None:
             return said
-        side = f"unknown on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
-        return f"{said}, {side} and off by at most {self.unknown:.2g}"
+        side = f"{self.names} on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
+        return f"{said}, {side} and off by at most {self.scores:.2g}"
 
 
 @torch.inference_mode()
@@ -181,9 +158,12 @@ def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputT
         expected, found = graph(batch), run(as_input(batch, input_type))
         same += int((expected[0].argmax(dim=1) == found[0].argmax(dim=1)).sum())
         # 0.5 itself is on both sides, NaN on none
-        same_side += int(((expected[-1] - 0.5) * (found[-1] - 0.5) >= 0).sum())
+        sides = [(one - 0.5) * (other - 0.5) >= 0 for one, other in zip(expected[2:], found[2:], strict=True)]
+        same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0
         differences = [(one - other).abs().max() for one, other in zip(expected, found, strict=True)]
         largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
-    if classifier.unknown is None:
+    if len(largest) == len(OUTPUTS):
         return Difference(len(images), same, float(largest[0]))
-    return Difference(len(images), same, float(largest[0]), float(largest[-1]), same_side)
+    return Difference(
+        len(images), same, float(largest[0]), float(largest[2:].max()), same_side, ", ".join(outputs(classifier)[2:])
+    )

@@ -11,29 +11,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.classifier.companion import Companion
 from kdpl.clip import ClipIdentity
 from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import fingerprint
 from kdpl.data.decoding import PUBLISHED, Decoding
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown
 from kdpl.errors import ArtifactError, reason, visible
-from kdpl.hub.on_hub import HUB_FILES
 from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.run_folder import (
-    CLASSIFIER_FILES,
-    CLASSIFIER_REMEDY,
-    HELD_OUT_FILE,
-    POOL_SAMPLE_FILE,
-    UNKNOWN_FILE,
-    require_classifier,
-)
-from kdpl.watch.image_sample import ImageSample
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
+_ENDINGS = (".json", ".safetensors")  # of a classifier's files, and of those that are kept beside it
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -72,10 +63,12 @@ class Stored(NamedTuple):
         """Digest of all weights and class vectors."""
         return fingerprint(self.tensors().items())
 
-    def write(self, folder: Path, beside: Iterable[HeldOutScores | Unknown | ImageSample | None]) -> None:
+    def write(self, folder: Path, beside: Iterable[Companion]) -> None:
         """Write a folder, atomically, in place of a classifier; an ArtifactError if it holds anything else."""
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        others = there - {*CLASSIFIER_FILES, HELD_OUT_FILE, UNKNOWN_FILE, POOL_SAMPLE_FILE, *HUB_FILES}
+        there = list(folder.iterdir()) if folder.is_dir() else []
+        others = [path.name for path in there if path.suffix not in _ENDINGS and path.name != "README.md"]
+        if there and not any(path.name == _CONFIG for path in there):
+            others = [path.name for path in there]
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
@@ -107,9 +100,8 @@ class Stored(NamedTuple):
             # not by save_file, whose error of a full disk has no number
             (temporary / _WEIGHTS).write_bytes(save(tensors))
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-            for part in beside:
-                if part is not None:
-                    part.save(temporary, digest)
+            for companion in beside:
+                companion.save(temporary, digest)
 
     @classmethod
     def read(cls, folder: Path) -> "Stored":

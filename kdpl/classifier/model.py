@@ -1,32 +1,28 @@
 """Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.classifier.companion import Companion, companion_kinds
+from kdpl.classifier.decision import DecisionRule, Predicted, Prediction
 from kdpl.classifier.folder import Stored
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
-from kdpl.doubt.decision import DecisionRule, Predicted, Prediction, decision_rule
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown, require_unknown
 from kdpl.errors import ArtifactError, ConfigError, DataError
-from kdpl.hub.on_hub import OnHub
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.runtime.ahead import TopK, classify_ahead
-from kdpl.runtime.run_folder import HELD_OUT_FILE, UNKNOWN_FILE
-from kdpl.watch.image_sample import ImageSample
+from kdpl.runtime.ahead import Batch, TopK, classify_ahead
 
 T = TypeVar("T")
 
@@ -36,13 +32,12 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _TYPES: dict[str, torch.dtype] = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class Classifier(nn.Module, OnHub):
+class Classifier(nn.Module):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
     ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
-    mixture of both heads. ``held_out`` are scores of images that it was not trained on, by which ``predict`` rejects;
-    ``unknown`` scores images as being of none of the classes.
+    mixture of both heads. ``companions`` are what rooms keep beside it, by name.
     """
 
     def __init__(
@@ -53,8 +48,7 @@ class Classifier(nn.Module, OnHub):
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
         label_head: LabelHead | None = None,
-        held_out: HeldOutScores | None = None,
-        unknown: Unknown | None = None,
+        companions: Mapping[str, Companion] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -64,8 +58,7 @@ class Classifier(nn.Module, OnHub):
         self.clip = clip
         self.decoding = decoding
         self.label_head = label_head
-        self.held_out = held_out
-        self.unknown = unknown
+        self.companions = dict(companions or {})
         self.eval()
 
     @property
@@ -90,10 +83,11 @@ class Classifier(nn.Module, OnHub):
         logits: Tensor = self.head(features, self.logit_scale)
         return logits if self.label_head is None else self.label_head.mix(logits, features)
 
-    def unknown_scores(self, features: Tensor) -> Tensor | None:
-        """Score images with these features [B, D] as being of none of the classes, [B]; None without ``unknown``."""
+    def scores(self, features: Tensor) -> dict[str, Tensor]:
+        """Further scores of images with these features [B, D] by name, [B] each: those of the companions."""
         classes, scale = self.head.class_vectors, self.logit_scale
-        return None if self.unknown is None else cast(Tensor, self.unknown(features, classes, scale))
+        found = (companion.further_scores(features, classes, scale) for companion in self.companions.values())
+        return {name: score for scores in found for name, score in scores.items()}
 
     def card_facts(self) -> dict[str, Any]:
         """What the model card says of the classifier: classes, images and models."""
@@ -136,11 +130,7 @@ class Classifier(nn.Module, OnHub):
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
-        *,
-        max_error: float | None = None,
-        sets: float | None = None,
-        calibrated: bool = False,
-        per_class: bool = False,
+        rule: DecisionRule = DecisionRule(),
     ) -> list[list[Prediction]]:
         """Classify images.
 
@@ -151,24 +141,16 @@ class Classifier(nn.Module, OnHub):
             workers: Threads that decode; None: one for each processor core.
             precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which is faster on most
                 GPUs; probabilities then differ by rounding.
-            max_error: Wanted error among accepted images, such as 0.02, see ``HeldOutScores.threshold``; each of the
-                others has one prediction, of class None.
-            sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image has as many
-                predictions as that takes, whatever ``top_k`` is, see ``HeldOutScores.set_threshold``.
-            calibrated: Probabilities are those at the temperature fitted on held-out images.
-            per_class: ``max_error`` is kept for each predicted class, see ``HeldOutScores.class_thresholds``.
+            rule: Which classes are named, and which images are rejected, such as one of ``kdpl.doubt.decision_rule``.
 
         Returns:
             For each image, in order, its predictions, most probable first.
 
         Raises:
-            ConfigError: ``images`` is one image, a number is below 1, the precision is unknown, or held-out images do
-                not show such an error or coverage.
-            ArtifactError: The classifier has no scores of held-out images, which an option needs.
+            ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
             DataError: An image is missing or unreadable.
         """
-        rule = decision_rule(self.held_out, max_error, sets, calibrated, per_class)
-        return [each.top for each in self._predicted(images, top_k, batch_size, workers, precision, rule)]
+        return [each.top for each in self.predicted(images, top_k, batch_size, workers, precision, rule)]
 
     def embed(
         self,
@@ -181,33 +163,19 @@ class Classifier(nn.Module, OnHub):
 
         Products of two rows are cosine similarities; similar images have high ones, of whatever class.
         """
-        rows = [each.embedding for each in self._predicted(images, 1, batch_size, workers, precision)]
+        rows = [each.embedding for each in self.predicted(images, 1, batch_size, workers, precision)]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
-    def none_of_these(
+    def predicted(
         self,
         images: Iterable[GivenImage],
+        top_k: int = 1,
         batch_size: int = 64,
         workers: int | None = None,
         precision: Precision = "32-true",
-    ) -> Tensor:
-        """Return the scores of N images of being of none of the classes, [N]; arguments and errors as ``predict``.
-
-        Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if there were 19 or
-        more of these (``kdpl.doubt.unknown.fault_of_limit``).
-        """
-        require_unknown(self.unknown)
-        return torch.tensor([each.unknown for each in self._predicted(images, 1, batch_size, workers, precision)])
-
-    def _predicted(
-        self,
-        images: Iterable[GivenImage],
-        top_k: int,
-        batch_size: int,
-        workers: int | None,
-        precision: Precision,
         rule: DecisionRule = DecisionRule(),
     ) -> Iterator[Predicted]:
+        """Yield classes, embedding and further scores of images; arguments and errors as of ``predict``."""
         if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
             raise ConfigError("the classifier takes any number of images, not one: put it into a list")
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
@@ -239,7 +207,7 @@ class Classifier(nn.Module, OnHub):
             return self.prepare(open_item(item))
 
         @torch.inference_mode()
-        def network(images: Tensor) -> tuple[Tensor, ...]:
+        def network(images: Tensor) -> Batch:
             device = self.head.class_vectors.device
             if device.type == "cuda":
                 images = images.pin_memory()  # so that the copy does not wait for the batch before
@@ -248,9 +216,8 @@ class Classifier(nn.Module, OnHub):
                 logits = self.logits(features)
             top = logits.softmax(dim=1).topk(top_k, dim=1)
             shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
-            scores = self.unknown_scores(features)
-            more = (features,) if scores is None else (features, scores)
-            return torch.cat([top.values, shown], dim=1), top.indices, *more
+            scores = self.scores(features)
+            return Batch(torch.cat([top.values, shown], dim=1), top.indices, features, scores)
 
         def decide(top: TopK) -> list[Prediction]:
             deciding, shown = top.probabilities[:top_k], top.probabilities[top_k:]
@@ -264,8 +231,7 @@ class Classifier(nn.Module, OnHub):
                 if isinstance(top, DataError):
                     yield item, top
                 else:
-                    unknown = None if top.unknown is None else float(top.unknown)
-                    yield item, Predicted(decide(top), cast(Tensor, top.features), unknown)
+                    yield item, Predicted(decide(top), top.features, top.scores)
         finally:
             store_frozen(self.encoder, torch.float32)
 
@@ -273,12 +239,12 @@ class Classifier(nn.Module, OnHub):
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing))
 
-    def save(self, folder: str | Path, pool_sample: ImageSample | None = None) -> None:
+    def save(self, folder: str | Path, beside: Iterable[Companion] = ()) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others.
 
-        A sample of the pool is kept in the folder, for ``report --on``; ``load`` does not read it.
+        The companions are written as well, and further ones ``beside`` them.
         """
-        self._stored.write(Path(folder), (self.held_out, self.unknown, pool_sample))
+        self._stored.write(Path(folder), (*self.companions.values(), *beside))
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
@@ -293,8 +259,9 @@ class Classifier(nn.Module, OnHub):
         """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
         folder, stored = Path(folder), Stored.read(Path(folder))
         classifier, digest = cls(*stored), stored.fingerprint()
-        if (folder / HELD_OUT_FILE).is_file():
-            classifier.held_out = HeldOutScores.load(folder, digest)
-        if (folder / UNKNOWN_FILE).is_file():
-            classifier.unknown = Unknown.load(folder, digest, stored.vectors.vectors.shape[1])
+        width = stored.vectors.vectors.shape[1]
+        for name, kind in companion_kinds().items():
+            companion = kind.read(folder, digest, width) if (folder / kind.file).is_file() else None
+            if companion is not None:
+                classifier.companions[name] = companion
         return classifier

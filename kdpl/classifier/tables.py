@@ -11,6 +11,7 @@ from typing import Any, Self, TextIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from kdpl.classifier.decision import DecisionRule
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
@@ -18,7 +19,7 @@ from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_te
 Row = dict[str, str | float | None]
 """Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
 
-``classes`` and ``unknown`` come before ``error`` if asked for. In a journal also ``embedding``, the base64 of float32.
+``classes`` and further scores come before ``error`` if asked for. In a journal also ``embedding``, base64 of float32.
 """
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -28,11 +29,11 @@ _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
 
 
-def columns(top_k: int, sets: bool = False, unknown: bool = False) -> list[str]:
-    """Return the columns of a table with ``top_k`` classes per image, and if asked for its set of classes and score."""
+def columns(top_k: int, rule: DecisionRule = DecisionRule()) -> list[str]:
+    """Return the columns of a table with ``top_k`` classes per image, and as the rule has it sets and scores."""
     ranks = [""] + [f"_{i}" for i in range(2, top_k + 1)]
     predictions = (name + rank for rank in ranks for name in ("class", "probability"))
-    return ["path", *predictions, *["classes"] * sets, *["unknown"] * unknown, "error"]
+    return ["path", *predictions, *["classes"] * (rule.set_threshold is not None), *rule.scores, "error"]
 
 
 def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:
@@ -48,7 +49,7 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     if path.suffix == ".parquet":
         arrow = _pyarrow()
         types = {
-            name: arrow.float64() if name.startswith(("probability", "unknown")) else arrow.string() for name in names
+            name: arrow.string() if name.startswith(("path", "class", "error")) else arrow.float64() for name in names
         }
         _write_parquet(path, rows, types, _ROW_GROUP)
         return

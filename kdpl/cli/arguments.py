@@ -1,10 +1,9 @@
 """Parsers of the commands, made from their signatures and docstrings; imports neither torch nor Lightning."""
 
 import inspect
-import math
-import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -13,11 +12,17 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
+from kdpl.runtime import plugins
 from kdpl.runtime.faults import in_one_line
 
 if TYPE_CHECKING:
-    from kdpl.doubt.decision import DecisionRule
-    from kdpl.doubt.unknown import Unknown
+    from kdpl.classifier import Classifier
+    from kdpl.classifier.decision import DecisionRule
+
+    MakeRule = Callable[[Classifier], DecisionRule]
+else:
+    # hints are read at run time, and the classifier would import torch
+    MakeRule = Callable
 
 Command = Callable[..., int]
 
@@ -25,6 +30,30 @@ _ALIKE = 0.75  # of two names, 1 for the same
 
 _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
+
+_RULE = "rule"
+"""Parameter that takes a ``Rule``; its options are those of the entry points ``kdpl.predict``."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is predicted for an image, as far as options say it.
+
+    Attributes:
+        makers: Those of which options are given.
+        given: These options, as text.
+    """
+
+    makers: tuple[MakeRule, ...] = ()
+    given: str = ""
+
+    def of(self, classifier: "Classifier") -> "DecisionRule":
+        """Return the rule for a classifier; a ConfigError if two packages would make it."""
+        from kdpl.classifier.decision import DecisionRule
+
+        if len(self.makers) > 1:
+            raise ConfigError("the options ask two packages for a rule: leave out those of one of them")
+        return self.makers[0](classifier) if self.makers else DecisionRule()
 
 
 def call(command: Command, argv: Sequence[str], prog: str) -> int:
@@ -38,7 +67,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional arguments, where
             a list takes any number; keyword-only ones become options, where a list may be repeated and a bool is a
-            flag. A last parameter ``settings`` takes all options that are not the command's own.
+            flag. A last parameter ``settings`` takes all options that are not the command's own, and one called
+            ``rule`` those of rooms that decide what is predicted.
         argv: Its arguments; an option may be written with underscores instead of hyphens.
         prog: Name of the command, for help and errors.
     """
@@ -57,7 +87,22 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         raise ConfigError(f"{in_one_line(error)}: {prog} --help tells more") from error
     if _SETTINGS in inspect.signature(command).parameters:
         options[_SETTINGS] = others
+    if _RULE in inspect.signature(command).parameters:
+        options[_RULE] = _pop_rule(options)
     return options
+
+
+def _pop_rule(options: dict[str, Any]) -> Rule:
+    makers, given = list[MakeRule](), list[str]()
+    for function in plugins.load_all("predict").values():
+        defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+        own = {name: options.pop(name) for name in defaults}
+        changed = {name: value for name, value in own.items() if value != defaults[name]}
+        if changed:
+            makers.append(function(**own))
+        for name, value in changed.items():
+            given.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+    return Rule(tuple(makers), " ".join(given))
 
 
 def did_you_mean(args: Sequence[str], known: Sequence[str]) -> str | None:
@@ -86,12 +131,10 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    helps = {each.arg_name: " ".join((each.description or "").split()) for each in doc.params}
-    hints = get_type_hints(command)
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name == _SETTINGS:
-            continue
-        kind, positional = hints[name], parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    described = [parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)]
+    helps = {each.arg_name: " ".join((each.description or "").split()) for doc in described for each in doc.params}
+    for name, (parameter, kind) in _parameters(command).items():
+        positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
         names = [name] if positional else [f"--{name.replace('_', '-')}"]
         default_text = "" if parameter.default in (None, [], False) or required else f" (default: {parameter.default})"
@@ -116,13 +159,30 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
     return parser
 
 
+def _functions(command: Command) -> list[Callable[..., Any]]:
+    """The command, and the rooms' functions whose options it takes."""
+    more = plugins.load_all("predict") if _RULE in inspect.signature(command).parameters else {}
+    return [command, *more.values()]
+
+
+def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """All parameters that are arguments, and their types."""
+    found = {}
+    for function in _functions(command):
+        hints = get_type_hints(function)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name not in (_SETTINGS, _RULE):
+                found[name] = parameter, hints[name]
+    return found
+
+
 def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate a command's own arguments from those that it hands on.
 
     The positional ones come first: argparse does not take a list of them once options stand between.
     """
-    hints = get_type_hints(command)
-    names = {*inspect.signature(command).parameters, "help", "print_shtab"} - {_SETTINGS}
+    hints = {name: kind for name, (_, kind) in _parameters(command).items()}
+    names = {*hints, "help", "print_shtab"}
     positional: list[str] = []
     options: list[str] = []
     others: list[str] = []
@@ -168,27 +228,3 @@ def share(option: str, value: str | None) -> float | None:
     if not 0 < number < 1:
         raise ConfigError(f"{option} is {value!r}, expected a share between 0% and 100%: give for example 5%")
     return number
-
-
-def decision_options(max_error: str | None, sets: str | None, top_k: int) -> tuple[float | None, float | None]:
-    """Read ``--max-error`` and ``--sets`` as shares; a ConfigError for sets that ``--top-k`` would cut."""
-    if sets is not None and top_k > 1:
-        raise ConfigError("--sets lists as many classes as an image needs: leave out --top-k")
-    return share("--max-error", max_error), share("--sets", sets)
-
-
-def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None:
-    """Print how many classes no image is predicted as, because ``--per-class`` has no threshold for them."""
-    rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
-    if rejected:
-        which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
-        said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
-        print(f"warning: {said}", file=sys.stderr)
-
-
-def require_limit(unknown: "Unknown | None") -> None:
-    """Raise an ArtifactError for a classifier without these scores, and warn of a weak limit."""
-    from kdpl.doubt.unknown import fault_of_limit, require_unknown
-
-    if said := fault_of_limit(require_unknown(unknown).held_out):
-        print(f"warning: --unknown: {said}", file=sys.stderr)

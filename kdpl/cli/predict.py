@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import decision_options, output_file, require_file, require_limit, warn_of_rejected_classes
+from kdpl.cli.arguments import Rule, output_file, require_file
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -24,11 +24,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
-    max_error: str | None = None,
-    per_class: bool = False,
-    sets: str | None = None,
-    calibrated: bool = False,
-    unknown: bool = False,
+    rule: Rule,
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
@@ -48,13 +44,8 @@ def predict(
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
+        rule: what rooms add as options, such as rejection
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on most GPUs
-        max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
-        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
-        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
-        calibrated: probabilities at the temperature that was fitted on held-out images
-        unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19 validation images
-            or more, about 5 % of images of the classes are above 0.5
     """
     # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.classifier.sources import find_sources, part_of
@@ -62,11 +53,10 @@ def predict(
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    error, coverage = decision_options(max_error, sets, top_k)
-    if add_classes is not None and (max_error is not None or sets is not None or calibrated or unknown):
+    if add_classes is not None and rule.makers:
         raise ConfigError(
-            "--max-error, --sets, --calibrated and --unknown rest on images of the run, which have none of the added "
-            "classes: leave out --add-classes"
+            "options that reject images, name sets or score them rest on images of the run, which have none of the "
+            "added classes: leave out --add-classes"
         )
     table = output_file("--out", out) if out is not None else None
     if table is not None:
@@ -79,14 +69,9 @@ def predict(
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
-    from kdpl.doubt.decision import decision_rule
 
     loaded = load_classifier(classifier, add_classes, device)
-    rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
-    warn_of_rejected_classes(rule, loaded.class_names)
-    if unknown:
-        require_limit(loaded.unknown)
-    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule, unknown)
+    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded))
     if table is None:
         bulk.print()
     else:

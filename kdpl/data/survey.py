@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import cast
 
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
@@ -196,7 +197,8 @@ def _look(image: Found) -> Found:
             rgb = Decoding().to_rgb(found, f"image {image.path}")
             transparent, turned = translucent(found) is not None, turn_of(found) is not None
         # a pair for each colour
-        plain = all(high - low < _NEARLY for low, high in rgb.getextrema())  # type: ignore[misc]
+        extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
+        plain = all(high - low < _NEARLY for low, high in extrema)
         image = replace(image, size=rgb.size, transparent=transparent, turned=turned, plain=plain)
     except DataError as error:
         return replace(image, fault=str(error))

@@ -1,10 +1,12 @@
 """Scores of labelled images that a classifier was not trained on, and what they say about the certainty of others."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,13 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom
 from torch import Tensor
 
+from kdpl.classifier import Classifier
+from kdpl.classifier.companion import Companion, Evidence
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.predictions import spread
-from kdpl.runtime.run_folder import HELD_OUT_FILE
 
+NAME = "held_out"
 KIND = "scores of held-out images"
 VERSION = 1
 
@@ -27,6 +31,8 @@ TEMPERATURES = (0.05, 20.0)
 """Bounds of a fitted temperature."""
 MAX_IMAGES = 5000
 """Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
+_ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Wanted errors whose thresholds, and coverages whose sets, are in the metadata of exported files."""
 _MOST_CLASSES = 1_000_000
 CONFIDENCE = 0.95
 """Probability, over the draw of the held-out images, with which a wanted error is kept."""
@@ -41,7 +47,7 @@ class _Fields(OfClassifier):
 
 
 @dataclass(frozen=True)
-class HeldOutScores:
+class HeldOutScores(Companion):
     """All that is kept of N held-out images; thresholds for any wanted error or coverage follow from it.
 
     Thresholds stand on probabilities at temperature 1, since the temperature is fitted on the same images.
@@ -54,6 +60,8 @@ class HeldOutScores:
         predicted: The most probable class, int32 [N]; None in a file without it.
     """
 
+    file: ClassVar[str] = "held_out.safetensors"
+
     temperature: float
     scores: Tensor
     label_scores: Tensor
@@ -61,7 +69,7 @@ class HeldOutScores:
     predicted: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor) -> "HeldOutScores":
+    def of(cls, logits: Tensor, labels: Tensor) -> Self:
         """Take the scores from logits [N, C] and labels [N] of at least one image."""
         kept = spread(range(len(labels)), MAX_IMAGES)
         logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
@@ -69,6 +77,12 @@ class HeldOutScores:
         top, label_scores = probabilities.max(dim=1), probabilities.gather(1, labels[:, None]).squeeze(1)
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
         return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())
+
+    @classmethod
+    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+        """Take the scores of the validation images, if there are any."""
+        found = evidence.held_out
+        return None if found is None else cls.of(found.logits, found.labels)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -174,12 +188,12 @@ class HeldOutScores:
         tensors = {"scores": self.scores, "label_scores": self.label_scores, "correct": self.correct}
         tensors |= {} if self.predicted is None else {"predicted": self.predicted}
         fields = {"temperature": self.temperature, "classifier": classifier}
-        write_tensors(folder / HELD_OUT_FILE, KIND, VERSION, tensors, fields)
+        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
     @classmethod
-    def load(cls, folder: Path, classifier: str) -> "HeldOutScores":
+    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
         """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier."""
-        path, remedy = folder / HELD_OUT_FILE, f"remove it, or {REMEDY}"
+        path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         predicted = tensors.pop("predicted", None)
         own = {name: tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")}
@@ -193,7 +207,33 @@ class HeldOutScores:
         # refuses NaN too
         if not valid or not ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all():
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(settings.temperature, **own, predicted=predicted)
+        return cls(settings.temperature, scores, label_scores, correct, predicted)
+
+    def metadata(self, num_classes: int) -> dict[str, str]:
+        """Return temperature and thresholds, as far as the images show them."""
+        thresholds, class_thresholds, set_thresholds = {}, {}, {}
+        for share in _ERRORS:
+            with suppress(ConfigError):
+                thresholds[f"{share:g}"] = self.threshold(share)
+            # older scores do not say which classes were predicted
+            with suppress(ConfigError, ArtifactError):
+                shown = [each if math.isfinite(each) else None for each in self.class_thresholds(share)]
+                class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
+            with suppress(ConfigError):
+                set_thresholds[f"{1 - share:g}"] = self.set_threshold(1 - share)
+        found = {
+            "temperature": self.temperature,
+            "thresholds": thresholds,
+            "class_thresholds": class_thresholds,
+            "set_thresholds": set_thresholds,
+        }
+        return {name: json.dumps(value) for name, value in found.items()}
+
+
+def held_out_of(classifier: Classifier) -> HeldOutScores | None:
+    """Return the scores that a classifier has beside it."""
+    found = classifier.companions.get(NAME)
+    return found if isinstance(found, HeldOutScores) else None
 
 
 @torch.no_grad()

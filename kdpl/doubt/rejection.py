@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kdpl.doubt.calibration import Bools, Floats
-from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores
+from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores, held_out_of
 from kdpl.errors import ArtifactError, ConfigError, KdplError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.charts import line_chart
@@ -30,7 +30,7 @@ def rejection(run: Run) -> dict[str, Any]:
     correct = np.array([p.correct for p in predictions])
     found: dict[str, Any] = {"chart": _risk_coverage(scores, correct), "rows": [], "rejects": None, "gap": None}
     try:
-        held_out = run.classifier.held_out
+        held_out = held_out_of(run.classifier)
         if held_out is None:
             raise ArtifactError(f"the classifier has no scores of held-out images: {REMEDY}")
     except (KdplError, OSError) as error:

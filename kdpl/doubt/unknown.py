@@ -1,23 +1,24 @@
 """Score of an image being of none of the classes: how unusual its features are, and how close to other words."""
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic.dataclasses
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.classifier import Classifier
+from kdpl.classifier.companion import Companion, Evidence
+from kdpl.data.augmentation import GivenImage
+from kdpl.doubt.words import distant_words
+from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
-from kdpl.runtime.class_names import ClassName, composed, fault_of_name
-from kdpl.runtime.files import read_text
-from kdpl.runtime.run_folder import UNKNOWN_FILE
+from kdpl.runtime.class_names import ClassName
 
+NAME = "unknown"
 KIND = "scores of being none of the classes"
 VERSION = 1
 
@@ -31,58 +32,11 @@ REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabel
 
 _RIDGE = 0.01  # of the mean variance, added to all
 _WORDS_WEIGHT = 0.3  # of their part, both in standard deviations; chosen on validation images of other students
-_FAR, _SHARE_OF_WORDS = 0.95, 0.5
 
 _TENSORS = ("center", "whitening", "means", "negatives")
 
 Standard = tuple[float, Annotated[float, Field(gt=0)]]
 """Mean and standard deviation."""
-
-
-@cache
-def everyday_words() -> tuple[str, ...]:
-    """Things that most domains do not have as a class."""
-    return tuple(files("kdpl.doubt").joinpath("everyday_words.txt").read_text(encoding="utf-8").split("\n")[:-1])
-
-
-def read_words(file: str) -> tuple[str, ...]:
-    """Read words of things that are no class, one on each line; a DataError if there are none."""
-    lines = read_text(Path(file).expanduser(), "negative words").splitlines()
-    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not words:
-        raise DataError(f"negative words {file} has no words: write one on each line")
-    for word in words:
-        if fault := fault_of_name(word):
-            raise DataError(f"negative words {file} has a word that {fault}: give another")
-    return words
-
-
-def other_than(class_names: Sequence[str], words: Sequence[str], source: str) -> list[int]:
-    """Return the positions of words that name no class.
-
-    An everyday word that does is left out, since nobody chose it; a ConfigError names any other.
-    """
-    classes = {_plain(name) for name in class_names}
-    found = [word for word in words if _plain(word) in classes and word not in everyday_words()]
-    if found:
-        raise ConfigError(
-            f"{source} has the word {found[0]!r}, which is a class: leave it out, since an image of a class would "
-            "count as none of them"
-        )
-    return [i for i, word in enumerate(words) if _plain(word) not in classes]
-
-
-def _plain(name: str) -> str:
-    return " ".join(composed(name).replace("_", " ").casefold().split())
-
-
-def farthest(words: Tensor, classes: Tensor) -> list[int]:
-    """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D], by 95 % quantiles.
-
-    NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
-    """
-    similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
-    return sorted(similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist())
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,7 +73,7 @@ def fault_of_limit(held_out: int | None) -> str | None:
     )
 
 
-class Unknown(nn.Module):
+class Unknown(nn.Module, Companion):
     """Scores images as being of none of the classes, by features alone.
 
     The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the unlabelled images of
@@ -134,6 +88,8 @@ class Unknown(nn.Module):
         words: Those of the negative vectors.
         held_out: Number of the validation images that the cutoff is of; None without any, or in a file without it.
     """
+
+    file: ClassVar[str] = "unknown.safetensors"
 
     center: Tensor
     whitening: Tensor
@@ -156,6 +112,17 @@ class Unknown(nn.Module):
         self.held_out = held_out
 
     @classmethod
+    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+        """Learn what is usual from the sample of the pool; None where that has too few images."""
+        if len(evidence.kept) < MIN_IMAGES:
+            return None
+        features, vectors = torch.stack([each.embedding for each in evidence.kept]), classifier.head.class_vectors.cpu()
+        known = None if evidence.held_out is None else evidence.held_out.features.cpu()
+        others = distant_words(evidence.folder, classifier.vectors)
+        negatives, words = (None, ()) if others is None else (others.vectors, others.class_names)
+        return cls.fit(features, vectors, classifier.logit_scale, known, negatives, words)
+
+    @classmethod
     def fit(
         cls,
         features: Tensor,
@@ -164,7 +131,7 @@ class Unknown(nn.Module):
         held_out: Tensor | None = None,
         negatives: Tensor | None = None,
         words: Sequence[str] = (),
-    ) -> "Unknown":
+    ) -> Self:
         """Learn what is usual from unlabelled images.
 
         Args:
@@ -225,16 +192,21 @@ class Unknown(nn.Module):
         """
         return torch.sigmoid(self.unusualness(features, class_vectors, logit_scale) - self.cutoff)
 
+    def further_scores(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> dict[str, Tensor]:
+        """Return the score by its name."""
+        found: Tensor = self(features, class_vectors, logit_scale)
+        return {NAME: found}
+
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
         fields = {name: getattr(self, name) for name in ("words", "distance", "share", "cutoff", "held_out")}
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_tensors(folder / UNKNOWN_FILE, KIND, VERSION, tensors, {**fields, "classifier": classifier})
+        write_tensors(folder / self.file, KIND, VERSION, tensors, {**fields, "classifier": classifier})
 
     @classmethod
-    def load(cls, folder: Path, classifier: str, width: int) -> "Unknown":
+    def read(cls, folder: Path, classifier: str, width: int) -> Self:
         """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier or width D."""
-        path, remedy = folder / UNKNOWN_FILE, f"remove it, or {REMEDY}"
+        path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         means = tensors.get("means")
         rows = max(1, len(means)) if means is not None and means.ndim else 1
@@ -247,11 +219,22 @@ class Unknown(nn.Module):
         return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff, settings.held_out)
 
 
-def require_unknown(unknown: Unknown | None) -> Unknown:
-    """Return the scores of a classifier; an ArtifactError if it has none."""
-    if unknown is None:
+def unknown_of(classifier: Classifier) -> Unknown:
+    """Return what scores images as being none of the classes; an ArtifactError for a classifier without it."""
+    found = classifier.companions.get(NAME)
+    if not isinstance(found, Unknown):
         raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
-    return unknown
+    return found
+
+
+def none_of_these(classifier: Classifier, images: Iterable[GivenImage], **options: Any) -> Tensor:
+    """Return the scores of N images of being of none of the classes, [N]; options and errors as ``predict``.
+
+    Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if there were 19 or more
+    of these, see ``fault_of_limit``.
+    """
+    unknown_of(classifier)
+    return torch.tensor([each.scores[NAME] for each in classifier.predicted(images, **options)])
 
 
 def _standard(values: Tensor) -> Standard:

@@ -1,6 +1,5 @@
 """A classifier and its model card on the Hugging Face hub: safetensors, JSON and Markdown, nothing unpickled."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,59 +7,121 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from kdpl import __version__
+from kdpl.classifier import Classifier
+from kdpl.classifier.companion import companion_kinds
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.network import HubUnreachableError, hub_or_cache
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CONFIG_FILE, RESULTS_FILE
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, CONFIG_FILE, RESULTS_FILE
+from kdpl.version import __version__
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
-def push_to_hub(repo_id: str, save: Callable[[Path], None], private: bool | None, token: str | None) -> str:
-    """Upload the folder that ``save`` writes; see ``Classifier.push_to_hub``."""
+def push_to_hub(
+    classifier: Classifier,
+    repo_id: str,
+    run: str | Path | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a classifier and its model card to the Hugging Face hub.
+
+    Args:
+        classifier: The classifier.
+        repo_id: ``owner/name``; created if it does not exist.
+        run: Folder of the student's run, for the card: data, protocol and, where it was tested,
+            accuracies.
+        private: If a repository that is created is private; None: the owner's default.
+        token: The hub's token; None: the one that ``hf auth login`` stored.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ArtifactError: The hub refuses or cannot be reached, or ``run`` is not a run's folder.
+    """
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "classifier"
-        save(folder)
+        save_pretrained(classifier, folder, run)
         try:
             api = HfApi(token=token)
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload classifier"))
+            url = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload classifier")
         except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
             raise ArtifactError(
                 f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
             ) from error
+    return str(url)
 
 
-def download(name: str, files: Sequence[str], **options: Any) -> Path:
-    """Download some files of a repository; returns their folder. See ``Classifier.from_pretrained``."""
-    try:
-        with hub_or_cache():
-            return Path(snapshot_download(name, allow_patterns=list(files), **options))
-    except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ArtifactError(
-            f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check name, token and "
-            f"network, or fetch {' and '.join(files)} of {constants.ENDPOINT}/{name} elsewhere and give their folder"
-        ) from error
+def save_pretrained(classifier: Classifier, folder: str | Path, run: str | Path | None = None) -> None:
+    """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md.
+
+    ``Classifier.load`` reads the folder too.
+    """
+    card = model_card(classifier, run)
+    classifier.save(folder)
+    card.save(Path(folder) / "README.md")
+    # the hub counts downloads by this file, and takes the library's name from it
+    (Path(folder) / "config.json").write_text('{"library_name": "kdpl"}')
 
 
-def model_card(run: Path | None, **facts: Any) -> ModelCard:
-    """Write a classifier's model card; an ArtifactError if the run's config or accuracies are damaged.
+def from_pretrained(
+    name: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | None = None,
+) -> Classifier:
+    """Read a classifier from the Hugging Face hub, or from a folder.
 
     Args:
-        run: Folder of the student's run, for data, protocol and accuracies; None: the card says "not recorded".
-        facts: What the template says of the classifier: ``names`` of its classes, ``num_base``, ``context``,
-            ``image_size``, and ``student`` and ``teacher`` with the names of ``model`` and ``weights``.
+        name: ``owner/name`` on the hub, or a folder.
+        revision: A commit, branch or tag on the hub.
+        token: As in ``push_to_hub``.
+        cache_dir: Folder for downloads; None: the hub's own.
+
+    Raises:
+        ArtifactError: It cannot be fetched, or is damaged.
     """
+    if Path(name).is_dir():
+        return Classifier.load(name)
+    files = [*CLASSIFIER_FILES, *(kind.file for kind in companion_kinds().values())]
+    try:
+        with hub_or_cache():
+            folder = snapshot_download(
+                str(name),
+                allow_patterns=files,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+            )
+    except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
+        needed = " and ".join(CLASSIFIER_FILES)
+        raise ArtifactError(
+            f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check "
+            f"name, token and network, or fetch {needed} of {constants.ENDPOINT}/{name} elsewhere "
+            "and give their folder"
+        ) from error
+    return Classifier.load(folder)
+
+
+def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCard:
+    """Return a classifier's model card.
+
+    With the folder of the student's run it has data, protocol and accuracies as well; an
+    ArtifactError if the run's config or accuracies are damaged.
+    """
+    of_run = _of_run(Path(run)) if run is not None else {"data": None, "seed": None, "accuracy": None}
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(
         ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),
         template_path=str(_TEMPLATE),
         version=__version__,
-        **(_of_run(run) if run is not None else {"data": None, "seed": None, "accuracy": None}),
-        **facts,
+        **of_run,
+        **classifier.card_facts(),
     )
     return card
 

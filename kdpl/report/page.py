@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kdpl import __version__
 from kdpl.doubt.calibration import calibrate
 from kdpl.doubt.rejection import rejection
 from kdpl.errors import KdplError
@@ -20,6 +19,7 @@ from kdpl.report.cost import costs
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime.class_names import shorten
+from kdpl.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS: dict[str, Callable[[Run], Any]] = {

@@ -4,7 +4,7 @@ Pillow and torch release Python's lock; torch's own threads within an operation 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
@@ -15,18 +15,28 @@ from torch import Tensor
 from kdpl.errors import DataError
 
 T = TypeVar("T")
-Network = Callable[[Tensor], tuple[Tensor, ...]]
-"""Images [B, 3, S, S] on the CPU to probabilities and labels [B, k], and as far as it has them features [B, D] and
-scores [B] of being none of the classes, on any device."""
+
+
+class Batch(NamedTuple):
+    """What a network makes of B images: probabilities and labels [B, k], features [B, D], and scores [B] by name."""
+
+    probabilities: Tensor
+    labels: Tensor
+    features: Tensor
+    scores: Mapping[str, Tensor]
+
+
+Network = Callable[[Tensor], Batch]
+"""Images [B, 3, S, S] on the CPU to what is on any device."""
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of one image, in falling order; features [D] and score [] if the network has them."""
+    """The k most probable classes of one image, in falling order, its features [D], and scores by name."""
 
     labels: list[int]
     probabilities: list[float]
-    features: Tensor | None = None
-    unknown: Tensor | None = None
+    features: Tensor
+    scores: Mapping[str, float]
 
 
 def classify_ahead(
@@ -86,6 +96,8 @@ def _classify(images: list[Tensor | DataError], network: Network) -> list[TopK |
     readable = [image for image in images if isinstance(image, Tensor)]
     rows: Iterator[TopK] = iter(())
     if readable:
-        probabilities, labels, *features = network(torch.stack(readable))
-        rows = map(TopK, labels.tolist(), probabilities.tolist(), *(each.cpu() for each in features))
+        found = network(torch.stack(readable))
+        scores = {name: score.tolist() for name, score in found.scores.items()}
+        each = [{name: values[i] for name, values in scores.items()} for i in range(len(readable))]
+        rows = map(TopK, found.labels.tolist(), found.probabilities.tolist(), found.features.cpu(), each)
     return [image if isinstance(image, DataError) else next(rows) for image in images]

@@ -21,11 +21,11 @@ from pydantic import BaseModel
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.bulk import to_row
+from kdpl.classifier.decision import DecisionRule
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.classifier.tables import Row, columns
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.parallel import cores
-from kdpl.doubt.decision import DecisionRule
 from kdpl.errors import visible
 
 PATH = "/predict"
@@ -41,7 +41,6 @@ class Answers:
     classifier: str
     top_k: int = 1
     rule: DecisionRule = DecisionRule()
-    unknown: bool = False
 
 
 class Upload(NamedTuple):
@@ -143,8 +142,7 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]
         torch.set_num_threads(1)
         self.classifier = Classifier.load(self.answers.classifier).to(device)
         self.on_cpu = device == "cpu"
-        sets = self.answers.rule.set_threshold is not None
-        self.columns = columns(self.answers.top_k, sets, self.answers.unknown)
+        self.columns = columns(self.answers.top_k, self.answers.rule)
         size = self.classifier.preprocessing.image_size
         # the first image takes longer
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])

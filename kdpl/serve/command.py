@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from kdpl.cli.arguments import decision_options, require_limit, warn_of_rejected_classes
+from kdpl.cli.arguments import Rule
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -14,11 +14,6 @@ def serve(
     classifier: str,
     *,
     top_k: PositiveInt = 1,
-    max_error: str | None = None,
-    per_class: bool = False,
-    sets: str | None = None,
-    calibrated: bool = False,
-    unknown: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt = 1,
     host: str = "127.0.0.1",
@@ -27,6 +22,7 @@ def serve(
     max_images: PositiveInt = 32,
     max_waiting: PositiveInt = 64,
     timeout: PositiveInt = 30,
+    rule: Rule,
 ) -> int:
     """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
 
@@ -36,11 +32,7 @@ def serve(
     Args:
         classifier: classifier folder of a student's run
         top_k: classes for each image
-        max_error: wanted error among accepted images, such as 0.02; the class of the others is null
-        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
-        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are in classes
-        calibrated: probabilities at the temperature that was fitted on held-out images
-        unknown: add unknown, the score from 0 to 1 of being none of the classes
+        rule: what rooms add as options, such as rejection
         device: auto is a GPU if there is one
         workers: processes that classify, on each device; each loads the classifier
         host: address to listen on; 0.0.0.0 opens the service to the network
@@ -51,7 +43,6 @@ def serve(
         timeout: seconds until a request is answered or refused, with the time that its images take to arrive
     """
     require_classifier(Path(classifier))
-    error, coverage = decision_options(max_error, sets, top_k)
     try:
         import litserve  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -59,7 +50,6 @@ def serve(
     except ImportError as missing:
         raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.doubt.decision import decision_rule
     from kdpl.serve.api import Answers
     from kdpl.serve.gate import Limits
     from kdpl.serve.server import build, listen
@@ -68,11 +58,10 @@ def serve(
     # a port in use is said before the classifier is loaded
     listen(host, port).close()
     loaded = load_classifier(classifier, None, device)
-    rule = decision_rule(loaded.held_out, error, coverage, calibrated, per_class)
-    warn_of_rejected_classes(rule, loaded.class_names)
-    if unknown:
-        require_limit(loaded.unknown)
-    answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule, unknown)
+    decided = rule.of(loaded)
+    if decided.set_threshold is not None and top_k > 1:
+        raise ConfigError("sets list as many classes as an image needs: leave out --top-k")
+    answers = Answers(classifier, min(top_k, len(loaded.class_names)), decided)
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
     kind = loaded.head.class_vectors.device.type
     run(build(answers, loaded, kind, workers, limits), host, port)

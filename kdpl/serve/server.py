@@ -22,12 +22,12 @@ from litserve import LitServer, configure_logging
 from litserve.utils import wrap_litserve_start
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from kdpl import __version__
 from kdpl.classifier import Classifier
-from kdpl.doubt.decision import DecisionRule
+from kdpl.classifier.decision import DecisionRule
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.serve.api import PATH, Answers, ClassifierApi
 from kdpl.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
+from kdpl.version import __version__
 
 _MAX_CONNECTIONS = 512
 # an idle worker looks for requests once a second

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
+from kdpl.classifier.decision import DecisionRule
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.doubt.decision import DecisionRule
-from kdpl.doubt.unknown import MIN_HELD_OUT, REMEDY, share_above, usual_rank
+from kdpl.doubt.unknown import MIN_HELD_OUT, NAME, REMEDY, Unknown, share_above, usual_rank
 from kdpl.errors import DataError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
@@ -77,23 +77,24 @@ def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[L
 
     The pool itself says nothing of it: its images are usual to an encoder that has learnt them.
     """
-    if classifier.unknown is None:
+    unknown = classifier.companions.get(NAME)
+    if not isinstance(unknown, Unknown):
         return None, f"this classifier has no scores of that: {REMEDY}"
     if reference is not None:
         scores = unknown_scores(classifier, reference).sort().values
         return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
-    if classifier.unknown.held_out is None:
+    if unknown.held_out is None:
         # a file of before these were counted lacks their number, too
         remedy = "distil it with some (init --val-share), or give images like those of the pool by --against"
         return None, f"this classifier does not know its limit of 0.5 from validation images: {remedy}"
-    return Limit(0.5, classifier.unknown.held_out), None
+    return Limit(0.5, unknown.held_out), None
 
 
 @torch.inference_mode()
 def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
     """Score images as being none of the classes, [N]."""
     features = sample.features.float().to(classifier.head.class_vectors.device)
-    return cast(Tensor, classifier.unknown_scores(features)).cpu()
+    return classifier.scores(features)[NAME].cpu()
 
 
 def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
@@ -114,7 +115,7 @@ def ask(
     return found.with_unknown(above_usual(above, len(new), limit.images))
 
 
-def watch(
+def compare_batches(
     classifier: Classifier,
     pool: ImageSample,
     new: Batch,

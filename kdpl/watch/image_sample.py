@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from kdpl.classifier import Classifier
+from kdpl.classifier.companion import Companion, Evidence
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import OfClassifier, read_of_classifier, write_tensors
-from kdpl.runtime.run_folder import POOL_SAMPLE_FILE
 
 KIND = "a sample of the training pool"
 VERSION = 1
@@ -22,7 +23,7 @@ REMEDY = "give images like those it was trained on by --against"
 
 
 @dataclass(frozen=True)
-class ImageSample:
+class ImageSample(Companion):
     """What a classifier finds in N images.
 
     Attributes:
@@ -31,12 +32,21 @@ class ImageSample:
         labels: Number of the most probable class, int64 [N].
     """
 
+    file: ClassVar[str] = "pool_sample.safetensors"
+
     features: Tensor
     scores: Tensor
     labels: Tensor
 
     @classmethod
-    def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> "ImageSample":
+    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+        """Take it from the sample of the pool that the classifier has learned from."""
+        if not evidence.pool or not evidence.trained:
+            return None
+        return cls.of(evidence.pool, classifier.class_names).draw(MAX_IMAGES)
+
+    @classmethod
+    def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:
         """Take it from the predictions (``kdpl.classifier.Predicted``) of at least one image."""
         numbers = {name: number for number, name in enumerate(class_names)}
         rows = [(each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name]) for each in predicted]
@@ -46,14 +56,14 @@ class ImageSample:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def draw(self, count: int) -> "ImageSample":
+    def draw(self, count: int) -> Self:
         """Draw at most ``count`` images, the same each time."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
-        return self if len(self) <= count else ImageSample(*(each[chosen] for each in vars(self).values()))
+        return self if len(self) <= count else type(self)(*(each[chosen] for each in vars(self).values()))
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a classifier's folder, atomically, with the fingerprint of the classifier."""
-        write_tensors(folder / POOL_SAMPLE_FILE, KIND, VERSION, vars(self), {"classifier": classifier})
+        write_tensors(folder / self.file, KIND, VERSION, vars(self), {"classifier": classifier})
 
     @classmethod
     def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
@@ -61,7 +71,7 @@ class ImageSample:
 
         ``classifier`` is the fingerprint and ``shape`` that of the class vectors, [C, D].
         """
-        path = folder / POOL_SAMPLE_FILE
+        path = folder / cls.file
         if not path.is_file():
             raise ArtifactError(f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}")
         remedy = f"remove it, and {REMEDY}"

@@ -71,7 +71,7 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
     quantized.unlink()
     capsys.readouterr()
-    sides = Difference(images=100, same=100, logits=0.0, unknown=0.2, same_side=97)
+    sides = Difference(images=100, same=100, logits=0.0, scores=0.2, same_side=97, names="unknown")
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: sides)
     refused(capsys, export(classifier, "torch", out), "unknown on the same side", "off by at most 0.2", "--tolerance")
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")

@@ -22,12 +22,14 @@ from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.doubt.held_out import HeldOutScores
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, HELD_OUT_FILE, POOL_SAMPLE_FILE
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
+from kdpl.watch.image_sample import ImageSample
 
 pytestmark = pytest.mark.slow
 
@@ -215,8 +217,8 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
         module, data = student(teacher_folder, kind=WithoutBatchNorm), world.digits(24 // processes)
         fit(module, data, tmp_path / str(processes), processes, epochs=1, steps=2)
         folder = tmp_path / str(processes) / CLASSIFIER_FOLDER
-        found.append(load_file(folder / HELD_OUT_FILE))
-        found[-1]["pool"] = load_file(folder / POOL_SAMPLE_FILE)["scores"]
+        found.append(load_file(folder / HeldOutScores.file))
+        found[-1]["pool"] = load_file(folder / ImageSample.file)["scores"]
     assert (len(found[0]["scores"]), len(found[0]["pool"])) == (198, 700)
     for name in ("scores", "label_scores", "pool"):
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-5)
@@ -239,7 +241,7 @@ def test_validation_images_count_once_however_processes_share_them(ranks, teache
         trainer = world.quiet_trainer(folder, 1, limit_train_batches=2, **options)
         trainer.fit(module, datamodule=world.digits(24 // trainer.world_size))
         mix = json.loads((folder / CLASSIFIER_FOLDER / "classifier.json").read_text())["label_head"]
-        found.append({**load_file(folder / CLASSIFIER_FOLDER / HELD_OUT_FILE), **mix})
+        found.append({**load_file(folder / CLASSIFIER_FOLDER / HeldOutScores.file), **mix})
     assert len(found[0]["scores"]) == 198
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from scipy.stats import beta
 from kdpl.doubt.decision import decision_rule
 from kdpl.doubt.held_out import MAX_IMAGES, HeldOutScores, classify
 from kdpl.errors import ArtifactError, ConfigError
+
+
+def classifier_with(held_out):
+    return SimpleNamespace(companions={"held_out": held_out})
 
 
 def scores_of(scores, correct, label_scores=None):
@@ -135,14 +140,14 @@ def test_shares_outside_of_0_and_1_are_refused(wrong):
     with world.refused(ConfigError, "max_error is .*, expected a share between 0 and 1"):
         held_out.threshold(wrong)
     with world.refused(ConfigError, "sets is .*, expected a share between 0 and 1"):
-        decision_rule(held_out, sets=wrong)
+        decision_rule(classifier_with(held_out), sets=wrong)
 
 
 def test_a_temperature_that_no_image_bounds_is_not_used():
     held_out = HeldOutScores.of(torch.eye(3), torch.arange(3))
     with world.refused(ConfigError, "on 3 held-out images no temperature is best: calibrate on more images"):
-        decision_rule(held_out, calibrated=True)
-    assert decision_rule(held_out, sets=0.5).temperature == 1
+        decision_rule(classifier_with(held_out), calibrated=True)
+    assert decision_rule(classifier_with(held_out), sets=0.5).temperature == 1
 
 
 def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_path):
@@ -156,13 +161,13 @@ def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_pa
         assert held_out.label_scores[i].item() == pytest.approx(p[labels[i]], rel=1e-4)
         assert held_out.correct[i].item() == (p.argmax() == labels[i].item())
     held_out.save(tmp_path, "ab")
-    read = HeldOutScores.load(tmp_path, "ab")
+    read = HeldOutScores.read(tmp_path, "ab")
     assert read.temperature == held_out.temperature > 1
     assert all(torch.equal(getattr(read, k), getattr(held_out, k)) for k in ("scores", "label_scores", "correct"))
     with world.refused(
         ArtifactError, f"{tmp_path}/held_out.safetensors is of another classifier .*: remove it, or run"
     ):
-        HeldOutScores.load(tmp_path, "cd")
+        HeldOutScores.read(tmp_path, "cd")
 
 
 def test_of_very_many_images_some_thousand_are_kept():
@@ -188,7 +193,7 @@ def test_each_class_has_the_threshold_of_the_images_predicted_as_it():
         alone = HeldOutScores(1.0, scores.scores[own], scores.label_scores[own], scores.correct[own])
         assert found[label] == alone.threshold(0.05)
     assert found[2:] == [math.inf, math.inf]
-    rule = decision_rule(scores, 0.05, per_class=True)
+    rule = decision_rule(classifier_with(scores), 0.05, per_class=True)
     decided = [[rule.predicted([p, 0.0], label) for label in range(5)] for p in (0.45, 1.0)]
     assert decided == [[0, 2, 0, 0, 0], [2, 2, 0, 0, 0]]
 
@@ -200,7 +205,7 @@ def test_thresholds_of_classes_that_cannot_be_had_are_refused():
     with world.refused(ArtifactError, "do not say which classes were predicted: run python -m kdpl calibrate"):
         replace(scores, predicted=None).class_thresholds(0.05)
     with world.refused(ConfigError, "but none is wanted: give max_error"):
-        decision_rule(scores, per_class=True)
+        decision_rule(classifier_with(scores), per_class=True)
 
 
 def test_the_predicted_classes_are_kept_and_may_be_missing(tmp_path):
@@ -209,5 +214,5 @@ def test_the_predicted_classes_are_kept_and_may_be_missing(tmp_path):
     assert scores.predicted.tolist() == logits.argmax(dim=1).tolist()
     for given in (scores, replace(scores, predicted=None)):
         given.save(tmp_path, "ab")
-        read = HeldOutScores.load(tmp_path, "ab").predicted
+        read = HeldOutScores.read(tmp_path, "ab").predicted
         assert read is None if given.predicted is None else read.equal(scores.predicted)

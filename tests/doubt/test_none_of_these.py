@@ -13,7 +13,8 @@ from PIL import Image
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier
-from kdpl.doubt.unknown import Unknown, everyday_words, farthest
+from kdpl.doubt.unknown import Unknown, none_of_these
+from kdpl.doubt.words import everyday_words, farthest
 from kdpl.errors import ArtifactError, ConfigError
 
 NEGATIVES = "negative_vectors.safetensors"
@@ -52,21 +53,21 @@ def test_a_fit_keeps_what_is_usual_of_its_unlabelled_and_validation_images(stude
     far = farthest(negatives.vectors, read.vectors.vectors)
     words = [negatives.class_names[i] for i in far]
     expected = Unknown.fit(pool, read.vectors.vectors, read.logit_scale, val, negatives.vectors[far], words)
-    assert read.unknown.words == tuple(words)
+    assert read.companions["unknown"].words == tuple(words)
     for name in ("distance", "share"):
-        assert getattr(read.unknown, name) == pytest.approx(getattr(expected, name), rel=1e-3)
-    assert read.unknown.cutoff == pytest.approx(expected.cutoff, rel=1e-3)
+        assert getattr(read.companions["unknown"], name) == pytest.approx(getattr(expected, name), rel=1e-3)
+    assert read.companions["unknown"].cutoff == pytest.approx(expected.cutoff, rel=1e-3)
 
 
 def test_images_are_scored_in_their_order_and_predictions_stay(folder, pictures):
     read = Classifier.load(folder)
-    scores = read.none_of_these(pictures, batch_size=3)
-    expected = read.unknown(read.embed(pictures), read.vectors.vectors, read.logit_scale)
+    scores = none_of_these(read, pictures, batch_size=3)
+    expected = read.companions["unknown"](read.embed(pictures), read.vectors.vectors, read.logit_scale)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-5)
     assert scores[:6].mean() < scores[6:].mean()
     without = Classifier(read.encoder, read.vectors, read.logit_scale, read.clip, read.decoding)
     assert read.predict(pictures) == without.predict(pictures)
-    assert read.none_of_these([]).shape == (0,)
+    assert none_of_these(read, []).shape == (0,)
 
 
 def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys):
@@ -78,10 +79,10 @@ def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys)
     *rows, broken = runs.rows_of(tmp_path / "t.csv")
     assert [*broken] == ["path", "class", "probability", "unknown", "error"]
     assert broken["unknown"] == ""
-    expected = Classifier.load(folder).none_of_these(pictures).tolist()
+    expected = none_of_these(Classifier.load(folder), pictures).tolist()
     assert [float(row["unknown"]) for row in rows] == pytest.approx(expected, abs=1e-4)
     capsys.readouterr()
-    runs.refused(capsys, main([*command, f"--out={tmp_path}/t.csv"]), "may differ in unknown")
+    runs.refused(capsys, main([*command, f"--out={tmp_path}/t.csv"]), "may differ in rule")
     (tmp_path / "more").touch()
     runs.refused(capsys, main([*command, "--unknown", f"--add-classes={tmp_path}/more"]), "leave out --add-classes")
 
@@ -112,7 +113,7 @@ def test_a_classifier_without_scores_says_what_is_missing(folder, pictures, tmp_
     (folder / "unknown.safetensors").unlink()
     read = Classifier.load(folder)
     with world.refused(ArtifactError, "none of the classes: distil a student again by this kdpl, on at least 20 unl"):
-        read.none_of_these(pictures)
+        none_of_these(read, pictures)
     pictures[0].save(tmp_path / "0.png")
     assert main(["predict", str(folder), f"{tmp_path}/0.png"]) == 0
     capsys.readouterr()
@@ -124,8 +125,8 @@ def test_they_are_only_for_their_own_weights_and_not_for_added_classes(folder, p
     further = replace(
         read.vectors, vectors=read.vectors.vectors[:1].neg(), class_names=("eel",), class_texts=None, num_base=None
     )
-    assert read.add_classes(further).unknown is None
-    read.unknown.save(folder, "ab")
+    assert not read.add_classes(further).companions
+    read.companions["unknown"].save(folder, "ab")
     with world.refused(ArtifactError, "unknown.safetensors is of another classifier"):
         Classifier.load(folder)
 
@@ -144,12 +145,12 @@ def fitted(folder, images=40, **negatives):
 
 
 def test_a_teacher_without_negative_vectors_leaves_the_distance_alone(tmp_path):
-    found = fitted(tmp_path).unknown
+    found = fitted(tmp_path).companions["unknown"]
     assert (found.words, found.negatives.shape) == ((), (0, 24))
 
 
 def test_a_few_unlabelled_images_say_nothing(tmp_path):
-    assert fitted(tmp_path, images=19).unknown is None
+    assert "unknown" not in fitted(tmp_path, images=19).companions
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,14 @@ def test_negative_vectors_that_do_not_fit_are_refused_before_the_first_epoch(cha
     assert not (tmp_path / "classifier").exists()
 
 
+def own_words(file):
+    return ["--trainer.callbacks+=kdpl.doubt.NegativeVectors", f"--trainer.callbacks.words={file}"]
+
+
 def test_own_words_take_the_place_of_everyday_ones(tmp_path):
     (tmp_path / "words.txt").write_text("hand\ntable\n")
-    own = f"--model.init_args.negative_words={tmp_path}/words.txt"
-    assert runs.fit_teacher(tmp_path / "teacher", own, "--trainer.max_epochs=0") == 0
+    own = own_words(tmp_path / "words.txt")
+    assert runs.fit_teacher(tmp_path / "teacher", *own, "--trainer.max_epochs=0") == 0
     assert ClassVectors.load(tmp_path / "teacher" / NEGATIVES).class_names == ("hand", "table")
 
 
@@ -177,7 +182,7 @@ def test_own_words_take_the_place_of_everyday_ones(tmp_path):
 )
 def test_an_own_word_that_is_a_class_or_too_long_is_refused_before_the_first_epoch(text, words, tmp_path, capsys):
     (tmp_path / "words.txt").write_text(text)
-    code = runs.fit_teacher(tmp_path / "teacher", f"--model.init_args.negative_words={tmp_path}/words.txt")
+    code = runs.fit_teacher(tmp_path / "teacher", *own_words(tmp_path / "words.txt"))
     assert code == 1
     runs.error_line(capsys, *words)
     assert not (tmp_path / "teacher" / NEGATIVES).exists()

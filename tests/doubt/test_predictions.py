@@ -8,6 +8,7 @@ import pytest
 import runs
 import torch
 import world
+from doubting import predict
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -20,7 +21,8 @@ from kdpl.prompts.student_encoder import StudentEncoder
 
 
 def like(given, held_out=None):
-    return Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, held_out=held_out)
+    beside = {} if held_out is None else {"held_out": held_out}
+    return Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, companions=beside)
 
 
 def median_of(classifier, images):
@@ -45,7 +47,7 @@ def sure(clip_of):
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(400, generator=draw).sort(descending=True).values * 0.8 + 0.2
     correct = torch.arange(400) < 392
-    made.held_out = HeldOutScores(1.7, scores, torch.where(correct, scores, 0.01), correct)
+    made.companions["held_out"] = HeldOutScores(1.7, scores, torch.where(correct, scores, 0.01), correct)
     return made
 
 
@@ -61,9 +63,12 @@ def test_they_change_no_prediction_by_themselves(sure, many):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_images_below_the_threshold_are_rejected_with_their_score(calibrated, sure, many):
     sure = with_scores(sure, threshold_at=median_of(sure, many))
-    plain, found = sure.predict(many, top_k=2), sure.predict(many, 2, max_error=0.02, calibrated=calibrated)
-    shown = sure.predict(many, top_k=2, calibrated=calibrated)
-    rejected = [top.probability < sure.held_out.threshold(0.02) for top, _ in plain]
+    plain, found = (
+        sure.predict(many, top_k=2),
+        predict(sure, many, 2, max_error=0.02, calibrated=calibrated),
+    )
+    shown = predict(sure, many, top_k=2, calibrated=calibrated)
+    rejected = [top.probability < sure.companions["held_out"].threshold(0.02) for top, _ in plain]
     assert 0 < sum(rejected) < len(many)
     for out, row, kept in zip(rejected, found, shown, strict=True):
         assert row == ([(None, kept[0].probability)] if out else kept)
@@ -72,8 +77,8 @@ def test_images_below_the_threshold_are_rejected_with_their_score(calibrated, su
 def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure, many):
     sizes = set()
     for coverage in (0.5, 0.9, 0.97, 0.99):
-        threshold = sure.held_out.set_threshold(coverage)
-        for row, found in zip(sure.predict(many, 5), sure.predict(many, sets=coverage), strict=True):
+        threshold = sure.companions["held_out"].set_threshold(coverage)
+        for row, found in zip(sure.predict(many, 5), predict(sure, many, sets=coverage), strict=True):
             assert found == [p for i, p in enumerate(row) if i == 0 or p.probability >= threshold]
             sizes.add(len(found))
     assert min(sizes) == 1 < max(sizes)
@@ -81,7 +86,7 @@ def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure,
 
 def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
     expected = (sure(torch.stack(many)).double() / 1.7).softmax(dim=1)
-    for row, of_image in zip(sure.predict(many, 5, calibrated=True), expected, strict=True):
+    for row, of_image in zip(predict(sure, many, 5, calibrated=True), expected, strict=True):
         assert [p.probability for p in row] == pytest.approx(of_image.sort(descending=True).values.tolist(), rel=1e-4)
 
 
@@ -89,7 +94,7 @@ def test_they_are_kept_in_the_folder_and_only_for_their_own_weights(sure, many, 
     sure.save(tmp_path / "c")
     sure.save(tmp_path / "c")
     read = Classifier.load(tmp_path / "c")
-    assert read.predict(many, max_error=0.05) == sure.predict(many, max_error=0.05)
+    assert predict(read, many, max_error=0.05) == predict(sure, many, max_error=0.05)
     Classifier(sure.encoder, world.frozen_vectors(seed=9), 17.0, sure.clip).save(tmp_path / "other")
     shutil.copy(tmp_path / "c" / "held_out.safetensors", tmp_path / "other")
     with world.refused(ArtifactError, "held_out.safetensors is of another classifier than .*: remove it, or run"):
@@ -101,12 +106,12 @@ def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many)
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
             with world.refused(ArtifactError, "does not have: run python -m kdpl calibrate with labelled images"):
-                given.predict(many, **option)
+                predict(given, many, **option)
 
 
 def test_a_wanted_error_and_sets_at_once_are_refused(sure, many):
     with world.refused(ConfigError, "max_error rejects images and sets names several .*: give one of the two"):
-        sure.predict(many, max_error=0.05, sets=0.9)
+        predict(sure, many, max_error=0.05, sets=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +148,10 @@ def test_a_fit_keeps_the_scores_of_its_validation_images(student_run):
     for record in data.splits.val:
         (row,) = read.predict([data.splits.open_image(record.source)], top_k=10)
         expected.append((row[0].probability, dict(row)[world.DIGITS[record.label]]))
-    assert len(expected) == len(read.held_out) == 198
-    assert torch.stack([read.held_out.scores, read.held_out.label_scores], dim=1).tolist() == [
-        pytest.approx(pair, rel=1e-4) for pair in expected
-    ]
+    assert len(expected) == len(read.companions["held_out"]) == 198
+    assert torch.stack(
+        [read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1
+    ).tolist() == [pytest.approx(pair, rel=1e-4) for pair in expected]
 
 
 class NoImages(world.TinyDomain):
@@ -163,7 +168,7 @@ def test_a_fit_without_validation_images_keeps_none(domain, tmp_path):
     world.write_teacher(tmp_path, num_base=None)
     world.fit(world.make_student(tmp_path), tmp_path, domain=domain())
     assert sorted(path.name for path in (tmp_path / "classifier").iterdir()) == ["classifier.json", "model.safetensors"]
-    assert Classifier.load(tmp_path / "classifier").held_out is None
+    assert "held_out" not in Classifier.load(tmp_path / "classifier").companions
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -178,11 +183,11 @@ def test_calibrate_replaces_them_by_those_of_a_folder_or_table(table, folder, ph
         names.write_text("\n".join(f"number {i},{name}" for i, name in enumerate(world.DIGITS)))
     assert main(["calibrate", str(folder), str(images), *([f"--class-names={names}"] if table else [])]) == 0
     read = Classifier.load(folder)
-    found = torch.stack([read.held_out.scores, read.held_out.label_scores], dim=1)
+    found = torch.stack([read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1)
     torch.testing.assert_close(torch.tensor(sorted(found.tolist())), plain_scores(read, photos), rtol=1e-4, atol=1e-6)
     accuracy = (found[:, 0] == found[:, 1]).double().mean().item()
     said = capsys.readouterr().out
-    assert said == f"300 images: accuracy {accuracy:.1%}, temperature {read.held_out.temperature:.3g}\n"
+    assert said == f"300 images: accuracy {accuracy:.1%}, temperature {read.companions['held_out'].temperature:.3g}\n"
     after = {name: content for name, content in runs.files_of(folder).items() if name != "held_out.safetensors"}
     assert after == before
 
@@ -193,8 +198,8 @@ def rows_of(capsys):
 
 def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folder, photos, capsys):
     paths = sorted(map(str, photos.rglob("*.png")))[::10]
-    made = like(read := Classifier.load(folder), with_scores(read, median_of(read, paths)).held_out)
-    made.held_out.save(folder, made.fingerprint())
+    made = like(read := Classifier.load(folder), with_scores(read, median_of(read, paths)).companions["held_out"])
+    made.companions["held_out"].save(folder, made.fingerprint())
     for options, given in (
         (["--max-error=2%"], {"max_error": 0.02}),
         (["--max-error=0.02", "--calibrated", "--top-k=2"], {"max_error": 0.02, "calibrated": True}),
@@ -202,13 +207,13 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
         assert main(["predict", str(folder), *paths, *options]) == 0
         found = rows_of(capsys)
         assert 0 < sum(row["class"] == "" for row in found) < len(paths)
-        for row, (top,) in zip(found, made.predict(paths, **given), strict=True):
+        for row, (top,) in zip(found, predict(made, paths, **given), strict=True):
             assert (row["class"] or None, float(row["probability"])) == (top[0], pytest.approx(top[1], abs=2e-6))
             assert bool(row.get("class_2", row["class"])) == bool(row["class"])
     assert main(["predict", str(folder), *paths, "--sets=70%"]) == 0
     found = rows_of(capsys)
     assert [*found[0]] == ["path", "class", "probability", "classes", "error"]
-    for row, expected in zip(found, made.predict(paths, sets=0.7), strict=True):
+    for row, expected in zip(found, predict(made, paths, sets=0.7), strict=True):
         assert row["classes"].split(";") == [each.class_name for each in expected]
         assert row["class"] == expected[0].class_name
 
@@ -226,7 +231,7 @@ def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_
     rows = list(csv.DictReader(out.splitlines()))
     kept = read.class_names[seen[0]]
     assert [row["class"] for row in rows] == [name if name == kept else "" for name in of_paths]
-    again = Classifier.load(folder).predict(paths, max_error=0.05, per_class=True)
+    again = predict(Classifier.load(folder), paths, max_error=0.05, per_class=True)
     assert [top.class_name or "" for (top,) in again] == [row["class"] for row in rows]
     assert "do not show this error for 9 of 10 classes, such as" in err
     arguments = ["predict", str(folder), *paths, "--max-error=5%", "--per-class", f"--out={folder.parent}/t.csv"]

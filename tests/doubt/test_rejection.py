@@ -55,7 +55,7 @@ def student_of(scores, correct):
         SimpleNamespace(probability=score, correct=right) for score, right in zip(scores, correct, strict=True)
     ]
     stage = SimpleNamespace(predictions=predictions)
-    return SimpleNamespace(student=stage, classifier=SimpleNamespace(held_out=None))
+    return SimpleNamespace(student=stage, classifier=SimpleNamespace(companions={}))
 
 
 def test_the_chart_is_the_error_of_the_surest_images_equal_ones_together():

@@ -10,16 +10,8 @@ from plain import normalized
 from safetensors.torch import load_file, save_file
 from world import refused
 
-from kdpl.doubt.unknown import (
-    MIN_HELD_OUT,
-    Unknown,
-    everyday_words,
-    farthest,
-    other_than,
-    read_words,
-    share_above,
-    usual_rank,
-)
+from kdpl.doubt.unknown import MIN_HELD_OUT, Unknown, share_above, usual_rank
+from kdpl.doubt.words import everyday_words, farthest, other_than, read_words
 from kdpl.errors import ArtifactError, ConfigError, DataError
 
 SCALE = 20.0
@@ -174,16 +166,16 @@ def folder(tmp_path):
 
 def test_a_file_gives_the_same_scores(folder):
     expected = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS)
-    read = Unknown.load(folder, "ab12", 6)
+    read = Unknown.read(folder, "ab12", 6)
     assert read.words == WORDS
     torch.testing.assert_close(read(HELD_OUT, CLASSES, SCALE), expected(HELD_OUT, CLASSES, SCALE))
 
 
 def test_a_file_of_another_classifier_or_width_is_refused(folder):
     with refused(ArtifactError, "unknown.safetensors is of another classifier than .*: remove it, or distil"):
-        Unknown.load(folder, "cd34", 6)
+        Unknown.read(folder, "cd34", 6)
     with refused(ArtifactError, "its numbers are invalid"):
-        Unknown.load(folder, "ab12", 5)
+        Unknown.read(folder, "ab12", 5)
 
 
 @pytest.mark.parametrize(
@@ -205,4 +197,4 @@ def test_tensors_that_cannot_be_are_refused(changes, folder):
     tensors = {name: t for name, t in {**load_file(path), **changes}.items() if t is not None}
     save_file(tensors, path, metadata=header)
     with refused(ArtifactError, "its numbers are invalid"):
-        Unknown.load(folder, "ab12", 6)
+        Unknown.read(folder, "ab12", 6)

@@ -8,13 +8,13 @@ import openvino
 import pytest
 import torch
 import world
+from doubting import predict
 
-from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import METADATA_FILE, compare, load_program, metadata, write_program
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown
+from kdpl.doubt.unknown import Unknown, none_of_these
 from kdpl.formats.formats import FORMATS
 from kdpl.formats.onnx_files import load_onnx, write_int8_onnx, write_onnx
 from kdpl.formats.runtime_files import (
@@ -26,6 +26,7 @@ from kdpl.formats.runtime_files import (
 )
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.version import __version__
 
 KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
 """Depth of the prompts and width of the projector by model."""
@@ -164,19 +165,19 @@ def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
     predicted = torch.tensor([0] * 100 + [2] * 100 + [3], dtype=torch.int32)
     scores = torch.linspace(0.21, 0.9, 201)
     correct = scores > torch.where(predicted == 0, 0.3, 0.6)
-    student.held_out = HeldOutScores(1.0, scores, scores.clone(), correct, predicted)
+    student.companions["held_out"] = HeldOutScores(1.0, scores, scores.clone(), correct, predicted)
     thresholds = json.loads(metadata(student, "uint8")["class_thresholds"])
     assert set(thresholds) == {"0.05", "0.1", "0.2"}
     for error, of_class in thresholds.items():
         assert len(of_class) == 5
         assert [of_class[label] for label in (1, 3, 4)] == [None] * 3
-        found = student.predict(list(images), max_error=float(error), per_class=True)
+        found = predict(student, list(images), max_error=float(error), per_class=True)
         probabilities_of = student(images).detach().softmax(dim=1)
         for (prediction,), probabilities in zip(found, probabilities_of, strict=True):
             label = int(probabilities.argmax())
             accepted = of_class[label] is not None and float(probabilities[label]) >= of_class[label]
             assert prediction.class_name == (student.class_names[label] if accepted else None)
-    student.held_out = HeldOutScores(1.0, scores, scores.clone(), correct)
+    student.companions["held_out"] = HeldOutScores(1.0, scores, scores.clone(), correct)
     assert json.loads(metadata(student, "uint8")["class_thresholds"]) == {}
 
 
@@ -218,8 +219,8 @@ def test_executorch_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
 
 def with_unknown(student, cutoff=0.0):
     vectors = student.head.class_vectors
-    student.unknown = Unknown.fit(student.embed(images_for(student, 40)), vectors, student.logit_scale)
-    student.unknown.cutoff = cutoff
+    student.companions["unknown"] = Unknown.fit(student.embed(images_for(student, 40)), vectors, student.logit_scale)
+    student.companions["unknown"].cutoff = cutoff
     return student
 
 
@@ -229,14 +230,14 @@ def test_the_score_of_none_of_the_classes_is_compared_as_well(kind, tmp_path):
     path, images = tmp_path / f"c{FORMATS[kind].ending}", images_for(given, 40)
     FORMATS[kind].write(given, "uint8", path)
     run = FORMATS[kind].load(path)
-    expected, found = (each.none_of_these(images) for each in (given, other))
+    expected, found = (none_of_these(each, images) for each in (given, other))
     same = compare(given, run, images, "uint8")
     assert (same.same, same.same_side) == (40, 40)
     assert same.within(1e-4)
     differs = compare(other, run, images, "uint8")
     assert differs.same == 40
     assert differs.logits < 1e-4
-    assert differs.unknown == pytest.approx((expected - found).abs().max().item(), abs=1e-3)
+    assert differs.scores == pytest.approx((expected - found).abs().max().item(), abs=1e-3)
     assert differs.same_side == int(((expected > 0.5) == (found > 0.5)).sum()) < 30
     assert differs.agreement == differs.same_side / 40
     assert not differs.within(1e-4)

@@ -27,7 +27,6 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.target import Moved, PoolTargets
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
-from kdpl.runtime.run_folder import HELD_OUT_FILE, POOL_SAMPLE_FILE, UNKNOWN_FILE
 from kdpl.shards.archive import unpack
 from kdpl.watch.image_sample import ImageSample
 
@@ -42,9 +41,9 @@ READERS = {
     "classifier/classifier.json": lambda file: Classifier.load(file.parent),
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
     SKETCH_FILE: lambda file: LogitSketch.load(file.parent).confidences(),
-    HELD_OUT_FILE: lambda file: HeldOutScores.load(file.parent, "ab").set_threshold(0.5),
-    POOL_SAMPLE_FILE: lambda file: ImageSample.load(file.parent, "ab", (5, 4)),
-    UNKNOWN_FILE: lambda file: Unknown.load(file.parent, "ab", 24),
+    HeldOutScores.file: lambda file: HeldOutScores.read(file.parent, "ab").set_threshold(0.5),
+    ImageSample.file: lambda file: ImageSample.load(file.parent, "ab", (5, 4)),
+    Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,
     "names.json": lambda file: read_class_mapping(file, ["a", "b"]),

@@ -165,7 +165,7 @@ def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, 
 def scored_folder(classifier_folder):
     """A classifier with scores of three held-out images."""
     classifier, scores = Classifier.load(classifier_folder), torch.tensor([0.9, 0.8, 0.7])
-    classifier.held_out = HeldOutScores(1.5, scores, scores.clone(), torch.tensor([True, True, True]))
+    classifier.companions["held_out"] = HeldOutScores(1.5, scores, scores.clone(), torch.tensor([True, True, True]))
     classifier.save(classifier_folder)
     return classifier_folder
 

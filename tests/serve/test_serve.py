@@ -65,7 +65,7 @@ def sure(classifier, photos, tmp_path_factory):
     scores = torch.cat([torch.ones(200), torch.full((100,), sum(tops[1:3]) / 2), torch.zeros(100)])
     # all of one class, so that the others have no threshold of their own
     predicted = torch.full((400,), LABEL, dtype=torch.int32)
-    made.held_out = HeldOutScores(1.7, scores, scores.clone(), scores > 0, predicted)
+    made.companions["held_out"] = HeldOutScores(1.7, scores, scores.clone(), scores > 0, predicted)
     made.save(folder := tmp_path_factory.mktemp("sure") / "classifier")
     return str(folder)
 
@@ -79,9 +79,9 @@ def worker(answers):
     return api
 
 
-def client_of(folder, top_k=1, unknown=False, limits=LIMITS, **rule):
+def client_of(folder, top_k=1, limits=LIMITS, **rule):
     loaded = Classifier.load(folder)
-    answers = Answers(folder, top_k, decision_rule(loaded.held_out, **rule), unknown)
+    answers = Answers(folder, top_k, decision_rule(loaded, **rule))
     server, api = build(answers, loaded, "cpu", 1, limits), worker(answers)
 
     class AtOnce:
@@ -283,7 +283,7 @@ def test_the_limits_are_shown_as_the_options_gave_them(sure):
 def test_the_thresholds_of_classes_are_shown_by_name(sure):
     made = Classifier.load(sure)
     rule = client_of(sure, max_error=0.02, per_class=True).get("/info").json()["model"]["rule"]
-    threshold = made.held_out.class_thresholds(0.02)[LABEL]
+    threshold = made.companions["held_out"].class_thresholds(0.02)[LABEL]
     assert rule["class_thresholds"] == {**dict.fromkeys(made.class_names), made.class_names[LABEL]: threshold}
     assert 0 < threshold < 1
 
@@ -506,6 +506,6 @@ def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
     refused(capsys, main(["serve", sure, "--host=192.0.2.1"]), "cannot listen on 192.0.2.1")
     bare = tmp_path / "bare"
     made = Classifier.load(sure)
-    made.held_out = None
+    del made.companions["held_out"]
     made.save(bare)
     refused(capsys, main(["serve", str(bare), "--max-error=5%", "--port=0"]), "run python -m kdpl calibrate")

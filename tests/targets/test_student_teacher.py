@@ -5,9 +5,10 @@ import world
 
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError
 from kdpl.refinement.target import PoolTargets
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, NEGATIVE_VECTORS_FILE, POOL_TARGETS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE
 from kdpl.targets.mixture import TeacherMixture
 from kdpl.targets.student_teacher import open_teacher
 
@@ -81,7 +82,7 @@ def test_the_second_student_has_the_first_teachers_class_vectors_and_targets_of_
 def test_the_second_student_has_the_negative_words_of_the_first(again, student_run, teacher_run):
     copies = [(folder / NEGATIVE_VECTORS_FILE).read_bytes() for folder in (teacher_run, student_run, again)]
     assert len(set(copies)) == 1
-    first, second = (Classifier.load(folder / "classifier").unknown for folder in (student_run, again))
+    first, second = (Classifier.load(folder / "classifier").companions["unknown"] for folder in (student_run, again))
     assert first.words
     assert second.words == first.words
 

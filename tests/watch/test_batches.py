@@ -1,4 +1,4 @@
-"""``report CLASSIFIER --on IMAGES``: new images against the pool, without labels."""
+"""``watch CLASSIFIER IMAGES``: new images against the pool, without labels."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import tarfile
 import pytest
 import torch
 import world
+from doubting import predict
 from PIL import Image, ImageOps
 from report_pages import HOSTILE, Page, with_vectors
 from runs import files_of, refused
@@ -14,6 +15,8 @@ from runs import files_of, refused
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.doubt.unknown import none_of_these
+from kdpl.hub import save_pretrained
 from kdpl.watch.image_sample import ImageSample
 
 
@@ -34,7 +37,7 @@ def batches(tmp_path_factory):
 
 def watch(classifier, *options, code=0, capsys=None):
     """Run the command; returns the page and the summary."""
-    assert main(["report", str(classifier), *map(str, options)]) == code
+    assert main(["watch", str(classifier), *map(str, options)]) == code
     summary = json.loads(capsys.readouterr().out)
     with open(summary["report"], encoding="utf-8") as page:  # noqa: PTH123
         return Page(page.read()), summary
@@ -84,7 +87,7 @@ def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(classifier, tmp_path):
     folder = shutil.copytree(classifier, tmp_path / "classifier")
     loaded = Classifier.load(folder)
-    loaded.save_pretrained(tmp_path / "uploaded")
+    save_pretrained(loaded, tmp_path / "uploaded")
     assert not (tmp_path / "uploaded" / "pool_sample.safetensors").exists()
     loaded.save(folder)
     assert not (folder / "pool_sample.safetensors").exists()
@@ -92,7 +95,7 @@ def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(classifi
 
 def test_images_like_the_pool_end_with_0_and_a_page(classifier, batches, here, capsys):
     before = files_of(classifier)
-    page, summary = watch(classifier, "--on", batches / "same", capsys=capsys)
+    page, summary = watch(classifier, batches / "same", capsys=capsys)
     assert files_of(classifier) == before
     assert [path.name for path in here.iterdir()] == ["watch.html"]
     assert (summary["differs"], summary["because"], summary["changed_classes"]) == (False, [], [])
@@ -106,7 +109,7 @@ def test_images_like_the_pool_end_with_0_and_a_page(classifier, batches, here, c
 
 
 def test_other_images_end_with_3_and_are_shown(classifier, batches, here, capsys):
-    page, summary = watch(classifier, "--on", batches / "mixed", "--out", "new.html", code=3, capsys=capsys)
+    page, summary = watch(classifier, batches / "mixed", "--out", "new.html", code=3, capsys=capsys)
     assert summary["differs"]
     assert "images are farther from the pool" in summary["because"]
     assert summary["p_values"]["distance"] < 0.01
@@ -117,7 +120,7 @@ def test_other_images_end_with_3_and_are_shown(classifier, batches, here, capsys
 
 
 def test_classes_at_other_frequencies_end_with_3_and_are_named(classifier, batches, here, capsys):
-    page, summary = watch(classifier, "--on", batches / "few", code=3, capsys=capsys)
+    page, summary = watch(classifier, batches / "few", code=3, capsys=capsys)
     assert "classes are predicted at other frequencies" in summary["because"]
     loaded = Classifier.load(classifier)
     pool = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
@@ -135,7 +138,7 @@ def test_classes_at_other_frequencies_end_with_3_and_are_named(classifier, batch
 
 
 def test_the_same_images_give_the_same_figures(classifier, batches, here, capsys):
-    found = [watch(classifier, "--on", batches / "mixed", code=3, capsys=capsys)[1] for _ in range(2)]
+    found = [watch(classifier, batches / "mixed", code=3, capsys=capsys)[1] for _ in range(2)]
     assert found[0] == found[1]
 
 
@@ -144,7 +147,7 @@ def test_images_of_a_shard_and_a_list_are_read_and_unreadable_ones_named(classif
         shard.add(batches / "mixed", "in")
     (here / "broken.png").write_bytes(b"no image")
     (here / "list.txt").write_text(f"broken.png\n{batches}/same/00.png\n")
-    page, summary = watch(classifier, "--on", "new.tar", "list.txt", code=3, capsys=capsys)
+    page, summary = watch(classifier, "new.tar", "list.txt", code=3, capsys=capsys)
     assert (summary["images"], summary["unreadable"]) == (61, 1)
     assert "image broken.png cannot be read" in page.texts["unreadable"]
     shown = [each["alt"] for each in page.of("img")]
@@ -156,12 +159,12 @@ def test_a_wanted_error_sets_the_threshold(classifier, batches, here, capsys):
     loaded = Classifier.load(classifier)
     scores = torch.full((400,), 0.1)
     scores[:300] = 0.3
-    loaded.held_out = type(loaded.held_out)(1.5, scores, scores.clone(), scores > 0.2)
+    loaded.companions["held_out"] = type(loaded.companions["held_out"])(1.5, scores, scores.clone(), scores > 0.2)
     folder = shutil.copytree(classifier, here / "classifier")
-    loaded.held_out.save(folder, loaded.fingerprint())
-    threshold = loaded.held_out.threshold(0.02)
+    loaded.companions["held_out"].save(folder, loaded.fingerprint())
+    threshold = loaded.companions["held_out"].threshold(0.02)
     pool = ImageSample.load(folder, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
-    page, summary = watch(folder, "--on", batches / "same", "--max-error=2%", capsys=capsys)
+    page, summary = watch(folder, batches / "same", "--max-error=2%", capsys=capsys)
     expected = [top.probability < threshold for (top,) in loaded.predict(sorted((batches / "same").iterdir()))]
     assert summary["rejected"] == pytest.approx(sum(expected) / 60, abs=1e-4)
     assert summary["rejected_of_pool"] == pytest.approx((pool.scores < threshold).float().mean().item(), abs=1e-4)
@@ -175,13 +178,15 @@ def test_a_threshold_for_each_class_rejects_by_the_predicted_one(classifier, bat
     common = max(labels, key=labels.count)
     scores = torch.full((400,), 0.2)
     predicted = torch.full((400,), common, dtype=torch.int32)
-    loaded.held_out = type(loaded.held_out)(1.5, scores, scores.clone(), scores > 0.1, predicted)
+    loaded.companions["held_out"] = type(loaded.companions["held_out"])(
+        1.5, scores, scores.clone(), scores > 0.1, predicted
+    )
     folder = shutil.copytree(classifier, here / "classifier")
-    loaded.held_out.save(folder, loaded.fingerprint())
-    options = ["--on", batches / "same", "--max-error=2%", "--per-class"]
-    assert main(["report", str(folder), *map(str, options)]) in (0, 3)
+    loaded.companions["held_out"].save(folder, loaded.fingerprint())
+    options = [batches / "same", "--max-error=2%", "--per-class"]
+    assert main(["watch", str(folder), *map(str, options)]) in (0, 3)
     summary = json.loads(capsys.readouterr().out)
-    tops = [top for (top,) in loaded.predict(images, max_error=0.02, per_class=True)]
+    tops = [top for (top,) in predict(loaded, images, max_error=0.02, per_class=True)]
     rejected = sum(top.class_name is None for top in tops)
     assert 0 < rejected < 60
     assert summary["rejected"] == pytest.approx(rejected / 60, abs=1e-4)
@@ -191,8 +196,8 @@ def test_a_threshold_for_each_class_rejects_by_the_predicted_one(classifier, bat
 
 
 def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, batches, here, capsys):
-    scores = Classifier.load(classifier).none_of_these(sorted((batches / "mixed").iterdir()))
-    page, summary = watch(classifier, "--on", batches / "mixed", code=3, capsys=capsys)
+    scores = none_of_these(Classifier.load(classifier), sorted((batches / "mixed").iterdir()))
+    page, summary = watch(classifier, batches / "mixed", code=3, capsys=capsys)
     assert summary["unknown"] == pytest.approx((scores > 0.5).float().mean().item(), abs=1e-4)
     assert summary["p_values"]["unknown"] < 0.01
     assert "more images look like none of the classes" in summary["because"]
@@ -200,7 +205,7 @@ def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, 
     assert "comes from 198 images, which the classifier was not trained on: of further" in page.texts["unknown"]
     assert "at most 4.5 % are above it, on average. Images" in page.texts["unknown"]
     assert "Four questions" in page.texts["tests"]
-    options = ["--against", batches / "mixed", "--on", batches / "mixed"]
+    options = [batches / "mixed", "--against", batches / "mixed"]
     page, summary = watch(classifier, *options, capsys=capsys)
     assert summary["unknown"] <= 0.05
     assert "comes from 60 images, those compared with: of further" in page.texts["unknown"]
@@ -224,9 +229,9 @@ def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(words,
     if "score" in words:
         (folder / "unknown.safetensors").unlink()
     else:
-        loaded.unknown.held_out = None  # as without validation images
-        loaded.unknown.save(folder, loaded.fingerprint())
-    assert main(["report", str(folder), "--on", str(batches / "same")]) == 0
+        loaded.companions["unknown"].held_out = None  # as without validation images
+        loaded.companions["unknown"].save(folder, loaded.fingerprint())
+    assert main(["watch", str(folder), str(batches / "same")]) == 0
     said = capsys.readouterr()
     assert "images of none of the classes are not compared: this classifier " + words in said.err
     summary = json.loads(said.out)
@@ -246,14 +251,14 @@ def without(classifier, here):
 
 
 def test_a_classifier_without_a_sample_takes_images_to_compare_with(without, batches, here, capsys):
-    code = main(["report", str(without), "--on", str(batches / "same")])
+    code = main(["watch", str(without), str(batches / "same")])
     refused(capsys, code, "has no sample of the pool that it was trained on", "give images like those", "by --against")
     assert not (here / "watch.html").exists()
-    options = ["--against", batches / "same", "--on"]
-    page, summary = watch(without, *options, batches / "same", capsys=capsys)
+    options = ["--against", batches / "same"]
+    page, summary = watch(without, batches / "same", *options, capsys=capsys)
     assert not summary["differs"]
     assert f"60 images of {batches}/same" in page.texts["header"]
-    assert watch(without, *options, batches / "mixed", code=3, capsys=capsys)[1]["differs"]
+    assert watch(without, batches / "mixed", *options, code=3, capsys=capsys)[1]["differs"]
 
 
 def test_hostile_names_stay_text(classifier, batches, here, capsys):
@@ -261,7 +266,7 @@ def test_hostile_names_stay_text(classifier, batches, here, capsys):
     loaded.save(here / "hostile")
     where = here / "<script>alert(1)<" / "script>"
     shutil.copytree(batches / "same", where)
-    page, _ = watch(here / "hostile", "--against", where, "--on", where, capsys=capsys)
+    page, _ = watch(here / "hostile", where, "--against", where, capsys=capsys)
     assert len(page.of("script")) == 1
     assert "<script>document" in page.texts["classes"]
 
@@ -269,25 +274,19 @@ def test_hostile_names_stay_text(classifier, batches, here, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--on", "EMPTY"], ["has no images"]),
-        (["--on", "MISSING"], ["MISSING does not exist"]),
-        (["--on", "FEW"], ["it takes 20 images or more to compare them, and --on has 19: give more"]),
+        (["EMPTY"], ["has no images"]),
+        (["MISSING"], ["MISSING does not exist"]),
+        (["FEW"], ["it takes 20 images or more to compare them, and IMAGES has 19: give more"]),
         (
-            ["--on", "BROKEN"],
-            ["--on has 0: give more, the first of 25 unreadable ones", "cannot be read"],
+            ["BROKEN"],
+            ["IMAGES has 0: give more, the first of 25 unreadable ones", "cannot be read"],
         ),
-        (["--on", "SAME", "--against", "FEW"], ["and --against has 19"]),
-        (["--on", "SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%, expected 0.20% or more"]),
-        (["--on", "SAME", "--false-alarms=no"], ["--false-alarms is 'no', expected a share"]),
-        (["--on", "SAME", "--max-error=0.1%"], ["it takes 2995 held-out images or more"]),
-        (["--on", "SAME", "--out", "EMPTY"], ["is a folder"]),
-        (
-            ["--against", "SAME"],
-            ["--against, --max-error, --per-class and --false-alarms compare new images: name them by --on"],
-        ),
-        (["--per-class"], ["name them by --on"]),
-        (["--on", "SAME", "--per-class"], ["none is wanted: give max_error"]),
-        (["--false-alarms=1%"], ["name them by --on"]),
+        (["SAME", "--against", "FEW"], ["and --against has 19"]),
+        (["SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%, expected 0.20% or more"]),
+        (["SAME", "--false-alarms=no"], ["--false-alarms is 'no', expected a share"]),
+        (["SAME", "--max-error=0.1%"], ["it takes 2995 held-out images or more"]),
+        (["SAME", "--out", "EMPTY"], ["is a folder"]),
+        (["SAME", "--per-class"], ["none is wanted: give max_error"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(options, words, classifier, batches, here, capsys):
@@ -298,18 +297,18 @@ def test_bad_input_is_one_sentence_and_exit_code_1(options, words, classifier, b
     shutil.copytree(batches / "same", here / "SAME")
     shutil.copytree(batches / "same", here / "FEW", ignore=lambda _, names: sorted(names)[19:])
     before = files_of(here)
-    refused(capsys, main(["report", str(classifier), *options]), *words)
+    refused(capsys, main(["watch", str(classifier), *options]), *words)
     assert files_of(here) == before
 
 
 def test_a_run_is_not_a_classifier(student_run, batches, here, capsys):
-    refused(capsys, main(["report", str(student_run), "--on", str(batches / "same")]), "classifier", "give")
+    refused(capsys, main(["watch", str(student_run), str(batches / "same")]), "classifier", "give")
 
 
 def test_a_sample_of_another_classifier_is_refused(classifier, without, batches, capsys):
     loaded = Classifier.load(classifier)
     ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1])).save(without, "ab")
-    code = main(["report", str(without), "--on", str(batches / "same")])
+    code = main(["watch", str(without), str(batches / "same")])
     refused(capsys, code, "pool_sample.safetensors is of another classifier than", "remove it, and give images")
 
 
@@ -317,5 +316,5 @@ def test_a_pool_of_few_images_is_too_small(classifier, without, batches, capsys)
     loaded = Classifier.load(classifier)
     sample = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     sample.draw(19).save(without, loaded.fingerprint())
-    code = main(["report", str(without), "--on", str(batches / "same")])
+    code = main(["watch", str(without), str(batches / "same")])
     refused(capsys, code, "it takes 20 images of the pool or more", "keeps 19")

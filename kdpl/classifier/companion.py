@@ -1,0 +1,84 @@
+"""What a room keeps beside a classifier, in a file of its folder: thresholds, further scores, a sample of the pool."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+from torch import Tensor
+
+from kdpl.runtime import plugins
+
+if TYPE_CHECKING:
+    from kdpl.classifier.decision import Predicted
+    from kdpl.classifier.model import Classifier
+
+GROUP = "companions"
+"""Entry points ``kdpl.companions`` name subclasses of ``Companion``."""
+
+
+class HeldOut(NamedTuple):
+    """What a classifier makes of N validation images: features [N, D], logits [N, C], and their labels [N]."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished student makes of images, from which companions are made.
+
+    Attributes:
+        folder: The student's run.
+        held_out: The validation images; None without any.
+        pool: A sample of the unlabelled images, those included that a filter left out.
+        kept: Those of the sample that no filter left out.
+        trained: If it has learned from the pool, in at least one step.
+    """
+
+    folder: Path
+    held_out: HeldOut | None
+    pool: "list[Predicted]"
+    kept: "list[Predicted]"
+    trained: bool
+
+
+class Companion(ABC):
+    """An object that is saved beside a classifier and read with it. Its class is an entry point.
+
+    Attributes:
+        file: Name of its file in the classifier's folder.
+    """
+
+    file: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def made_from(cls, classifier: "Classifier", evidence: Evidence) -> Self | None:
+        """Make it of a finished student, or return None where the evidence does not suffice."""
+
+    @abstractmethod
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write its file, atomically, with the fingerprint of the classifier."""
+
+    @classmethod
+    def read(cls, folder: Path, classifier: str, width: int) -> Self | None:
+        """Read its file with the classifier of this fingerprint and width D of features; None: not needed to predict.
+
+        ArtifactError if it is damaged, or of another classifier.
+        """
+        return None
+
+    def further_scores(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> dict[str, Tensor]:
+        """Further scores of images by name, [B] in 0 to 1 each, of features [B, D]; above 0.5 stands for yes."""
+        return {}
+
+    def metadata(self, num_classes: int) -> dict[str, str]:
+        """Return what exported files say of it, as JSON by name."""
+        return {}
+
+
+def companion_kinds() -> dict[str, type[Companion]]:
+    """Return the classes of all rooms by the names of their entry points."""
+    return plugins.load_all(GROUP)

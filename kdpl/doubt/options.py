@@ -1,0 +1,54 @@
+"""Options of ``predict`` and ``serve``; imports no torch."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kdpl.cli.arguments import MakeRule, share
+
+if TYPE_CHECKING:
+    from kdpl.classifier import Classifier
+    from kdpl.classifier.decision import DecisionRule
+
+
+def options(
+    *,
+    max_error: str | None = None,
+    per_class: bool = False,
+    sets: str | None = None,
+    calibrated: bool = False,
+    unknown: bool = False,
+) -> MakeRule:
+    """Read the options; entry point of ``kdpl.predict``.
+
+    Args:
+        max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
+        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
+        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
+        calibrated: probabilities at the temperature that was fitted on held-out images
+        unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19 validation images
+            or more, about 5 % of images of the classes are above 0.5
+    """
+    error, coverage = share("--max-error", max_error), share("--sets", sets)
+
+    def rule_of(classifier: "Classifier") -> "DecisionRule":
+        from kdpl.doubt.decision import decision_rule
+        from kdpl.doubt.unknown import fault_of_limit, unknown_of
+
+        rule = decision_rule(classifier, error, coverage, calibrated, per_class, unknown)
+        warn_of_rejected_classes(rule, classifier.class_names)
+        if unknown and (said := fault_of_limit(unknown_of(classifier).held_out)):
+            print(f"warning: --unknown: {said}", file=sys.stderr)
+        return rule
+
+    return rule_of
+
+
+def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None:
+    """Print how many classes no image is predicted as, because ``--per-class`` has no threshold for them."""
+    rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
+    if rejected:
+        which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
+        said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
+        print(f"warning: {said}", file=sys.stderr)

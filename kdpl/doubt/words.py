@@ -1,0 +1,78 @@
+"""Words for things that are no class, and their text features in a run's folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from torch import Tensor
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.class_names import composed, fault_of_name
+from kdpl.runtime.files import read_text
+
+NEGATIVE_VECTORS_FILE = "negative_vectors.safetensors"
+"""In a teacher's or student's folder, in the format of class vectors."""
+
+_FAR, _SHARE_OF_WORDS = 0.95, 0.5
+
+
+def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
+    """Return the negative vectors in a student's folder that are far from all classes; None without any."""
+    file = run / NEGATIVE_VECTORS_FILE
+    if not file.is_file():
+        return None
+    found = ClassVectors.load(file)
+    own = other_than(vectors.class_names, found.class_names, str(file))
+    if not own:
+        return None
+    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)]
+    return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
+
+
+@cache
+def everyday_words() -> tuple[str, ...]:
+    """Things that most domains do not have as a class."""
+    return tuple(files("kdpl.doubt").joinpath("everyday_words.txt").read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def read_words(file: str) -> tuple[str, ...]:
+    """Read words of things that are no class, one on each line; a DataError if there are none."""
+    lines = read_text(Path(file).expanduser(), "negative words").splitlines()
+    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not words:
+        raise DataError(f"negative words {file} has no words: write one on each line")
+    for word in words:
+        if fault := fault_of_name(word):
+            raise DataError(f"negative words {file} has a word that {fault}: give another")
+    return words
+
+
+def other_than(class_names: Sequence[str], words: Sequence[str], source: str) -> list[int]:
+    """Return the positions of words that name no class.
+
+    An everyday word that does is left out, since nobody chose it; a ConfigError names any other.
+    """
+    classes = {_plain(name) for name in class_names}
+    found = [word for word in words if _plain(word) in classes and word not in everyday_words()]
+    if found:
+        raise ConfigError(
+            f"{source} has the word {found[0]!r}, which is a class: leave it out, since an image of a class would "
+            "count as none of them"
+        )
+    return [i for i, word in enumerate(words) if _plain(word) not in classes]
+
+
+def _plain(name: str) -> str:
+    return " ".join(composed(name).replace("_", " ").casefold().split())
+
+
+def farthest(words: Tensor, classes: Tensor) -> list[int]:
+    """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D], by 95 % quantiles.
+
+    NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
+    """
+    similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
+    return sorted(similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist())
