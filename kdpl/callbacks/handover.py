@@ -104,8 +104,16 @@ class SaveClassifier(Handover):
             return
         pool = _pool(classifier, data)
         kept = [each for source, each in pool if source not in data.left_out]
-        evidence = Evidence(folder, found, [each for _, each in pool], kept, trainer.global_step > 0)
-        made = (kind.made_from(classifier, evidence) for kind in companion_kinds().values())
+        evidence = Evidence(
+            folder,
+            classifier.vectors,
+            classifier.logit_scale,
+            found,
+            [each for _, each in pool],
+            kept,
+            trainer.global_step > 0,
+        )
+        made = (kind.made_from(evidence) for kind in companion_kinds().values())
         classifier.save(folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None])
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         metadata = {

@@ -3,15 +3,13 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier.decision import Predicted
 from kdpl.runtime import plugins
-
-if TYPE_CHECKING:
-    from kdpl.classifier.decision import Predicted
-    from kdpl.classifier.model import Classifier
 
 GROUP = "companions"
 """Entry points ``kdpl.companions`` name subclasses of ``Companion``."""
@@ -31,6 +29,8 @@ class Evidence:
 
     Attributes:
         folder: The student's run.
+        vectors: The student's class vectors.
+        logit_scale: Its factor on cosine similarities.
         held_out: The validation images; None without any.
         pool: A sample of the unlabelled images, those included that a filter left out.
         kept: Those of the sample that no filter left out.
@@ -38,9 +38,11 @@ class Evidence:
     """
 
     folder: Path
+    vectors: ClassVectors
+    logit_scale: float
     held_out: HeldOut | None
-    pool: "list[Predicted]"
-    kept: "list[Predicted]"
+    pool: list[Predicted]
+    kept: list[Predicted]
     trained: bool
 
 
@@ -55,7 +57,7 @@ class Companion(ABC):
 
     @classmethod
     @abstractmethod
-    def made_from(cls, classifier: "Classifier", evidence: Evidence) -> Self | None:
+    def made_from(cls, evidence: Evidence) -> Self | None:
         """Make it of a finished student, or return None where the evidence does not suffice."""
 
     @abstractmethod

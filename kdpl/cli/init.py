@@ -32,7 +32,7 @@ ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
 _WITHOUT_VALIDATION = """\
   no validation image: nothing decides if refined targets are better than the teacher's predictions, the
     classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new
-    images exceed the limit of predict --unknown, and report --on does not ask if more are of none of the
+    images exceed the limit of predict --unknown, and watch does not ask if more are of none of the
     classes: label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%"""
 _MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal

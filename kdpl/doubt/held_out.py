@@ -79,7 +79,7 @@ class HeldOutScores(Companion):
         return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())
 
     @classmethod
-    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+    def made_from(cls, evidence: Evidence) -> Self | None:
         """Take the scores of the validation images, if there are any."""
         found = evidence.held_out
         return None if found is None else cls.of(found.logits, found.labels)

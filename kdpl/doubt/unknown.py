@@ -112,15 +112,15 @@ class Unknown(nn.Module, Companion):
         self.held_out = held_out
 
     @classmethod
-    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+    def made_from(cls, evidence: Evidence) -> Self | None:
         """Learn what is usual from the sample of the pool; None where that has too few images."""
         if len(evidence.kept) < MIN_IMAGES:
             return None
-        features, vectors = torch.stack([each.embedding for each in evidence.kept]), classifier.head.class_vectors.cpu()
+        features = torch.stack([each.embedding for each in evidence.kept])
         known = None if evidence.held_out is None else evidence.held_out.features.cpu()
-        others = distant_words(evidence.folder, classifier.vectors)
+        others = distant_words(evidence.folder, evidence.vectors)
         negatives, words = (None, ()) if others is None else (others.vectors, others.class_names)
-        return cls.fit(features, vectors, classifier.logit_scale, known, negatives, words)
+        return cls.fit(features, evidence.vectors.vectors, evidence.logit_scale, known, negatives, words)
 
     @classmethod
     def fit(

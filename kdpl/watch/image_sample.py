@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, Evidence
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import OfClassifier, read_of_classifier, write_tensors
@@ -39,11 +38,11 @@ class ImageSample(Companion):
     labels: Tensor
 
     @classmethod
-    def made_from(cls, classifier: Classifier, evidence: Evidence) -> Self | None:
+    def made_from(cls, evidence: Evidence) -> Self | None:
         """Take it from the sample of the pool that the classifier has learned from."""
         if not evidence.pool or not evidence.trained:
             return None
-        return cls.of(evidence.pool, classifier.class_names).draw(MAX_IMAGES)
+        return cls.of(evidence.pool, evidence.vectors.class_names).draw(MAX_IMAGES)
 
     @classmethod
     def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:

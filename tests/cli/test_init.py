@@ -581,7 +581,7 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
         "nothing decides if refined targets are better",
         "no temperature and no thresholds (predict --max-error, --sets)",
         "more than 5 % of new images exceed the limit of predict --unknown",
-        "report --on does not ask if more are of none of the classes",
+        "watch does not ask if more are of none of the classes",
         "label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%",
         "enough would be 19 for predict --unknown, 59 for --max-error 5%, 299 for --max-error 1%",
     ):

@@ -99,8 +99,8 @@ def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys)
 )
 def test_predict_says_what_a_limit_of_few_validation_images_holds(held_out, words, folder, pictures, tmp_path, capsys):
     read = Classifier.load(folder)
-    read.unknown.held_out = held_out
-    read.unknown.save(folder, read.fingerprint())
+    read.companions["unknown"].held_out = held_out
+    read.companions["unknown"].save(folder, read.fingerprint())
     pictures[0].save(tmp_path / "0.png")
     assert main(["predict", str(folder), f"{tmp_path}/0.png", "--unknown"]) == 0
     said = capsys.readouterr().err

@@ -214,9 +214,9 @@ def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, 
 def test_the_page_says_what_a_limit_of_few_validation_images_holds(classifier, batches, here, capsys):
     folder = shutil.copytree(classifier, here / "classifier")
     loaded = Classifier.load(folder)
-    loaded.unknown.held_out = 4
-    loaded.unknown.save(folder, loaded.fingerprint())
-    page, _ = watch(folder, "--on", batches / "same", capsys=capsys)
+    loaded.companions["unknown"].held_out = 4
+    loaded.companions["unknown"].save(folder, loaded.fingerprint())
+    page, _ = watch(folder, batches / "same", capsys=capsys)
     assert "at most 20.0 % are above it, on average, and it takes 19 images or more for 5 %." in page.texts["unknown"]
     assert "≤ 20.0 %" in page.texts["tests"]
     assert "of images like the pool at most 20.0 %" in page.texts["header"]
