@@ -74,7 +74,7 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     own, others = _split(command, argv)
-    names = [name.replace("_", "-") for name in inspect.signature(command).parameters if name != _SETTINGS]
+    names = [name.replace("_", "-") for name in _parameters(command)]
     hands_on = _SETTINGS in inspect.signature(command).parameters
     # settings that are handed on have a section, but for those of the run itself, which are like none of these
     hint = did_you_mean([arg for arg in others if not (hands_on and "." in arg)], names)
