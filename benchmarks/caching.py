@@ -19,6 +19,7 @@ from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
+from kdpl.runtime.resizing import Resizing
 
 _CLASSES = ("crab", "squid")
 _SMALL_EDGE = 8  # of images that are not used
@@ -32,7 +33,7 @@ def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
         width=width,
         dataset="folder",
         sources=images.sources,
-        image_size=view.image_size,
+        resizing=view.resizing,
         augmentation=view.augmentation,
         view_seed=view.seed,
         views=1,
@@ -59,7 +60,7 @@ class Filling:
         self.teacher.store_in(settings.autocast or torch.float32)
         self.width = teacher.head.class_vectors.shape[1]
         edge = teacher.tower.preprocessing.image_size
-        view = RandomView(open_source, RandomResizedCrop(), edge, seed=1)
+        view = RandomView(open_source, RandomResizedCrop(), teacher.tower.preprocessing.resizing, seed=1)
         self.images = UnlabeledImages([str(path) for path in photographs], view)
         self.views = torch.randint(256, (len(self.images), 3, edge, edge), dtype=torch.uint8)
         self.views = self.views.to(settings.torch_device)
@@ -107,7 +108,7 @@ class Reading:
 
     def __init__(self, settings: Settings, folder: Path, width: int) -> None:
         self.settings = settings
-        view = _NoView(lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), _SMALL_EDGE, seed=1)
+        view = _NoView(lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), Resizing(_SMALL_EDGE), seed=1)
         images = UnlabeledImages([f"{index}.jpg" for index in range(settings.sizes.read_images)], view)
         manifest, draw = manifest_of(images, width), torch.Generator().manual_seed(0)
         self.cache = folder / "cache"

@@ -22,6 +22,7 @@ from kdpl.data.feature_cache import CachedView
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.text import prompt_texts
+from kdpl.runtime.resizing import Resizing
 
 
 class _Domain(NamedTuple):
@@ -32,8 +33,8 @@ class _Domain(NamedTuple):
     tuning_class_names: tuple[str, ...]
     class_texts: tuple[str, ...]
 
-    def preview(self, n: int, image_size: int) -> Tensor:
-        return torch.zeros(n, 3, image_size, image_size, dtype=torch.uint8)
+    def preview(self, n: int, resizing: Resizing) -> Tensor:
+        return torch.zeros(n, 3, resizing.image_size, resizing.image_size, dtype=torch.uint8)
 
 
 PUBLISHED, KDPL, CACHED = "published", "kdpl", "kdpl, cached teacher"

@@ -54,7 +54,7 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
     teacher.register_buffer("zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device))
     # there is no trainer to log to
     teacher.log = teacher.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
-    edge = teacher.image_size
+    edge = teacher.resizing.image_size
     images = torch.randint(256, (settings.batch_size, 3, edge, edge), dtype=torch.uint8, device=device)
     labels = torch.arange(settings.batch_size, device=device) % classes
 

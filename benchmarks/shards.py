@@ -22,6 +22,7 @@ from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.data.storage import read
+from kdpl.runtime.resizing import Resizing
 from kdpl.shards.pieces import InPieces
 
 LATENCY = 0.02
@@ -91,7 +92,7 @@ class Shards:
     def views(self, in_training_order: bool) -> None:
         """Read, decode and augment all images, in training order or one after another."""
         sources = InPieces(self.names)
-        view = RandomView(open_source, RandomResizedCrop(), _VIEW, seed=1)
+        view = RandomView(open_source, RandomResizedCrop(), Resizing(_VIEW), seed=1)
         order = self._sampler(sources) if in_training_order else [(index, 0) for index in range(self.images)]
         for _ in LazyLoader(UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0):
             pass

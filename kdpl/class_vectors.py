@@ -203,18 +203,15 @@ class FrozenTeacher(nn.Module):
         self.tower, self.prompts = clip.image_tower.to(device), prompts.restore(clip).to(device)
 
     @torch.no_grad()
-    def features(self, *views: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        Of the same ``views`` in several sizes S it takes those of its own. A ConfigError before ``load``, and without
-        images of the teacher's size.
+        A ConfigError before ``load``, and for images of another size than the teacher's.
         """
         size = self.vectors.preprocessing.image_size
-        images = next((view for view in views if view.shape[-1] == size), None)
-        if images is None:
-            given = ", ".join(str(view.shape[-1]) for view in views)
-            said = f"the teacher takes images of {size} pixels, not {given}"
-            raise ConfigError(f"{said}: let the datamodule render each view for the teacher, as DomainDataModule does")
+        if images.shape[-1] != size:
+            said = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
+            raise ConfigError(f"{said}: let the datamodule make a view for the teacher, as DomainDataModule does")
         return self.encode(images)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
+from kdpl.runtime.resizing import Resizing
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
 """Images uint8 [B, 3, S, S], labels [B], indices [B]."""
@@ -28,8 +29,8 @@ class Domain(Protocol):
     num_base: int | None  # base classes, which come first; None without such a split
     tuning_class_names: tuple[str, ...]  # those that the teacher is tuned on: the base ones where there is a split
 
-    def preview(self, n: int, image_size: int) -> Tensor:
-        """Return up to n unlabelled images, uint8 [n, 3, image_size, image_size]."""
+    def preview(self, n: int, resizing: Resizing) -> Tensor:
+        """Return up to n unlabelled images, resized as a tower takes them, uint8 [n, 3, S, S]."""
         ...
 
 
@@ -79,9 +80,9 @@ class ClassifyingModule(LightningModule, ABC):
             self.logit_scale = clip.logit_scale
 
     @property
-    def image_size(self) -> int:
-        """Edge of the square images that the CLIP takes, pixels."""
-        return self.preprocessing.image_size
+    def resizing(self) -> Resizing:
+        """How the CLIP takes its images, in training as in evaluation."""
+        return self.preprocessing.resizing
 
     @abstractmethod
     def class_logits(self, images: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from kdpl.clip import (
     load_image_clip,
     store_frozen,
 )
-from kdpl.data.datasets import Accompanied
+from kdpl.data.datasets import Accompanied, other_resizings
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ConfigError
@@ -44,6 +44,7 @@ from kdpl.refinement.refine import RefinementConfig
 from kdpl.refinement.target import RefinedTarget
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
 from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import Mixture, TeacherMixture
 from kdpl.targets.teachers import Teachers
@@ -58,7 +59,7 @@ _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
 UnlabeledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]] | CachedView
 """Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D].
 
-Without one, for teachers of other image sizes T, with the same views uint8 [B, 3, T, T] for each T.
+Without one, with the same views uint8 [B, 3, T, T] for each of the ``other_resizings`` of the teachers.
 """
 
 
@@ -170,7 +171,7 @@ class StudentDistillation(ClassifyingModule):
         if isinstance(unlabeled, CachedView):
             teacher_features = unlabeled.feature.float()
         else:
-            teacher_features = teacher.features(images, *unlabeled[2:])
+            teacher_features = teacher.features(*self._teacher_views(images, *unlabeled[2:]))
         target_logits = self.target.module(teacher_features, unlabeled[1])
         # in one batch for the projector's batch norm
         features, of_labeled = self.encoder(torch.cat([images, labeled])).tensor_split([len(images)])
@@ -216,7 +217,7 @@ class StudentDistillation(ClassifyingModule):
         """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""
         has_prompts = self.encoder.prompts is not None
         if has_prompts and self.prompt_init == "mean_token" and self.trainer.ckpt_path is None:
-            images = domain_of(self).preview(_PREVIEW_IMAGES, self.image_size)
+            images = domain_of(self).preview(_PREVIEW_IMAGES, self.resizing)
             self.encoder.init_at_mean_tokens(images.to(self.device))
 
     def setup(self, stage: str) -> None:
@@ -237,14 +238,26 @@ class StudentDistillation(ClassifyingModule):
         return self.teacher.each
 
     @property
-    def teacher_descriptions(self) -> list[tuple[str, int, int]]:
-        """Fingerprint, width D and image size T of each teacher, as a cache of its features is described."""
+    def teacher_descriptions(self) -> list[tuple[str, int, Resizing]]:
+        """Fingerprint, width D and resizing of each teacher, as a cache of its features is described."""
         return self.teacher.descriptions
 
     @property
-    def teacher_image_sizes(self) -> list[int]:
-        """Edge T of the images that each teacher takes, pixels."""
-        return [size for _, _, size in self.teacher.descriptions]
+    def teacher_resizings(self) -> list[Resizing]:
+        """How each teacher takes its images."""
+        return [resizing for _, _, resizing in self.teacher.descriptions]
+
+    def _teacher_views(self, images: Tensor, *further: Tensor) -> list[Tensor]:
+        """The view of each teacher, of those in a batch; a ConfigError if it lacks some."""
+        teachers = self.teacher_resizings
+        others = other_resizings(self.resizing, teachers)
+        if len(further) < len(others):
+            raise ConfigError(
+                f"a batch has {1 + len(further)} views of each image, but student and teachers resize images in "
+                f"{1 + len(others)} ways: let the datamodule make a view for each, as DomainDataModule does"
+            )
+        views = {self.resizing: images, **dict(zip(others, further, strict=False))}
+        return [views[teacher] for teacher in teachers]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP and the teachers, which are not part of the checkpoint."""

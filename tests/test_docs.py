@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import browser
@@ -225,9 +226,20 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
     assert similar.startswith("query.jpg is most similar to photos/5.png ")
 
 
-@pytest.mark.parametrize("decoding", [PUBLISHED, Decoding((0, 90, 200))])
-def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, classifier, tmp_path):
+@pytest.mark.parametrize(
+    ("decoding", "way"),
+    [
+        (PUBLISHED, {}),
+        (Decoding((0, 90, 200)), {"crop_pct": 0.875}),
+        (PUBLISHED, {"resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 0.9}),
+        (PUBLISHED, {"resize_mode": "longest"}),
+        (PUBLISHED, {"resize_mode": "border", "crop_pct": 0.8}),
+    ],
+)
+def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, way, classifier, tmp_path):
     given, folder = Classifier.load(classifier), tmp_path / "classifier"
+    tower = given.encoder.tower.module
+    tower.preprocessing = replace(tower.preprocessing, **way)
     made = Classifier(
         given.encoder,
         given.vectors,

@@ -97,8 +97,9 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(t
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
     # a cache of crops that were rendered at the student's size
     file = tmp_path / "cache/manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "image_size": 48}))
-    with world.refused(DataError, r"is of something else \(image_size is 48 there and 32 here\): choose"):
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({**fields, "resizing": {**fields["resizing"], "image_size": 48}}))
+    with world.refused(DataError, r"is of something else \(resizing is .*image_size=48,.* there and .*=32,.* here"):
         Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
 
 

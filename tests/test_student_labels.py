@@ -26,7 +26,7 @@ class LabeledDomain(world.TinyDomain):
     """Each unlabelled image comes with a labelled one."""
 
     def train_dataloader(self):
-        unlabeled = (self.unlabeled, torch.arange(12), *self.for_teacher)
+        unlabeled = (self.unlabeled, torch.arange(12), *self.for_teachers())
         parts = (t.split(self.batch_size) for t in (self.labeled, self.labels, *unlabeled))
         batches = [Accompanied(image, label, tuple(rest)) for image, label, *rest in zip(*parts, strict=True)]
         return DataLoader(batches, batch_size=None)
@@ -76,7 +76,7 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(distill, tmp_path, plain_
 def test_test_and_classifier_use_the_mixture_that_was_chosen_on_validation_images(model, options, tmp_path, capsys):
     world.write_teacher(tmp_path, num_base=None)
     student = make_student(tmp_path, model, **SETTINGS, **options)
-    domain = LabeledDomain(image_size=student.image_size)
+    domain = LabeledDomain(image_size=student.resizing.image_size)
     world.fit(student, tmp_path, 2, domain=domain, save=True)
     student.eval()
     features = student.encoder(domain.test_images)

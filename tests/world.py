@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import other_resizings
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.student import StudentDistillation
 
@@ -128,25 +130,28 @@ class TinyDomain(LightningDataModule):
         self.batch_size = batch_size
         self.labels = torch.arange(12) % len(self.tuning_class_names)
         self.labeled = images_of(self.labels, seed=1, size=image_size)
-        shown = torch.arange(12) % len(NAMES)
-        self.unlabeled = images_of(shown, seed=2, size=image_size)
-        # all teachers here take images of 32 pixels
-        self.for_teacher = [] if image_size == 32 else [images_of(shown, seed=2)]
+        self.shown = torch.arange(12) % len(NAMES)
+        self.unlabeled = images_of(self.shown, seed=2, size=image_size)
         self.test_labels = torch.arange(11) % len(names)
         self.test_images = images_of(self.test_labels, seed=3, size=image_size)
-        self.image_size = image_size
+        self.resizing = Resizing(image_size)
 
-    def preview(self, n, image_size):
-        assert image_size == self.image_size
+    def preview(self, n, resizing):
+        assert resizing == self.resizing
         return self.unlabeled[:n]
 
     def _loader(self, *tensors):
         return DataLoader(TensorDataset(*tensors), batch_size=self.batch_size)
 
+    def for_teachers(self):
+        module = self.trainer.lightning_module
+        others = other_resizings(module.resizing, module.teacher_resizings)
+        return [images_of(self.shown, seed=2, size=other.image_size) for other in others]
+
     def train_dataloader(self):
         if self.trainer.lightning_module.train_split == "labeled":
             return self._loader(self.labeled, self.labels)
-        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)), *self.for_teacher)
+        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)), *self.for_teachers())
 
     def val_dataloader(self):
         return self._loader(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
@@ -235,12 +240,15 @@ def make_student(folder, model="test-student", kind=StudentDistillation, **optio
     return kind(ClipConfig(model, TAG), str(folder), **{"vision_prompts": PromptConfig(2, 3), **options})
 
 
+_RESIZING = Resizing(32)
+
+
 class Probe(LightningModule):
     """Learns nothing and keeps the batches that it is given."""
 
-    def __init__(self, train_split="labeled", image_size=32):
+    def __init__(self, train_split="labeled", resizing=_RESIZING):
         super().__init__()
-        self.train_split, self.image_size = train_split, image_size
+        self.train_split, self.resizing = train_split, resizing
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.epochs, self.train_batches, self.val_batches = [], [], []
 

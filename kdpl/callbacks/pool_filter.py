@@ -38,10 +38,10 @@ class FilterPool(Callback):
         """Choose the images, on all processes together; a DataError if none would be left."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         student: Any = pl_module
-        file, size = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_image_sizes[0]
-        pool, indices = data.unlabeled_images(size), data.unlabeled_indices
+        file, resizing = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_resizings[0]
+        pool, indices = data.unlabeled_images(resizing), data.unlabeled_indices
         if trainer.ckpt_path is None or not file.is_file():
-            labeled = data.labeled_images(size)
+            labeled = data.labeled_images(resizing)
             least = _similarities(trainer, student, labeled, np.arange(len(labeled))).quantile(self.quantile).item()
             found = _similarities(trainer, student, pool, indices).cpu().numpy()
             unlike = [(pool.sources[indices[i]], found[i]) for i in np.flatnonzero(found < least)]

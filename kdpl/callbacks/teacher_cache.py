@@ -45,7 +45,7 @@ class FillTeacherCache(Callback):
         self, trainer: Trainer, student: Any, number: int, folder: Path, needed: Manifest, views: int | None
     ) -> FeatureCache:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        images, processes = data.unlabeled_images(needed.image_size), (trainer.global_rank, trainer.world_size)
+        images, processes = data.unlabeled_images(needed.resizing), (trainer.global_rank, trainer.world_size)
         encode = teacher_encoder(trainer, student, number)
         work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
         with progress_bar(shown=trainer.is_global_zero) as progress:
@@ -99,7 +99,7 @@ def mean_features(
 ) -> Tensor:
     """A teacher's normalised mean feature over some views of each of these images, float32 [N, D].
 
-    Every process computes its share, and has all of them in the end. The images are of the size of that teacher, which
+    Every process computes its share, and has all of them in the end. The images are made for that teacher, which
     is the one of this ``number`` among several; its cache, if it has enough views, saves the work.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ def _validate(trainer: Trainer, student: Any, number: int) -> tuple[Tensor, Tens
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     teacher, encode = student.teachers[number], teacher_encoder(trainer, student, number)
     processes = (trainer.global_rank, trainer.world_size)
-    loader = data.evaluation_dataloader_for("val", teacher.vectors.preprocessing, *processes)
+    loader = data.evaluation_dataloader_for("val", teacher.vectors.preprocessing.resizing, *processes)
     # rows: labels that may be seen, their probabilities, correct predictions
     found = torch.zeros(3, len(loader.dataset), device=student.device)
     for images, of_batch, indices in loader:

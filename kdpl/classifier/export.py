@@ -57,7 +57,7 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
 
 def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch") -> dict[str, str]:
     """Return the metadata of an exported file: how to prepare images, and the class of each logit."""
-    images = classifier.preprocessing
+    images = classifier.preprocessing.resizing
     size, edge = images.image_size, "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge"
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
     further: dict[str, str] = {}
@@ -69,8 +69,10 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "image_size": str(size),
         "resize_mode": images.resize_mode,
         "interpolation": images.interpolation,
-        "resize": f"{edge} to {size}, {images.interpolation} with antialiasing as Pillow does it",
-        "crop": f"the square of {size} in the centre, with black where the image does not reach",
+        "crop_pct": str(images.crop_pct),
+        "fill": json.dumps(images.fill),
+        "resize": f"{edge} to {images.edge}, {images.interpolation} with antialiasing as Pillow does it",
+        "crop": f"the square of {size} in the centre, with the colour {images.fill} where the image does not reach",
         "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),

@@ -237,7 +237,7 @@ class Classifier(nn.Module):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
-        return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing))
+        return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.resizing))
 
     def save(self, folder: str | Path, beside: Iterable[Companion] = ()) -> None:
         """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others.

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pydantic.dataclasses
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from kdpl.runtime.artifacts import STRICT, Text
+from kdpl.runtime.resizing import CropPct, Interpolation, Resizing
 
 LogitScale = Annotated[float, Field(gt=0, le=10_000)]
 """A factor on cosine similarities; CLIPs are trained with up to 100."""
 
-ResizeMode = Literal["shortest", "squash", "longest"]
-Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash", "longest", "border"]
 
 RANDOM = "random"
 """The pretrained tag that stands for random weights, the same ones every time."""
@@ -35,7 +35,7 @@ class ClipConfig:
             needed where the model's pretrained weights differ in them and no ``open_clip_config.json`` lies beside
             the file.
         std: Their standard deviation.
-        resize_mode: Their resizing: the short edge to the image's size and a crop, both edges, or the long edge.
+        resize_mode: Their resizing, see ``Preprocessing``.
         image_size: Edge in pixels of the images that a network of timm is to take; None: as it was trained.
     """
 
@@ -63,10 +63,11 @@ class ClipIdentity:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """The images that a CLIP expects: their side in pixels, per-channel statistics of images in [0, 1], their resizing.
+    """The images that a tower expects: their edge in pixels, statistics of each channel in [0, 1], their resizing.
 
     ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` both edges, ``longest`` the
-    long edge and pads with black.
+    long edge and pads with black, ``border`` the same and pads with the mean colour. ``crop_pct`` is the edge of the
+    square as a share of the resized image's, 1 for a CLIP, and less for most networks of timm.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
@@ -74,3 +75,18 @@ class Preprocessing:
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
+    crop_pct: CropPct = 1.0
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``crop_pct`` out where it is 1, so that files of CLIPs are as they were before there was one."""
+        fields = cast(dict[str, Any], dump(self))
+        return {name: value for name, value in fields.items() if (name, value) != ("crop_pct", 1.0)}
+
+    @property
+    def resizing(self) -> Resizing:
+        """The part that decides the pixels, before they are normalised."""
+        mode, fill = self.resize_mode, (0, 0, 0)
+        if mode == "border":
+            mode, fill = "longest", cast(Any, tuple(round(255 * channel) for channel in self.mean))
+        return Resizing(self.image_size, mode, self.interpolation, self.crop_pct, fill)

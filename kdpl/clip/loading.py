@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdpl.clip.address import FOLDER, Source, is_address, source_of
 from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, image_tower, require_image_tower, text_tower
-from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Interpolation, Preprocessing
+from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
 from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
@@ -32,6 +32,7 @@ from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights, read_weights_of
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
+from kdpl.runtime.resizing import Interpolation
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])

@@ -8,13 +8,15 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
+from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing, ResizeMode
 from kdpl.clip.image import ImageTower
 from kdpl.clip.weights import misfit, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 TIMM = "timm:"
+
+_RESIZE_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "border"}
 
 
 class TimmTower(ImageTower):
@@ -52,10 +54,19 @@ def load_network(config: ClipConfig) -> TimmTower:
             network = build_network(name, size)
         if config.pretrained != RANDOM:
             _load_file(network, Path(config.pretrained), about.classifier, config.model)
-    interpolation: Any = about.interpolation if about.interpolation == "bilinear" else "bicubic"
-    preprocessing = Preprocessing(size, about.mean, about.std, interpolation=interpolation)
+    preprocessing = preprocessing_of(name, size)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
     return TimmTower(network, preprocessing, {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}})
+
+
+def preprocessing_of(name: str, image_size: int) -> Preprocessing:
+    """How timm's own evaluation prepares images, which crops less at the size of its test than at that of training."""
+    about: Any = timm.get_pretrained_cfg(name)
+    mode, crop_pct = _RESIZE_MODES[about.crop_mode], about.crop_pct
+    if about.test_input_size == (3, image_size, image_size):
+        crop_pct = about.test_crop_pct or crop_pct
+    interpolation: Any = "bilinear" if about.interpolation == "bilinear" else "bicubic"
+    return Preprocessing(image_size, about.mean, about.std, mode, interpolation, crop_pct)
 
 
 def _fetch(name: str, image_size: int) -> Any:

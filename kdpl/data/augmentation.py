@@ -7,15 +7,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
 
 import numpy as np
 import torch
-from PIL.Image import Image, fromarray
+from PIL.Image import Image, fromarray, new
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.errors import ConfigError, DataError, reason
+from kdpl.runtime.resizing import Resizing
 
 GivenImage = str | Path | Image | torch.Tensor
 """An image as a classifier takes it: a path, a PIL image, or a tensor uint8 [3, H, W]."""
@@ -24,42 +24,21 @@ Parameters = tuple[float, ...]
 _LONGEST = 100  # times its short edge
 
 
-class Square(Protocol):
-    """The images that a tower takes, as its ``Preprocessing`` says."""
+def resize_and_crop(image: Image, to: Resizing) -> Image:
+    """The evaluation transform of an RGB image, the same as open_clip's and timm's."""
+    size, edges = to.image_size, [to.edge, to.edge]
+    if to.resize_mode == "shortest":
+        image, edges = _without_ends(image), [to.edge]
+    elif to.resize_mode == "longest":
+        ratio = max(image.size) / to.edge
+        edges = [max(1, round(edge / ratio)) for edge in (image.height, image.width)]
+    resized = functional.resize(image, edges, InterpolationMode(to.interpolation), antialias=True)
 
-    @property
-    def image_size(self) -> int:
-        """Edge in pixels."""
-
-    @property
-    def resize_mode(self) -> str:
-        """``shortest``, ``squash`` or ``longest``."""
-
-    @property
-    def interpolation(self) -> str:
-        """``bicubic`` or ``bilinear``."""
-
-
-def resize_and_crop(image: Image, to: int | Square) -> Image:
-    """The evaluation transform of an RGB image, the same as open_clip's.
-
-    It resizes the short edge with antialiasing and crops the centre, squashes the image into a square, or resizes the
-    long edge and pads with black; an int stands for ``shortest``, bicubic.
-    """
-    if isinstance(to, int):
-        size, mode, interpolation = to, "shortest", InterpolationMode.BICUBIC
-    else:
-        size, mode, interpolation = to.image_size, to.resize_mode, InterpolationMode(to.interpolation)
-    edges = [size] if mode == "shortest" else [size, size]
-    if mode == "shortest":
-        image = _without_ends(image)
-    elif mode == "longest":
-        edges = [max(1, round(edge * size / max(image.size))) for edge in (image.height, image.width)]
-    resized = functional.resize(image, edges, interpolation=interpolation, antialias=True)
-    if mode == "longest":
-        left, top = ((size - edge) // 2 for edge in resized.size)
-        return cast(Image, resized.crop((-left, -top, size - left, size - top)))
-    return cast(Image, functional.center_crop(resized, [size, size]))
+    # the centre is cropped along an edge that is too long, and padded along one that is too short
+    left, top = ((size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size)
+    square = new(image.mode, (size, size), to.fill)
+    square.paste(resized, (left, top))
+    return square
 
 
 def _without_ends(image: Image) -> Image:
@@ -103,8 +82,8 @@ class Augmentation(ABC):
         """Draw the numbers that define one view of an image of ``width`` x ``height`` pixels."""
 
     @abstractmethod
-    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
-        """Make the view of an RGB image that its parameters define, ``size`` x ``size`` pixels."""
+    def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
+        """Make the view of an RGB image that its parameters define, for a tower that takes images so resized."""
 
 
 class NoAugmentation(Augmentation):
@@ -114,9 +93,9 @@ class NoAugmentation(Augmentation):
         """Nothing to draw."""
         return ()
 
-    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
-        """Resize the short edge and crop the centre."""
-        return resize_and_crop(image, size)
+    def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
+        """Resize as in evaluation."""
+        return resize_and_crop(image, to)
 
 
 class RandomResizedCrop(Augmentation):
@@ -158,12 +137,11 @@ class RandomResizedCrop(Augmentation):
             top, left = (height - crop_height) // 2, (width - crop_width) // 2
         return (top, left, crop_height, crop_width, int(rng.random() < self.flip))
 
-    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
-        """Crop, resize (bicubic, antialiased) and flip."""
+    def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
+        """Crop, resize (with the tower's interpolation, antialiased) and flip."""
         top, left, height, width, flipped = (int(number) for number in parameters)
-        view: Image = functional.resized_crop(
-            image, top, left, height, width, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
+        edges, interpolation = [to.image_size, to.image_size], InterpolationMode(to.interpolation)
+        view: Image = functional.resized_crop(image, top, left, height, width, edges, interpolation, antialias=True)
         return functional.horizontal_flip(view) if flipped else view
 
 
@@ -194,13 +172,13 @@ class LightAffine(Augmentation):
             rng.uniform(-self.translate, self.translate),
         )
 
-    def apply(self, image: Image, parameters: Parameters, size: int) -> Image:
+    def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
         """Resize and crop as in evaluation, then move the pixels (bilinear); what comes in from outside is black."""
         angle, scale, right, down = parameters
         view: Image = functional.affine(
-            resize_and_crop(image, size),
+            resize_and_crop(image, to),
             angle=angle,
-            translate=[right * size, down * size],
+            translate=[right * to.image_size, down * to.image_size],
             scale=scale,
             shear=[0.0, 0.0],
             interpolation=InterpolationMode.BILINEAR,

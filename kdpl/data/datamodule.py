@@ -8,8 +8,8 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from kdpl.data.augmentation import Augmentation, Square, build_augmentation
-from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, WithLabels
+from kdpl.data.augmentation import Augmentation, build_augmentation
+from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, WithLabels, other_resizings
 from kdpl.data.domain import DomainImages, EvaluationSplit
 from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
@@ -19,6 +19,7 @@ from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.shards.pieces import InPieces
 
@@ -35,14 +36,14 @@ class DomainDataModule(DomainImages, LightningDataModule):
     - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
     - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
       and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for
-      teachers of other image sizes T, (images, indices, and for each T the same views as uint8 [B, 3, T, T]);
+      teachers that resize images in other ways, (images, indices, and for each way the same views, uint8 [B, 3, T, T]);
     - training, ``unlabeled``, for a module with a ``label_weight`` above 0: ``Accompanied`` (labelled images, labels, a
       batch as above), each kind B times;
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, an ``image_size`` S, and for its teachers
-    ``teacher_image_sizes`` T.
+    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, its tower's ``resizing``, by which all its
+    images are made, and ``teacher_resizings`` if it has teachers.
 
     Args:
         dataset: ``digits``, ``letters``, ``folder``, ``table``, a dataset of the benchmark
@@ -169,9 +170,9 @@ class DomainDataModule(DomainImages, LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
-        module, teacher_sizes = self._module, getattr(self._module, "teacher_image_sizes", ())
+        module, teachers = self._module, getattr(self._module, "teacher_resizings", ())
         return self.train_dataloader_for(
-            module.train_split, module.image_size, *self._processes(), teacher_sizes, self._sees_labels
+            module.train_split, module.resizing, *self._processes(), teachers, self._sees_labels
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -185,50 +186,50 @@ class DomainDataModule(DomainImages, LightningDataModule):
     def train_dataloader_for(
         self,
         split: TrainSplit,
-        image_size: int,
+        resizing: Resizing,
         rank: int = 0,
         world_size: int = 1,
-        teacher_sizes: Sequence[int] = (),
+        teacher_resizings: Sequence[Resizing] = (),
         with_labels: bool = False,
     ) -> DataLoader[Any]:
         """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
-        With a trainer and a teacher cache, of ``CachedView``; without one, unlabelled views are rendered at other
-        ``teacher_sizes`` as well. ``with_labels``, unlabelled batches are ``Accompanied``. The epoch is set on the
-        loader's ``sampler``.
+        ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache, unlabelled batches
+        are ``CachedView``; without one, their views are made for each other one of ``teacher_resizings`` as well.
+        ``with_labels``, they are ``Accompanied``. The epoch is set on the loader's ``sampler``.
         """
         dataset: LabeledImages | UnlabeledImages | CachedImages | WithLabels
         pieces = labels = None
         if split == "labeled":
             records = self.training_records()
-            dataset = LabeledImages(records, self.view(image_size))
+            dataset = LabeledImages(records, self.view(resizing))
             labels = np.array([record.label for record in records]) if self.balance_classes else None
         else:
             caches, in_pieces = self.teacher_caches, InPieces(self._used)
-            view = self.view(image_size, caches[0].manifest.view_seed if caches else None)
+            view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
             dataset, pieces = UnlabeledImages(in_pieces, view, self._chosen), in_pieces.starts
             if caches:
                 dataset = CachedImages(dataset, caches)
             else:
-                dataset.teacher_sizes = tuple(dict.fromkeys(teacher_sizes))
+                dataset.others = other_resizings(resizing, teacher_resizings)
             if with_labels:
-                dataset = WithLabels(dataset, self.companion_records(), self.view(image_size))
+                dataset = WithLabels(dataset, self.companion_records(), self.view(resizing))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
-        self, split: EvaluationSplit, square: int | Square, rank: int = 0, world_size: int = 1
+        self, split: EvaluationSplit, resizing: Resizing, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
         """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B]).
 
-        ``labeled`` are the labelled training images without augmentation. ``square`` is the tower's preprocessing, or S
-        for images resized by their short edge, bicubic.
+        ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of the tower which sees
+        the images.
         """
         records = self.evaluation_records(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
-        dataset = EvaluationImages(records, self.splits.open_image, square)
+        dataset = EvaluationImages(records, self.splits.open_image, resizing)
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
@@ -241,8 +242,8 @@ class DomainDataModule(DomainImages, LightningDataModule):
         in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
         return manifest.view_seed, None if in_one_pass else manifest.views
 
-    def cache_folders(self) -> list[tuple[Path, tuple[str, int, int]]]:
-        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and image size."""
+    def cache_folders(self) -> list[tuple[Path, tuple[str, int, Resizing]]]:
+        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and resizing."""
         folder = Path(cast(str, self.teacher_cache)).expanduser()
         teachers = enumerate(self._module.teacher_descriptions, start=1)
         return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
@@ -261,8 +262,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         return self._caches
 
     def _evaluation_dataloader(self, split: EvaluationSplit) -> DataLoader[Any]:
-        square = getattr(self._module, "preprocessing", self._module.image_size)
-        return self.evaluation_dataloader_for(split, square, *self._processes())
+        return self.evaluation_dataloader_for(split, self._module.resizing, *self._processes())
 
     def _batches_done(self) -> int:
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0

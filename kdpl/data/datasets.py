@@ -1,6 +1,6 @@
 """The kinds of torch datasets; the type of each shows what it yields, and so what can leak from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -8,22 +8,28 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from kdpl.data.augmentation import Augmentation, Parameters, Square, resize_and_crop, to_tensor
+from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
 from kdpl.data.sampling import by_label, generator
 from kdpl.data.splits import Record
+from kdpl.runtime.resizing import Resizing
 from kdpl.shards.pieces import Indices
 
 OpenImage = Callable[[str], Image]
 UnlabeledItem = tuple[torch.Tensor, int, *tuple[torch.Tensor, ...]]
 
 
+def other_resizings(own: Resizing, teachers: Iterable[Resizing]) -> tuple[Resizing, ...]:
+    """The resizings of teachers that are not the student's own, once each: of the further views of an image."""
+    return tuple(dict.fromkeys(teacher for teacher in teachers if teacher != own))
+
+
 @dataclass
 class RandomView:
-    """Opens an image and makes the view of it, ``image_size`` pixels wide, of a seed, an index and an epoch."""
+    """Opens an image and makes the view of it, for a tower's ``resizing``, of a seed, an index and an epoch."""
 
     open_image: OpenImage
     augmentation: Augmentation
-    image_size: int
+    resizing: Resizing
     seed: int
 
     def __call__(self, source: str, index: int, epoch: int) -> torch.Tensor:
@@ -36,9 +42,9 @@ class RandomView:
         rng = generator(self.seed, "augmentation", epoch=epoch, index=index)
         return self.augmentation.parameters(rng, image.width, image.height)
 
-    def make(self, image: Image, parameters: Parameters, size: int | None = None) -> torch.Tensor:
-        """The view that the numbers define, uint8 [3, S, S]; rendered at another size S if one is given."""
-        return to_tensor(self.augmentation.apply(image, parameters, size or self.image_size))
+    def make(self, image: Image, parameters: Parameters, to: Resizing | None = None) -> torch.Tensor:
+        """The view that the numbers define, uint8 [3, S, S]; for another tower if its resizing is given."""
+        return to_tensor(self.augmentation.apply(image, parameters, to or self.resizing))
 
 
 @dataclass(eq=False)
@@ -63,22 +69,21 @@ class UnlabeledImages(Dataset[UnlabeledItem]):
 
     It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
     unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
-    Further entries are the same view rendered at the other sizes T of ``teacher_sizes``, uint8 [3, T, T] each.
+    Further entries are the same view for each of the resizings ``others``, uint8 [3, T, T].
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Indices | None = None
-    teacher_sizes: tuple[int, ...] = ()
+    others: Sequence[Resizing] = ()
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledItem:
         i, epoch = key
         index = i if self.indices is None else int(self.indices[i])
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
-        others = (size for size in self.teacher_sizes if size != self.view.image_size)
-        for_teachers = (self.view.make(image, parameters, size) for size in others)
-        return self.view.make(image, parameters), index, *for_teachers
+        further = (self.view.make(image, parameters, other) for other in self.others)
+        return self.view.make(image, parameters), index, *further
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -140,11 +145,11 @@ class EvaluationImages(Dataset[tuple[torch.Tensor, int, int]]):
 
     records: Sequence[Record]
     open_image: OpenImage
-    square: int | Square
+    resizing: Resizing
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         source, label = self.records[index]
-        return to_tensor(resize_and_crop(self.open_image(source), self.square)), label, index
+        return to_tensor(resize_and_crop(self.open_image(source), self.resizing)), label, index
 
     def __len__(self) -> int:
         return len(self.records)

@@ -23,6 +23,7 @@ from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.faults import in_one_sentence
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.shards.pieces import Indices, InPieces
 
@@ -163,7 +164,7 @@ class DomainImages:
         return records
 
     @cached_property
-    def _pool(self) -> Names:
+    def pool(self) -> Names:
         """All unlabelled images; a DataError if there are none."""
         self.splits.require_training_images()
         if not (pool := self.splits.pool):
@@ -173,7 +174,7 @@ class DomainImages:
     @cached_property
     def _share(self) -> Indices | None:
         """Indices of ``unlabeled_share`` of the unlabelled images, among all; None for all."""
-        return share_of(len(self._pool), self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else None
+        return share_of(len(self.pool), self.unlabeled_share, self.seed) if self.unlabeled_share < 1 else None
 
     @property
     def _chosen(self) -> Indices | None:
@@ -183,12 +184,12 @@ class DomainImages:
     @property
     def _used(self) -> Names:
         """The unlabelled images to distil on."""
-        return self._pool if self._chosen is None else self._pool.take(self._chosen)
+        return self.pool if self._chosen is None else self.pool.take(self._chosen)
 
     @property
     def unlabeled_indices(self) -> Indices:
         """Indices of the unlabelled images to distil on, among all."""
-        return np.arange(len(self._pool)) if self._chosen is None else self._chosen
+        return np.arange(len(self.pool)) if self._chosen is None else self._chosen
 
     def leave_out(self, sources: Collection[str]) -> None:
         """Distil on the other unlabelled images alone; to be called before the training loader is made."""
@@ -199,21 +200,21 @@ class DomainImages:
     @property
     def pool_digest(self) -> str:
         """Digest of the list of all unlabelled images."""
-        return digest_of(self._pool)
+        return digest_of(self.pool)
 
-    def preview(self, n: int, image_size: int) -> torch.Tensor:
+    def preview(self, n: int, resizing: Resizing) -> torch.Tensor:
         """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
         sources, opened = self._used, self.splits.open_image
         n = min(n, len(sources))
         images = (opened(sources[i * len(sources) // n]) for i in range(n))
-        return torch.stack([to_tensor(resize_and_crop(image, image_size)) for image in images])
+        return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
 
     def pool_sample(self, n: int) -> Names:
         """Up to n of the unlabelled images, also those left out, drawn at random by the seed; none without any."""
         if not self.splits.train and not self.splits.unlabeled:
             return Names.of([])
         # images like the pool are like all of it, not like its most typical ones
-        sources = self._pool if self._share is None else self._pool.take(self._share)
+        sources = self.pool if self._share is None else self.pool.take(self._share)
         if len(sources) <= n:
             return sources
         chosen = generator(self.seed, "sample").choice(len(sources), n, replace=False, shuffle=False)
@@ -227,34 +228,34 @@ class DomainImages:
     @property
     def images_without_label(self) -> Names:
         """The unlabelled images that are not among those."""
-        return unlisted(self._pool, (record.source for record in self.known_labels))
+        return unlisted(self.pool, (record.source for record in self.known_labels))
 
-    def view(self, image_size: int, seed: int | None = None) -> RandomView:
-        """Random views of images of this domain, by default of the run's seed."""
-        return RandomView(self.splits.open_image, self.augmentation, image_size, self.seed if seed is None else seed)
+    def view(self, resizing: Resizing, seed: int | None = None) -> RandomView:
+        """Random views of images of this domain for a tower, by default of the run's seed."""
+        return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed)
 
-    def unlabeled_images(self, image_size: int) -> UnlabeledImages:
+    def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return UnlabeledImages(InPieces(self._pool), self.view(image_size))
+        return UnlabeledImages(InPieces(self.pool), self.view(resizing))
 
-    def labeled_images(self, image_size: int) -> UnlabeledImages:
+    def labeled_images(self, resizing: Resizing) -> UnlabeledImages:
         """Views of the labelled training images, without their labels."""
-        return self.images_of([record.source for record in self.training_records()], image_size)
+        return self.images_of([record.source for record in self.training_records()], resizing)
 
-    def images_of(self, sources: Sequence[str], image_size: int) -> UnlabeledImages:
+    def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of images of this domain."""
-        return UnlabeledImages(Names.of(sources), self.view(image_size))
+        return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     def cache_manifest(
-        self, teacher: str, width: int, image_size: int, views: int | None = None, view_seed: int | None = None
+        self, teacher: str, width: int, resizing: Resizing, views: int | None = None, view_seed: int | None = None
     ) -> Manifest:
         """Describe the teacher cache that a run needs, by default of any number of views, of the run's seed."""
         return Manifest.of(
             teacher=teacher,
             width=width,
             dataset=self.dataset,
-            sources=self._pool,
-            image_size=image_size,
+            sources=self.pool,
+            resizing=resizing,
             decoding=self.decoding,
             augmentation=self.augmentation,
             view_seed=self.seed if view_seed is None else view_seed,

@@ -26,6 +26,8 @@ from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.data.names import digest_of
 from kdpl.errors import DataError, reason
+from kdpl.runtime.artifacts import describe
+from kdpl.runtime.resizing import Resizing
 
 MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
 
@@ -33,7 +35,7 @@ _MOST_SHARDS = 256  # each is an open file in each worker process
 _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
-_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "image_size", "decoding", "augmentation")
+_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "resizing", "decoding", "augmentation")
 
 
 class Manifest(BaseModel):
@@ -42,7 +44,7 @@ class Manifest(BaseModel):
     Attributes:
         teacher: Fingerprint of the teacher, whose features are ``width`` D wide.
         sources: Digest of the list of the N ``images``, independent of where the dataset lies.
-        image_size: Edge of a view in pixels, as the teacher takes it.
+        resizing: How the teacher takes its images; the augmentation makes its views for that.
         decoding: How image files are opened.
         augmentation: Class and settings of the augmentation.
         views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
@@ -51,13 +53,13 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     teacher: str
     width: PositiveInt
     dataset: str
     images: PositiveInt
     sources: str
-    image_size: PositiveInt
+    resizing: Resizing
     decoding: Decoding = PUBLISHED
     augmentation: dict[str, Any]
     view_seed: NonNegativeInt
@@ -95,8 +97,13 @@ class Manifest(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the file"
-            said = f"is damaged or of another version ({where}: {fault['msg']:.200})"
-            raise DataError(f"{file} {said}: remove the folder {folder} and fill the cache again") from error
+            said = f"{file} is damaged ({where}: {fault['msg']:.200})"
+            if where == "version":
+                said = (
+                    f"the teacher cache {folder} has format version {describe(fault['input'])}, this kdpl reads "
+                    f"version {needed.version}"
+                )
+            raise DataError(f"{said}: remove the folder {folder} and fill the cache again") from error
         for name in _MUST_AGREE:
             theirs, ours = getattr(manifest, name), getattr(needed, name)
             if theirs != ours:

@@ -57,7 +57,7 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
     if not data.splits.val:
         raise DataError(f"{data.splits.origin} has no val split: add one")
     chosen = spread(data.splits.val, MAX_IMAGES)
-    images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing)
+    images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing.resizing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     logits, labels, _ = classify(classifier, loader, where)
     return logits.cpu().double().numpy(), labels.cpu().numpy()

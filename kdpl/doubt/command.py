@@ -60,7 +60,7 @@ def calibrate(
             "its name by --class-names"
         )
     records = [Record(image.path, numbers[named[image.label]]) for image in found]
-    dataset = EvaluationImages(records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing)
+    dataset = EvaluationImages(records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing)
     loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
     logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
     scores = HeldOutScores.of(logits, labels)

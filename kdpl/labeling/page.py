@@ -164,7 +164,7 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
 
 def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
     """The teacher's normalised features of images under the evaluation transform, float32 [N, D]."""
-    images = EvaluationImages(records, data.splits.open_image, teacher.vectors.preprocessing)
+    images = EvaluationImages(records, data.splits.open_image, teacher.vectors.preprocessing.resizing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")

@@ -68,17 +68,17 @@ class RefinePool(Callback):
     def _refine(self, trainer: Trainer, student: Any, needed: dict[str, Any]) -> PoolTargets | None:
         """Encode the images on all processes, and refine on the first; the others wait for its file."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        indices, sources = data.unlabeled_indices, data.unlabeled_images(student.image_size).sources
+        indices, sources = data.unlabeled_indices, data.pool
         labeled, held_out = data.tuning_records("labeled"), data.tuning_records("val")
         place = {record.source: -1 for record in labeled}
         place |= {sources[index]: i for i, index in enumerate(indices) if sources[index] in place}
         further = [record for record in labeled if place[record.source] < 0] + held_out
         each, views = [], self.config.views
-        for number, size in enumerate(student.teacher_image_sizes):
+        for number, resizing in enumerate(student.teacher_resizings):
             cache = data.teacher_caches[number] if data.teacher_caches else None
-            parts = [mean_features(trainer, student, data.unlabeled_images(size), indices, views, number, cache)]
+            parts = [mean_features(trainer, student, data.unlabeled_images(resizing), indices, views, number, cache)]
             if further:
-                images = data.images_of([record.source for record in further], size)
+                images = data.images_of([record.source for record in further], resizing)
                 parts.append(mean_features(trainer, student, images, np.arange(len(further)), views, number))
             each.append(torch.cat(parts))
         if not trainer.is_global_zero:

@@ -25,7 +25,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
         data = run.data
         if data.pool_digest != targets.pool:
             raise DataError(f"{data.splits.origin} has other unlabelled images than were refined: restore it")
-        sources = data.unlabeled_images(1).sources
+        sources = data.pool
         for image, before, after in spread(targets.examples, MAX_MOVED):
             classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
             shown.append({**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))})

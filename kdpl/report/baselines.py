@@ -117,7 +117,7 @@ class LinearProbes:
             inform(f"loading {clip} for linear probes")
             self._clips[clip] = load_image_clip(clip)
         tower = self._clips[clip].image_tower.to(device()).eval()
-        loader = data.evaluation_dataloader_for(split, self._clips[clip].preprocessing)
+        loader = data.evaluation_dataloader_for(split, self._clips[clip].preprocessing.resizing)
         dataset: Any = loader.dataset
         key = clip, data.decoding, tuple(dataset.records)
         if key not in self._features:

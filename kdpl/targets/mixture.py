@@ -67,9 +67,9 @@ class TeacherMixture(nn.Module):
     def features(self, *views: Tensor) -> Tensor:
         """Encode views into the teachers' normalised features side by side, float32 [B, D_1 + … + D_M].
 
-        ``views`` are the same ones uint8 [B, 3, S, S] in as many sizes S as the teachers have.
+        ``views`` are the same ones for each teacher, uint8 [B, 3, S, S] with its own S.
         """
-        return torch.cat([teacher.features(*views) for teacher in self.open()], dim=1)
+        return torch.cat([teacher.features(own) for teacher, own in zip(self.open(), views, strict=True)], dim=1)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Return log p_m, float32 [M, B, C], of features [B, D_1 + … + D_M]."""

@@ -8,6 +8,7 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
 from kdpl.targets.mixture import Mixture, TeacherMixture
 from kdpl.targets.student_teacher import open_teacher
 
@@ -35,10 +36,10 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
         return [self.module] if isinstance(self.module, FrozenTeacher) else self.module.open()
 
     @property
-    def descriptions(self) -> list[tuple[str, int, int]]:
-        """Fingerprint, width D and image size T of each, as a cache of its features is described."""
+    def descriptions(self) -> list[tuple[str, int, Resizing]]:
+        """Fingerprint, width D and resizing of each, as a cache of its features is described."""
         vectors = [teacher.vectors for teacher in self.each]
-        return [(v.teacher, v.vectors.shape[1], v.preprocessing.image_size) for v in vectors]
+        return [(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
 
     def load(self, compiled: bool = False) -> FrozenTeacher | TeacherMixture:
         """Load image tower and prompts of each, unless that was done; returns the teacher, or the mixture."""

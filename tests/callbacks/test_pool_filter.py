@@ -13,6 +13,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.watch.image_sample import ImageSample
 
@@ -59,7 +60,7 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_fol
         views = (torch.stack([images[i, view][0] for view in range(4)]) for i in indices)
         return [plain.similarity(clip.image_features(each, prompts), vectors) for each in views]
 
-    labeled, pool = domain.labeled_images(32), domain.unlabeled_images(32)
+    labeled, pool = domain.labeled_images(Resizing(32)), domain.unlabeled_images(Resizing(32))
     indices = domain.unlabeled_indices.tolist()
     least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
     found = dict(zip(indices, similarities(pool, indices), strict=True))
@@ -83,7 +84,7 @@ def test_a_cache_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_
 def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):
     folder = whole[1] / "classifier"
     classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
-    pool = [domain.unlabeled_images(32).sources[i] for i in domain.unlabeled_indices.tolist()]
+    pool = [domain.pool[i] for i in domain.unlabeled_indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     sample = ImageSample.load(folder, classifier.fingerprint(), classifier.vectors.vectors.shape)
     assert len(sample) == 42

@@ -9,6 +9,7 @@ from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data import feature_cache as module
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
 
 
@@ -47,12 +48,12 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
     assert stored.shape == (700, 2, 128), "as many views as epochs"
     teacher = FrozenTeacher(teacher_run, ClassVectors.load(teacher_run / CLASS_VECTORS_FILE))
     teacher.load()
-    images = DomainDataModule("digits", augmentation="light_affine", num_workers=0).unlabeled_images(32)
+    images = DomainDataModule("digits", augmentation="light_affine", num_workers=0).unlabeled_images(Resizing(32))
     for view in range(2):
         batch = torch.stack([images[index, view][0] for index in range(40)])
         assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
     manifest = json.loads((filled / "manifest.json").read_text())
-    assert (manifest["dataset"], manifest["image_size"], manifest["view_seed"]) == ("digits", 32, 1)
+    assert (manifest["dataset"], manifest["resizing"]["image_size"], manifest["view_seed"]) == ("digits", 32, 1)
 
 
 @pytest.mark.parametrize("more", [[], [*configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"]])

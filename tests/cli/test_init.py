@@ -22,6 +22,7 @@ from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
+from kdpl.runtime.resizing import Resizing
 
 
 def picture(path, *colour):
@@ -223,7 +224,7 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
     ]
     for each in own:
         data = DomainDataModule(**{"num_workers": 0, "allow_fewer_shots": True, **each})
-        assert len(data.evaluation_dataloader_for("val", 32).dataset) == 12
+        assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 12
 
 
 def test_transparent_and_turned_images_are_counted_and_what_becomes_of_them_is_said(tmp_path, capsys):
@@ -411,7 +412,7 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
     assert init(tmp_path / "photos", tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 0
     data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "out"), "shots": 16})
     with pytest.raises(DataError, match="has no labelled training images: add some, or set shots to 0"):
-        data.train_dataloader_for("labeled", 32)
+        data.train_dataloader_for("labeled", Resizing(32))
 
 
 @pytest.mark.parametrize(
@@ -543,7 +544,7 @@ def test_validation_images_are_split_off_where_labels_are_many_and_config_and_li
     assert "  validation images: 19; enough would be 59 for --max-error 5%" in said
     assert "and its validation images were split off them." in (out / "data.yaml").read_text()
     data = DomainDataModule(**{"num_workers": 0, **settings(out)})
-    assert len(data.evaluation_dataloader_for("val", 32).dataset) == 19
+    assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 19
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
     # those of a list are kept, and none are split off them

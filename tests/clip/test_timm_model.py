@@ -1,12 +1,17 @@
 """Networks of timm as students, trained as a whole."""
 
+import json
+
 import pytest
 import timm
 import torch
 import world
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from PIL import Image
 from plain import relative_error
+from runs import noise
 from safetensors.torch import save_file
+from torchvision.transforms.functional import pil_to_tensor
 
 from kdpl import Classifier, StudentDistillation
 from kdpl.clip import ClipConfig, TimmTower, load_image_clip
@@ -93,6 +98,25 @@ def test_it_is_trained_as_a_whole_and_its_classifier_gives_the_same_logits(tmp_p
     assert relative_error(loaded(images), expected) < 1e-6
     loaded.save(tmp_path / "again")
     assert torch.equal(Classifier.load(tmp_path / "again")(images), loaded(images))
+
+
+def test_a_classifier_crops_as_timm_does_and_one_written_before_does_not(tmp_path):
+    world.quiet_trainer(tmp_path, 1).fit(make(tmp_path), datamodule=world.TinyDomain(num_base=3))
+    file = tmp_path / "classifier/classifier.json"
+    fields = json.loads(file.read_text())
+    assert fields["preprocessing"]["crop_pct"] == 0.95
+    assert "crop_pct" not in fields["class_vectors"]["preprocessing"], "that of a CLIP"
+    # 32 pixels of 33
+    picture = noise(66, 80)
+    middle = picture.resize((33, 40), Image.Resampling.BILINEAR).crop((0, 4, 32, 36))
+    assert torch.equal(Classifier.load(file.parent).prepare(picture), pil_to_tensor(middle))
+    del fields["preprocessing"]["crop_pct"]
+    file.write_text(json.dumps(fields))
+    short = picture.resize((32, 38), Image.Resampling.BILINEAR).crop((0, 3, 32, 35))
+    before = Classifier.load(file.parent)
+    assert torch.equal(before.prepare(picture), pil_to_tensor(short))
+    before.save(tmp_path / "again")
+    assert "crop_pct" not in (tmp_path / "again/classifier.json").read_text()
 
 
 def test_it_may_stay_frozen_under_the_projector(tmp_path):

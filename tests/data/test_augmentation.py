@@ -13,6 +13,7 @@ from kdpl.data.augmentation import (
     to_tensor,
 )
 from kdpl.errors import ConfigError
+from kdpl.runtime.resizing import Resizing
 
 
 def draws(augmentation, n, width, height):
@@ -65,8 +66,8 @@ def test_applied_crop_is_torchvisions():
     image, bicubic = noise(50, 40), v2.InterpolationMode.BICUBIC
     plain = v2.functional.resized_crop(image, 5, 7, 20, 30, [24, 24], interpolation=bicubic, antialias=True)
     crop = RandomResizedCrop()
-    assert crop.apply(image, (5, 7, 20, 30, 0), 24).tobytes() == plain.tobytes()
-    flipped = to_tensor(crop.apply(image, (5, 7, 20, 30, 1), 24))
+    assert crop.apply(image, (5, 7, 20, 30, 0), Resizing(24)).tobytes() == plain.tobytes()
+    flipped = to_tensor(crop.apply(image, (5, 7, 20, 30, 1), Resizing(24)))
     assert torch.equal(flipped, to_tensor(plain).flip(-1))
 
 
@@ -81,18 +82,18 @@ def test_light_affine_stays_within_its_bounds_and_reaches_them():
 
 
 def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
-    still = LightAffine().apply(noise(50, 40), (0, 1, 0, 0), 32)
-    assert still.tobytes() == resize_and_crop(noise(50, 40), 32).tobytes()
+    still = LightAffine().apply(noise(50, 40), (0, 1, 0, 0), Resizing(32))
+    assert still.tobytes() == resize_and_crop(noise(50, 40), Resizing(32)).tobytes()
     # shifts are shares of the edge, and what comes in is black
-    shifted = to_tensor(LightAffine().apply(Image.new("RGB", (40, 40), "white"), (0, 1, 0.25, 0), 40))
+    shifted = to_tensor(LightAffine().apply(Image.new("RGB", (40, 40), "white"), (0, 1, 0.25, 0), Resizing(40)))
     assert shifted[:, :, :10].eq(0).all()
     assert shifted[:, :, 11:].eq(255).all()
     square = Image.new("RGB", (40, 40))
     square.paste("white", (10, 10, 30, 30))
-    larger = to_tensor(LightAffine().apply(square, (0, 1.5, 0, 0), 40))[0]
+    larger = to_tensor(LightAffine().apply(square, (0, 1.5, 0, 0), Resizing(40)))[0]
     assert larger[20, 6:34].eq(255).all()
     assert larger[20, :4].eq(0).all()
-    turned = to_tensor(LightAffine().apply(square, (45, 1, 0, 0), 40))[0]
+    turned = to_tensor(LightAffine().apply(square, (45, 1, 0, 0), Resizing(40)))[0]
     assert turned[20, 8] > 0, "a corner of the square points left now"
     assert turned[11, 11] == 0
 

@@ -17,6 +17,9 @@ from kdpl.data.domain import build_data
 from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.resizing import Resizing
+
+SQUARE = Resizing(8)
 
 
 def digits(**options):
@@ -50,11 +53,11 @@ def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelle
     assert (base.class_names, base.num_base, base.tuning_class_names) == (tuple("abcde"), 3, tuple("abc"))
     sample, _ = few_shot(every.splits.train, every.splits.val, 4, 4, 3)
     assert Counter(record.label for record in sample) == dict.fromkeys(range(5), 4)
-    assert list(every.train_dataloader_for("labeled", 8).dataset.records) == sample
+    assert list(every.train_dataloader_for("labeled", SQUARE).dataset.records) == sample
     first = [record for record in sample if record.label < 3]
-    assert list(base.train_dataloader_for("labeled", 8).dataset.records) == first
+    assert list(base.train_dataloader_for("labeled", SQUARE).dataset.records) == first
     for datamodule in (every, base):
-        unlabelled = datamodule.train_dataloader_for("unlabeled", 8).dataset
+        unlabelled = datamodule.train_dataloader_for("unlabeled", SQUARE).dataset
         assert isinstance(unlabelled, UnlabeledImages)
         assert list(unlabelled.sources) == [record.source for record in every.splits.train], "of all classes"
 
@@ -62,8 +65,10 @@ def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelle
 def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
     def sources(share, seed=1):
         datamodule = in_folder(folder, unlabeled_share=share, seed=seed)
-        assert datamodule.preview(30, 8).shape[0] == max(1, round(share * 30)), "the start of prompts sees no others"
-        return list(datamodule.train_dataloader_for("unlabeled", 8).dataset.sources)
+        assert datamodule.preview(30, SQUARE).shape[0] == max(1, round(share * 30)), (
+            "the start of prompts sees no others"
+        )
+        return list(datamodule.train_dataloader_for("unlabeled", SQUARE).dataset.sources)
 
     half = sources(0.5)
     assert len(half) == 15
@@ -74,25 +79,25 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 def test_validation_is_capped_and_test_is_not(folder):
     for options, count in (({}, 4), ({"val_shots": None}, 5), ({"shots": 2}, 2), ({"protocol": "base_to_novel"}, 4)):
         datamodule = in_folder(folder, **options)
-        assert len(datamodule.evaluation_dataloader_for("val", 8).dataset) == 5 * count
-        assert len(datamodule.evaluation_dataloader_for("test", 8).dataset) == 5 * 3
+        assert len(datamodule.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
+        assert len(datamodule.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
 
 
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
-    batches = list(datamodule.evaluation_dataloader_for("test", 8))
+    batches = list(datamodule.evaluation_dataloader_for("test", SQUARE))
     images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert indices.tolist() == list(range(15))
     assert labels.tolist() == [record.label for record in datamodule.test_records]
     for i in range(15):
         source, image, label = datamodule.test_item(i)
         assert (source, label) == datamodule.test_records[i]
-        assert torch.equal(images[i], to_tensor(resize_and_crop(image, 8)))
+        assert torch.equal(images[i], to_tensor(resize_and_crop(image, SQUARE)))
 
 
 def epochs(split, numbers, **options):
     """The batches of some epochs of the digits, four images a class."""
-    loader = digits(**{"shots": 4, **options}).train_dataloader_for(split, 32)
+    loader = digits(**{"shots": 4, **options}).train_dataloader_for(split, Resizing(32))
     for number in numbers:
         loader.sampler.set_epoch(number)
         yield [tuple(batch) for batch in loader]
@@ -117,10 +122,10 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
     views = []
     for root, settings in ((odd, {"background": background}), (even, {})):
         module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
-        training = [module.train_dataloader_for(split, 8) for split in ("labeled", "unlabeled")]
-        loaders = [*training, *(module.evaluation_dataloader_for(split, 8) for split in ("val", "test"))]
+        training = [module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")]
+        loaders = [*training, *(module.evaluation_dataloader_for(split, SQUARE) for split in ("val", "test"))]
         images = [batch[0] for loader in loaders for batch in loader]
-        views.append([*images, module.preview(5, 8), to_tensor(module.test_item(3)[1])])
+        views.append([*images, module.preview(5, SQUARE), to_tensor(module.test_item(3)[1])])
     for odd_view, even_view in zip(*views, strict=True):
         # compositing rounds in two ways
         torch.testing.assert_close(odd_view, even_view, atol=2, rtol=0)
@@ -141,21 +146,26 @@ def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_al
     (late,) = epochs("labeled", [2])
     assert same_batches(third, late)
     assert not torch.equal(first[0][1], second[0][1])
-    list(digits(shots=4).evaluation_dataloader_for("val", 32))
+    list(digits(shots=4).evaluation_dataloader_for("val", Resizing(32)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_preview_is_spread_over_the_unlabelled_images(folder):
     datamodule = in_folder(folder)
-    preview = datamodule.preview(5, 8)
+    preview = datamodule.preview(5, SQUARE)
     assert (preview.shape, preview.dtype) == ((5, 3, 8, 8), torch.uint8)
     chosen = [datamodule.splits.open_image(datamodule.splits.train[i].source) for i in (0, 6, 12, 18, 24)]
-    assert torch.equal(preview, torch.stack([to_tensor(resize_and_crop(image, 8)) for image in chosen]))
-    assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, 8)[:, 0, 0, 0].tolist() == [71, 72, 73, 74]
+    assert torch.equal(preview, torch.stack([to_tensor(resize_and_crop(image, SQUARE)) for image in chosen]))
+    assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, SQUARE)[:, 0, 0, 0].tolist() == [
+        71,
+        72,
+        73,
+        74,
+    ]
 
 
 def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
-    probe = Probe("unlabeled", image_size=6)
+    probe = Probe("unlabeled", Resizing(6))
     trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
     assert probe.names_at_setup == tuple("abcde")
     assert [images.shape for images, _ in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
@@ -167,7 +177,9 @@ def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_an
     for i in range(1, 6):
         (folder / f"data/train/a/{i}.png").unlink()
     options = {"allow_fewer_shots": True, "shots": 6, "batch_size": 5, "augmentation": "random_resized_crop"}
-    plain, even = (in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", 8) for on in (0, 1))
+    plain, even = (
+        in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", SQUARE) for on in (0, 1)
+    )
     assert (len(plain), len(even), len(plain.dataset)) == (5, 5, 25)
     for epoch in range(3):
         even.sampler.set_epoch(epoch)
@@ -208,8 +220,8 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
 
 def test_fewer_test_images_than_processes_are_refused(folder):
     with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
-        in_folder(folder).evaluation_dataloader_for("test", 8, rank=0, world_size=16)
-    assert len(in_folder(folder).evaluation_dataloader_for("test", 8, rank=14, world_size=15)) == 1
+        in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=0, world_size=16)
+    assert len(in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=14, world_size=15)) == 1
 
 
 def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
@@ -218,7 +230,7 @@ def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
         trainer(folder).fit(probe, datamodule=in_folder(folder, shots=16))
     assert not hasattr(probe, "names_at_setup")
     fewer = in_folder(folder, shots=16, allow_fewer_shots=True)
-    assert len(fewer.train_dataloader_for("labeled", 8).dataset) == 30
+    assert len(fewer.train_dataloader_for("labeled", SQUARE).dataset) == 30
     # distillation needs no labels, and so no shots
     trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, shots=16))
 
@@ -231,7 +243,7 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
         assert not probe.val_batches
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)
-    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(8)):
+    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(SQUARE)):
         with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts, pool_filter"):
             use()
     assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)

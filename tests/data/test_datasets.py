@@ -12,6 +12,7 @@ from kdpl.data.augmentation import LightAffine, to_tensor
 from kdpl.data.datasets import LabeledImages, RandomView, UnlabeledImages, WithLabels
 from kdpl.data.sampling import generator
 from kdpl.data.splits import Record
+from kdpl.runtime.resizing import Resizing
 
 RECORDS = [Record(f"{shade}", shade % 3) for shade in range(10, 130, 10)]
 
@@ -23,7 +24,7 @@ def open_grey(source):
 
 
 def labeled(seed=1):
-    return LabeledImages(RECORDS, RandomView(open_grey, LightAffine(), 16, seed))
+    return LabeledImages(RECORDS, RandomView(open_grey, LightAffine(), Resizing(16), seed))
 
 
 def unlabeled():
@@ -33,7 +34,7 @@ def unlabeled():
 def test_view_is_drawn_from_seed_epoch_and_index():
     image, label = labeled(seed=7)[(4, 2)]
     parameters = LightAffine().parameters(generator(7, "augmentation", epoch=2, index=4), 20, 20)
-    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, 16)))
+    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, Resizing(16))))
     assert label == RECORDS[4].label
     assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
     view, index = unlabeled()[(4, 2)]
@@ -62,7 +63,7 @@ def test_a_labelled_companion_is_drawn_from_seed_epoch_and_unlabelled_image_with
     drawn = int(rng.integers(3))
     source = ([str(shade) for shade in range(10, 20)], ["20"], ["21"])[drawn][rng.integers(1 if drawn else 10)]
     parameters = LightAffine().parameters(rng, 20, 20)
-    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey(source), parameters, 16)))
+    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey(source), parameters, Resizing(16))))
     assert label == drawn
     # a companion belongs to the unlabelled image, wherever that stands
     assert torch.equal(accompanied(indices=np.array([7, 4]))[(1, 2)].image, image)

@@ -18,8 +18,9 @@ from kdpl.data.decoding import PUBLISHED
 from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest
 from kdpl.data.feature_filling import Work, fill
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.resizing import Resizing
 
-WIDTH, SIZE, VIEWS = 4, 8, 3
+WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
 SHARDS = [f"shard-0000{shard}.npy" for shard in range(3)]
 
 
@@ -45,8 +46,8 @@ def data(folder, **options):
     return DomainDataModule("folder", **{**settings, "batch_size": 5, "num_workers": 0, **options})
 
 
-def needed(datamodule, views=VIEWS, teacher="t", size=SIZE):
-    return datamodule.cache_manifest(teacher, WIDTH, size, views)
+def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
+    return datamodule.cache_manifest(teacher, WIDTH, resizing, views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -244,7 +245,7 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
 
 
 def test_sources_are_told_apart_whatever_they_are():
-    rest = {"teacher": "t", "width": 1, "dataset": "d", "image_size": 1, "view_seed": 0, "views": 1}
+    rest = {"teacher": "t", "width": 1, "dataset": "d", "resizing": Resizing(1), "view_seed": 0, "views": 1}
     lists = [["/x/ab.png", "/x/.png"], ["/x/a.png", "/x/b.png"], ["/x/\udcff.png"] * 2, ["/x/\udcfe.png", "/x/a.png"]]
     assert len({Manifest.of(sources=each, augmentation=LightAffine(), **rest).sources for each in lists}) == 4
 
@@ -255,16 +256,17 @@ def npy(array):
     return file.getvalue()
 
 
-OTHER = r"is damaged or of another version"
+MANIFEST = r"manifest\.json is damaged"
+OLDER = r"cache has format version 2, this kdpl reads version 3: remove the folder .* and fill the cache again$"
 DAMAGED = r"shard-00001\.npy is damaged \(.*\): remove shard-00001\.npy and fill"
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("manifest.json", lambda content: content[:100], rf"{OTHER} \(the file: .*: remove the folder"),
-        ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"'), rf"{OTHER} \(width: "),
-        ("manifest.json", lambda content: content.replace(b'"version": 2', b'"version": 1'), rf"{OTHER} \(version: "),
+        ("manifest.json", lambda content: content[:100], rf"{MANIFEST} \(the file: .*: remove the folder"),
+        ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"'), rf"{MANIFEST} \(width: "),
+        ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2'), OLDER),
         (SHARDS[1], lambda content: content[:-1], DAMAGED),
         (SHARDS[1], lambda content: content[:-1] + bytes([content[-1] ^ 4]), DAMAGED),
         (SHARDS[1], lambda _: npy(np.zeros(3)), DAMAGED),

@@ -16,6 +16,7 @@ from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.resizing import Resizing
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 90), (20, 20), (9, 14), (32, 32)])
@@ -23,14 +24,14 @@ def test_evaluation_transform_is_torchvisions(width, height, tmp_path):
     runs.noise(width, height).save(tmp_path / "image.png")
     bicubic = v2.InterpolationMode.BICUBIC
     reference = v2.Compose([v2.Resize(32, bicubic, antialias=True), v2.CenterCrop(32), v2.PILToTensor()])
-    tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "image.png")), 32))
+    tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "image.png")), Resizing(32)))
     assert (tensor.dtype, tensor.shape) == (torch.uint8, (3, 32, 32))
     assert torch.equal(tensor, reference(runs.noise(width, height)))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (20_000, 3)])
 def test_odd_shapes_pass_the_evaluation_transform(size):
-    tensor = to_tensor(resize_and_crop(Image.new("RGB", size, "teal"), 16))
+    tensor = to_tensor(resize_and_crop(Image.new("RGB", size, "teal"), Resizing(16)))
     assert tensor.shape == (3, 16, 16)
     assert tensor.float().mean(dim=(1, 2)).tolist() == [0, 128, 128]
 

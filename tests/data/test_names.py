@@ -11,6 +11,7 @@ from kdpl.data import names as module
 from kdpl.data.names import Names, distinct, places, unlisted
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import find_unlabeled
+from kdpl.runtime.resizing import Resizing
 from kdpl.shards.reader import ShardImage
 
 # any text that Python has, lone surrogates and empty names among it
@@ -100,7 +101,7 @@ def test_a_listing_takes_no_system_call_for_each_file(tree, monkeypatch):
 def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, options):
     monkeypatch.chdir(tree)
     data = DomainDataModule("folder", root="many", num_workers=0, scan=False, **options)
-    images = data.train_dataloader_for("unlabeled", 8).dataset
+    images = data.train_dataloader_for("unlabeled", Resizing(8)).dataset
     every = [f"many/train/x/{name}.png" for name in sorted([*map(str, range(12)), "link"])]
     if "unlabeled_share" in options:
         every = [every[index] for index in share_of(13, 0.5, seed=1)]

@@ -228,7 +228,7 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
 def test_validation_images_count_once_however_processes_share_them(ranks, teacher_folder, tmp_path, monkeypatch):
     def unshared(data):
         has = data.trainer.global_rank in ranks
-        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.preprocessing) if has else []
+        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.resizing) if has else []
 
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))

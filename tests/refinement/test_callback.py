@@ -17,6 +17,7 @@ from kdpl.refinement import callback as refine_pool
 from kdpl.refinement.callback import RefinePool
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 from kdpl.refinement.target import PoolTargets
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE, PROMPTS_FILE
 
 POOL = {"shots": 2, "unlabeled_share": 0.12}  # 20 labelled images, 84 unlabelled ones, of which some are both
@@ -59,7 +60,7 @@ def plainly(teacher, plain_of):
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
     labels = {record.source: record.label for record in domain.tuning_records("labeled")}
-    pool = [domain.unlabeled_images(32).sources[i] for i in domain.unlabeled_indices.tolist()]
+    pool = [domain.pool[i] for i in domain.unlabeled_indices.tolist()]
     outside = [source for source in labels if source not in pool]
     assert 0 < len(outside) < len(labels) == 20
     validation = domain.tuning_records("val")
@@ -68,8 +69,8 @@ def plainly(teacher, plain_of):
         views = torch.stack([images[index, view][0] for view in range(2)])
         return normalized(normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True))
 
-    further = domain.images_of([*outside, *(record.source for record in validation)], 32)
-    features = [feature(domain.unlabeled_images(32), i) for i in domain.unlabeled_indices.tolist()]
+    further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
+    features = [feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.unlabeled_indices.tolist()]
     features = torch.cat([*features, *(feature(further, i) for i in range(len(further)))]).float()
     known = torch.tensor([labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation))
     return features, (SCALE * features @ vectors.float().T).softmax(dim=1), known, validation

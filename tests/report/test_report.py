@@ -332,8 +332,8 @@ class TestRefinedTargets:
         text = page.texts["refined"]
         assert "Taken: it is better. 1 of 10 unlabelled images is assigned to another class than the teacher's." in text
         (image,) = (image for image in page.of("img") if image["alt"] == "unlabelled image 1")
-        source = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).unlabeled_images(8)
-        assert image["src"] == thumbnail(open_digit(source.sources[1]))["uri"]
+        pool = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).pool
+        assert image["src"] == thumbnail(open_digit(pool[1]))["uri"]
         assert re.search("teacher one refined three", text)
         assert re.search(r"change one 1 0 −1 three 1 2 \+1", text)
         assert tuple(page.texts)[1:] == (*SECTIONS[:2], "refined", *SECTIONS[2:])

@@ -24,6 +24,7 @@ from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.errors import DataError
+from kdpl.runtime.resizing import Resizing
 from kdpl.shards import pieces, spool
 from kdpl.shards.pieces import WINDOW, InPieces
 
@@ -95,7 +96,7 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
     def batches(rank=0, world_size=1, batch_size=8):
         own = {"root": str(tmp_path / "data"), "unlabeled": str(tmp_path / "{0..9}.tar"), "augmentation": "none"}
         datamodule = DomainDataModule("folder", **own, batch_size=batch_size, num_workers=num_workers, seed=3)
-        return datamodule.train_dataloader_for("unlabeled", 40, rank, world_size)
+        return datamodule.train_dataloader_for("unlabeled", Resizing(40), rank, world_size)
 
     alone = batches()
     seen = [(pixels, index) for images, indices in alone for pixels, index in zip(images, indices, strict=True)]

@@ -136,7 +136,7 @@ class TestValidation:
         file = json.loads((tmp_path / "teacher_weights.json").read_text())
         data, likelihoods, accuracies = world.digits(50), [], []
         for name, (class_vectors, prompts) in written[1].items():
-            batches = list(data.evaluation_dataloader_for("val", class_vectors.preprocessing))
+            batches = list(data.evaluation_dataloader_for("val", class_vectors.preprocessing.resizing))
             images, labels, _ = (torch.cat(parts) for parts in zip(*batches, strict=True))
             rows = normalized(plain_of(MODELS[name]).image_features(images, prompts.double()))
             probabilities = plain.softmax(SCALES[name] * rows @ class_vectors.vectors.double().T)
@@ -225,7 +225,7 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
     assert made.teacher == " confidence ".join(teachers[name][0].teacher for name in MODELS)
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
-        pool = images.unlabeled_images(teachers[name][0].preprocessing.image_size)
+        pool = images.unlabeled_images(teachers[name][0].preprocessing.resizing)
         views = torch.stack([pool[int(index), 0][0] for index in images.unlabeled_indices])
         vectors[name] = teachers[name][0].vectors.double().numpy()
         rows[name] = normalized(plain_of(model).image_features(views, teachers[name][1].double())).numpy()
@@ -252,7 +252,10 @@ class TestCaches:
         Distilled(root / "first", tmp_path, cache, fill=True, data={"seed": 5})
         Distilled(root / "first", tmp_path, cache, fill=True, **settings(root))
         manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("cache", "cache.2")]
-        assert [(m["view_seed"], m["width"], m["image_size"]) for m in manifests] == [(5, 24, 32), (5, 28, 48)]
+        assert [(m["view_seed"], m["width"], m["resizing"]["image_size"]) for m in manifests] == [
+            (5, 24, 32),
+            (5, 28, 48),
+        ]
 
     def test_caches_of_different_views_are_refused(self, written, tmp_path):
         root, cache = written[0], tmp_path / "cache"

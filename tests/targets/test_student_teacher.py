@@ -62,7 +62,7 @@ def test_a_tuned_teacher_stays_one_and_a_mixture_takes_both_kinds(teacher_run, s
     student = opened(student_run)
     student.load()
     each = [teacher.logits(teacher.features(images())).softmax(1) for teacher in (tuned, student)]
-    mixed = mixture.logits(mixture.features(images())).softmax(1)
+    mixed = mixture.logits(mixture.features(images(), images())).softmax(1)
     torch.testing.assert_close(mixed, sum(each) / 2)
 
 

@@ -7,6 +7,7 @@ import pytest
 from kdpl import DomainDataModule
 from kdpl.data.readers import letters
 from kdpl.errors import DataError
+from kdpl.runtime.resizing import Resizing
 from kdpl.tiny.glyphs import CLASSES
 
 
@@ -77,5 +78,5 @@ def test_without_the_extra_quickstart_reading_is_refused(module, monkeypatch):
 
 def test_half_of_the_letters_are_base_classes():
     data = DomainDataModule("letters", protocol="base_to_novel", shots=2, num_workers=0)
-    batches = [labels for _, labels in data.train_dataloader_for("labeled", 8)]
+    batches = [labels for _, labels in data.train_dataloader_for("labeled", Resizing(8))]
     assert sorted({label.item() for labels in batches for label in labels}) == list(range(13))

@@ -1,0 +1,247 @@
+"""Training sees the images that evaluation sees: each view is made for the tower that gets it."""
+
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+import world
+from PIL import Image
+from runs import noise
+from timm.data import create_transform, resolve_data_config
+
+from kdpl import DomainDataModule
+from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.class_vectors import FrozenTeacher
+from kdpl.clip import ClipConfig, Preprocessing, weights
+from kdpl.clip.timm_model import preprocessing_of
+from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
+from kdpl.data.feature_filling import Work, fill
+from kdpl.prompts import PromptConfig
+from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.refinement.refine import RefinementConfig
+from kdpl.runtime.resizing import Resizing
+
+SHAPES = [(57, 32), (20, 33), (97, 41), (33, 20), (32, 32), (200, 7), (41, 90), (5, 4), (64, 65), (50, 37)]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+CROPS = {"shortest": "center", "squash": "squash", "border": "border"}
+
+
+def tower(mode, interpolation="bicubic", crop_pct=1.0, size=32):
+    return Preprocessing(size, MEAN, (0.3, 0.3, 0.3), mode, interpolation, crop_pct)
+
+
+def reference(images):
+    """The evaluation transform of open_clip or timm, uint8 [3, S, S]."""
+    size, interpolation = images.image_size, images.interpolation
+    if images.resize_mode == "longest":
+        own = {"mean": (0, 0, 0), "std": (1, 1, 1), "resize_mode": "longest", "interpolation": interpolation}
+        prepare = open_clip.image_transform(size, False, **own)
+        return lambda image: (prepare(image) * 255).round().to(torch.uint8)
+    crop = {"crop_pct": images.crop_pct, "crop_mode": CROPS[images.resize_mode]}
+    return create_transform(size, mean=images.mean, interpolation=interpolation, use_prefetcher=True, **crop)
+
+
+def expected(images, pictures):
+    prepare = reference(images)
+    return torch.stack([prepare(picture) for picture in pictures])
+
+
+TOWERS = [
+    *(tower(mode, way) for mode in (*CROPS, "longest") for way in ("bicubic", "bilinear")),
+    *(tower(mode, "bilinear", crop) for mode in CROPS for crop in (0.875, 0.95, 1.15)),
+]
+
+
+@pytest.mark.parametrize("images", TOWERS, ids=str)
+def test_the_evaluation_transform_is_open_clips_and_timms_pixel_by_pixel(images):
+    rng = np.random.default_rng(0)
+    pictures = [noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (100, 2))])]
+    made = torch.stack([to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures])
+    assert torch.equal(made, expected(images, pictures))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop_pct"),
+    [
+        ("resnet18", 224, 0.95),
+        ("mobilenetv4_conv_small", 224, 0.875),
+        ("mobilenetv4_conv_small", 256, 0.95),  # the size of timm's test
+        ("mobilenetv4_conv_small", 32, 0.875),
+        ("tf_efficientnetv2_b3", 240, 0.9),
+        ("deepseek_vit_412m", 546, 1.0),
+        ("vit_base_patch16_clip_384", 384, 1.0),
+        ("test_resnet", 160, 0.95),
+    ],
+)
+def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
+    about = timm.get_pretrained_cfg(name)
+    own = resolve_data_config(pretrained_cfg=about.to_dict(), use_test_size=size == 256)
+    prepare = create_transform(**{**own, "input_size": (3, size, size)}, use_prefetcher=True)
+    images = preprocessing_of(name, size)
+    assert (images.crop_pct, images.mean, images.std) == (crop_pct, about.mean, about.std)
+    for number, shape in enumerate([(640, 480), (300, 511), (97, 41)]):
+        picture = noise(*shape, seed=number)
+        made = to_tensor(resize_and_crop(picture, images.resizing))
+        assert torch.equal(made, prepare(picture)), shape
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Folders of two classes, train, val and test, and a pool beside them; every image of another shape and noise."""
+    root, seed = tmp_path_factory.mktemp("pictures"), 0
+    for place, count in [*((f"data/{split}/{name}", 3) for split in ("train", "val") for name in "ab"), ("pool", 10)]:
+        (root / place).mkdir(parents=True)
+        for number in range(count):
+            noise(*SHAPES[seed % len(SHAPES)], seed=seed).save(root / place / f"{number}.png")
+            seed += 1
+    return root
+
+
+def images_in(root, **options):
+    own = {"root": str(root / "data"), "unlabeled": str(root / "pool"), "augmentation": "none", "num_workers": 0}
+    return DomainDataModule("folder", **{**own, "shots": None, "val_shots": None, "batch_size": 5, **options})
+
+
+def opened(sources):
+    return [Image.open(source) for source in sources]
+
+
+@pytest.mark.parametrize("student", TOWERS, ids=str)
+def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures, tmp_path):
+    teachers = [tower("squash"), tower("border", "bilinear", 0.9, 48), tower("squash"), student]
+    data = images_in(pictures)
+    labeled, pool = [record.source for record in data.training_records()], list(data.pool)
+
+    dataset = data.train_dataloader_for("labeled", student.resizing).dataset
+    assert torch.equal(torch.stack([dataset[i, 3][0] for i in range(6)]), expected(student, opened(labeled)))
+
+    # one view for each other way of resizing, in the order of the teachers
+    others = [each for each in (tower("squash"), tower("border", "bilinear", 0.9, 48)) if each != student]
+    resizings = [teacher.resizing for teacher in teachers]
+    loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
+    items = [loader.dataset[i, 2] for i in range(10)]
+    assert [index for _, index, *_ in items] == list(range(10))
+    columns = zip(*([own, *further] for own, _, *further in items), strict=True)
+    for seen, views in zip([student, *others], columns, strict=True):
+        assert torch.equal(torch.stack(views), expected(seen, opened(pool)))
+
+    companions = data.train_dataloader_for("unlabeled", student.resizing, with_labels=True).dataset
+    known = {row.numpy().tobytes() for row in expected(student, opened(labeled))}
+    assert {companions[i, 0].image.numpy().tobytes() for i in range(10)} <= known
+
+    val = data.evaluation_dataloader_for("val", student.resizing).dataset
+    records = opened(record.source for record in data.evaluation_records("val"))
+    assert torch.equal(torch.stack([val[i][0] for i in range(6)]), expected(student, records))
+    assert torch.equal(data.preview(10, student.resizing), expected(student, opened(pool)))
+
+    # the cache, and what refinement and pool filter encode
+    encoded = []
+    work = Work(data.unlabeled_images(student.resizing), lambda x: encoded.append(x) or x[:, :, 0, 0] / 255, 4, 0)
+    fill(tmp_path / "cache", data.cache_manifest("t", 3, student.resizing, views=1), work)
+    assert torch.equal(torch.cat(encoded), expected(student, opened(pool)))
+    images = data.images_of(pool[3:5], student.resizing)
+    assert torch.equal(torch.stack([images[i, 1][0] for i in range(2)]), expected(student, opened(pool[3:5])))
+
+
+FITS = {
+    "squash teacher": (tower("squash"), ("shortest", "bicubic"), {}),
+    "squash student": (tower("shortest"), ("squash", "bicubic"), {"prompt_init": "mean_token"}),
+    "both, and the cache": (tower("border", "bilinear"), ("longest", "bilinear"), {"cache": True, "label_weight": 1.0}),
+    "two teachers": (tower("squash"), ("squash", "bilinear"), {"more_teachers": True}),
+    "timm": (tower("longest"), None, {"cache": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+@pytest.mark.parametrize("name", FITS)
+def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pictures, tmp_path, monkeypatch):
+    """Start of prompts, refinement, pool filter, cache, steps, companions, validation and classifier."""
+    teacher, ways, options = FITS[name]
+    options = dict(options)
+    seen = {}
+
+    def note(kind, method):
+        own = getattr(kind, method)
+
+        def noting(self, images, *rest):
+            tower = images if isinstance(images, torch.nn.Module) else self
+            pixels = rest[0] if tower is images else images
+            seen.setdefault(who(self), []).append(pixels)
+            return own(self, images, *rest)
+
+        monkeypatch.setattr(kind, method, noting)
+
+    def who(module):
+        return module.folder.name if isinstance(module, FrozenTeacher) else "student"
+
+    note(FrozenTeacher, "encode")
+    note(StudentEncoder, "forward")
+    note(StudentEncoder, "init_at_mean_tokens")
+    teachers = {"first": teacher, "second": tower("shortest", "bilinear")}
+    for number, (folder, images) in enumerate(teachers.items()):
+        (tmp_path / folder).mkdir()
+        changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": images}
+        world.write_teacher(tmp_path / folder, seed=number, **changes)
+    if options.pop("more_teachers", False):
+        options["more_teachers"] = [str(tmp_path / "second")]
+    cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True} if options.pop("cache", 0) else {}
+    prompts = PromptConfig(2, 3)
+    if ways is None:
+        config, prompts = ClipConfig("timm:test_resnet", "random", image_size=32), PromptConfig(depth=0)
+    else:
+        config = ClipConfig("test-student", world.TAG)
+        monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
+        monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
+    settings = {"target": "refined", "pool_filter": 0.05, "refinement": RefinementConfig(mode="always", neighbors=2)}
+    student = world.StudentDistillation(
+        config, str(tmp_path / "first"), vision_prompts=prompts, **{**settings, "kd_weight": 20, **options}
+    )
+    filling = [FillTeacherCache()] if cache else []
+    domain = images_in(pictures, **cache)
+    world.fit(student, tmp_path, 2, filling, domain, limit_val_batches=1.0)
+
+    files = opened(sorted(pictures.rglob("*.png")))
+    own = tower(*ways) if ways else preprocessing_of("test_resnet", 32)
+    assert student.preprocessing.resizing == own.resizing
+    towers = {"student": own, **(teachers if "more_teachers" in options else {"first": teacher})}
+    assert seen.keys() == towers.keys()
+    for who_saw, images in towers.items():
+        known = {row.numpy().tobytes() for row in expected(images, files)}
+        rows = [row.numpy().tobytes() for batch in seen[who_saw] for row in batch]
+        assert len(set(rows)) > 10, "more than the pool"
+        assert set(rows) <= known, who_saw
+
+
+def test_light_affine_moves_the_squashed_image_whose_ends_stay():
+    wide = Image.new("RGB", (160, 32))
+    wide.paste("red", (0, 0, 40, 32))
+    wide.paste("lime", (120, 0, 160, 32))
+    affine = LightAffine(degrees=0, scale=(1, 1), translate=0.05)
+    squash, shortest = (
+        to_tensor(affine.apply(wide, (0, 1, 0.05, 0), Resizing(40, mode))) for mode in ("squash", "shortest")
+    )
+    # both ends are there, moved right by two pixels of the view; a crop of the middle has neither
+    assert squash[0, 20, 2:9].ge(250).all()
+    assert squash[1, 20, 34:].ge(250).all()
+    assert not squash[:, :, :2].any()
+    assert not shortest.any()
+    plain = resize_and_crop(wide, Resizing(40, "squash"))
+    assert affine.apply(wide, (0, 1, 0, 0), Resizing(40, "squash")).tobytes() == plain.tobytes()
+
+
+def test_a_random_crop_is_squared_by_the_towers_interpolation_alone():
+    picture, box = noise(50, 40), (5, 7, 20, 30, 0)
+    cropped = picture.crop((7, 5, 37, 25))
+    for way in ("bicubic", "bilinear"):
+        for images in (Resizing(24, "squash", way), Resizing(24, "longest", way, 0.9), Resizing(24, "shortest", way)):
+            plain = cropped.resize((24, 24), Image.Resampling[way.upper()])
+            assert RandomResizedCrop().apply(picture, box, images).tobytes() == plain.tobytes()
+
+
+def test_equal_pixels_are_one_view_whatever_the_normalisation():
+    assert tower("squash").resizing == replace(tower("squash"), mean=(0, 0, 0), std=(1, 1, 1)).resizing
+    assert tower("border").resizing != replace(tower("border"), mean=(0, 0, 0)).resizing, "the padding is the mean"
+    assert tower("border").resizing.fill == (123, 117, 104)
