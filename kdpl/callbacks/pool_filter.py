@@ -26,8 +26,9 @@ class FilterPool(Callback):
 
     An image's similarity is that of the teacher's feature, the normalised mean over four views, to the nearest class
     vector, a cosine. Images below the ``quantile`` of the labelled training images' similarities are left out; which
-    class those belong to plays no part. Listed in ``left_out.csv`` in the run's folder, they stay out when the run is
-    resumed.
+    class those belong to plays no part. Under ``base_to_novel`` all are of base classes, so that more
+    images of novel classes are left out (measured in docs/own_data.md). Listed in ``left_out.csv``
+    in the run's folder, they stay out when the run is resumed.
     """
 
     def __init__(self, quantile: float) -> None:
@@ -54,6 +55,8 @@ class FilterPool(Callback):
             raise DataError(f"pool_filter leaves out all {len(indices)} unlabelled images: check what they show")
         self.kept = kept / len(indices)
         inform(f"pool filter: keeps {kept} of {len(indices)} unlabelled images; the others are in {file}")
+        if data.num_base is not None:
+            inform("pool filter: its limit is of base classes, and leaves out more images of novel ones than of these")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the share of images that are kept."""

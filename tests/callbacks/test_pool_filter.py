@@ -102,6 +102,15 @@ def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(teacher_f
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
 
 
+@pytest.mark.parametrize(("protocol", "said"), [("all", False), ("base_to_novel", True)])
+def test_the_log_says_that_base_classes_alone_make_the_limit(protocol, said, teacher_folder, tmp_path, capsys):
+    with pytest.raises(AssertionError, match="training began"):
+        distil(teacher_folder, tmp_path, callbacks=[world.NoStep()], data={"protocol": protocol})
+    output = capsys.readouterr().err
+    assert "pool filter: keeps" in output
+    assert ("leaves out more images of novel ones" in output) == said
+
+
 def test_by_default_nothing_is_left_out(teacher_folder, tmp_path):
     everything = distil(teacher_folder, tmp_path, share=None)
     assert len(everything.seen) == 2 * (42 // 7)
