@@ -2,8 +2,8 @@
 
 Teachers and students of 4 labels a class: those of the images that it suggests from the zero-shot CLIP, of as many that
 are drawn at random, and of 4 of each class, which takes the labels to draw; students of targets refined with these
-labels; and a linear discriminant of them beside the teacher. And wrong labels that are planted: how many of them are
-among as many labels that it marks. Interrupted, the same command resumes.
+labels; and a linear discriminant of them beside the teacher. And labels that look wrong: how many are marked where all
+are correct, and how many of planted ones. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.labeling.choice import discriminant
+from kdpl.labeling.choice import discriminant, scores_without_own_label, wrong_labels
 from kdpl.labeling.page import encode
 from kdpl.report.run_folder import Run
 
@@ -30,11 +31,14 @@ WORLDS, SEEDS, SHOTS = ("digits", "letters"), (1, 2, 3), 4
 CHOICES = ("random", "balanced", "suggested")
 WRONG = 0.05
 WITH_WRONG = {
-    "16 labels a class, teacher tuned on them": (16, True),
-    "16 labels a class, zero-shot teacher": (16, False),
-    "labels of all training images, zero-shot teacher": (None, False),
+    "4 labels a class": (4, False, 20),
+    "8 labels a class": (8, False, 20),
+    "16 labels a class": (16, False, 20),
+    "16 labels a class, teacher tuned on them": (16, True, len(SEEDS)),
+    "20 labels a class": (20, False, 20),
+    "labels of all training images": (None, False, 20),
 }
-"""Labels a class, and whether the teacher was tuned on them."""
+"""Labels a class, whether the teacher was tuned on them or is zero-shot, and how often they are drawn."""
 REFINED = ("--config=configs/student/refined.yaml", "--model.init_args.refinement.mode=always")
 DISCRIMINANT = 0.5  # weight of its log-likelihood
 TITLES = {
@@ -95,10 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             each = [with_discriminant(options.out / world, world, choice, seed) for seed in SEEDS]
             cells += map(_mean_and_spread, zip(*each, strict=True))
         print(f"| {TITLES[choice]} | {' | '.join(cells)} |", flush=True)
-    print(f"\n| wrong labels found, % | {' | '.join(options.worlds)} |\n|---{'|--:' * len(options.worlds)}|")
-    for title, how in WITH_WRONG.items():
-        found = [[share_found(options.out / world, world, *how, seed) for seed in SEEDS] for world in options.worlds]
-        print(f"| {title} | {' | '.join(map(_mean_and_spread, found))} |", flush=True)
+    columns = [f"{world}: {each}" for world in options.worlds for each in ("correct, marked", "precision", "recall")]
+    print(f"\n| labels that look wrong, % | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
+    for title, (shots, tuned, draws) in WITH_WRONG.items():
+        cells = []
+        for world in options.worlds:
+            each = [wrong_found(options.out / world, world, shots, tuned, seed) for seed in range(1, draws + 1)]
+            cells += map(_mean_and_spread, zip(*each, strict=True))
+        print(f"| {title} | {' | '.join(cells)} |", flush=True)
     return 0
 
 
@@ -139,21 +147,42 @@ def with_discriminant(folder: Path, world: str, choice: str, seed: int) -> tuple
     return tuple(100 * each.float().mean().item() for each in found[1:])
 
 
-def share_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: int) -> float:
-    """Share of the wrong labels, in percent, among as many labels that are marked."""
-    train, draw = build_reader(world).read().train, random.Random(seed)  # noqa: S311
-    labels = few_shot(train, (), shots, None, seed)[0]
-    classes = len({record.label for record in train})
-    wrong = dict.fromkeys(draw.sample(range(len(labels)), round(WRONG * len(labels))), 0)
-    for i in wrong:
-        labels[i] = Record(labels[i].source, (labels[i].label + draw.randrange(1, classes)) % classes)
-    run = folder / f"wrong_{shots}_{'tuned' if tuned else 'zero_shot'}_{seed}"
-    out = run.with_name(f"{run.name}_suggestions")
-    if not (out / "labels.csv").is_file():
-        _fit(run, world, labels, "teacher", seed, [] if tuned else ["--config=configs/teacher/zero_shot.yaml"])
-        _kdpl("suggest", str(run), f"--out={out}", f"--doubtful={WRONG}", "--trust")
-    marked = [row["image"] for row in _rows(out / "labels.csv") if row["label"]]
-    return 100 * len({labels[i].source for i in wrong}.intersection(marked)) / max(len(marked), len(wrong))
+def wrong_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: int) -> tuple[float, ...]:
+    """Shares, in percent: of correct labels that are marked; of those marked that are wrong, and of these marked."""
+    train = build_reader(world).read().train
+    classes, found = len({record.label for record in train}), []
+    for share in (0.0, WRONG):
+        draw, labels = random.Random(seed), few_shot(train, (), shots, None, seed)[0]  # noqa: S311
+        wrong = set(draw.sample(range(len(labels)), round(share * len(labels))))
+        for i in wrong:
+            labels[i] = Record(labels[i].source, (labels[i].label + draw.randrange(1, classes)) % classes)
+        if tuned:
+            run = folder / f"{'wrong' if wrong else 'right'}_{shots}_tuned_{seed}"
+            if not (run / "class_vectors.safetensors").is_file():
+                _fit(run, world, labels, "teacher", seed)
+            features = _features(run, labels)
+        else:
+            known = _zero_shot_features(folder, world)
+            features = torch.stack([known[record.source] for record in labels])
+        given = torch.tensor([record.label for record in labels])
+        probabilities, _ = wrong_labels(scores_without_own_label(features, given, classes), given)
+        marked = set(torch.nonzero(probabilities > 0.5).flatten().tolist())
+        both = len(wrong & marked)
+        found += [both / max(len(marked), 1), both / len(wrong)] if wrong else [len(marked) / len(labels)]
+    return tuple(100 * each for each in found)
+
+
+@cache
+def _zero_shot_features(folder: Path, world: str) -> dict[str, torch.Tensor]:
+    train = build_reader(world).read().train
+    _suggested(folder, world, train)  # makes the zero-shot teacher
+    return dict(zip((record.source for record in train), _features(folder / "zero_shot", train), strict=True))
+
+
+def _features(run: Path, records: Sequence[Record]) -> torch.Tensor:
+    teacher = FrozenTeacher(run, ClassVectors.of_teacher(str(run)))
+    teacher.load()
+    return encode(teacher, Run.find(run, trusted=True).data, records)
 
 
 def _chosen(folder: Path, world: str, choice: str, seed: int) -> list[Record]:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 _FOLDS = 5
 _SHRINKAGE = 0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
+_TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
+_WRONG = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)])  # shares of wrong labels
 _CELLS = 2**24  # of similarities at a time
 
 
@@ -55,12 +57,13 @@ def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | No
     return chosen
 
 
-def probabilities_without_own_label(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Tensor:
-    """Probability of each class for labelled images, by a model that has not seen the image, float [N, C].
+def scores_without_own_label(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Tensor:
+    """Log-likelihoods of labelled images in each class, by a model that has not seen the image, float [N, C].
 
-    The model is a linear discriminant, with class means and one shared covariance, shrunk towards a multiple of the
-    identity, fitted to the images of the other folds of five; each class is spread evenly over the folds. A class of
-    which a fold leaves nothing has probability 0, and an image that is the only one of its class has NaN.
+    They are known up to a constant of the image. The model is a linear discriminant, with class means and one shared
+    covariance, shrunk towards a multiple of the identity, fitted to the images of the other folds of five; each class
+    is spread evenly over the folds. A class of which a fold leaves nothing has -inf, and an image that is the only one
+    of its class has NaN.
 
     Args:
         features: Normalised features of the images, float [N, D].
@@ -78,10 +81,43 @@ def probabilities_without_own_label(features: Tensor, labels: Tensor, classes: i
     result = features.new_full((len(labels), classes), float("nan"))
     for held_out in (fold == number for number in range(_FOLDS)):
         if held_out.any() and not held_out.all():
-            scores = discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
-            result[held_out] = scores.softmax(dim=1)
+            result[held_out] = discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
     result[count[labels] < 2] = float("nan")
     return result
+
+
+def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability that each label is wrong, by a model of wrong labels that is fitted to all of them.
+
+    With probability 1 - ε an image has the label y of its class, and otherwise any of the others, all alike; its class
+    has the probabilities p = softmax(scores / T), so that
+
+        P(y) = (1 - ε) p_y + ε (1 - p_y) / (C - 1),    P(wrong | y) = ε (1 - p_y) / (C - 1) / P(y).
+
+    T and ε are those of a grid with the largest Σ log P(y). With ε = 0, which labels that are all right mostly give,
+    none is wrong.
+
+    Args:
+        scores: ``scores_without_own_label``, float [N, C]; rows of NaN are left out of the fit.
+        labels: The labels y, [N].
+
+    Returns:
+        P(wrong | y) [N], NaN where the scores are; and p [N, C].
+    """
+    known = ~scores.isnan().any(dim=1)
+    own, other = labels[known, None], max(scores.shape[1] - 1, 1)
+    shares = _WRONG.to(scores)
+
+    def likelihood(temperature: Tensor) -> Tensor:
+        right = (scores[known] / temperature).softmax(dim=1).gather(1, own)
+        return ((1 - shares) * right + shares * (1 - right) / other).clamp_min(1e-30).log().sum(dim=0)
+
+    fit = torch.stack([likelihood(each) for each in _TEMPERATURES.to(scores)])
+    best, share = divmod(int(fit.argmax()), len(shares))
+    probabilities = (scores / _TEMPERATURES[best].to(scores)).softmax(dim=1)
+    right = probabilities.gather(1, labels[:, None])[:, 0]
+    wrong = shares[share] * (1 - right) / other
+    return wrong / ((1 - shares[share]) * right + wrong), probabilities
 
 
 def discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:

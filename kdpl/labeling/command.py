@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import share
 from kdpl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ def suggest(
     *,
     out: str,
     images: PositiveInt | None = None,
-    doubtful: str = "0.05",
     pool: PositiveInt = 10_000,
     trust: bool = False,
 ) -> int:
@@ -31,12 +29,9 @@ def suggest(
         run: the --out of run, or of a stage's fit
         out: folder to write into
         images: number of images to label, by default 4 for each class
-        doubtful: share of the labels to point out, at most
         pool: images without a label that are looked at; if there are more, that many drawn at random
         trust: the run is your own: import whatever classes its configs name
     """
-    part = share("--doubtful", doubtful)
-
     from kdpl.data.sources import OwnImages
     from kdpl.labeling.page import PAGE, TABLE, Suggestions
     from kdpl.report.run_folder import Run
@@ -46,7 +41,7 @@ def suggest(
     if (folder / TABLE).exists():  # somebody may have filled it in
         raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
     quiet_libraries()
-    found = Suggestions.of(Run.find(Path(run), trust), images, part or 0.0, pool)
+    found = Suggestions.of(Run.find(Path(run), trust), images, pool)
     found.save(folder)
     print(f"{len(found.to_label)} images to label, {len(found.doubtful)} labels that look wrong: {folder / TABLE}")
     for note in found.notes:

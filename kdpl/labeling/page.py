@@ -19,7 +19,7 @@ from kdpl.data.sampling import share_of
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError, DataError
-from kdpl.labeling.choice import probabilities_without_own_label, to_label
+from kdpl.labeling.choice import scores_without_own_label, to_label, wrong_labels
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.cost import device
 from kdpl.report.page import fill
@@ -50,7 +50,7 @@ class Suggestions:
     Attributes:
         data: The images.
         to_label: Images without a label; the first ones teach most.
-        doubtful: Labels that look wrong; the least probable ones first.
+        doubtful: Labels that are probably wrong; the most certain ones first.
         notes: A sentence for each thing that could not be done.
     """
 
@@ -60,13 +60,12 @@ class Suggestions:
     notes: Sequence[str]
 
     @classmethod
-    def of(cls, run: Run, images: int | None, share: float, most: int) -> "Suggestions":
+    def of(cls, run: Run, images: int | None, most: int) -> "Suggestions":
         """Look at a run's images with its teacher.
 
         Args:
             run: The run, whose teacher is finished.
             images: Number of images to label; None: 4 for each class, or all there are.
-            share: Share of the labels that are called doubtful, at most; those that are the most probable never are.
             most: Images without a label that are looked at; of more, so many drawn at random.
 
         Raises:
@@ -100,7 +99,7 @@ class Suggestions:
                 chosen.append(_suggestion(records[len(labeled) + i], predictions[i], data.class_names))
         else:
             notes.append("there are no images without a label to choose from")
-        doubtful, note = _doubtful(labeled, known, share, data.class_names)
+        doubtful, note = _doubtful(labeled, known, data.class_names)
         return cls(data, chosen, doubtful, notes + note)
 
     def save(self, out: Path) -> None:
@@ -136,20 +135,19 @@ class Suggestions:
 
 
 def _doubtful(
-    labeled: Sequence[Record], features: Tensor, share: float, class_names: Sequence[str]
+    labeled: Sequence[Record], features: Tensor, class_names: Sequence[str]
 ) -> tuple[list[Suggestion], list[str]]:
-    """Labels that are not the most probable, at most that share of all; and what was not checked."""
+    """Labels that are rather wrong than right; and what was not checked."""
     if not labeled:
         return [], ["there are no labels to check"]
     labels = torch.tensor([record.label for record in labeled], device=features.device)
-    probabilities = probabilities_without_own_label(features, labels, len(class_names))
-    own = probabilities.gather(1, labels[:, None])[:, 0]
-    wrong = torch.nonzero(own < probabilities.max(dim=1).values).flatten()  # NaN is never less
-    wrong = wrong[own[wrong].argsort()][: max(1, round(share * len(labeled)))]
-    alone = int(own.isnan().sum())
+    wrong, probabilities = wrong_labels(scores_without_own_label(features, labels, len(class_names)), labels)
+    found = torch.nonzero(wrong > 0.5).flatten()  # NaN is not
+    found = found[wrong[found].argsort(descending=True)]
+    alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     notes = [f"{one}, because no other image has the same one"] if alone else []
-    return [_suggestion(labeled[i], probabilities[i], class_names) for i in wrong.tolist()], notes
+    return [_suggestion(labeled[i], probabilities[i], class_names) for i in found.tolist()], notes
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:

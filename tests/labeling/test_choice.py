@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from kdpl.labeling import choice as labeling
-from kdpl.labeling.choice import probabilities_without_own_label, to_label
+from kdpl.labeling.choice import scores_without_own_label, to_label, wrong_labels
 
 
 def features_of(n, seed, width=6):
@@ -53,17 +53,17 @@ def test_of_two_groups_the_uncertain_one_comes_first_and_a_labelled_one_last():
     assert [i // 3 for i in to_label(features, predictions, 3)[2:]] == [0]
 
 
-def groups(a_class, classes=3, seed=5):
+def groups(a_class, classes=3, seed=5, noise=0.1):
     labels = torch.arange(classes).repeat(a_class)
     centres = features_of(classes, seed)
-    noise = torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(seed))
-    return F.normalize(centres[labels] + 0.1 * noise, dim=1), labels
+    drawn = torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(centres[labels] + noise * drawn, dim=1), labels
 
 
 def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
     discriminant = pytest.importorskip("sklearn.discriminant_analysis").LinearDiscriminantAnalysis
     features, labels = groups(10)  # as many of each class in a fold, or else scikit-learn weights the covariances
-    found = probabilities_without_own_label(features, labels, 3, seed=2)
+    found = scores_without_own_label(features, labels, 3, seed=2).softmax(dim=1)
     fold, count = {}, [0, 0, 0]
     for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
         fold[i] = count[labels[i]] % 5
@@ -76,22 +76,80 @@ def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
 
 
-def test_wrong_labels_are_the_least_probable():
-    features, labels = groups(20)
-    wrong = [4, 17, 33]
-    labels[wrong] = (labels[wrong] + 1) % 3
-    own = probabilities_without_own_label(features, labels, 3).gather(1, labels[:, None])[:, 0]
-    assert sorted(own.argsort()[:3].tolist()) == wrong
+def plant(labels, share, classes, seed):
+    """Change a share of the labels at random; returns the labels, and which are wrong."""
+    draw = torch.Generator().manual_seed(seed)
+    wrong = torch.randperm(len(labels), generator=draw)[: round(share * len(labels))]
+    labels = labels.clone()
+    labels[wrong] = (labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=draw)) % classes
+    return labels, set(wrong.tolist())
+
+
+def marked(features, labels, classes):
+    wrong, _ = wrong_labels(scores_without_own_label(features, labels, classes), labels)
+    return set(torch.nonzero(wrong > 0.5).flatten().tolist())
+
+
+def plainly_wrong(scores, labels):
+    """The likeliest mixture of right and wrong labels, one label and one share at a time."""
+    classes, best = scores.shape[1], None
+    for third in range(-3, 31):
+        logits = scores.double().numpy() / 2 ** (third / 3)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        for share in [0.0, *(2 ** (half / 2) for half in range(-20, -2))]:
+            terms = [
+                ((1 - share) * p[i, label], share * (1 - p[i, label]) / (classes - 1)) for i, label in enumerate(labels)
+            ]
+            likelihood = sum(np.log(max(right + wrong, 1e-30)) for right, wrong in terms)
+            if best is None or likelihood > best[0] + 1e-6:
+                best = (likelihood, [wrong / (right + wrong) for right, wrong in terms], p)
+    return best[1:]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3])
+def test_the_probability_of_a_wrong_label_is_that_of_the_likeliest_mixture(share):
+    features, labels = groups(10, noise=0.3)
+    labels, _ = plant(labels, share, 3, seed=1)
+    scores = scores_without_own_label(features, labels, 3)
+    wrong, probabilities = wrong_labels(scores, labels)
+    expected_wrong, expected = plainly_wrong(scores, labels.tolist())
+    np.testing.assert_allclose(wrong.numpy(), expected_wrong, atol=1e-4)
+    np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.4])  # with 0.3 and 31 % errors of the discriminant
+def test_of_correct_labels_none_or_few_are_marked(noise):
+    found = [len(marked(*groups(20, 10, seed, noise), 10)) for seed in range(20)]
+    assert sum(found) <= 0.01 * 20 * 200
+
+
+def test_planted_labels_are_marked_however_many_there_are():
+    for share in (0.02, 0.05, 0.1):
+        features, labels = groups(20, 10, seed=3)
+        labels, wrong = plant(labels, share, 10, seed=4)
+        assert marked(features, labels, 10) == wrong
 
 
 def test_an_image_that_is_alone_in_its_class_is_not_judged_and_a_class_without_images_is_impossible():
     features, labels = groups(6)
     labels[0] = 3
-    found = probabilities_without_own_label(features, labels, 5)
-    assert found[0].isnan().all()
-    assert not found[1:].isnan().any()
-    assert (found[1:, 4] == 0).all()
+    scores = scores_without_own_label(features, labels, 5)
+    assert scores[0].isnan().all()
+    assert not scores[1:].isnan().any()
+    assert (scores[1:, 4] == -torch.inf).all()
+    wrong, probabilities = wrong_labels(scores, labels)
+    assert wrong.isnan().tolist() == [True, *[False] * 17]
+    assert (probabilities[1:, 4] == 0).all()
 
 
 def test_labels_of_one_class_alone_are_right():
-    assert (probabilities_without_own_label(features_of(3, 1), torch.zeros(3, dtype=torch.long), 1) == 1).all()
+    labels = torch.zeros(3, dtype=torch.long)
+    wrong, _ = wrong_labels(scores_without_own_label(features_of(3, 1), labels, 1), labels)
+    assert wrong.tolist() == [0, 0, 0]
+
+
+def test_labels_of_which_none_can_be_judged_are_not():
+    labels = torch.arange(3)
+    wrong, _ = wrong_labels(scores_without_own_label(features_of(3, 1), labels, 3), labels)
+    assert wrong.isnan().all()
