@@ -123,8 +123,8 @@ def test_the_fourth_question_is_answered_with_as_many_images_as_the_page_says():
         return next((above for above in range(201) if above_usual(above, 200, known) <= rate), None)
 
     fewest = least(lambda known: alarm(known) is not None)
-    assert row_of("--on").startswith(f"{fewest} | of 200 new images {alarm(fewest)} have to be above 0.5")
-    assert row_of("--on").endswith(", ".join(f"{alarm(known)} with {known}" for known in (19, 100, 500)))
+    assert row_of("of `watch`").startswith(f"{fewest} | of 200 new images {alarm(fewest)} have to be above 0.5")
+    assert row_of("of `watch`").endswith(", ".join(f"{alarm(known)} with {known}" for known in (19, 100, 500)))
 
 
 def test_init_names_the_numbers_of_the_page():
