@@ -256,7 +256,7 @@ def test_an_interrupted_look_finds_the_same_copies(pets, tmp_path, monkeypatch):
     assert looked == list(range(len(sources) - 1)), "each once"
     assert look() == whole
     # a test image that becomes good may have copies among those that were looked at
-    test = pets / "test/dog/2.png"
+    test = pets / "test/dog/0.png"
     content = test.read_bytes()
     for bad in (b"bad", content):
         test.write_bytes(bad)
