@@ -137,7 +137,7 @@ def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = p
                 measured[each] = name, split
     if twice:
         said = f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
-        raise DataError(f"{said}: leave each in one split alone, or name those of the other in a skip_list")
+        raise DataError(f"{said}: keep each in one split, or list its other names in a file and set skip_list to it")
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:
