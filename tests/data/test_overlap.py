@@ -58,7 +58,7 @@ def dataset(kind, pets, **options):
 def fitted(data, out, probe=None):
     """Fit on a dataset; returns it as all processes of the run and later commands find it."""
     trainer = world.quiet_trainer(out, limit_val_batches=1.0, use_distributed_sampler=False)
-    trainer.fit(probe or Probe("unlabeled", image_size=6), datamodule=data)
+    trainer.fit(probe or Probe("unlabeled"), datamodule=data)
     return data
 
 
