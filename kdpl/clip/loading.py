@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,9 @@ def _tokenizer(source: Source) -> Tokenizer:
     name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     if not name:
-        return Tokenizer(SimpleTokenizer(context_length=length, **options))
+        # open_clip reads the vocabulary, which takes longer than a small CLIP, when it is imported
+        of_import = partial(open_clip.tokenize, context_length=length)
+        return Tokenizer(SimpleTokenizer(context_length=length, **options) if options else of_import)
     where = str(source.folder) if source.is_local else name
     with _transformers(source, "tokenizer", where):
         return Tokenizer(HFTokenizer(where, length, tokenizer_mode=text.get("tokenizer_mode"), **options))
