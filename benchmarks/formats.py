@@ -8,7 +8,7 @@ import torch
 from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
-from kdpl.formats.formats import FORMATS
+from kdpl.classifier.formats import formats
 
 TORCH = "Classifier in torch"
 
@@ -26,7 +26,7 @@ def format_sides(settings: Settings, folder: Path) -> dict[str, Callable[[], obj
     size = classifier.preprocessing.image_size
     images = torch.randint(256, (settings.batch_size, 3, size, size), dtype=torch.uint8)
     sides: dict[str, Callable[[], object]] = {TORCH: lambda: classifier(images)}
-    for name, kind in FORMATS.items():
+    for name, kind in formats().items():
         path = folder / f"{name}{kind.ending}"
         kind.write(classifier, "uint8", path, *([images[:_CALIBRATION_IMAGES]] if name == "onnx-int8" else []))
         run = kind.load(path)

@@ -254,7 +254,7 @@ def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     if dataset.index.exists():
         text = dataset.read_text(dataset.index)
     else:  # the names that open_clip uses
-        text = files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+        text = files("kdpl.benchmark").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     names: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         wnid, _, name = line.strip().partition(" ")
@@ -275,3 +275,6 @@ _LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {
     "class_folders": _read_class_folders,
     "numbered_folders": _read_numbered_folders,
 }
+
+READERS = {name: partial(BenchmarkSet, name) for name in BENCHMARKS}
+"""The readers by name; entry point of ``kdpl.datasets``."""

@@ -1,7 +1,6 @@
 """Results of a finished stage: class vectors after stage 1, the classifier after stage 2."""
 
 from abc import abstractmethod
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from kdpl.classifier import Classifier, Predicted
 from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
 from kdpl.data.decoding import Decoding
 from kdpl.errors import DataError
-from kdpl.logging.wandb_logger import CLASS_VECTORS, CLASSIFIER, TEACHER, artifact_name, log_input, log_output
-from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
@@ -73,12 +70,6 @@ class FreezeClassVectors(Handover):
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
         inform(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
-        metadata = {**_about(vectors), **_val_accuracies(trainer)}
-        name = artifact_name(TEACHER, vectors.teacher)
-        log_output(trainer.loggers, TEACHER, name, folder / PROMPTS_FILE, metadata)
-        metadata |= {**vectors.fields(), "made_with": name}
-        name = artifact_name(CLASS_VECTORS, vectors.teacher)
-        log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
 
 
 class SaveClassifier(Handover):
@@ -89,10 +80,7 @@ class SaveClassifier(Handover):
         # what is wrong with validation images or a file is an error now, and not after the last epoch
         _val_batches(trainer)
         if trainer.is_global_zero:
-            folder, vectors = Path(trainer.default_root_dir), pl_module.shared_vectors
-            vectors.save(folder / CLASS_VECTORS_FILE)
-            name = artifact_name(CLASS_VECTORS, vectors.teacher)
-            log_input(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, _about(vectors))
+            pl_module.shared_vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
@@ -116,13 +104,6 @@ class SaveClassifier(Handover):
         made = (kind.made_from(evidence) for kind in companion_kinds().values())
         classifier.save(folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None])
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
-        metadata = {
-            **_about(classifier.vectors),
-            **_val_accuracies(trainer),
-            "clip": asdict(classifier.clip),
-            "made_with": artifact_name(CLASS_VECTORS, classifier.vectors.teacher),
-        }
-        log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
 
 
 def _val_batches(trainer: Trainer) -> Any:
@@ -159,12 +140,3 @@ def _pool(classifier: Classifier, data: Any) -> list[tuple[str, Predicted]]:
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
     found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
     return [(source, each) for source, each in found if not isinstance(each, DataError)]
-
-
-def _about(vectors: ClassVectors) -> dict[str, Any]:
-    return {"teacher": vectors.teacher, "num_classes": len(vectors.class_names)}
-
-
-def _val_accuracies(trainer: Trainer) -> dict[str, float]:
-    keys = {val_key(name) for name in ACCURACY_TITLES}
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in keys}

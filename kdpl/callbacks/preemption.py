@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from kdpl.logging.wandb_logger import finish_logging
 from kdpl.runtime import slurm
 from kdpl.runtime.faults import handle_sigterm, mark
+from kdpl.runtime.loggers import finish_logging
 from kdpl.runtime.run_folder import LAST, PREVIOUS
 
 _STEPS_BETWEEN_TALKS = 10

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,9 +25,6 @@ INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
 """Names of the outputs, before those of further scores."""
 BATCHES = {INPUT: {0: Dim("batch")}}
-
-METADATA_FILE = "kdpl.json"
-"""Name of the metadata within a program of torch.export."""
 
 _CHECKED_AT_ONCE = 64
 
@@ -79,18 +75,6 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         **further,
         "kdpl_version": __version__,
     }
-
-
-def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:
-    """Write a program of torch.export (.pt2) for any batch size."""
-    note = json.dumps(metadata(classifier, input_type), indent=2)
-    with quiet():
-        torch.export.save(program(classifier, input_type), path, extra_files={METADATA_FILE: note})
-
-
-def load_program(path: Path) -> Run:
-    """Read a program of torch.export."""
-    return torch.export.load(path).module()
 
 
 def program(classifier: Classifier, input_type: InputType, batch: int | None = None) -> ExportedProgram:

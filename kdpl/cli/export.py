@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdpl.cli.arguments import output_file, require_file
+from kdpl.cli.arguments import require_file
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import require_classifier
@@ -19,7 +19,7 @@ _CALIBRATION_IMAGES, _CHECKED_IMAGES, _NOISE_IMAGES = 256, 1024, 32
 def export(
     classifier: str,
     *,
-    format: Literal["onnx", "onnx-fp16", "onnx-bf16", "onnx-int8", "openvino", "executorch", "torch"],
+    format: str,
     out: str,
     add_classes: str | None = None,
     input: Literal["uint8", "float"] = "uint8",
@@ -34,8 +34,8 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx-fp16, -bf16 and -int8 have products in 16 or 8 bits; executorch takes one image at a time; torch is
-            a program of torch.export
+        format: onnx; or with the room of further formats onnx-fp16, -bf16 and -int8, which have products in 16 or 8
+            bits, openvino, executorch, which takes one image at a time, and torch, a program of torch.export
         out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
@@ -45,7 +45,7 @@ def export(
         tolerance: largest difference of a logit, or of the score unknown, in 32 bits
         agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16 and 8 bits
     """
-    path = Path(out) if format == "openvino" else output_file("--out", out)
+    path = Path(out)
     if path.exists():
         raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
     require_classifier(Path(classifier))
@@ -55,7 +55,7 @@ def export(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.export import compare
-    from kdpl.formats.formats import require_format
+    from kdpl.classifier.formats import require_format
 
     kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)
@@ -66,10 +66,10 @@ def export(
         images = torch.randint(256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
         note = " (on noise: give --check for real images)"
     with atomic_path(path) as temporary:
-        kind.write(loaded, input, temporary, *([ranges] if format == "onnx-int8" else []))
+        kind.write(loaded, input, temporary, *([ranges] if kind.calibrated else []))
         difference = compare(loaded, kind.load(temporary), images, input)
         if kind.rounded and difference.agreement < agreement:
-            more = "calibrate on more images of the domain, " if format == "onnx-int8" else ""
+            more = "calibrate on more images of the domain, " if kind.calibrated else ""
             raise ArtifactError(
                 f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: {more}"
                 "accept less with --agreement, or export --format onnx"

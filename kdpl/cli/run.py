@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.errors import ConfigError, KdplError, visible
-from kdpl.runtime import slurm
+from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import find_config, read_config, require_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
@@ -25,7 +25,6 @@ from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     CONFIG_FILE,
     DECODED_FILE,
-    REPORT_FILE,
     RESULTS_FILE,
     ROUNDS_FOLDER,
     RUN_FILE,
@@ -110,7 +109,6 @@ def run(
 
     from kdpl.cli.fit import run_command
     from kdpl.cli.run_summary import summarize
-    from kdpl.report.command import report
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
@@ -153,8 +151,8 @@ def run(
                     mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
                 raise
         if first:
-            if unfinished or not (folder / REPORT_FILE).is_file():
-                report(str(folder), trust=True)
+            for after_run in plugins.load_all("after_run").values():
+                after_run(folder, unfinished)
             summarize(console, folder, nothing_done=not unfinished)
     return 0
 
@@ -237,10 +235,12 @@ def _doable(steps: Sequence[_Step], out: Path) -> Iterator[_Step]:
 
 
 def _has_test_images(out: Path) -> bool:
-    from kdpl.report.run_folder import Run
+    from kdpl.data.domain import build_data
 
     try:
-        return bool(Run.find(out, trusted=True).data.test_records)
+        config = read_config(str(out / "student" / CONFIG_FILE))
+        data: Any = build_data([config["data"]], [f"--data.init_args.seed={config['seed_everything']}"])
+        return bool(data.test_records)
     except KdplError:
         # the test says what is wrong
         return True

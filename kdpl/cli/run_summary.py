@@ -42,8 +42,14 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
     console.print(_table(results) if results else "there are no test images: nothing was tested")
     classifier = out / "student" / CLASSIFIER_FOLDER
+    report = out / REPORT_FILE
     pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
-    places = [("classifier", classifier), ("results", out / SUMMARY_FILE), ("report", out / REPORT_FILE), *pictures]
+    places = [
+        ("classifier", classifier),
+        ("results", out / SUMMARY_FILE),
+        *([("report", report)] if report.is_file() else []),
+        *pictures,
+    ]
     for what, path in places:
         # unlike print, this does not break a long path into lines
         console.out(f"{what:<11} {path}", highlight=False)

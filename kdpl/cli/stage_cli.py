@@ -27,13 +27,13 @@ from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.cli.arguments import did_you_mean
 from kdpl.errors import ConfigError, KdplError, reason
-from kdpl.logging.wandb_logger import finish_logging, point_loggers
-from kdpl.report.pictures import DrawPictures
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.faults import in_one_line
 from kdpl.runtime.lock import RunLock
+from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
+from kdpl.runtime.plugins import load_all
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
 
 Command = Literal["fit", "validate", "test"]
@@ -124,7 +124,7 @@ class KdplCLI(LightningCLI):
             # a student's folder has a copy of those that it learned from
             copy = folder / CLASS_VECTORS_FILE
             settings.class_vectors = str(copy) if copy.is_file() else None
-        point_loggers(self.config.trainer.logger, folder, keep=self.command == "fit")
+        place_loggers(self.config.trainer.logger, folder)
 
     def _begin(self, folder: Path) -> None:
         """Find out whether a fit is finished, and lock its folder if it is not."""
@@ -192,7 +192,8 @@ class KdplCLI(LightningCLI):
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
         callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
-        callbacks += [SaveTestResults(), DrawPictures(), *self.own_callbacks()]
+        callbacks += [SaveTestResults(), *self.own_callbacks()]
+        callbacks += [make() for make in load_all("cli_callbacks").values()]
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if trainer.enable_checkpointing is not False:

@@ -1,9 +1,8 @@
-"""ONNX files of a classifier: in 32 bits, and with products in 16 or in 8 bits."""
+"""ONNX files of a classifier with products in 16 or in 8 bits."""
 
 import io
 import tempfile
 from contextlib import redirect_stdout
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.export import BATCHES, INPUT, InputType, Run, as_input, metadata, outputs, program, quiet
+from kdpl.classifier.export import INPUT, InputType, as_input, metadata, quiet
+from kdpl.classifier.formats import write_onnx
 
 _PRODUCTS = ("Gemm", "MatMul")
 _BFLOAT16_CONVOLUTIONS = 22
@@ -20,28 +20,6 @@ _BFLOAT16_CONVOLUTIONS = 22
 _CALIBRATED_AT_ONCE = 4
 _PERCENTILE = 99.99
 """Percentage of an activation's values that its range holds; chosen on validation images."""
-
-
-def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None) -> None:
-    """Write ONNX in float32 for any batch size, of torch's own choice of operator set or another."""
-    import onnx
-
-    with quiet():
-        torch.onnx.export(
-            program(classifier, input_type),
-            f=path,
-            output_names=outputs(classifier),
-            dynamic_shapes=BATCHES,
-            external_data=False,
-            verbose=False,
-            opset_version=opset,
-        )
-    model = onnx.load(path)
-    # the exporter notes the source files of each node
-    for each in chain(model.graph.node, model.graph.input, model.graph.output, model.graph.value_info):
-        each.ClearField("metadata_props")
-    onnx.helper.set_model_props(model, metadata(classifier, input_type))
-    onnx.save(model, path)
 
 
 def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, images: Tensor) -> None:
@@ -185,11 +163,3 @@ def _heads(graph: Any) -> list[str]:
         elif node is not None:
             waiting += node.input
     return heads
-
-
-def load_onnx(path: Path) -> Run:
-    """Read ONNX with onnxruntime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})]

@@ -1,4 +1,4 @@
-"""Files of other runtimes: OpenVINO and ExecuTorch."""
+"""Files of other runtimes: OpenVINO, ExecuTorch and torch.export."""
 
 import json
 import tempfile
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import InputType, Run, metadata, program, quiet
-from kdpl.formats.onnx_files import write_onnx
+from kdpl.classifier.formats import write_onnx
 
 OPENVINO_FILE = "classifier.xml"
 """Graph in the folder of OpenVINO, beside the weights (.bin); its runtime info ``kdpl`` holds the metadata as JSON."""
+
+METADATA_FILE = "kdpl.json"
+"""Name of the metadata within a program of torch.export."""
 
 _METADATA_METHOD = "metadata"
 
@@ -70,3 +73,15 @@ def load_executorch(path: Path) -> Run:
         return [torch.cat(each) for each in zip(*found, strict=True)]
 
     return run
+
+
+def write_program(classifier: Classifier, input_type: InputType, path: Path) -> None:
+    """Write a program of torch.export (.pt2) for any batch size."""
+    note = json.dumps(metadata(classifier, input_type), indent=2)
+    with quiet():
+        torch.export.save(program(classifier, input_type), path, extra_files={METADATA_FILE: note})
+
+
+def load_program(path: Path) -> Run:
+    """Read a program of torch.export."""
+    return torch.export.load(path).module()

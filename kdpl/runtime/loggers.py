@@ -4,14 +4,14 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch import Tensor
 
-from kdpl.logging.mlflow_logger import RunMLFlowLogger
 from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
 from kdpl.runtime.run_folder import METRICS_FILE
 
@@ -89,6 +89,30 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(curve.items()) for key, curve in curves.items()}
 
 
+@runtime_checkable
+class ShowsPictures(Protocol):
+    """A logger beyond Lightning's own that can show pictures."""
+
+    def log_picture(self, name: str, path: Path) -> None:
+        """Show a PNG file under a name such as ``figures/confusion``."""
+
+
+def place_loggers(loggers: Any, folder: Path) -> None:
+    """Put the relative folders of the trainer's logger settings, one, several or none, into the run's folder."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = logger.get("init_args") if isinstance(logger, Namespace) else None
+        if settings is not None and settings.get("save_dir") is not None:
+            # an absolute save_dir stays as it is
+            settings.save_dir = str(folder / settings.save_dir)
+
+
+def finish_logging(loggers: Iterable[Logger], exit_code: int | None = None) -> None:
+    """End the runs in W&B; the next command in this process has a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code)
+
+
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
     """Show a PNG file in loggers that can, under a name such as ``figures/confusion``; call on one process."""
     for logger in loggers:
@@ -98,7 +122,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
             from torchvision.io import decode_image
 
             logger.experiment.add_image(name, decode_image(str(path)))
-        elif isinstance(logger, RunMLFlowLogger):
+        elif isinstance(logger, ShowsPictures):
             logger.log_picture(name, path)
 
 

@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.classifier.export import METADATA_FILE, Difference
-from kdpl.formats.formats import FORMATS
+from kdpl.classifier.export import Difference
+from kdpl.classifier.formats import formats
+from kdpl.formats.runtime_files import METADATA_FILE
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,9 @@ def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, 
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1))
-    fake = FORMATS["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
-    monkeypatch.setitem(FORMATS, "onnx-int8", fake)
+    known = formats()
+    fake = known["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
+    monkeypatch.setattr("kdpl.classifier.formats.formats", lambda: {**known, "onnx-int8": fake})
     quantized = tmp_path / "q.onnx"
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(capsys, code, "97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement")

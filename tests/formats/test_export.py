@@ -11,18 +11,21 @@ import world
 from doubting import predict
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.export import METADATA_FILE, compare, load_program, metadata, write_program
+from kdpl.classifier.export import compare, metadata
+from kdpl.classifier.formats import formats, load_onnx, write_onnx
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown, none_of_these
-from kdpl.formats.formats import FORMATS
-from kdpl.formats.onnx_files import load_onnx, write_int8_onnx, write_onnx
+from kdpl.formats.onnx_files import write_int8_onnx
 from kdpl.formats.runtime_files import (
+    METADATA_FILE,
     OPENVINO_FILE,
     load_executorch,
     load_openvino,
+    load_program,
     write_executorch,
     write_openvino,
+    write_program,
 )
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -30,6 +33,8 @@ from kdpl.version import __version__
 
 KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
 """Depth of the prompts and width of the projector by model."""
+
+FORMATS = formats()
 
 
 def make_classifier(name, labels=False):

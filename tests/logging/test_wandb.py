@@ -7,14 +7,14 @@ import pytest
 import wandb
 import world
 import yaml
-from jsonargparse import Namespace
 from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
 from wandb.proto import wandb_internal_pb2
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
-from kdpl.logging.wandb_logger import ID_FILE, RunWandbLogger, artifact_name, point_loggers
+from kdpl.logging.artifacts import artifact_name
+from kdpl.logging.wandb_logger import ID_FILE, RunWandbLogger
 from kdpl.runtime.predictions import read_predictions, read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, METRICS_FILE, PROMPTS_FILE
 
@@ -161,10 +161,8 @@ def test_project_name_and_id_of_the_environment_are_used_and_the_id_is_kept(tmp_
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        settings = Namespace(save_dir=".", id=None, project=None, name=None)
-        logger = Namespace(class_path="kdpl.logging.wandb_logger.RunWandbLogger", init_args=settings)
-        point_loggers([logger], folder, keep=True)
-        return settings.project, settings.name, settings.id
+        logger = RunWandbLogger(save_dir=str(folder))
+        return logger._project, logger._name, logger._id
 
     given = {"WANDB_PROJECT": "pets", "WANDB_NAME": "third try", "WANDB_RUN_ID": "r7"}
     assert settings_of(tmp_path / "a/b", **given) == ("pets", "third try", "r7")

@@ -1,25 +1,29 @@
 """The readers of datasets, by the name that ``data.init_args.dataset`` gives."""
 
 from collections.abc import Callable
-from functools import partial
 from inspect import signature
 from typing import Any
 
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.letters import Letters
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
+from kdpl.runtime import plugins
 
 READERS: dict[str, Callable[..., Reader]] = {
     "digits": Digits,
     "folder": Folder,
     "letters": Letters,
     "table": Table,
-    **{name: partial(BenchmarkSet, name) for name in BENCHMARKS},
 }
+"""Readers of the core. Entry points ``kdpl.datasets`` name further mappings from names to readers."""
+
+
+def readers() -> dict[str, Callable[..., Reader]]:
+    """Return all readers by their names."""
+    return {name: reader for some in (READERS, *plugins.load_all("datasets").values()) for name, reader in some.items()}
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
@@ -33,12 +37,13 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
             name = next(iter(given))
             raise ConfigError(f"dataset is a {type(dataset).__name__} with init_args of its own: remove {name}")
         return dataset
-    if dataset not in READERS:
-        known = ", ".join(sorted(READERS))
+    known_readers = readers()
+    if dataset not in known_readers:
+        known = ", ".join(sorted(known_readers))
         raise ConfigError(f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path")
-    parameters = signature(READERS[dataset]).parameters
+    parameters = signature(known_readers[dataset]).parameters
     for name in given.keys() - parameters:
         raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {given[name]}")
     if "root" in parameters and "root" not in given:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
-    return READERS[dataset](**given)
+    return known_readers[dataset](**given)
