@@ -44,12 +44,8 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     classifier = out / "student" / CLASSIFIER_FOLDER
     report = out / REPORT_FILE
     pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
-    places = [
-        ("classifier", classifier),
-        ("results", out / SUMMARY_FILE),
-        *([("report", report)] if report.is_file() else []),
-        *pictures,
-    ]
+    places = [("classifier", classifier), ("results", out / SUMMARY_FILE)]
+    places += [("report", report)] * report.is_file() + pictures
     for what, path in places:
         # unlike print, this does not break a long path into lines
         console.out(f"{what:<11} {path}", highlight=False)

@@ -11,7 +11,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.prompts.tuned import TunedPrompts
 
-FILES = ["class_vectors.safetensors", "negative_vectors.safetensors", "prompts.safetensors"]
+FILES = ["class_vectors.safetensors", "prompts.safetensors"]
 
 
 class Teacher(LightningModule):
@@ -35,9 +35,6 @@ class Teacher(LightningModule):
 
     def tuned_prompts(self):
         return world.tuned_prompts({"vision_prompts.tokens": self.number.detach().reshape(1, 1, 1)})
-
-    def negative_vectors(self):
-        return world.frozen_vectors("test-teacher", teacher=self.tuned_prompts().teacher)
 
     def class_vectors(self):
         self.frozen += 1

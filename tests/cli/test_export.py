@@ -115,7 +115,7 @@ def test_a_difference_is_written_plainly(logits, said):
         ("openvino", "c.xml", [], ["ends with .xml", "the folder that --format openvino writes"]),
         ("openvino", "c.onnx", [], ["ends with .onnx", "the folder that --format openvino writes"]),
         ("openvino", "bad", [], ["bad exists already"]),
-        ("onnx", ".", [], ["is a folder"]),
+        ("onnx", ".", [], ["exists already"]),
         ("onnx", "c.onnx", ["--check=nowhere"], ["nowhere", "does not exist"]),
         ("onnx", "c.onnx", ["--check=bad"], ["broken.png cannot be read"]),
     ],
