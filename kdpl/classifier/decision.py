@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Prediction(NamedTuple):
@@ -22,7 +23,7 @@ class Predicted(NamedTuple):
     """
 
     top: list[Prediction]
-    embedding: Tensor
+    embedding: "Tensor"
     scores: Mapping[str, float]
 
 
