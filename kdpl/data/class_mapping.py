@@ -92,7 +92,7 @@ def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -
         remedy = "name the dataset's classes, each once"
         if kind == ".txt" and expected:
             # a list cannot say which class a new name is of
-            example = f"{min(expected)},{next(iter(mapping.keys() - expected), 'its name')}"
+            example = f"{min(expected)},{next((key for key in mapping if key not in expected), 'its name')}"
             remedy += f", and give them other names by a .csv file with lines such as {example}"
         raise DataError(f"class names file {path} {fault.format(differing[0])}: {remedy}")
     if not mapping:
