@@ -14,7 +14,7 @@ ROOMS = PYPROJECT["tool"]["kdpl"]["rooms"]
 # from the bottom to the top, as in CONTRIBUTING.md; what is between two arrows may not import each other
 LAYERS = (
     "errors version → losses metrics optim → runtime → clip data → prompts → class_vectors → classifier → "
-    "classification targets → callbacks → teacher → student → tiny → cli → __main__"
+    "classification targets → callbacks → refinement → teacher → student → tiny → cli → __main__"
 )
 LAYER_OF = {room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()}
 
@@ -49,6 +49,16 @@ def room_of(module):
 def test_every_folder_and_file_is_of_the_core_or_a_room_and_the_core_is_short():
     assert {room_of(module) for module in IMPORTS} == LAYER_OF.keys() | ROOMS.keys()
     assert len(LAYER_OF) <= 22
+
+
+def test_the_core_imports_no_room_and_a_room_those_that_it_names():
+    rooms_of = {module: {room_of(other) for other in others} & ROOMS.keys() for module, others in IMPORTS.items()}
+    wrong = [
+        f"{module} imports {room}"
+        for module, rooms in rooms_of.items()
+        for room in rooms - {room_of(module), *ROOMS.get(room_of(module), [])}
+    ]
+    assert wrong == []
 
 
 def test_no_import_of_the_core_goes_up_or_to_a_neighbour():

@@ -8,11 +8,11 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+from kdpl.data.shards.archive import SUFFIX, unpack
 from kdpl.data.storage import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
-from kdpl.shards.archive import SUFFIX, unpack
 
 REPOSITORY = "zhengli97/prompt_learning_dataset"
 

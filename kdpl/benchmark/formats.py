@@ -2,12 +2,12 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from kdpl.benchmark.table import Cell, Table
+from kdpl.runtime.markdown import escape_markdown, markdown_rows
 
 _CSV_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean", "standard_deviation", "seeds"]
 _CSV_COLUMNS += ["seeds_expected", "published", "difference", "transductive", "selected_on_test"]
@@ -33,13 +33,6 @@ def markdown(tables: Sequence[Table]) -> str:
         title = [f"### {escape_markdown(table.title)}", ""] if len(tables) > 1 else []
         parts.append("\n".join([*title, *rows, *(line for note in notes for line in ("", note)), ""]))
     return "\n".join(parts)
-
-
-def markdown_rows(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
-    """Return the lines of a Markdown table, head first; the last columns have numbers, which end at the right."""
-    rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
-    rows.insert(1, "|" + "---|" * (len(lines[0]) - numbers) + "--:|" * numbers)
-    return rows
 
 
 def to_csv(tables: Sequence[Table]) -> str:
@@ -117,12 +110,6 @@ def _text(cell: Cell, digits: int) -> str:
         text = f"{cell.mean:.{digits}f}{spread}" + (f" ({seeds})" if cell.seeds < cell.seeds_expected else "")
     difference = "" if cell.difference is None else f", {cell.difference:+.{digits}f}".replace("-", "−")
     return f"{text} [{published}{difference}]" if published else text
-
-
-def escape_markdown(text: str) -> str:
-    """Escape what Markdown would take for its own signs."""
-    # brackets only where they would make a link
-    return re.sub(r"([\\`*_|<>#~])|(\[)(?=[^\]]*\]\()", r"\\\1\2", text)
 
 
 def _latex_text(text: str) -> str:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.shards.reader import UNREADABLE, images_of, open_tar, require_size
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import is_shard, open_file, read_list
 from kdpl.errors import ConfigError, DataError, reason, visible
-from kdpl.shards.reader import UNREADABLE, images_of, open_tar, require_size
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Largest image that demo and service decode, as the largest photographs of telephones."""

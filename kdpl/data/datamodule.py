@@ -16,12 +16,12 @@ from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
+from kdpl.data.shards.pieces import InPieces
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
-from kdpl.shards.pieces import InPieces
 
 TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
 from kdpl.data.sampling import by_label, generator
+from kdpl.data.shards.pieces import Indices
 from kdpl.data.splits import Record
 from kdpl.runtime.resizing import Resizing
-from kdpl.shards.pieces import Indices
 
 OpenImage = Callable[[str], Image]
 UnlabeledItem = tuple[torch.Tensor, int, *tuple[torch.Tensor, ...]]

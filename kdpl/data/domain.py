@@ -19,13 +19,13 @@ from kdpl.data.feature_cache import Manifest
 from kdpl.data.names import Names, digest_of, unlisted
 from kdpl.data.reading import Reading
 from kdpl.data.sampling import base_count, few_shot, generator, require_shots, share_of, with_labels
+from kdpl.data.shards.pieces import Indices, InPieces
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
-from kdpl.shards.pieces import Indices, InPieces
 
 EvaluationSplit = Literal["labeled", "val", "test"]
 

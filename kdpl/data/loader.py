@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from kdpl.data.sampling import balanced, generator
-from kdpl.shards.pieces import WINDOW, Indices, shuffle
+from kdpl.data.shards.pieces import WINDOW, Indices, shuffle
 
 _PART = 2**16  # images of an order that are Python numbers at a time
 _AGAIN = 2**32  # epochs of the views of an image that comes once more in an epoch lie beyond all others
@@ -26,7 +26,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     and it is kept, filled up from the start of the order so that every process gets as many images.
 
     The order is a uniform permutation, but of more than ``WINDOW`` pieces of shards, whose first images are ``pieces``,
-    it is the one of ``kdpl.shards.pieces.shuffle``. With ``labels``, it is that of ``kdpl.data.sampling.balanced``: as
+    it is that of ``kdpl.data.shards.pieces.shuffle``. With ``labels``, it is that of ``kdpl.data.sampling.balanced``: as
     many images, some of them several times and others not at all.
 
     The epoch travels with the index, so that worker processes, persistent ones too, know it. For an image that comes

@@ -10,8 +10,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from kdpl.data.shards.reader import ShardImage
 from kdpl.data.storage import is_url
-from kdpl.shards.reader import ShardImage
 
 ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")])
 """Numbers of an image: where its name within its folder lies in the text, its folder, and its place in a shard."""

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpl.data.names import Names, inodes, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
+from kdpl.data.shards.pieces import InPieces
 from kdpl.data.sources import OwnImages, decode_and_digest
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import read_list
 from kdpl.data.survey import Found, leave_out_copies
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
-from kdpl.shards.pieces import InPieces
 
 BadImages = Literal["error", "skip"]
 

@@ -10,9 +10,9 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from kdpl.data.names import Names, places, unlisted
+from kdpl.data.shards.pieces import Indices
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
-from kdpl.shards.pieces import Indices
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 

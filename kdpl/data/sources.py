@@ -12,10 +12,10 @@ from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, distinct
+from kdpl.data.shards.reader import ShardImage
 from kdpl.data.splits import Reader
 from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
 from kdpl.errors import DataError
-from kdpl.shards.reader import ShardImage
 
 
 @dataclass
@@ -51,7 +51,7 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
     # imports torch, which takes seconds; find_files needs none of it
-    from kdpl.shards.index import index_shards
+    from kdpl.data.shards.index import index_shards
 
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if not files:

@@ -16,6 +16,7 @@ from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
+from kdpl.data.shards.reader import ShardImage
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError, DataError
@@ -26,7 +27,6 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
-from kdpl.shards.reader import ShardImage
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 

@@ -61,7 +61,7 @@ def compare(
 
 
 def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
-    from kdpl.benchmark.formats import escape_markdown
+    from kdpl.runtime.markdown import escape_markdown
 
     if ending == ".md":
         return "\n".join([*_lines(records, escape_markdown), *(f"\n{escape_markdown(note)}" for note in notes), ""])
@@ -76,7 +76,7 @@ def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
 
 def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
     """Lay records out as a Markdown table whose columns are as wide as their texts."""
-    from kdpl.benchmark.formats import markdown_rows
+    from kdpl.runtime.markdown import markdown_rows
 
     lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]
     for each in records:

@@ -10,35 +10,38 @@ from typing import Any
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kdpl.doubt.calibration import calibrate
-from kdpl.doubt.rejection import rejection
 from kdpl.errors import KdplError
-from kdpl.refinement.section import refined_targets
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
+from kdpl.report.refined import refined_targets
 from kdpl.report.run_folder import Run
+from kdpl.report.section import Section
 from kdpl.report.training import learning_curves, training
+from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
 from kdpl.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
+# as they are made; the page has its own order
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     **{"training": training, "refined": refined_targets, "accuracy": accuracies, "classes": classes},
-    "confusions": confusions,
-    **{"calibration": calibrate, "rejection": rejection, "disagreement": find_examples},
-    **{"curves": learning_curves, "cost": costs},
+    **{"confusions": confusions, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
 }
 
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
-    sections = {name: _section(make, run) for name, make in _SECTIONS.items()}
-    return fill("report.html.jinja", sections=sections, untuned=run.untuned, name=run.folder.resolve().name)
+    rooms: dict[str, Section] = plugins.load_all("report")
+    makers = _SECTIONS | {name: section.make for name, section in rooms.items()}
+    sections = {name: _section(make, run) for name, make in makers.items()}
+    name = run.folder.resolve().name
+    return fill("report.html.jinja", sections=sections, rooms=rooms, untuned=run.untuned, name=name)
 
 
 def fill(template: str, **values: Any) -> str:
     """Fill in the template of a page, with its style and its one script."""
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    folders = [_TEMPLATES, *(section.template.parent for section in values.get("rooms", {}).values())]
+    environment = Environment(loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count, "of": _of}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")

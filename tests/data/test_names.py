@@ -10,9 +10,9 @@ from kdpl import DomainDataModule
 from kdpl.data import names as module
 from kdpl.data.names import Names, distinct, places, unlisted
 from kdpl.data.sampling import share_of
+from kdpl.data.shards.reader import ShardImage
 from kdpl.data.sources import find_unlabeled
 from kdpl.runtime.resizing import Resizing
-from kdpl.shards.reader import ShardImage
 
 # any text that Python has, lone surrogates and empty names among it
 paths = st.lists(st.text(st.characters(exclude_characters="\0") | st.just("/"), max_size=9), max_size=9)

@@ -19,6 +19,7 @@ from kdpl.clip.torch_files import read_torch_file
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
+from kdpl.data.shards.archive import unpack
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError
@@ -27,7 +28,6 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.target import Moved, PoolTargets
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
-from kdpl.shards.archive import unpack
 from kdpl.watch.image_sample import ImageSample
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))

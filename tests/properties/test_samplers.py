@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kdpl.data.loader import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import generator
-from kdpl.shards.pieces import WINDOW
+from kdpl.data.shards.pieces import WINDOW
 
 
 def in_pieces(sizes):

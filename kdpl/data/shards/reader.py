@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset format: indexed once, then read one image at a time, never unpacked.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: a view is one read of an
-image's own bytes, or of the piece of its shard that ``kdpl/shards/pieces.py`` gives it.
+image's own bytes, or of the piece of its shard that ``kdpl/data/shards/pieces.py`` gives it.
 """
 
 import gzip
@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, Literal
 
+from kdpl.data.shards.spool import Piece, read_within
 from kdpl.data.storage import is_below, is_image, read
 from kdpl.errors import DataError, reason
-from kdpl.shards.spool import Piece, read_within
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 LARGEST_IMAGE = 2**29

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpl.data.names import Names
-from kdpl.shards.reader import ShardImage
-from kdpl.shards.spool import Piece
+from kdpl.data.shards.reader import ShardImage
+from kdpl.data.shards.spool import Piece
 
 WINDOW = 64
 """Pieces whose images are mixed with each other."""

@@ -6,8 +6,8 @@ from rich.console import Console
 from runs import DATA, SHORT, STUDENT, TEACHER, error_line, files_of
 
 from kdpl.__main__ import main
+from kdpl.cli.refine import _show
 from kdpl.refinement import callback as refine_pool
-from kdpl.refinement.command import _show
 from kdpl.refinement.target import PoolTargets
 from kdpl.runtime.run_folder import POOL_TARGETS_FILE
 

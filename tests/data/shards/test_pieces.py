@@ -22,11 +22,11 @@ from kdpl import DomainDataModule
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
+from kdpl.data.shards import pieces, spool
+from kdpl.data.shards.pieces import WINDOW, InPieces
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
-from kdpl.shards import pieces, spool
-from kdpl.shards.pieces import WINDOW, InPieces
 
 IMAGE = 3000  # bytes
 

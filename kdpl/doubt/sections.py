@@ -1,0 +1,12 @@
+"""The sections of the report on calibration and rejection; entry points of ``kdpl.report``."""
+
+from pathlib import Path
+
+from kdpl.doubt.calibration import calibrate
+from kdpl.doubt.rejection import rejection
+from kdpl.report.section import Section
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+CALIBRATION = Section("Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False)
+REJECTION = Section("Rejection", rejection, _TEMPLATES / "rejection.html.jinja", "calibration")
