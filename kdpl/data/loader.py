@@ -26,7 +26,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     and it is kept, filled up from the start of the order so that every process gets as many images.
 
     The order is a uniform permutation, but of more than ``WINDOW`` pieces of shards, whose first images are ``pieces``,
-    it is that of ``kdpl.data.shards.pieces.shuffle``. With ``labels``, it is that of ``kdpl.data.sampling.balanced``: as
+    it is ``kdpl.data.shards.pieces.shuffle``. With ``labels``, it is that of ``kdpl.data.sampling.balanced``: as
     many images, some of them several times and others not at all.
 
     The epoch travels with the index, so that worker processes, persistent ones too, know it. For an image that comes
