@@ -1,5 +1,6 @@
 import os
 from functools import cache
+from importlib.util import find_spec
 
 # before open_clip is imported: no test may reach for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,15 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def _registered_models():
     world.register()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief_timing_of_encoders():
+    """Reports measure how fast encoders are in a few rounds, not for two seconds each; tests read no such number."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("kdpl.report") is not None:
+            patch.setattr("kdpl.report.cost._SECONDS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

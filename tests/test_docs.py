@@ -226,6 +226,18 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
     assert similar.startswith("query.jpg is most similar to photos/5.png ")
 
 
+def run_without(packages, script, image, monkeypatch, capsys):
+    """Run a script on an image in its folder, where it cannot import these packages; returns the lines it prints."""
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.chdir(image.parent)
+        patch.setattr(sys, "argv", ["script.py", image.name])
+        for package in packages:
+            patch.setitem(sys.modules, package, None)
+        exec(compile(script, "deployment.md", "exec"), {})  # noqa: S102
+    return capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("decoding", "way"),
     [
@@ -236,7 +248,9 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
         (PUBLISHED, {"resize_mode": "border", "crop_pct": 0.8}),
     ],
 )
-def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, way, classifier, tmp_path):
+def test_the_script_without_torch_makes_the_classifiers_predictions(
+    decoding, way, classifier, tmp_path, monkeypatch, capsys
+):
     given, folder = Classifier.load(classifier), tmp_path / "classifier"
     tower = given.encoder.tower.module
     tower.preprocessing = replace(tower.preprocessing, **way)
@@ -255,9 +269,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, wa
     assert main(["export", str(folder), "--format=onnx", f"--out={tmp_path}/classifier.onnx"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     pictures = [tmp_path / "0.png", odd_photo(tmp_path / "1.png", 101, 64)]
-    forbidding = "import sys; sys.modules.update(torch=None, torchvision=None, kdpl=None)\n"
-    script = forbidding + python_of("deployment.md", "onnxruntime")
-    read = Classifier.load(folder)
+    script, read = python_of("deployment.md", "onnxruntime"), Classifier.load(folder)
     for path in pictures:
         ((expected,),), ((accepted,),) = (
             read.predict([path]),
@@ -268,9 +280,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, wa
             predict(read, [path], sets=0.9),
         )
         ((of_class,),) = predict(read, [path], max_error=0.1, per_class=True)
-        command = [sys.executable, "-c", script, path.name]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        first, *doubt, shown, unknown = done.stdout.splitlines()
+        first, *doubt, shown, unknown = run_without(("torch", "torchvision", "kdpl"), script, path, monkeypatch, capsys)
         name, probability = first.rsplit(maxsplit=1)
         assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
         decided = ["rejected" if each.class_name is None else "accepted" for each in (accepted, of_class)]
@@ -287,7 +297,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(decoding, wa
         pytest.param("executorch", "classifier.pte", "executorch", marks=pytest.mark.slow),
     ],
 )
-def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classifier, tmp_path):
+def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classifier, tmp_path, monkeypatch, capsys):
     assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     imports, loading, call = python_of("deployment.md", word).split("\n\n")
@@ -295,12 +305,9 @@ def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classif
     script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
     script, called = re.subn(r"found = session.*\noutputs = .*\n", lambda _: call, script)
     assert (made, called) == (1, 1)
-    script = f"import sys; sys.modules.update(onnxruntime=None, kdpl=None)\n{script}"
-    command = [sys.executable, "-c", script, "0.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, *_, unknown = run_without(("onnxruntime", "kdpl"), script, tmp_path / "0.png", monkeypatch, capsys)
     read = Classifier.load(classifier)
     ((expected,),) = read.predict([tmp_path / "0.png"])
-    first, *_, unknown = done.stdout.splitlines()
     name, probability = first.rsplit(maxsplit=1)
     assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
     assert float(unknown) == pytest.approx(none_of_these(read, [tmp_path / "0.png"]).item(), abs=1e-4)

@@ -3,7 +3,9 @@
 docs/template.md lists the groups. The core names no room: it asks here what is installed.
 """
 
-from importlib.metadata import EntryPoint, entry_points
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +17,14 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
     Those of a room whose folder was removed are left out, also before kdpl is installed again.
     """
-    found = sorted(entry_points(group=f"kdpl.{group}"), key=lambda entry: entry.name)
+    found = sorted(_installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name)
     return {entry.name: entry for entry in found if _is_there(entry.module)}
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - what is found depends on it
+    # reads a file of each installed package, and a command asks about ten times
+    return entry_points()
 
 
 def load(group: str, name: str) -> Any:

@@ -30,7 +30,9 @@ RUN = ["run", *DATA, *STAGES, *SHORT]
 
 
 def run_into(out, *more):
-    return main([*RUN, "--shots=0", f"--out={out}", *more])
+    views = out.parent / "views.yaml"
+    views.write_text("model: {init_args: {refinement: {views: 2}}}")
+    return main([*RUN, "--shots=0", f"--student={views}", f"--out={out}", *more])
 
 
 @pytest.fixture(scope="module")
