@@ -52,11 +52,12 @@ def test_every_folder_and_file_is_of_the_core_or_a_room_and_the_core_is_short():
 
 
 def test_the_core_imports_no_room_and_a_room_those_that_it_names():
+    # kdpl.doubt.report, say, is what the report shows of doubt, and loaded by it alone
     rooms_of = {module: {room_of(other) for other in others} & ROOMS.keys() for module, others in IMPORTS.items()}
     wrong = [
         f"{module} imports {room}"
         for module, rooms in rooms_of.items()
-        for room in rooms - {room_of(module), *ROOMS.get(room_of(module), [])}
+        for room in rooms - {room_of(module), *ROOMS.get(room_of(module), []), *module.split(".")[2:3]}
     ]
     assert wrong == []
 

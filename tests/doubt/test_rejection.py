@@ -11,7 +11,7 @@ from report_pages import Page, make, put_together
 
 from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.rejection import rejection
+from kdpl.doubt.report.rejection import rejection
 from kdpl.errors import ArtifactError
 from kdpl.runtime.predictions import read_predictions
 

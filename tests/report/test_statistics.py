@@ -3,8 +3,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from kdpl.doubt.calibration import calibration_error, reliability
 from kdpl.doubt.held_out import TEMPERATURES, fit_temperature
+from kdpl.doubt.report.calibration import calibration_error, reliability
 from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, wilson
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdpl.doubt.calibration import calibrate
-from kdpl.doubt.rejection import rejection
+from kdpl.doubt.report.calibration import calibrate
+from kdpl.doubt.report.rejection import rejection
 from kdpl.report.section import Section
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kdpl.doubt.calibration import Bools, Floats
 from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores, held_out_of
+from kdpl.doubt.report.calibration import Bools, Floats
 from kdpl.errors import ArtifactError, ConfigError, KdplError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.charts import line_chart
