@@ -1,6 +1,7 @@
 """The rooms of the package: imports go down, never in a circle, and only clip/ knows open_clip."""
 
 import ast
+import re
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -81,3 +82,13 @@ def test_only_the_clip_room_imports_open_clip():
     users = {room_of(m) for m, others in ALL_IMPORTS.items() if any(o.split(".")[0] == "open_clip" for o in others)}
     # the miniature CLIPs are pretrained with open_clip's own model
     assert users <= {"clip", "tiny"}
+
+
+def test_the_page_on_rooms_lists_them_with_what_goes_with_each_and_their_lines():
+    page = (ROOT.parent / "docs" / "template.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert {room for room, _, _ in rows} == ROOMS.keys()
+    for room, with_it, lines in rows:
+        assert {other for other, needed in ROOMS.items() if room in needed} == set(re.findall(r"`(\w+)`", with_it))
+        counted = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / room).rglob("*.py"))
+        assert abs(int(lines.replace(",", "")) - counted) <= max(50, 0.1 * counted), (room, counted)
