@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 from kdpl.errors import ConfigError, reason
 
@@ -24,7 +24,7 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 @cache
 def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - what is found depends on it
     # reads a file of each installed package, and a command asks about ten times
-    return entry_points()
+    return cast(EntryPoints, entry_points())
 
 
 def load(group: str, name: str) -> Any:
