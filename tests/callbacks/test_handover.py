@@ -84,7 +84,7 @@ def test_a_finished_fit_hands_over_its_result_once(epochs, callbacks, options, n
     assert teacher.frozen == 1
     vectors = ClassVectors.load(tmp_path / FILES[0])
     assert vectors.class_names == world.NAMES
-    assert vectors.teacher == TunedPrompts.load(tmp_path / FILES[2]).teacher
+    assert vectors.teacher == TunedPrompts.load(tmp_path / FILES[1]).teacher
 
 
 @pytest.mark.parametrize("handover", [FreezeClassVectors, SaveClassifier])

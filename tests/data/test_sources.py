@@ -4,11 +4,11 @@ import tarfile
 
 import pytest
 import world
-from kdpl.shards import index as shard_index
 from runs import noise
 from zoo import add, encoded, write_shard
 
 from kdpl.classifier.sources import read_items
+from kdpl.data.shards import index as shard_index
 from kdpl.data.shards.index import INDEX_FILE, index_shards
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import ConfigError, DataError

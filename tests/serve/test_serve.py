@@ -270,7 +270,8 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
     assert "422" not in operation["responses"]
     model = client.get("/info").json()["model"]
     assert model["names"] == list(Classifier.load(sure).class_names)
-    assert model["rule"] == {"temperature": 1.0, "threshold": 0.0, "set_threshold": None, "class_thresholds": None}
+    thresholds = {"threshold": 0.0, "set_threshold": None, "class_thresholds": None}
+    assert model["rule"] == {"temperature": 1.0, **thresholds, "scores": []}
 
 
 def test_the_limits_are_shown_as_the_options_gave_them(sure):

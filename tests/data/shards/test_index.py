@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdpl.shards import index as shard_index
 from zoo import write_shard
 
+from kdpl.data.shards import index as shard_index
 from kdpl.data.shards.index import INDEX_FILE, index_shards
 from kdpl.errors import DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
