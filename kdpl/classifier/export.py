@@ -1,10 +1,11 @@
 """Export of a classifier to a file that runs without kdpl: what is in it, and how it is checked; by torch.export."""
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import Literal, NamedTuple
 
@@ -87,11 +88,12 @@ def program(classifier: Classifier, input_type: InputType, batch: int | None = N
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back warnings of exporters, which are about their own insides, and gradients."""
+    """Keep back what exporters print and warn of, which is about their own insides, and gradients."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # the calibration prints its progress, and onnxscript before 0.7 how many rules it applied
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,8 +1,6 @@
 """ONNX files of a classifier with products in 16 or in 8 bits."""
 
-import io
 import tempfile
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +52,7 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
             batch = next(self.left, None)
             return None if batch is None else {INPUT: as_input(batch, input_type).numpy()}
 
-    # the calibration prints its progress
-    with tempfile.TemporaryDirectory() as scratch, quiet(), redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         plain, folded = Path(scratch) / "float.onnx", Path(scratch) / "folded.onnx"
         write_onnx(classifier, input_type, plain)
         # folds slices of weights, and infers shapes
