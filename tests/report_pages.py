@@ -4,7 +4,6 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import pandas
 import pytest
 import yaml
 
@@ -41,6 +40,7 @@ def put_together(folder, teacher_run, student_run):
 def rename_classes(folder, old, new):
     """Rename the classes in a run's predictions and in its classifier."""
     names = dict(zip(old, new, strict=True))
+    pandas = pytest.importorskip("pandas")
     for file in folder.rglob("test_predictions.csv"):
         table = pandas.read_csv(file, dtype=str)
         table.replace({"label": names, "prediction": names}).to_csv(file, index=False)

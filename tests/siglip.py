@@ -4,10 +4,9 @@ import json
 from typing import NamedTuple
 
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig
 
 SIZE = 32
 WORDS = "a photo of the sea horse crab blue whale zero one two three four five six seven eight nine"
@@ -55,7 +54,7 @@ BERT = {
 
 def write_with_bert(path, vision=None):
     """Write a CLIP whose text tower is a BERT by its name on the hub, with all that it needs in the folder."""
-    BertConfig(**BERT).save_pretrained(path)
+    pytest.importorskip("transformers").BertConfig(**BERT).save_pretrained(path)
     text = {"hf_model_name": "somebody/bert", "hf_pooler_type": "cls_pooler", "hf_proj_type": "mlp"}
     built = {"hf_model_name": str(path), "hf_model_pretrained": False}
     return write_siglip(path, vision, built, **text)
@@ -67,6 +66,7 @@ def write_siglip(path, vision=None, built=None, **text):
     ``vision`` takes the place of the image tower's settings, and ``text`` are some of the text tower's; the weights are
     those of a model with the settings in ``built`` in its text tower.
     """
+    pytest.importorskip("transformers")
     path.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, "vision_cfg": vision or CONFIG["vision_cfg"], "text_cfg": {**_TEXT, **text}}
     about = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
@@ -81,6 +81,9 @@ def write_siglip(path, vision=None, built=None, **text):
 
 
 def _write_tokenizer(path):
+    # of the extra transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
     ids = {word: number for number, word in enumerate(["<unk>", "</s>", *WORDS.split()])}
     tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

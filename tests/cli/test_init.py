@@ -6,8 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -258,7 +256,9 @@ def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys)
 def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, tmp_path):
     table, out = pets_table(tmp_path), tmp_path / "out"
     (tmp_path / "photos/dog/5.png").write_bytes(b"")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_of(table)), tmp_path / "mine.parquet")
+    if name == "mine.parquet":
+        rows = pytest.importorskip("pyarrow").Table.from_pylist(rows_of(table))
+        pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / name)
     assert init(tmp_path / name, out) == 0
     splits = splits_of(out)
     assert [Path(record.source).name for record in splits.test] == ["0.png", "0.png"]

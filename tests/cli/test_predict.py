@@ -6,13 +6,11 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
 import world
 from PIL import Image
 from runs import refused, start_process
-from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
@@ -25,7 +23,7 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     (folder / "b" / "deep").mkdir(parents=True)
     for i, name in enumerate(["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]):
-        Image.fromarray((load_digits().images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
+        Image.fromarray((pytest.importorskip("sklearn.datasets").load_digits().images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder
 
@@ -180,7 +178,7 @@ def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(classi
     paths = [row["path"].removeprefix(f"{tmp_path}/") for row in found]
     assert paths == ["empty.png", "s.tar/in/1.jpg", "caf\\xe9.png", f"{digits}/z.png", "gone.png"]
     assert [bool(row["error"]) for row in found] == [True, False, False, False, True]
-    table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "t.parquet").to_pylist()
     for row, expected in zip(table, found, strict=True):
         assert list(row) == list(expected)
         assert {k: "" if v is None else f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} == expected

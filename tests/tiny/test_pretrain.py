@@ -12,6 +12,9 @@ from kdpl.tiny.glyphs import CLASSES, FONTS, augment, render_bank
 from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
 from kdpl.tiny.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
 
+# the first that ships all fonts
+pytest.importorskip("matplotlib", minversion="3.11")
+
 SHORT = replace(RECIPES["tiny-student"], steps=3, agreement_steps=2, batch_size=8)
 PLAIN = 4 * len(PLAIN_TEMPLATES)
 tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from kdpl.errors import DataError
+
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique")),
@@ -23,11 +25,14 @@ _NO_CHARACTER = "\uffff"  # unassigned: every font draws its symbol for a missin
 
 @cache
 def load_font(name: str) -> ImageFont.FreeTypeFont:
-    """Load one of matplotlib's fonts by its file's name; ImportError if matplotlib is not installed."""
+    """Load one of matplotlib's fonts by its file's name; DataError if it is too old to have it."""
     # in the extra quickstart
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", _FONT_SIZE)
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    if not file.exists():
+        raise DataError(f"matplotlib {matplotlib.__version__} lacks the font {name}: install matplotlib 3.11 or newer")
+    return ImageFont.truetype(file, _FONT_SIZE)
 
 
 def draw_glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:

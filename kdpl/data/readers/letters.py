@@ -46,6 +46,8 @@ class Letters(Reader):
 def read_letters() -> Splits:
     """1,560 training, 260 validation and 1,300 test images; DataError if the extra quickstart is not installed."""
     _photographs()
+    for font in FONTS:
+        load_font(font)
     train, val, test = (
         tuple(Record(f"letters/{i // 26:03d}/{CLASS_NAMES[i % 26][-1]}", i % 26) for i in range(26 * first, 26 * end))
         for first, end in pairwise(_FIRST_WRITERS)

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from kdpl import DomainDataModule
-from kdpl.data.readers import letters
+from kdpl.data.readers import fonts, letters
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
 from kdpl.tiny.glyphs import CLASSES
+
+# the first that ships all fonts
+pytest.importorskip("matplotlib", minversion="3.11")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,13 @@ def test_without_the_extra_quickstart_reading_is_refused(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(letters, "_photographs", letters._photographs.__wrapped__)
     with pytest.raises(DataError, match=r"dataset letters needs .*: pip install 'kdpl\[quickstart\]'$"):
+        letters.read_letters()
+
+
+def test_a_matplotlib_that_lacks_a_font_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
+    monkeypatch.setattr(letters, "load_font", fonts.load_font.__wrapped__)
+    with pytest.raises(DataError, match=r"matplotlib \S+ lacks the font DejaVuSans: install matplotlib 3.11 or newer$"):
         letters.read_letters()
 
 

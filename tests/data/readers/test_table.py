@@ -3,8 +3,6 @@ import sys
 
 import pytest
 import world
-from pyarrow.csv import ConvertOptions, read_csv
-from pyarrow.parquet import write_table
 from runs import noise
 
 from kdpl.data.readers.table import Table
@@ -25,8 +23,9 @@ def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabel
     file = tmp_path / f"labels.{kind}"
     (tmp_path / "labels.csv").write_text(ROWS)
     if kind == "parquet":
-        rows = read_csv(tmp_path / "labels.csv", convert_options=ConvertOptions(strings_can_be_null=True))
-        write_table(rows, file)
+        csv, parquet = (pytest.importorskip(f"pyarrow.{name}") for name in ("csv", "parquet"))
+        options = csv.ConvertOptions(strings_can_be_null=True)
+        parquet.write_table(csv.read_csv(tmp_path / "labels.csv", convert_options=options), file)
     (tmp_path / "more").mkdir()
     noise(4, 4).save(tmp_path / "more/x.png")
     for more, further in ((None, []), (str(tmp_path / "more"), ["more/x.png"])):
