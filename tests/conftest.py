@@ -18,6 +18,7 @@ from kdpl.data.readers import digits
 IMPORTED = {
     "hypothesis": ["data/test_names.py", "properties"],
     "litserve": ["serve"],
+    "matplotlib": ["report/test_pictures.py"],
     "onnxruntime": ["formats/test_export.py"],
     "sklearn": ["data/readers/test_digits.py", "report/test_baselines.py", "test_benchmarks.py"],
 }

@@ -63,10 +63,29 @@ def test_every_dependency_has_a_floor_and_its_reason_above_it():
     assert [each for _, each in found if ">=" not in each and not each.startswith("kdpl[")] == []
 
 
+# extras that an environment lacks on purpose, or dev for all: make base and make floors say so
+WITHOUT = os.environ.get("KDPL_WITHOUT", "").split()
+
+
+def is_installed(name):
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+@pytest.mark.skipif("dev" in WITHOUT, reason="this environment has no extra")
+def test_the_environment_has_every_extra_so_that_no_test_is_skipped():
+    extras = PYPROJECT["project"]["optional-dependencies"].items()
+    names = {name_of(each) for extra, group in extras if extra not in WITHOUT for each in group}
+    assert {name for name in names if not is_installed(name)} == set()
+
+
 # its classes are those of an extra's; nothing imports it before its command is called
 OF_AN_EXTRA = "kdpl.serve"
 
 
+@pytest.mark.skipif("dev" in WITHOUT, reason="needs the packages of all extras")
 def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():
     project = PYPROJECT["project"]
     core = {name_of(each) for each in project["dependencies"]}

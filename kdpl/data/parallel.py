@@ -23,7 +23,9 @@ def progress_bar(shown: bool = True) -> Progress:
     """A bar with a title, counts and the remaining time, on a terminal's standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    # before 14.3, rich ends even a bar that is not shown with an empty line
+    console.quiet = not (shown and console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=console.quiet)
 
 
 def in_parallel(

@@ -26,9 +26,10 @@ def names_in(folder):
 
 
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(tables, "_ROW_GROUP", 2)
     write_table(tmp_path / "t.parquet", iter(ROWS), columns(1))
-    assert pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "t.parquet").to_pylist() == ROWS
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
 
 
 def test_a_journal_keeps_rows_and_becomes_the_table(out):

@@ -78,6 +78,7 @@ def test_a_bug_is_not_hidden(error, monkeypatch):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_knows_commands_and_options(shell, capsys):
+    pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     out = capsys.readouterr().out
     for word in ("class-vectors", "predict", "checkpoint_every", "top-k"):

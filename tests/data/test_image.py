@@ -63,6 +63,8 @@ def test_transparent_pixels_are_mixed_with_the_background_and_opaque_ones_stay(m
     pixels[..., 3] *= draw.integers(0, 2, (64, 64), dtype=np.uint8)
     pixels[:32, :, 3] = 255
     image = Image.fromarray(pixels).convert(mode)
+    if mode == "PA":  # for which Pillow before 12 makes all opaque
+        image.putalpha(Image.fromarray(pixels[..., 3]))
     seen = np.asarray(image.convert("RGBA")).astype(float)
     alpha = seen[..., 3:] / 255
     found = np.asarray(Decoding(background).to_rgb(image)).astype(float)
@@ -85,7 +87,11 @@ def grey_of(folder, values, name="deep.tif", **tags):
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.ppm"])
 def test_of_16_bits_the_upper_byte_is_taken(name, tmp_path):
-    assert np.array_equal(grey_of(tmp_path, DEEP, name), DEEP >> 8)
+    if name == "deep.ppm":  # which Pillow reads, but does not write before 11
+        (tmp_path / name).write_bytes(b"P5 256 256 65535\n" + DEEP.astype(">u2").tobytes())
+        assert np.array_equal(np.asarray(open_image(str(tmp_path / name)))[..., 0], DEEP >> 8)
+    else:
+        assert np.array_equal(grey_of(tmp_path, DEEP, name), DEEP >> 8)
 
 
 # 281 is MaxSampleValue: the largest value of a camera, or of an image

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 from runs import fit_teacher, noise
 from runs import test as run_test
@@ -98,10 +99,8 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
 
 
 def test_characters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypatch, capsys):
-    manager = pytest.importorskip("matplotlib.font_manager")
-    other = manager.findfont("STIXGeneral")
-    default = manager.get_font(manager.findfont("DejaVu Sans"))
-    lacking = set(manager.get_font(other).get_charmap()) - set(default.get_charmap())
+    other = findfont("STIXGeneral")
+    lacking = set(get_font(other).get_charmap()) - set(get_font(findfont("DejaVu Sans")).get_charmap())
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [other])
     assert font_families(("cat", chr(min(lacking)))) == ["DejaVu Sans", "STIXGeneral"]
     assert not capsys.readouterr().err

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from kdpl.data.names import ROW, Names, folder_of
+from kdpl.data.parallel import progress_bar
 from kdpl.data.shards.reader import UNREADABLE, ShardImage, images_of, open_tar
 from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
 from kdpl.errors import ArtifactError, DataError, reason
@@ -37,13 +36,12 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
 
     DataError if a shard does not exist, is compressed or damaged, or has no image.
     """
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
         indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         found = zip(new, pool.map(_look_through, new), strict=True)
-        shown = track(found, "shards", len(new), console=console, transient=True, disable=not console.is_terminal)
+        shown = progress.track(found, len(new), description="shards")
         changed, due = set[str](), _BLOCK
         for done, (shard, images) in enumerate(shown, start=1):
             indices[folder_of(shard)][shard] = stamps[shard], images
