@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table targets bench test check-slow soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table targets bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -48,6 +48,16 @@ test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_
 
 check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
+
+# environments of their own: .venv-base and .venv-floors
+base: ## run the tests that need the base installation alone, without any extra
+	@$(MAKE) --no-print-directory VENV=$(VENV)-base $(VENV)-base/.created
+	@$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-xdist
+	@KDPL_WITHOUT=dev $(VENV)-base/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+floors: ## run the tests with the oldest versions that pyproject.toml allows
+	@$(MAKE) --no-print-directory VENV=$(VENV)-floors $(VENV)-floors/.created
+	@$(VENV)-floors/bin/python tests/floors.py $(TESTS)
 
 soak: $(WITH_DEV) ## kill the quickstart 20 times at random: the results must be the same; SOAK="--kills 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)

@@ -148,7 +148,8 @@ def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(ending, 
     np.testing.assert_allclose(np.delete(found, 17, axis=0), expected, atol=1e-5)
     assert np.isnan(found[17]).all()
     if ending == ".parquet":
-        assert pytest.importorskip("pyarrow.parquet").read_table(file)["path"].to_pylist() == [str(path) for path in paths]
+        table = pytest.importorskip("pyarrow.parquet").read_table(file)
+        assert table["path"].to_pylist() == [str(path) for path in paths]
     assert sorted(path.name for path in tmp_path.glob("*.partial")) == []
 
 

@@ -22,8 +22,9 @@ def digits(tmp_path_factory):
     """A folder of five digits, some of them in subfolders, with a file that is not an image."""
     folder = tmp_path_factory.mktemp("digits")
     (folder / "b" / "deep").mkdir(parents=True)
+    images = pytest.importorskip("sklearn.datasets").load_digits().images
     for i, name in enumerate(["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]):
-        Image.fromarray((pytest.importorskip("sklearn.datasets").load_digits().images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
+        Image.fromarray((images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder
 

@@ -1,0 +1,56 @@
+"""Run the tests with the oldest versions that pyproject.toml allows: ``make floors``.
+
+Installs kdpl with all extras into the environment of this Python, each package at its floor. Executorch pins packages
+that the other extras leave open, so it is installed over them, and tested, at the end.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+APART = "executorch"
+ABOVE_FLOOR = {"numpy", "scikit-learn"}
+"""What executorch needs in a newer version than the rest."""
+
+
+def floors(requirements):
+    """The oldest version of each package by its name; ``kdpl[extra]`` has none."""
+    found = (re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", each) for each in requirements)
+    return {match[1].lower(): match[2] for match in found if match}
+
+
+def install(requirements, versions):
+    """Install requirements with these versions, and let pip choose those of all other packages."""
+    constraints = Path(sys.prefix) / "floors.txt"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    subprocess.run([*pip, "--constraint", constraints, "--editable", *requirements], cwd=ROOT, check=True)
+
+
+def run_pytest(*options, without=""):
+    """Run pytest, and return its exit code."""
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", *options]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "KDPL_WITHOUT": without}, check=False).returncode
+
+
+def main(paths):
+    """Install, test, and return 0 if all tests passed; ``paths`` are those of tests."""
+    versions = floors([*PROJECT["dependencies"], *(each for group in EXTRAS.values() for each in group)])
+    tools = [each for each in EXTRAS["dev"] if not each.startswith("kdpl[")]
+    others = ",".join(extra for extra in EXTRAS if extra not in {"dev", APART})
+    install([f".[{others}]", *tools], {name: each for name, each in versions.items() if name != APART})
+    code = run_pytest("-n", "2", "--dist", "loadfile", *paths, without=APART)
+
+    install([f".[{others},{APART}]"], {name: each for name, each in versions.items() if name not in ABOVE_FLOOR})
+    return code or run_pytest("-k", APART, "tests/formats", "tests/cli/test_export.py")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
