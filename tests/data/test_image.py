@@ -1,3 +1,4 @@
+import re
 import struct
 import subprocess
 import sys
@@ -175,8 +176,10 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_size_and_a_large_one_open
         for limit in ("1000000", "700000")
     )
     assert (large.returncode, large.stderr) == (0, "")
-    said = f"DataError: image {file} has 1500 × 1000 pixels, expected at most 1 million: scale it down"
-    assert too_large.stderr.splitlines()[-1].endswith(said)
+    # Pillow 13 does not open a WebP image of too many pixels even for its size
+    size = "1500 × 1000|too many" if ending == "webp" else "1500 × 1000"
+    said = rf"DataError: image {file} has ({size}) pixels, expected at most 1 million: scale it down$"
+    assert re.search(said, too_large.stderr.splitlines()[-1])
 
 
 # where the pixels of an image lie in what is stored: EXIF 2.32, section 4.6.5
