@@ -130,6 +130,7 @@ def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
 
 @pytest.mark.parametrize(("share", "others"), [(0.25, 233), (0.5, 700)])
 def test_a_messy_pool_has_all_digits_and_as_many_others_of_each_kind(share, others):
+    pytest.importorskip("matplotlib", minversion="3.11")
     pool = MessyDigits(["letters", "textures"], share).read()
     kinds = Counter(source.partition("/")[0] for source in pool.unlabeled)
     assert kinds["digits"] == len(pool.train) == 700

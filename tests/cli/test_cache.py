@@ -71,7 +71,10 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     assert fill(teacher_run, filled, "--trainer.max_epochs=1", "--views=2") == 0
     assert fill(teacher_run, filled, "--views=3") == 1
     error_line(capsys, f"the teacher cache {filled} has 2 views of each image, expected 3: ")
-    assert files_of(filled) == before
+    after = files_of(filled)
+    # whose time changes whenever an older filelock takes it
+    before.pop(".lock"), after.pop(".lock")
+    assert after == before
 
 
 def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):

@@ -32,7 +32,7 @@ def load_font(name: str) -> ImageFont.FreeTypeFont:
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not file.exists():
         raise DataError(f"matplotlib {matplotlib.__version__} lacks the font {name}: install matplotlib 3.11 or newer")
-    return ImageFont.truetype(file, _FONT_SIZE)
+    return ImageFont.truetype(str(file), _FONT_SIZE)
 
 
 def draw_glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
