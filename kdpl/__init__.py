@@ -3,9 +3,9 @@
 The public names load on first use, so that ``import kdpl`` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kdpl.runtime.lazy import lazily
 from kdpl.version import __version__
 
 if TYPE_CHECKING:
@@ -28,18 +28,15 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
-    "ClassVectors": "kdpl.class_vectors",
-    "Classifier": "kdpl.classifier",
-    "DomainDataModule": "kdpl.data.datamodule",
-    "FreezeClassVectors": "kdpl.callbacks.handover",
-    "KdplError": "kdpl.errors",
-    "StudentDistillation": "kdpl.student",
-    "TeacherPromptTuning": "kdpl.teacher",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'kdpl' has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "ClassVectors": "class_vectors",
+        "Classifier": "classifier",
+        "DomainDataModule": "data.datamodule",
+        "FreezeClassVectors": "callbacks.handover",
+        "KdplError": "errors",
+        "StudentDistillation": "student",
+        "TeacherPromptTuning": "teacher",
+    },
+)

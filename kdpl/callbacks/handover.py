@@ -34,12 +34,16 @@ class Handover(Callback):
             return
         self._written = True
         if not _is_finished(trainer):
-            warn("training ended early: rerun the same command to resume; nothing was handed over")
+            self.ended_early()
             return
         self.write(trainer, pl_module, Path(trainer.default_root_dir))
         trainer.strategy.barrier("kdpl handover")
 
     on_fit_end = on_train_end
+
+    def ended_early(self) -> None:
+        """Say that nothing is written; a room that writes beside a stage's own result says nothing."""
+        warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:

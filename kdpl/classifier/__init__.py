@@ -3,25 +3,24 @@
 The public names load on first use: commands look for bad input before they import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdpl.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from kdpl.classifier.decision import DecisionRule, Predicted, Prediction
     from kdpl.classifier.model import Classifier, Precision
 
-_HOMES = {
-    "Classifier": "model",
-    "DecisionRule": "decision",
-    "Precision": "model",
-    "Predicted": "decision",
-    "Prediction": "decision",
-}
 
 __all__ = ["Classifier", "DecisionRule", "Precision", "Predicted", "Prediction"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"kdpl.classifier.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'kdpl.classifier' has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "Classifier": "model",
+        "DecisionRule": "decision",
+        "Precision": "model",
+        "Predicted": "decision",
+        "Prediction": "decision",
+    },
+)

@@ -66,8 +66,6 @@ class BulkPrediction:
         precision: Precision,
         rule: DecisionRule = DecisionRule(),
     ) -> None:
-        if rule.set_threshold is not None and top_k > 1:
-            raise ConfigError("sets list as many classes as an image needs: leave out --top-k")
         self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()

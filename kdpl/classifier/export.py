@@ -140,7 +140,8 @@ class Difference(NamedTuple):
 @torch.inference_mode()
 def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputType) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
-    graph, largest = _Graph(classifier), torch.zeros(len(outputs(classifier)))
+    names = outputs(classifier)
+    graph, largest = _Graph(classifier), torch.zeros(len(names))
     same = same_side = 0
     for batch in torch.split(images, _CHECKED_AT_ONCE):
         expected, found = graph(batch), run(as_input(batch, input_type))
@@ -150,8 +151,7 @@ def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputT
         same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0
         differences = [(one - other).abs().max() for one, other in zip(expected, found, strict=True)]
         largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
-    if len(largest) == len(OUTPUTS):
-        return Difference(len(images), same, float(largest[0]))
-    return Difference(
-        len(images), same, float(largest[0]), float(largest[2:].max()), same_side, ", ".join(outputs(classifier)[2:])
-    )
+    difference = Difference(len(images), same, float(largest[0]))
+    if further := names[len(OUTPUTS) :]:
+        difference = difference._replace(scores=float(largest[2:].max()), same_side=same_side, names=", ".join(further))
+    return difference

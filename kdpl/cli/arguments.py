@@ -47,13 +47,16 @@ class Rule:
     makers: tuple[MakeRule, ...] = ()
     given: str = ""
 
-    def of(self, classifier: "Classifier") -> "DecisionRule":
-        """Return the rule for a classifier; a ConfigError if two packages would make it."""
+    def of(self, classifier: "Classifier", top_k: int = 1) -> "DecisionRule":
+        """Return the rule for a classifier; a ConfigError if two packages would make it, or ``top_k`` cut its sets."""
         from kdpl.classifier.decision import DecisionRule
 
         if len(self.makers) > 1:
             raise ConfigError("the options ask two packages for a rule: leave out those of one of them")
-        return self.makers[0](classifier) if self.makers else DecisionRule()
+        rule = self.makers[0](classifier) if self.makers else DecisionRule()
+        if rule.set_threshold is not None and top_k > 1:
+            raise ConfigError(f"{self.given} lists as many classes as an image needs: leave out --top-k")
+        return rule
 
 
 def call(command: Command, argv: Sequence[str], prog: str) -> int:

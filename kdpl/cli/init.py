@@ -110,7 +110,7 @@ def init(
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print("  no GPU was found: with the published models, training takes a day or more without one; to try things")
-        print("    out in minutes, give the command --teacher quickstart --student quickstart in the place of its own")
+        print("    out in minutes, give the command --teacher quickstart --student quickstart instead of its own")
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher promptsrc_vit_l14 --student promptkd_vit_b16"
     if shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:

@@ -71,7 +71,7 @@ def predict(
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
     loaded = load_classifier(classifier, add_classes, device)
-    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded))
+    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded, top_k))
     if table is None:
         bulk.print()
     else:

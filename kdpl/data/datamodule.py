@@ -47,7 +47,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
 
     Args:
         dataset: ``digits``, ``letters``, ``folder``, ``table``, a dataset of the benchmark
-            (``kdpl/benchmark/readers.py``), or a reader of one's own with its ``class_path`` and ``init_args``.
+            (``kdpl/benchmark/readers.py``), or your own reader with its ``class_path`` and ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
             ``kdpl/data/sources.py``; None: the table's rows without a label, those of the folder ``unlabeled`` in root,
@@ -62,7 +62,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
         scan: Whether all images are decoded for that before a fit, and copies of test and validation images left out of
-            the rest (``folder`` and ``table``); None: those of one's own, not a benchmark's.
+            the rest (``folder`` and ``table``); None: your own images, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
         protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for validation either.

@@ -3,8 +3,9 @@
 The public names load on first use, since some of them import Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdpl.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from kdpl.doubt.decision import decision_rule
@@ -12,18 +13,16 @@ if TYPE_CHECKING:
     from kdpl.doubt.negatives import NegativeVectors
     from kdpl.doubt.unknown import Unknown, none_of_these
 
-_HOMES = {
-    "HeldOutScores": "held_out",
-    "NegativeVectors": "negatives",
-    "Unknown": "unknown",
-    "decision_rule": "decision",
-    "none_of_these": "unknown",
-}
 
 __all__ = ["HeldOutScores", "NegativeVectors", "Unknown", "decision_rule", "none_of_these"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"kdpl.doubt.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'kdpl.doubt' has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "HeldOutScores": "held_out",
+        "NegativeVectors": "negatives",
+        "Unknown": "unknown",
+        "decision_rule": "decision",
+        "none_of_these": "unknown",
+    },
+)

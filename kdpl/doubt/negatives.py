@@ -39,6 +39,9 @@ class NegativeVectors(Handover):
         teacher = cast(TeacherPromptTuning, pl_module)
         teacher.require_texts(self._others(teacher))
 
+    def ended_early(self) -> None:
+        """Leave it to the class vectors to say so."""
+
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one; before the class vectors, which stand for a finished stage."""
         teacher = cast(TeacherPromptTuning, pl_module)

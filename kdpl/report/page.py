@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,7 +15,6 @@ from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
 from kdpl.report.refined import refined_targets
 from kdpl.report.run_folder import Run
-from kdpl.report.section import Section
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
@@ -27,6 +26,24 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
     **{"training": training, "refined": refined_targets, "accuracy": accuracies, "classes": classes},
     **{"confusions": confusions, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
 }
+
+
+class Section(NamedTuple):
+    """A section of the report that a room brings, by an entry point ``kdpl.report``.
+
+    Attributes:
+        title: Its heading.
+        make: Collects its data from a run; a KdplError becomes a sentence that says why there is none.
+        template: Its part of the page, which takes the data as ``data``.
+        after: Name of the section that it follows.
+        wide: Whether it takes the whole width.
+    """
+
+    title: str
+    make: Callable[[Run], Any]
+    template: Path
+    after: str
+    wide: bool = True
 
 
 def render(run: Run) -> str:

@@ -58,10 +58,7 @@ def serve(
     # a port in use is said before the classifier is loaded
     listen(host, port).close()
     loaded = load_classifier(classifier, None, device)
-    decided = rule.of(loaded)
-    if decided.set_threshold is not None and top_k > 1:
-        raise ConfigError("sets list as many classes as an image needs: leave out --top-k")
-    answers = Answers(classifier, min(top_k, len(loaded.class_names)), decided)
+    answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k))
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
     kind = loaded.head.class_vectors.device.type
     run(build(answers, loaded, kind, workers, limits), host, port)

@@ -186,3 +186,9 @@ def test_an_own_word_that_is_a_class_or_too_long_is_refused_before_the_first_epo
     assert code == 1
     runs.error_line(capsys, *words)
     assert not (tmp_path / "teacher" / NEGATIVES).exists()
+
+
+def test_a_teacher_that_ends_early_writes_no_vectors_and_says_so_once(tmp_path, capsys):
+    assert runs.fit_teacher(tmp_path / "teacher", "--trainer.callbacks=doubting.Stop") == 0
+    assert capsys.readouterr().err.count("training ended early") == 1
+    assert not list((tmp_path / "teacher").glob("*.safetensors"))

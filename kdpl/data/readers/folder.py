@@ -45,7 +45,7 @@ class Folder(OwnImages):
 
     The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
     their paths. Hidden files and folders are skipped. Without ``train``, no label is used: the classes are those of the
-    file ``class_names``, and the images without labels, where there is no folder of them, all in the folder.
+    file ``class_names``, and the images without labels are those of their folder, or else all in ``root``.
     """
 
     def read(self) -> Splits:

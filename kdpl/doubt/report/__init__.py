@@ -1,1 +1,12 @@
-"""The sections of the report on doubt; nothing but the report loads them."""
+"""The sections of the report on doubt, entry points of ``kdpl.report``; nothing but the report loads them."""
+
+from pathlib import Path
+
+from kdpl.doubt.report.calibration import calibrate
+from kdpl.doubt.report.rejection import rejection
+from kdpl.report.page import Section
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+CALIBRATION = Section("Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False)
+REJECTION = Section("Rejection", rejection, _TEMPLATES / "rejection.html.jinja", "calibration")
