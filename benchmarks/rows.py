@@ -17,6 +17,8 @@ from benchmarks.formats import TORCH, format_sides
 from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
+from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
+from benchmarks.memory_formats import format_sides as memory_format_sides
 from benchmarks.refinement import refinements
 from benchmarks.settings import Settings
 from benchmarks.shards import Shards, served
@@ -281,6 +283,23 @@ class Bench:
             ),
         ]
 
+    def memory_formats(self) -> list[Row]:
+        """Compare convolutional towers in both memory formats, frozen and trained, by processor time."""
+        rows = []
+        for network, size in (MINIATURES if self.settings.small else NETWORKS).items():
+            compared = memory_format_sides(network, size, self.settings.batch_size, self.device)
+            for kind, sides in compared.items():
+                for side in sides.values():
+                    side()
+                seconds = alternate(sides, self.settings.repeats, self.device, time.process_time)
+                # other programs on the machine fill its caches
+                best = {side: min(each) for side, each in seconds.items()}
+                times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+                pixels = f" at {size} pixels" if size else ""
+                name = f"{network}{pixels}, {kind}: {CONTIGUOUS} / {LAST}"
+                rows.append(Row(name, best[CONTIGUOUS] / best[LAST], details=times))
+        return rows
+
     def formats(self) -> list[Row]:
         """Compare exported files of every format with the classifier, without reading of images, by processor time."""
         with TemporaryDirectory() as folder:
@@ -374,6 +393,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "refinement": Bench.refinement,
     "inference": Bench.inference,
     "formats": Bench.formats,
+    "memory-formats": Bench.memory_formats,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,
 }

@@ -83,7 +83,14 @@ def program(classifier: Classifier, input_type: InputType, batch: int | None = N
     size = classifier.preprocessing.image_size
     # a batch of one would become a constant
     example = as_input(torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8), input_type)
-    return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES)
+    tower = classifier.encoder.tower.module
+    before = tower.memory_format
+    # runtimes have formats of their own, and ExecuTorch takes no other
+    tower.use_memory_format(torch.contiguous_format)
+    try:
+        return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES)
+    finally:
+        tower.use_memory_format(before)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdpl.clip.block import run_block, run_first_token
 from kdpl.clip.identity import Preprocessing
+from kdpl.clip.memory_format import memory_format_of
 from kdpl.clip.modules import Float32Module, FrozenTower
 from kdpl.errors import ConfigError
 
@@ -40,6 +41,8 @@ class ImageTower(FrozenTower):
         self.preprocessing = preprocessing
         self.config = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
         self.pixels = Pixels(preprocessing)
+        self.memory_format = torch.contiguous_format
+        self.use_memory_format(memory_format_of(visual))
         self.requires_grad_(False).train()
 
     @property
@@ -47,13 +50,22 @@ class ImageTower(FrozenTower):
         """Width D of the features."""
         return int(self.config["embed_dim"])
 
+    def use_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Store the weights of convolutions in a format, and compute in it."""
+        if memory_format != self.memory_format:
+            self.memory_format = memory_format
+            self.visual.to(memory_format=memory_format)
+
     def compile_parts(self) -> None:
         """Compile the tower in place; names of weights stay the same."""
         self.visual.compile()
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
-        return cast(Tensor, self.visual(self.pixels(images).to(next(self.visual.parameters()).dtype)))
+        pixels = self.pixels(images).to(next(self.visual.parameters()).dtype)
+        if self.memory_format == torch.channels_last:
+            pixels = pixels.contiguous(memory_format=self.memory_format)
+        return cast(Tensor, self.visual(pixels))
 
 
 class PromptableImageTower(ImageTower, ABC):

@@ -1,0 +1,52 @@
+"""Convolutional towers with channels last and without: a frozen forward pass, and a training step without update."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
+import torch
+
+from kdpl.clip import ClipConfig, ImageTower, load_image_clip
+
+NETWORKS: Mapping[str, int | None] = {
+    "timm:efficientnet_b0": 96,
+    "timm:mobilenetv4_conv_small": 96,
+    "timm:regnety_004": 96,
+    "timm:resnet18": 96,
+    "timm:resnet50": 96,
+    "RN50": None,
+    "timm:convnext_atto": 96,
+}
+"""Networks, and the size of their images; None for a CLIP, which has its own. kdpl leaves the last one alone."""
+
+MINIATURES: Mapping[str, int | None] = {"timm:test_efficientnet": 32}
+
+CONTIGUOUS, LAST = "contiguous", "channels last"
+_FORMATS = {CONTIGUOUS: torch.contiguous_format, LAST: torch.channels_last}
+
+Sides = dict[str, Callable[[], object]]
+
+
+def format_sides(name: str, image_size: int | None, batch: int, device: torch.device) -> dict[str, Sides]:
+    """What is timed of a network, ``frozen`` and ``trained``, each in both formats."""
+    tower = load_image_clip(ClipConfig(name, "random", image_size=image_size)).image_tower.to(device)
+    size = tower.preprocessing.image_size
+    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    frozen, trained = Sides(), Sides()
+    for title, memory_format in _FORMATS.items():
+        own = deepcopy(tower).eval()
+        own.use_memory_format(memory_format)
+        frozen[title] = _forward(own, images)
+        trained[title] = _step(deepcopy(own).requires_grad_(True).train(), images)
+    return {"frozen": frozen, "trained": trained}
+
+
+def _forward(tower: ImageTower, images: torch.Tensor) -> Callable[[], object]:
+    return torch.no_grad()(lambda: tower(images))
+
+
+def _step(tower: ImageTower, images: torch.Tensor) -> Callable[[], object]:
+    def run() -> None:
+        tower.zero_grad()
+        tower(images).square().mean().backward()
+
+    return run

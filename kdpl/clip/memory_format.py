@@ -1,0 +1,39 @@
+"""The order in memory of the weights and activations of convolutional networks."""
+
+import timm
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import nn
+
+_FASTER = (
+    timm.models.EfficientNet,
+    timm.models.MobileNetV3,
+    timm.models.RegNet,
+    timm.models.ResNet,
+    ModifiedResNet,
+)
+"""Kinds of networks that were measured to be faster with channels last: docs/performance.md."""
+
+_LEAST_CHANNELS = 16
+
+
+def memory_format_of(visual: nn.Module) -> torch.memory_format:
+    """Choose the format in which a network is faster; results differ by rounding alone."""
+    network = getattr(visual, "trunk", visual)
+    if isinstance(network, _FASTER) and not any(map(_breaks, network.modules())):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _breaks(module: nn.Module) -> bool:
+    """If a convolution corrupts memory in its backward pass with channels last, as in the stem of RepVGG.
+
+    oneDNN writes behind its buffer where a strided 1×1 convolution has fewer input channels than a vector of the
+    processor holds: https://github.com/uxlfoundation/oneDNN/issues/6035
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < _LEAST_CHANNELS
+    )
