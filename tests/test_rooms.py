@@ -47,9 +47,12 @@ def call(copy, *args):
 
 IMPORT_ALL = """
 import pkgutil, kdpl
+from pathlib import Path
+
 for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
-    # what the report shows of a room is for the report
-    if not module.name.endswith("__main__") and ".report." not in module.name:
+    # what the report shows of a room goes with the report
+    shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
+    if not module.name.endswith("__main__") and not shown:
         __import__(module.name)
 print(kdpl.__file__)
 """

@@ -141,7 +141,8 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         required = parameter.default is inspect.Parameter.empty
         names = [name] if positional else [f"--{name.replace('_', '-')}"]
         default_text = "" if parameter.default in (None, [], False) or required else f" (default: {parameter.default})"
-        text = helps.get(name, "").rstrip(".") + default_text
+        # argparse formats a help with %
+        text = (helps.get(name, "").rstrip(".") + default_text).replace("%", "%%")
         # as in argparse's own lines, but for a word such as YAML
         shown = text if text[1:2].isupper() else text[:1].lower() + text[1:]
         how: dict[str, Any] = {"help": shown}

@@ -27,6 +27,14 @@ print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
     assert all(f"usage: python -m kdpl {command} " in done.stdout for command in commands)
 
 
+@pytest.mark.parametrize("command", sorted(set(command_names()) - set(STAGES)))
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m kdpl {command} ")
+
+
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
 def test_help_names_every_command(args, capsys):
     assert main(args) == 0

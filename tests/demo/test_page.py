@@ -55,7 +55,7 @@ def test_a_file_that_is_not_an_image_is_a_sentence_in_the_page(page, tmp_path):
     tab.open(page[0])
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     tab.upload(FILE, tmp_path / "broken.png")
-    tab.wait("document.querySelector('#predictions').innerText.includes('The file broken.png cannot be read')")
+    tab.wait("document.querySelector('#predictions').innerText.includes('Image broken.png cannot be read')")
     # classes of another visit are not shown in this one
     assert "five</b>" not in tab.text("#added")
 
