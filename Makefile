@@ -35,7 +35,7 @@ table: $(WITH_QUICKSTART) ## reproduce the README's table of accuracies, over th
 	@$(VENV_PYTHON) -m kdpl table runs/table
 
 targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in two hours: docs/measured_targets.md
-	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/targets.yaml --out runs/targets
+	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets
 	@$(VENV_PYTHON) -m kdpl table runs/targets --out docs/measured_targets.md
 	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
 

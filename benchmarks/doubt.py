@@ -8,7 +8,7 @@ that is classified. For none of the classes, test images are compared with image
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.messy_pool import open_any
+from benchmarks.worlds import WORLDS
 from kdpl import Classifier
 from kdpl.class_vectors import NameEncoder
-from kdpl.data.readers.digits import read_digits
-from kdpl.data.readers.letters import read_letters
 from kdpl.data.splits import Record, Splits
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown
 from kdpl.doubt.words import everyday_words, farthest
 from kdpl.errors import ConfigError
 
-WORLDS: dict[str, Callable[[], Splits]] = {"digits": read_digits, "letters": read_letters}
 ERRORS, COVERAGES = (0.01, 0.02, 0.05, 0.1, 0.2), (0.9, 0.95)
 SPLITS, OTHERS = 20, 400
 
@@ -43,7 +41,7 @@ def images_of(splits: Splits, records: Sequence[Record]) -> list[Image.Image]:
 def others_than(world: str) -> Iterator[tuple[str, list[Image.Image]]]:
     """Images of other things, by kind."""
     other = next(name for name in WORLDS if name != world)
-    splits = WORLDS[other]()
+    splits = WORLDS[other].read()
     yield other, images_of(splits, splits.test[:: len(splits.test) // OTHERS][:OTHERS])
     if world == "digits":
         yield "printed letters", [open_any(f"letters/{i}") for i in range(OTHERS)]
@@ -137,7 +135,7 @@ def scores_of(classifier: Classifier, unknown: Unknown, images: Sequence[Image.I
 
 def none_of_these(runs: Sequence[Path], classifiers: Sequence[Classifier], world: str) -> Iterator[str]:
     """Rows of AUROC, mean over the runs, and the least by which the score is above the probability."""
-    splits, found = WORLDS[world](), {}
+    splits, found = WORLDS[world].read(), {}
     others = dict(others_than(world))
     for run, classifier in zip(runs, classifiers, strict=True):
         unknown = unknown_of(run, classifier, splits)
@@ -169,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             classifiers = [Classifier.load(run / "student" / "classifier") for run in runs]
             print(
                 f"{world}:",
-                *rejection(classifiers, WORLDS[world]()),
+                *rejection(classifiers, WORLDS[world].read()),
                 *none_of_these(runs, classifiers, world),
                 sep="\n",
             )

@@ -18,10 +18,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.worlds.glyphs import CLASSES, DIGIT_NAMES, render_bank
 from kdpl.__main__ import main as kdpl
 from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.data.splits import Reader, Splits
-from kdpl.tiny.glyphs import CLASSES, DIGIT_NAMES, render_bank
 
 SEEDS = (1, 2, 3)
 SHARES = (0.25, 0.5)

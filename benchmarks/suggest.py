@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.worlds import CONFIGS, WORLDS
 from kdpl.__main__ import main as kdpl
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.data.readers.registry import build_reader
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.labeling.choice import discriminant, scores_without_own_label, wrong_labels
 from kdpl.labeling.page import encode
 from kdpl.report.run_folder import Run
 
-WORLDS, SEEDS, SHOTS = ("digits", "letters"), (1, 2, 3), 4
+SEEDS, SHOTS = (1, 2, 3), 4
 CHOICES = ("random", "balanced", "suggested")
 WRONG = 0.05
 WITH_WRONG = {
@@ -62,11 +62,11 @@ class Relabeled(Reader):
     own = False
 
     def __post_init__(self) -> None:
-        self.decoding = build_reader(self.world).decoding
+        self.decoding = WORLDS[self.world].decoding
 
     def read(self) -> Splits:
         """Read the world, and take the labels of the file."""
-        world = build_reader(self.world).read()
+        world = WORLDS[self.world].read()
         train = tuple(Record(*each) for each in json.loads(Path(self.labels).read_text(encoding="utf-8")))
         return replace(world, train=train, unlabeled=tuple(record.source for record in world.train))
 
@@ -130,7 +130,7 @@ def with_discriminant(folder: Path, world: str, choice: str, seed: int) -> tuple
     Of the zero-shot prediction and a discriminant of its features, of the teacher, and of the teacher and a
     discriminant of its own features. A class without a label has the least likelihood of all.
     """
-    splits, chosen = build_reader(world).read(), _chosen(folder, world, choice, seed)
+    splits, chosen = WORLDS[world].read(), _chosen(folder, world, choice, seed)
     _suggested(folder, world, splits.train)  # makes the zero-shot teacher
     records, known = [*splits.train, *splits.val], {*chosen}
     labels = torch.tensor([record.label for record in records])
@@ -149,7 +149,7 @@ def with_discriminant(folder: Path, world: str, choice: str, seed: int) -> tuple
 
 def wrong_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: int) -> tuple[float, ...]:
     """Shares, in percent: of correct labels that are marked; of those marked that are wrong, and of these marked."""
-    train = build_reader(world).read().train
+    train = WORLDS[world].read().train
     classes, found = len({record.label for record in train}), []
     for share in (0.0, WRONG):
         draw, labels = random.Random(seed), few_shot(train, (), shots, None, seed)[0]  # noqa: S311
@@ -174,7 +174,7 @@ def wrong_found(folder: Path, world: str, shots: int | None, tuned: bool, seed: 
 
 @cache
 def _zero_shot_features(folder: Path, world: str) -> dict[str, torch.Tensor]:
-    train = build_reader(world).read().train
+    train = WORLDS[world].read().train
     _suggested(folder, world, train)  # makes the zero-shot teacher
     return dict(zip((record.source for record in train), _features(folder / "zero_shot", train), strict=True))
 
@@ -187,7 +187,7 @@ def _features(run: Path, records: Sequence[Record]) -> torch.Tensor:
 
 def _chosen(folder: Path, world: str, choice: str, seed: int) -> list[Record]:
     """The images that are labelled, with their labels."""
-    train = build_reader(world).read().train
+    train = WORLDS[world].read().train
     if choice == "suggested":
         return _suggested(folder, world, train)
     if choice == "balanced":
@@ -200,7 +200,7 @@ def _suggested(folder: Path, world: str, train: Sequence[Record]) -> list[Record
     run, out, label_of = folder / "zero_shot", folder / "zero_shot_suggestions", dict(train)
     if not (out / "labels.csv").is_file():
         _fit(run, world, None, "teacher", 1, ["--config=configs/teacher/zero_shot.yaml", "--data.init_args.shots=0"])
-        _kdpl("suggest", str(run), f"--out={out}", f"--images={SHOTS * len(set(label_of.values()))}")
+        _kdpl("suggest", str(run), "--trust", f"--out={out}", f"--images={SHOTS * len(set(label_of.values()))}")
     return [Record(row["image"], label_of[row["image"]]) for row in _rows(out / "labels.csv")]
 
 
@@ -215,7 +215,8 @@ def _fit(
     folder: Path, world: str, labels: list[Record] | None, stage: str, seed: int, more: Sequence[str] = ()
 ) -> None:
     """Fit the quickstart's teacher or student on these labels; on the world's own without any."""
-    settings = [f"--config=configs/{name}.yaml" for name in (f"data/{world}", "trainer/cpu", f"{stage}/quickstart")]
+    files = [CONFIGS[world], "configs/trainer/cpu.yaml", f"configs/{stage}/quickstart.yaml"]
+    settings = [f"--config={file}" for file in files]
     if labels is not None:
         file = folder.with_name(f"{folder.name}_labels.json")
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
+from benchmarks.worlds import letters
 from kdpl.classifier import Classifier
-from kdpl.data.readers import digits, letters
+from kdpl.data.readers import digits
 from kdpl.watch import two_samples
 from kdpl.watch.batches import ask, find_limit
 from kdpl.watch.image_sample import MAX_IMAGES, ImageSample

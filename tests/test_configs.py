@@ -18,7 +18,7 @@ PUBLISHED_TEACHER, PUBLISHED_STUDENT = "teacher/promptsrc_vit_l14.yaml", "studen
 QUICKSTART = {"data/digits.yaml", "trainer/cpu.yaml", "teacher/quickstart.yaml", "student/quickstart.yaml"}
 TEACHERS = [name for name in NAMES if name.startswith("teacher/") and name not in QUICKSTART]
 STUDENTS = [name for name in NAMES if name.startswith("student/") and name not in QUICKSTART]
-OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "data/letters.yaml", "logger/csv.yaml")
+OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "logger/csv.yaml")
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
 # in tests of their own, below and in tests/runtime
@@ -34,13 +34,10 @@ def test_every_config_is_run_by_a_test():
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path):
-    if "letters" in name:
-        pytest.importorskip("matplotlib", minversion="3.11")
     args = [*DATA, *TEACHER, *configs(name), *ONE_EPOCH, "--trainer.accelerator=cpu"]
     assert main(["fit", *args, f"--out={tmp_path / 'out'}"]) == 0
     vectors = ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors")
-    classes = 26 if "letters" in name else 10
-    assert (len(vectors.class_names), vectors.num_base) == (classes, 5 if "base_to_novel" in name else None)
+    assert (len(vectors.class_names), vectors.num_base) == (10, 5 if "base_to_novel" in name else None)
 
 
 def fit_over(base, name, out, *more, clip="test-deep"):

@@ -114,7 +114,7 @@ def settings_of(config, prefix=""):
 
 def test_every_config_and_setting_that_a_text_names_exists(teacher_run, student_run):
     texts = [*TEXTS.values(), (ROOT / "Makefile").read_text(encoding="utf-8")]
-    named = set(re.findall(r"configs/[\w/]+\.yaml", "".join(texts)))
+    named = set(re.findall(r"(?:configs|benchmarks)/[\w/]+\.yaml", "".join(texts)))
     assert len(named) > 20
     assert {name for name in named if not (ROOT / name).is_file()} <= {"configs/data/NAME.yaml"}
     known = {"--data.init_args.NAME", "--model.init_args.NAME"}
@@ -166,7 +166,8 @@ def fits_of(words):
 def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypatch, teacher_run, student_run):
     assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", TEXTS[path])) <= set(command_names())
     monkeypatch.chdir(tmp_path)
-    Path("configs").symlink_to(ROOT / "configs")
+    for folder in ("configs", "benchmarks"):
+        Path(folder).symlink_to(ROOT / folder)
     fits = []
     for words in commands_of(TEXTS[path]):
         words = [word for word in words if word != "…"]

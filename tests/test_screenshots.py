@@ -9,9 +9,9 @@ import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
 from PIL import Image
 
+from benchmarks.worlds.letters import open_letter, read_letters
 from kdpl.__main__ import main
 from kdpl.data.readers.digits import open_digit, read_digits
-from kdpl.data.readers.letters import open_letter, read_letters
 from kdpl.report.pictures import choose_for_sheet, draw_sheet
 from kdpl.runtime.predictions import read_predictions
 from kdpl.watch.command import DIFFERS

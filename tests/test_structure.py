@@ -80,8 +80,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 def test_only_the_clip_room_imports_open_clip():
     users = {room_of(m) for m, others in ALL_IMPORTS.items() if any(o.split(".")[0] == "open_clip" for o in others)}
-    # the miniature CLIPs are pretrained with open_clip's own model
-    assert users <= {"clip", "tiny"}
+    assert users == {"clip"}
 
 
 def test_the_page_on_rooms_lists_them_with_what_goes_with_each_and_their_lines():

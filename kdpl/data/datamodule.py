@@ -46,7 +46,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
     images are made, and ``teacher_resizings`` if it has teachers.
 
     Args:
-        dataset: ``digits``, ``letters``, ``folder``, ``table``, a dataset of the benchmark
+        dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
             (``kdpl/benchmark/readers.py``), or your own reader with its ``class_path`` and ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see

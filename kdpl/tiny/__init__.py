@@ -1,7 +1,7 @@
 """Miniature CLIPs, a teacher and two students, for running the whole pipeline on a laptop without downloads.
 
 They were pretrained on captioned printed glyphs (digits and letters in matplotlib's fonts), never on handwriting.
-``python -m kdpl.tiny.pretrain`` creates their weights.
+In a clone, ``python -m benchmarks.worlds.pretrain`` creates their weights.
 """
 
 from functools import partial

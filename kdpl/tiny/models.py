@@ -4,17 +4,14 @@ The models have CLIP's vocabulary of 49,408 tokens, so any class name can be enc
 them, and a weights file holds only the embeddings of these.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-
-from kdpl.runtime.files import atomic_path
 
 TAG = "glyphs"
 """The pretrained tag of all models."""
@@ -46,22 +43,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 def weights_path(name: str) -> Path:
     """Return the weights file in the package of the model ``name``."""
     return Path(__file__).parent / "weights" / f"{name.removeprefix('tiny-')}.safetensors"
-
-
-def save_compact(
-    path: Path, state_dict: Mapping[str, Tensor], token_ids: Tensor, *, name: str, steps: int, seed: int
-) -> None:
-    """Write a model as float16 safetensors, atomically, with one token embedding for each of the ``token_ids`` [T].
-
-    Name, contrastive steps and seed go into the metadata.
-    """
-    tensors = {key: value.detach().half().contiguous() for key, value in state_dict.items()}
-    # half precision would save two bytes and change every logit by up to 0.2 %
-    tensors["logit_scale"] = state_dict["logit_scale"].detach().float()
-    tensors[_IDS] = token_ids.int()
-    about = {"format_version": 1, "model": name, "tag": TAG, "steps": steps, "seed": seed, "quick_gelu": False}
-    with atomic_path(path) as unfinished:
-        save_file(tensors, unfinished, metadata={key: json.dumps(value) for key, value in about.items()})
 
 
 def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:

@@ -7,9 +7,8 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
 
 from kdpl.clip.loading import ClipConfig, load_clip
-from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.data.readers.digits import CLASS_NAMES, open_digit, read_digits
 from kdpl.tiny import models, register
-from kdpl.tiny.glyphs import DIGIT_NAMES
 from kdpl.tiny.models import CONFIGS, load_weights, weights_path
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
@@ -39,7 +38,7 @@ def test_weights_are_finite_with_the_stored_embeddings_at_their_ids(name):
     assert all(value.isfinite().all() for value in state_dict.values())
     stored, table = load_file(weights_path(name)), state_dict["token_embedding.weight"]
     assert torch.equal(table[stored["token_ids"].long()], stored["token_embedding.weight"].float())
-    known = tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES]).unique().tolist()
+    known = tokenize([f"a photo of a {digit}." for digit in CLASS_NAMES]).unique().tolist()
     assert set(known) <= set(stored["token_ids"].tolist())
 
 
@@ -65,7 +64,7 @@ def test_zero_shot_accuracy_on_handwriting_leaves_room_to_learn(name, plain):
     records = read_digits().train
     images = torch.stack([to_tensor(open_digit(record.source)) for record in records])
     labels = torch.tensor([record.label for record in records])
-    class_vectors = plain.encode_text(tokenize([f"a photo of a {digit}." for digit in DIGIT_NAMES]), normalize=True)
+    class_vectors = plain.encode_text(tokenize([f"a photo of a {digit}." for digit in CLASS_NAMES]), normalize=True)
     logits = plain.encode_image((images - MEAN) / STD, normalize=True) @ class_vectors.T
     assert lowest <= (logits.argmax(dim=1) == labels).float().mean().item() <= highest
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
-from kdpl.data.readers.letters import Letters
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
@@ -15,7 +14,6 @@ from kdpl.runtime import plugins
 READERS: dict[str, Callable[..., Reader]] = {
     "digits": Digits,
     "folder": Folder,
-    "letters": Letters,
     "table": Table,
 }
 """Readers of the core. Entry points ``kdpl.datasets`` name further mappings from names to readers."""

@@ -7,10 +7,10 @@ import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors import safe_open
 
-from kdpl.tiny import glyphs, pretrain
-from kdpl.tiny.glyphs import CLASSES, FONTS, augment, render_bank
+from benchmarks.worlds import glyphs, pretrain
+from benchmarks.worlds.glyphs import CLASSES, FONTS, augment, render_bank
+from benchmarks.worlds.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
 from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
-from kdpl.tiny.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
 
 # the first that ships all fonts
 pytest.importorskip("matplotlib", minversion="3.11")

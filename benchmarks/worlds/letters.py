@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from benchmarks.worlds.fonts import FONTS, MASK_SIZE, draw_glyph, load_font
 from kdpl.data.decoding import PUBLISHED
-from kdpl.data.readers.fonts import FONTS, MASK_SIZE, draw_glyph, load_font
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import DataError
 

@@ -1,17 +1,22 @@
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import SHORT, TEACHER, configs
 
-from kdpl import DomainDataModule
-from kdpl.data.readers import fonts, letters
+from benchmarks.worlds import fonts, letters
+from benchmarks.worlds.glyphs import CLASSES
+from kdpl import ClassVectors, DomainDataModule
+from kdpl.__main__ import main
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
-from kdpl.tiny.glyphs import CLASSES
 
 # the first that ships all fonts
 pytest.importorskip("matplotlib", minversion="3.11")
+
+LETTERS = Path(letters.__file__).with_name("letters.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,12 @@ def test_a_matplotlib_that_lacks_a_font_is_refused(monkeypatch, tmp_path):
 
 
 def test_half_of_the_letters_are_base_classes():
-    data = DomainDataModule("letters", protocol="base_to_novel", shots=2, num_workers=0)
+    data = DomainDataModule(letters.Letters(), protocol="base_to_novel", shots=2, num_workers=0)
     batches = [labels for _, labels in data.train_dataloader_for("labeled", Resizing(8))]
     assert sorted({label.item() for labels in batches for label in labels}) == list(range(13))
+
+
+def test_the_config_names_the_reader_by_its_class_path_and_runs(tmp_path):
+    args = [*configs("trainer/cpu.yaml"), f"--config={LETTERS}", *TEACHER, *SHORT]
+    assert main(["fit", *args, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", f"--out={tmp_path}"]) == 0
+    assert ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names == letters.CLASS_NAMES

@@ -1,4 +1,4 @@
-"""Pretrain a miniature CLIP on printed glyphs and captions: ``python -m kdpl.tiny.pretrain tiny-teacher``.
+"""Pretrain a miniature CLIP on printed glyphs and captions: ``python -m benchmarks.worlds.pretrain tiny-teacher``.
 
 No handwritten digit is used: the step from printed glyphs to handwriting is what the quickstart learns. Training the
 weights in the package (4,000 steps, seed 1) took 18 minutes on one busy core for the teacher and 7 for each student.
@@ -8,8 +8,9 @@ captions of one class agree. Then the image tower is trained against the frozen 
 """
 
 import argparse
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import NamedTuple
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from benchmarks.worlds.glyphs import CLASSES, GlyphBank, augment, render_bank
 from kdpl.clip import PROMPTSRC_TEMPLATES
-from kdpl.tiny.glyphs import CLASSES, GlyphBank, augment, render_bank
-from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, save_compact, weights_path
+from kdpl.runtime.files import atomic_path
+from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, TAG, weights_path
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,22 @@ def pretrain(name: str, recipe: Recipe, seed: int) -> tuple[open_clip.CLIP, Capt
     return model, captions
 
 
+def save_compact(
+    path: Path, state_dict: Mapping[str, Tensor], token_ids: Tensor, *, name: str, steps: int, seed: int
+) -> None:
+    """Write a model as float16 safetensors, atomically, with one token embedding for each of the ``token_ids`` [T].
+
+    Name, contrastive steps and seed go into the metadata.
+    """
+    tensors = {key: value.detach().half().contiguous() for key, value in state_dict.items()}
+    # half precision would save two bytes and change every logit by up to 0.2 %
+    tensors["logit_scale"] = state_dict["logit_scale"].detach().float()
+    tensors["token_ids"] = token_ids.int()
+    about = {"format_version": 1, "model": name, "tag": TAG, "steps": steps, "seed": seed, "quick_gelu": False}
+    with atomic_path(path) as unfinished:
+        save_file(tensors, unfinished, metadata={key: json.dumps(value) for key, value in about.items()})
+
+
 def _text_parameters(model: open_clip.CLIP) -> list[nn.Parameter]:
     parameters = model.named_parameters()
     return [p for name, p in parameters if not name.startswith("visual.") and name != "logit_scale"]
@@ -189,7 +208,7 @@ def _set_learning_rate(optimizer: Optimizer, share: float) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain a model and write its weights."""
-    parser = argparse.ArgumentParser("python -m kdpl.tiny.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.worlds.pretrain", description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=CONFIGS, help="the miniature CLIP to train")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="contrastive steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights and data (default: %(default)s)")
