@@ -8,7 +8,7 @@ from pathlib import Path
 
 import open_clip
 
-from kdpl.clip import catalogue
+from kdpl.catalogue import entries as catalogue
 from kdpl.clip.loading import count_image_parameters
 from kdpl.runtime.files import write_text
 
@@ -61,7 +61,7 @@ def _counts(what: str, known: Iterable[str], grades: dict[catalogue.CatalogueEnt
 def main() -> None:
     """Count, which takes minutes, and write both files."""
     counted = {name: count_image_parameters(open_clip.get_model_config(name)) for name in NAMES}
-    write_text(ROOT / "kdpl" / "clip" / catalogue.PARAMETERS_FILE, json.dumps(counted, indent=1) + "\n")
+    write_text(ROOT / "kdpl" / "catalogue" / catalogue.PARAMETERS_FILE, json.dumps(counted, indent=1) + "\n")
     write_text(PAGE, page())
 
 

@@ -72,20 +72,6 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     return TextTower(text)
 
 
-def takes_visual_prompts(config: ModelConfig) -> bool:
-    """If the image tower of a model has tokens that prompts can stand beside, by its config alone."""
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
-        return timm.models.is_model_in_modules(vision["timm_model_name"], _TIMM_TOKENS)
-    return not isinstance(vision["layers"], list | tuple)
-
-
-def takes_text_prompts(config: ModelConfig) -> bool:
-    """If the text tower of a model takes prompts, by its config alone: neither a Hugging Face model nor a CoCa's."""
-    text = config["text_cfg"]
-    return not text.get("hf_model_name") and not text.get("embed_cls")
-
-
 def require_image_tower(name: str, config: ModelConfig) -> None:
     """Raise a WeightsError for images that are not square."""
     if isinstance(config["vision_cfg"].get("image_size"), list | tuple):
@@ -93,9 +79,6 @@ def require_image_tower(name: str, config: ModelConfig) -> None:
             f"{name} cannot be used, because its images are not square: use a CLIP such as ViT-B-16 or ViT-L-14"
         )
 
-
-_TIMM_TOKENS = {"deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vitamin"}
-"""timm's modules whose networks are vision transformers."""
 
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it
 

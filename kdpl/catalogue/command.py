@@ -7,7 +7,9 @@ COLUMNS = ("model", "tags", "image_size", "parameters", "as_teacher", "as_studen
 
 
 def models(word: str | None = None) -> int:
-    """List the CLIPs that can be teacher or student, without a network: those of open_clip and registered ones.
+    """List the CLIPs that can be teacher or student: prompts, size, licence.
+
+    No network is used. Those listed are open_clip's and registered ones.
 
     In a pipe, the output is tab-separated: a header line with the names of the columns, then a line for each model and
     licence. The columns keep their names and their order (docs/models.md).
@@ -18,7 +20,7 @@ def models(word: str | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from kdpl.clip.catalogue import catalogue
+    from kdpl.catalogue.entries import catalogue
 
     entries = catalogue(word or "")
     if not entries:

@@ -5,7 +5,7 @@ import pytest
 from runs import refused
 
 from kdpl.__main__ import main
-from kdpl.cli.models import COLUMNS
+from kdpl.catalogue.command import COLUMNS
 
 MODEL = "ViT-SO400M-16-SigLIP-i18n-256"
 

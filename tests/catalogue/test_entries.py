@@ -9,9 +9,16 @@ import torch
 import world
 
 from benchmarks.models import PAGE, page
+from kdpl.catalogue.entries import (
+    PARAMETERS_FILE,
+    UNKNOWN_LICENCE,
+    catalogue,
+    licence,
+    takes_text_prompts,
+    takes_visual_prompts,
+)
 from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip, register_model
-from kdpl.clip.catalogue import PARAMETERS_FILE, UNKNOWN_LICENCE, catalogue, licence
-from kdpl.clip.families import image_tower, takes_text_prompts, takes_visual_prompts, text_tower
+from kdpl.clip.families import image_tower, text_tower
 from kdpl.clip.text import PromptableTextTower
 
 NAMES = list(dict.fromkeys(name for name, _ in open_clip.list_pretrained()))
@@ -45,7 +52,7 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     with torch.no_grad():
         features = model.visual(torch.zeros(1, 3, size, size, device="meta"))
     assert (features[0] if isinstance(features, tuple) else features).shape == (1, config["embed_dim"])
-    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    counted = json.loads((files("kdpl.catalogue") / PARAMETERS_FILE).read_text(encoding="utf-8"))
     assert counted[name] == sum(each.numel() for each in model.visual.parameters())
 
 

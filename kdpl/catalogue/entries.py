@@ -5,13 +5,9 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 
-from kdpl.clip.families import (
-    DEFAULT_IMAGE_SIZE,
-    ModelConfig,
-    require_image_tower,
-    takes_text_prompts,
-    takes_visual_prompts,
-)
+import timm
+
+from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, require_image_tower
 from kdpl.clip.loading import count_image_parameters, known_models
 from kdpl.errors import WeightsError
 
@@ -31,6 +27,9 @@ _LICENCES = {
 
 UNKNOWN_LICENCE = "see its card"
 
+_TIMM_TOKENS = {"deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vitamin"}
+"""timm's modules whose networks are vision transformers."""
+
 
 @dataclass(frozen=True)
 class CatalogueEntry:
@@ -48,7 +47,7 @@ class CatalogueEntry:
 
 def catalogue(word: str = "") -> list[CatalogueEntry]:
     """List the CLIPs whose name or tag contains a word in any case, without a network."""
-    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    counted = json.loads((files("kdpl.catalogue") / PARAMETERS_FILE).read_text(encoding="utf-8"))
     entries = []
     for model, (config, tags) in sorted(known_models().items(), key=lambda item: item[0].lower()):
         by_licence: dict[str, list[str]] = {}
@@ -74,6 +73,20 @@ def grades(model: str, config: ModelConfig) -> tuple[str, str]:
     visual, text = takes_visual_prompts(config), takes_text_prompts(config)
     teacher = " + ".join(["text"] * text + ["visual"] * visual)
     return teacher or "zero-shot", "prompts" if visual else "projector"
+
+
+def takes_visual_prompts(config: ModelConfig) -> bool:
+    """If the image tower of a model has tokens that prompts can stand beside, by its config alone."""
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return timm.models.is_model_in_modules(vision["timm_model_name"], _TIMM_TOKENS)
+    return not isinstance(vision["layers"], list | tuple)
+
+
+def takes_text_prompts(config: ModelConfig) -> bool:
+    """If the text tower of a model takes prompts, by its config alone: neither a Hugging Face model nor a CoCa's."""
+    text = config["text_cfg"]
+    return not text.get("hf_model_name") and not text.get("embed_cls")
 
 
 def licence(model: str, tag: str) -> str:
