@@ -13,6 +13,7 @@ from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.resizing import Resizing
+from kdpl.tasks import MULTI_CLASS, Task
 
 EvalBatch = tuple[Tensor, Tensor, Tensor]
 """Images uint8 [B, 3, S, S], labels [B], indices [B]."""
@@ -65,6 +66,7 @@ class ClassifyingModule(LightningModule, ABC):
         compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of compiling.
     """
 
+    task: Task = MULTI_CLASS
     logit_scale: float
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
@@ -91,8 +93,8 @@ class ClassifyingModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Make the metrics for the domain's base/novel split, and store the frozen weights as the precision has it."""
         num_base = domain_of(self).num_base
-        self.val_metrics = DomainAccuracy(num_base)
-        self.test_metrics = DomainAccuracy(num_base)
+        self.val_metrics = self.task.accuracy(num_base)
+        self.test_metrics = self.task.accuracy(num_base)
         self.store_frozen()
 
     def store_frozen(self) -> None:

@@ -33,7 +33,7 @@ from kdpl.data.datasets import Accompanied, other_resizings
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ConfigError
-from kdpl.losses import distillation_kl, feature_l1, feature_mse
+from kdpl.losses import feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig
@@ -177,7 +177,7 @@ class StudentDistillation(ClassifyingModule):
         features, of_labeled = self.encoder(torch.cat([images, labeled])).tensor_split([len(images)])
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
-            distance = distillation_kl(logits, target_logits, self.temperature)
+            distance = self.task.divergence(logits, target_logits, self.temperature)
         else:
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
@@ -186,7 +186,7 @@ class StudentDistillation(ClassifyingModule):
             of_labels = self.kd_weight * self.label_weight * self.label_head.loss(of_labeled, batch.label)
             self.loss_terms["labels"] = of_labels.detach()
             loss = loss + of_labels
-        agreement = (logits.argmax(dim=1) == target_logits.argmax(dim=1)).float().mean()
+        agreement = self.task.same(logits, target_logits).float().mean()
         self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(images))
         return loss
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors
@@ -18,7 +17,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
 from kdpl.errors import ConfigError
-from kdpl.losses import feature_l1, zero_shot_kl
+from kdpl.losses import feature_l1
 from kdpl.metrics import TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig, prompt_method
@@ -156,7 +155,7 @@ class TeacherPromptTuning(ClassifyingModule):
         else:
             text = self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
         logits = cosine_logits(features, text, self.logit_scale)
-        terms = {"ce": F.cross_entropy(logits, labels)}
+        terms = {"ce": self.task.loss(logits, labels)}
         if weights.text:
             terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
         if weights.image or weights.logits:
@@ -166,7 +165,7 @@ class TeacherPromptTuning(ClassifyingModule):
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
                 zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
-                terms["logits"] = weights.logits * zero_shot_kl(logits, zero_shot)
+                terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
         self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
         parts = {f"{TRAIN_LOSS}_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}

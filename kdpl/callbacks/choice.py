@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kdpl.classification import domain_of
 from kdpl.errors import DataError
-from kdpl.metrics import DomainAccuracy
 from kdpl.runtime.messages import inform, warn
 
 
@@ -74,7 +73,7 @@ class BestOnBaseTest(Callback):
 @torch.no_grad()
 def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any]) -> float:
     """Test accuracy over the base classes, on all processes together."""
-    metric = DomainAccuracy(domain_of(pl_module).num_base).to(pl_module.device)
+    metric = pl_module.task.accuracy(domain_of(pl_module).num_base).to(pl_module.device)
     pl_module.eval()
     for batch in test_images:
         images, labels, _ = trainer.strategy.batch_to_device(batch)

@@ -11,12 +11,13 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier, Predicted
+from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
 from kdpl.data.decoding import Decoding
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
+from kdpl.tasks import Predicted
 
 # unlabelled images whose features say what is usual
 _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000

@@ -1,5 +1,6 @@
 """Saving a test's predictions, logits and accuracies, gathered over all processes."""
 
+from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ class SaveTestResults(Callback):
         """Forget an earlier test."""
         self._rows, self._sketches, self._metrics = [], [], None
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Keep index, label, predictions, probability and the sketch of the logits of each image."""
         logits, labels = outputs["logits"], outputs["labels"]
         num_base = getattr(trainer.datamodule, "num_base", None)  # type: ignore[attr-defined]
-        top = logits.softmax(dim=1).max(dim=1)
-        columns = (c.tolist() for c in (outputs["indices"], labels, top.indices, top.values))
-        half = repeat(None, len(labels)) if num_base is None else _within_half(logits, labels, num_base).tolist()
+        task = pl_module.task
+        probability, predicted = task.probabilities(logits).max(dim=1)
+        columns = (c.tolist() for c in (outputs["indices"], labels, predicted, probability))
+        half: Iterable[int | None] = repeat(None, len(labels))
+        if num_base is not None:
+            half = task.labels(_within_half(logits, labels, num_base)).tolist()
         self._rows += zip(*columns, half, strict=True)
         self._sketches.append(LogitSketch.of(logits.cpu()))
 
@@ -65,9 +69,9 @@ class SaveTestResults(Callback):
 
 
 def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
-    """Classify each image among the base or the novel classes alone, those that its label is among."""
+    """Leave each image the logits of the base or of the novel classes, those that its label is among."""
     is_base = torch.arange(logits.shape[1], device=logits.device) < num_base
-    return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf).argmax(dim=1)
+    return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf)
 
 
 def gather(rows: list[Any], processes: int) -> list[Any]:

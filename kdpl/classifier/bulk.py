@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier, Precision, Predicted
-from kdpl.classifier.decision import DecisionRule
+from kdpl.classifier import Classifier, Precision
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.classifier.tables import Journal, Row, columns, encode_embedding, write_csv, write_embeddings
+from kdpl.classifier.tables import Journal, Row, encode_embedding, write_csv, write_embeddings
 from kdpl.data.parallel import cores, progress_bar
 from kdpl.data.storage import is_shard, stamp
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
+from kdpl.tasks import DecisionRule, Predicted, Task
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -36,18 +36,17 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
     return classifier.to(found if device == "auto" else device)
 
 
-def to_row(path: str, predicted: Predicted | DataError, names: Sequence[str]) -> Row:
+def columns(task: Task, top_k: int, rule: DecisionRule = DecisionRule()) -> list[str]:
+    """Return the columns of a table with ``top_k`` predictions for each image."""
+    return ["path", *task.columns(top_k, rule), "error"]
+
+
+def to_row(task: Task, path: str, predicted: Predicted | DataError, names: Sequence[str]) -> Row:
     """Return the row of an image, or of one that cannot be read, with the given columns."""
     row: Row = {**dict.fromkeys(names), "path": path}
     if isinstance(predicted, DataError):
         return {**row, "error": str(predicted)}
-    values = [value for p in predicted.top for value in (p.class_name, round(p.probability, 6))]
-    # a rejected image has one class, None, and a set may have more than there are columns
-    row.update(zip([name for name in names if name.startswith(("class", "probability"))], values, strict=False))
-    if "classes" in names:
-        row["classes"] = ";".join(str(p.class_name) for p in predicted.top)
-    row.update({name: round(score, 6) for name, score in predicted.scores.items() if name in names})
-    return row
+    return row | task.cells(predicted, names)
 
 
 class BulkPrediction:
@@ -69,7 +68,7 @@ class BulkPrediction:
         self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
-        self.columns = columns(self.top_k, rule)
+        self.columns = columns(classifier.task, self.top_k, rule)
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -137,7 +136,7 @@ class BulkPrediction:
         with progress_bar(show_bar) as bar:
             for item, predicted in bar.track(predictions, total, description="classifying"):
                 count += 1
-                row = to_row(printable(item.name), predicted, self.columns)
+                row = to_row(self.classifier.task, printable(item.name), predicted, self.columns)
                 if isinstance(predicted, DataError):
                     unreadable += 1
                 elif embed:

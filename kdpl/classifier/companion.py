@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple, Self
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier.decision import Predicted
 from kdpl.runtime import plugins
+from kdpl.tasks import Predicted
 
 GROUP = "companions"
 """Entry points ``kdpl.companions`` name subclasses of ``Companion``."""

@@ -38,7 +38,7 @@ class _Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.encoder(images)
         logits = self.classifier.logits(features)
-        return (logits, logits.softmax(dim=1), *self.classifier.scores(features).values())
+        return (logits, self.classifier.task.probabilities(logits), *self.classifier.scores(features).values())
 
 
 def outputs(classifier: Classifier) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputT
     same = same_side = 0
     for batch in torch.split(images, _CHECKED_AT_ONCE):
         expected, found = graph(batch), run(as_input(batch, input_type))
-        same += int((expected[0].argmax(dim=1) == found[0].argmax(dim=1)).sum())
+        same += int(classifier.task.same(expected[0], found[0]).sum())
         # 0.5 itself is on both sides, NaN on none
         sides = [(one - 0.5) * (other - 0.5) >= 0 for one, other in zip(expected[2:], found[2:], strict=True)]
         same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0

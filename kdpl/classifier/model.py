@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier.companion import Companion, companion_kinds
-from kdpl.classifier.decision import DecisionRule, Predicted, Prediction
 from kdpl.classifier.folder import Stored
 from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
@@ -23,6 +22,7 @@ from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import Batch, TopK, classify_ahead
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ class Classifier(nn.Module):
     ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
     mixture of both heads. ``companions`` are what rooms keep beside it, by name.
     """
+
+    task: Task = MULTI_CLASS
 
     def __init__(
         self,
@@ -214,16 +216,18 @@ class Classifier(nn.Module):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self.logits(features)
-            top = logits.softmax(dim=1).topk(top_k, dim=1)
-            shown = (logits / rule.temperature).softmax(dim=1).gather(1, top.indices)
+            top = self.task.probabilities(logits).topk(top_k, dim=1)
+            shown = self.task.probabilities(logits / rule.temperature).gather(1, top.indices)
             scores = self.scores(features)
             return Batch(torch.cat([top.values, shown], dim=1), top.indices, features, scores)
 
         def decide(top: TopK) -> list[Prediction]:
             deciding, shown = top.probabilities[:top_k], top.probabilities[top_k:]
-            count = rule.predicted(deciding, top.labels[0])
-            names = [self.class_names[i] for i in top.labels[:count]]
-            return list(map(Prediction, names, shown)) if count else [Prediction(None, shown[0])]
+            named = self.task.decide(top.labels, deciding, rule)
+            if not named:
+                return [Prediction(None, shown[0])]
+            names = [self.class_names[label] for label in named]
+            return list(map(Prediction, names, shown))
 
         store_frozen(self.encoder, dtype)
         try:

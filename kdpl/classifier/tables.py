@@ -11,7 +11,6 @@ from typing import Any, Self, TextIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdpl.classifier.decision import DecisionRule
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
@@ -27,13 +26,6 @@ EMBEDDING_FORMATS = (".npy", ".parquet")
 
 _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
-
-
-def columns(top_k: int, rule: DecisionRule = DecisionRule()) -> list[str]:
-    """Return the columns of a table with ``top_k`` classes per image, and as the rule has it sets and scores."""
-    ranks = [""] + [f"_{i}" for i in range(2, top_k + 1)]
-    predictions = (name + rank for rank in ranks for name in ("class", "probability"))
-    return ["path", *predictions, *["classes"] * (rule.set_threshold is not None), *rule.scores, "error"]
 
 
 def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:

@@ -17,7 +17,7 @@ from kdpl.runtime.faults import in_one_line
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
-    from kdpl.classifier.decision import DecisionRule
+    from kdpl.tasks import DecisionRule
 
     MakeRule = Callable[[Classifier], DecisionRule]
 else:
@@ -49,7 +49,7 @@ class Rule:
 
     def of(self, classifier: "Classifier", top_k: int = 1) -> "DecisionRule":
         """Return the rule for a classifier; a ConfigError if two packages would make it, or ``top_k`` cut its sets."""
-        from kdpl.classifier.decision import DecisionRule
+        from kdpl.tasks import DecisionRule
 
         if len(self.makers) > 1:
             raise ConfigError("the options ask two packages for a rule: leave out those of one of them")

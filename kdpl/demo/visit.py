@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors, NameEncoder
-from kdpl.classifier import Classifier, Prediction
+from kdpl.classifier import Classifier
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.predictions import spread
+from kdpl.tasks import Prediction
 
 MAX_ADDED = 50
 """Largest number of further classes of a visitor."""

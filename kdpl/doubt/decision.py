@@ -1,10 +1,10 @@
 """Rules for a wanted error, a coverage of sets, calibrated probabilities, and scores of being none of the classes."""
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.decision import DecisionRule
 from kdpl.doubt.held_out import REMEDY, TEMPERATURES, held_out_of
 from kdpl.doubt.unknown import NAME, unknown_of
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.tasks import DecisionRule
 
 
 def decision_rule(

@@ -22,6 +22,7 @@ from kdpl.classifier.companion import Companion, Evidence
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.predictions import spread
+from kdpl.tasks import MULTI_CLASS
 
 NAME = "held_out"
 KIND = "scores of held-out images"
@@ -73,7 +74,7 @@ class HeldOutScores(Companion):
         """Take the scores from logits [N, C] and labels [N] of at least one image."""
         kept = spread(range(len(labels)), MAX_IMAGES)
         logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
-        probabilities = logits.softmax(dim=1)
+        probabilities = MULTI_CLASS.probabilities(logits)
         top, label_scores = probabilities.max(dim=1), probabilities.gather(1, labels[:, None]).squeeze(1)
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
         return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())

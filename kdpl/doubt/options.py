@@ -9,7 +9,7 @@ from kdpl.cli.arguments import MakeRule, share
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
-    from kdpl.classifier.decision import DecisionRule
+    from kdpl.tasks import DecisionRule
 
 
 def options(

@@ -17,6 +17,7 @@ from kdpl.doubt.words import distant_words
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.class_names import ClassName
+from kdpl.tasks import MULTI_CLASS
 
 NAME = "unknown"
 KIND = "scores of being none of the classes"
@@ -144,7 +145,7 @@ class Unknown(nn.Module, Companion):
             words: Their words.
         """
         found = features.double()
-        nearest = (found @ class_vectors.double().T).argmax(dim=1)
+        nearest = MULTI_CLASS.labels(found @ class_vectors.double().T)
         predicted, members = torch.unique(nearest, return_inverse=True)
         means = torch.stack([found[members == i].mean(dim=0) for i in range(len(predicted))])
         centered = found - means[members]

@@ -27,6 +27,7 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
+from kdpl.tasks import MULTI_CLASS
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 
@@ -94,7 +95,7 @@ class Suggestions:
         known, others = torch.tensor_split(encode(teacher, data, records), [len(labeled)])
         chosen, notes = list[Suggestion](), list[str]()
         if pool:
-            predictions = teacher.logits(others).softmax(dim=1)
+            predictions = MULTI_CLASS.probabilities(teacher.logits(others))
             for i in to_label(others, predictions, number, known):
                 chosen.append(_suggestion(records[len(labeled) + i], predictions[i], data.class_names))
         else:
@@ -155,7 +156,7 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
     others = probabilities.clone()
     if record.label >= 0:
         others[record.label] = -1
-    likely = int(others.argmax())
+    likely = int(MULTI_CLASS.labels(others))
     label = class_names[record.label] if record.label >= 0 else ""
     return Suggestion(record.source, label, class_names[likely], others[likely].item())
 

@@ -20,13 +20,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.bulk import to_row
-from kdpl.classifier.decision import DecisionRule
+from kdpl.classifier.bulk import columns, to_row
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
-from kdpl.classifier.tables import Row, columns
+from kdpl.classifier.tables import Row
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.parallel import cores
 from kdpl.errors import visible
+from kdpl.tasks import DecisionRule
 
 PATH = "/predict"
 
@@ -142,7 +142,7 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]
         torch.set_num_threads(1)
         self.classifier = Classifier.load(self.answers.classifier).to(device)
         self.on_cpu = device == "cpu"
-        self.columns = columns(self.answers.top_k, self.answers.rule)
+        self.columns = columns(self.classifier.task, self.answers.top_k, self.answers.rule)
         size = self.classifier.preprocessing.image_size
         # the first image takes longer
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])
@@ -161,7 +161,7 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]
         size = min(_MAX_BATCH, -(-len(items) // parts))
         top_k, rule = self.answers.top_k, self.answers.rule
         found = self.classifier.predictions(items, opened, top_k, size, self.threads, rule=rule)
-        rows = (to_row(upload.name, predicted, self.columns) for upload, predicted in found)
+        rows = (to_row(self.classifier.task, upload.name, predicted, self.columns) for upload, predicted in found)
         return [list(islice(rows, len(uploads))) for uploads in x]
 
     def encode_response(self, output: list[Row]) -> Predictions:

@@ -23,10 +23,10 @@ from litserve.utils import wrap_litserve_start
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.decision import DecisionRule
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.serve.api import PATH, Answers, ClassifierApi
 from kdpl.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
+from kdpl.tasks import DecisionRule
 from kdpl.version import __version__
 
 _MAX_CONNECTIONS = 512

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.decision import DecisionRule
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.doubt.unknown import MIN_HELD_OUT, NAME, REMEDY, Unknown, share_above, usual_rank
 from kdpl.errors import DataError
 from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
+from kdpl.tasks import DecisionRule
 from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
 from kdpl.watch.two_samples import Comparison, above_usual, compare, distances_to, distances_within, least_sure
 
@@ -100,7 +100,7 @@ def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
 def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
     """Whether each image is rejected, [N]."""
     pairs = zip(sample.scores.tolist(), sample.labels.tolist(), strict=True)
-    return np.array([not rule.predicted([score], label) for score, label in pairs])
+    return np.array([rule.rejects(score, label) for score, label in pairs])
 
 
 def ask(
@@ -179,7 +179,7 @@ def compare_batches(
         "alarms": alarms,
         "false_alarms": false_alarms,
         "threshold": rule.threshold if rule.class_thresholds is None else None,
-        "without_threshold": sum(not rule.predicted([1.0], number) for number in range(len(names))),
+        "without_threshold": sum(rule.rejects(1.0, number) for number in range(len(names))),
         "unknown": None
         if limit is None
         else {

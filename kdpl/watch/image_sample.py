@@ -46,7 +46,7 @@ class ImageSample(Companion):
 
     @classmethod
     def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:
-        """Take it from the predictions (``kdpl.classifier.Predicted``) of at least one image."""
+        """Take it from the predictions (``kdpl.tasks.Predicted``) of at least one image."""
         numbers = {name: number for number, name in enumerate(class_names)}
         rows = [(each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name]) for each in predicted]
         features, scores, labels = zip(*rows, strict=True)

@@ -9,6 +9,7 @@ from kdpl.data.splits import Record
 from kdpl.metrics import DomainAccuracy
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.tasks import MULTI_CLASS
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1, 2, 1])
@@ -17,6 +18,8 @@ NAMES = ("a, b", 'c "d"', "e")
 
 class Fixed(LightningModule):
     """Predicts given logits, for images in another order than that of the test split."""
+
+    task = MULTI_CLASS
 
     def test_step(self, batch, batch_idx):
         del batch_idx

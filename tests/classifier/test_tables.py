@@ -5,8 +5,10 @@ from runs import rows_of
 from world import refused
 
 from kdpl.classifier import tables
-from kdpl.classifier.tables import Journal, columns, write_table
+from kdpl.classifier.bulk import columns
+from kdpl.classifier.tables import Journal, write_table
 from kdpl.errors import ConfigError
+from kdpl.tasks import MULTI_CLASS
 
 ROWS = [
     {"path": 'a, "b"\nc.png', "class": "=1+1", "probability": 1.0, "error": None},
@@ -28,7 +30,7 @@ def names_in(folder):
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(tables, "_ROW_GROUP", 2)
-    write_table(tmp_path / "t.parquet", iter(ROWS), columns(1))
+    write_table(tmp_path / "t.parquet", iter(ROWS), columns(MULTI_CLASS, 1))
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
 
 
@@ -39,7 +41,7 @@ def test_a_journal_keeps_rows_and_becomes_the_table(out):
     with Journal(out, JOB) as journal:
         assert journal.done == 2
         journal.write(ROWS[2:])
-        journal.finish(columns(1))
+        journal.finish(columns(MULTI_CLASS, 1))
     assert [row["path"] for row in rows_of(out)] == [row["path"] for row in ROWS]
     assert json.loads((out.parent / "table.csv.job.json").read_text()) == JOB
     with Journal(out, JOB) as journal:

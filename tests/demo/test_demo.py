@@ -7,11 +7,12 @@ from world import refused
 from zoo import odd_photo
 
 from kdpl.class_vectors import NameEncoder
-from kdpl.classifier import Classifier, Prediction
+from kdpl.classifier import Classifier
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.demo.page import bars, head, note
 from kdpl.demo.visit import MAX_ADDED, Demo, Result, Visit, find_examples
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+from kdpl.tasks import Prediction
 
 
 @pytest.fixture(scope="module")

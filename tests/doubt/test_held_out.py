@@ -12,6 +12,7 @@ from scipy.stats import beta
 from kdpl.doubt.decision import decision_rule
 from kdpl.doubt.held_out import MAX_IMAGES, HeldOutScores, classify
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.tasks import MULTI_CLASS
 
 
 def classifier_with(held_out):
@@ -194,7 +195,7 @@ def test_each_class_has_the_threshold_of_the_images_predicted_as_it():
         assert found[label] == alone.threshold(0.05)
     assert found[2:] == [math.inf, math.inf]
     rule = decision_rule(classifier_with(scores), 0.05, per_class=True)
-    decided = [[rule.predicted([p, 0.0], label) for label in range(5)] for p in (0.45, 1.0)]
+    decided = [[len(MULTI_CLASS.decide([label, 5], [p, 0.0], rule)) for label in range(5)] for p in (0.45, 1.0)]
     assert decided == [[0, 2, 0, 0, 0], [2, 2, 0, 0, 0]]
 
 

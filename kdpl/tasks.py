@@ -1,0 +1,180 @@
+"""What a prediction is: how it is trained, distilled and measured, and what is said of an image."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.losses import distillation_kl
+from kdpl.metrics import DomainAccuracy
+
+
+class Prediction(NamedTuple):
+    """A class, None for a rejected image, and its probability."""
+
+    class_name: str | None
+    probability: float
+
+
+class Predicted(NamedTuple):
+    """What is said of an image, and its embedding: the encoder's normalised features, float32 [D].
+
+    ``scores`` are those of the classifier's companions, by name.
+    """
+
+    top: list[Prediction]
+    embedding: Tensor
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """What is predicted for an image, given the probabilities of the classes.
+
+    Attributes:
+        temperature: Divides the logits of the probabilities that are returned; those that decide are
+            at temperature 1.
+        threshold: An image with a smaller largest probability is rejected.
+        class_thresholds: A threshold for each class instead of that one, by label of the predicted
+            class; classes beyond them are rejected.
+        set_threshold: The set of an image is its most probable class, and all of at least this
+            probability; None: no sets.
+        scores: Names of the further scores that tables have as columns.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.0
+    set_threshold: float | None = None
+    class_thresholds: list[float] | None = None
+    scores: tuple[str, ...] = ()
+
+    def rejects(self, probability: float, label: int) -> bool:
+        """Return whether an image is rejected, by its most probable class and the probability of it."""
+        return probability < self.class_threshold(label)
+
+    def class_threshold(self, label: int) -> float:
+        """Return the threshold of images that are predicted as a class; infinite: all are rejected."""
+        if self.class_thresholds is None:
+            return self.threshold
+        return self.class_thresholds[label] if label < len(self.class_thresholds) else math.inf
+
+
+class Task(ABC):
+    """What logits [B, C] of the C classes of a domain mean.
+
+    Nothing else knows how logits become probabilities, labels and losses, but for methods that are
+    defined for one task alone.
+    """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of logits [B, C] on labels, a scalar; mean over images."""
+
+    @abstractmethod
+    def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Compute how far predictions are from targets, a scalar; both [B, C], gradients of the first."""
+
+    @abstractmethod
+    def accuracy(self, num_base: int | None) -> DomainAccuracy:
+        """Return the metric of logits and labels, over all classes and over base and novel ones."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class, of the shape of the logits [..., C]."""
+
+    @abstractmethod
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of ``probabilities``, exact where these would be 0."""
+
+    @abstractmethod
+    def labels(self, scores: Tensor) -> Tensor:
+        """Return the predictions of logits, or of probabilities, [..., C], as labels are given."""
+
+    @abstractmethod
+    def same(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Return for which images two tensors of scores [B, C] predict the same, bool [B]."""
+
+    @abstractmethod
+    def decide(self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule) -> Sequence[int]:
+        """Choose the classes that are named for an image; empty: it is rejected.
+
+        Args:
+            labels: The most probable classes, in falling order.
+            deciding: Their probabilities, at temperature 1.
+            rule: The thresholds.
+        """
+
+    @abstractmethod
+    def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
+        """Return the columns of a table of predictions, between ``path`` and ``error``."""
+
+    @abstractmethod
+    def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
+        """Return the values of an image in these columns, as far as it has them."""
+
+
+class MultiClass(Task):
+    """Each image is of one class: softmax over all of them."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross entropy with labels int64 [B]."""
+        return F.cross_entropy(logits, labels)
+
+    def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Compute ``kdpl.losses.distillation_kl``."""
+        return distillation_kl(logits, target_logits, temperature)
+
+    def accuracy(self, num_base: int | None) -> DomainAccuracy:
+        """Return top-1 accuracy."""
+        return DomainAccuracy(num_base)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the softmax."""
+        return logits.softmax(dim=-1)
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the logarithm of the softmax."""
+        return logits.log_softmax(dim=-1)
+
+    def labels(self, scores: Tensor) -> Tensor:
+        """Return the most probable class, int64 [...]."""
+        return scores.argmax(dim=-1)
+
+    def same(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Compare the most probable classes."""
+        return self.labels(scores) == self.labels(others)
+
+    def decide(self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule) -> Sequence[int]:
+        """Choose all classes that are asked for, or those of the set; none below the threshold."""
+        if rule.rejects(deciding[0], labels[0]):
+            return []
+        if rule.set_threshold is None:
+            return labels
+        return labels[: max(1, sum(p >= rule.set_threshold for p in deciding))]
+
+    def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
+        """Return ``class``, ``probability``, ``class_2``, …, and ``classes`` for sets."""
+        ranks = ["", *(f"_{i}" for i in range(2, top_k + 1))]
+        predictions = [name + rank for rank in ranks for name in ("class", "probability")]
+        return [*predictions, *["classes"] * (rule.set_threshold is not None), *rule.scores]
+
+    def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
+        """Return classes and their probabilities, the set, and further scores."""
+        ranked = [name for name in columns if name.startswith(("class", "probability"))]
+        values = [each for p in predicted.top for each in (p.class_name, round(p.probability, 6))]
+
+        # a rejected image has one class, None, and a set may have more than there are columns
+        cells: dict[str, Any] = dict(zip(ranked, values, strict=False))
+
+        if "classes" in columns:
+            cells["classes"] = ";".join(str(p.class_name) for p in predicted.top)
+        named = predicted.scores.items()
+        return cells | {name: round(score, 6) for name, score in named if name in columns}
+
+
+MULTI_CLASS = MultiClass()
+"""The task of all that is built here."""

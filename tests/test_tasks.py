@@ -1,0 +1,73 @@
+import math
+
+import plain
+import pytest
+import torch
+
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
+
+LOGITS = 4 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
+
+
+def by_hand(row):
+    powers = [math.exp(x) for x in row]
+    return [power / sum(powers) for power in powers]
+
+
+def test_probabilities_labels_and_loss_are_those_of_a_softmax():
+    expected = torch.tensor([by_hand(row) for row in LOGITS.double().tolist()])
+    assert plain.relative_error(MULTI_CLASS.probabilities(LOGITS), expected) < 1e-5
+    assert plain.relative_error(MULTI_CLASS.log_probabilities(LOGITS), expected.log()) < 1e-5
+    assert MULTI_CLASS.labels(LOGITS).tolist() == [row.index(max(row)) for row in LOGITS.tolist()]
+    loss = -sum(math.log(expected[i, y]) for i, y in enumerate(LABELS)) / len(LABELS)
+    assert MULTI_CLASS.loss(LOGITS, LABELS).item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_divergence_is_that_of_the_paper_and_0_for_the_target_itself():
+    target = LOGITS.flip(0)
+    expected = plain.distillation(LOGITS.double(), target.double(), weight=1, temperature=2.0)
+    assert plain.relative_error(MULTI_CLASS.divergence(LOGITS, target, 2.0), expected) < 1e-5
+    assert MULTI_CLASS.divergence(LOGITS, LOGITS).item() == 0
+
+
+def test_two_scores_predict_the_same_where_their_largest_is_at_the_same_place():
+    others = LOGITS.clone()
+    others[1] = -others[1]
+    assert MULTI_CLASS.same(LOGITS, others).tolist() == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ({}, [3, 0, 1]),
+        ({"threshold": 0.6}, [3, 0, 1]),
+        ({"threshold": 0.61}, []),
+        ({"class_thresholds": [0.9, 0.9, 0.9, 0.5]}, [3, 0, 1]),
+        ({"class_thresholds": [0.0, 0.0, 0.0, 0.7]}, []),
+        # no threshold was found for the predicted class
+        ({"class_thresholds": [0.0, 0.0]}, []),
+        ({"set_threshold": 0.3}, [3, 0]),
+        ({"set_threshold": 0.7}, [3]),
+        ({"set_threshold": 0.3, "threshold": 0.61}, []),
+    ],
+)
+def test_a_rule_decides_which_classes_are_named(rule, named):
+    assert MULTI_CLASS.decide([3, 0, 1], [0.6, 0.3, 0.1], DecisionRule(**rule)) == named
+
+
+def test_columns_and_cells_of_a_table():
+    top = [Prediction("seal", 0.7), Prediction("otter", 0.2)]
+    predicted = Predicted(top, torch.zeros(3), {"unknown": 0.1234567, "other": 1.0})
+    columns = MULTI_CLASS.columns(2, DecisionRule(set_threshold=0.1, scores=("unknown",)))
+    assert columns == ["class", "probability", "class_2", "probability_2", "classes", "unknown"]
+    assert MULTI_CLASS.cells(predicted, columns) == {
+        "class": "seal",
+        "probability": 0.7,
+        "class_2": "otter",
+        "probability_2": 0.2,
+        "classes": "seal;otter",
+        "unknown": 0.123457,
+    }
+    rejected = predicted._replace(top=[Prediction(None, 0.3)])
+    assert MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule())) == {"class": None, "probability": 0.3}
