@@ -212,10 +212,6 @@ class FrozenTeacher(nn.Module):
         if images.shape[-1] != size:
             said = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
             raise ConfigError(f"{said}: let the datamodule make a view for the teacher, as DomainDataModule does")
-        return self.encode(images)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images uint8 [B, 3, S, S] of the teacher's size; a ConfigError before ``load``."""
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
         return self.prompts.encode_images(self.tower, images)

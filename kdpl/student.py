@@ -13,10 +13,8 @@ from torch import Tensor
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
-from kdpl.callbacks.head_mix import MixHeads
 from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
-from kdpl.callbacks.teacher_weights import WeighTeachers
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.classifier import Classifier
@@ -29,7 +27,7 @@ from kdpl.clip import (
     load_image_clip,
     store_frozen,
 )
-from kdpl.data.datasets import Accompanied, other_resizings
+from kdpl.data.datasets import other_resizings
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedView
 from kdpl.errors import ConfigError
@@ -37,7 +35,6 @@ from kdpl.losses import feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig
-from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.refinement.callback import RefinePool
 from kdpl.refinement.refine import RefinementConfig
@@ -46,7 +43,7 @@ from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import TARGETS, Target
-from kdpl.targets.mixture import Mixture, TeacherMixture
+from kdpl.targets.mixture import TeacherMixture
 from kdpl.targets.teachers import Teachers
 
 _PREVIEW_IMAGES = 256
@@ -71,12 +68,10 @@ class StudentDistillation(ClassifyingModule):
 
     Args:
         clip: The student's CLIP, or a network of timm; a text tower is used only with ``text_features: student``.
-        teacher: The run folder of stage 1; or of a finished student, for a second round (docs/targets.md).
+        teacher: The run folder of stage 1.
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from the same teacher.
-        more_teachers: Run folders of further teachers, for the same classes in the same order; their predictions are
-            mixed with those of ``teacher``, whose class vectors the student keeps.
-        mixture: Weights of several teachers: ``mean``, all alike; ``confidence``, larger for one whose prediction of
-            the image has a lower entropy; ``validation``, those with the least log loss on the validation images.
+        more_teachers: Run folders of further teachers, for the same classes in the same order; the student learns the
+            mean of all predictions, and keeps the class vectors of ``teacher``.
         vision_prompts: Size of the student's visual prompts; depth 0 trains only the projector.
         prompt_init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch
             token that enters their layer, over unlabelled images, plus that noise.
@@ -89,8 +84,6 @@ class StudentDistillation(ClassifyingModule):
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
-        label_weight: Weight of a second head's cross entropy on labelled images, relative to the KL divergence, both
-            means over images; 0, as published: no label is seen.
         pool_filter: Leave out unlabelled images that the teacher finds less similar to all classes than all but this
             share of the labelled images, such as 0.05; None keeps all.
         choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes the epoch that is best
@@ -112,7 +105,6 @@ class StudentDistillation(ClassifyingModule):
         teacher: str,
         class_vectors: str | None = None,
         more_teachers: list[str] = [],  # noqa: B006 - never changed
-        mixture: Mixture = "mean",
         vision_prompts: PromptConfig = PromptConfig(),
         prompt_init: Literal["normal", "mean_token"] = "normal",
         fine_tune: bool | None = None,
@@ -122,7 +114,6 @@ class StudentDistillation(ClassifyingModule):
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
-        label_weight: float = 0.0,
         pool_filter: float | None = None,
         choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
@@ -132,12 +123,10 @@ class StudentDistillation(ClassifyingModule):
         own = load_clip(clip) if text_features == "student" else None
         loaded = own if own is not None else load_image_clip(clip)
         super().__init__(loaded, compile)
-        self.mixture = mixture
         self.prompt_init = prompt_init
         self.distill = distill
         self.kd_weight = kd_weight
         self.temperature = temperature
-        self.label_weight = label_weight
         self.pool_filter = pool_filter
         self.choice = choice
         self.optim = optim
@@ -154,47 +143,36 @@ class StudentDistillation(ClassifyingModule):
         self.encoder = StudentEncoder(
             loaded.image_tower, vision_prompts.length, vision_prompts.depth, out_dim, fine_tune
         )
-        self.label_head = LabelHead(self.vectors.vectors, self.logit_scale) if label_weight else None
         # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
-        self.teacher = Teachers(self.teacher_folder, self.shared_vectors, more_teachers, mixture)
+        self.teacher = Teachers(self.teacher_folder, self.shared_vectors, more_teachers)
         self.refinement = refinement
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
-    def training_step(self, batch: UnlabeledBatch | Accompanied, batch_idx: int) -> Tensor:
-        """Compute the loss on unlabelled images uint8 [B, 3, S, S], and on labelled ones that accompany them."""
-        if isinstance(batch, Accompanied):
-            unlabeled, labeled = batch.unlabeled, batch.image
+    def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
+        """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
+        images, teacher = batch[0], self.teacher.module
+        if isinstance(batch, CachedView):
+            teacher_features = batch.feature.float()
         else:
-            unlabeled, labeled = batch, batch[0][:0]
-        images, teacher = unlabeled[0], self.teacher.module
-        if isinstance(unlabeled, CachedView):
-            teacher_features = unlabeled.feature.float()
-        else:
-            teacher_features = teacher.features(*self._teacher_views(images, *unlabeled[2:]))
-        target_logits = self.target.module(teacher_features, unlabeled[1])
-        # in one batch for the projector's batch norm
-        features, of_labeled = self.encoder(torch.cat([images, labeled])).tensor_split([len(images)])
+            teacher_features = teacher.features(*self._teacher_views(images, *batch[2:]))
+        target_logits = self.target.module(teacher_features, batch[1])
+        features = self.encoder(images)
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
             distance = self.task.divergence(logits, target_logits, self.temperature)
         else:
             distance = _FEATURE_LOSSES[self.distill](features, teacher_features)
         loss = self.kd_weight * distance
-        self.loss_terms: dict[str, Tensor] = {self.distill: loss.detach()}
-        if isinstance(batch, Accompanied) and self.label_head is not None:
-            of_labels = self.kd_weight * self.label_weight * self.label_head.loss(of_labeled, batch.label)
-            self.loss_terms["labels"] = of_labels.detach()
-            loss = loss + of_labels
+        self.loss_terms = {self.distill: loss.detach()}
         agreement = self.task.same(logits, target_logits).float().mean()
         self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(images))
         return loss
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with the student CLIP's own scale."""
-        features = self.encoder(images)
-        logits: Tensor = self.head.module(features, self.logit_scale)
-        return logits if self.label_head is None else self.label_head.mix(logits, features)
+        logits: Tensor = self.head.module(self.encoder(images), self.logit_scale)
+        return logits
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over all that is trained, with the schedule of the settings."""
@@ -202,15 +180,13 @@ class StudentDistillation(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def preparations(self) -> list[Callback]:
-        """Weigh teachers, choose images and refine targets before the first step, as far as asked to."""
-        asked: list[Callback] = [WeighTeachers()] if self.mixture == "validation" else []
-        asked += [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
+        """Choose images and refine targets before the first step, if asked to."""
+        asked: list[Callback] = [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
         return asked + ([RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else [])
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Check and prepare, choose the epoch and mix the heads if asked to, then write the classifier."""
+        """Check and prepare, choose the epoch if asked to, then write the classifier."""
         asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
-        asked += [MixHeads()] if self.label_head is not None else []
         return [SameViews(), EnoughImages(), *self.preparations(), *asked, *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
@@ -272,16 +248,12 @@ class StudentDistillation(ClassifyingModule):
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
         """Return what ships: the encoder, in float32, and the class vectors, for image files opened by ``decoding``."""
         store_frozen(self.encoder, torch.float32)
-        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding, self.label_head)
+        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
 
     def _require_consistent(self, text_features: str, target: str, more: list[str], trains_tower: bool) -> None:
         """Raise a ConfigError for settings that are out of range or contradict each other."""
         if self.kd_weight <= 0 or self.temperature <= 0:
             raise ConfigError(f"kd_weight is {self.kd_weight} and temperature {self.temperature}: both must be above 0")
-        if self.label_weight < 0:
-            raise ConfigError(
-                f"label_weight is {self.label_weight}: it must be above 0, or 0 for a student without labels"
-            )
         if self.pool_filter is not None and not 0 < self.pool_filter < 1:
             raise ConfigError(
                 f"pool_filter must be above 0 and below 1, not {self.pool_filter}: set 0.05, or null for none"
@@ -295,11 +267,9 @@ class StudentDistillation(ClassifyingModule):
             raise ConfigError(f"distill {self.distill} compares features and ignores target {target}: set distill: kl")
         if more and (self.distill != "kl" or self.temperature != 1):
             raise ConfigError(
-                f"several teachers have no features in common for distill {self.distill}, and their mixture is defined "
+                f"several teachers have no features in common for distill {self.distill}, and their mean is defined "
                 f"at temperature 1, not {self.temperature}: set distill: kl and temperature: 1, or more_teachers: []"
             )
-        if self.mixture != "mean" and not more:
-            raise ConfigError(f"mixture {self.mixture} weighs several teachers, but there is one: name more_teachers")
         if text_features == "student" and not trains_tower:
             raise ConfigError(
                 "with text_features: student there is no projector, and without visual prompts nothing to train: set "

@@ -19,11 +19,10 @@ from kdpl.data.augmentation import to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts import PromptConfig
-from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 
 
-def make_classifier(clip, depth=3, vectors=None, labels=False):
+def make_classifier(clip, depth=3, vectors=None):
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, 24)
     encoder.train()
@@ -31,8 +30,7 @@ def make_classifier(clip, depth=3, vectors=None, labels=False):
     for _ in range(3):
         encoder.projector(torch.randn(16, 20) + 1)
     vectors = vectors or world.frozen_vectors()
-    head = world.disturbed(LabelHead(vectors.vectors, 17.0, 0.3, 2.0), 0.5) if labels else None
-    return Classifier(world.disturbed(encoder, 0.2), vectors, 17.0, clip.identity, label_head=head)
+    return Classifier(world.disturbed(encoder, 0.2), vectors, 17.0, clip.identity)
 
 
 @pytest.fixture(scope="module")
@@ -68,30 +66,13 @@ def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, cl
     assert not read.training
 
 
-@pytest.fixture(scope="module")
-def labelled(clip_of):
-    """A classifier with a label head."""
-    return make_classifier(clip_of("test-student"), labels=True)
-
-
-def test_with_a_label_head_probabilities_are_the_mixture_before_and_after_a_round_trip(labelled, images, tmp_path):
-    features, head = labelled.encoder(images).double(), labelled.label_head
-    own = (features @ head.weight.double().T + head.bias.double()).softmax(dim=1)
-    by_vectors = (17 * features @ labelled.vectors.vectors.double().T / 2).softmax(dim=1)
-    assert relative_error(labelled(images).exp(), 0.3 * own + 0.7 * by_vectors) < 1e-5
-    labelled.save(tmp_path / "c")
-    config = json.loads((tmp_path / "c" / "classifier.json").read_text())
-    assert (config["version"], config["label_head"]) == (2, {"alpha": 0.3, "beta": 2.0})
-    read = Classifier.load(tmp_path / "c")
-    assert torch.equal(read(images), labelled(images))
-    assert not read.training
-
-
-def test_without_one_a_classifier_is_written_as_before(classifier, folder):
-    config = json.loads((folder / "classifier.json").read_text())
-    assert config["version"] == 1
-    assert list(config)[-1] == "decoding"
-    assert not [name for name in load_file(folder / "model.safetensors") if "label" in name]
+def test_a_classifier_with_a_second_head_is_refused_in_a_sentence(folder):
+    file = folder / "classifier.json"
+    config = {**json.loads(file.read_text()), "version": 2, "label_head": {"alpha": 0.3, "beta": 2.0}}
+    file.write_text(json.dumps(config))
+    match = f"the classifier {folder} has a second head for labels, which this version of kdpl does not support: distil"
+    with world.refused(ArtifactError, match):
+        Classifier.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +267,6 @@ class TestAddingClasses:
         read = Classifier.load(tmp_path / "more")
         assert read.vectors.fields() == more.vectors.fields()
         assert torch.equal(read(images), logits)
-
-    def test_a_label_head_is_left_out_and_that_is_said(self, labelled, images, capsys):
-        more = labelled.add_classes(further(labelled))
-        assert more.label_head is None
-        warned = "warning: the label head knows none of the added classes and is left out"
-        assert warned in capsys.readouterr().err
-        plain = Classifier(labelled.encoder, labelled.vectors, 17.0, labelled.clip)
-        assert torch.equal(more(images)[:, :5], plain(images))
 
     def test_a_name_is_known_in_either_spelling_of_unicode(self, classifier):
         composed, decomposed = "jos\u00e9", "jose\u0301"

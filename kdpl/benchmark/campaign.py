@@ -54,7 +54,7 @@ class Row(_Settings):
     Attributes:
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
         teacher, student: Config files of its fit, after those that all fits share; one of the two is empty.
-        of: For a student, the row above of its teacher; a student's row too, under few_shot and base_to_novel alone.
+        of: For a student, the row of its teacher.
         more: For a student of several teachers, the rows of the others, under few_shot and base_to_novel alone.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
@@ -152,23 +152,18 @@ class Campaign(_Settings):
                 raise ValueError("two datasets have one name: rename a config file")
         # with few_shot, each number of shots is a place of its own
         places = [(each, n) for each in self.protocols for n in (self.shots if each == "few_shot" else (None,))]
-        possible = self.rows_of("teacher")
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
             for of in (*filter(None, [row.of]), *row.more):
-                if of not in possible:
-                    raise ValueError(
-                        f"row {name!r} is of {of!r}, which is not the row of a teacher or of a student above it: name "
-                        "one of those"
-                    )
+                if of not in self.rows_of("teacher"):
+                    raise ValueError(f"row {name!r} is of {of!r}, which is not the row of a teacher: name one of those")
                 if any(row.runs(*place) and not self.rows[of].runs(*place) for place in places):
                     raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
-            again = row.of in self.rows_of("student")
-            if (row.more or again) and not {*(row.protocols or self.protocols)} <= {"few_shot", "base_to_novel"}:
-                what = "is of a student" if again else "has 'more:' teachers"
-                raise ValueError(f"row {name!r} {what}, for few_shot and base_to_novel alone: set its 'protocols:'")
-            possible.append(name)
+            if row.more and not {*(row.protocols or self.protocols)} <= {"few_shot", "base_to_novel"}:
+                raise ValueError(
+                    f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: set its 'protocols:'"
+                )
         return self
 
     def title(self, row: str) -> str:

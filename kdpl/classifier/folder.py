@@ -17,31 +17,26 @@ from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import fingerprint
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ArtifactError, reason, visible
-from kdpl.prompts.label_head import LabelHead, LabelHeadSettings, head_tensors, read_label_head
 from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
+_WITH_LABEL_HEAD = 2  # the version of classifiers with a second head, which is gone
 _ENDINGS = (".json", ".safetensors")  # of a classifier's files, and of those that are kept beside it
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Settings(EncoderSettings):
-    """The contents of classifier.json; version 2 has a label head."""
+    """The contents of classifier.json."""
 
     kind: Literal["kdpl classifier"]
-    version: Annotated[int, Field(ge=1, le=2)]
+    version: Annotated[int, Field(ge=1, le=1)]
     clip: ClipIdentity
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
     decoding: Decoding = PUBLISHED
-    label_head: LabelHeadSettings | None = None
-
-    def __post_init__(self) -> None:
-        if (self.version == 2) != (self.label_head is not None):
-            raise ValueError(f"version {self.version} has {'a' if self.version == 2 else 'no'} label_head")
 
 
 class Stored(NamedTuple):
@@ -52,12 +47,10 @@ class Stored(NamedTuple):
     logit_scale: float
     clip: ClipIdentity
     decoding: Decoding
-    label_head: LabelHead | None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all weights and the class vectors, by name."""
-        head = {} if self.label_head is None else head_tensors(self.label_head)
-        return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors, **head}
+        return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors}
 
     def fingerprint(self) -> str:
         """Digest of all weights and class vectors."""
@@ -74,11 +67,11 @@ class Stored(NamedTuple):
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
                 "new folder, or an empty one"
             )
-        encoder, head = self.encoder, self.label_head
+        encoder = self.encoder
         depth, length = encoder.prompts.tokens.shape[:2] if encoder.prompts is not None else (0, 0)
         settings = _Settings(
             kind="kdpl classifier",
-            version=1 if head is None else 2,
+            version=1,
             clip=self.clip,
             image_config=encoder.tower.module.config,
             preprocessing=encoder.tower.module.preprocessing,
@@ -88,11 +81,8 @@ class Stored(NamedTuple):
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,
-            label_head=None if head is None else LabelHeadSettings(alpha=head.alpha, beta=head.beta),
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
-        if head is None:
-            del config["label_head"]
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         digest = fingerprint(tensors.items())
         with atomic_path(folder) as temporary:
@@ -105,29 +95,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> "Stored":
-        """Read a folder; an ArtifactError if it is missing, damaged or too new."""
-        settings, vectors, head, tensors = Unbuilt.read(folder)
-        source, width = f"the classifier {folder}", vectors.vectors.shape[1]
-        encoder = read_encoder(settings, tensors, width, source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding, head)
-
-
-class Unbuilt(NamedTuple):
-    """What the two files hold, with the ``tensors`` of an encoder that is not built."""
-
-    settings: _Settings
-    vectors: ClassVectors
-    label_head: LabelHead | None
-    tensors: dict[str, Tensor]
-
-    def fingerprint(self) -> str:
-        """Digest of all weights and class vectors, as ``Stored.fingerprint``."""
-        head = {} if self.label_head is None else head_tensors(self.label_head)
-        return fingerprint({**self.tensors, "class_vectors": self.vectors.vectors, **head}.items())
-
-    @classmethod
-    def read(cls, folder: Path) -> "Unbuilt":
-        """Read a folder; an ArtifactError if it is missing, too new, or anything but the encoder is damaged."""
+        """Read a folder; an ArtifactError if it is missing, damaged or of another version."""
         source = f"the classifier {folder}"
         require_classifier(folder)
         try:
@@ -136,7 +104,13 @@ class Unbuilt(NamedTuple):
             own = tensors.pop("class_vectors")
         except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
             raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
+        if isinstance(config, dict) and config.get("version") == _WITH_LABEL_HEAD:
+            raise ArtifactError(
+                f"{source} has a second head for labels, which this version of kdpl does not support: distil the "
+                "student again, without label_weight"
+            )
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
-        head = read_label_head(settings.label_head, tensors, vectors.vectors, source, CLASSIFIER_REMEDY)
-        return cls(settings, vectors, head, tensors)
+        width = vectors.vectors.shape[1]
+        encoder = read_encoder(settings, tensors, width, source, CLASSIFIER_REMEDY)
+        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding)

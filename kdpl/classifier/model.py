@@ -1,6 +1,5 @@
 """Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,6 @@ from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_t
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError
-from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import Batch, TopK, classify_ahead
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
@@ -36,8 +34,7 @@ class Classifier(nn.Module):
     """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
-    ``decoding``, as in training. With a ``label_head``, which has learned from labels, predictions are the
-    mixture of both heads. ``companions`` are what rooms keep beside it, by name.
+    ``decoding``, as in training. ``companions`` are what rooms keep beside it, by name.
     """
 
     task: Task = MULTI_CLASS
@@ -49,7 +46,6 @@ class Classifier(nn.Module):
         logit_scale: float,
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
-        label_head: LabelHead | None = None,
         companions: Mapping[str, Companion] | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +55,6 @@ class Classifier(nn.Module):
         self.logit_scale = logit_scale
         self.clip = clip
         self.decoding = decoding
-        self.label_head = label_head
         self.companions = dict(companions or {})
         self.eval()
 
@@ -74,16 +69,13 @@ class Classifier(nn.Module):
         return self.encoder.tower.module.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size.
-
-        With a label head they are the log probabilities of the mixture.
-        """
+        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
         return self.logits(self.encoder(images))
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [B, C] of normalised features [B, D], as ``forward`` returns them."""
         logits: Tensor = self.head(features, self.logit_scale)
-        return logits if self.label_head is None else self.label_head.mix(logits, features)
+        return logits
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Further scores of images with these features [B, D] by name, [B] each: those of the companions."""
@@ -105,7 +97,7 @@ class Classifier(nn.Module):
         }
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
-        """Return a classifier with further, novel classes behind its own, and the same encoder, but no label head.
+        """Return a classifier with further, novel classes behind its own, and the same encoder.
 
         An ArtifactError if the class vectors come from another teacher, or have a class that is already here.
         """
@@ -113,9 +105,6 @@ class Classifier(nn.Module):
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
-        if self.label_head is not None:
-            said = "the label head knows none of the added classes and is left out: class vectors alone classify"
-            print(f"warning: {said}", file=sys.stderr)
         own = self.head.class_vectors
         extended = replace(
             self.vectors,
@@ -256,7 +245,7 @@ class Classifier(nn.Module):
 
     @property
     def _stored(self) -> Stored:
-        return Stored(self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding, self.label_head)
+        return Stored(self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
@@ -26,7 +26,6 @@ from kdpl.runtime.run_folder import (
     CONFIG_FILE,
     DECODED_FILE,
     RESULTS_FILE,
-    ROUNDS_FOLDER,
     RUN_FILE,
     STAGE_FOLDERS,
 )
@@ -44,8 +43,7 @@ _ZERO_SHOT = (
     "--trainer.limit_train_batches=0",
 )
 _SHOTS, _TARGET, _DISTILL = "data.init_args.shots", "model.init_args.target", "model.init_args.distill"
-_TEXT_FEATURES = "model.init_args.text_features"
-_MORE_TEACHERS, _MIXTURE = "model.init_args.more_teachers", "model.init_args.mixture"
+_MORE_TEACHERS = "model.init_args.more_teachers"
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ def run(
     seed: int = 1,
     shots: NonNegativeInt | None = None,
     teacher2: list[str] = [],  # noqa: B006 - the parser copies it
-    mixture: Literal["mean", "confidence", "validation"] | None = None,
-    rounds: PositiveInt = 1,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
@@ -99,10 +95,8 @@ def run(
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the original CLIP.
-        teacher2: Config for stage 1 of a second teacher, whose predictions are mixed with the first one's; may be
+        teacher2: Config for stage 1 of a second teacher, whose predictions are averaged with the first one's; may be
             repeated.
-        mixture: Weights of the two teachers: mean (the default), confidence, or validation.
-        rounds: Students that are distilled, each but the first from the one before; the last is the run's student.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -112,8 +106,6 @@ def run(
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
-    if mixture and not teacher2:
-        raise ConfigError(f"--mixture {mixture} weighs two teachers, but there is one: give --teacher2")
     folders = {None: config, "teacher": teacher, "student": student}
     configs = [[find_config(each, folder) for each in files] for folder, files in folders.items()]
     configs.append([find_config(each, "teacher") for each in teacher2])
@@ -121,12 +113,9 @@ def run(
     folder = Path(out)
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    mixed = [f"--{_MIXTURE}={mixture}"] if mixture else []
-    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings], mixed, rounds)
+    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings])
     digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
-    orders = {"configs": digests, "seed": seed, "settings": [*settings, *mixed]} | (
-        {"rounds": rounds} if rounds > 1 else {}
-    )
+    orders = {"configs": digests, "seed": seed, "settings": settings}
     known = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).is_file() else orders
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
@@ -157,9 +146,7 @@ def run(
     return 0
 
 
-def _steps(
-    out: Path, configs: Sequence[Sequence[str]], more: list[str], mixed: Sequence[str], rounds: int
-) -> list[_Step]:
+def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list[_Step]:
     shared, teacher_configs, student_configs, teacher2_configs = configs
     teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
     labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
@@ -186,26 +173,17 @@ def _steps(
     own = [*shared, *student_configs]
     # a distance of features has no target
     refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl")
-    if rounds > 1 and _given(own, more, _TEXT_FEATURES) == "student":
-        raise ConfigError(
-            "--rounds distils from a student with its teacher's class vectors: set text_features: teacher"
-        )
-    several = [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}", *mixed] if teacher2_configs else []
-    students = [*(out / ROUNDS_FOLDER / str(number) for number in range(1, rounds)), student]
-    distilled = []
-    for number, (of, stage) in enumerate(itertools.pairwise([teacher, *students]), start=1):
-        title = f"stage 2{f', round {number}' if rounds > 1 else ''}: distil the student, write the classifier"
-        options = [f"--model.init_args.teacher={of}", *([f"--{_TARGET}=refined"] if refined else [])]
-        options += several if number == 1 else []
-        distilled.append(fit(title, stage, student_configs, CLASSIFIER_FOLDER, *options))
+    options = [f"--model.init_args.teacher={teacher}"]
+    options += [f"--{_TARGET}=refined"] if refined else []
+    options += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}"] if teacher2_configs else []
+    distil = "stage 2: distil the student, write the classifier"
     # all fits before the tests: without test images there is still a classifier
     return [
         tune("teacher", teacher, teacher_configs),
         *([tune("second teacher", teacher2, teacher2_configs)] if teacher2_configs else []),
-        *distilled,
+        fit(distil, student, student_configs, CLASSIFIER_FOLDER, *options),
         test("test the teacher", teacher),
         *([test("test the second teacher", teacher2)] if teacher2_configs else []),
-        *(test(f"test the student of round {number}", stage) for number, stage in enumerate(students[:-1], start=1)),
         test("test the student", student),
         *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
         zero_shot("test the student's original CLIP (zero-shot)", student),

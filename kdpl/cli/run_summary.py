@@ -16,7 +16,6 @@ from kdpl.runtime.run_folder import (
     FIGURES_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
-    ROUNDS_FOLDER,
     SUMMARY_FILE,
 )
 
@@ -30,7 +29,6 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
         "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
-        **{f"student of round {folder.name}": folder for folder in sorted((out / ROUNDS_FOLDER).glob("*"))},
         "student, distilled": out / "student",
     }
     tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
-from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, WithLabels, other_resizings
+from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, other_resizings
 from kdpl.data.domain import DomainImages, EvaluationSplit
 from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
@@ -37,8 +37,6 @@ class DomainDataModule(DomainImages, LightningDataModule):
     - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
       and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for
       teachers that resize images in other ways, (images, indices, and for each way the same views, uint8 [B, 3, T, T]);
-    - training, ``unlabeled``, for a module with a ``label_weight`` above 0: ``Accompanied`` (labelled images, labels, a
-      batch as above), each kind B times;
     - validation and test: (images, labels, indices), each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
@@ -162,7 +160,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
             if self._module.train_split == "labeled":
                 inform(self.labels_seen(1, self.training_records()))
             else:
-                inform(self.labels_seen(2, self.companion_records() if self._sees_labels else []))
+                inform(self.labels_seen(2, []))
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
         if stage in ("test", "validate"):
@@ -171,9 +169,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the split that the trainer's module asks for."""
         module, teachers = self._module, getattr(self._module, "teacher_resizings", ())
-        return self.train_dataloader_for(
-            module.train_split, module.resizing, *self._processes(), teachers, self._sees_labels
-        )
+        return self.train_dataloader_for(module.train_split, module.resizing, *self._processes(), teachers)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
@@ -190,15 +186,14 @@ class DomainDataModule(DomainImages, LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         teacher_resizings: Sequence[Resizing] = (),
-        with_labels: bool = False,
     ) -> DataLoader[Any]:
         """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
 
         ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache, unlabelled batches
         are ``CachedView``; without one, their views are made for each other one of ``teacher_resizings`` as well.
-        ``with_labels``, they are ``Accompanied``. The epoch is set on the loader's ``sampler``.
+        The epoch is set on the loader's ``sampler``.
         """
-        dataset: LabeledImages | UnlabeledImages | CachedImages | WithLabels
+        dataset: LabeledImages | UnlabeledImages | CachedImages
         pieces = labels = None
         if split == "labeled":
             records = self.training_records()
@@ -212,8 +207,6 @@ class DomainDataModule(DomainImages, LightningDataModule):
                 dataset = CachedImages(dataset, caches)
             else:
                 dataset.others = other_resizings(resizing, teacher_resizings)
-            if with_labels:
-                dataset = WithLabels(dataset, self.companion_records(), self.view(resizing))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
@@ -277,10 +270,6 @@ class DomainDataModule(DomainImages, LightningDataModule):
     @property
     def _module(self) -> Any:
         return self._trainer.lightning_module
-
-    @property
-    def _sees_labels(self) -> bool:
-        return getattr(self._module, "label_weight", 0) > 0
 
     @property
     def _only_fills_cache(self) -> bool:

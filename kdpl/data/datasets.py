@@ -1,15 +1,14 @@
 """The kinds of torch datasets; the type of each shows what it yields, and so what can leak from it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
-from kdpl.data.sampling import by_label, generator
+from kdpl.data.sampling import generator
 from kdpl.data.shards.pieces import Indices
 from kdpl.data.splits import Record
 from kdpl.runtime.resizing import Resizing
@@ -100,43 +99,6 @@ class AllViews(Dataset[torch.Tensor]):
         view = self.images.view
         image = view.open_image(self.images.sources[index])
         return torch.stack([view.make(image, view.draw(image, index, number)) for number in range(self.views)])
-
-
-class Accompanied(NamedTuple):
-    """A labelled image uint8 [3, S, S] and its label, beside the item of an unlabelled image; or a batch of each."""
-
-    image: torch.Tensor
-    label: torch.Tensor
-    unlabeled: Any
-
-
-@dataclass(eq=False)
-class WithLabels(Dataset[Accompanied]):
-    """Unlabelled images, each with a labelled companion: item (i, epoch) is ``Accompanied``, of the same i.
-
-    The companion's class is drawn uniformly from the classes, and its image uniformly from those of the class, so that
-    batches are balanced; class, image and view come from one stream, of the view's seed, epoch and unlabelled image.
-    """
-
-    unlabeled: Dataset[Any]
-    records: Sequence[Record]
-    view: RandomView
-    _classes: Sequence[Sequence[Record]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._classes = list(by_label(self.records))
-
-    def __getitem__(self, key: tuple[int, int]) -> Accompanied:
-        unlabeled = self.unlabeled[key]
-        rng = generator(self.view.seed, "labels", epoch=key[1], index=int(unlabeled[1]))
-        of_class = self._classes[int(rng.integers(len(self._classes)))]
-        source, label = of_class[int(rng.integers(len(of_class)))]
-        image = self.view.open_image(source)
-        parameters = self.view.augmentation.parameters(rng, image.width, image.height)
-        return Accompanied(self.view.make(image, parameters), torch.tensor(label), unlabeled)
-
-    def __len__(self) -> int:
-        return len(self.unlabeled)  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)

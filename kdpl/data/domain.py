@@ -21,7 +21,7 @@ from kdpl.data.reading import Reading
 from kdpl.data.sampling import base_count, few_shot, generator, require_shots, share_of, with_labels
 from kdpl.data.shards.pieces import Indices, InPieces
 from kdpl.data.splits import Record, Splits
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import DataError
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.resizing import Resizing
@@ -114,23 +114,13 @@ class DomainImages:
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         names = self.tuning_class_names
         if self.shots == 0:
-            said = "shots is 0, so that no labelled image is used, but prompts, pool_filter and label_weight need some"
+            said = "shots is 0, so that no labelled image is used, but prompts and pool_filter need some"
             raise DataError(f"{said}: set shots above 0, or do without them (config teacher/zero_shot)")
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
         if self.shots is not None and not self.allow_fewer_shots:
             require_shots(records, names, self.shots)
-        return records
-
-    def companion_records(self) -> list[Record]:
-        """The labelled images of a student with labels, of every class, or a ConfigError."""
-        names, records = self.class_names, self.tuning_records("labeled")
-        missing = sorted(set(range(len(names))) - {record.label for record in records})
-        if missing:
-            # the head would learn that these classes never occur
-            lacks = f"{names[missing[0]]!r} has none (shots {self.shots}, protocol {self.protocol})"
-            raise ConfigError(f"label_weight needs labelled images of every class, but {lacks}: set label_weight to 0")
         return records
 
     def tuning_records(self, split: Literal["labeled", "val"]) -> list[Record]:

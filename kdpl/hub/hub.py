@@ -132,7 +132,6 @@ def _of_run(run: Path) -> dict[str, Any]:
         config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
         settings = config["data"]["init_args"]
         data = {key: settings[key] for key in ("dataset", "protocol", "shots")}
-        data["student_sees_labels"] = bool(config.get("model", {}).get("init_args", {}).get("label_weight"))
         keys = {test_key(key): title for key, title in ACCURACY_TITLES.items()}
         texts = {title: f"{results[key]:.1%}" for key, title in keys.items() if key in results}
         accuracy = (int(results["images"]), texts) if results else None

@@ -43,7 +43,7 @@ class RefinePool(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         known = (record for split in ("labeled", "val") for record in data.tuning_records(split))
         needed = {
-            "teacher": f" {student.mixture} ".join(teacher.vectors.teacher for teacher in student.teachers),
+            "teacher": " mean ".join(teacher.vectors.teacher for teacher in student.teachers),
             "class_names": tuple(data.class_names),
             "class_vectors": _digest([teacher.vectors.vectors for teacher in student.teachers]),
             "pool": data.pool_digest,

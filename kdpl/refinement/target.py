@@ -49,7 +49,7 @@ class PoolManifest:
     """What the assignments of a pool depend on, what was decided about them, and why.
 
     Attributes:
-        teacher: Fingerprint of the teacher, or of several with the kind of their mixture between them.
+        teacher: Fingerprint of the teacher, or of several with ``mean`` between them.
         class_names: The names of the classes, by label.
         class_vectors: Digest of the teachers' class vectors.
         pool: Digest of the list of all unlabelled images.

@@ -14,7 +14,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.accuracy import Accuracy, wilson
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.run_folder import CONFIG_FILE, ROUNDS_FOLDER
+from kdpl.runtime.run_folder import CONFIG_FILE
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
     """
     groups: dict[str, list[Run]] = {}
     for argument in arguments:
-        name, paths = _name_of(Path(argument).resolve()), [argument]
+        name, paths = Path(argument).resolve().name, [argument]
         if "=" in argument and not Path(argument).is_dir():
             name, _, listed = argument.partition("=")
             paths = [path for part in listed.split(",") for path in sorted(glob(part)) or [part]]  # noqa: PTH207
@@ -69,12 +69,6 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
                     "them with runs of their own"
                 )
     return groups
-
-
-def _name_of(folder: Path) -> str:
-    """The name of a run's folder; of a round, which has a number for a name, with that of its run."""
-    *_, above, rounds, name = ("", "", *folder.parts)
-    return f"{above} round {name}" if rounds == ROUNDS_FOLDER else name
 
 
 def _test_images(run: Run) -> list[tuple[str, int]]:

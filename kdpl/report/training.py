@@ -44,8 +44,6 @@ def training(run: Run) -> dict[str, Any]:
 
 def _labels_for(student: dict[str, Any]) -> str:
     """What saw the labels, beside validation."""
-    if (student.get("label_weight") or 0) > 0:
-        return "teacher and student"
     return "the teacher and its refined targets" if student.get("target") == "refined" else "the teacher only"
 
 

@@ -13,7 +13,6 @@ CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 LEFT_OUT_FILE = "left_out.csv"
-WEIGHTS_FILE = "teacher_weights.json"
 POOL_TARGETS_FILE = "pool_targets.safetensors"
 FIGURES_FOLDER = "figures"
 RESULTS_FILE = "test.json"
@@ -25,8 +24,6 @@ RUN_FILE = "run.json"
 """Of a whole run: digests of its configs, its seed and its settings."""
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
 """Of a whole run: its stages; the second teacher's is seldom there."""
-ROUNDS_FOLDER = "rounds"
-"""Of a whole run with several rounds: a folder for each student but the last, by its number."""
 SUMMARY_FILE = "results.json"
 """Of a whole run: the accuracies of all its tests."""
 

@@ -1,38 +1,29 @@
-"""Several teachers as one: what the student learns is the weighted mean of their predictions."""
+"""Several teachers as one: what the student learns is the mean of their predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.targets.student_teacher import open_teacher
-
-Mixture = Literal["mean", "confidence", "validation"]
-
-_MOST_ROUNDS, _TOLERANCE = 10_000, 1e-9
 
 
 class TeacherMixture(nn.Module):
     """The teachers of several runs, with the interface of a ``FrozenTeacher``.
 
-    p(x) = Σ_m w_m(x) p_m(x), where p_m is the prediction of teacher m with its own CLIP, image size, class vectors and
-    scale. The weights are 1/M (``mean``); proportional to exp(−H(p_m(x))) with the entropy H in nats (``confidence``);
-    or ``weights``, which are set from outside (``validation``). Its features are those of the teachers side by side.
+    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its own CLIP, image size, class vectors and
+    scale. Its features are those of the teachers side by side.
 
     Args:
         first: The teacher whose class vectors the student has.
         more: Run folders of the others.
-        mixture: Kind of weights.
     """
 
-    def __init__(self, first: FrozenTeacher, more: Sequence[str], mixture: Mixture) -> None:
+    def __init__(self, first: FrozenTeacher, more: Sequence[str]) -> None:
         super().__init__()
         self.teachers = nn.ModuleList([first])
-        self.mixture = mixture
-        self.weights = [1 / (1 + len(more))] * (1 + len(more))
         self._unopened = [Path(folder) for folder in more]
 
     @property
@@ -55,7 +46,7 @@ class TeacherMixture(nn.Module):
             folder = self._unopened[0]
             vectors = ClassVectors.of_teacher(str(folder))
             vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
-            self.teachers.append(open_teacher(folder, vectors).to(first.head.class_vectors.device))
+            self.teachers.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))
             del self._unopened[0]
         return cast(list[FrozenTeacher], list(self.teachers))
 
@@ -71,34 +62,12 @@ class TeacherMixture(nn.Module):
         """
         return torch.cat([teacher.features(own) for teacher, own in zip(self.open(), views, strict=True)], dim=1)
 
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """Return log p_m, float32 [M, B, C], of features [B, D_1 + … + D_M]."""
+    def logits(self, features: Tensor) -> Tensor:
+        """Return log p, float32 [B, C], of features [B, D_1 + … + D_M]."""
         teachers = self.open()
         widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
         parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
-        return torch.stack([teacher.logits(part).log_softmax(dim=1) for teacher, part in parts])
+        each = torch.stack([teacher.logits(part).log_softmax(dim=1) for teacher, part in parts])
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Return log p, float32 [B, C], of features [B, D_1 + … + D_M]."""
-        each = self.log_probabilities(features)
-        if self.mixture == "confidence":
-            log_weights = (each.exp() * each).sum(dim=2, keepdim=True).log_softmax(dim=0)
-        else:
-            log_weights = features.new_tensor(self.weights).log()[:, None, None]
-        return torch.logsumexp(log_weights + each, dim=0)
-
-
-def likeliest_weights(likelihoods: Tensor) -> list[float]:
-    """Weights w_m ≥ 0, of sum 1, that minimise −Σ_i log Σ_m w_m p_m(y_i | x_i), by expectation maximisation.
-
-    Args:
-        likelihoods: p_m(y_i | x_i), the probability that teacher m gives to the label of image i, above 0, [M, N].
-    """
-    p = likelihoods.double()
-    weights = torch.full_like(p[:, :1], 1 / len(p))
-    for _ in range(_MOST_ROUNDS):
-        shares, before = weights * p, weights
-        weights = (shares / shares.sum(dim=0)).mean(dim=1, keepdim=True)
-        if (weights - before).abs().max() < _TOLERANCE:
-            break
-    return cast(list[float], weights[:, 0].tolist())
+        log_weight = features.new_tensor(1 / len(teachers)).log()
+        return torch.logsumexp(log_weight + each, dim=0)

@@ -9,8 +9,7 @@ from kdpl.clip import Frozen
 from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets.mixture import Mixture, TeacherMixture
-from kdpl.targets.student_teacher import open_teacher
+from kdpl.targets.mixture import TeacherMixture
 
 _KEY = "kdpl_teacher"
 _MORE_KEY = "kdpl_more_teachers"
@@ -23,12 +22,11 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
         folder: Run folder of the first, whose class vectors the student has.
         vectors: Those class vectors.
         more: Run folders of the others.
-        mixture: Kind of their weights.
     """
 
-    def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str], mixture: Mixture) -> None:
-        first = open_teacher(folder, vectors)
-        super().__init__(TeacherMixture(first, more, mixture) if more else first)
+    def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str]) -> None:
+        first = FrozenTeacher(folder, vectors)
+        super().__init__(TeacherMixture(first, more) if more else first)
 
     @property
     def each(self) -> list[FrozenTeacher]:

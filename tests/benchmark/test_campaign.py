@@ -63,28 +63,6 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
             },
             "row 'b' has 'more:' teachers, for few_shot and base_to_novel alone",
         ),
-        (
-            {
-                "protocols": ["cross_dataset"],
-                "source": "imagenet",
-                "rows": {
-                    "a": {"teacher": "t.yaml"},
-                    "b": {"student": "s.yaml", "of": "a"},
-                    "c": {"student": "s.yaml", "of": "b"},
-                },
-            },
-            "row 'c' is of a student, for few_shot and base_to_novel alone",
-        ),
-        (
-            {
-                "rows": {
-                    "a": {"teacher": "t.yaml"},
-                    "c": {"student": "s.yaml", "of": "b"},
-                    "b": {"student": "s.yaml", "of": "a"},
-                }
-            },
-            "row 'c' is of 'b', which is not the row of a teacher or of a student above it",
-        ),
     ],
     ids=str,
 )

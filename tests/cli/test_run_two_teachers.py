@@ -1,4 +1,4 @@
-"""``run`` with a second teacher, whose predictions are mixed with those of the first."""
+"""``run`` with a second teacher, whose predictions are averaged with those of the first."""
 
 import json
 import re
@@ -29,9 +29,9 @@ def interrupted(tmp_path_factory, teacher2):
     """The folder of a run that was interrupted after its second stage 1 and finished by the same command."""
     out = tmp_path_factory.mktemp("run") / "out"
     with interrupted_at(3):
-        assert run_into(out, teacher2, "--mixture=validation") == 130
+        assert run_into(out, teacher2) == 130
     tuned = files_of(out / "teacher2")["prompts.safetensors"]
-    assert run_into(out, teacher2, "--mixture=validation") == 0
+    assert run_into(out, teacher2) == 0
     assert files_of(out / "teacher2")["prompts.safetensors"] == tuned, "with the time of the first start"
     return out
 
@@ -40,7 +40,7 @@ def test_both_teachers_are_tuned_tested_and_shown(interrupted, teacher2, capsys)
     results = json.loads((interrupted / "results.json").read_text())
     assert results["second teacher"] == read_results(interrupted / "teacher2")
     assert len({row["test/acc"] for row in results.values()}) >= 4
-    assert run_into(interrupted, teacher2, "--mixture=validation") == 0
+    assert run_into(interrupted, teacher2) == 0
     text = capsys.readouterr().out
     assert "is finished: nothing to do" in "".join(text.splitlines())
     assert re.search(rf"second teacher\W+{100 * results['second teacher']['test/acc']:.1f}\b", text)
@@ -49,26 +49,15 @@ def test_both_teachers_are_tuned_tested_and_shown(interrupted, teacher2, capsys)
     assert "settings of the second teacher other than the defaults" in " ".join(report.split())
 
 
-def test_the_student_learns_from_both_with_the_weights_of_validation(interrupted):
+def test_the_student_learns_from_both(interrupted):
     settings = yaml.safe_load((interrupted / "student/config.yaml").read_text())["model"]["init_args"]
     teachers = [settings["teacher"], *settings["more_teachers"]]
     assert teachers == [str(interrupted / "teacher"), str(interrupted / "teacher2")]
     configs = [yaml.safe_load(Path(each, "config.yaml").read_text()) for each in teachers]
     clips = [config["model"]["init_args"]["clip"]["model"] for config in configs]
     assert clips == ["tiny-teacher", "tiny-student"]
-    weights = json.loads((interrupted / "student/teacher_weights.json").read_text())
-    assert [row["run"] for row in weights["teachers"]] == teachers
-    assert all(0.01 < row["weight"] < 0.99 for row in weights["teachers"])
 
 
-def test_another_mixture_or_teacher_is_refused(interrupted, teacher2, capsys):
-    assert run_into(interrupted, teacher2, "--mixture=mean") == 1
-    error_line(capsys, "model.init_args.mixture is validation there and mean here")
-    assert run_into(interrupted, teacher2[:1], "--mixture=validation") == 1
+def test_another_second_teacher_is_refused(interrupted, teacher2, capsys):
+    assert run_into(interrupted, teacher2[:1]) == 1
     error_line(capsys, "teacher2 holds a run with other settings", "model.init_args.clip.model is tiny-student there")
-
-
-def test_a_mixture_of_one_teacher_is_refused_before_anything_is_tuned(tmp_path, capsys):
-    assert run_into(tmp_path / "out", [], "--mixture=confidence") == 1
-    error_line(capsys, "--mixture confidence weighs two teachers, but there is one: give --teacher2")
-    assert not (tmp_path / "out").exists()

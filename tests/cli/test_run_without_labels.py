@@ -17,7 +17,6 @@ from runs import (
     files_of,
     fit_teacher,
     image_folder,
-    interrupted_at,
 )
 from soak.comparison import differences
 
@@ -144,15 +143,7 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
         (["--shots=two"], ["shots", "run --help"]),
         (
             ["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"],
-            ["shots is 0", "pool_filter and label_weight need"],
-        ),
-        (
-            ["--shots=0", f"--student={CONFIGS}/student/labels.yaml"],
-            ["label_weight needs labelled", "(shots 0,", "to 0"],
-        ),
-        (
-            ["--shots=0", f"--teacher2={CONFIGS}/teacher/quickstart.yaml", "--mixture=validation"],
-            ["mixture: validation needs labelled validation images, and this run has none: set mixture"],
+            ["shots is 0", "prompts and pool_filter need"],
         ),
     ],
 )
@@ -176,27 +167,3 @@ def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path,
     assert main(command) == 0
     assert "is finished: nothing to do" in "".join(capsys.readouterr().out.splitlines())
     assert files_of(out) == before
-
-
-def test_rounds_of_students_with_text_features_of_their_own_are_refused_before_the_first(tmp_path, capsys):
-    assert run_into(tmp_path / "out", "--rounds=2", "--model.init_args.text_features=student") == 1
-    assert "text_features: teacher" in error_line(capsys)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_a_second_round_distils_from_the_first_student_and_goes_on_after_an_interruption(tmp_path, capsys):
-    out = tmp_path / "out"
-    with interrupted_at(3):
-        assert run_into(out, "--rounds=2") == 130
-    first = files_of(out / "rounds/1")["classifier/model.safetensors"]
-    assert run_into(out, "--rounds=2") == 0
-    assert files_of(out / "rounds/1")["classifier/model.safetensors"] == first, "with the time of the first start"
-    of = {name: settings(out / name)["model"]["init_args"] for name in ("rounds/1", "student")}
-    assert [each["teacher"] for each in of.values()] == [str(out / "teacher"), str(out / "rounds/1")]
-    assert {each["target"] for each in of.values()} == {"refined"}
-    results = json.loads((out / "results.json").read_text())
-    assert results["student of round 1"]["images"] == results["student, distilled"]["images"]
-    capsys.readouterr()
-    assert run_into(out, "--rounds=1") == 1
-    assert "teacher" in error_line(capsys)

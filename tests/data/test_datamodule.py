@@ -244,7 +244,7 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)
     for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(SQUARE)):
-        with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts, pool_filter"):
+        with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts and pool_filter"):
             use()
     assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)
 

@@ -1,7 +1,6 @@
 """Two processes and more compute what one does with the same global batches, batch norm included."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from datetime import timedelta
@@ -96,8 +95,7 @@ MODULES = {
     "teacher": teacher,
     "student": student,
     "student without batch norm": partial(student, kind=WithoutBatchNorm),
-    "student of two teachers": lambda folder: student(folder, more_teachers=[str(folder)], mixture="validation"),
-    "student with labels": partial(student, label_weight=1.0),
+    "student of two teachers": lambda folder: student(folder, more_teachers=[str(folder)]),
 }
 
 
@@ -196,21 +194,6 @@ def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
     assert len(set(chosen)) == 1
 
 
-class Mixed(Notes):
-    def more(self, trainer):
-        head = trainer.lightning_module.label_head
-        return {"mix": (head.alpha, head.beta)}
-
-
-def test_heads_are_mixed_as_by_one_process(teacher_folder, tmp_path):
-    mixes = []
-    for processes in (1, 2):
-        module, data = student(teacher_folder, label_weight=1.0), world.digits(24 // processes)
-        mixes += [seen["mix"] for seen in fit(module, data, tmp_path / str(processes), processes, notes=Mixed)]
-    assert mixes[0] != (0.5, 1.0)
-    assert mixes == [mixes[0]] * 3
-
-
 def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(teacher_folder, tmp_path):
     found = []
     for processes in (1, 4):  # of which two have fewer of the 198 images
@@ -237,11 +220,10 @@ def test_validation_images_count_once_however_processes_share_them(ranks, teache
     found = []
     for options in ({}, several):
         folder = tmp_path / str(len(found))
-        module = student(teacher_folder, kind=WithoutBatchNorm, label_weight=1.0)
+        module = student(teacher_folder, kind=WithoutBatchNorm)
         trainer = world.quiet_trainer(folder, 1, limit_train_batches=2, **options)
         trainer.fit(module, datamodule=world.digits(24 // trainer.world_size))
-        mix = json.loads((folder / CLASSIFIER_FOLDER / "classifier.json").read_text())["label_head"]
-        found.append({**load_file(folder / CLASSIFIER_FOLDER / HeldOutScores.file), **mix})
+        found.append(load_file(folder / CLASSIFIER_FOLDER / HeldOutScores.file))
     assert len(found[0]["scores"]) == 198
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
@@ -298,9 +280,8 @@ def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_pat
     assert not any("tower" in name for name in seen["checkpoint"])
 
 
-@pytest.mark.parametrize("options", [{"label_weight": 1.0}, {"choice": "best_on_base_test"}])
-def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(options, teacher_folder, tmp_path):
-    module, data = student(teacher_folder, **options), world.digits(12)
+def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(teacher_folder, tmp_path):
+    module, data = student(teacher_folder, choice="best_on_base_test"), world.digits(12)
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
     bar = {"callbacks": [ProgressBar()], "enable_progress_bar": True, "use_distributed_sampler": False}

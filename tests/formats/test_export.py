@@ -27,7 +27,6 @@ from kdpl.formats.runtime_files import (
     write_openvino,
     write_program,
 )
-from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.version import __version__
 
@@ -37,7 +36,7 @@ KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None)
 FORMATS = formats()
 
 
-def make_classifier(name, labels=False):
+def make_classifier(name):
     depth, out_dim = KINDS[name]
     config = ClipConfig(name, "random", image_size=32) if name.startswith("timm:") else ClipConfig(name, world.TAG)
     clip = load_image_clip(config)
@@ -45,8 +44,7 @@ def make_classifier(name, labels=False):
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)
     teacher = "test-teacher-quickgelu" if out_dim else "test-student"
     vectors = world.frozen_vectors(teacher)
-    head = world.disturbed(LabelHead(vectors.vectors, 17.0, 0.3, 2.0), 0.5) if labels else None
-    return Classifier(encoder, vectors, 17.0, clip.identity, label_head=head)
+    return Classifier(encoder, vectors, 17.0, clip.identity)
 
 
 def images_for(classifier, count):
@@ -100,19 +98,9 @@ def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_pa
     assert "/kdpl/" not in onnx.load(path).SerializeToString().decode("latin-1")
 
 
-def test_onnx_of_two_heads_is_their_mixture(tmp_path):
-    classifier = make_classifier("test-student", labels=True)
-    path, images = tmp_path / "c.onnx", images_for(classifier, 4)
-    write_onnx(classifier, "uint8", path)
-    assert compare(classifier, load_onnx(path), images, "uint8").logits < 1e-4
-    _, probabilities = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
-    assert torch.allclose(torch.from_numpy(probabilities), classifier(images).exp(), atol=1e-5)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("labels", [False, True])
-def test_8_bits_are_used_where_most_of_the_time_goes(labels, tmp_path):
-    student = make_classifier("test-student", labels)
+def test_8_bits_are_used_where_most_of_the_time_goes(tmp_path):
+    student = make_classifier("test-student")
     images = images_for(student, 40)
     write_int8_onnx(student, "uint8", tmp_path / "q.onnx", images)
     difference = compare(student, load_onnx(tmp_path / "q.onnx"), images, "uint8")
@@ -131,11 +119,11 @@ def test_8_bits_are_used_where_most_of_the_time_goes(labels, tmp_path):
     assert found == {
         (True, types.INT8): 13,
         (False, types.FLOAT16): 8,
-        (False, types.FLOAT): 1 + labels,
+        (False, types.FLOAT): 1,
         (False, None): 8,
     }
     heads = [each.data_type for each in model.graph.initializer if sorted(each.dims) == [5, 24]]
-    assert heads == [onnx.TensorProto.FLOAT] * (1 + labels)
+    assert heads == [onnx.TensorProto.FLOAT]
     scales = [each for each in model.graph.initializer if each.name.endswith("_scale")]
     assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales), "no weight is scaled by channel"
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
@@ -148,8 +136,8 @@ def test_8_bits_are_used_where_most_of_the_time_goes(labels, tmp_path):
         pytest.param("onnx-bf16", onnx.TensorProto.BFLOAT16, 0.5, marks=pytest.mark.slow),
     ],
 )
-def test_products_compute_in_16_bits_except_for_the_heads(kind, stored, largest, tmp_path):
-    student, path = make_classifier("test-student", labels=True), tmp_path / "h.onnx"
+def test_products_compute_in_16_bits_except_for_the_head(kind, stored, largest, tmp_path):
+    student, path = make_classifier("test-student"), tmp_path / "h.onnx"
     images = images_for(student, 20)
     FORMATS[kind].write(student, "uint8", path)
     assert 1e-4 < compare(student, FORMATS[kind].load(path), images, "uint8").logits < largest
@@ -161,7 +149,7 @@ def test_products_compute_in_16_bits_except_for_the_heads(kind, stored, largest,
     products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     whole = [node for node in products if {types.get(name) for name in node.input} != {stored}]
     assert len(products) > len(whole) + 10
-    assert [sorted(weights[node.input[1]].dims) for node in whole] == [[5, 24]] * 2
+    assert [sorted(weights[node.input[1]].dims) for node in whole] == [[5, 24]]
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
 
 
@@ -187,12 +175,12 @@ def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
 
 
 def named_oddly():
-    student = make_classifier("test-student", labels=True)
+    student = make_classifier("test-student")
     student.vectors = replace(student.vectors, class_names=('a "b"', "<c> & d", "é", "\\", "]]>"))
     return student
 
 
-def test_openvino_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
+def test_openvino_holds_metadata_and_probabilities(tmp_path):
     student, folder = named_oddly(), tmp_path / "c"
     images = images_for(student, 4)
     write_openvino(student, "float", folder)
@@ -203,11 +191,11 @@ def test_openvino_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
     assert [each.get_any_name() for each in model.inputs + model.outputs] == ["images", "logits", "probabilities"]
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     probabilities = core.compile_model(model, "CPU", hints)((images / 255).numpy())["probabilities"]
-    assert torch.allclose(torch.from_numpy(probabilities), student(images).exp(), atol=1e-5)
+    assert torch.allclose(torch.from_numpy(probabilities), student(images).softmax(dim=1), atol=1e-5)
 
 
 @pytest.mark.slow
-def test_executorch_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
+def test_executorch_holds_metadata_and_probabilities(tmp_path):
     from executorch.runtime import Runtime
 
     student, path = named_oddly(), tmp_path / "c.pte"
@@ -219,7 +207,7 @@ def test_executorch_holds_metadata_and_the_mixture_of_two_heads(tmp_path):
     assert json.loads(about) == metadata(student, "uint8", batch="1")
     assert json.loads(about)["input"] == "RGB, [1, 3, image_size, image_size], uint8 in 0..255"
     _, probabilities = program.load_method("forward").execute([images[:1]])
-    assert torch.allclose(probabilities, student(images[:1]).exp(), atol=1e-5)
+    assert torch.allclose(probabilities, student(images[:1]).softmax(dim=1), atol=1e-5)
 
 
 def with_unknown(student, cutoff=0.0):

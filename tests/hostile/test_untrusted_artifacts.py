@@ -15,7 +15,6 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.errors import KdplError
-from kdpl.prompts.label_head import LabelHead
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
@@ -99,16 +98,11 @@ def prompts():
 
 
 @pytest.fixture
-def classifier_folder(request, tmp_path, vectors, clip_of):
+def classifier_folder(tmp_path, vectors, clip_of):
     clip = clip_of("test-student")
     encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
-    head = LabelHead(vectors.vectors, 17.0) if getattr(request, "param", None) else None
-    Classifier(encoder, vectors, clip.logit_scale, clip.identity, label_head=head).save(tmp_path / "c")
+    Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(tmp_path / "c")
     return tmp_path / "c"
-
-
-both_kinds = pytest.mark.parametrize("classifier_folder", [None, "label head"], indirect=True)
-with_label_head = pytest.mark.parametrize("classifier_folder", ["label head"], indirect=True)
 
 
 def test_every_invalid_field_of_class_vectors_and_prompts_is_refused(vectors, prompts, tmp_path):
@@ -124,32 +118,11 @@ def test_every_invalid_field_of_class_vectors_and_prompts_is_refused(vectors, pr
             refused(partial(type(artifact).load, path), path, ": ")
 
 
-@both_kinds
 def test_every_invalid_field_of_a_classifier_is_refused_with_its_own_remedy(classifier_folder):
     path = classifier_folder / "classifier.json"
     for text in invalid(json.loads(path.read_text())):
         path.write_text(text)
         refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a")
-
-
-@with_label_head
-@pytest.mark.parametrize(
-    "fields",
-    [{"version": 1}, {"label_head": {"alpha": 1.1, "beta": 1.0}}, {"label_head": {"alpha": 0.5, "beta": 0.0}}],
-)
-def test_a_label_head_that_cannot_be_mixed_is_refused(fields, classifier_folder):
-    path = classifier_folder / "classifier.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a")
-
-
-@with_label_head
-@pytest.mark.parametrize("weight", [None, torch.zeros(5, 23), torch.full((5, 24), float("nan"))])
-def test_a_label_head_that_does_not_fit_is_refused(weight, classifier_folder):
-    path = classifier_folder / "model.safetensors"
-    tensors = {**load_file(path), "label_head.weight": weight}
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
-    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "is damaged")
 
 
 @pytest.mark.parametrize(

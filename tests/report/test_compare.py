@@ -184,15 +184,6 @@ def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_
     assert len([note for note in notes if "has no test of" in note]) == 2
 
 
-def test_a_round_is_named_with_its_run(run, tmp_path, capsys):
-    for name in ("1", "2"):
-        shutil.copytree(run / "student", tmp_path / "mine" / "rounds" / name)
-    rounds = [str(tmp_path / "mine/rounds" / name) for name in ("1", "2")]
-    assert main(["compare", *rounds, "--baselines=none"]) == 0
-    _, _, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split("|")[1].strip() for row in rows[:2]] == ["mine round 1", "mine round 2"]
-
-
 def test_the_same_files_behind_a_link_are_the_same_test_images(run, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to("photos")

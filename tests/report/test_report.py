@@ -300,8 +300,7 @@ def set_in(stage, **settings):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"label_weight": 0.0}, "the teacher only"),
-        ({"label_weight": 0.3}, "teacher and student"),
+        ({"target": "teacher"}, "the teacher only"),
         ({"target": "refined"}, "the teacher and its refined targets"),
     ],
 )
