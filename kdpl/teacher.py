@@ -20,7 +20,7 @@ from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
 from kdpl.metrics import TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.prompts import PromptConfig, prompt_method
+from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
@@ -70,7 +70,8 @@ class TeacherPromptTuning(ClassifyingModule):
         text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
             ``"{context} {name}."``.
         method: How the towers are prompted: ``independent``; ``coupled``, which learns linear maps from the text
-            prompts to the visual ones (MaPLe, arXiv 2210.03117); or the class path of a ``kdpl.prompts.PromptMethod``.
+            prompts to the visual ones (MaPLe, arXiv 2210.03117); or your own ``kdpl.prompts.PromptMethod`` with its
+            ``class_path`` and ``init_args``.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
@@ -95,7 +96,7 @@ class TeacherPromptTuning(ClassifyingModule):
         context: str | None = "a photo of a",
         vision_prompts: PromptConfig = PromptConfig(),
         text_prompts: PromptConfig = PromptConfig(),
-        method: str = "independent",
+        method: str | MethodFactory = "independent",
         regularizers: RegularizerWeights = RegularizerWeights(),
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
@@ -115,7 +116,9 @@ class TeacherPromptTuning(ClassifyingModule):
         self.image_tower = Frozen(loaded.image_tower)
         self.text_tower = Frozen(loaded.text_tower, keep=True)
         self.text_fingerprint = loaded.text_fingerprint
-        self.prompts = prompt_method(method)(vision_prompts, text_prompts, context, loaded)
+        make_prompts = prompt_method(method) if isinstance(method, str) else method
+        self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
+        self.prompts.settings()  # refuses those that could not be saved, before anything is trained
         self._class_vectors: Tensor | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 from runs import configs
 
 from kdpl import Classifier
@@ -31,13 +32,32 @@ def examples(tmp_path_factory):
         yield
 
 
-def test_a_teacher_method_is_fitted_handed_over_and_distilled(tmp_path):
+def own_config(tmp_path, after):
+    """A config file of the YAML that follows a line of the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    file = tmp_path / "own.yaml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", page[page.index(after) :], re.DOTALL)[1])
+    return f"--config={file}"
+
+
+def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_path):
     teacher = tmp_path / "teacher"
-    assert runs.fit_teacher(teacher, "--model.init_args.method=my_methods.Adapter") == 0
+    assert runs.fit_teacher(teacher, own_config(tmp_path, "my_methods.py")) == 0
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE)
-    method = prompts.restore(prompts.load_image_clip())
+    assert prompts.method_settings == {"reduction": 2, "share": 0.5}
+    clip = prompts.load_image_clip()
+    method = prompts.restore(clip)
     assert type(method).__name__ == "Adapter"
-    assert {"layers.0.weight", "layers.2.weight"} <= set(method.state_dict())
+    first, last = method.layers[0], method.layers[2]
+    width = first.in_features
+    assert (first.out_features, last.out_features) == (width // 2, width)
+
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    frozen = torch.nn.functional.normalize(clip.image_tower(images), dim=1)
+    mixed = 0.5 * frozen + 0.5 * last(first(frozen).relu())
+    expected = torch.nn.functional.normalize(mixed, dim=1)
+    assert torch.allclose(method.encode_images(clip.image_tower, images), expected, atol=1e-6)
+
     assert runs.test(teacher, *configs("teacher/zero_shot.yaml"), f"--out={tmp_path}/zero") == 0
     assert runs.fit_student(tmp_path / "student", teacher) == 0
     assert runs.test(tmp_path / "student") == 0

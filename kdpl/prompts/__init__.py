@@ -2,13 +2,14 @@
 
 from kdpl.prompts.coupled import CoupledPrompts
 from kdpl.prompts.independent import IndependentPrompts
-from kdpl.prompts.method import PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts.method import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
 
 __all__ = [
     "CoupledPrompts",
     "IndependentPrompts",
+    "MethodFactory",
     "PromptConfig",
     "PromptMethod",
     "TextPrompts",

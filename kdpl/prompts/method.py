@@ -1,8 +1,12 @@
 """The ways of prompting a frozen CLIP: their interface, and the registry of their names."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from inspect import Parameter, signature
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +18,7 @@ from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import misfit
+from kdpl.errors import ConfigError
 from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.class_names import ClassText
@@ -39,7 +44,8 @@ class PromptMethod(Float32Module):
     """A way of prompting: what is trained, and how images and class names are encoded with it.
 
     This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does differently, and
-    makes its parameters in ``__init__``; they stay in float32.
+    makes its parameters in ``__init__``; they stay in float32. Further arguments of its ``__init__`` are its settings,
+    each of which it keeps in an attribute of that name.
 
     Args:
         vision: Size of the visual prompts.
@@ -87,19 +93,42 @@ class PromptMethod(Float32Module):
         with torch.autocast(texts.prefix.device.type, enabled=False):
             return self.encode_texts(tower, texts)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that a subclass has beside the arguments of this class, by name.
+
+        A ConfigError if the subclass keeps one in no attribute of its name, or it is no JSON.
+        """
+        variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        own = islice(signature(type(self)).parameters.values(), len(signature(PromptMethod).parameters), None)
+        names = [parameter.name for parameter in own if parameter.kind not in variadic]
+        try:
+            settings = {name: getattr(self, name) for name in names}
+            return dict(json.loads(json.dumps(settings)))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the settings of the prompt method {type(self).__name__} cannot be saved ({error}): keep each as a "
+                "number, text or list in an attribute of its name"
+            ) from error
+
     def saved(self) -> dict[str, Tensor]:
         """Copies of the tensors that ``restore`` needs, float32; by default the state dict."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     @classmethod
     def restore(
-        cls, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip, saved: Mapping[str, Tensor]
+        cls,
+        vision: PromptConfig,
+        text: PromptConfig,
+        context: str | None,
+        clip: ImageClip,
+        saved: Mapping[str, Tensor],
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> "PromptMethod":
-        """Build the method from what ``saved`` returned; with the image half of a CLIP, for images alone.
+        """Build the method from what ``saved`` and ``settings`` returned; with the image half of a CLIP, for images.
 
-        A ConfigError or ValueError if sizes or tensors do not fit.
+        A ConfigError, ValueError or TypeError if sizes, settings or tensors do not fit.
         """
-        method = cls(vision, text, context, clip)
+        method = cls(vision, text, context, clip, **settings)
         own = method.state_dict()
         tensors = {name: tensor for name, tensor in saved.items() if name in own}
         problem = misfit(own, tensors)
@@ -107,6 +136,10 @@ class PromptMethod(Float32Module):
             raise ValueError(problem)
         method.load_state_dict(tensors)
         return method
+
+
+MethodFactory = Callable[[PromptConfig, PromptConfig, str | None, ImageClip], PromptMethod]
+"""Makes a ``PromptMethod`` of the arguments that all of them take, such as a subclass, with settings of its own."""
 
 
 def normalized(features: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """TunedPrompts: the result of stage 1, as the later stages and commands read it."""
 
+import json
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator, JsonValue, TypeAdapter
 from torch import Tensor
 
 from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
@@ -42,6 +44,7 @@ class PromptSettings(TeacherSettings):
     """The metadata of tuned prompts."""
 
     method: Text  # name or class path
+    method_settings: dict[str, JsonValue] = field(default_factory=dict)  # those that it has of its own
     vision: Annotated[PromptConfig, AfterValidator(_modest)]
     text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text
@@ -66,6 +69,7 @@ class TunedPrompts(PromptSettings):
         return cls(
             tensors=prompts.saved(),
             method=method_name(type(prompts)),
+            method_settings=prompts.settings(),
             vision=prompts.vision_config,
             text=prompts.text_config,
             context=prompts.context,
@@ -80,11 +84,14 @@ class TunedPrompts(PromptSettings):
         """Fingerprint of the tuned teacher: its prompts and how they are used, and the weights of both towers."""
         # without prompts to tell them apart, the words alone make two teachers of one CLIP
         words = f"{self.method} {self.vision} {self.text} {self.context!r} {self.text_fingerprint}"
+        words += f" {json.dumps(self.method_settings, sort_keys=True)}" if self.method_settings else ""
         return fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16] + self.clip.fingerprint[:16]
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         settings = TypeAdapter(PromptSettings).dump_python(self, mode="json")
+        if not self.method_settings:
+            del settings["method_settings"]
         write_tensors(path, KIND, VERSION, self.tensors, {**settings, "teacher": self.teacher})
 
     @classmethod
@@ -130,8 +137,10 @@ class TunedPrompts(PromptSettings):
     def restore(self, clip: ImageClip) -> PromptMethod:
         """Build the prompts again, frozen; an ArtifactError if they are for another CLIP or of an unknown method."""
         try:
-            method = prompt_method(self.method).restore(self.vision, self.text, self.context, clip, self.tensors)
-        except (ConfigError, ValueError) as error:
+            method = prompt_method(self.method).restore(
+                self.vision, self.text, self.context, clip, self.tensors, self.method_settings
+            )
+        except (ConfigError, ValueError, TypeError) as error:
             raise ArtifactError(
                 f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the CLIP that the teacher "
                 "was tuned on, and the package that its prompt method is from"

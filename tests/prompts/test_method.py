@@ -85,6 +85,34 @@ class TestRestoring:
         assert [name for name, _ in image_half.named_parameters()] == ["vision_prompts.tokens"]
 
 
+class Scaled(PromptMethod):
+    """A method with a setting that the tests choose, kept under its name or not."""
+
+    def __init__(self, vision, text, context, clip, scale=1.0, **kept):
+        super().__init__(vision, text, context, clip)
+        vars(self).update(kept or {"scale": scale})
+
+
+class TestSettings:
+    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts, CoupledPrompts])
+    def test_the_packages_own_methods_have_none(self, kind, clip_of):
+        assert kind(NONE, NONE, WORDS, clip_of("test-teacher")).settings() == {}
+
+    def test_further_arguments_are_saved_and_restored(self, clip_of):
+        clip = clip_of("test-teacher")
+        saved = Scaled(NONE, NONE, WORDS, clip, scale=3.0).settings()
+        assert saved == {"scale": 3.0}
+        assert Scaled.restore(NONE, NONE, WORDS, clip, {}, saved).scale == 3.0
+        with pytest.raises(TypeError):
+            IndependentPrompts.restore(NONE, NONE, WORDS, clip, {}, saved)
+
+    @pytest.mark.parametrize("kept", [{"other": 1.0}, {"scale": object()}])
+    def test_what_could_not_be_saved_is_refused(self, kept, clip_of):
+        match = "settings of the prompt method Scaled cannot be saved .*: keep each as a number"
+        with world.refused(ConfigError, match):
+            Scaled(NONE, NONE, WORDS, clip_of("test-teacher"), **kept).settings()
+
+
 class TestCoupled:
     @pytest.mark.parametrize("depth", [1, 3])
     def test_features_and_gradients_are_those_of_mapped_text_prompts(self, depth, clip_of, plain_of, images):

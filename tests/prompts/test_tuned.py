@@ -24,7 +24,7 @@ def tuned(**changes):
     return world.tuned_prompts(changes.pop("tensors", tensors()), "test-teacher", **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context": None}, {"tensors": {}}])
+@pytest.mark.parametrize("changes", [{}, {"context": None}, {"tensors": {}}, {"method_settings": {"rank": 2}}])
 def test_prompts_come_back_as_they_were_saved(changes, tmp_path):
     written = tuned(**changes)
     written.save(tmp_path / "run" / "prompts.safetensors")
@@ -44,10 +44,11 @@ def test_the_fingerprint_tells_teachers_apart():
         {"context": None},
         {"context": "None"},
         {"method": "coupled"},
+        {"method_settings": {"rank": 2}},
         {"text_fingerprint": "e" * 32},
         {"clip": replace(tuned().clip, fingerprint="f" * 32)},
     ]
-    assert len({tuned().teacher, *(tuned(**other).teacher for other in others)}) == 8
+    assert len({tuned().teacher, *(tuned(**other).teacher for other in others)}) == 9
     assert tuned().teacher == tuned().teacher
 
 
@@ -59,6 +60,7 @@ def test_the_fingerprint_tells_teachers_apart():
         {"tensors": {}, "vision": PromptConfig(3, 2)},
         {"text": PromptConfig(4, 5)},
         {"method": "no_such_package.Prompts"},
+        {"method_settings": {"rank": 2}},
     ],
 )
 def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, clip_of):
