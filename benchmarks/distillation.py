@@ -18,7 +18,7 @@ from benchmarks.sizes import CONTEXT, Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
 from kdpl.clip import RANDOM, ClipConfig, store_frozen
-from kdpl.data.feature_cache import CachedView
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.text import prompt_texts
@@ -32,6 +32,7 @@ class _Domain(NamedTuple):
     num_base: int | None
     tuning_class_names: tuple[str, ...]
     class_texts: tuple[str, ...]
+    teacher_cache: str | None = None
 
     def preview(self, n: int, resizing: Resizing) -> Tensor:
         return torch.zeros(n, 3, resizing.image_size, resizing.image_size, dtype=torch.uint8)
@@ -84,9 +85,9 @@ class Distillation:
         patterns = F.interpolate(torch.rand(batch_size, 3, 4, 4), size=(size, size))
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
-        self.batch = (self.images, indices)
+        self.batch = UnlabeledBatch(self.images, indices)
         features = self.student.load_teacher().features(self.images).half()
-        self.cached_batch = CachedView(self.images, indices, features)
+        self.cached_batch = UnlabeledBatch(self.images, indices, teacher_features=features)
         self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
 
     def parameters(self, side: str) -> dict[str, nn.Parameter]:

@@ -8,15 +8,14 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from kdpl.clip import ImageClip, store_frozen
+from kdpl.data.batches import EvaluationBatch
+from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
-
-EvalBatch = tuple[Tensor, Tensor, Tensor]
-"""Images uint8 [B, 3, S, S], labels [B], indices [B]."""
 
 _CLIP_KEY = "kdpl_clip"
 
@@ -29,6 +28,7 @@ class Domain(Protocol):
     class_texts: tuple[ClassText, ...]  # what the text tower reads for each; mostly its name
     num_base: int | None  # base classes, which come first; None without such a split
     tuning_class_names: tuple[str, ...]  # those that the teacher is tuned on: the base ones where there is a split
+    teacher_cache: str | None  # where teachers' features of the unlabelled images are; None: teachers compute them
 
     def preview(self, n: int, resizing: Resizing) -> Tensor:
         """Return up to n unlabelled images, resized as a tower takes them, uint8 [n, 3, S, S]."""
@@ -86,6 +86,11 @@ class ClassifyingModule(LightningModule, ABC):
         """How the CLIP takes its images, in training as in evaluation."""
         return self.preprocessing.resizing
 
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """The images that it trains on and is evaluated on."""
+
     @abstractmethod
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
@@ -116,19 +121,18 @@ class ClassifyingModule(LightningModule, ABC):
                 "use the clip settings of its run"
             )
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the validation split."""
         return self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> EvalOutput:
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the test split."""
         return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: EvalBatch, metrics: DomainAccuracy) -> EvalOutput:
-        images, labels, indices = batch
-        logits = self.class_logits(images).float()
-        metrics.update(logits, labels)
-        return {"logits": logits, "labels": labels, "indices": indices}
+    def _evaluate(self, batch: EvaluationBatch, metrics: DomainAccuracy) -> EvalOutput:
+        logits = self.class_logits(batch.images).float()
+        metrics.update(logits, batch.labels)
+        return {"logits": logits, "labels": batch.labels, "indices": batch.indices}
 
     def log_training(self, values: dict[str, Tensor], batch_size: int) -> None:
         """Log means of a step's values over the images of an epoch, on all processes; the loss is shown."""

@@ -27,9 +27,9 @@ from kdpl.clip import (
     load_image_clip,
     store_frozen,
 )
-from kdpl.data.datasets import other_resizings
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedView
+from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1, feature_mse
 from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
@@ -41,7 +41,6 @@ from kdpl.refinement.refine import RefinementConfig
 from kdpl.refinement.target import RefinedTarget
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform
-from kdpl.runtime.resizing import Resizing
 from kdpl.targets import TARGETS, Target
 from kdpl.targets.mixture import TeacherMixture
 from kdpl.targets.teachers import Teachers
@@ -52,12 +51,6 @@ _PREVIEW_IMAGES = 256
 _OWN_CONTEXT = "a photo of a"
 
 _FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
-
-UnlabeledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]] | CachedView
-"""Images uint8 [B, 3, S, S] and indices [B]; from a teacher cache with the teacher's features [B, D].
-
-Without one, with the same views uint8 [B, 3, T, T] for each of the ``other_resizings`` of the teachers.
-"""
 
 
 class StudentDistillation(ClassifyingModule):
@@ -96,8 +89,6 @@ class StudentDistillation(ClassifyingModule):
         ArtifactError: The teacher's artifacts are missing, or do not fit each other.
         WeightsError: A CLIP model or its weights cannot be loaded.
     """
-
-    train_split: Literal["labeled", "unlabeled"] = "unlabeled"
 
     def __init__(
         self,
@@ -150,14 +141,13 @@ class StudentDistillation(ClassifyingModule):
         self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
-        """Compute the loss on unlabelled images uint8 [B, 3, S, S]."""
-        images, teacher = batch[0], self.teacher.module
-        if isinstance(batch, CachedView):
-            teacher_features = batch.feature.float()
+        """Compute the loss on unlabelled images."""
+        if batch.teacher_features is None:
+            teacher_features = self.teacher.module.features(*self._teacher_views(batch))
         else:
-            teacher_features = teacher.features(*self._teacher_views(images, *batch[2:]))
-        target_logits = self.target.module(teacher_features, batch[1])
-        features = self.encoder(images)
+            teacher_features = batch.teacher_features.float()
+        target_logits = self.target.module(teacher_features, batch.indices)
+        features = self.encoder(batch.images)
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
             distance = self.task.divergence(logits, target_logits, self.temperature)
@@ -166,7 +156,7 @@ class StudentDistillation(ClassifyingModule):
         loss = self.kd_weight * distance
         self.loss_terms = {self.distill: loss.detach()}
         agreement = self.task.same(logits, target_logits).float().mean()
-        self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(images))
+        self.log_training({TRAIN_LOSS: loss.detach(), TRAIN_AGREEMENT: agreement}, len(batch.images))
         return loss
 
     def class_logits(self, images: Tensor) -> Tensor:
@@ -200,7 +190,7 @@ class StudentDistillation(ClassifyingModule):
         """Check the classes, and load the teachers for a fit unless their features are cached."""
         domain = domain_of(self)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
-        if stage == "fit" and getattr(domain, "teacher_cache", None) is None:
+        if stage == "fit" and domain.teacher_cache is None:
             self.load_teacher()
         super().setup(stage)
 
@@ -214,26 +204,21 @@ class StudentDistillation(ClassifyingModule):
         return self.teacher.each
 
     @property
-    def teacher_descriptions(self) -> list[tuple[str, int, Resizing]]:
-        """Fingerprint, width D and resizing of each teacher, as a cache of its features is described."""
-        return self.teacher.descriptions
+    def needs(self) -> Needs:
+        """Unlabelled images, and their views for the teachers."""
+        return Needs("unlabeled", self.resizing, self.teacher.describe)
 
-    @property
-    def teacher_resizings(self) -> list[Resizing]:
-        """How each teacher takes its images."""
-        return [resizing for _, _, resizing in self.teacher.descriptions]
-
-    def _teacher_views(self, images: Tensor, *further: Tensor) -> list[Tensor]:
-        """The view of each teacher, of those in a batch; a ConfigError if it lacks some."""
-        teachers = self.teacher_resizings
-        others = other_resizings(self.resizing, teachers)
-        if len(further) < len(others):
+    def _teacher_views(self, batch: UnlabeledBatch) -> list[Tensor]:
+        """Choose the view for each teacher; a ConfigError if a batch lacks some."""
+        views = {self.resizing: batch.images, **batch.teacher_views}
+        needed = [teacher.resizing for teacher in self.teacher.describe()]
+        if not views.keys() >= {*needed}:
+            ways = len({self.resizing, *needed})
             raise ConfigError(
-                f"a batch has {1 + len(further)} views of each image, but student and teachers resize images in "
-                f"{1 + len(others)} ways: let the datamodule make a view for each, as DomainDataModule does"
+                f"a batch has {len(views)} views of each image, but student and teachers resize images in {ways} ways: "
+                "let the datamodule make a view for each, as DomainDataModule does"
             )
-        views = {self.resizing: images, **dict(zip(others, further, strict=False))}
-        return [views[teacher] for teacher in teachers]
+        return [views[resizing] for resizing in needed]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP and the teachers, which are not part of the checkpoint."""

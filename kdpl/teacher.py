@@ -5,7 +5,7 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -16,6 +16,8 @@ from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
+from kdpl.data.batches import LabeledBatch
+from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
 from kdpl.metrics import TRAIN_LOSS
@@ -85,7 +87,6 @@ class TeacherPromptTuning(ClassifyingModule):
         WeightsError: The CLIP model or its weights cannot be loaded.
     """
 
-    train_split: Literal["labeled", "unlabeled"] = "labeled"
     tuning_texts: ArrangedTexts
     fixed_text: Tensor
     zero_shot_text: Tensor
@@ -121,6 +122,11 @@ class TeacherPromptTuning(ClassifyingModule):
         self.prompts.settings()  # refuses those that could not be saved, before anything is trained
         self._class_vectors: Tensor | None = None
 
+    @property
+    def needs(self) -> Needs:
+        """Labelled images."""
+        return Needs("labeled", self.resizing)
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """Average the prompts if asked to, do what rooms add, then freeze the class vectors."""
         averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
@@ -148,22 +154,21 @@ class TeacherPromptTuning(ClassifyingModule):
                 ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss on labelled images uint8 [B, 3, S, S] and labels [B]."""
-        images, labels = batch
+    def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
+        """Compute the loss on labelled images."""
         tower, weights = self.image_tower.module, self.regularizers
-        features = self.prompts.encode_images(tower, images)
+        features = self.prompts.encode_images(tower, batch.images)
         if self.prompts.text_is_fixed:
             text = self.fixed_text
         else:
             text = self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
         logits = cosine_logits(features, text, self.logit_scale)
-        terms = {"ce": self.task.loss(logits, labels)}
+        terms = {"ce": self.task.loss(logits, batch.labels)}
         if weights.text:
             terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
         if weights.image or weights.logits:
             with torch.no_grad():
-                frozen = normalized(tower(images))
+                frozen = normalized(tower(batch.images))
             if weights.image:
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
@@ -172,7 +177,7 @@ class TeacherPromptTuning(ClassifyingModule):
         self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
         parts = {f"{TRAIN_LOSS}_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(images))
+        self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(batch.images))
         return loss
 
     def require_texts(self, texts: Sequence[ClassText]) -> None:

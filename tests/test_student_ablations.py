@@ -109,7 +109,8 @@ def test_a_student_without_tokens_learns_through_its_projector_alone(model, size
 
 def test_a_teacher_refuses_images_of_another_size_than_its_own(tmp_path):
     student = new_student(tmp_path, model="test-timm", vision_prompts=NONE)
-    assert (student.resizing, student.teacher_resizings) == (Resizing(48), [Resizing(32)])
+    assert student.needs.resizing == Resizing(48)
+    assert [teacher.resizing for teacher in student.needs.teachers()] == [Resizing(32)]
     with world.refused(ConfigError, "the teacher takes images of 32 pixels, not 48: let the datamodule make"):
         student.load_teacher().features(world.TinyDomain(image_size=48).unlabeled)
 

@@ -13,7 +13,6 @@ from plain import relative_error
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
-from kdpl.data.feature_cache import CachedView
 from kdpl.data.readers.digits import read_digits
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
@@ -67,9 +66,10 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, tea
     assert cached.losses == filling.losses
     assert all(torch.equal(value, filling.state[name]) for name, value in cached.state.items())
     for seen, expected in zip(cached.batches, plain.batches, strict=True):
-        assert isinstance(seen, CachedView)
-        assert torch.equal(seen.image, expected[0])
-        assert torch.equal(seen.image_index, expected[1])
+        assert seen.teacher_features is not None
+        assert expected.teacher_features is None
+        assert torch.equal(seen.images, expected.images)
+        assert torch.equal(seen.indices, expected.indices)
     # the cache's features are float16
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
     for name, value in cached.state.items():
@@ -85,11 +85,11 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(t
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
     teacher = plain.student.load_teacher()
     for step, (batch, from_cache) in enumerate(zip(plain.batches, cached.batches, strict=True)):
-        images, indices, for_teacher = batch
-        assert torch.equal(images, plain_views(indices, step // 5, 48))
-        assert torch.equal(for_teacher, plain_views(indices, step // 5, 32))
-        assert torch.equal(from_cache.image, images)
-        assert torch.allclose(from_cache.feature.float(), teacher.features(for_teacher), atol=1e-3)
+        (for_teacher,) = batch.teacher_views.values()
+        assert torch.equal(batch.images, plain_views(batch.indices, step // 5, 48))
+        assert torch.equal(for_teacher, plain_views(batch.indices, step // 5, 32))
+        assert torch.equal(from_cache.images, batch.images)
+        assert torch.allclose(from_cache.teacher_features.float(), teacher.features(for_teacher), atol=1e-3)
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
     # a cache of crops that were rendered at the student's size
     file = tmp_path / "cache/manifest.json"
@@ -102,8 +102,8 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(t
 def test_one_cache_serves_students_of_any_image_size(teacher_folder, filled, tmp_path):
     small, large = (Distilled(teacher_folder, tmp_path, filled(2), **VARIANTS[v]) for v in ("kl", "another image size"))
     for one, other in zip(small.batches, large.batches, strict=True):
-        assert torch.equal(one.feature, other.feature)
-        assert (one.image.shape[-1], other.image.shape[-1]) == (32, 48)
+        assert torch.equal(one.teacher_features, other.teacher_features)
+        assert (one.images.shape[-1], other.images.shape[-1]) == (32, 48)
 
 
 @pytest.fixture(scope="module")

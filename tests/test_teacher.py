@@ -234,7 +234,7 @@ def test_validation_between_epochs_sees_the_prompts_of_its_own_epoch(tmp_path):
     class Look(Callback):
         def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *_):
             fresh = pl_module.encode_names(trainer.datamodule.class_names)
-            features = pl_module.prompts.encode_images(pl_module.image_tower.module, batch[0])
+            features = pl_module.prompts.encode_images(pl_module.image_tower.module, batch.images)
             seen.append((outputs["logits"], 30 * features @ fresh.T))
 
     teacher, seen = make_teacher(optim=OptimConfig(lr=0.5, warmup_lr=0.5)), []

@@ -8,12 +8,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.datasets import other_resizings
+from kdpl.data.needs import Needs
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
@@ -122,6 +123,8 @@ def images_of(labels, seed, size=32):
 class TinyDomain(LightningDataModule):
     """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches."""
 
+    teacher_cache = None
+
     def __init__(self, num_base=None, batch_size=4, names=NAMES, image_size=32):
         super().__init__()
         self.class_names = self.class_texts = names
@@ -140,21 +143,23 @@ class TinyDomain(LightningDataModule):
         assert resizing == self.resizing
         return self.unlabeled[:n]
 
-    def _loader(self, *tensors):
-        return DataLoader(TensorDataset(*tensors), batch_size=self.batch_size)
+    def _loader(self, kind, *columns):
+        items = [kind(*fields) for fields in zip(*columns, strict=True)]
+        return DataLoader(items, self.batch_size, collate_fn=collate)
 
     def for_teachers(self):
-        module = self.trainer.lightning_module
-        others = other_resizings(module.resizing, module.teacher_resizings)
-        return [images_of(self.shown, seed=2, size=other.image_size) for other in others]
+        needs = self.trainer.lightning_module.needs
+        others = {teacher.resizing for teacher in needs.teachers()} - {needs.resizing}
+        views = {other: images_of(self.shown, seed=2, size=other.image_size) for other in others}
+        return [{other: view[i] for other, view in views.items()} for i in range(len(self.shown))]
 
     def train_dataloader(self):
-        if self.trainer.lightning_module.train_split == "labeled":
-            return self._loader(self.labeled, self.labels)
-        return self._loader(self.unlabeled, torch.arange(len(self.unlabeled)), *self.for_teachers())
+        if self.trainer.lightning_module.needs.split == "labeled":
+            return self._loader(LabeledBatch, self.labeled, self.labels)
+        return self._loader(UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teachers())
 
     def val_dataloader(self):
-        return self._loader(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
+        return self._loader(EvaluationBatch, self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
 
     test_dataloader = val_dataloader
 
@@ -248,7 +253,7 @@ class Probe(LightningModule):
 
     def __init__(self, train_split="labeled", resizing=_RESIZING):
         super().__init__()
-        self.train_split, self.resizing = train_split, resizing
+        self.needs = Needs(train_split, resizing)
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.epochs, self.train_batches, self.val_batches = [], [], []
 

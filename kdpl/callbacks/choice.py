@@ -76,10 +76,10 @@ def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any])
     metric = pl_module.task.accuracy(domain_of(pl_module).num_base).to(pl_module.device)
     pl_module.eval()
     for batch in test_images:
-        images, labels, _ = trainer.strategy.batch_to_device(batch)
+        batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
-            logits = pl_module.class_logits(images)
-        metric.update(logits.float(), labels)
+            logits = pl_module.class_logits(batch.images)
+        metric.update(logits.float(), batch.labels)
     pl_module.train()
     values = metric.compute()
     return float(values.get("base_acc", values["acc"]))

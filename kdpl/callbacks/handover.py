@@ -124,10 +124,10 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
     """What it makes of the validation images of all processes, in their order; None without any."""
     vectors = classifier.head.class_vectors
     own = []
-    for images, labels, indices in _val_batches(trainer):
-        features = classifier.encoder(images.to(vectors.device))
+    for batch in _val_batches(trainer):
+        features = classifier.encoder(batch.images.to(vectors.device))
         logits = classifier.logits(features)
-        own.append([each.cpu() for each in (features.float(), logits.float(), labels, indices)])
+        own.append([each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)])
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
     if not parts:

@@ -39,7 +39,8 @@ class FilterPool(Callback):
         """Choose the images, on all processes together; a DataError if none would be left."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         student: Any = pl_module
-        file, resizing = Path(trainer.default_root_dir) / LEFT_OUT_FILE, student.teacher_resizings[0]
+        file = Path(trainer.default_root_dir) / LEFT_OUT_FILE
+        resizing = student.needs.teachers()[0].resizing
         pool, indices = data.unlabeled_images(resizing), data.unlabeled_indices
         if trainer.ckpt_path is None or not file.is_file():
             labeled = data.labeled_images(resizing)

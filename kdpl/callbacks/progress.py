@@ -13,6 +13,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
 
+from kdpl.data.batches import Batch
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
 
 _NAMES = {
@@ -44,14 +45,14 @@ class Throughput(Callback):
             self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
         self._end = time.perf_counter()
         if batch_idx == 0:
             self._start, self._waited, self._images = self._end, 0.0, 0
             return
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += len(batch.images) * trainer.world_size
         seconds = self._end - self._start
         values = {IMAGES_PER_SECOND: self._images / seconds, DATA_WAIT: self._waited / seconds}
         pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)

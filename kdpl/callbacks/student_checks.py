@@ -50,7 +50,7 @@ class EnoughImages(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the images of the first batch, those of all processes together."""
-        images = len(batch[0]) * trainer.world_size
+        images = len(batch.images) * trainer.world_size
         if batch_idx or pl_module.encoder.projector is None or images >= _PUBLISHED_BATCH:
             return
         remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"

@@ -37,7 +37,7 @@ class FillTeacherCache(Callback):
         for number, (folder, teacher) in enumerate(data.cache_folders()):
             # further teachers see the views of the first
             views, seed = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
-            needed = data.cache_manifest(*teacher, views or max(trainer.max_epochs or 0, 0), seed)
+            needed = data.cache_manifest(teacher, views or max(trainer.max_epochs or 0, 0), seed)
             caches.append(self._fill(trainer, pl_module, number, folder, needed, views))
             require_same_views(caches)
 

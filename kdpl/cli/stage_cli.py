@@ -26,6 +26,8 @@ from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.cli.arguments import did_you_mean
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
@@ -221,8 +223,9 @@ class KdplCLI(LightningCLI):
 
     def own_callbacks(self) -> list[Callback]:
         """Return the callbacks that this kind of fit has beside those of all runs."""
-        learns = self.command == "fit" and getattr(self.model, "train_split", None) == "unlabeled"
-        return [FillTeacherCache()] if learns and getattr(self.datamodule, "fill_teacher_cache", False) else []
+        data = self.datamodule
+        fills = self.command == "fit" and isinstance(data, DomainDataModule) and data.fill_teacher_cache
+        return [FillTeacherCache()] if fills and needs_of(self.model).split == "unlabeled" else []
 
     def execute(self) -> None:
         """Run the command, unless its run is finished or only the settings are checked."""

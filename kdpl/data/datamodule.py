@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import Augmentation, build_augmentation
-from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages, other_resizings
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages
 from kdpl.data.domain import DomainImages, EvaluationSplit
 from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
+from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
@@ -23,25 +25,22 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 
-TrainSplit = Literal["labeled", "unlabeled"]
 _WORKERS = 4
 
 
 class DomainDataModule(DomainImages, LightningDataModule):
     """A domain's images, for both stages and the test.
 
-    Images are uint8 tensors [B, 3, S, S], un-normalised: every CLIP tower normalises with its own mean and standard
-    deviation. Batches are
+    Images are un-normalised: every CLIP tower normalises with its own mean and standard deviation. Batches are
 
-    - training, ``labeled``: (images, labels), the k-shot sample (of the base classes under ``base_to_novel``);
-    - training, ``unlabeled``: (images, indices), ALL training images, or those of ``unlabeled``, or a share of them,
-      and no labels anywhere; with a teacher cache ``CachedView`` (images, indices, features); without one, for
-      teachers that resize images in other ways, (images, indices, and for each way the same views, uint8 [B, 3, T, T]);
-    - validation and test: (images, labels, indices), each image exactly once over all processes.
+    - training, ``labeled``: ``LabeledBatch``, the k-shot sample (of the base classes under ``base_to_novel``);
+    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images, or those of ``unlabeled``, or a share of them,
+      and no labels anywhere;
+    - validation and test: ``EvaluationBatch``, each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs has a ``train_split``, ``labeled`` or ``unlabeled``, its tower's ``resizing``, by which all its
-    images are made, and ``teacher_resizings`` if it has teachers.
+    that a trainer runs says in its property ``needs`` (``kdpl.data.needs``) which images it is trained on, and how its
+    tower and its teachers take them.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
@@ -157,7 +156,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         # here rather than with the first batch: nothing has been written yet
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
-            if self._module.train_split == "labeled":
+            if self._needs.split == "labeled":
                 inform(self.labels_seen(1, self.training_records()))
             else:
                 inform(self.labels_seen(2, []))
@@ -166,16 +165,17 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if stage in ("test", "validate"):
             self.evaluation_records("test" if stage == "test" else "val")
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
-        module, teachers = self._module, getattr(self._module, "teacher_resizings", ())
-        return self.train_dataloader_for(module.train_split, module.resizing, *self._processes(), teachers)
+        needs = self._needs
+        teachers = [teacher.resizing for teacher in needs.teachers()]
+        return self.train_dataloader_for(needs.split, needs.resizing, *self._processes(), teachers)
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
         return self._evaluation_dataloader("val") if self.splits.val else []
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Test batches."""
         return self._evaluation_dataloader("test")
 
@@ -186,34 +186,40 @@ class DomainDataModule(DomainImages, LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         teacher_resizings: Sequence[Resizing] = (),
-    ) -> DataLoader[Any]:
-        """Training batches without a trainer: (uint8 [B, 3, S, S], int64 [B]), the latter labels or indices.
+    ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
+        """Training batches without a trainer, of the kind that the split has.
 
         ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache, unlabelled batches
-        are ``CachedView``; without one, their views are made for each other one of ``teacher_resizings`` as well.
+        have the cached features; without one, their views are made for each other one of ``teacher_resizings`` as well.
         The epoch is set on the loader's ``sampler``.
         """
-        dataset: LabeledImages | UnlabeledImages | CachedImages
-        pieces = labels = None
         if split == "labeled":
-            records = self.training_records()
-            dataset = LabeledImages(records, self.view(resizing))
-            labels = np.array([record.label for record in records]) if self.balance_classes else None
-        else:
-            caches, in_pieces = self.teacher_caches, InPieces(self._used)
-            view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
-            dataset, pieces = UnlabeledImages(in_pieces, view, self._chosen), in_pieces.starts
-            if caches:
-                dataset = CachedImages(dataset, caches)
-            else:
-                dataset.others = other_resizings(resizing, teacher_resizings)
-        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, pieces, labels)
+            return self._labeled_dataloader(resizing, rank, world_size)
+        return self._unlabeled_dataloader(resizing, rank, world_size, teacher_resizings)
+
+    def _labeled_dataloader(self, resizing: Resizing, rank: int, world_size: int) -> DataLoader[LabeledBatch]:
+        records = self.training_records()
+        labels = np.array([record.label for record in records]) if self.balance_classes else None
+        dataset = LabeledImages(records, self.view(resizing))
+        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, labels=labels)
+        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
+
+    def _unlabeled_dataloader(
+        self, resizing: Resizing, rank: int, world_size: int, teachers: Sequence[Resizing]
+    ) -> DataLoader[UnlabeledBatch]:
+        caches, in_pieces = self.teacher_caches, InPieces(self._used)
+        view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
+        # each once, in the order of the teachers
+        others = () if caches else tuple(dict.fromkeys(teacher for teacher in teachers if teacher != resizing))
+        images = UnlabeledImages(in_pieces, view, self._chosen, others)
+        dataset = CachedImages(images, caches) if caches else images
+        sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, in_pieces.starts)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
         self, split: EvaluationSplit, resizing: Resizing, rank: int = 0, world_size: int = 1
-    ) -> DataLoader[Any]:
-        """Validation or test batches without a trainer: (uint8 [B, 3, S, S], labels [B], indices [B]).
+    ) -> DataLoader[EvaluationBatch]:
+        """Validation or test batches without a trainer.
 
         ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of the tower which sees
         the images.
@@ -235,10 +241,10 @@ class DomainDataModule(DomainImages, LightningDataModule):
         in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
         return manifest.view_seed, None if in_one_pass else manifest.views
 
-    def cache_folders(self) -> list[tuple[Path, tuple[str, int, Resizing]]]:
-        """For each teacher of the trainer's module, folder of its cache, and fingerprint, width and resizing."""
+    def cache_folders(self) -> list[tuple[Path, TeacherDescription]]:
+        """For each teacher of the trainer's module, the folder of its cache, and its description."""
         folder = Path(cast(str, self.teacher_cache)).expanduser()
-        teachers = enumerate(self._module.teacher_descriptions, start=1)
+        teachers = enumerate(self._needs.teachers(), start=1)
         return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
 
     @property
@@ -248,14 +254,14 @@ class DomainDataModule(DomainImages, LightningDataModule):
             return []
         if not self._caches:
             self._caches = [
-                FeatureCache.open(folder, self.cache_manifest(*teacher), None, *self._processes())
+                FeatureCache.open(folder, self.cache_manifest(teacher), None, *self._processes())
                 for folder, teacher in self.cache_folders()
             ]
             require_same_views(self._caches)
         return self._caches
 
-    def _evaluation_dataloader(self, split: EvaluationSplit) -> DataLoader[Any]:
-        return self.evaluation_dataloader_for(split, self._module.resizing, *self._processes())
+    def _evaluation_dataloader(self, split: EvaluationSplit) -> DataLoader[EvaluationBatch]:
+        return self.evaluation_dataloader_for(split, self._needs.resizing, *self._processes())
 
     def _batches_done(self) -> int:
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
@@ -268,14 +274,13 @@ class DomainDataModule(DomainImages, LightningDataModule):
         return cast(Trainer, self.trainer)
 
     @property
-    def _module(self) -> Any:
-        return self._trainer.lightning_module
+    def _needs(self) -> Needs:
+        return needs_of(self._trainer.lightning_module)
 
     @property
     def _only_fills_cache(self) -> bool:
         """Whether nothing is trained, as by ``kdpl cache``, which has no run's folder."""
-        fills = self.fill_teacher_cache and getattr(self._module, "train_split", None) == "unlabeled"
-        return fills and self._trainer.max_epochs == 0
+        return self.fill_teacher_cache and self._needs.split == "unlabeled" and self._trainer.max_epochs == 0
 
     @property
     def _needs_images(self) -> bool:

@@ -1,6 +1,6 @@
-"""The kinds of torch datasets; the type of each shows what it yields, and so what can leak from it."""
+"""The kinds of torch datasets, whose items are batches of one image without the first dimension."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,18 +8,13 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.sampling import generator
 from kdpl.data.shards.pieces import Indices
 from kdpl.data.splits import Record
 from kdpl.runtime.resizing import Resizing
 
 OpenImage = Callable[[str], Image]
-UnlabeledItem = tuple[torch.Tensor, int, *tuple[torch.Tensor, ...]]
-
-
-def other_resizings(own: Resizing, teachers: Iterable[Resizing]) -> tuple[Resizing, ...]:
-    """The resizings of teachers that are not the student's own, once each: of the further views of an image."""
-    return tuple(dict.fromkeys(teacher for teacher in teachers if teacher != own))
 
 
 @dataclass
@@ -47,42 +42,42 @@ class RandomView:
 
 
 @dataclass(eq=False)
-class LabeledImages(Dataset[tuple[torch.Tensor, int]]):
-    """Random views of labelled images: item (index, epoch) is (uint8 [3, S, S], label)."""
+class LabeledImages(Dataset[LabeledBatch]):
+    """Random views of labelled images, by (index, epoch)."""
 
     records: Sequence[Record]
     view: RandomView
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> LabeledBatch:
         index, epoch = key
         source, label = self.records[index]
-        return self.view(source, index, epoch), label
+        return LabeledBatch(self.view(source, index, epoch), torch.tensor(label))
 
     def __len__(self) -> int:
         return len(self.records)
 
 
 @dataclass(eq=False)
-class UnlabeledImages(Dataset[UnlabeledItem]):
-    """Random views of unlabelled images: item (i, epoch) is (uint8 [3, S, S], index).
+class UnlabeledImages(Dataset[UnlabeledBatch]):
+    """Random views of unlabelled images, by (i, epoch).
 
     It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
     unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
-    Further entries are the same view for each of the resizings ``others``, uint8 [3, T, T].
+    The same views are made for each of the resizings ``others``, those of teachers.
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Indices | None = None
-    others: Sequence[Resizing] = ()
+    others: Collection[Resizing] = ()
 
-    def __getitem__(self, key: tuple[int, int]) -> UnlabeledItem:
+    def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         i, epoch = key
         index = i if self.indices is None else int(self.indices[i])
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
-        further = (self.view.make(image, parameters, other) for other in self.others)
-        return self.view.make(image, parameters), index, *further
+        others = {other: self.view.make(image, parameters, other) for other in self.others}
+        return UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index), others)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -102,16 +97,17 @@ class AllViews(Dataset[torch.Tensor]):
 
 
 @dataclass(eq=False)
-class EvaluationImages(Dataset[tuple[torch.Tensor, int, int]]):
-    """Labelled images under the evaluation transform: item i is (uint8 [3, S, S], label, i)."""
+class EvaluationImages(Dataset[EvaluationBatch]):
+    """Labelled images under the evaluation transform."""
 
     records: Sequence[Record]
     open_image: OpenImage
     resizing: Resizing
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> EvaluationBatch:
         source, label = self.records[index]
-        return to_tensor(resize_and_crop(self.open_image(source), self.resizing)), label, index
+        image = to_tensor(resize_and_crop(self.open_image(source), self.resizing))
+        return EvaluationBatch(image, torch.tensor(label), torch.tensor(index))
 
     def __len__(self) -> int:
         return len(self.records)

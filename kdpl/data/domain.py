@@ -17,6 +17,7 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import Manifest
 from kdpl.data.names import Names, digest_of, unlisted
+from kdpl.data.needs import TeacherDescription
 from kdpl.data.reading import Reading
 from kdpl.data.sampling import base_count, few_shot, generator, require_shots, share_of, with_labels
 from kdpl.data.shards.pieces import Indices, InPieces
@@ -237,15 +238,15 @@ class DomainImages:
         return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     def cache_manifest(
-        self, teacher: str, width: int, resizing: Resizing, views: int | None = None, view_seed: int | None = None
+        self, teacher: TeacherDescription, views: int | None = None, view_seed: int | None = None
     ) -> Manifest:
         """Describe the teacher cache that a run needs, by default of any number of views, of the run's seed."""
         return Manifest.of(
-            teacher=teacher,
-            width=width,
+            teacher=teacher.fingerprint,
+            width=teacher.width,
             dataset=self.dataset,
             sources=self.pool,
-            resizing=resizing,
+            resizing=teacher.resizing,
             decoding=self.decoding,
             augmentation=self.augmentation,
             view_seed=self.seed if view_seed is None else view_seed,

@@ -9,10 +9,10 @@ image is the one that the augmentation draws for the cache's seed in epoch v; it
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.data.names import digest_of
@@ -177,19 +178,8 @@ def require_same_views(caches: Sequence[FeatureCache]) -> None:
             )
 
 
-class CachedView(NamedTuple):
-    """A view of an unlabelled image, its index, and the teacher's normalised feature; in a batch, each stacked.
-
-    The features of several teachers are side by side.
-    """
-
-    image: Tensor  # uint8 [3, S, S]
-    image_index: Tensor  # int64 []
-    feature: Tensor  # float16 [D]
-
-
 @dataclass(eq=False)
-class CachedImages(Dataset[CachedView]):
+class CachedImages(Dataset[UnlabeledBatch]):
     """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
 
     The seed of the images' views is the cache's, which has the features of all unlabelled images. There is one cache
@@ -199,11 +189,11 @@ class CachedImages(Dataset[CachedView]):
     images: UnlabeledImages
     caches: Sequence[FeatureCache]
 
-    def __getitem__(self, key: tuple[int, int]) -> CachedView:
+    def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         view = key[1] % self.caches[0].manifest.views
-        pixels, index = self.images[key[0], view][:2]
-        feature = np.concatenate([cache.read(view, index) for cache in self.caches])
-        return CachedView(pixels, torch.tensor(index), torch.from_numpy(feature))
+        item = self.images[key[0], view]
+        features = np.concatenate([cache.read(view, int(item.indices)) for cache in self.caches])
+        return replace(item, teacher_features=torch.from_numpy(features))
 
     def __len__(self) -> int:
         return len(self.images)

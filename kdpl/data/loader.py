@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from kdpl.data.batches import BatchT, collate
 from kdpl.data.sampling import balanced, generator
 from kdpl.data.shards.pieces import WINDOW, Indices, shuffle
 
@@ -100,7 +101,7 @@ class EvaluationSampler(DistributedSampler[int]):
         return len(self._indices)
 
 
-class LazyLoader(DataLoader[Any]):
+class LazyLoader(DataLoader[BatchT]):
     """A DataLoader whose workers begin when the first batch is asked for, not when the iteration is set up.
 
     On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that had begun by then
@@ -112,7 +113,7 @@ class LazyLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Dataset[BatchT],
         sampler: Sampler[Any],
         batch_size: int,
         num_workers: int,
@@ -123,6 +124,7 @@ class LazyLoader(DataLoader[Any]):
             batch_size,
             sampler=sampler,
             num_workers=num_workers,
+            collate_fn=collate,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # its own stream: a loader would draw its workers' seed from torch's global one at every epoch

@@ -239,8 +239,8 @@ def held_out_of(classifier: Classifier) -> HeldOutScores | None:
 
 @torch.no_grad()
 def classify(network: Callable[[Tensor], Tensor], batches: Iterable[Any], device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Classify batches of (images, labels [B], indices [B]); returns logits float32 [N, C], labels and indices [N]."""
-    found = [(network(images.to(device)).float(), labels, indices) for images, labels, indices in batches]
+    """Classify batches of labelled images; returns logits float32 [N, C], labels and indices [N]."""
+    found = [(network(batch.images.to(device)).float(), batch.labels, batch.indices) for batch in batches]
     logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*found, strict=True))
     return logits, labels, indices
 

@@ -167,4 +167,4 @@ def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Rec
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")
-        return torch.cat([teacher.features(batch[0].to(device())) for batch in batches])
+        return torch.cat([teacher.features(batch.images.to(device())) for batch in batches])

@@ -74,7 +74,8 @@ class RefinePool(Callback):
         place |= {sources[index]: i for i, index in enumerate(indices) if sources[index] in place}
         further = [record for record in labeled if place[record.source] < 0] + held_out
         each, views = [], self.config.views
-        for number, resizing in enumerate(student.teacher_resizings):
+        for number, teacher in enumerate(student.needs.teachers()):
+            resizing = teacher.resizing
             cache = data.teacher_caches[number] if data.teacher_caches else None
             parts = [mean_features(trainer, student, data.unlabeled_images(resizing), indices, views, number, cache)]
             if further:

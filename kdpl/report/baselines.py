@@ -123,9 +123,9 @@ class LinearProbes:
         if key not in self._features:
             values, labels = [], []
             with progress_bar() as progress:
-                for images, own, _ in progress.track(loader, description=f"{split} images, {clip.model}"):
-                    values.append(normalize(tower(images.to(device())).float(), dim=1).cpu().numpy())
-                    labels.append(own.numpy())
+                for batch in progress.track(loader, description=f"{split} images, {clip.model}"):
+                    values.append(normalize(tower(batch.images.to(device())).float(), dim=1).cpu().numpy())
+                    labels.append(batch.labels.numpy())
             self._features[key] = Features(np.concatenate(values), np.concatenate(labels))
         found = self._features[key]
         kept = found.labels < (np.inf if classes is None else classes)

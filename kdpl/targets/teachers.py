@@ -6,9 +6,9 @@ from typing import Any
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
+from kdpl.data.needs import TeacherDescription
 from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
-from kdpl.runtime.resizing import Resizing
 from kdpl.targets.mixture import TeacherMixture
 
 _KEY = "kdpl_teacher"
@@ -33,11 +33,10 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
         """The teachers, of which all but the first are read when they are first asked for."""
         return [self.module] if isinstance(self.module, FrozenTeacher) else self.module.open()
 
-    @property
-    def descriptions(self) -> list[tuple[str, int, Resizing]]:
-        """Fingerprint, width D and resizing of each, as a cache of its features is described."""
+    def describe(self) -> list[TeacherDescription]:
+        """Describe each, as a cache of its features is described."""
         vectors = [teacher.vectors for teacher in self.each]
-        return [(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
+        return [TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
 
     def load(self, compiled: bool = False) -> FrozenTeacher | TeacherMixture:
         """Load image tower and prompts of each, unless that was done; returns the teacher, or the mixture."""
@@ -51,7 +50,7 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
 
     def note_in(self, checkpoint: dict[str, Any]) -> None:
         """Note the fingerprints."""
-        checkpoint[_KEY], *more = (fingerprint for fingerprint, _, _ in self.descriptions)
+        checkpoint[_KEY], *more = (teacher.fingerprint for teacher in self.describe())
         if more:
             checkpoint[_MORE_KEY] = more
 

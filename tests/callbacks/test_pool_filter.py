@@ -27,7 +27,7 @@ class Seen(Callback):
         self.steps = []
 
     def on_train_batch_start(self, _, __, batch, ___):
-        self.steps.append(batch[1].tolist())
+        self.steps.append(batch.indices.tolist())
 
 
 def distil(teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options):
@@ -57,7 +57,7 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_fol
     domain, clip = world.digits(7, **POOL), plain_of("test-teacher-quickgelu")
 
     def similarities(images, indices):
-        views = (torch.stack([images[i, view][0] for view in range(4)]) for i in indices)
+        views = (torch.stack([images[i, view].images for view in range(4)]) for i in indices)
         return [plain.similarity(clip.image_features(each, prompts), vectors) for each in views]
 
     labeled, pool = domain.labeled_images(Resizing(32)), domain.unlabeled_images(Resizing(32))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdpl.callbacks.progress import ProgressBar, Throughput
+from kdpl.data.batches import LabeledBatch
 from kdpl.runtime.messages import inform
 
 
@@ -148,7 +149,7 @@ def rates(batches, times, monkeypatch, processes=1, epochs=1):
     callback, trainer = Throughput(), SimpleNamespace(world_size=processes)
     for _ in range(epochs):
         for step, images in enumerate(batches):
-            batch = (torch.zeros(images, 3, 2, 2), torch.zeros(images))
+            batch = LabeledBatch(torch.zeros(images, 3, 2, 2), torch.zeros(images))
             callback.on_train_batch_start(trainer, module, batch, step)
             callback.on_train_batch_end(trainer, module, None, batch, step)
     assert next(clock, None) is None

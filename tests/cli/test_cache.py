@@ -50,7 +50,7 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
     teacher.load()
     images = DomainDataModule("digits", augmentation="light_affine", num_workers=0).unlabeled_images(Resizing(32))
     for view in range(2):
-        batch = torch.stack([images[index, view][0] for index in range(40)])
+        batch = torch.stack([images[index, view].images for index in range(40)])
         assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
     manifest = json.loads((filled / "manifest.json").read_text())
     assert (manifest["dataset"], manifest["resizing"]["image_size"], manifest["view_seed"]) == ("digits", 32, 1)

@@ -12,6 +12,7 @@ from zoo import tag
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.batches import LabeledBatch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import build_data
 from kdpl.data.readers.digits import Digits
@@ -86,7 +87,9 @@ def test_validation_is_capped_and_test_is_not(folder):
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
     batches = list(datamodule.evaluation_dataloader_for("test", SQUARE))
-    images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels, indices = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices")
+    )
     assert indices.tolist() == list(range(15))
     assert labels.tolist() == [record.label for record in datamodule.test_records]
     for i in range(15):
@@ -100,12 +103,16 @@ def epochs(split, numbers, **options):
     loader = digits(**{"shots": 4, **options}).train_dataloader_for(split, Resizing(32))
     for number in numbers:
         loader.sampler.set_epoch(number)
-        yield [tuple(batch) for batch in loader]
+        yield list(loader)
+
+
+def numbers(batch):
+    return batch.labels if isinstance(batch, LabeledBatch) else batch.indices
 
 
 def same_batches(some, others):
-    pairs = zip(itertools.chain(*some), itertools.chain(*others), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    pairs = zip(some, others, strict=True)
+    return all(torch.equal(one.images, other.images) and numbers(one).equal(numbers(other)) for one, other in pairs)
 
 
 @pytest.mark.parametrize("background", [None, (0, 90, 200)])
@@ -124,7 +131,7 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
         module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
         training = [module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")]
         loaders = [*training, *(module.evaluation_dataloader_for(split, SQUARE) for split in ("val", "test"))]
-        images = [batch[0] for loader in loaders for batch in loader]
+        images = [batch.images for loader in loaders for batch in loader]
         views.append([*images, module.preview(5, SQUARE), to_tensor(module.test_item(3)[1])])
     for odd_view, even_view in zip(*views, strict=True):
         # compositing rounds in two ways
@@ -135,9 +142,9 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
 def test_batches_are_the_same_for_any_number_of_workers(split):
     alone, helped = (list(itertools.chain(*epochs(split, range(2), num_workers=n))) for n in (0, 2))
     assert same_batches(alone, helped)
-    for images, numbers in alone:
-        assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
-        assert (numbers.shape, numbers.dtype) == ((8,), torch.int64)
+    for batch in alone:
+        assert (batch.images.shape, batch.images.dtype) == ((8, 3, 32, 32), torch.uint8)
+        assert (numbers(batch).shape, numbers(batch).dtype) == ((8,), torch.int64)
 
 
 def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_alone():
@@ -145,7 +152,7 @@ def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_al
     first, second, third = epochs("labeled", range(3))
     (late,) = epochs("labeled", [2])
     assert same_batches(third, late)
-    assert not torch.equal(first[0][1], second[0][1])
+    assert not torch.equal(first[0].labels, second[0].labels)
     list(digits(shots=4).evaluation_dataloader_for("val", Resizing(32)))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -168,9 +175,9 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     probe = Probe("unlabeled", Resizing(6))
     trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
     assert probe.names_at_setup == tuple("abcde")
-    assert [images.shape for images, _ in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
-    assert sorted(torch.cat([indices for _, indices in probe.train_batches[:3]]).tolist()) == list(range(30))
-    assert sum(len(indices) for _, _, indices in probe.val_batches) == 2 * 20
+    assert [batch.images.shape for batch in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
+    assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(range(30))
+    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 20
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
@@ -184,7 +191,7 @@ def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_an
     for epoch in range(3):
         even.sampler.set_epoch(epoch)
         batches = list(even)
-        assert Counter(torch.cat([labels for _, labels in batches]).tolist()) == dict.fromkeys(range(5), 5)
+        assert Counter(torch.cat([batch.labels for batch in batches]).tolist()) == dict.fromkeys(range(5), 5)
     keys = [key for key in even.sampler if even.dataset.records[key[0]].label == 0]
     assert len({even.dataset.view.draw(Image.new("RGB", (10, 8)), *key) for key in keys}) == 5
 
@@ -239,7 +246,7 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     for val_shots in (4, None):
         none, probe = in_folder(folder, shots=0, val_shots=val_shots), Probe("unlabeled")
         trainer(folder).fit(probe, datamodule=none)
-        assert sum(len(indices) for _, indices in probe.train_batches) == 24, "30, less those of a short batch"
+        assert sum(len(batch.indices) for batch in probe.train_batches) == 24, "30, less those of a short batch"
         assert not probe.val_batches
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)

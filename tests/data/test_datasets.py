@@ -29,14 +29,14 @@ def unlabeled():
 
 
 def test_view_is_drawn_from_seed_epoch_and_index():
-    image, label = labeled(seed=7)[(4, 2)]
+    item = labeled(seed=7)[4, 2]
     parameters = LightAffine().parameters(generator(7, "augmentation", epoch=2, index=4), 20, 20)
-    assert torch.equal(image, to_tensor(LightAffine().apply(open_grey("50"), parameters, Resizing(16))))
-    assert label == RECORDS[4].label
-    assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
-    view, index = unlabeled()[(4, 2)]
-    assert torch.equal(view, labeled()[(4, 2)][0])
-    assert index == 4
+    assert torch.equal(item.images, to_tensor(LightAffine().apply(open_grey("50"), parameters, Resizing(16))))
+    assert item.labels == RECORDS[4].label
+    assert (item.images.dtype, item.images.shape) == (torch.uint8, (3, 16, 16))
+    without = unlabeled()[4, 2]
+    assert torch.equal(without.images, labeled()[4, 2].images)
+    assert without.indices == 4
 
 
 def test_no_label_can_be_reached_from_the_unlabelled_split():
@@ -47,4 +47,4 @@ def test_no_label_can_be_reached_from_the_unlabelled_split():
 
 @pytest.mark.parametrize("build", [labeled, unlabeled])
 def test_datasets_travel_to_worker_processes(build):
-    assert torch.equal(pickle.loads(pickle.dumps(build()))[(1, 1)][0], build()[(1, 1)][0])  # noqa: S301
+    assert torch.equal(pickle.loads(pickle.dumps(build()))[1, 1].images, build()[1, 1].images)  # noqa: S301

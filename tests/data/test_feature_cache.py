@@ -15,8 +15,9 @@ from kdpl.data import feature_cache as module
 from kdpl.data import feature_filling
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
 from kdpl.data.decoding import PUBLISHED
-from kdpl.data.feature_cache import CachedView, FeatureCache, Manifest
+from kdpl.data.feature_cache import FeatureCache, Manifest
 from kdpl.data.feature_filling import Work, fill
+from kdpl.data.needs import Needs, TeacherDescription
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
 
@@ -47,7 +48,7 @@ def data(folder, **options):
 
 
 def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
-    return datamodule.cache_manifest(teacher, WIDTH, resizing, views)
+    return datamodule.cache_manifest(TeacherDescription(teacher, WIDTH, resizing), views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -63,21 +64,25 @@ def opened(folder, **options):
 
 
 class Distiller(world.Probe):
-    teacher_descriptions = (("t", WIDTH, SIZE),)
+    def __init__(self):
+        super().__init__()
+        self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
 
     def on_train_start(self):
         self.view_source = self.trainer.datamodule.view_source
 
 
 def fit(folder, epochs=VIEWS, **options):
-    distiller = Distiller("unlabeled", SIZE)
+    distiller = Distiller()
     trainer = world.quiet_trainer(folder, epochs, use_distributed_sampler=False)
     trainer.fit(distiller, datamodule=data(folder, **options))
     return distiller
 
 
 def same_images(some, others):
-    return all(torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) for x, y in zip(some, others, strict=True))
+    return all(
+        torch.equal(x.images, y.images) and torch.equal(x.indices, y.indices) for x, y in zip(some, others, strict=True)
+    )
 
 
 def test_features_are_those_of_the_views_in_the_documented_layout(folder):
@@ -91,7 +96,7 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     cache = opened(folder)
     for each in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
         for index, view in np.ndindex(10, VIEWS):
-            assert np.array_equal(each.read(view, index), encode(images[index, view][0][None])[0].half().numpy())
+            assert np.array_equal(each.read(view, index), encode(images[index, view].images[None])[0].half().numpy())
             assert np.array_equal(each.read(view, index), stored[index, view])
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
@@ -102,7 +107,7 @@ def test_a_filling_lists_images_as_it_comes_to_them(folder):
     shards = (drawn.append(index) or range(index, index + 1) for index in range(10))
     manifest = needed(data(folder))
     views = feature_filling._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
-    assert torch.equal(next(views)[0, 1], images[0, 1][0])
+    assert torch.equal(next(views)[0, 1], images[0, 1].images)
     assert drawn == [0]
 
 
@@ -135,7 +140,7 @@ def test_several_processes_share_the_missing_shards(folder):
 
 
 def test_features_that_are_not_finite_are_named_and_not_written(folder):
-    bad = data(folder).unlabeled_images(SIZE)[3, 1][0]
+    bad = data(folder).unlabeled_images(SIZE)[3, 1].images
 
     def broken(images):
         return encode(images).masked_fill((images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan)
@@ -163,15 +168,14 @@ def test_a_cache_is_made_in_an_empty_folder_by_one_command_with_a_known_number_o
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(folder, num_workers):
     plain = fit(folder, teacher_cache=None)
-    assert not any(isinstance(batch, CachedView) for batch in plain.train_batches)
+    assert all(batch.teacher_features is None for batch in plain.train_batches)
     filled(folder)
     cached = fit(folder, num_workers=num_workers)
     assert same_images(cached.train_batches, plain.train_batches)
     assert cached.view_source == plain.view_source == (1, None)
     for batch in cached.train_batches:
-        assert batch._fields == ("image", "image_index", "feature")
-        assert batch.feature.dtype == torch.float16
-        assert torch.equal(batch.feature, encode(batch.image).half())
+        assert batch.teacher_features.dtype == torch.float16
+        assert torch.equal(batch.teacher_features, encode(batch.images).half())
 
 
 def test_epochs_go_through_the_views_again(folder):
@@ -180,8 +184,8 @@ def test_epochs_go_through_the_views_again(folder):
     assert distiller.view_source == (1, 2)
     batches, seen = distiller.train_batches, []
     for first, second in zip(batches[::2], batches[1::2], strict=True):
-        order = torch.cat([first.image_index, second.image_index]).argsort()
-        seen.append(torch.cat([first.image, second.image])[order])
+        order = torch.cat([first.indices, second.indices]).argsort()
+        seen.append(torch.cat([first.images, second.images])[order])
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
     assert not any(torch.equal(one, other) for one, other in zip(seen[0], seen[1], strict=True))
@@ -191,10 +195,12 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     filled(folder)
     every = fit(folder).train_batches
     other = fit(folder, seed=7, unlabeled_share=0.5).train_batches
-    views = {x.numpy().tobytes(): f for batch in every for x, f in zip(batch.image, batch.feature, strict=True)}
-    assert sum(len(batch.image) for batch in other) == 5 * VIEWS
+    views = {
+        x.numpy().tobytes(): f for batch in every for x, f in zip(batch.images, batch.teacher_features, strict=True)
+    }
+    assert sum(len(batch.images) for batch in other) == 5 * VIEWS
     for batch in other:
-        for image, feature in zip(batch.image, batch.feature, strict=True):
+        for image, feature in zip(batch.images, batch.teacher_features, strict=True):
             assert torch.equal(views[image.numpy().tobytes()], feature)
     # filled by a run of another seed, too
     (folder / "cache" / SHARDS[1]).unlink()

@@ -19,6 +19,7 @@ from kdpl.clip import ClipConfig, Preprocessing, weights
 from kdpl.clip.timm_model import preprocessing_of
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
 from kdpl.data.feature_filling import Work, fill
+from kdpl.data.needs import TeacherDescription
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.refinement.refine import RefinementConfig
@@ -118,30 +119,32 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     labeled, pool = [record.source for record in data.training_records()], list(data.pool)
 
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
-    assert torch.equal(torch.stack([dataset[i, 3][0] for i in range(6)]), expected(student, opened(labeled)))
+    assert torch.equal(torch.stack([dataset[i, 3].images for i in range(6)]), expected(student, opened(labeled)))
 
     # one view for each other way of resizing, in the order of the teachers
     others = [each for each in (tower("squash"), tower("border", "bilinear", 0.9, 48)) if each != student]
     resizings = [teacher.resizing for teacher in teachers]
     loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
     items = [loader.dataset[i, 2] for i in range(10)]
-    assert [index for _, index, *_ in items] == list(range(10))
-    columns = zip(*([own, *further] for own, _, *further in items), strict=True)
-    for seen, views in zip([student, *others], columns, strict=True):
-        assert torch.equal(torch.stack(views), expected(seen, opened(pool)))
+    assert [int(item.indices) for item in items] == list(range(10))
+    assert torch.equal(torch.stack([item.images for item in items]), expected(student, opened(pool)))
+    assert all(list(item.teacher_views) == [other.resizing for other in others] for item in items)
+    for other in others:
+        views = torch.stack([item.teacher_views[other.resizing] for item in items])
+        assert torch.equal(views, expected(other, opened(pool)))
 
     val = data.evaluation_dataloader_for("val", student.resizing).dataset
     records = opened(record.source for record in data.evaluation_records("val"))
-    assert torch.equal(torch.stack([val[i][0] for i in range(6)]), expected(student, records))
+    assert torch.equal(torch.stack([val[i].images for i in range(6)]), expected(student, records))
     assert torch.equal(data.preview(10, student.resizing), expected(student, opened(pool)))
 
     # the cache, and what refinement and pool filter encode
     encoded = []
     work = Work(data.unlabeled_images(student.resizing), lambda x: encoded.append(x) or x[:, :, 0, 0] / 255, 4, 0)
-    fill(tmp_path / "cache", data.cache_manifest("t", 3, student.resizing, views=1), work)
+    fill(tmp_path / "cache", data.cache_manifest(TeacherDescription("t", 3, student.resizing), views=1), work)
     assert torch.equal(torch.cat(encoded), expected(student, opened(pool)))
     images = data.images_of(pool[3:5], student.resizing)
-    assert torch.equal(torch.stack([images[i, 1][0] for i in range(2)]), expected(student, opened(pool[3:5])))
+    assert torch.equal(torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5])))
 
 
 FITS = {

@@ -63,7 +63,7 @@ class Notes(Callback):
         self.steps, self.statistics = [], []
 
     def on_train_batch_start(self, trainer, _, batch, *__):
-        views = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:12] for image in batch[0]]
+        views = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:12] for image in batch.images]
         self.steps.append({"lr": trainer.optimizers[0].param_groups[0]["lr"], "views": views})
 
     def on_train_batch_end(self, _, pl_module, outputs, *__):
@@ -211,7 +211,7 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
 def test_validation_images_count_once_however_processes_share_them(ranks, teacher_folder, tmp_path, monkeypatch):
     def unshared(data):
         has = data.trainer.global_rank in ranks
-        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.resizing) if has else []
+        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.needs.resizing) if has else []
 
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))

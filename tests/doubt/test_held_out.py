@@ -9,6 +9,7 @@ import torch
 import world
 from scipy.stats import beta
 
+from kdpl.data.batches import EvaluationBatch
 from kdpl.doubt.decision import decision_rule
 from kdpl.doubt.held_out import MAX_IMAGES, HeldOutScores, classify
 from kdpl.errors import ArtifactError, ConfigError
@@ -153,7 +154,9 @@ def test_a_temperature_that_no_image_bounds_is_not_used():
 
 def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_path):
     logits, labels = draw_logits(np.random.default_rng(5), 50)
-    batches = [(logits[:30], labels[:30], torch.arange(30)), (logits[30:], labels[30:], torch.arange(30, 50))]
+    batches = [
+        EvaluationBatch(logits[part], labels[part], torch.arange(50)[part]) for part in (slice(30), slice(30, 50))
+    ]
     held_out = HeldOutScores.of(*classify(torch.nn.Identity(), batches, "cpu")[:2])
     for i in range(50):
         p = np.exp(logits[i].double().numpy() - float(logits[i].max()))

@@ -66,7 +66,7 @@ def plainly(teacher, plain_of):
     validation = domain.tuning_records("val")
 
     def feature(images, index):
-        views = torch.stack([images[index, view][0] for view in range(2)])
+        views = torch.stack([images[index, view].images for view in range(2)])
         return normalized(normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True))
 
     further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))

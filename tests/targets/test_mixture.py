@@ -63,8 +63,9 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_predictions(written
 def test_a_student_learns_from_all_teachers_each_with_its_own_clip_and_image_size(written, tmp_path, plain_of):
     root, teachers = written
     seen = Distilled(root / "first", tmp_path, trainer={"limit_train_batches": 1}, **settings(root))
-    images, indices, for_second = seen.batches[0]
-    assert (images.shape[-1], for_second.shape[-1], len(indices)) == (32, 48, 50)
+    batch = seen.batches[0]
+    (for_second,), images = batch.teacher_views.values(), batch.images
+    assert (images.shape[-1], for_second.shape[-1], len(batch.indices)) == (32, 48, 50)
     vectors, rows = {}, {}
     for (name, model), views in zip(MODELS.items(), (images, for_second), strict=True):
         class_vectors, prompts = teachers[name]
@@ -135,7 +136,7 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
         pool = images.unlabeled_images(teachers[name][0].preprocessing.resizing)
-        views = torch.stack([pool[int(index), 0][0] for index in images.unlabeled_indices])
+        views = torch.stack([pool[int(index), 0].images for index in images.unlabeled_indices])
         vectors[name] = teachers[name][0].vectors.double().numpy()
         rows[name] = normalized(plain_of(model).image_features(views, teachers[name][1].double())).numpy()
     predicted = plain_mean(rows, vectors).argmax(dim=1)
@@ -151,10 +152,10 @@ class TestCaches:
         monkeypatch.setattr(TunedPrompts, "load", None)
         cached = Distilled(root / "first", tmp_path, cache, **settings(root))
         assert cached.losses == pytest.approx(plain_run.losses, rel=2e-3)
-        assert cached.batches[0].feature.shape == (50, 24 + 28)
+        assert cached.batches[0].teacher_features.shape == (50, 24 + 28)
         # and that of the first serves a student of this teacher alone
         alone = Distilled(root / "first", tmp_path, cache)
-        assert torch.equal(alone.batches[0].feature, cached.batches[0].feature[:, :24])
+        assert torch.equal(alone.batches[0].teacher_features, cached.batches[0].teacher_features[:, :24])
 
     def test_a_cache_of_a_further_teacher_gets_the_views_of_the_first(self, written, tmp_path):
         root, cache = written[0], tmp_path / "cache"

@@ -93,7 +93,7 @@ def test_a_matplotlib_that_lacks_a_font_is_refused(monkeypatch, tmp_path):
 
 def test_half_of_the_letters_are_base_classes():
     data = DomainDataModule(letters.Letters(), protocol="base_to_novel", shots=2, num_workers=0)
-    batches = [labels for _, labels in data.train_dataloader_for("labeled", Resizing(8))]
+    batches = [batch.labels for batch in data.train_dataloader_for("labeled", Resizing(8))]
     assert sorted({label.item() for labels in batches for label in labels}) == list(range(13))
 
 

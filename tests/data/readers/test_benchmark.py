@@ -87,7 +87,9 @@ def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
 def test_test_only_set_is_tested_on_and_says_that_it_cannot_be_trained_on(tmp_path, name):
     folder = make_tree(name, tmp_path)
     data = DomainDataModule(name, root=str(tmp_path), num_workers=0)
-    assert sum(len(batch[0]) for batch in data.evaluation_dataloader_for("test", Resizing(8))) == len(data.test_records)
+    assert sum(len(batch.images) for batch in data.evaluation_dataloader_for("test", Resizing(8))) == len(
+        data.test_records
+    )
     for split in ("labeled", "unlabeled"):
         with pytest.raises(DataError, match=f"dataset {name} in {folder} is for tests alone: train on another dataset"):
             data.train_dataloader_for(split, Resizing(8))

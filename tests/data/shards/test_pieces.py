@@ -99,15 +99,15 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
         return datamodule.train_dataloader_for("unlabeled", Resizing(40), rank, world_size)
 
     alone = batches()
-    seen = [(pixels, index) for images, indices in alone for pixels, index in zip(images, indices, strict=True)]
+    seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
     assert len(alone.dataset.sources.starts) > WINDOW
     assert [int(index) for _, index in seen] == [index for index, _ in alone.sampler]
     assert all(torch.equal(pixels, to_tensor(noise(40, 40, seed=int(index)))) for pixels, index in seen)
     two = zip(*(batches(rank, 2, 4) for rank in range(2)), strict=True)
-    merged = [torch.stack([indices for _, indices in both], dim=1).flatten().tolist() for both in two]
-    assert merged == [indices.tolist() for _, indices in alone]
+    merged = [torch.stack([batch.indices for batch in both], dim=1).flatten().tolist() for both in two]
+    assert merged == [batch.indices.tolist() for batch in alone]
     resumed = LazyLoader(alone.dataset, alone.sampler, 8, num_workers, batches_done=lambda: 7)
-    assert [indices.tolist() for _, indices in resumed] == merged[7:]
+    assert [batch.indices.tolist() for batch in resumed] == merged[7:]
 
 
 def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_once_it_made_room(pool, monkeypatch):

@@ -1,0 +1,95 @@
+"""The batches of the datamodule, as named tensors; the type of each shows what it holds, and so what can leak from it.
+
+The items of a dataset have the same types: one image's fields, without the first dimension B.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from kdpl.runtime.resizing import Resizing
+
+
+@dataclass
+class Batch:
+    """Images, made for the image tower of the module that asked for them.
+
+    Not frozen: Lightning sets the fields of a copy when it moves a batch to another device.
+
+    Attributes:
+        images: uint8 [B, 3, S, S], un-normalised.
+    """
+
+    images: Tensor
+
+    def pin_memory(self) -> Self:
+        """Return the batch in page-locked memory; a DataLoader that pins memory calls this."""
+        pinned = copy(self)
+        for name, value in vars(self).items():
+            setattr(pinned, name, _pinned(value))
+        return pinned
+
+
+@dataclass
+class LabeledBatch(Batch):
+    """Views of labelled images.
+
+    Attributes:
+        labels: int64 [B], indices of the class names.
+    """
+
+    labels: Tensor
+
+
+@dataclass
+class UnlabeledBatch(Batch):
+    """Views of unlabelled images, and no labels.
+
+    Attributes:
+        indices: int64 [B], the images' in the list of all unlabelled ones.
+        teacher_views: The same views for teachers that take images in other ways, uint8 [B, 3, T, T] for each way.
+        teacher_features: The teacher's normalised features of the views from a cache, float16 [B, D], those of several
+            teachers side by side; None without a cache.
+    """
+
+    indices: Tensor
+    teacher_views: dict[Resizing, Tensor] = field(default_factory=dict)
+    teacher_features: Tensor | None = None
+
+
+@dataclass
+class EvaluationBatch(Batch):
+    """Labelled images under the evaluation transform.
+
+    Attributes:
+        labels: int64 [B], indices of the class names.
+        indices: int64 [B], the images' in their split.
+    """
+
+    labels: Tensor
+    indices: Tensor
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+def collate(items: Sequence[BatchT]) -> BatchT:
+    """Stack the items of a dataset, all with the same fields, to a batch."""
+    batch = copy(items[0])
+    for name, first in vars(batch).items():
+        if first is not None:
+            setattr(batch, name, default_collate([getattr(item, name) for item in items]))
+    return batch
+
+
+_Field = Tensor | dict[Resizing, Tensor] | None
+
+
+def _pinned(value: _Field) -> _Field:
+    if isinstance(value, dict):
+        return {key: tensor.pin_memory() for key, tensor in value.items()}
+    return None if value is None else value.pin_memory()

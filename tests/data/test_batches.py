@@ -1,0 +1,94 @@
+import pytest
+import torch
+import world
+from torch.utils.data import DataLoader
+
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
+from kdpl.data.needs import Needs, needs_of
+from kdpl.errors import ConfigError
+from kdpl.runtime.resizing import Resizing
+
+SMALL = Resizing(8)
+IMAGES = torch.arange(3 * 3 * 4 * 4, dtype=torch.uint8).reshape(3, 3, 4, 4)
+INDICES = torch.tensor([7, 5, 9])
+SMALLER = IMAGES[:, :, ::2, ::2]
+FEATURES = torch.linspace(0, 1, 6).reshape(3, 2).half()
+
+BATCHES = [
+    LabeledBatch(IMAGES, INDICES),
+    EvaluationBatch(IMAGES, torch.tensor([1, 0, 1]), INDICES),
+    UnlabeledBatch(IMAGES, INDICES),
+    UnlabeledBatch(IMAGES, INDICES, {SMALL: SMALLER, Resizing(9): IMAGES}),
+    UnlabeledBatch(IMAGES, INDICES, {}, FEATURES),
+]
+
+
+def item_of(batch, i):
+    def pick(value):
+        if isinstance(value, dict):
+            return {key: each[i] for key, each in value.items()}
+        return None if value is None else value[i]
+
+    return type(batch)(**{name: pick(value) for name, value in vars(batch).items()})
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    return one is other if one is None else one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_items_are_stacked_field_by_field_in_every_process(batch, num_workers):
+    items = [item_of(batch, i) for i in range(3)]
+    (made,) = DataLoader(items, 3, collate_fn=collate, num_workers=num_workers)
+    assert type(made) is type(batch)
+    assert same(vars(made), vars(batch))
+    assert same(vars(items[0]), vars(item_of(batch, 0))), "the items stay as they are"
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_lightning_moves_every_field_to_another_device(batch):
+    moved = world.Probe().transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert type(moved) is type(batch)
+    for name, value in vars(batch).items():
+        before, after = (each if isinstance(each, dict) else {"": each} for each in (value, vars(moved)[name]))
+        assert list(after) == list(before)
+        assert all(each is None or each.device.type == "meta" for each in after.values())
+    assert batch.images.device.type == "cpu"
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_field_is_pinned(batch, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    made = batch.pin_memory()
+    assert type(made) is type(batch)
+    assert same(vars(made), vars(batch))
+    tensors = [
+        each for value in vars(batch).values() for each in (value.values() if isinstance(value, dict) else [value])
+    ]
+    assert list(map(id, pinned)) == [id(each) for each in tensors if each is not None]
+
+
+def test_unlabelled_batches_have_no_field_for_a_label():
+    assert not [name for name in UnlabeledBatch.__dataclass_fields__ if "label" in name]
+
+
+class Mute(world.Probe):
+    """Says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.needs = None
+
+
+def test_a_module_that_does_not_say_what_it_needs_is_refused(tmp_path):
+    assert needs_of(world.Probe("unlabeled", SMALL)) == Needs("unlabeled", SMALL)
+    for module in (Mute(), torch.nn.Linear(1, 1)):
+        name = type(module).__name__
+        with world.refused(ConfigError, f"{name} does not say which images it needs: give it a property needs"):
+            needs_of(module)
+    with world.refused(ConfigError, "Mute does not say which images it needs"):
+        world.quiet_trainer(tmp_path).fit(Mute(), datamodule=world.digits(8))
