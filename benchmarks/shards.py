@@ -20,10 +20,10 @@ from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
-from kdpl.data.shards.pieces import InPieces
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.data.storage import read
 from kdpl.runtime.resizing import Resizing
+from kdpl.shards.pieces import InPieces, by_pieces
 
 LATENCY = 0.02
 """Seconds that the web server waits before each answer."""
@@ -106,7 +106,9 @@ class Shards:
             content_of(sources[index] if in_pieces else names[index])
 
     def _sampler(self, sources: InPieces) -> TrainSampler:
-        return TrainSampler(self.images, self.settings.batch_size, seed=1, pieces=sources.starts)
+        return TrainSampler(
+            self.images, self.settings.batch_size, seed=1, shuffle=by_pieces(sources.starts, self.images)
+        )
 
 
 @contextmanager

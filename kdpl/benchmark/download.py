@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from kdpl.benchmark.archive import SUFFIX, unpack
 from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
-from kdpl.data.shards.archive import SUFFIX, unpack
 from kdpl.data.storage import stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path

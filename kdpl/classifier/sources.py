@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from kdpl.data.archives import kind_of
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.shards.reader import UNREADABLE, images_of, open_tar, require_size
 from kdpl.data.sources import find_files, open_source
-from kdpl.data.storage import is_shard, open_file, read_list
-from kdpl.errors import ConfigError, DataError, reason, visible
+from kdpl.data.storage import read_list
+from kdpl.errors import ConfigError, DataError, visible
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Largest image that demo and service decode, as the largest photographs of telephones."""
@@ -64,31 +64,8 @@ def part_of(sources: Sequence[str], part: str | None) -> list[str]:
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images, those in shards in the order of the shard."""
     for source in sources:
-        if is_shard(source):
-            yield from _read_shard(source)
-        else:
-            yield Item(source)
-
-
-def _read_shard(path: str) -> Iterator[Item]:
-    """Yield the images of a tar archive; of a damaged one, last an item with the error."""
-    try:
-        with open_file(path) as file, open_tar(file, "r:*") as shard:
-            for member in images_of(shard):
-                name = f"{path}/{member.name}"
-                try:
-                    require_size(name, member.size)
-                except DataError as error:
-                    yield Item(name, error=str(error))
-                else:
-                    content = shard.extractfile(member)
-                    yield Item(name, content.read() if content is not None else b"")
-    except FileNotFoundError:
-        yield Item(path, error=f"shard {path} does not exist: restore it, or leave it out")
-    except UNREADABLE as error:
-        yield Item(path, error=f"shard {path} is damaged ({reason(error)}): make it again, or leave it out")
-    except DataError as error:
-        yield Item(path, error=str(error))
+        kind = kind_of(source)
+        yield from (Item(*each) for each in kind.read(source)) if kind else [Item(source)]
 
 
 def printable(name: str) -> str:

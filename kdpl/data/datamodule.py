@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from kdpl.data.archives import pool_of
 from kdpl.data.augmentation import Augmentation, build_augmentation
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages
@@ -18,7 +19,6 @@ from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.shards.pieces import InPieces
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
@@ -207,13 +207,13 @@ class DomainDataModule(DomainImages, LightningDataModule):
     def _unlabeled_dataloader(
         self, resizing: Resizing, rank: int, world_size: int, teachers: Sequence[Resizing]
     ) -> DataLoader[UnlabeledBatch]:
-        caches, in_pieces = self.teacher_caches, InPieces(self._used)
+        caches, pool = self.teacher_caches, pool_of(self._used)
         view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
         # each once, in the order of the teachers
         others = () if caches else tuple(dict.fromkeys(teacher for teacher in teachers if teacher != resizing))
-        images = UnlabeledImages(in_pieces, view, self._chosen, others)
+        images = UnlabeledImages(pool.sources, view, self._chosen, others)
         dataset = CachedImages(images, caches) if caches else images
-        sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, in_pieces.starts)
+        sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(

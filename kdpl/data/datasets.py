@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.names import Indices
 from kdpl.data.sampling import generator
-from kdpl.data.shards.pieces import Indices
 from kdpl.data.splits import Record
 from kdpl.runtime.resizing import Resizing
 

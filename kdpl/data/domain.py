@@ -12,15 +12,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from PIL.Image import Image
 
+from kdpl.data.archives import pool_of
 from kdpl.data.augmentation import Augmentation, resize_and_crop, to_tensor
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import Manifest
-from kdpl.data.names import Names, digest_of, unlisted
+from kdpl.data.names import Indices, Names, digest_of, unlisted
 from kdpl.data.needs import TeacherDescription
 from kdpl.data.reading import Reading
 from kdpl.data.sampling import base_count, few_shot, generator, require_shots, share_of, with_labels
-from kdpl.data.shards.pieces import Indices, InPieces
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import ClassText
@@ -227,7 +227,7 @@ class DomainImages:
 
     def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
         """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
-        return UnlabeledImages(InPieces(self.pool), self.view(resizing))
+        return UnlabeledImages(pool_of(self.pool).sources, self.view(resizing))
 
     def labeled_images(self, resizing: Resizing) -> UnlabeledImages:
         """Views of the labelled training images, without their labels."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from kdpl.data.archives import Shuffle
 from kdpl.data.batches import BatchT, collate
+from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
-from kdpl.data.shards.pieces import WINDOW, Indices, shuffle
 
 _PART = 2**16  # images of an order that are Python numbers at a time
 _AGAIN = 2**32  # epochs of the views of an image that comes once more in an epoch lie beyond all others
@@ -26,9 +27,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     ``world_size``-th of them. The last, short batch is dropped if there is a full one; otherwise it is all there is,
     and it is kept, filled up from the start of the order so that every process gets as many images.
 
-    The order is a uniform permutation, but of more than ``WINDOW`` pieces of shards, whose first images are ``pieces``,
-    it is ``kdpl.data.shards.pieces.shuffle``. With ``labels``, it is that of ``kdpl.data.sampling.balanced``: as
-    many images, some of them several times and others not at all.
+    The order is a uniform permutation, or what ``shuffle`` draws. With ``labels``, it is that of
+    ``kdpl.data.sampling.balanced``: as many images, some of them several times and others not at all.
 
     The epoch travels with the index, so that worker processes, persistent ones too, know it. For an image that comes
     once more in an epoch it is another number, which makes another view of it.
@@ -44,12 +44,12 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        pieces: Indices | None = None,
+        shuffle: Shuffle | None = None,
         labels: Indices | None = None,
     ) -> None:
         self.num_images = num_images
         self.labels = labels
-        self.pieces = pieces
+        self.shuffle_images = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = world_size
@@ -75,8 +75,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
     def _order(self) -> Iterator[Indices]:
         rng = generator(self.seed, "order", epoch=self.epoch)
-        if self.pieces is not None and len(self.pieces) > WINDOW:
-            return shuffle(self.pieces, self.num_images, rng)
+        if self.shuffle_images is not None:
+            return self.shuffle_images(rng)
         if self.labels is None:
             order = rng.permutation(self.num_images)
         else:

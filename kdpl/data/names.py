@@ -10,11 +10,13 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from kdpl.data.shards.reader import ShardImage
+from kdpl.data.shard_image import ShardImage
 from kdpl.data.storage import is_url
 
 ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")])
 """Numbers of an image: where its name within its folder lies in the text, its folder, and its place in a shard."""
+
+Indices = npt.NDArray[np.int64]
 
 _CHUNK = 2**14
 _FEW = 8  # files of a folder that are asked for one by one whether they are links

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kdpl.data.archives import pool_of
 from kdpl.data.names import Names, inodes, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
-from kdpl.data.shards.pieces import InPieces
 from kdpl.data.sources import OwnImages, decode_and_digest
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import read_list
@@ -77,7 +77,7 @@ class Checked(BaseModel):
             known, looked = new, []
         skipped, digests = dict[str, str](), dict(known.digests)
         contents = set(digests.values())
-        rest = _look_at(InPieces(Names.of(sources[known.looked :])), decode, "looking at all images")
+        rest = _look_at(pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images")
         for done, (source, fault, digest) in enumerate(chain(looked, rest), start=known.looked - len(looked) + 1):
             if fault is not None:
                 skipped[source] = fault

@@ -9,8 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from kdpl.data.names import Names, places, unlisted
-from kdpl.data.shards.pieces import Indices
+from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 

@@ -5,16 +5,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
+from kdpl.data.archives import unfold
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, distinct
-from kdpl.data.shards.reader import ShardImage
+from kdpl.data.shard_image import ShardImage
 from kdpl.data.splits import Reader
-from kdpl.data.storage import is_shard, is_url, read, read_list, resolve
+from kdpl.data.storage import is_url, read, read_list, resolve
 from kdpl.errors import DataError
 
 
@@ -50,20 +50,10 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     Returns:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
-    # imports torch, which takes seconds; find_files needs none of it
-    from kdpl.data.shards.index import index_shards
-
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if not files:
         raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
-    members = index_shards([file for file in files if is_shard(file)])
-    parts = list[Names]()
-    for in_shards, some in groupby(files, is_shard):
-        if in_shards:
-            parts += map(members.__getitem__, some)
-        else:
-            parts.append(Names.of(some))
-    return Names.joined(parts)
+    return unfold(files)
 
 
 def find_files(where: Sequence[str]) -> Iterator[str]:

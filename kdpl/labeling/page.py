@@ -16,7 +16,7 @@ from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
-from kdpl.data.shards.reader import ShardImage
+from kdpl.data.shard_image import ShardImage
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError, DataError

@@ -78,6 +78,7 @@ def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures,
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
+    pytest.importorskip("kdpl.shards")
     given, photo = Classifier.load(classifier), odd_photo(tmp_path / "photo.png")
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         shard.add(photo, "photo.png")

@@ -10,7 +10,7 @@ from kdpl import DomainDataModule
 from kdpl.data import names as module
 from kdpl.data.names import Names, distinct, places, unlisted
 from kdpl.data.sampling import share_of
-from kdpl.data.shards.reader import ShardImage
+from kdpl.data.shard_image import ShardImage
 from kdpl.data.sources import find_unlabeled
 from kdpl.runtime.resizing import Resizing
 

@@ -13,13 +13,13 @@ import torch
 import world
 from runs import noise
 
+from kdpl.benchmark.archive import unpack
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.clip.torch_files import read_torch_file
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
-from kdpl.data.shards.archive import unpack
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError

@@ -14,12 +14,12 @@ import world
 from PIL import Image
 from zoo import add
 
+from kdpl.benchmark.archive import unpack
 from kdpl.classifier.sources import printable, read_items
 from kdpl.data.decoding import open_image
-from kdpl.data.shards.archive import unpack
-from kdpl.data.shards.reader import Member
 from kdpl.data.splits import Splits
 from kdpl.errors import DataError, visible
+from kdpl.runtime.tar import Member
 
 SPECIAL = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
 
@@ -98,7 +98,7 @@ def test_a_damaged_archive_is_named(tmp_path, content):
 def test_a_zip_bomb_or_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     archive = packed(tmp_path / "x.zip", {"zeros.bin": bytes(2**23)})
     with monkeypatch.context() as patch, world.refused(DataError, "as no dataset does: do not use it"):
-        patch.setattr("kdpl.data.shards.archive._ANY_UNPACKED", 2**20)
+        patch.setattr("kdpl.benchmark.archive._ANY_UNPACKED", 2**20)
         unpacked(archive)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with world.refused(DataError, "has 10 free: make room"):

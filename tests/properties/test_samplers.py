@@ -7,26 +7,16 @@ from hypothesis import strategies as st
 
 from kdpl.data.loader import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import generator
-from kdpl.data.shards.pieces import WINDOW
 
 
-def in_pieces(sizes):
-    """The number of images in pieces of these sizes, and the first image of each piece."""
-    return sum(sizes), np.cumsum([0, *sizes[:-1]])
-
-
-def sorted_by_times(num_images, pieces, rng):
-    """Plainly: each image's time is its piece's turn and up to 64 more."""
-    times = []
-    for turn, piece in enumerate(rng.permutation(len(pieces))):
-        stop = pieces[piece + 1] if piece + 1 < len(pieces) else num_images
-        times += [(turn + 64 * rng.random(), image) for image in range(pieces[piece], stop)]
-    return [image for _, image in sorted(times)]
+def in_parts(rng):
+    """An order of 40 images in parts of their own, as archives may draw it."""
+    order = rng.permutation(40)[::-1]
+    return iter([order[:7], order[7:8], order[8:]])
 
 
 uneven = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
-many_pieces = st.lists(st.integers(1, 4), min_size=WINDOW + 1, max_size=2 * WINDOW).map(in_pieces)
-pools = st.tuples(st.integers(1, 80), st.none()) | many_pieces
+pools = st.tuples(st.integers(1, 80), st.none()) | st.just((40, in_parts))
 batches = st.integers(1, 9)
 processes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
@@ -34,8 +24,10 @@ epochs = st.integers(0, 5)
 
 
 def train_samplers(pool, batch_size, world_size, seed, epoch):
-    num_images, pieces, *labels = pool
-    made = [TrainSampler(num_images, batch_size, seed, rank, world_size, pieces, *labels) for rank in range(world_size)]
+    num_images, shuffle, *labels = pool
+    made = [
+        TrainSampler(num_images, batch_size, seed, rank, world_size, shuffle, *labels) for rank in range(world_size)
+    ]
     for sampler in made:
         sampler.set_epoch(epoch)
     return made
@@ -104,35 +96,11 @@ def test_the_order_is_a_shuffle_drawn_from_seed_and_epoch():
 
 
 @given(pools, seeds, epochs)
-def test_the_order_is_a_uniform_permutation_or_that_of_plain_sorting_by_the_times_that_images_wait(pool, seed, epoch):
-    (num_images, pieces), rng = pool, generator(seed, "order", epoch=epoch)
-    expected = rng.permutation(num_images) if pieces is None else sorted_by_times(num_images, pieces, rng)
+def test_the_order_is_a_uniform_permutation_or_what_is_drawn_in_its_place(pool, seed, epoch):
+    (num_images, shuffle), rng = pool, generator(seed, "order", epoch=epoch)
+    expected = np.concatenate([*shuffle(rng)]) if shuffle else rng.permutation(num_images)
     (sampler,) = train_samplers(pool, 1, 1, seed, epoch)
     assert [index for index, _ in sampler] == list(expected)
-
-
-def test_a_pool_of_no_more_pieces_than_are_mixed_has_the_uniform_order_of_files():
-    num_images, pieces = in_pieces([3] * WINDOW)
-    (files,), (shards,) = (train_samplers((num_images, each), 8, 1, 1, 0) for each in (None, pieces))
-    assert list(shards) == list(files)
-
-
-def test_few_pieces_are_in_use_at_a_time_and_a_run_of_images_is_from_many():
-    pool = in_pieces([100] * 1000)
-    (sampler,) = train_samplers(pool, 1, 1, 1, 0)
-    order = np.array([index for index, _ in sampler])
-    piece_of = order // 100
-    first, last = (np.full(1000, -1) for _ in range(2))
-    last[piece_of] = np.arange(100_000)
-    first[piece_of[::-1]] = np.arange(100_000)[::-1]
-    in_use = [np.count_nonzero((first <= at) & (at <= last)) for at in range(0, 100_000, 50)]
-    assert max(in_use) <= WINDOW + 1
-    # 64 draws from 64 pieces find 40.6 of them
-    runs = [len(set(run)) for run in piece_of[10_000:90_000].reshape(-1, WINDOW)]
-    assert 39 < np.mean(runs) < 42
-    # a uniform shuffle within a piece: half of the neighbours in the list have changed places
-    swapped = np.argsort(order).reshape(1000, 100)
-    assert 0.49 < np.mean(swapped[:, 1:] < swapped[:, :-1]) < 0.51
 
 
 @given(pools | uneven.map(in_classes), batches, processes, seeds, epochs, st.data())

@@ -19,14 +19,15 @@ from torch.utils.data import Dataset
 from zoo import add
 
 from kdpl import DomainDataModule
+from kdpl.data.archives import pool_of
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
-from kdpl.data.shards import pieces, spool
-from kdpl.data.shards.pieces import WINDOW, InPieces
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
+from kdpl.shards import pieces, spool
+from kdpl.shards.pieces import WINDOW, InPiece, InPieces, by_pieces
 
 IMAGE = 3000  # bytes
 
@@ -72,7 +73,7 @@ def test_an_epoch_is_one_read_for_each_piece_of_a_shard_whatever_process_reads(p
     monkeypatch.setattr(pieces, "PIECE", size)
     sources = InPieces(names)
     assert len(sources.starts) == -(-200 * IMAGE // size)
-    for number, (index, _) in enumerate(TrainSampler(200, 8, seed=1, pieces=sources.starts)):
+    for number, (index, _) in enumerate(TrainSampler(200, 8, seed=1, shuffle=by_pieces(sources.starts, 200))):
         if number % 50 == 0:
             spool._fetched.cache_clear()  # as in another process
         assert content_of(sources[index]) == content(index)
@@ -131,12 +132,12 @@ def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_onc
 
 def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp_path):
     names, _ = pool
-    assert InPieces(names)[0].piece
+    assert isinstance(InPieces(names)[0], InPiece)
     few = InPieces(names.take(slice(None, None, 5)))
-    assert few[0].piece is None, "of ten images in a shard two are wanted"
+    assert not isinstance(few[0], InPiece), "of ten images in a shard two are wanted"
     (tmp_path / "notes.tar").write_bytes(shard_of(range(10), note=bytes(4 * IMAGE)))
     notes = InPieces(find_unlabeled(str(tmp_path / "notes.tar")))
-    assert notes[3].piece is None
+    assert not isinstance(notes[3], InPiece)
     assert content_of(few[7]) == content(35)
     assert content_of(notes[3]) == content(3)
 
@@ -144,8 +145,8 @@ def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp
 def test_a_pool_of_files_has_no_pieces_and_one_of_both_has_files_among_them(pool):
     names, _ = pool
     files = Names.of(f"photos/{number}.jpg" for number in range(200))
-    assert InPieces(files).starts is None
-    both = InPieces(Names.joined([files, names]))
+    assert pool_of(files) == (files, None)
+    both = pool_of(Names.joined([files, names])).sources
     assert both.starts.tolist() == [0, 64, 128, 192]
     assert both[3] == "photos/3.jpg"
     assert content_of(both[203]) == content(3)
@@ -176,7 +177,7 @@ def test_workers_get_a_piece_behind_a_url_by_one_request(tmp_path, monkeypatch):
     with served(tmp_path) as (url, requests):
         sources = InPieces(find_unlabeled(f"{url}/{{00..19}}.tar"))
         requests.clear()
-        sampler = TrainSampler(200, 8, seed=1, pieces=sources.starts)
+        sampler = TrainSampler(200, 8, seed=1, shuffle=by_pieces(sources.starts, 200))
         loader = LazyLoader(Contents(sources), sampler, 8, num_workers=2)
         seen = [number for batch in loader for number in batch.tolist()]
     assert sorted(seen) == list(range(200))
@@ -228,7 +229,7 @@ def test_ten_thousand_shards_are_trained_on_with_few_files_open(tmp_path, monkey
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
         sources = InPieces(find_unlabeled(str(tmp_path / "{0000..9999}.tar")))
-        order = [index for index, _ in TrainSampler(10_000, 8, seed=1, pieces=sources.starts)]
+        order = [index for index, _ in TrainSampler(10_000, 8, seed=1, shuffle=by_pieces(sources.starts, 10_000))]
         assert all(content_of(sources[index]) == content(index % 200) for index in order)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

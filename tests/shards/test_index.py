@@ -4,10 +4,10 @@ import pytest
 import torch
 from zoo import write_shard
 
-from kdpl.data.shards import index as shard_index
-from kdpl.data.shards.index import INDEX_FILE, index_shards
 from kdpl.errors import DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.shards import index as shard_index
+from kdpl.shards.index import INDEX_FILE, index_shards
 
 KIND, VERSION = "an index of shards", 2
 

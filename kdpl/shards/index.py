@@ -16,10 +16,11 @@ import torch
 
 from kdpl.data.names import ROW, Names, folder_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.shards.reader import UNREADABLE, ShardImage, images_of, open_tar
+from kdpl.data.shard_image import ShardImage
 from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
 from kdpl.errors import ArtifactError, DataError, reason
 from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.shards.reader import UNREADABLE, images_of, open_tar
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kdpl.data.shards.reader import Member
 from kdpl.errors import DataError, KdplError, reason
+from kdpl.runtime.tar import Member
 
 SUFFIX = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from kdpl.data.names import Names
-from kdpl.data.shards.reader import ShardImage
-from kdpl.data.shards.spool import Piece
+from kdpl.data.archives import Pool, Shuffle
+from kdpl.data.names import Indices, Names
+from kdpl.data.shard_image import ShardImage
+from kdpl.shards.spool import Piece, read_within
 
 WINDOW = 64
 """Pieces whose images are mixed with each other."""
@@ -20,7 +21,26 @@ _FILE = 2**17  # bytes that an image outside of shards counts for
 _DENSE = 0.25  # least share of what is read at once that has to be wanted; small images have notes of their size
 _MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
 
-Indices = npt.NDArray[np.int64]
+
+def arrange(names: Names) -> Pool:
+    """Arrange images, some of which are in shards, to be read and shuffled in pieces."""
+    sources = InPieces(names)
+    return Pool(sources, by_pieces(sources.starts, len(names)))
+
+
+def by_pieces(starts: Indices, num_images: int) -> Shuffle | None:
+    """Return ``shuffle`` of these pieces, or None for so few that all images would be mixed with each other."""
+    return partial(shuffle, starts, num_images) if len(starts) > WINDOW else None
+
+
+class InPiece(ShardImage):
+    """An image in a shard that is read with the piece that it lies in."""
+
+    __slots__ = ("piece",)
+    piece: Piece
+
+    def _content(self) -> bytes:
+        return read_within(self.shard, self.offset, self.size, self.piece)
 
 
 class InPieces(Sequence[str]):
@@ -30,22 +50,19 @@ class InPieces(Sequence[str]):
     part is read by itself. Images outside of shards are read one by one.
 
     Attributes:
-        starts: First image of each piece; None where no image is in a shard.
+        starts: First image of each piece.
     """
 
     def __init__(self, names: Names) -> None:
         self.names, self.since = names, time.time()
-        self.starts: Indices | None = None
         rows = names.rows
-        if not rows["offset"].any():
-            return
         sizes = np.where(rows["offset"] > 0, rows["size"], _FILE)
         piece = np.cumsum(sizes)
         # in place, for the sake of memory
         piece -= sizes
         piece //= PIECE
         begins = np.diff(piece, prepend=-1) != 0
-        self.starts = np.flatnonzero(begins)
+        self.starts: Indices = np.flatnonzero(begins)
         # a part lies in one shard
         self._parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
         self._first = np.minimum.reduceat(rows["offset"], self._parts)
@@ -55,11 +72,14 @@ class InPieces(Sequence[str]):
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         source = self.names[index]
-        if isinstance(source, ShardImage):
-            part = np.searchsorted(self._parts, index, side="right") - 1
-            if self._dense[part]:
-                source.piece = Piece(int(self._first[part]), int(self._stop[part]), self.since)
-        return source
+        if not isinstance(source, ShardImage):
+            return source
+        part = np.searchsorted(self._parts, index, side="right") - 1
+        if not self._dense[part]:
+            return source
+        image = InPiece(source.shard, source[len(source.shard) + 1 :], source.offset, source.size)
+        image.piece = Piece(int(self._first[part]), int(self._stop[part]), self.since)
+        return image
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,1 +1,0 @@
-"""Pools in tar shards: their index, and reading them in the order of a training."""

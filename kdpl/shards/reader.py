@@ -1,0 +1,59 @@
+"""Tar shards, read from beginning to end without unpacking them."""
+
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Literal
+
+from kdpl.data.shard_image import require_size
+from kdpl.data.storage import is_below, is_image, open_file
+from kdpl.errors import DataError, reason
+from kdpl.runtime.tar import Member
+
+UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+
+
+def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
+    """Open a shard safely; mode ``r:*`` opens compressed ones too."""
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=Member)
+
+
+def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Members of an open shard that are images, in order; not links, hidden files and paths that leave a folder.
+
+    A tarfile.ReadError if the shard is truncated or damaged.
+    """
+    while (member := shard.next()) is not None:
+        # tarfile remembers all members, of which a shard may have millions
+        shard.members.clear()  # type: ignore[attr-defined]
+        # a sparse file may claim any size
+        if member.isreg() and not member.issparse() and is_image(member.name) and is_below(member.name):
+            yield member
+    # tarfile takes a header that is truncated or damaged for the end
+    if shard.fileobj is not None:
+        shard.fileobj.seek(shard.offset)
+        if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("it continues with something that is not a member")
+
+
+def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
+    """Read name and bytes of each image; of an unreadable one, and last of a damaged shard, the reason."""
+    try:
+        with open_file(path) as file, open_tar(file, "r:*") as shard:
+            for member in images_of(shard):
+                name = f"{path}/{member.name}"
+                try:
+                    require_size(name, member.size)
+                except DataError as error:
+                    yield name, None, str(error)
+                else:
+                    content = shard.extractfile(member)
+                    yield name, content.read() if content is not None else b"", None
+    except FileNotFoundError:
+        yield path, None, f"shard {path} does not exist: restore it, or leave it out"
+    except UNREADABLE as error:
+        yield path, None, f"shard {path} is damaged ({reason(error)}): make it again, or leave it out"
+    except DataError as error:
+        yield path, None, str(error)
