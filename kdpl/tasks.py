@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,6 +92,10 @@ class Task(ABC):
         """Return the logarithms of ``probabilities``, exact where these would be 0."""
 
     @abstractmethod
+    def mean(self, logits: Tensor) -> Tensor:
+        """Return logits [B, C] of the mean of M predictions, of their logits [M, B, C]."""
+
+    @abstractmethod
     def labels(self, scores: Tensor) -> Tensor:
         """Return the predictions of logits, or of probabilities, [..., C], as labels are given."""
 
@@ -139,6 +144,11 @@ class MultiClass(Task):
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Compute the logarithm of the softmax."""
         return logits.log_softmax(dim=-1)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """Compute the logarithm of Σ_m p_m / M."""
+        log_weight = logits.new_tensor(1 / len(logits)).log()
+        return torch.logsumexp(log_weight + self.log_probabilities(logits), dim=0)
 
     def labels(self, scores: Tensor) -> Tensor:
         """Return the most probable class, int64 [...]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.tasks import MULTI_CLASS, Task
 
 
 class TeacherMixture(nn.Module):
@@ -20,6 +21,8 @@ class TeacherMixture(nn.Module):
         first: The teacher whose class vectors the student has.
         more: Run folders of the others.
     """
+
+    task: Task = MULTI_CLASS
 
     def __init__(self, first: FrozenTeacher, more: Sequence[str]) -> None:
         super().__init__()
@@ -67,7 +70,4 @@ class TeacherMixture(nn.Module):
         teachers = self.open()
         widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
         parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
-        each = torch.stack([teacher.logits(part).log_softmax(dim=1) for teacher, part in parts])
-
-        log_weight = features.new_tensor(1 / len(teachers)).log()
-        return torch.logsumexp(log_weight + each, dim=0)
+        return self.task.mean(torch.stack([teacher.logits(part) for teacher, part in parts]))
