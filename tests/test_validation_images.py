@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import binom, multinomial
 
-from kdpl.cli.init import ENOUGH
 from kdpl.doubt.held_out import HeldOutScores, fit_temperature
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
 from kdpl.refinement.callback import RefinePool
 from kdpl.refinement.refine import RefinementConfig
+from kdpl.survey.command import ENOUGH
 from kdpl.watch.two_samples import QUESTIONS, above_usual
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")

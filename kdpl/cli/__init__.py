@@ -13,7 +13,6 @@ STAGES = ("fit", "validate", "test")
 """The commands of LightningCLI, which parse their arguments by themselves."""
 
 COMMANDS = {
-    "init": ("init:init", "look at a folder of images of your own, and write a config for it"),
     "run": ("run:run", "both stages on your data: tune the teacher, distil the student, test, write the classifier"),
     "fit": ("fit:run_command", "one stage: train what --config says into the folder --out"),
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),

@@ -16,13 +16,13 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.archives import pool_of
+from kdpl.data.found import Found, leave_out_copies
 from kdpl.data.names import Names, inodes, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages, decode_and_digest
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import read_list
-from kdpl.data.survey import Found, leave_out_copies
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 

@@ -30,11 +30,11 @@ def calibrate(
     """
     from kdpl.data.class_mapping import read_class_mapping
     from kdpl.data.datasets import EvaluationImages
+    from kdpl.data.found import find
     from kdpl.data.loader import EvaluationSampler, LazyLoader
     from kdpl.data.parallel import cores
     from kdpl.data.sources import open_source
     from kdpl.data.splits import Record
-    from kdpl.data.survey import find
     from kdpl.errors import DataError
 
     require_classifier(Path(classifier))

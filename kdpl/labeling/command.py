@@ -32,6 +32,7 @@ def suggest(
         pool: images without a label that are looked at; if there are more, that many drawn at random
         trust: the run is your own: import whatever classes its configs name
     """
+    from kdpl.cli import command_names
     from kdpl.data.sources import OwnImages
     from kdpl.labeling.page import PAGE, TABLE, Suggestions
     from kdpl.report.run_folder import Run
@@ -48,7 +49,7 @@ def suggest(
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
     reader = found.data.reading.reader
-    if isinstance(reader, OwnImages):
+    if isinstance(reader, OwnImages) and "init" in command_names():
         print(f"when {folder / TABLE} is filled in:\n{shlex.join(_next_command(reader, folder / TABLE))}")
     return 0
 

@@ -4,10 +4,10 @@ import pytest
 import world
 from PIL import Image
 
+from kdpl.data.found import find
 from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.table import Table
 from kdpl.data.storage import find_images
-from kdpl.data.survey import find
 from kdpl.errors import DataError
 
 

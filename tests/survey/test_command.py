@@ -15,12 +15,12 @@ from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
-from kdpl.cli.init import ENOUGH
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.resizing import Resizing
+from kdpl.survey.command import ENOUGH
 
 
 def picture(path, *colour):

@@ -1,95 +1,26 @@
-"""Contents of somebody's own images, in a folder or a table: classes, splits, sizes, bad files, copies."""
+"""What is in images of one's own: sizes, bad files, other labels, and what was not found."""
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
-from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
+from kdpl.data.found import Found
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
-from kdpl.data.readers.table import HELD_OUT, Table, read_rows
+from kdpl.data.readers.table import read_rows
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
-from kdpl.data.storage import find_images, is_image, is_url
+from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
-from kdpl.runtime.class_names import composed
 
 # images that Pillow does not open
 _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
 _NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
-_KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
-
-
-@dataclass(frozen=True)
-class Found:
-    """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
-
-    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
-    fills in width and height, whether pixels are transparent, whether an orientation tag turns it, whether it is
-    ``plain``, of one colour or nearly so, the digest of the file's bytes, or the ``fault`` for which it cannot be used.
-    """
-
-    path: str
-    label: str
-    split: str
-    size: tuple[int, int] | None = None
-    transparent: bool = False
-    turned: bool = False
-    plain: bool = False
-    digest: str = ""
-    fault: str | None = None
-
-
-def find(path: Path, class_names: str | None = None) -> list[Found]:
-    """List the images of a folder or table without opening them.
-
-    A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without splits; in either a
-    folder ``unlabeled``, beside the classes or the splits, holds images without labels. DataError if it does not exist
-    or is damaged, or no class has a training image, unless a file ``class_names`` lists the classes: then all images
-    of a folder without ``unlabeled`` are taken.
-    """
-    if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
-        return _find_in_table(path.absolute(), class_names)
-    if not path.is_dir():
-        raise DataError(f"folder {path} does not exist: give the folder of your images")
-    folder = path.absolute()
-    parts = split_folders(folder)
-    found = []
-    for split, top in parts or [("train", folder)]:
-        for each in class_folders(top):
-            found += [Found(path, composed(each.name), split) for path in find_images(each)]
-    for top in [folder, *(top for split, top in parts if split == "train")]:
-        found += [Found(path, "", "train") for place in unlabeled_folders(top) for path in find_images(place)]
-    if not class_names and not any(image.label and image.split == "train" for image in found):
-        said = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
-        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
-    if any(image.split == "train" for image in found):
-        return found
-    known = {image.path for image in found}
-    return found + [Found(path, "", "train") for path in find_images(folder) if path not in known]
-
-
-def _find_in_table(table: Path, class_names: str | None) -> list[Found]:
-    splits = Table(str(table), class_names=class_names).read()
-    if not splits.train and not class_names:
-        said = f"table {table} has no labelled training image: label a few images of each class"
-        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
-    named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
-    labels = {each.name: label for label, each in named.items()}
-    test = HELD_OUT if splits.held_out else "test"
-    parts = {"train": splits.train, "val": splits.val, test: splits.test}
-    found = [
-        Found(source, labels.get(name := splits.class_names[label], name), split)
-        for split, rows in parts.items()
-        for source, label in rows
-    ]
-    return found + [Found(source, "", "train") for source in splits.unlabeled or ()]
 
 
 def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
@@ -164,18 +95,6 @@ def _count(number: int, what: str) -> str:
 def look(images: Sequence[Found], workers: int | None = None) -> list[Found]:
     """Decode every image, on all cores, under a progress bar; returns them with size, digest and fault."""
     return list(in_parallel(_look, images, "looking", workers))
-
-
-def leave_out_copies(images: Sequence[Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:
-    """Leave out images with the bytes of another: a test image stays before one of val, before one of train.
-
-    Returns those that stay, in their order, and each that does not, with the one that stays in its place.
-    """
-    first: dict[str, Found] = {}
-    for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):
-        first.setdefault(image.digest, image)
-    copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
-    return [image for image in images if first[image.digest] is image], copies
 
 
 def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> list[Found]:

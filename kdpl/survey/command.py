@@ -13,12 +13,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
+from kdpl.data.found import Found, find, leave_out_copies
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
-from kdpl.data.survey import Found, find, find_further, leave_out_copies, look, overlooked, relabel, set_aside
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
+from kdpl.survey.images import find_further, look, overlooked, relabel, set_aside
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
