@@ -49,7 +49,11 @@ def service(classifier: str, *options: str) -> Iterator[tuple[subprocess.Popen[s
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         line = process.stdout.readline() if process.stdout is not None else ""
-        yield process, urlsplit(line.split()[1]).netloc
+        address = urlsplit(line.split()[1])
+        # it listens as soon as a worker is ready
+        while socket.socket().connect_ex((address.hostname, address.port)):
+            time.sleep(0.01)
+        yield process, address.netloc
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -104,18 +108,9 @@ def memory(group: int) -> dict[str, float]:
     return {name: kb / 1024 for name, kb in total.items()}
 
 
-def slow_head(address: str) -> str:
-    """Send the head of a request one byte a second until the connection is closed; says when that was."""
-    return _drip(address, b"POST /predict HTTP/1.1\r\n", b"X")
-
-
 def slow_body(address: str) -> str:
     """Send the body of a request one byte a second; says what came back, and when."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"
-    return _drip(address, head, b"x")
-
-
-def _drip(address: str, head: bytes, drop: bytes) -> str:
     host, port = address.split(":")
     start, found = time.perf_counter(), b""
     with socket.create_connection((host, int(port))) as connection:
@@ -126,27 +121,11 @@ def _drip(address: str, head: bytes, drop: bytes) -> str:
                 found = connection.recv(4096)
                 break
             except TimeoutError:
-                connection.sendall(drop)
+                connection.sendall(b"x")
             except OSError:
                 break
     said = found.partition(b"\r\n")[0].decode() or "closed"
     return f"{said} after {time.perf_counter() - start:.0f} s"
-
-
-def no_reading(address: str) -> str:
-    """Ask for a page again and again, without reading any, until the connection is closed; says when that was."""
-    host, port = address.split(":")
-    start = time.perf_counter()
-    with socket.create_connection((host, int(port))) as connection:
-        connection.settimeout(1)
-        while time.perf_counter() - start < 120:
-            try:
-                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
-            except TimeoutError:  # the service reads no further request, either
-                continue
-            except OSError:
-                return f"closed after {time.perf_counter() - start:.0f} s"
-    return "not closed"
 
 
 def at_once(address: str, number: int, edge: int) -> Counter[int]:
@@ -189,9 +168,7 @@ def main() -> None:
             "49 million pixels": lambda: send(address, bomb(7_000)),
             "garbage": lambda: send(address, os.urandom(100_000)),
             "empty body": lambda: send(address, b""),
-            "slow head": lambda: slow_head(address),
             "slow body": lambda: slow_body(address),
-            "client that does not read": lambda: no_reading(address),
             "200 at once": lambda: dict(at_once(address, 200, options.edge)),
             "one image after it": lambda: send(address, picture(options.edge)),
         }

@@ -124,7 +124,7 @@ def demo(folder, classifier, teacher, digits, *more):
     for name, source in digits.items():
         open_digit(source).save(folder / "examples" / f"{name}.png")
     args = ["demo", str(classifier), f"--teacher={teacher}", f"--examples={folder / 'examples'}", *more]
-    process = start_process([*args, "--no-browser", "--port=0"], stdout=subprocess.PIPE)
+    process = start_process([*args, "--no-browser"], stdout=subprocess.PIPE)
     try:
         line = process.stdout.readline()
         assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()

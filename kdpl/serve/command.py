@@ -1,5 +1,6 @@
 """``python -m kdpl serve CLASSIFIER``: a service that classifies the images that other programs send."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ def serve(
     top_k: PositiveInt = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt = 1,
-    host: str = "127.0.0.1",
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1",  # noqa: S104
     port: NonNegativeInt = 8000,
     max_megabytes: PositiveInt = 20,
     max_images: PositiveInt = 32,
@@ -35,8 +36,8 @@ def serve(
         rule: what rooms add as options, such as rejection
         device: auto is a GPU if there is one
         workers: processes that classify, on each device; each loads the classifier
-        host: address to listen on; 0.0.0.0 opens the service to the network
-        port: port to listen on; 0 is any
+        host: address to listen on; 0.0.0.0, or :: for IPv6, opens the service to the network
+        port: port to listen on, from 1024; 0 is any
         max_megabytes: largest body of a request, in MB
         max_images: images in a request
         max_waiting: requests at once; further ones are refused with status 503
@@ -50,16 +51,19 @@ def serve(
     except ImportError as missing:
         raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.serve.api import Answers
+    from kdpl.serve.api import ClassifierApi
     from kdpl.serve.gate import Limits
-    from kdpl.serve.server import build, listen
+    from kdpl.serve.server import build, free_port
     from kdpl.serve.server import serve as run
 
     # a port in use is said before the classifier is loaded
-    listen(host, port).close()
+    port = free_port(host, port)
     loaded = load_classifier(classifier, None, device)
-    answers = Answers(classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k))
+    api = ClassifierApi(classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers)
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
-    kind = loaded.head.class_vectors.device.type
-    run(build(answers, loaded, kind, workers, limits), host, port)
+    server = build(api, loaded, loaded.head.class_vectors.device.type, workers, limits)
+    print(f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+    if host != "127.0.0.1":
+        print("everybody who can reach this machine over the network can use the service", file=sys.stderr)
+    run(server, host, port)
     return 0

@@ -1,15 +1,17 @@
 """The service, within this process: requests through its app, which hands them to a worker's code at once."""
 
 import asyncio
-import contextlib
 import io
 import json
-import queue
+import re
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 from dataclasses import replace
-from unittest.mock import Mock
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,12 +29,11 @@ from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.doubt.decision import decision_rule
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.serve import api as api_module
-from kdpl.serve import gate
-from kdpl.serve.api import PATH, Answers, ClassifierApi, SleepingLoop, Upload
-from kdpl.serve.gate import Gate, ImpatientProtocol, Limits, Metrics
-from kdpl.serve.server import build
+from kdpl.serve.api import PATH, ClassifierApi
+from kdpl.serve.gate import Gate, Limits, Metrics
+from kdpl.serve.server import build, free_port
 
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 PNG = {"content-type": "image/png"}
 LIMITS = Limits(size=300_000, images=5, waiting=2, seconds=60)
 
@@ -70,10 +71,10 @@ def sure(classifier, photos, tmp_path_factory):
     return str(folder)
 
 
-def worker(answers):
+def worker(*settings):
     """A worker's code, set up as in its own process."""
     before = signal.getsignal(signal.SIGINT)
-    api = ClassifierApi(answers, workers=1, devices=1, patience=60)
+    api = ClassifierApi(*settings)
     api.setup("cpu")
     signal.signal(signal.SIGINT, before)
     return api
@@ -81,8 +82,8 @@ def worker(answers):
 
 def client_of(folder, top_k=1, limits=LIMITS, **rule):
     loaded = Classifier.load(folder)
-    answers = Answers(folder, top_k, decision_rule(loaded, **rule))
-    server, api = build(answers, loaded, "cpu", 1, limits), worker(answers)
+    api = worker(folder, top_k, decision_rule(loaded, **rule))
+    server = build(api, loaded, "cpu", 1, limits)
 
     class AtOnce:
         def put(self, request):
@@ -156,7 +157,7 @@ BOMB = png(Image.new("1", (8000, 8000)))
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": PICTURE}, 415, "the Content-Type is missing: send"),
         ({"json": {"images": []}}, 415, "the Content-Type is application/json: send"),
-        ({"content": bytes(LIMITS.size + 1), "headers": PNG}, 413, "the body is larger than 300000 bytes: send fewer"),
+        ({"content": bytes(LIMITS.size + 1), "headers": PNG}, 413, "Payload too large"),
         (form(*[("a.png", PICTURE)] * 6), 413, "there are 6 images, at most 5: send fewer"),
         ({"data": {"images": "x"}, "files": {"b": b""}}, 422, "the field images holds no file: give it"),
         ({"content": b"garbage", "headers": PNG}, 422, "body cannot be read (no format that Pillow knows): replace"),
@@ -195,12 +196,12 @@ def test_characters_of_a_name_that_cannot_be_written_are_escaped(client):
 
 
 def test_an_unreadable_image_does_not_fail_the_requests_beside_it(sure):
-    api = worker(Answers(sure))
-    good, bad = Upload("good.png", PICTURE), Upload("bad.png", PICTURE[:900])
+    api = worker(sure)
+    good, bad = ("good.png", PICTURE), ("bad.png", PICTURE[:900])
     first, second, third = map(api.encode_response, api.predict([[good, good], [good, bad], [good]]))
-    assert [row["path"] for row in first.predictions] == ["good.png"] * 2
+    assert [row["path"] for row in first["predictions"]] == ["good.png"] * 2
     # but for the last digit, in another batch
-    assert third.predictions == [pytest.approx(first.predictions[0], abs=2e-6)]
+    assert third["predictions"] == [pytest.approx(first["predictions"][0], abs=2e-6)]
     assert second.status_code == 422
 
 
@@ -222,45 +223,6 @@ def test_health_is_ready_once_every_worker_has_its_classifier(client, monkeypatc
     assert client.get("/health").status_code == 503
 
 
-def test_health_fails_while_a_worker_hangs(monkeypatch):
-    clock = [1000.0]
-    monkeypatch.setattr(api_module, "time", Mock(monotonic=lambda: clock[0]))
-    api = ClassifierApi(Answers("unused"), workers=2, devices=1, patience=60)
-    monkeypatch.setenv("LITSERVE_WORKER_ID", "1")
-    begun, go_on, requests = threading.Event(), threading.Event(), queue.Queue()
-
-    def hang(batch):
-        begun.set()
-        go_on.wait()
-        raise SystemExit
-
-    monkeypatch.setattr(api, "predict", hang)
-    api.pre_setup()
-    api.request_timeout = False
-    api.beats[0] = 2000.0  # the other worker, which is idle
-
-    def work():
-        with contextlib.suppress(SystemExit):
-            api.loop(api, "cpu", 1, requests, Mock(), {}, Mock())
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    requests.put((0, "a", 0.0, []))
-    begun.wait()
-    assert api.health()
-    clock[0] = 1061.0
-    assert not api.health()
-    go_on.set()
-    thread.join()
-    api.loop.get_batch_requests(api, Mock(get=Mock(side_effect=queue.Empty)), None)
-    assert api.health()
-
-
-def test_a_worker_that_hangs_makes_the_service_not_ready(client, monkeypatch):
-    monkeypatch.setattr(ClassifierApi, "health", lambda _: False)
-    assert client.get("/health").status_code == 503
-
-
 def test_the_pages_for_programs_describe_requests_answers_and_classes(client, sure):
     described = client.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
@@ -276,9 +238,11 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
 
 def test_the_limits_are_shown_as_the_options_gave_them(sure):
     limits = Limits(size=3 * 2**20, images=5, waiting=7, seconds=40)
-    server = client_of(sure, limits=limits).get("/info").json()["server"]
-    shown = {"timeout": 40, "max_megabytes": 3, "max_images": 5, "max_waiting": 7}
-    assert server == {"devices": ["cpu"], "workers_per_device": 1, **shown}
+    facts = client_of(sure, limits=limits).get("/info").json()
+    assert facts["model"]["limits"] == {"max_images": 5, "max_waiting": 7}
+    server = facts["server"]
+    assert (server["timeout"], server["max_payload_size"]) == (40, 3 * 2**20)
+    assert (server["devices"], server["workers_per_device"]) == (["cpu"], 1)
 
 
 def test_the_thresholds_of_classes_are_shown_by_name(sure):
@@ -289,27 +253,6 @@ def test_the_thresholds_of_classes_are_shown_by_name(sure):
     assert 0 < threshold < 1
 
 
-def test_a_worker_takes_all_requests_that_wait_and_sleeps_while_there_are_none(sure):
-    waits, requests, api = [], queue.Queue(), ClassifierApi(Answers(sure), 1, 1, 60)
-
-    class Watched:
-        get_nowait = requests.get_nowait
-
-        def get(self, block, timeout):
-            waits.append((block, timeout))
-            return requests.get(block=False)
-
-    loop = api.loop
-    assert isinstance(loop, SleepingLoop)
-    assert loop.get_batch_requests(api, Watched(), None) == ([], [])
-    assert waits == [(True, 1.0)]
-    api.request_timeout = False
-    for i in range(70):
-        requests.put((0, str(i), 0.0, [Upload("a.png", PICTURE)]))
-    sizes = [len(loop.get_batch_requests(api, Watched(), None)[0]) for _ in range(2)]
-    assert sizes == [64, 6]
-
-
 def ask(*apps_and_bodies, limits):
     """Send requests to one gate at once; returns what each got: a status and its headers, or None."""
     metrics = Metrics()
@@ -318,7 +261,7 @@ def ask(*apps_and_bodies, limits):
         async def app(scope, receive, send):
             await scope["app"](scope, receive, send)
 
-        guarded = Gate(app, PATH, limits, metrics)
+        guarded = Gate(app, limits, metrics)
 
         async def one(app, messages):
             sent, waiting = [], iter(messages)
@@ -368,131 +311,85 @@ def test_requests_beyond_those_that_may_wait_get_503_and_later_ones_an_answer():
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
 
 
-def test_a_body_of_unknown_length_is_read_up_to_the_limit():
-    parts = iter(PART * 100)
-    found, _ = ask((silent, parts), limits=replace(LIMITS, size=10))
-    assert (found[0][0], len(list(parts))) == (413, 100 - 11)
+def test_a_body_of_unknown_length_is_refused_beyond_the_limit(client):
+    parts = iter([bytes(100_000)] * 50)
+    assert client.post(PATH, content=parts, headers=PNG).status_code == 413
 
 
 def test_requests_and_bodies_that_take_too_long_are_ended():
     found, metrics = ask((silent, WHOLE), (silent, PART), limits=replace(LIMITS, seconds=0.05))
-    assert [status for status, _ in found] == [504, 408]
+    assert [status for status, _ in found] == [504, 504]
     assert found[1][1][b"connection"] == b"close"
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
-
-
-async def begun(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await asyncio.sleep(0.2)
-    await send({"type": "http.response.body", "body": b"x"})
 
 
 async def failing(scope, receive, send):
     raise RuntimeError("a defect")
 
 
-def test_an_answer_that_has_begun_is_not_ended():
-    found, metrics = ask((begun, WHOLE), limits=replace(LIMITS, seconds=0.05))
-    assert [status for status, _ in found] == [200]
-    assert metrics.registry.get_sample_value("kdpl_requests_total", {"status": "200"}) == 1
-
-
 def test_a_request_that_fails_is_counted_as_status_500():
     metrics, scope = Metrics(), {"type": "http", "path": PATH, "headers": []}
     with pytest.raises(RuntimeError, match="a defect"):
-        asyncio.run(Gate(failing, PATH, LIMITS, metrics)(scope, None, None))
+        asyncio.run(Gate(failing, LIMITS, metrics)(scope, None, None))
     assert metrics.registry.get_sample_value("kdpl_requests_total", {"status": "500"}) == 1
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
 
 
 @pytest.fixture
-def server():
-    """A server of short, slow and large answers, of which the kernel takes no more than some kB."""
-
-    async def app(scope, receive, send):
-        if scope["type"] == "http":
-            await asyncio.sleep(0.3 if scope["path"] == "/slow" else 0)
-            number = scope["path"][1:]
-            await PlainTextResponse(bytes(int(number)) if number.isdigit() else "ok")(scope, receive, send)
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    server = uvicorn.Server(uvicorn.Config(app, http=ImpatientProtocol, lifespan="off", log_level="critical"))
-    server.address = listener.getsockname()
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield server
-    server.should_exit = True
-    thread.join()
+def service_address(client):
+    """Serve over HTTP what the client asks, without workers of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(client.app, lifespan="off", log_level="critical")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
-@pytest.fixture
-def impatient(monkeypatch, server):
-    """The address of a server that waits a tenth of a second for a request's head, and longer for its answer."""
-    monkeypatch.setattr(gate, "_HEAD_SECONDS", 0.1)
-    return server.address
-
-
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [
-        (b"", b""),
-        (b"", b"POST /predict HTTP/1.1\r\nHo"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /second HTTP/1.1\r\nHo"),
-        # the rest of a body whose request is answered
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", b"xxxx"),
-    ],
-)
-def test_a_connection_whose_next_request_does_not_arrive_is_closed(first, then, impatient):
-    with socket.create_connection(impatient, timeout=60) as connection:
-        connection.sendall(first)
-        answer = b""
-        while first and not answer.endswith(b"ok"):
-            answer += connection.recv(4096)
-        connection.sendall(then)
-        assert connection.recv(4096) == b""
-
-
-def test_a_connection_that_waits_for_an_answer_is_kept(impatient):
-    with httpx.Client(base_url=f"http://127.0.0.1:{impatient[1]}") as client:
-        assert [client.get(path).text for path in ("/slow", "/", "/slow")] == ["ok"] * 3
-
-
-@pytest.mark.parametrize("size", [50_000, 5_000_000])
-def test_a_client_that_does_not_read_its_answer_loses_its_connection(size, server, monkeypatch):
-    monkeypatch.setattr(gate, "_ANSWER_SECONDS", 0.1)
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(server.address)
-        connection.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        wait_for(lambda: server.server_state.total_requests)
-        wait_for(lambda: not server.server_state.connections)
-
-
-def test_a_client_that_reads_its_answer_keeps_its_connection(server):
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.address[1]}") as client:
-        assert [len(client.get(path).content) for path in ("/5000000", "/", "/50000")] == [5_000_000, 2, 50_000]
-
-
-def test_a_client_is_given_up_once_it_reads_nothing_between_two_looks(server):
-    loop, transport = Mock(call_later=Mock(side_effect=lambda *_: Mock())), Mock(get_extra_info=Mock(return_value=None))
-    protocol = ImpatientProtocol(server.config, server.server_state, {}, loop)
-    protocol.connection_made(transport)
-    transport.get_write_buffer_size.return_value = 1000
-    protocol.pause_writing()
-    for left in (900, 1):
-        transport.get_write_buffer_size.return_value = left
-        seconds, look, *before = loop.call_later.call_args.args
-        assert seconds == gate._ANSWER_SECONDS
-        look(*before)
-        transport.abort.assert_not_called()
-    protocol.resume_writing()
-    protocol._answer_deadline.cancel.assert_called_once()
-    # nothing was read since the last look
-    _, look, *before = loop.call_later.call_args.args
-    look(*before)
-    transport.abort.assert_called_once()
-    protocol.connection_lost(None)
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
+def test_requests_pass_the_documented_nginx(service_address, client, tmp_path):
+    (documented,) = re.findall("```nginx.*?\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kdpl"]
+    new += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*new, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    port = free_port("127.0.0.1", 0)
+    replacements = {
+        "127.0.0.1:8000": service_address,
+        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+        "/etc/ssl/images.example.org.pem": str(certificate),
+        "/etc/ssl/images.example.org.key": str(key),
+        "client_max_body_size 20m": "client_max_body_size 100k",
+    }
+    for text, replacement in replacements.items():
+        assert documented.count(text) == 1
+        documented = documented.replace(text, replacement)
+    # as in the main file of a distribution, but in one process of this user, in this folder
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    folders = "".join(f"{kind}_temp_path {tmp_path / kind};\n" for kind in kinds)
+    main_file = tmp_path / "nginx.conf"
+    main_file.write_text(
+        f"daemon off;\nmaster_process off;\npid {tmp_path / 'pid'};\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{folders}{documented}}}\n"
+    )
+    command = ["nginx", "-e", str(tmp_path / "errors.log"), "-c", str(main_file)]
+    subprocess.run([*command, "-t"], check=True, capture_output=True)
+    nginx = subprocess.Popen(command)
+    try:
+        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
+        trusted = ssl.create_default_context(cafile=certificate)
+        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trusted) as browser:
+            passed = browser.post(PATH, **form(("a.png", PICTURE)))
+            assert passed.status_code == 200
+            assert passed.json() == client.post(PATH, **form(("a.png", PICTURE))).json()
+            too_large = browser.post(PATH, content=bytes(200_000), headers=PNG)
+            assert too_large.status_code == 413
+            assert browser.get("/metrics").status_code == 404
+    finally:
+        nginx.terminate()
+        nginx.wait()
 
 
 def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
@@ -503,8 +400,8 @@ def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
         port = taken.getsockname()[1]
         refused(capsys, main(["serve", sure, f"--port={port}"]), f"port {port} (", "give another --host or --port")
     refused(capsys, main(["serve", sure, "--port=99999"]), "cannot listen on 127.0.0.1 port 99999")
-    # an address for documentation, which no machine has
-    refused(capsys, main(["serve", sure, "--host=192.0.2.1"]), "cannot listen on 192.0.2.1")
+    refused(capsys, main(["serve", sure, "--port=80"]), "--port 80 is kept for the system: give one from 1024")
+    refused(capsys, main(["serve", sure, "--host=192.0.2.1"]), "192.0.2.1", "127.0.0.1")
     bare = tmp_path / "bare"
     made = Classifier.load(sure)
     del made.companions["held_out"]
