@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kdpl.callbacks.choice import BestOnBaseTest
 from kdpl.callbacks.handover import SaveClassifier
-from kdpl.callbacks.pool_filter import FilterPool
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.callbacks.target_preparation import PrepareTargets
+from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
 from kdpl.classifier import Classifier
 from kdpl.clip import (
@@ -36,13 +36,8 @@ from kdpl.metrics import TRAIN_AGREEMENT, TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.refinement.callback import RefinePool
-from kdpl.refinement.refine import RefinementConfig
-from kdpl.refinement.target import RefinedTarget
-from kdpl.runtime.configs import find_class
 from kdpl.runtime.messages import inform
-from kdpl.targets import TARGETS, Target
-from kdpl.targets.mixture import TeacherMixture
+from kdpl.targets import Target, build_target
 from kdpl.targets.teachers import Teachers
 
 _PREVIEW_IMAGES = 256
@@ -72,8 +67,8 @@ class StudentDistillation(ClassifyingModule):
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps into their space;
             ``student``: the student uses text features of its own CLIP, and has no projector.
         target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's predictions corrected
-            by the shape of the pool (docs/targets.md); or the class path of a ``kdpl.targets.Target``.
-        refinement: Settings of ``target: refined``.
+            by the shape of the pool (docs/targets.md); or your own ``kdpl.targets.Target``, with its ``class_path`` and
+            ``init_args``.
         distill: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
         kd_weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
@@ -100,8 +95,7 @@ class StudentDistillation(ClassifyingModule):
         prompt_init: Literal["normal", "mean_token"] = "normal",
         fine_tune: bool | None = None,
         text_features: Literal["teacher", "student"] = "teacher",
-        target: str = "teacher",
-        refinement: RefinementConfig = RefinementConfig(),
+        target: Target | str = "teacher",
         distill: Literal["kl", "l1", "mse"] = "kl",
         kd_weight: float = 1000.0,
         temperature: float = 1.0,
@@ -123,7 +117,8 @@ class StudentDistillation(ClassifyingModule):
         self.optim = optim
         if fine_tune is None:
             fine_tune = isinstance(loaded.image_tower, TimmTower)
-        self._require_consistent(text_features, target, more_teachers, bool(vision_prompts.depth) or fine_tune)
+        self.target = build_target(target)
+        self._require_consistent(text_features, more_teachers, bool(vision_prompts.depth) or fine_tune)
         self.teacher_folder = Path(teacher)
         self.shared_vectors = ClassVectors.of_teacher(teacher, class_vectors)
         if loaded.logit_scale is None:
@@ -136,17 +131,15 @@ class StudentDistillation(ClassifyingModule):
         )
         # not part of the state: the class vectors are in the run's folder, and no process needs to broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
-        self.teacher = Teachers(self.teacher_folder, self.shared_vectors, more_teachers)
-        self.refinement = refinement
-        self.target = Frozen(find_class(target, TARGETS, Target, "target")(self.teacher.module))
+        self.teachers = Teachers(self.teacher_folder, self.shared_vectors, more_teachers)
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
         if batch.teacher_features is None:
-            teacher_features = self.teacher.module.features(*self._teacher_views(batch))
+            teacher_features = self.teachers.features(*self._teacher_views(batch))
         else:
             teacher_features = batch.teacher_features.float()
-        target_logits = self.target.module(teacher_features, batch.indices)
+        target_logits = self.target.logits(self.teachers.logits(teacher_features), batch.indices)
         features = self.encoder(batch.images)
         logits = self.head.module(features, self.logit_scale)
         if self.distill == "kl":
@@ -170,9 +163,9 @@ class StudentDistillation(ClassifyingModule):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def preparations(self) -> list[Callback]:
-        """Choose images and refine targets before the first step, if asked to."""
-        asked: list[Callback] = [] if self.pool_filter is None else [FilterPool(self.pool_filter)]
-        return asked + ([RefinePool(self.refinement)] if isinstance(self.target.module, RefinedTarget) else [])
+        """Choose images and prepare the target before the first step, if there is anything to do."""
+        prepares = type(self.target).prepare is not Target.prepare or self.pool_filter is not None
+        return [PrepareTargets(self.target, self.pool_filter)] if prepares else []
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Check and prepare, choose the epoch if asked to, then write the classifier."""
@@ -191,27 +184,22 @@ class StudentDistillation(ClassifyingModule):
         domain = domain_of(self)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
         if stage == "fit" and domain.teacher_cache is None:
-            self.load_teacher()
+            self.load_teachers()
         super().setup(stage)
 
-    def load_teacher(self) -> FrozenTeacher | TeacherMixture:
-        """Load image tower and prompts of each teacher, unless that was done; returns the teacher, or their mixture."""
-        return self.teacher.load(self.compiles)
-
-    @property
-    def teachers(self) -> list[FrozenTeacher]:
-        """The teachers, of which all but the first are read when they are first asked for."""
-        return self.teacher.each
+    def load_teachers(self) -> None:
+        """Load image tower and prompts of each teacher, unless that was done."""
+        self.teachers.load(self.compiles)
 
     @property
     def needs(self) -> Needs:
         """Unlabelled images, and their views for the teachers."""
-        return Needs("unlabeled", self.resizing, self.teacher.describe)
+        return Needs("unlabeled", self.resizing, self.teachers.describe)
 
     def _teacher_views(self, batch: UnlabeledBatch) -> list[Tensor]:
         """Choose the view for each teacher; a ConfigError if a batch lacks some."""
         views = {self.resizing: batch.images, **batch.teacher_views}
-        needed = [teacher.resizing for teacher in self.teacher.describe()]
+        needed = [teacher.resizing for teacher in self.teachers.describe()]
         if not views.keys() >= {*needed}:
             ways = len({self.resizing, *needed})
             raise ConfigError(
@@ -223,11 +211,11 @@ class StudentDistillation(ClassifyingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP and the teachers, which are not part of the checkpoint."""
         super().on_save_checkpoint(checkpoint)
-        self.teacher.note_in(checkpoint)
+        self.teachers.note_in(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise an ArtifactError for a checkpoint that is not a student's of this teacher."""
-        self.teacher.require_in(checkpoint)
+        self.teachers.require_in(checkpoint)
         super().on_load_checkpoint(checkpoint)
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
@@ -235,7 +223,7 @@ class StudentDistillation(ClassifyingModule):
         store_frozen(self.encoder, torch.float32)
         return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
 
-    def _require_consistent(self, text_features: str, target: str, more: list[str], trains_tower: bool) -> None:
+    def _require_consistent(self, text_features: str, more: list[str], trains_tower: bool) -> None:
         """Raise a ConfigError for settings that are out of range or contradict each other."""
         if self.kd_weight <= 0 or self.temperature <= 0:
             raise ConfigError(f"kd_weight is {self.kd_weight} and temperature {self.temperature}: both must be above 0")
@@ -248,8 +236,11 @@ class StudentDistillation(ClassifyingModule):
                 f"distill {self.distill} compares features in the teacher's embedding space, but text_features: "
                 "student has no projector into it: set one of the two back to its default"
             )
-        if target != "teacher" and self.distill != "kl":
-            raise ConfigError(f"distill {self.distill} compares features and ignores target {target}: set distill: kl")
+        if type(self.target) is not Target and self.distill != "kl":
+            raise ConfigError(
+                f"distill {self.distill} compares features and ignores the target {type(self.target).__name__}: set "
+                "distill: kl"
+            )
         if more and (self.distill != "kl" or self.temperature != 1):
             raise ConfigError(
                 f"several teachers have no features in common for distill {self.distill}, and their mean is defined "

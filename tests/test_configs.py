@@ -68,7 +68,9 @@ STAND_INS = {
 def test_a_students_config_runs(name, tmp_path, teacher_run):
     clip = STAND_INS.get(name, "test-deep")
     given = [f"--model.init_args.teacher={teacher_run}", *ONE_EPOCH]
-    given += ["--model.init_args.refinement.views=1"] if name.startswith("student/refined") else []
+    if name.startswith("student/refined"):
+        given += ["--model.init_args.target=kdpl.refinement.target.Refined"] if name == "student/refined.yaml" else []
+        given += ["--model.init_args.target.views=1"]
     fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 

@@ -64,11 +64,32 @@ def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_
     assert 0 <= json.loads((tmp_path / "student" / "test.json").read_text())["test/acc"] <= 1
 
 
-def test_a_target_changes_what_is_distilled(student_run, teacher_run, tmp_path):
-    out = tmp_path / "student"
-    assert runs.fit_student(out, teacher_run, "--model.init_args.target=my_targets.Smoothed") == 0
-    assert runs.fit_student(tmp_path, teacher_run, "--model.init_args.target=x.Y", "--model.init_args.distill=l1") == 1
-    assert runs.curves_of(out)["train/loss"] != runs.curves_of(student_run)["train/loss"]
+def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_run, tmp_path):
+    config, option = own_config(tmp_path, "my_targets.py"), "--model.init_args.target"
+    in_yaml, in_options, other = (tmp_path / name for name in ("yaml", "options", "other"))
+    assert runs.fit_student(in_yaml, teacher_run, config) == 0
+    assert runs.fit_student(in_options, teacher_run, f"{option}=my_targets.Smoothed", f"{option}.share=0.2") == 0
+    assert runs.fit_student(other, teacher_run, config, f"{option}.share=0.4") == 0
+    first, second, *others = (runs.curves_of(each)["train/loss"] for each in (in_yaml, in_options, other, student_run))
+    assert first == second
+    assert first not in others
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["=my_targets.Smothed"],
+            "there is no target 'my_targets.Smothed': use teacher, refined, or the dotted path of",
+        ),
+        (["=my_targets.Smoothed", "l1"], "distill l1 compares features and ignores the target Smoothed: set distill"),
+    ],
+)
+def test_a_target_that_is_not_there_or_ignored_is_refused(options, words, teacher_run, tmp_path, capsys):
+    target, *distill = options
+    options = [f"--model.init_args.target{target}", *(f"--model.init_args.distill={each}" for each in distill)]
+    assert runs.fit_student(tmp_path / "out", teacher_run, *options) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_a_dataset_is_read_by_a_class_path(tmp_path, capsys):

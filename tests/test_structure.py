@@ -15,7 +15,7 @@ ROOMS = PYPROJECT["tool"]["kdpl"]["rooms"]
 # from the bottom to the top, as in CONTRIBUTING.md; what is between two arrows may not import each other
 LAYERS = (
     "errors version → losses metrics optim → tasks runtime → clip data → prompts → class_vectors → classifier → "
-    "classification targets → callbacks → refinement → teacher → student → tiny → cli → __main__"
+    "classification targets → callbacks → teacher → student → tiny → cli → __main__"
 )
 LAYER_OF = {room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()}
 

@@ -111,8 +111,9 @@ def test_a_teacher_refuses_images_of_another_size_than_its_own(tmp_path):
     student = new_student(tmp_path, model="test-timm", vision_prompts=NONE)
     assert student.needs.resizing == Resizing(48)
     assert [teacher.resizing for teacher in student.needs.teachers()] == [Resizing(32)]
+    student.load_teachers()
     with world.refused(ConfigError, "the teacher takes images of 32 pixels, not 48: let the datamodule make"):
-        student.load_teacher().features(world.TinyDomain(image_size=48).unlabeled)
+        student.teachers.features(world.TinyDomain(image_size=48).unlabeled)
 
 
 def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_alone(tmp_path):

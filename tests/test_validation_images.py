@@ -11,8 +11,7 @@ from scipy.stats import binom, multinomial
 from kdpl.doubt.held_out import HeldOutScores, fit_temperature
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
-from kdpl.refinement.callback import RefinePool
-from kdpl.refinement.refine import RefinementConfig
+from kdpl.refinement.target import Refined
 from kdpl.survey.command import ENOUGH
 from kdpl.watch.two_samples import QUESTIONS, above_usual
 
@@ -98,7 +97,7 @@ def test_refined_targets_are_decided_on_as_many_images_as_the_page_says():
     def taken(gained, lost, images):
         right = [torch.tensor([1.0] * gained + [0.0] * lost + [1.0] * (images - gained - lost))]
         right.insert(0, torch.tensor([0.0] * gained + [1.0] * (images - gained)))
-        return RefinePool(RefinementConfig())._decide(*right, [torch.ones(2)] * 2, 16)[0]
+        return Refined()._decide(*right, [torch.ones(2)] * 2, 16)[0]
 
     def chance(images):
         total, lost = 0.0, 0

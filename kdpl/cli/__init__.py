@@ -19,7 +19,6 @@ COMMANDS = {
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
-    "refine": ("refine:refine", "refined targets for a student: if they are taken and why, and what changes"),
     "export": ("export:export", "write a finished classifier as a file that runs without kdpl, and check it"),
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
     "completion": ("completion:completion", "print a script that completes commands and options in bash, zsh or tcsh"),

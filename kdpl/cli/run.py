@@ -44,6 +44,7 @@ _ZERO_SHOT = (
 )
 _SHOTS, _TARGET, _DISTILL = "data.init_args.shots", "model.init_args.target", "model.init_args.distill"
 _MORE_TEACHERS = "model.init_args.more_teachers"
+_REFINED = "refined"  # a target that a room brings
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,9 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
     own = [*shared, *student_configs]
     # a distance of features has no target
     refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl")
+    refined = refined and _REFINED in plugins.plugins("targets")
     options = [f"--model.init_args.teacher={teacher}"]
-    options += [f"--{_TARGET}=refined"] if refined else []
+    options += [f"--{_TARGET}={_REFINED}"] if refined else []
     options += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}"] if teacher2_configs else []
     distil = "stage 2: distil the student, write the classifier"
     # all fits before the tests: without test images there is still a classifier
@@ -191,14 +193,15 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
 
 
 def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
-    """The value that a setting has in options, or else in the last of the configs that has it; None in neither."""
+    """The value of a setting in options, or else in the last config that has it, or its class path; None in neither."""
     from kdpl.callbacks.run_config import flatten
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{key}", dest="value", nargs="?")
     trees = [flatten(read_config(file)) for file in files]
     value = parser.parse_known_args(options)[0].value
-    return next((tree[key] for tree in reversed(trees) if key in tree), None) if value is None else value
+    known = (tree.get(key, tree.get(f"{key}.class_path")) for tree in reversed(trees))
+    return next((each for each in known if each is not None), None) if value is None else value
 
 
 def _doable(steps: Sequence[_Step], out: Path) -> Iterator[_Step]:

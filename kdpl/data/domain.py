@@ -238,14 +238,18 @@ class DomainImages:
         return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     def cache_manifest(
-        self, teacher: TeacherDescription, views: int | None = None, view_seed: int | None = None
+        self,
+        teacher: TeacherDescription,
+        views: int | None = None,
+        view_seed: int | None = None,
+        images: Names | None = None,
     ) -> Manifest:
-        """Describe the teacher cache that a run needs, by default of any number of views, of the run's seed."""
+        """Describe the teacher cache that a run needs, by default of the pool, any number of views, the run's seed."""
         return Manifest.of(
             teacher=teacher.fingerprint,
             width=teacher.width,
             dataset=self.dataset,
-            sources=self.pool,
+            sources=self.pool if images is None else images,
             resizing=teacher.resizing,
             decoding=self.decoding,
             augmentation=self.augmentation,

@@ -1,1 +1,1 @@
-"""Refined targets: the teacher's predictions corrected by the shape of the unlabelled images."""
+"""A room: the teacher's predictions corrected by the shape of the unlabelled images, as a target of students."""

@@ -21,7 +21,7 @@ _LEAST_MASS = 1e-6
 _INNER = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class RefinementConfig:
     """Settings of the refinement of a teacher's predictions on the unlabelled images.
 
@@ -53,9 +53,9 @@ class RefinementConfig:
         least_values = {"views": 1, "neighbors": 1, "rounds": 1, "graph": 0, "likelihood": 0, "prior": 0}
         for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"refinement.{name} must be at least {least}, not {value}: correct it")
+                raise ConfigError(f"{name} of refined targets must be at least {least}, not {value}: correct it")
         if not 0 < self.share <= 1:
-            raise ConfigError(f"refinement.share must be above 0 and at most 1, not {self.share}: correct it")
+            raise ConfigError(f"share of refined targets must be above 0 and at most 1, not {self.share}: correct it")
 
     def for_shots(self, shots: float) -> "RefinementConfig":
         """With a number for ``likelihood``, by the labels a class that the teacher saw."""
@@ -91,9 +91,7 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     try:
         import faiss
     except ImportError as error:
-        raise ConfigError(
-            "refinement.search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
-        ) from error
+        raise ConfigError("the search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact") from error
     rows = features.float().cpu().numpy()
     lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)  # as many as faiss finds enough images to fit to
     width = rows.shape[1]

@@ -1,156 +1,183 @@
-"""Refined targets: what the unlabelled images were assigned to, as a file in a run's folder, and as a ``Target``."""
+"""Refined targets: the teacher's predictions, corrected by the shape of the unlabelled images, as a ``Target``."""
 
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import pydantic.dataclasses
+import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from scipy.stats import binomtest
 from torch import Tensor
 
-from kdpl.class_vectors import FrozenTeacher
+from kdpl.data.names import digest_of
+from kdpl.data.parallel import progress_bar
+from kdpl.data.reading import digest_names
+from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
-from kdpl.runtime.class_names import ClassName
+from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.runtime.messages import inform
 from kdpl.targets import Target
-from kdpl.targets.mixture import TeacherMixture
+from kdpl.targets.inputs import TargetInputs
 
-KIND = "pool targets"
-VERSION = 1
-
-MOST_CLASSES = 1000
-"""Classes up to which all probabilities of an image are stored, and not the largest alone."""
-
-_LARGEST = 32
+_FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
+_LEVEL = 0.05  # of the test on validation images: so often at most is it taken where it is no better
+_SHOWN = 60  # images that moved
 _FLOOR = 1e-3  # of probability that is spread over all classes, since assignments are nearly one-hot
-_REMEDY = "remove it, and run the same command again"
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Moved(NamedTuple):
-    """Index among all unlabelled images of one that is assigned to another class than the teacher's, and both."""
+@dataclass(eq=False)
+class Refined(RefinementConfig, Target):
+    """Teacher's prediction of the view and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md).
 
-    image: int
-    before: int
-    after: int
-
-
-class ClassChange(NamedTuple):
-    """Unlabelled images that the teacher predicts of a class, and that are assigned to it."""
-
-    name: str
-    before: int
-    after: int
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class PoolManifest:
-    """What the assignments of a pool depend on, what was decided about them, and why.
-
-    Attributes:
-        teacher: Fingerprint of the teacher, or of several with ``mean`` between them.
-        class_names: The names of the classes, by label.
-        class_vectors: Digest of the teachers' class vectors.
-        pool: Digest of the list of all unlabelled images.
-        labels: Digest of labelled and validation images and their labels.
-        settings: The settings of the refinement.
-        share: The assignments' share a of the target; 0 where the teacher's predictions were better.
-        reason: Why they are taken or not.
-        accuracy: Of teacher and assignments on labelled images that neither saw; None without such images.
-        before: Images that the teacher predicts of each class.
-        after: Images that are assigned to each class.
-        moved: Number of images whose class changed.
-        examples: Some of those, spread over the pool.
+    The unlabelled images are assigned to classes before the first step. The teacher's features are normalised means
+    over some views. Labelled images take part with their labels; so do validation images without theirs, on which
+    McNemar's exact test decides if the result is better. Written to ``pool_targets.safetensors`` in the run's folder,
+    it is read from there when the run is resumed. Settings are those of ``RefinementConfig``.
     """
 
-    teacher: Text
-    class_names: tuple[ClassName, ...]
-    class_vectors: Text
-    pool: Text
-    labels: Text
-    settings: dict[str, Any]
-    share: Share
-    reason: Text
-    accuracy: tuple[Share, Share] | None
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    moved: int
-    examples: tuple[Moved, ...]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._share_taken: float | None = None
+        self._rows = self._log_assignments = torch.empty(0)
 
-    @property
-    def changes(self) -> list[ClassChange]:
-        """Images of each class before and after, by label."""
-        return list(map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True)))
+    def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
+        """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
+        if self._share_taken is None:
+            raise ConfigError("the refined targets are not there: fit the student by its command, which makes them")
+        if not self._share_taken:
+            return predicted
+        assigned = self._log_assignments[self._rows[indices]].float()
+        return self._share_taken * assigned + (1 - self._share_taken) * predicted.log_softmax(dim=1)
 
+    def prepare(self, inputs: TargetInputs) -> None:
+        """Refine, or read what was refined before; an ArtifactError if that is of other data or settings."""
+        file = inputs.folder / POOL_TARGETS_FILE
+        known = (f"{record.label} {record.source}" for record in (*inputs.labeled, *inputs.val))
+        needed = {
+            "teacher": " mean ".join(vectors.teacher for vectors in inputs.teachers),
+            "class_names": tuple(inputs.class_names),
+            "class_vectors": _digest([vectors.vectors for vectors in inputs.teachers]),
+            "pool": digest_of(inputs.pool),
+            "labels": digest_names(known),
+            "settings": asdict(self),
+        }
+        if not file.is_file():
+            further, labels = _further_images(inputs)
+            features = self._features(inputs, further)
+            inputs.on_first_process(lambda: self._assign(inputs, features, labels, needed).save(file))
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
-class PoolTargets(PoolManifest):
-    """Assignments of unlabelled images: their indices among all, int64 [N], and probabilities, float16 [N, C]."""
-
-    images: Tensor
-    assignments: Tensor
-
-    def save(self, path: Path) -> None:
-        """Write the file, atomically; beyond 1,000 classes the largest probabilities of each image alone."""
-        tensors = {"images": self.images}
-        if len(self.class_names) <= MOST_CLASSES:
-            tensors["assignments"] = self.assignments.half()
-        else:
-            values, classes = self.assignments.topk(_LARGEST, dim=1)
-            tensors |= {"values": values.half(), "classes": classes.int()}
-        fields = TypeAdapter(PoolManifest).dump_python(self, mode="json")
-        write_tensors(path, KIND, VERSION, tensors, fields)
-
-    @classmethod
-    def load(cls, path: Path) -> "PoolTargets":
-        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
-        tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
-        manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
-        classes = len(manifest.class_names)
-        try:
-            images = tensors["images"].long()
-            if "assignments" in tensors:
-                assignments = tensors["assignments"]
-            else:
-                assignments = torch.zeros(len(images), classes, dtype=torch.float16)
-                assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
-            if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
-                raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
-            if {len(manifest.before), len(manifest.after)} != {classes}:
-                raise ValueError("it counts images of other classes")
-            numbers = [number for each in manifest.examples for number in each]
-            if min([0, *numbers]) < 0 or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes:
-                raise ValueError("it has examples of other classes")
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
-        return cls(images=images, assignments=assignments, **vars(manifest))
-
-
-class RefinedTarget(Target):
-    """Teacher's prediction of the view and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md)."""
-
-    def __init__(self, teacher: FrozenTeacher | TeacherMixture) -> None:
-        super().__init__(teacher)
-        self.share: float | None = None
-        self.rows = self.log_assignments = torch.empty(0)
+        targets = PoolTargets.load(file)
+        other = next((name for name, value in needed.items() if getattr(targets, name) != value), None)
+        if other is not None or not np.array_equal(targets.images.numpy(), inputs.indices):
+            what = (other or "images").replace("_", " ")
+            raise ArtifactError(f"{file} was made for other {what}: remove it, or choose another --out")
+        inform(f"refinement: {targets.reason}")
+        if targets.share:
+            inform(f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to another class: {file}")
+        self.use(targets, inputs.device)
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
-        """Use these assignments, on a device; to be called before the first step."""
-        self.share = targets.share
-        if self.share:
+        """Use these assignments, on a device."""
+        self._share_taken = targets.share
+        if targets.share:
             z = targets.assignments.to(device, torch.float32) + _FLOOR / targets.assignments.shape[1]
-            self.log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
-            self.rows = torch.full((int(targets.images.max()) + 1,), -1)
-            self.rows[targets.images] = torch.arange(len(targets.images))
-            self.rows = self.rows.to(device)
+            self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
+            rows = torch.full((int(targets.images.max()) + 1,), -1)
+            rows[targets.images] = torch.arange(len(targets.images))
+            self._rows = rows.to(device)
 
-    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
-        """Return logits of the target [B, C]; a ConfigError before ``use``."""
-        if self.share is None:
-            raise ConfigError("the refined targets are not there: fit the student by its command, which makes them")
-        predicted = self.teacher.logits(features)
-        if not self.share:
-            return predicted
-        assigned = self.log_assignments[self.rows[indices]].float()
-        return self.share * assigned + (1 - self.share) * predicted.log_softmax(dim=1)
+    def _features(self, inputs: TargetInputs, further: Sequence[Record]) -> Tensor:
+        """The teachers' features side by side, of the pool and of further images, float32 [N, D_1 + … + D_M]."""
+        sources, each = [record.source for record in further], []
+        for number in range(len(inputs.teachers)):
+            parts = [inputs.features(None, self.views, number)]
+            parts += [inputs.features(sources, self.views, number)] if sources else []
+            each.append(torch.cat(parts))
+        return torch.cat(each, dim=1)
+
+    def _assign(self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]) -> PoolTargets:
+        """Refine, and decide whether the student learns the result; ``known`` are labels, −1 where there is none."""
+        predicted = inputs.predict(features).softmax(dim=1)
+        features /= len(inputs.teachers) ** 0.5
+        n, first = len(inputs.indices), len(features) - len(inputs.val)
+        labels = torch.tensor(known, device=features.device)
+        shots = len(inputs.labeled) / max(len({record.label for record in inputs.labeled}), 1)
+        with progress_bar() as progress:
+            inform(f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} labels are seen")
+            neighbors = affinity(*nearest(features, self.neighbors, self.search))
+            task = progress.add_task("refinement", total=self.rounds)
+            z = refine(
+                *(features, predicted, neighbors, labels, self.for_shots(shots)),
+                lambda done: progress.update(task, completed=done),
+            ).assignments
+
+        truth = torch.tensor([record.label for record in inputs.val], device=z.device, dtype=torch.long)
+        right = [(each[first:].argmax(dim=1) == truth).float() for each in (predicted, z)]
+        before, after = (each[:n].argmax(dim=1).cpu() for each in (predicted, z))
+        classes = len(inputs.class_names)
+        counts = [torch.bincount(each, minlength=classes) for each in (before, after)]
+        taken, reason = self._decide(right[0], right[1], counts, shots)
+
+        moved = torch.nonzero(before != after).flatten()
+        shown = moved[torch.linspace(0, len(moved) - 1, min(_SHOWN, len(moved))).long()].tolist()
+        return PoolTargets(
+            **needed,
+            share=self.share if taken else 0.0,
+            reason=reason,
+            accuracy=(right[0].mean().item(), right[1].mean().item()) if len(truth) else None,
+            before=tuple(counts[0].tolist()),
+            after=tuple(counts[1].tolist()),
+            moved=len(moved),
+            examples=tuple(Moved(int(inputs.indices[i]), int(before[i]), int(after[i])) for i in shown),
+            images=torch.from_numpy(np.asarray(inputs.indices)).long(),
+            assignments=z[:n].half().cpu(),
+        )
+
+    def _decide(self, teacher: Tensor, refined: Tensor, counts: list[Tensor], shots: float) -> tuple[bool, str]:
+        """Whether to take the assignments: by both's correct ones among held-out images, and by counts of the classes.
+
+        ``counts`` are those of the pool's images before and after, and ``shots`` the labelled images a class.
+        """
+        n = len(teacher)
+        measured, p_value = "there are no held-out labels to measure it on", 1.0
+        if n:
+            gained, lost = (int((a > b).sum()) for a, b in ((refined, teacher), (teacher, refined)))
+            if gained:
+                # McNemar's exact test: were it no better, each of these images would be as probable on either side
+                p_value = binomtest(gained, gained + lost, alternative="greater").pvalue
+            after, before = (100 * each.mean() for each in (refined, teacher))
+            shares = f"{after:.1f} % of {n} validation images, the predictions before it on {before:.1f} %"
+            measured = f"it is right on {shares} ({gained} gained, {lost} lost, p = {p_value:.2g})"
+        if self.mode == "always":
+            return True, f"taken, as mode is always; {measured}"
+        if n:
+            return (True, f"taken: {measured}") if p_value <= _LEVEL else (False, f"not taken: {measured}")
+        emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
+        if emptied:
+            left = f"{emptied} class{'es' if emptied > 1 else ''}"
+            return False, f"not taken: it leaves {left} without an image, and {measured}"
+        if shots > _FEW:
+            return False, f"not taken: {measured}, and with more than one label a class it may harm"
+        return True, f"taken: {measured}, and there is at most one label a class"
+
+
+def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
+    """Images that are refined beside the pool, and a label for each image of both, −1 where it is not seen.
+
+    They are the labelled images that are not in the pool, and then the validation images.
+    """
+    label_of = {record.source: record.label for record in inputs.labeled}
+    in_pool = {source: i for i, index in enumerate(inputs.indices) if (source := inputs.pool[index]) in label_of}
+    outside = [record for record in inputs.labeled if record.source not in in_pool]
+
+    labels = [-1] * len(inputs.indices)
+    for source, i in in_pool.items():
+        labels[i] = label_of[source]
+    labels += [record.label for record in outside] + [-1] * len(inputs.val)
+    return [*outside, *inputs.val], labels
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    return hashlib.blake2b(b"".join(tensor.numpy().tobytes() for tensor in tensors), digest_size=16).hexdigest()

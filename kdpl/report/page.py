@@ -13,7 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdpl.errors import KdplError
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
-from kdpl.report.refined import refined_targets
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
@@ -23,7 +22,7 @@ from kdpl.version import __version__
 _TEMPLATES = Path(__file__).parent / "templates"
 # as they are made; the page has its own order
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
-    **{"training": training, "refined": refined_targets, "accuracy": accuracies, "classes": classes},
+    **{"training": training, "accuracy": accuracies, "classes": classes},
     **{"confusions": confusions, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
 }
 
@@ -33,7 +32,8 @@ class Section(NamedTuple):
 
     Attributes:
         title: Its heading.
-        make: Collects its data from a run; a KdplError becomes a sentence that says why there is none.
+        make: Collects its data from a run; a KdplError becomes a sentence that says why there is none. None: no
+            section.
         template: Its part of the page, which takes the data as ``data``.
         after: Name of the section that it follows.
         wide: Whether it takes the whole width.

@@ -44,7 +44,9 @@ def training(run: Run) -> dict[str, Any]:
 
 def _labels_for(student: dict[str, Any]) -> str:
     """What saw the labels, beside validation."""
-    return "the teacher and its refined targets" if student.get("target") == "refined" else "the teacher only"
+    target = student.get("target")
+    name = target.get("class_path") if isinstance(target, dict) else target
+    return "the teacher and its refined targets" if str(name).endswith(("refined", ".Refined")) else "the teacher only"
 
 
 def _split_sizes(run: Run) -> dict[str, int]:

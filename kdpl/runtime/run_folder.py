@@ -13,7 +13,6 @@ CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 LEFT_OUT_FILE = "left_out.csv"
-POOL_TARGETS_FILE = "pool_targets.safetensors"
 FIGURES_FOLDER = "figures"
 RESULTS_FILE = "test.json"
 PREDICTIONS_FILE = "test_predictions.csv"

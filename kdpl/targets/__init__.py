@@ -1,30 +1,37 @@
-"""What the student learns from: one file for each kind of target, behind ``Target`` and the registry ``TARGETS``."""
+"""What the student learns from: one file for each kind of target, behind ``Target``; rooms and packages bring more."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdpl.class_vectors import FrozenTeacher
-from kdpl.targets.mixture import TeacherMixture
+from kdpl.runtime import plugins
+from kdpl.runtime.configs import find_class
+from kdpl.targets.inputs import TargetInputs
 
 
-class Target(nn.Module):
+class Target:
     """The distribution that the student learns: this one is the published target, the teacher's prediction of the view.
 
-    A subclass is another target; the setting ``target`` names its class.
+    A subclass is another target, and the arguments of its ``__init__`` are its settings.
     """
 
-    def __init__(self, teacher: FrozenTeacher | TeacherMixture) -> None:
-        super().__init__()
-        self.teacher = teacher
+    def prepare(self, inputs: TargetInputs) -> None:
+        """Set up what ``logits`` needs, once, before the first step of a fit; here nothing."""
 
-    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
+    def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            features: The teacher's normalised features of the views, float32 [B, D]; those of several side by side.
+            predicted: The teacher's logits of the views, float32 [B, C]; of several teachers those of their mean.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
-        return self.teacher.logits(features)
+        return predicted
 
 
-TARGETS = {"teacher": "kdpl.targets.Target", "refined": "kdpl.refinement.target.RefinedTarget"}
-"""The package's own targets: their names in settings, and their classes."""
+def build_target(target: Target | str) -> Target:
+    """Build a target by its name or dotted path, without settings, or return it as it is; ConfigError if there is none.
+
+    The names are ``teacher``, the published target, and those of entry points ``kdpl.targets``.
+    """
+    if isinstance(target, Target):
+        return target
+    named = {name: entry.value.replace(":", ".") for name, entry in plugins.plugins("targets").items()}
+    return find_class(target, {"teacher": "kdpl.targets.Target", **named}, Target, "target")()

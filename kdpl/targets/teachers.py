@@ -1,52 +1,85 @@
-"""The teachers of a student: one or several, as a module carries them along and a checkpoint names them."""
+"""The teachers of a student, one or several, as a module carries them along and a checkpoint names them."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.needs import TeacherDescription
 from kdpl.errors import ArtifactError
 from kdpl.runtime.messages import inform
-from kdpl.targets.mixture import TeacherMixture
+from kdpl.tasks import MULTI_CLASS, Task
 
 _KEY = "kdpl_teacher"
 _MORE_KEY = "kdpl_more_teachers"
 
 
-class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
-    """Carries the one teacher, or the mixture of several.
+class Teachers(Frozen[nn.ModuleList]):
+    """One teacher, or several whose predictions are averaged.
+
+    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its own CLIP, image size, class vectors and
+    scale. The features of several are theirs side by side.
 
     Args:
-        folder: Run folder of the first, whose class vectors the student has.
+        folder: Run folder of the first teacher, whose class vectors the student has.
         vectors: Those class vectors.
         more: Run folders of the others.
     """
 
-    def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str]) -> None:
-        first = FrozenTeacher(folder, vectors)
-        super().__init__(TeacherMixture(first, more) if more else first)
+    task: Task = MULTI_CLASS
+
+    def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str] = ()) -> None:
+        super().__init__(nn.ModuleList([FrozenTeacher(folder, vectors)]))
+        self._unread = [Path(each) for each in more]
 
     @property
     def each(self) -> list[FrozenTeacher]:
-        """The teachers, of which all but the first are read when they are first asked for."""
-        return [self.module] if isinstance(self.module, FrozenTeacher) else self.module.open()
+        """The teachers, of which all but the first are read when they are first asked for: a test needs none of them.
+
+        An ArtifactError if their class vectors are missing, damaged, or for other class names than the first one's.
+        """
+        first = self._first
+        while self._unread:
+            folder = self._unread[0]
+            vectors = ClassVectors.of_teacher(str(folder))
+            vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
+            self.module.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))
+            del self._unread[0]
+        return cast(list[FrozenTeacher], list(self.module))
 
     def describe(self) -> list[TeacherDescription]:
         """Describe each, as a cache of its features is described."""
         vectors = [teacher.vectors for teacher in self.each]
         return [TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
 
-    def load(self, compiled: bool = False) -> FrozenTeacher | TeacherMixture:
-        """Load image tower and prompts of each, unless that was done; returns the teacher, or the mixture."""
+    def load(self, compiled: bool = False) -> None:
+        """Load image tower and prompts of each, unless that was done; errors are those of ``FrozenTeacher.load``."""
         for teacher in self.each:
             if teacher.tower is None:
                 inform(f"loading the teacher of {teacher.folder}")
                 teacher.load()
                 if compiled and teacher.tower is not None:
                     teacher.tower.compile_parts()
-        return self.module
+
+    def features(self, *views: Tensor) -> Tensor:
+        """Encode views into normalised features, float32 [B, D_1 + … + D_M].
+
+        ``views`` are the same ones for each teacher, uint8 [B, 3, S, S] with its own S.
+        """
+        return torch.cat([teacher.features(own) for teacher, own in zip(self.each, views, strict=True)], dim=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits [B, C] of features [B, D_1 + … + D_M]: those of one teacher, or of the mean of several."""
+        teachers = self.each
+        if len(teachers) == 1:
+            return teachers[0].logits(features)
+        widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
+        parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
+        return self.task.mean(torch.stack([teacher.logits(part) for teacher, part in parts]))
 
     def note_in(self, checkpoint: dict[str, Any]) -> None:
         """Note the fingerprints."""
@@ -60,12 +93,14 @@ class Teachers(Frozen[FrozenTeacher | TeacherMixture]):
             raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         before = [checkpoint[_KEY], *checkpoint.get(_MORE_KEY, [])]
         # a test needs the first teacher alone, and reads no other
-        known = isinstance(self.module, FrozenTeacher) or self.module.opened
-        own = (
-            [teacher.vectors.teacher for teacher in self.each] if known else [self.module.vectors.teacher, *before[1:]]
-        )
+        unread = before[len(self.module) :] if self._unread else []
+        own = [cast(FrozenTeacher, teacher).vectors.teacher for teacher in self.module] + unread
         if before != own:
             raise ArtifactError(
                 "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
                 "run, or start in a new folder"
             )
+
+    @property
+    def _first(self) -> FrozenTeacher:
+        return cast(FrozenTeacher, self.module[0])

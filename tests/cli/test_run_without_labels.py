@@ -30,7 +30,8 @@ RUN = ["run", *DATA, *STAGES, *SHORT]
 
 def run_into(out, *more):
     views = out.parent / "views.yaml"
-    views.write_text("model: {init_args: {refinement: {views: 2}}}")
+    target = "{class_path: kdpl.refinement.target.Refined, init_args: {views: 2}}"
+    views.write_text(f"model: {{init_args: {{target: {target}}}}}")
     return main([*RUN, "--shots=0", f"--student={views}", f"--out={out}", *more])
 
 
@@ -57,7 +58,8 @@ def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as
     assert torch.equal(vectors[0].vectors, vectors[1].vectors)
     student = settings(finished / "student")
     assert (student["data"]["init_args"]["shots"], student["trainer"]["max_epochs"]) == (0, 2)
-    assert student["model"]["init_args"]["target"] == "refined"
+    target = student["model"]["init_args"]["target"]
+    assert (target["class_path"], target["init_args"]["views"]) == ("kdpl.refinement.target.Refined", 2)
     assert (finished / "student/pool_targets.safetensors").is_file()
     assert "train/loss" in curves_of(finished / "student")
     assert not any(name.startswith("val/") for name in curves_of(finished / "student"))

@@ -22,7 +22,7 @@ from kdpl.data.feature_filling import Work, fill
 from kdpl.data.needs import TeacherDescription
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.refinement.refine import RefinementConfig
+from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
 
 SHAPES = [(57, 32), (20, 33), (97, 41), (33, 20), (32, 32), (200, 7), (41, 90), (5, 4), (64, 65), (50, 37)]
@@ -196,7 +196,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pic
         config = ClipConfig("test-student", world.TAG)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
-    settings = {"target": "refined", "pool_filter": 0.05, "refinement": RefinementConfig(mode="always", neighbors=2)}
+    settings = {"target": Refined(mode="always", neighbors=2), "pool_filter": 0.05}
     student = world.StudentDistillation(
         config, str(tmp_path / "first"), vision_prompts=prompts, **{**settings, "kd_weight": 20, **options}
     )

@@ -25,7 +25,7 @@ from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.target import Moved, PoolTargets
+from kdpl.refinement.pool_targets import Moved, PoolTargets
 from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.watch.image_sample import ImageSample

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.refinement import refine as refinement
+from kdpl.refinement.pool_targets import KIND, Moved, PoolManifest, PoolTargets
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
-from kdpl.refinement.target import KIND, Moved, PoolManifest, PoolTargets, RefinedTarget
+from kdpl.refinement.target import Refined
 from kdpl.runtime.artifacts import write_tensors
 
 N, C, D = 40, 4, 6
@@ -136,7 +137,7 @@ def test_without_faiss_the_extra_is_named(pool, monkeypatch):
     ],
 )
 def test_impossible_settings_are_refused(setting, value, said):
-    with world.refused(ConfigError, f"refinement.{setting} {said}"):
+    with world.refused(ConfigError, f"{setting} of refined targets {said}"):
         RefinementConfig(**{setting: value})
 
 
@@ -178,21 +179,19 @@ def test_the_file_holds_all_of_it(targets, classes, tmp_path):
         PoolTargets.load(tmp_path / "file")
 
 
-def test_the_target_mixes_assignment_and_prediction(targets, teacher_folder):
-    student = world.make_student(teacher_folder)
-    teacher, target = student.teacher.module, RefinedTarget(student.teacher.module)
-    features = torch.nn.functional.normalize(torch.randn(3, 24), dim=1)
+def test_the_target_mixes_assignment_and_prediction(targets):
+    target, predicted = Refined(), torch.randn(3, C + 6)
     indices = torch.tensor([4, 0, 78])
     with world.refused(ConfigError, "the refined targets are not there"):
-        target(features, indices)
+        target.logits(predicted, indices)
     z = torch.nn.functional.pad(targets.assignments, (0, 6))
     target.use(replace(targets, assignments=z), torch.device("cpu"))
     floored = z[indices // 2].double() + 1e-4
-    powers = (floored / floored.sum(dim=1, keepdim=True)) ** 0.75 * teacher.logits(features).double().softmax(1) ** 0.25
+    powers = (floored / floored.sum(dim=1, keepdim=True)) ** 0.75 * predicted.double().softmax(1) ** 0.25
     expected = powers / powers.sum(dim=1, keepdim=True)
-    assert (target(features, indices).double().softmax(dim=1) - expected).abs().max() < 2e-3  # float16
+    assert (target.logits(predicted, indices).double().softmax(dim=1) - expected).abs().max() < 2e-3  # float16
     target.use(replace(targets, share=0.0), torch.device("cpu"))
-    assert target(features, indices).equal(teacher.logits(features))
+    assert target.logits(predicted, indices).equal(predicted)
 
 
 @pytest.mark.parametrize(

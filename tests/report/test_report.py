@@ -17,7 +17,7 @@ from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.target import Moved, PoolTargets
+from kdpl.refinement.pool_targets import Moved, PoolTargets
 from kdpl.report.accuracy import thumbnail
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.predictions import read_predictions, read_results
@@ -302,6 +302,7 @@ def set_in(stage, **settings):
     [
         ({"target": "teacher"}, "the teacher only"),
         ({"target": "refined"}, "the teacher and its refined targets"),
+        ({"target": {"class_path": "kdpl.refinement.target.Refined"}}, "the teacher and its refined targets"),
     ],
 )
 def test_the_page_says_who_saw_the_labels(settings, words, run):
@@ -344,16 +345,6 @@ class TestRefinedTargets:
         text = Page(make(run)).texts["refined"]
         assert "Not taken: it is worse." in text
         assert "the student learned the teacher's predictions nevertheless" in text
-
-    def test_those_of_a_student_of_a_student_name_it(self, run, refined):
-        reason = "taken: it is right on 80 % of 198 validation images, the predictions before it on 70 %"
-        file = run / "student/pool_targets.safetensors"
-        replace(refined, teacher="of a student", reason=reason).save(file)
-        text = Page(make(run)).texts["refined"]
-        assert "the predictions before it on 70 %" in text
-        assert "another class than the previous student's." in text
-        assert re.search("previous student one refined three", text)
-        assert "teacher" not in text
 
     def test_those_that_the_student_did_not_learn_are_not_shown(self, run, refined):
         set_in(run / "student", target="teacher")

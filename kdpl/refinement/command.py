@@ -1,5 +1,6 @@
 """``python -m kdpl refine``: refined targets, to be looked at before a student learns from them."""
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from kdpl.errors import ConfigError
@@ -7,7 +8,7 @@ from kdpl.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kdpl.refinement.target import PoolTargets
+    from kdpl.refinement.pool_targets import PoolTargets
 
 _MOST_ROWS = 20
 
@@ -29,9 +30,8 @@ def refine(*, settings: list[str]) -> int:
 
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
-    from kdpl.refinement.target import PoolTargets
+    from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
     from kdpl.runtime.messages import inform, process_rank
-    from kdpl.runtime.run_folder import POOL_TARGETS_FILE
     from kdpl.student import StudentDistillation
 
     class Refining(KdplCLI):
@@ -39,7 +39,9 @@ def refine(*, settings: list[str]) -> int:
 
         def before_instantiate_classes(self) -> None:
             self.require_stage(StudentDistillation, "student")
-            self.config.model.init_args.target = "refined"
+            settings = self.config.model.init_args
+            if not _is_refined(settings.target):
+                settings.target = "refined"
             trainer = self.config.trainer
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
             super().before_instantiate_classes()
@@ -64,6 +66,14 @@ def refine(*, settings: list[str]) -> int:
     if not settings:
         raise ConfigError("refine needs the settings of a student's fit: give --config FILE (--help tells more)")
     return run_command(["fit", *settings], make=Refining)
+
+
+def _is_refined(target: Any) -> bool:
+    """If a target of a config is refined already, with settings of its own."""
+    from kdpl.refinement.target import Refined
+
+    path = getattr(target, "class_path", None)
+    return path is not None and issubclass(resolve_name(path), Refined)
 
 
 def _show(targets: "PoolTargets", console: "Console") -> None:

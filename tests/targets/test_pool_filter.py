@@ -7,7 +7,7 @@ import world
 from lightning.pytorch import Callback
 from runs import rows_of
 
-from kdpl.callbacks import pool_filter
+from kdpl.callbacks import teacher_cache
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -15,6 +15,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.targets import pool_filter
 from kdpl.watch.image_sample import ImageSample
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
@@ -33,7 +34,7 @@ class Seen(Callback):
 def distil(teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
     student, seen = world.make_student(teacher, kd_weight=20, pool_filter=share), Seen()
-    domain = world.digits(batch_size, **POOL, **dict(data))
+    domain = world.digits(batch_size, **{**POOL, **dict(data)})
     record = world.fit(student, folder, 2, [seen, *callbacks], domain, ckpt_path, **options)
     record.seen = seen.steps
     return record
@@ -73,12 +74,50 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_fol
     assert record.logged["pool/kept"] == pytest.approx(len(kept) / len(indices))
 
 
-def test_a_cache_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_path):
-    data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-    cached = distil(teacher_folder, tmp_path, callbacks=[FillTeacherCache()], data=data)
-    assert cached.seen == whole[0].seen
-    assert cached.losses == pytest.approx(whole[0].losses, rel=2e-3)
+def cached(teacher, folder, cache, views=None, **options):
+    """``distil`` from a cache, which is filled where ``views`` are given."""
+    data = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
+    return distil(teacher, folder, callbacks=[FillTeacherCache(views)] if views else [], data=data, **options)
+
+
+def test_a_cache_of_too_few_views_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_path):
+    record = cached(teacher_folder, tmp_path, tmp_path / "cache", views=2)
+    assert record.seen == whole[0].seen
+    assert record.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path) == left_out(whole[1])
+    assert not list((tmp_path / "cache").glob("labelled-*"))
+
+
+def test_beside_a_cache_the_features_of_labelled_images_are_kept_and_no_teacher_is_loaded(
+    teacher_folder, whole, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    first = cached(teacher_folder, tmp_path / "first", cache, views=4)
+    assert first.seen == whole[0].seen
+    # the cache's features are float16
+    assert left_out(tmp_path / "first") == pytest.approx(left_out(whole[1]), abs=1e-3)
+    assert len(list(cache.glob("labelled-*"))) == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TunedPrompts, "load", None)
+        second = cached(teacher_folder, tmp_path / "second", cache)
+    assert second.losses == first.losses
+    assert left_out(tmp_path / "second") == left_out(tmp_path / "first")
+
+    # other labelled images have a cache of their own
+    data = {"teacher_cache": str(cache), "shots": 2}
+    with pytest.raises(AssertionError, match="training began"):
+        distil(teacher_folder, tmp_path / "third", callbacks=[world.NoStep()], data=data)
+    assert len(list(cache.glob("labelled-*"))) == 2
+
+
+def test_beside_a_cache_that_cannot_be_written_labelled_images_are_encoded(
+    teacher_folder, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(teacher_cache.os, "access", lambda *_: False)
+    cached(teacher_folder, tmp_path, tmp_path / "cache", views=4)
+    assert not list((tmp_path / "cache").glob("labelled-*"))
+    assert left_out(tmp_path) == pytest.approx(left_out(whole[1]), abs=1e-3)
 
 
 def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):

@@ -13,12 +13,12 @@ from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ArtifactError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement import callback as refine_pool
-from kdpl.refinement.callback import RefinePool
+from kdpl.refinement import target as refined_target
+from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
-from kdpl.refinement.target import PoolTargets
+from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 POOL = {"shots": 2, "unlabeled_share": 0.12}  # 20 labelled images, 84 unlabelled ones, of which some are both
 SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
@@ -35,8 +35,7 @@ def teacher(tmp_path_factory):
 def distil(teacher, folder, callbacks=(), ckpt_path=None, data=(), epochs=1, save=False, trainer=(), **options):
     """Fit a student for two steps an epoch in a folder; returns its record."""
     settings = {**SETTINGS, **options.pop("refinement", {})}
-    refined = {"target": "refined", "refinement": RefinementConfig(**settings)}
-    student = world.make_student(teacher, kd_weight=20, **{**refined, **options})
+    student = world.make_student(teacher, kd_weight=20, **{"target": Refined(**settings), **options})
     domain = world.digits(7, **{**POOL, **dict(data)})
     steps = {"limit_train_batches": 2, "save": save, **dict(trainer)}
     return world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **steps)
@@ -122,7 +121,7 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
         ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "(0 gained, 0 lost, p = 1)"),
         ("auto", [1, *[0] * 9], [0, *[1] * 8, 0], (5, 5), 1, True, "(8 gained, 1 lost, p = 0.02)"),
         ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "(0 gained, 10 lost, p = 1)"),
-        ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as refinement.mode is always; it is right on 0.0 %"),
+        ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as mode is always; it is right on 0.0 %"),
         ("auto", [], [], (5, 5), 0, True, "no held-out labels to measure it on, and there is at most one label"),
         ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
         ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
@@ -139,7 +138,7 @@ def test_it_is_taken_where_it_is_better_or_nothing_is_against_it(mode, teacher, 
 
 def decided(teacher, refined, counts=((5, 5), (5, 5)), shots=16, mode="auto"):
     sides = [torch.tensor(side, dtype=torch.float32) for side in (teacher, refined)]
-    return RefinePool(RefinementConfig(mode=mode))._decide(*sides, [torch.tensor(each) for each in counts], shots)
+    return Refined(mode=mode)._decide(*sides, [torch.tensor(each) for each in counts], shots)
 
 
 def test_targets_that_are_no_better_are_taken_in_at_most_6_percent_of_3000_draws():
@@ -162,7 +161,7 @@ def test_the_p_value_is_the_share_of_sign_changes_that_gain_as_much():
 
 
 def test_where_it_is_not_taken_the_student_learns_the_published_target(teacher, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(RefinePool, "_decide", lambda *_: (False, "not taken"))
+    monkeypatch.setattr(Refined, "_decide", lambda *_: (False, "not taken"))
     losses = distil(teacher, tmp_path / "not_taken", epochs=2).losses
     assert losses == distil(teacher, tmp_path / "published", epochs=2, target="teacher").losses
     assert losses != whole[0].losses
@@ -172,7 +171,7 @@ def test_where_it_is_not_taken_the_student_learns_the_published_target(teacher, 
 def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypatch):
     record, folder = whole
     before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
-    monkeypatch.setattr(refine_pool, "mean_features", None)
+    monkeypatch.setattr(Refined, "_features", None)
     assert distil(teacher, folder, ckpt_path=folder / "epoch=0.ckpt", epochs=2).losses == record.losses[2:]
     assert distil(teacher, folder).losses == record.losses[:2]
     assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
@@ -213,11 +212,18 @@ def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_pa
     assert len(targets_in(tmp_path).images) == 84 - gone
 
 
-def test_a_cache_changes_nothing_but_for_rounding(teacher, whole, tmp_path):
+def test_a_cache_changes_nothing_but_for_rounding_and_then_no_teacher_is_loaded(teacher, whole, tmp_path, monkeypatch):
     data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
     cached = distil(teacher, tmp_path, [FillTeacherCache()], data=data, epochs=2)
-    assert (targets_in(tmp_path).assignments - targets_in(whole[1]).assignments).abs().max() < 2e-2
+    made = targets_in(tmp_path)
+    assert (made.assignments - targets_in(whole[1]).assignments).abs().max() < 2e-2
     assert cached.losses == pytest.approx(whole[0].losses, rel=1e-2)
+
+    monkeypatch.setattr(TunedPrompts, "load", None)
+    data["fill_teacher_cache"] = False
+    again = distil(teacher, tmp_path / "again", data=data, epochs=2)
+    assert again.losses == cached.losses
+    assert targets_in(tmp_path / "again").assignments.equal(made.assignments)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(data, seen, shown, t
         labels.append(known)
         return refine(features, predictions, neighbors, known, *more)
 
-    monkeypatch.setattr(refine_pool, "refine", watched)
+    monkeypatch.setattr(refined_target, "refine", watched)
     distil(teacher, tmp_path, data=data, refinement={"mode": "auto"})
     (known,) = labels
     assert (known >= 0).sum() == shown

@@ -11,12 +11,11 @@ import world
 from plain import PlainProjector, normalized, relative_error
 from test_student_cache import Distilled
 
-from kdpl.class_vectors import FrozenTeacher
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.target import PoolTargets
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, POOL_TARGETS_FILE
-from kdpl.targets.mixture import TeacherMixture
+from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.targets.teachers import Teachers
 
 MODELS = {"first": "test-teacher-quickgelu", "second": "test-large"}
 WIDTHS = {"first": 24, "second": 28}
@@ -50,7 +49,7 @@ def plain_mean(rows, vectors):
 def test_the_target_of_several_teachers_is_the_mean_of_their_predictions(written):
     root, teachers = written
     vectors = {name: made[0].vectors.double().numpy() for name, made in teachers.items()}
-    mixed = TeacherMixture(FrozenTeacher(root / "first", teachers["first"][0]), [str(root / "second")])
+    mixed = Teachers(root / "first", teachers["first"][0], [str(root / "second")])
     rows = {name: torch.randn(7, width, generator=torch.Generator().manual_seed(3)) for name, width in WIDTHS.items()}
     # so that some predictions are sharp and others are not
     rows = {name: normalized(each.double()) * torch.linspace(0.1, 1, 7)[:, None] for name, each in rows.items()}

@@ -1,13 +1,14 @@
-"""Refined targets: if they were taken, the images of each class before and after, and some that moved."""
+"""The report's section on refined targets: if they were taken, images of each class before and after, moved ones."""
 
+from pathlib import Path
 from typing import Any
 
 from kdpl.errors import DataError, KdplError
-from kdpl.refinement.target import PoolTargets
+from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 from kdpl.report.accuracy import thumbnail
+from kdpl.report.page import Section
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import spread
-from kdpl.runtime.run_folder import POOL_TARGETS_FILE
 
 MAX_MOVED = 24
 """Largest number of images that moved to another class."""
@@ -31,10 +32,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
             shown.append({**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))})
     except (KdplError, OSError, IndexError) as error:
         gap = str(error)
-    # a student as teacher has a fingerprint of its own, and the class vectors of the first teacher
-    by_student = run.vectors.teacher not in targets.teacher.split()
     return {
-        "who": "previous student" if by_student else "teacher",
         "reason": targets.reason,
         "taken": bool(targets.share),
         "images": len(targets.images),
@@ -44,3 +42,8 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
         "shown": shown,
         "gap": gap,
     }
+
+
+SECTION = Section(
+    "Refined targets", refined_targets, Path(__file__).parent / "templates" / "refined.html.jinja", "training"
+)

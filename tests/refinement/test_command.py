@@ -6,10 +6,9 @@ from rich.console import Console
 from runs import DATA, SHORT, STUDENT, TEACHER, error_line, files_of
 
 from kdpl.__main__ import main
-from kdpl.cli.refine import _show
-from kdpl.refinement import callback as refine_pool
-from kdpl.refinement.target import PoolTargets
-from kdpl.runtime.run_folder import POOL_TARGETS_FILE
+from kdpl.refinement import target as refined_target
+from kdpl.refinement.command import _show
+from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 
 REFINED = "--model.init_args.target=refined"
 
@@ -53,7 +52,7 @@ def test_it_writes_the_targets_alone_and_shows_what_changes(written, capsys):
 
 def test_a_second_start_says_that_it_is_done_and_changes_nothing(written, teacher_run, capsys, monkeypatch):
     out, printed = written
-    monkeypatch.setattr(refine_pool, "refine", None)
+    monkeypatch.setattr(refined_target, "refine", None)
     before = without_lock(out)
     assert main(["refine", *options(teacher_run, out)]) == 0
     said = capsys.readouterr()
@@ -67,7 +66,7 @@ def test_a_fit_learns_them_and_is_not_touched_afterwards(written, teacher_run, t
     out = tmp_path / "student"
     out.mkdir()
     (out / POOL_TARGETS_FILE).write_bytes((written[0] / POOL_TARGETS_FILE).read_bytes())
-    monkeypatch.setattr(refine_pool, "refine", None)
+    monkeypatch.setattr(refined_target, "refine", None)
     assert main(["fit", *options(teacher_run, out, REFINED, "--seed_everything=2")]) == 1
     error_line(capsys, f"{out / POOL_TARGETS_FILE} was made for other labels: remove it, or choose another --out")
     assert main(["fit", *options(teacher_run, out, REFINED)]) == 0
@@ -75,17 +74,16 @@ def test_a_fit_learns_them_and_is_not_touched_afterwards(written, teacher_run, t
     assert main(["refine", *options(teacher_run, out)]) == 0
     assert capsys.readouterr().err.endswith("was there already: nothing to do\n")
     assert without_lock(out) == before
-    assert main(["refine", *options(teacher_run, out, "--model.init_args.refinement.rounds=3")]) == 1
-    error_line(
-        capsys, f"{out} holds a run with other settings (model.init_args.refinement.rounds is 15 there and 3 here)"
-    )
+    other = ["--model.init_args.target=kdpl.refinement.target.Refined", "--model.init_args.target.init_args.rounds=3"]
+    assert main(["refine", *options(teacher_run, out, *other)]) == 1
+    error_line(capsys, f"{out} holds a run with other settings (model.init_args.target is refined there and None here)")
 
 
 def test_interrupted_it_leaves_nothing_behind(teacher_run, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(refine_pool, "refine", interrupt)
+    monkeypatch.setattr(refined_target, "refine", interrupt)
     assert main(["refine", *options(teacher_run, tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
 

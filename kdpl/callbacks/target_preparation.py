@@ -1,0 +1,139 @@
+"""Preparation of what a student learns, before its first step: images are chosen, then the target is set up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from kdpl.callbacks.teacher_cache import cache_beside, teacher_encoder
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import AllViews
+from kdpl.data.parallel import progress_bar
+from kdpl.errors import DataError
+from kdpl.metrics import POOL_KEPT
+from kdpl.runtime.messages import inform
+from kdpl.runtime.run_folder import LEFT_OUT_FILE
+from kdpl.targets import Target
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.pool_filter import filter_pool
+
+
+class PrepareTargets(Callback):
+    """Leaves out images of the pool if asked to, then prepares the target, on all processes together.
+
+    Args:
+        target: The target that the student learns.
+        pool_filter: Share of the labelled images whose similarity to the classes is too low; None keeps all images.
+    """
+
+    def __init__(self, target: Target, pool_filter: float | None = None) -> None:
+        self.target = target
+        self.pool_filter = pool_filter
+        self.kept = 1.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare, before the training loader is made; a DataError if no image would be left."""
+        data = _data_of(trainer)
+        if self.pool_filter is not None:
+            _ = data.training_records()  # a DataError if no label may be seen
+        inputs = _inputs(trainer, pl_module)
+        if self.pool_filter is not None:
+            data.leave_out(filter_pool(inputs, self.pool_filter))
+            self._report_kept(inputs, len(data.unlabeled_indices))
+            inputs = replace(inputs, indices=data.unlabeled_indices)
+        self.target.prepare(inputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the share of images that are kept."""
+        if self.pool_filter is not None:
+            pl_module.log(POOL_KEPT, self.kept)
+
+    def _report_kept(self, before: TargetInputs, kept: int) -> None:
+        images = len(before.indices)
+        if not kept:
+            raise DataError(f"pool_filter leaves out all {images} unlabelled images: check what they show")
+        self.kept = kept / images
+        file = before.folder / LEFT_OUT_FILE
+        inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
+        if before.num_base is not None:
+            inform("pool filter: its limit is of base classes, and leaves out more images of novel ones than of these")
+
+
+def _data_of(trainer: Trainer) -> DomainDataModule:
+    return cast(DomainDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def _inputs(trainer: Trainer, student: Any) -> TargetInputs:
+    data = _data_of(trainer)
+
+    def features(images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
+        return _mean_features(trainer, student, images, views, teacher)
+
+    def on_first_process(function: Callable[[], object]) -> None:
+        if trainer.is_global_zero:
+            function()
+        trainer.strategy.barrier("kdpl targets")
+
+    return TargetInputs(
+        folder=Path(trainer.default_root_dir),
+        resumes=trainer.ckpt_path is not None,
+        teachers=[teacher.vectors for teacher in student.teachers.each],
+        class_names=data.class_names,
+        num_base=data.num_base,
+        pool=data.pool,
+        indices=data.unlabeled_indices,
+        labeled=data.tuning_records("labeled"),
+        val=data.tuning_records("val"),
+        features=features,
+        predict=student.teachers.logits,
+        device=student.device,
+        on_first_process=on_first_process,
+    )
+
+
+def _mean_features(trainer: Trainer, student: Any, images: Sequence[str] | None, views: int, number: int) -> Tensor:
+    """See ``TeacherFeatures``; each process computes or reads its share, and has all of them in the end.
+
+    A cache that has enough views of the pool saves the work, and those of labelled images are kept beside it.
+    """
+    data = _data_of(trainer)
+    vectors = student.teachers.each[number].vectors
+    resizing = vectors.preprocessing.resizing
+    if images is None:
+        dataset, indices = data.unlabeled_images(resizing), data.unlabeled_indices
+    else:
+        dataset, indices = data.images_of(images, resizing), np.arange(len(images))
+
+    cache = data.teacher_caches[number] if data.teacher_caches else None
+    if cache is not None and cache.manifest.views < views:
+        cache = None
+    if cache is not None and images is not None:
+        cache = cache_beside(trainer, student, number, cache, images, views)
+
+    own = indices[trainer.global_rank :: trainer.world_size]
+    features = torch.zeros(len(indices), vectors.vectors.shape[1], device=student.device)
+    with progress_bar(shown=trainer.is_global_zero) as progress:
+        if cache is not None:
+            rows = progress.track(own.tolist(), description="features from the cache")
+            parts = [cache.mean(index, views).to(student.device)[None] for index in rows]
+        else:
+            loader = DataLoader(
+                AllViews(dataset, views),
+                batch_size=max(1, data.eval_batch_size // views),
+                sampler=own,
+                num_workers=data.num_workers,
+                generator=torch.Generator(),
+            )
+            encode = teacher_encoder(trainer, student, number)
+            batches = progress.track(loader, description="teacher's features")
+            parts = [encode(each.flatten(0, 1)).view(len(each), views, -1).mean(dim=1) for each in batches]
+    features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
+    total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
+    return F.normalize(total, dim=1)

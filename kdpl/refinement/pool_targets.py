@@ -1,0 +1,124 @@
+"""What the unlabelled images were assigned to, as a file in a run's folder."""
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pydantic.dataclasses
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+from kdpl.errors import ArtifactError
+from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.class_names import ClassName
+
+POOL_TARGETS_FILE = "pool_targets.safetensors"
+KIND = "pool targets"
+VERSION = 1
+
+MOST_CLASSES = 1000
+"""Classes up to which all probabilities of an image are stored, and not the largest alone."""
+
+_LARGEST = 32
+_REMEDY = "remove it, and run the same command again"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Moved(NamedTuple):
+    """Index among all unlabelled images of one that is assigned to another class than the teacher's, and both."""
+
+    image: int
+    before: int
+    after: int
+
+
+class ClassChange(NamedTuple):
+    """Unlabelled images that the teacher predicts of a class, and that are assigned to it."""
+
+    name: str
+    before: int
+    after: int
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class PoolManifest:
+    """What the assignments of a pool depend on, what was decided about them, and why.
+
+    Attributes:
+        teacher: Fingerprint of the teacher, or of several with ``mean`` between them.
+        class_names: The names of the classes, by label.
+        class_vectors: Digest of the teachers' class vectors.
+        pool: Digest of the list of all unlabelled images.
+        labels: Digest of labelled and validation images and their labels.
+        settings: The settings of the refinement.
+        share: The assignments' share a of the target; 0 where the teacher's predictions were better.
+        reason: Why they are taken or not.
+        accuracy: Of teacher and assignments on labelled images that neither saw; None without such images.
+        before: Images that the teacher predicts of each class.
+        after: Images that are assigned to each class.
+        moved: Number of images whose class changed.
+        examples: Some of those, spread over the pool.
+    """
+
+    teacher: Text
+    class_names: tuple[ClassName, ...]
+    class_vectors: Text
+    pool: Text
+    labels: Text
+    settings: dict[str, Any]
+    share: Share
+    reason: Text
+    accuracy: tuple[Share, Share] | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    moved: int
+    examples: tuple[Moved, ...]
+
+    @property
+    def changes(self) -> list[ClassChange]:
+        """Images of each class before and after, by label."""
+        return list(map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True)))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+class PoolTargets(PoolManifest):
+    """Assignments of unlabelled images: their indices among all, int64 [N], and probabilities, float16 [N, C]."""
+
+    images: Tensor
+    assignments: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically; beyond 1,000 classes the largest probabilities of each image alone."""
+        tensors = {"images": self.images}
+        if len(self.class_names) <= MOST_CLASSES:
+            tensors["assignments"] = self.assignments.half()
+        else:
+            values, classes = self.assignments.topk(_LARGEST, dim=1)
+            tensors |= {"values": values.half(), "classes": classes.int()}
+        fields = TypeAdapter(PoolManifest).dump_python(self, mode="json")
+        write_tensors(path, KIND, VERSION, tensors, fields)
+
+    @classmethod
+    def load(cls, path: Path) -> "PoolTargets":
+        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
+        tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
+        manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
+        classes = len(manifest.class_names)
+        try:
+            images = tensors["images"].long()
+            if "assignments" in tensors:
+                assignments = tensors["assignments"]
+            else:
+                assignments = torch.zeros(len(images), classes, dtype=torch.float16)
+                assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
+            if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
+                raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
+            if {len(manifest.before), len(manifest.after)} != {classes}:
+                raise ValueError("it counts images of other classes")
+            numbers = [number for each in manifest.examples for number in each]
+            if min([0, *numbers]) < 0 or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes:
+                raise ValueError("it has examples of other classes")
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
+        return cls(images=images, assignments=assignments, **vars(manifest))

@@ -1,0 +1,62 @@
+"""What targets are prepared from: teachers, the pool, and the labels that may be seen."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.data.names import Indices, Names
+from kdpl.data.splits import Record
+
+
+class TeacherFeatures(Protocol):
+    """A teacher's features of images, from its cache or from the teacher itself."""
+
+    def __call__(self, images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
+        """Return normalised mean features over the first views of each image, float32 [N, D], on all processes.
+
+        Args:
+            images: Sources of labelled images; None: the unlabelled images that are distilled on.
+            views: Views of each image.
+            teacher: Number of the teacher, among several.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TargetInputs:
+    """What targets are prepared from, before the first step of a fit; every process has the same.
+
+    Attributes:
+        folder: The run's folder.
+        resumes: Whether the fit resumes from a checkpoint.
+        teachers: Class vectors of each teacher, the first one's first.
+        class_names: The names of the C classes, by label.
+        num_base: Number of base classes, which come first; None without such a split.
+        pool: Sources of all unlabelled images.
+        indices: Those of them that are distilled on, int64 [N].
+        labeled: Labelled images of the classes that the teacher was tuned on.
+        val: Validation images of these classes.
+        features: The teachers' features of images.
+        predict: The teachers' logits [N, C] of their features side by side, [N, D_1 + … + D_M].
+        device: Where the targets are used.
+        on_first_process: Calls a function on the first process, for which the others wait.
+    """
+
+    folder: Path
+    resumes: bool
+    teachers: Sequence[ClassVectors]
+    class_names: tuple[str, ...]
+    num_base: int | None
+    pool: Names
+    indices: Indices
+    labeled: Sequence[Record]
+    val: Sequence[Record]
+    features: TeacherFeatures
+    predict: Callable[[Tensor], Tensor]
+    device: torch.device
+    on_first_process: Callable[[Callable[[], object]], None]

@@ -1,0 +1,41 @@
+"""Unlabelled images that the teacher finds unlike all classes, which a student does not learn from."""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpl.data.reading import read_skip_list
+from kdpl.runtime.files import write_rows
+from kdpl.runtime.run_folder import LEFT_OUT_FILE
+from kdpl.targets.inputs import TargetInputs
+
+_VIEWS = 4
+
+
+def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
+    """Return the unlabelled images that are less similar to the classes than nearly all labelled images are.
+
+    An image's similarity is that of the first teacher's feature, the normalised mean over four views, to the nearest
+    class vector, a cosine. Images below the ``quantile`` of the labelled training images' similarities are left out;
+    which class those belong to plays no part. Under ``base_to_novel`` all are of base classes, so that more images of
+    novel classes are left out (measured in docs/own_data.md).
+
+    The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads them.
+    """
+    file = inputs.folder / LEFT_OUT_FILE
+    if not inputs.resumes or not file.is_file():
+        labeled = [record.source for record in inputs.labeled]
+        least = _similarities(inputs, inputs.features(labeled, _VIEWS)).quantile(quantile).item()
+
+        similarities = _similarities(inputs, inputs.features(None, _VIEWS)).cpu().numpy()
+        unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in np.flatnonzero(similarities < least)]
+        inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
+    return read_skip_list(file)
+
+
+def _similarities(inputs: TargetInputs, features: Tensor) -> Tensor:
+    """The similarity of each image to the nearest class vector, float32 [N]."""
+    vectors = inputs.teachers[0].vectors.to(features)
+    return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])
