@@ -97,11 +97,11 @@ class Tab:
         self.run(f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text)
 
-    def add_class(self, name):
-        """Add a class in the demo, and wait until it is listed."""
-        self.write("#name input", name)
-        self.click("#name button")
-        self.wait(f"(document.querySelector('#added') || {{innerText: ''}}).innerText.includes({name!r})")
+    def add_classes(self, names):
+        """Add classes in the demo, separated by commas."""
+        self.wait("!!document.querySelector('#names input')")
+        self.write("#names input", names)
+        self.click("#names button")
 
     def upload(self, selector, path):
         """Choose a file in a file field."""

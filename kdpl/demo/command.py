@@ -19,7 +19,7 @@ def demo(
     examples: list[str] = [],  # noqa: B006
     top_k: PositiveInt = 5,
     host: str = "127.0.0.1",
-    port: int | None = None,
+    port: PositiveInt | None = None,
     no_browser: bool = False,
 ) -> int:
     """Try a classifier in the browser, on a page that classifies the images dropped on it.
@@ -33,7 +33,7 @@ def demo(
         examples: image files and folders to choose examples from
         top_k: classes for each image
         host: address to listen on; 0.0.0.0 opens the page to the network
-        port: port to listen on, the first free one from 7860 on if not given; 0 is any
+        port: port to listen on, the first free one from 7860 on if not given
         no_browser: print the address without opening a browser
     """
     require_classifier(Path(classifier))
@@ -50,8 +50,7 @@ def demo(
             raise ConfigError("the demo needs gradio: pip install 'kdpl[demo]'") from error
         from kdpl.class_vectors import NameEncoder
         from kdpl.classifier.bulk import load_classifier
-        from kdpl.demo.page import build, serve
-        from kdpl.demo.visit import Demo, find_examples
+        from kdpl.demo.page import Demo, build, find_examples, serve
         from kdpl.runtime.messages import quiet_libraries
 
         quiet_libraries()
