@@ -93,9 +93,9 @@ def test_the_demo(tmp_path):
         tab.look()
         tab.open(url)
         tab.upload("#image input[type=file]", tmp_path / "examples/5.png")
-        tab.wait("document.querySelector('#predictions').innerText.includes('%')")
+        tab.wait("document.querySelector('#predictions')?.innerText.includes('%')")
         tab.add_classes("letter B, letter K")
-        tab.wait("document.querySelector('#predictions').innerText.includes('letter B')")
+        tab.wait("document.querySelector('#predictions')?.innerText.includes('letter B')")
         tab.run("document.activeElement.blur()")
         for scheme in SCHEMES:
             take(tab, "demo", scheme, 900)

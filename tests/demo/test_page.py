@@ -29,9 +29,9 @@ def page(tmp_path_factory, classifier, teacher_run):
 def test_an_image_is_classified_and_an_added_class_is_among_the_predictions(page, tmp_path):
     url, _, tab, folder = page
     tab.upload(FILE, folder / "examples" / "5.png")
-    tab.wait("document.querySelector('#predictions').innerText.includes('%')")
+    tab.wait("document.querySelector('#predictions')?.innerText.includes('%')")
     tab.add_classes("letter B, <b>five</b>")
-    tab.wait("document.querySelector('#predictions').innerText.includes('letter B')")
+    tab.wait("document.querySelector('#predictions')?.innerText.includes('letter B')")
     assert tab.run("document.querySelectorAll('#predictions b').length") == 0
     for dark in (False, True):
         tab.look(dark=dark)
