@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,23 +19,20 @@ from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
 from kdpl.clip import RANDOM, ClipConfig, store_frozen
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.text import prompt_texts
-from kdpl.runtime.resizing import Resizing
 
 
-class _Domain(NamedTuple):
-    """The part of a datamodule that a student's setup uses."""
+class _Domain(DomainDataModule):
+    """Class names without images, for a student's setup."""
 
-    class_names: tuple[str, ...]
-    num_base: int | None
-    tuning_class_names: tuple[str, ...]
-    class_texts: tuple[str, ...]
-    teacher_cache: str | None = None
+    class_names: tuple[str, ...] = ()
 
-    def preview(self, n: int, resizing: Resizing) -> Tensor:
-        return torch.zeros(n, 3, resizing.image_size, resizing.image_size, dtype=torch.uint8)
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        super().__init__("digits")
+        self.class_names = class_names
 
 
 PUBLISHED, KDPL, CACHED = "published", "kdpl", "kdpl, cached teacher"
@@ -171,7 +168,7 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
         prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
         student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        domain = _Domain(names, None, names, names)
+        domain = _Domain(names)
         trainer = SimpleNamespace(datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision())
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")

@@ -1,7 +1,7 @@
 """The part that both stages share: classifying labelled images of a domain, and logging."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -9,40 +9,15 @@ from torch import Tensor
 
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.data.batches import EvaluationBatch
+from kdpl.data.datamodule import domain_of
 from kdpl.data.needs import Needs
-from kdpl.errors import ConfigError, WeightsError
+from kdpl.errors import WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
 from kdpl.runtime import plugins
-from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
 
 _CLIP_KEY = "kdpl_clip"
-
-
-@runtime_checkable
-class Domain(Protocol):
-    """The side of the datamodule that both stages see."""
-
-    class_names: tuple[str, ...]  # all C, by label
-    class_texts: tuple[ClassText, ...]  # what the text tower reads for each; mostly its name
-    num_base: int | None  # base classes, which come first; None without such a split
-    tuning_class_names: tuple[str, ...]  # those that the teacher is tuned on: the base ones where there is a split
-    teacher_cache: str | None  # where teachers' features of the unlabelled images are; None: teachers compute them
-
-    def preview(self, n: int, resizing: Resizing) -> Tensor:
-        """Return up to n unlabelled images, resized as a tower takes them, uint8 [n, 3, S, S]."""
-        ...
-
-
-def domain_of(module: LightningModule) -> Domain:
-    """Return the domain that a module is run on; a ConfigError if its trainer has no datamodule that knows classes."""
-    datamodule = getattr(module.trainer, "datamodule", None)
-    if not isinstance(datamodule, Domain):
-        raise ConfigError(
-            f"{type(module).__name__} needs to know the class names: run it with a DomainDataModule as datamodule"
-        )
-    return datamodule
 
 
 def room_callbacks(module: LightningModule) -> list[Callback]:
@@ -97,7 +72,7 @@ class ClassifyingModule(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Make the metrics for the domain's base/novel split, and store the frozen weights as the precision has it."""
-        num_base = domain_of(self).num_base
+        num_base = domain_of(self.trainer).num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
         self.store_frozen()

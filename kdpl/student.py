@@ -16,7 +16,7 @@ from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
 from kdpl.callbacks.target_preparation import PrepareTargets
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
+from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier
 from kdpl.clip import (
     ClipConfig,
@@ -28,6 +28,7 @@ from kdpl.clip import (
     store_frozen,
 )
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import domain_of
 from kdpl.data.decoding import Decoding
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
@@ -170,18 +171,20 @@ class StudentDistillation(ClassifyingModule):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Check and prepare, choose the epoch if asked to, then write the classifier."""
         asked: list[Callback] = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
-        return [SameViews(), EnoughImages(), *self.preparations(), *asked, *room_callbacks(self), SaveClassifier()]
+        checks: list[Callback] = [SameViews()]
+        checks += [] if self.encoder.projector is None else [EnoughImages()]
+        return [*checks, *self.preparations(), *asked, *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""
         has_prompts = self.encoder.prompts is not None
         if has_prompts and self.prompt_init == "mean_token" and self.trainer.ckpt_path is None:
-            images = domain_of(self).preview(_PREVIEW_IMAGES, self.resizing)
+            images = domain_of(self.trainer).preview(_PREVIEW_IMAGES, self.resizing)
             self.encoder.init_at_mean_tokens(images.to(self.device))
 
     def setup(self, stage: str) -> None:
         """Check the classes, and load the teachers for a fit unless their features are cached."""
-        domain = domain_of(self)
+        domain = domain_of(self.trainer)
         self.shared_vectors.require_names(domain.class_names, "the student's teacher")
         if stage == "fit" and domain.teacher_cache is None:
             self.load_teachers()

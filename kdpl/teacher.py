@@ -14,9 +14,10 @@ from torch import Tensor
 from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, domain_of, room_callbacks
+from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
 from kdpl.data.batches import LabeledBatch
+from kdpl.data.datamodule import domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
@@ -142,7 +143,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""
         if self.trainer.max_epochs == 0:
             return
-        domain = domain_of(self)
+        domain = domain_of(self.trainer)
         names = domain.class_texts[: len(domain.tuning_class_names)]
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
@@ -191,14 +192,14 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts as they are now."""
-        self._class_vectors = self.encode_names(domain_of(self).class_texts)
+        self._class_vectors = self.encode_names(domain_of(self.trainer).class_texts)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
         if self._class_vectors is None:
-            self._class_vectors = self.encode_names(domain_of(self).class_texts)
+            self._class_vectors = self.encode_names(domain_of(self.trainer).class_texts)
         features = self.prompts.encode_images(self.image_tower.module, images)
         return cosine_logits(features, self._class_vectors, self.logit_scale)
 
@@ -208,6 +209,6 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
-        domain = domain_of(self)
+        domain = domain_of(self.trainer)
         names, texts = domain.class_names, domain.class_texts
         return ClassVectors.of(self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts)

@@ -140,12 +140,7 @@ class TestChoice:
         given = iter(accuracies)
         monkeypatch.setattr("kdpl.callbacks.choice._base_accuracy", lambda *_: next(given))
         student = new_student(folder, choice="best_on_base_test")
-        return student, world.fit(student, folder, 4, domain=self.domain(3), save=True, **options)
-
-    def domain(self, num_base, records=("one",)):
-        domain = world.TinyDomain(num_base=num_base)
-        domain.test_records = records
-        return domain
+        return student, world.fit(student, folder, 4, domain=world.TinyDomain(3), save=True, **options)
 
     def test_the_first_best_epoch_is_the_result_also_of_a_resumed_run(self, tmp_path, monkeypatch, capsys):
         student, record = self.fit(tmp_path, [0.2, 0.6, 0.5, 0.6], monkeypatch)
@@ -171,14 +166,15 @@ class TestChoice:
     @pytest.mark.parametrize(("num_base", "metric"), [(3, "test/base_acc"), (None, "test/acc")])
     def test_the_accuracy_is_that_of_a_test_on_the_base_classes(self, num_base, metric, tmp_path):
         world.write_teacher(tmp_path, num_base=num_base)
-        student, domain = make_student(tmp_path, choice="best_on_base_test"), self.domain(num_base)
+        student, domain = make_student(tmp_path, choice="best_on_base_test"), world.TinyDomain(num_base)
         chosen = world.fit(student, tmp_path, domain=domain).logged["choice/test_base_acc"]
         assert 0 < chosen == pytest.approx(world.evaluate(student, tmp_path, domain)[metric])
 
     def test_without_test_images_it_is_refused(self, tmp_path):
         with world.refused(DataError, "choice: best_on_base_test needs test images"):
-            student = new_student(tmp_path, choice="best_on_base_test")
-            world.fit(student, tmp_path, domain=self.domain(3, records=()))
+            student, domain = new_student(tmp_path, choice="best_on_base_test"), world.TinyDomain(3)
+            domain.test_records = ()
+            world.fit(student, tmp_path, domain=domain)
 
 
 def test_both_towers_are_compiled_if_asked_for(tmp_path, monkeypatch):

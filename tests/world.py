@@ -2,11 +2,12 @@
 
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
@@ -14,6 +15,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.decoding import Decoding
 from kdpl.data.needs import Needs
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -120,17 +122,18 @@ def images_of(labels, seed, size=32):
     return ((0.7 * patterns[labels % len(NAMES)] + 0.3 * noise) * 255).to(torch.uint8)
 
 
-class TinyDomain(LightningDataModule):
+class TinyDomain(DomainDataModule):
     """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches."""
 
-    teacher_cache = None
+    # what is read from files otherwise
+    class_names = class_texts = num_base = tuning_class_names = None
+    splits, decoding, test_records, held_out = SimpleNamespace(open_image=None), Decoding(), ("one",), False
 
     def __init__(self, num_base=None, batch_size=4, names=NAMES, image_size=32):
-        super().__init__()
+        super().__init__("digits", batch_size=batch_size)
         self.class_names = self.class_texts = names
         self.num_base = num_base
         self.tuning_class_names = names[:num_base]
-        self.batch_size = batch_size
         self.labels = torch.arange(12) % len(self.tuning_class_names)
         self.labeled = images_of(self.labels, seed=1, size=image_size)
         self.shown = torch.arange(12) % len(NAMES)
@@ -138,6 +141,15 @@ class TinyDomain(LightningDataModule):
         self.test_labels = torch.arange(11) % len(names)
         self.test_images = images_of(self.test_labels, seed=3, size=image_size)
         self.resizing = Resizing(image_size)
+
+    def prepare_data(self):
+        """Nothing is read."""
+
+    def setup(self, stage):
+        """Nothing is read."""
+
+    def pool_sample(self, n):
+        return []
 
     def preview(self, n, resizing):
         assert resizing == self.resizing

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from kdpl.data.datamodule import domain_of
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import warn
@@ -63,9 +64,8 @@ class SameSteps(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the images of a step, for a fit."""
-        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-        if stage == "fit" and isinstance(batch_size, int):
-            self._batch_size, self._processes = batch_size, trainer.world_size
+        if stage == "fit":
+            self._batch_size, self._processes = domain_of(trainer).batch_size, trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images of a step."""

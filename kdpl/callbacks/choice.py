@@ -1,13 +1,15 @@
 """The published choice of an epoch, which looks at the test set; nothing else in kdpl does."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.classification import domain_of
+from kdpl.classification import ClassifyingModule
+from kdpl.data.batches import EvaluationBatch
+from kdpl.data.datamodule import domain_of
+from kdpl.data.inference import infer
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform, warn
 
@@ -32,24 +34,23 @@ class BestOnBaseTest(Callback):
         self.accuracy = -1.0
         self.epoch = -1
         self.weights: dict[str, Tensor] = {}
-        self._test_images: Iterable[Any] = ()
+        self._test_images: Iterable[EvaluationBatch] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a domain without test images, and warn that the test set is used."""
         if stage != "fit":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not data.test_records:
+        if not domain_of(trainer).test_records:
             raise DataError("choice: best_on_base_test needs test images, and the dataset has none: set choice to last")
         warn("choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the loader once, so that its worker processes persist over epochs."""
-        self._test_images = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+        self._test_images = domain_of(trainer).test_dataloader()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch restore the best ones."""
-        accuracy = _base_accuracy(trainer, pl_module, self._test_images)
+        accuracy = _base_accuracy(trainer, cast(ClassifyingModule, pl_module), self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
@@ -70,16 +71,18 @@ class BestOnBaseTest(Callback):
         self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
 
 
-@torch.no_grad()
-def _base_accuracy(trainer: Trainer, pl_module: Any, test_images: Iterable[Any]) -> float:
+def _base_accuracy(trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]) -> float:
     """Test accuracy over the base classes, on all processes together."""
-    metric = pl_module.task.accuracy(domain_of(pl_module).num_base).to(pl_module.device)
-    pl_module.eval()
-    for batch in test_images:
-        batch = trainer.strategy.batch_to_device(batch)
+    metric = module.task.accuracy(domain_of(trainer).num_base).to(module.device)
+
+    def classify(images: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
-            logits = pl_module.class_logits(batch.images)
-        metric.update(logits.float(), batch.labels)
-    pl_module.train()
+            return module.class_logits(images)
+
+    module.eval()
+    for logits, batch in infer(classify, test_images, module.device):
+        metric.update(logits.float(), batch.labels.to(module.device))
+    module.train()
+
     values = metric.compute()
     return float(values.get("base_acc", values["acc"]))

@@ -2,19 +2,23 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
 
 from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
+from kdpl.data.datamodule import DomainDataModule, domain_of
 from kdpl.data.decoding import Decoding
+from kdpl.data.inference import infer
 from kdpl.errors import DataError
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 from kdpl.tasks import Predicted
@@ -55,8 +59,24 @@ def _is_finished(trainer: Trainer) -> bool:
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
     steps = 0 <= trainer.max_steps <= trainer.global_step
     # early stopping is a planned end as well
-    early = any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in trainer.callbacks)  # type: ignore[attr-defined]
+    early = any(isinstance(each, EarlyStopping) and each.stopped_epoch > 0 for each in trainer.early_stopping_callbacks)
     return epochs or steps or early
+
+
+class _Teacher(Protocol):
+    """The module of stage 1."""
+
+    def class_vectors(self) -> ClassVectors: ...
+
+    def tuned_prompts(self) -> TunedPrompts: ...
+
+
+class _Student(Protocol):
+    """The module of stage 2."""
+
+    shared_vectors: ClassVectors
+
+    def classifier(self, decoding: Decoding) -> Classifier: ...
 
 
 class FreezeClassVectors(Handover):
@@ -68,8 +88,8 @@ class FreezeClassVectors(Handover):
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one."""
-        teacher: Any = pl_module
-        vectors: ClassVectors = teacher.class_vectors()
+        teacher = cast(_Teacher, pl_module)
+        vectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
@@ -80,18 +100,17 @@ class FreezeClassVectors(Handover):
 class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and at the end of stage 2 writes the classifier."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the class vectors: checkpoints need nothing else."""
         # what is wrong with validation images or a file is an error now, and not after the last epoch
-        _val_batches(trainer)
+        domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
-            pl_module.shared_vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
+            cast(_Student, pl_module).shared_vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
-        student: Any = pl_module
-        data: Any = getattr(trainer, "datamodule", None)
-        classifier: Classifier = student.classifier(getattr(data, "decoding", Decoding())).to(pl_module.device)
+        data = domain_of(trainer)
+        classifier = cast(_Student, pl_module).classifier(data.decoding).to(pl_module.device)
         found = _held_out(trainer, classifier)
         if not trainer.is_global_zero:
             return
@@ -111,23 +130,17 @@ class SaveClassifier(Handover):
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
 
 
-def _val_batches(trainer: Trainer) -> Any:
-    """The batches of validation images of this process, which may be none."""
-    data: Any = getattr(trainer, "datamodule", None)
-    # that of LightningDataModule raises
-    has_split = data is not None and type(data).val_dataloader is not LightningDataModule.val_dataloader
-    return data.val_dataloader() if has_split else []
-
-
-@torch.no_grad()
 def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
     """What it makes of the validation images of all processes, in their order; None without any."""
-    vectors = classifier.head.class_vectors
-    own = []
-    for batch in _val_batches(trainer):
-        features = classifier.encoder(batch.images.to(vectors.device))
-        logits = classifier.logits(features)
+
+    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.encoder(images)
+        return features, classifier.logits(features)
+
+    own, batches = [], domain_of(trainer).val_dataloader()
+    for (features, logits), batch in infer(classify, batches, classifier.head.class_vectors.device):
         own.append([each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)])
+
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
     if not parts:
@@ -138,10 +151,8 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
     return HeldOut(features[order], logits[order], labels[order])
 
 
-def _pool(classifier: Classifier, data: Any) -> list[tuple[str, Predicted]]:
+def _pool(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:
     """A sample of the unlabelled images, those left out included, and their predictions; none where there are none."""
-    if not hasattr(data, "pool_sample"):
-        return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
     found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
     return [(source, each) for source, each in found if not isinstance(each, DataError)]

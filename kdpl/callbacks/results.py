@@ -3,14 +3,19 @@
 from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from kdpl.classification import ClassifyingModule, EvalOutput
+from kdpl.data.datamodule import domain_of
 from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
+
+RowT = TypeVar("RowT")
 
 
 class SaveTestResults(Callback):
@@ -28,13 +33,13 @@ class SaveTestResults(Callback):
         """Forget an earlier test."""
         self._rows, self._sketches, self._metrics = [], [], None
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object) -> None:
         """Keep index, label, predictions, probability and the sketch of the logits of each image."""
-        logits, labels = outputs["logits"], outputs["labels"]
-        num_base = getattr(trainer.datamodule, "num_base", None)  # type: ignore[attr-defined]
-        task = pl_module.task
+        evaluated = cast(EvalOutput, outputs)
+        logits, labels = evaluated["logits"], evaluated["labels"]
+        num_base, task = domain_of(trainer).num_base, cast(ClassifyingModule, pl_module).task
         probability, predicted = task.probabilities(logits).max(dim=1)
-        columns = (c.tolist() for c in (outputs["indices"], labels, predicted, probability))
+        columns = (c.tolist() for c in (evaluated["indices"], labels, predicted, probability))
         half: Iterable[int | None] = repeat(None, len(labels))
         if num_base is not None:
             half = task.labels(_within_half(logits, labels, num_base)).tolist()
@@ -44,9 +49,9 @@ class SaveTestResults(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
         rows = gather(self._rows, trainer.world_size)
-        values: list[Tensor] = gather([s.values for s in self._sketches], trainer.world_size)
+        values = gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            data = domain_of(trainer)
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.test_records
             predictions = [
@@ -56,7 +61,7 @@ class SaveTestResults(Callback):
             if values:
                 order = torch.tensor([row[0] for row in rows]).argsort()
                 LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
-            if getattr(data, "held_out", False):
+            if data.held_out:
                 metrics["held_out"] = True
             write_predictions(folder, predictions)
             self._rows, self._metrics = rows, metrics
@@ -74,10 +79,10 @@ def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
     return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf)
 
 
-def gather(rows: list[Any], processes: int) -> list[Any]:
+def gather(rows: list[RowT], processes: int) -> list[RowT]:
     """Return the rows of all processes, those of the first one first; called on all of them."""
     if processes == 1:
         return rows
-    parts: list[list[Any]] = [[] for _ in range(processes)]
+    parts: list[list[RowT]] = [[] for _ in range(processes)]
     torch.distributed.all_gather_object(parts, rows)
     return [row for part in parts for row in part]

@@ -4,6 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kdpl.data.batches import Batch
+from kdpl.data.datamodule import domain_of
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import warn
 
@@ -19,7 +21,7 @@ class SameViews(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the views."""
-        checkpoint[_VIEWS_KEY] = _views(trainer)
+        checkpoint[_VIEWS_KEY] = domain_of(trainer).view_source
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the views for the comparison, since callbacks may fill a cache until the fit starts."""
@@ -28,17 +30,12 @@ class SameViews(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with the views of the checkpoint; a ConfigError if they differ."""
-        before, now = self._before, _views(trainer)
-        if before is not None and now is not None and before != now:
+        before, now = self._before, domain_of(trainer).view_source
+        if before is not None and before != now:
             raise ConfigError(
                 f"the run started with different views of its images ({_words(*before)}) from those the settings now "
                 f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
             )
-
-
-def _views(trainer: Trainer) -> tuple[int, int | None] | None:
-    """Seed and number of the views, see ``DomainDataModule.view_source``; None for data that does not say it."""
-    return getattr(trainer.datamodule, "view_source", None)  # type: ignore[attr-defined]
 
 
 def _words(seed: int, views: int | None) -> str:
@@ -46,12 +43,12 @@ def _words(seed: int, views: int | None) -> str:
 
 
 class EnoughImages(Callback):
-    """Refuses a batch of one image, and warns of one that is small for the batch norm of the projector."""
+    """Refuses a batch of one image, and warns of one that is small for the batch norm of a student's projector."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Count the images of the first batch, those of all processes together."""
         images = len(batch.images) * trainer.world_size
-        if batch_idx or pl_module.encoder.projector is None or images >= _PUBLISHED_BATCH:
+        if batch_idx or images >= _PUBLISHED_BATCH:
             return
         remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"
         if images == 1:

@@ -70,8 +70,7 @@ def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
 ) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
     """Names, number of base classes and texts of the data that configs and further settings describe."""
-    from kdpl.classification import Domain
-    from kdpl.data.domain import build_data
+    from kdpl.data.from_config import build_data
     from kdpl.runtime.configs import find_config, read_config
 
     sections = [read_config(find_config(file)).get("data", {}) for file in files]
@@ -79,8 +78,4 @@ def _names_of_data(
         if not isinstance(section, dict):
             raise ConfigError(f"data in config {file} is {section!r}, expected a section of settings: correct it")
     data = build_data(sections, settings)
-    if not isinstance(data, Domain):
-        raise ConfigError(
-            f"{type(data).__name__} does not say its class names: give the config of a DomainDataModule as --config"
-        )
     return data.class_names, data.num_base, data.class_texts

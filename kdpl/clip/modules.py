@@ -1,8 +1,8 @@
 """Modules that teacher and student are built with: float32 parameters, carried and trained towers, the cosine head."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ class Float32Module(nn.Module):
     Plain SGD on half-precision prompts collapses seeds.
     """
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_float32(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float32:
-                return fn(tensor)  # type: ignore[no-any-return]
+                return fn(tensor)
             # an empty tensor tells where fn would put it, without rounding the values on the way
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
         return self
 
 
@@ -81,9 +81,9 @@ class Frozen(nn.Module, Generic[ModuleT]):
             for weight, data in stored.items():
                 weight.data = data
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Frozen[ModuleT]":
-        self.module._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen[ModuleT]":
+        for apply in (self.module._apply, super()._apply):
+            apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self
 
 

@@ -291,3 +291,13 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if self._only_fills_cache:
             return Path(f"{Path(str(self.teacher_cache)).expanduser()}.{DECODED_FILE}")
         return Path(self._trainer.default_root_dir) / DECODED_FILE
+
+
+def domain_of(trainer: Trainer) -> DomainDataModule:
+    """Return the datamodule that a trainer runs; a ConfigError if it is not a ``DomainDataModule``."""
+    # Lightning sets the attribute without declaring it
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DomainDataModule):
+        module = type(trainer.lightning_module).__name__
+        raise ConfigError(f"{module} needs to know the class names: run it with a DomainDataModule as datamodule")
+    return data

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from kdpl.errors import ConfigError, DataError
@@ -56,8 +56,9 @@ class Decoding:
     def on(cls, background: Sequence[int]) -> "Decoding":
         """The default on another background; a ConfigError if it is not a colour."""
         try:
-            return cls(tuple(background))  # type: ignore[arg-type]
-        except (TypeError, ValidationError) as error:
+            red, green, blue = background
+            return cls((red, green, blue))
+        except (TypeError, ValueError) as error:
             said = f"background is {background!r:.100}, expected three numbers from 0 to 255"
             raise ConfigError(f"{said}: give for example [255, 255, 255], which is white") from error
 

@@ -1,15 +1,12 @@
 """What a run may see of a dataset: the k-shot sample, the unlabelled pool and the test images."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
 from PIL.Image import Image
 
 from kdpl.data.archives import pool_of
@@ -24,7 +21,6 @@ from kdpl.data.sampling import base_count, few_shot, generator, require_shots, s
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import ClassText
-from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 
@@ -256,20 +252,3 @@ class DomainImages:
             view_seed=self.seed if view_seed is None else view_seed,
             views=views or 0,
         )
-
-
-def build_data(sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> LightningDataModule:
-    """Build the datamodule of ``data`` sections of configs, of which later ones win, without a trainer or a model.
-
-    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``. ConfigError if they do
-    not parse.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
-    # a config of a whole run has other sections too, which this parser does not know: it gets the data section alone
-    configs = [f"--config={json.dumps({'data': section})}" for section in sections]
-    with in_one_sentence():
-        data: LightningDataModule = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
-    return data

@@ -132,7 +132,7 @@ class LazyLoader(DataLoader[BatchT]):
         )
         self._batches_done = batches_done
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # torch promises an iterator class of its own
         # a generator: nothing runs before the first next()
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)

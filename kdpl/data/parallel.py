@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -42,7 +45,7 @@ def in_parallel(
     workers = min(workers or cores(), -(-len(items) // _CHUNK))
     # processes, since Pillow decodes under Python's lock; torch's end with the process that started them
     loader: DataLoader[Item] = DataLoader(
-        items,  # type: ignore[arg-type]
+        cast("Dataset[Item]", items),
         _CHUNK,
         num_workers=workers if workers > 1 else 0,
         collate_fn=partial(_apply, function=function),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, Evidence
+from kdpl.data.batches import EvaluationBatch
+from kdpl.data.inference import infer
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
 from kdpl.runtime.predictions import spread
@@ -237,10 +239,11 @@ def held_out_of(classifier: Classifier) -> HeldOutScores | None:
     return found if isinstance(found, HeldOutScores) else None
 
 
-@torch.no_grad()
-def classify(network: Callable[[Tensor], Tensor], batches: Iterable[Any], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+def classify(
+    network: Callable[[Tensor], Tensor], batches: Iterable[EvaluationBatch], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Classify batches of labelled images; returns logits float32 [N, C], labels and indices [N]."""
-    found = [(network(batch.images.to(device)).float(), batch.labels, batch.indices) for batch in batches]
+    found = [(logits.float(), batch.labels, batch.indices) for logits, batch in infer(network, batches, device)]
     logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*found, strict=True))
     return logits, labels, indices
 

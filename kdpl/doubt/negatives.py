@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kdpl.callbacks.handover import Handover
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import domain_of
+from kdpl.data.datamodule import domain_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE, everyday_words, other_than, read_words
 from kdpl.errors import ArtifactError
 from kdpl.student import StudentDistillation
@@ -17,6 +17,7 @@ from kdpl.teacher import TeacherPromptTuning
 def callbacks(module: LightningModule) -> list[Callback]:
     """Return what a fit of either stage needs for negative vectors; entry point of ``kdpl.callbacks``."""
     if isinstance(module, TeacherPromptTuning):
+        # Lightning sets the attribute without declaring it
         given = any(isinstance(each, NegativeVectors) for each in module.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if given else [NegativeVectors()]
     return [CopyNegativeVectors()] if isinstance(module, StudentDistillation) else []
@@ -51,7 +52,7 @@ class NegativeVectors(Handover):
             vectors.save(folder / NEGATIVE_VECTORS_FILE)
 
     def _others(self, teacher: TeacherPromptTuning) -> list[str]:
-        names = domain_of(teacher).class_names
+        names = domain_of(teacher.trainer).class_names
         return [self.words[i] for i in other_than(names, self.words, self.source)]
 
 

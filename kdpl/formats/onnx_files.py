@@ -41,7 +41,7 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
 
     batches = torch.split(images, _CALIBRATED_AT_ONCE)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __len__(self) -> int:
             return len(batches)
 

@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
+from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
@@ -167,4 +168,4 @@ def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Rec
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")
-        return torch.cat([teacher.features(batch.images.to(device())) for batch in batches])
+        return torch.cat([features for features, _ in infer(teacher.features, batches, device())])

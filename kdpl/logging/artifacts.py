@@ -101,7 +101,7 @@ def log_input(loggers: Iterable[Logger], kind: str, name: str, path: Path, metad
         artifact = _artifact(kind, name, path, metadata)
         # in the config as well: offline, the run itself must say it
         inputs = {kind: {"artifact": name, "digest": artifact.digest, **metadata}}
-        run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]
+        run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]  # W&B has no types
         if not run.offline:
             run.use_artifact(artifact)
 

@@ -51,7 +51,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Normalise this process's rows [B, D]."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(rows)
-        whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]
+        whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]  # torch has no types for it
         return _own(whole)
 
 

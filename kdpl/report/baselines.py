@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.nn.functional import normalize
 
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import EvaluationSplit
+from kdpl.data.inference import infer
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
 from kdpl.report.compare import Row, scores_of
@@ -108,7 +108,6 @@ class LinearProbes:
         self.notes.append(f"{name}: C = {', '.join(strengths)}, {how}")
         return Row.of(name, [run.seed for run in runs], scored)
 
-    @torch.inference_mode()
     def _encode(
         self, clip: ClipConfig, data: DomainDataModule, split: EvaluationSplit, classes: int | None
     ) -> Features:
@@ -123,8 +122,9 @@ class LinearProbes:
         if key not in self._features:
             values, labels = [], []
             with progress_bar() as progress:
-                for batch in progress.track(loader, description=f"{split} images, {clip.model}"):
-                    values.append(normalize(tower(batch.images.to(device())).float(), dim=1).cpu().numpy())
+                batches = progress.track(loader, description=f"{split} images, {clip.model}")
+                for features, batch in infer(tower, batches, device()):
+                    values.append(normalize(features.float(), dim=1).cpu().numpy())
                     labels.append(batch.labels.numpy())
             self._features[key] = Features(np.concatenate(values), np.concatenate(labels))
         found = self._features[key]

@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 
+from kdpl.data.datamodule import domain_of
 from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
 from kdpl.runtime.class_names import shorten
@@ -55,7 +56,7 @@ class DrawPictures(Callback):
             warn(f"cannot draw pictures of the test ({reason(error)})")
 
     def _draw_test(self, trainer: Trainer, teacher_folder: Path | None) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = domain_of(trainer)
         predictions = read_predictions(Path(trainer.default_root_dir))
         if len(data.class_names) <= _MOST_CLASSES:
             _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
@@ -78,7 +79,7 @@ def can_draw() -> bool:
 
 
 def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = domain_of(trainer)
 
     def draw(name: str, chosen: list[Pair], title: str) -> list[Image]:
         images = [data.test_item(student.index)[1] for _, student in chosen]
@@ -106,7 +107,7 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     import matplotlib
 
     path = _figure(trainer, name)
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = domain_of(trainer)
     try:
         with matplotlib.rc_context({"font.family": font_families(data.class_names)}):
             draw(path)

@@ -125,7 +125,7 @@ def test_a_fit_that_would_resume_with_other_steps_is_refused(interrupted, capsys
 )
 def test_on_several_processes_the_images_of_each_are_named(processes, words):
     callback = SameSteps()
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=16), world_size=processes)
+    trainer = SimpleNamespace(datamodule=world.digits(16), world_size=processes)
     callback.setup(trainer, None, "fit")
     callback.load_state_dict({"images_per_step": 16 * processes})
     with world.refused(ConfigError, words):

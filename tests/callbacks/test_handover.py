@@ -30,15 +30,22 @@ class Teacher(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
-    def train_dataloader(self):
-        return DataLoader([1, 2])
-
     def tuned_prompts(self):
         return world.tuned_prompts({"vision_prompts.tokens": self.number.detach().reshape(1, 1, 1)})
 
     def class_vectors(self):
         self.frozen += 1
         return world.frozen_vectors("test-teacher", teacher=self.tuned_prompts().teacher)
+
+
+class Steps(world.TinyDomain):
+    """Two steps an epoch, and no validation images."""
+
+    def train_dataloader(self):
+        return DataLoader([1, 2])
+
+    def val_dataloader(self):
+        return []
 
 
 class At(Callback):
@@ -53,7 +60,7 @@ class At(Callback):
 def fit(folder, max_epochs=2, *callbacks, module=None, handover=FreezeClassVectors, ckpt_path=None, **options):
     module = module or Teacher()
     trainer = world.quiet_trainer(folder, max_epochs, callbacks=[handover(), *callbacks], **options)
-    trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, datamodule=Steps(), ckpt_path=ckpt_path, weights_only=True)
     return module
 
 
@@ -120,6 +127,6 @@ def test_too_few_validation_images_are_refused_before_the_first_epoch(tmp_path):
 def test_a_resumed_fit_hands_over_at_its_end_also_after_its_last_epoch(epochs, tmp_path):
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints", filename="saved")
     trainer = world.quiet_trainer(tmp_path, epochs, callbacks=[checkpoints], enable_checkpointing=True)
-    trainer.fit(Teacher())
+    trainer.fit(Teacher(), datamodule=Steps())
     fit(tmp_path, ckpt_path=tmp_path / "checkpoints" / "saved.ckpt")
     assert number_in(tmp_path) == 4

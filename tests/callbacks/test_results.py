@@ -1,9 +1,10 @@
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 from world import quiet_trainer
 
+from kdpl import DomainDataModule
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.data.splits import Record
 from kdpl.metrics import DomainAccuracy
@@ -30,9 +31,20 @@ class Fixed(LightningModule):
         return {"logits": logits, "labels": labels, "indices": indices}
 
 
-class Images(LightningDataModule):
+class Images(DomainDataModule):
     class_names = NAMES
+    num_base = None
+    held_out = False
     test_records = tuple(Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS))
+
+    def __init__(self):
+        super().__init__("digits")
+
+    def prepare_data(self):
+        """Nothing is read."""
+
+    def setup(self, stage):
+        """Nothing is read."""
 
     def test_dataloader(self):
         order = torch.tensor([3, 0, 4, 2, 1])
