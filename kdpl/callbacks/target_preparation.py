@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kdpl.callbacks.teacher_cache import cache_beside, teacher_encoder
-from kdpl.data.datamodule import DomainDataModule
+from kdpl.callbacks.teacher_cache import Distillation, cache_beside, teacher_encoder
+from kdpl.data.batches import collate
+from kdpl.data.datamodule import domain_of
 from kdpl.data.datasets import AllViews
+from kdpl.data.inference import infer
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
@@ -40,10 +42,10 @@ class PrepareTargets(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare, before the training loader is made; a DataError if no image would be left."""
-        data = _data_of(trainer)
+        data = domain_of(trainer)
         if self.pool_filter is not None:
             _ = data.training_records()  # a DataError if no label may be seen
-        inputs = _inputs(trainer, pl_module)
+        inputs = _inputs(trainer, cast(Distillation, pl_module))
         if self.pool_filter is not None:
             data.leave_out(filter_pool(inputs, self.pool_filter))
             self._report_kept(inputs, len(data.unlabeled_indices))
@@ -66,12 +68,8 @@ class PrepareTargets(Callback):
             inform("pool filter: its limit is of base classes, and leaves out more images of novel ones than of these")
 
 
-def _data_of(trainer: Trainer) -> DomainDataModule:
-    return cast(DomainDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-
-
-def _inputs(trainer: Trainer, student: Any) -> TargetInputs:
-    data = _data_of(trainer)
+def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
+    data = domain_of(trainer)
 
     def features(images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
         return _mean_features(trainer, student, images, views, teacher)
@@ -98,12 +96,14 @@ def _inputs(trainer: Trainer, student: Any) -> TargetInputs:
     )
 
 
-def _mean_features(trainer: Trainer, student: Any, images: Sequence[str] | None, views: int, number: int) -> Tensor:
+def _mean_features(
+    trainer: Trainer, student: Distillation, images: Sequence[str] | None, views: int, number: int
+) -> Tensor:
     """See ``TeacherFeatures``; each process computes or reads its share, and has all of them in the end.
 
     A cache that has enough views of the pool saves the work, and those of labelled images are kept beside it.
     """
-    data = _data_of(trainer)
+    data = domain_of(trainer)
     vectors = student.teachers.each[number].vectors
     resizing = vectors.preprocessing.resizing
     if images is None:
@@ -129,11 +129,16 @@ def _mean_features(trainer: Trainer, student: Any, images: Sequence[str] | None,
                 batch_size=max(1, data.eval_batch_size // views),
                 sampler=own,
                 num_workers=data.num_workers,
+                collate_fn=collate,
                 generator=torch.Generator(),
             )
             encode = teacher_encoder(trainer, student, number)
+
+            def mean_over_views(images: Tensor) -> Tensor:
+                return encode(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
+
             batches = progress.track(loader, description="teacher's features")
-            parts = [encode(each.flatten(0, 1)).view(len(each), views, -1).mean(dim=1) for each in batches]
+            parts = [means for means, _ in infer(mean_over_views, batches, student.device)]
     features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
     total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
     return F.normalize(total, dim=1)

@@ -5,17 +5,40 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from kdpl.class_vectors import FrozenTeacher
+from kdpl.data.datamodule import domain_of
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.feature_cache import FeatureCache, Manifest, require_same_views
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.names import Names
 from kdpl.data.parallel import progress_bar
 from kdpl.runtime.messages import inform
+from kdpl.targets.teachers import Teachers
+
+
+class Distillation(Protocol):
+    """The module of stage 2, as far as its teachers are concerned."""
+
+    teachers: Teachers
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        ...
+
+    def load_teachers(self) -> None:
+        """Load image tower and prompts of each teacher, unless that was done."""
+        ...
+
+    def store_frozen(self) -> None:
+        """Store the frozen weights as the trainer's precision has it."""
+        ...
 
 
 class FillTeacherCache(Callback):
@@ -30,30 +53,25 @@ class FillTeacherCache(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the cache of each teacher, and check that it is intact."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data, student = domain_of(trainer), cast(Distillation, pl_module)
         caches: list[FeatureCache] = []
         for number, (folder, teacher) in enumerate(data.cache_folders()):
             # further teachers see the views of the first
             views, seed = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
             needed = data.cache_manifest(teacher, views or max(trainer.max_epochs or 0, 0), seed)
-            caches.append(self._fill(trainer, pl_module, number, folder, needed, views))
+            images = data.unlabeled_images(needed.resizing)
+            caches.append(_fill_and_open(trainer, student, number, folder, needed, images, views))
             require_same_views(caches)
-
-    def _fill(
-        self, trainer: Trainer, student: Any, number: int, folder: Path, needed: Manifest, views: int | None
-    ) -> FeatureCache:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return _fill_and_open(trainer, student, number, folder, needed, data.unlabeled_images(needed.resizing), views)
 
 
 def cache_beside(
-    trainer: Trainer, student: Any, number: int, pool: FeatureCache, images: Sequence[str], views: int
+    trainer: Trainer, student: Distillation, number: int, pool: FeatureCache, images: Sequence[str], views: int
 ) -> FeatureCache | None:
     """Open the cache of a teacher's features of labelled images beside those of the pool, after filling it.
 
     None if it does not exist and cannot be written.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = domain_of(trainer)
     seed = pool.manifest.view_seed
     needed = data.cache_manifest(student.teachers.describe()[number], views, seed, Names.of(images))
     # another few-shot sample has a cache of its own
@@ -67,14 +85,14 @@ def cache_beside(
 
 def _fill_and_open(
     trainer: Trainer,
-    student: Any,
+    student: Distillation,
     number: int,
     folder: Path,
     needed: Manifest,
     images: UnlabeledImages,
     views: int | None,
 ) -> FeatureCache:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = domain_of(trainer)
     processes = (trainer.global_rank, trainer.world_size)
     encode = teacher_encoder(trainer, student, number)
     work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
@@ -96,14 +114,14 @@ def _fill_and_open(
     return cache
 
 
-def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable[[Tensor], Tensor]:
+def teacher_encoder(trainer: Trainer, student: Distillation, number: int = 0) -> Callable[[Tensor], Tensor]:
     """Return a teacher's encoder of images on the CPU, as training has it; it is loaded when it is first called.
 
     Of several teachers it is that of the one of this ``number``, by default the first.
     """
 
     @cache
-    def load() -> Any:
+    def load() -> FrozenTeacher:
         student.load_teachers()
         teacher = student.teachers.each[number]
         # outside the precision's context, in which weights would be rounded as they are read
@@ -114,7 +132,6 @@ def teacher_encoder(trainer: Trainer, student: Any, number: int = 0) -> Callable
     def encode(images: Tensor) -> Tensor:
         teacher = load()
         with trainer.precision_plugin.forward_context():
-            features: Tensor = teacher.features(images.to(student.device))
-        return features
+            return teacher.features(images.to(student.device))
 
     return encode

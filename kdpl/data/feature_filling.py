@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdpl.data.batches import Batch, collate
 from kdpl.data.datasets import AllViews, UnlabeledImages
 from kdpl.data.feature_cache import MANIFEST, Manifest
+from kdpl.data.inference import infer
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path, write_text
 
@@ -66,15 +69,16 @@ def fill(
             missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
             missing = missing[work.rank :: work.world_size]
             done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
-            pixels = _load_views(work, manifest, [indices for _, indices in missing])
+            batches = _load_views(work, manifest, [indices for _, indices in missing])
+            encoded = infer(partial(_encode, work), batches, torch.device("cpu"))
             for path, indices in missing:
                 features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
                 flat, filled = features.reshape(-1, manifest.width), 0
                 while filled < len(flat):
-                    for part in torch.split(next(pixels).flatten(0, 1), work.batch_size):
-                        flat[filled : filled + len(part)] = work.encode(part).half().cpu().numpy()
-                        filled, done = filled + len(part), done + len(part)
-                        on_progress(done, total)
+                    rows, _ = next(encoded)
+                    flat[filled : filled + len(rows)] = rows
+                    filled, done = filled + len(rows), done + len(rows)
+                    on_progress(done, total)
                 if not np.isfinite(features).all():
                     said = f"the teacher's features of unlabelled images {indices[0]} to {indices[-1]} are not finite"
                     raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
@@ -84,7 +88,13 @@ def fill(
         raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
 
 
-def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Tensor]:
+def _encode(work: Work, images: Tensor) -> npt.NDArray[np.float16]:
+    """Encode all views of some images, uint8 [images, V, 3, S, S]; returns float16 [images · V, D]."""
+    parts = torch.split(images.flatten(0, 1), work.batch_size)
+    return np.concatenate([work.encode(part).half().cpu().numpy() for part in parts])
+
+
+def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Batch]:
     """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
     at_once = max(1, work.batch_size // manifest.views)
     starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
@@ -94,6 +104,7 @@ def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iter
         # one by one, since there may be millions
         batch_sampler=(list(indices[start : start + at_once]) for indices, start in starts),
         num_workers=work.num_workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

@@ -107,7 +107,7 @@ def test_a_filling_lists_images_as_it_comes_to_them(folder):
     shards = (drawn.append(index) or range(index, index + 1) for index in range(10))
     manifest = needed(data(folder))
     views = feature_filling._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
-    assert torch.equal(next(views)[0, 1], images[0, 1].images)
+    assert torch.equal(next(views).images[0, 1], images[0, 1].images)
     assert drawn == [0]
 
 
