@@ -1,4 +1,4 @@
-"""Saving a test's predictions, logits and accuracies, gathered over all processes."""
+"""Saving a test's predictions and accuracies, gathered over all processes."""
 
 from collections.abc import Iterable
 from itertools import repeat
@@ -12,29 +12,27 @@ from torch import Tensor
 
 from kdpl.classification import ClassifyingModule, EvalOutput
 from kdpl.data.datamodule import domain_of
-from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
 
 RowT = TypeVar("RowT")
 
 
 class SaveTestResults(Callback):
-    """Writes each test image's prediction, a sketch of its logits, and the accuracies into the run's folder.
+    """Writes each test image's prediction, and the accuracies, into the run's folder.
 
     The accuracies mark a finished test, and so are written last, after all other callbacks used the predictions.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float, int | None]] = []
-        self._sketches: list[LogitSketch] = []
         self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
-        self._rows, self._sketches, self._metrics = [], [], None
+        self._rows, self._metrics = [], None
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object) -> None:
-        """Keep index, label, predictions, probability and the sketch of the logits of each image."""
+        """Keep index, label, predictions and probability of each image."""
         evaluated = cast(EvalOutput, outputs)
         logits, labels = evaluated["logits"], evaluated["labels"]
         num_base, task = domain_of(trainer).num_base, cast(ClassifyingModule, pl_module).task
@@ -44,12 +42,10 @@ class SaveTestResults(Callback):
         if num_base is not None:
             half = task.labels(_within_half(logits, labels, num_base)).tolist()
         self._rows += zip(*columns, half, strict=True)
-        self._sketches.append(LogitSketch.of(logits.cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
         rows = gather(self._rows, trainer.world_size)
-        values = gather([s.values for s in self._sketches], trainer.world_size)
         if trainer.is_global_zero:
             data = domain_of(trainer)
             folder = Path(trainer.default_root_dir)
@@ -58,9 +54,6 @@ class SaveTestResults(Callback):
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half) for i, y, p, q, half in rows
             ]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-            if values:
-                order = torch.tensor([row[0] for row in rows]).argsort()
-                LogitSketch(torch.cat(values)[order], self._sketches[0].counts).save(folder)
             if data.held_out:
                 metrics["held_out"] = True
             write_predictions(folder, predictions)

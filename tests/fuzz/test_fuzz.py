@@ -21,13 +21,13 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.logit_sketch import FILE as SKETCH_FILE
+from kdpl.doubt.logit_sketch import LogitSketch
 from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.pool_targets import Moved, PoolTargets
-from kdpl.runtime.logit_sketch import FILE as SKETCH_FILE
-from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.watch.image_sample import ImageSample
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))

@@ -14,12 +14,12 @@ from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.doubt.logit_sketch import KIND as SKETCH_KIND
+from kdpl.doubt.logit_sketch import LogitSketch
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
-from kdpl.runtime.logit_sketch import KIND as SKETCH_KIND
-from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.watch.image_sample import ImageSample
 
 DEEP = "[" * 10_000 + "]" * 10_000

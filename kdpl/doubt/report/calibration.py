@@ -9,10 +9,10 @@ from torch.utils.data import SequentialSampler
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
 from kdpl.doubt.held_out import TEMPERATURES, classify, fit_temperature
+from kdpl.doubt.logit_sketch import LogitSketch
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
-from kdpl.runtime.logit_sketch import LogitSketch
 from kdpl.runtime.predictions import spread
 
 Floats = npt.NDArray[np.float64]

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+from world import quiet_trainer
 
+from kdpl.doubt.logit_sketch import LogitSketch, SaveLogitSketch
 from kdpl.errors import ArtifactError
-from kdpl.runtime.logit_sketch import LogitSketch
 
 
 def logits_of(images, classes):
@@ -42,3 +45,19 @@ def test_invalid_numbers_are_refused(change, tmp_path):
     LogitSketch(*change(LogitSketch.of(logits_of(4, 3)))).save(tmp_path)
     with pytest.raises(ArtifactError, match="its numbers are invalid"):
         LogitSketch.load(tmp_path)
+
+
+class FourImages(LightningModule):
+    """Returns given logits, for images in another order than that of the test split."""
+
+    def test_step(self, batch, batch_idx):
+        return {"logits": batch[0], "indices": batch[1]}
+
+
+def test_a_test_leaves_the_sketch_of_its_logits_in_the_order_of_the_split(tmp_path):
+    logits, order = logits_of(4, 3), torch.tensor([3, 0, 2, 1])
+    batches = DataLoader(TensorDataset(logits[order], order), batch_size=3)
+    callback = SaveLogitSketch()
+    for _ in range(2):  # a second test starts anew
+        quiet_trainer(tmp_path, callbacks=[callback]).test(FourImages(), batches, verbose=False)
+    assert torch.equal(LogitSketch.load(tmp_path).values, LogitSketch.of(logits).values)

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from kdpl.callbacks.results import gather
+from kdpl.classification import EvalOutput
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
@@ -69,3 +74,27 @@ class LogitSketch:
         if not valid or not values.isfinite().all() or not ((counts >= 1) & (counts <= 2**31)).all():
             raise ArtifactError(f"{folder / FILE} is damaged (its numbers are invalid): {_REMEDY}")
         return cls(values, counts)
+
+
+class SaveLogitSketch(Callback):
+    """Writes a sketch of a test's logits into the run's folder, in the order of the test images."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, LogitSketch]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier test."""
+        self._parts = []
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object) -> None:
+        """Summarise the logits of a batch."""
+        evaluated = cast(EvalOutput, outputs)
+        self._parts.append((evaluated["indices"].cpu(), LogitSketch.of(evaluated["logits"].cpu())))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the sketches of all processes and write them."""
+        parts = gather(self._parts, trainer.world_size)
+        if trainer.is_global_zero and parts:
+            order = torch.cat([indices for indices, _ in parts]).argsort()
+            values = torch.cat([sketch.values for _, sketch in parts])
+            LogitSketch(values[order], parts[0][1].counts).save(Path(trainer.default_root_dir))
