@@ -16,7 +16,7 @@ from PIL import Image
 
 import kdpl.cli.fit
 from kdpl.__main__ import main
-from kdpl.callbacks.progress import Throughput
+from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
 

@@ -21,7 +21,6 @@ COMMANDS = {
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
     "export": ("export:export", "write a finished classifier as a file that runs without kdpl, and check it"),
     "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
-    "completion": ("completion:completion", "print a script that completes commands and options in bash, zsh or tcsh"),
 }
 """Where each command of the core is in this package, and its line in the usage text."""
 

@@ -14,6 +14,7 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from torch import distributed
@@ -21,10 +22,10 @@ from torch import distributed
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import Requeue, WhereItStopped
-from kdpl.callbacks.progress import ProgressBar, Throughput
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.callbacks.throughput import Throughput
 from kdpl.cli.arguments import did_you_mean
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import needs_of
@@ -195,9 +196,9 @@ class KdplCLI(LightningCLI):
         trainer = self._given.trainer
         callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
         callbacks += [SaveTestResults(), *self.own_callbacks()]
-        callbacks += [make() for make in load_all("cli_callbacks").values()]
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
+        of_rooms = [make() for make in load_all("cli_callbacks").values()]
+        shows_bar = trainer.enable_progress_bar is not False
+        callbacks += [each for each in of_rooms if shows_bar or not isinstance(each, ProgressBar)]
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
             if self._given.checkpoint_every is not None:

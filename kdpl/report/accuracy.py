@@ -15,8 +15,9 @@ from scipy.stats import binomtest
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
+from kdpl.report.pairs import disagreements
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.predictions import ImagePrediction, disagreements, spread
+from kdpl.runtime.predictions import ImagePrediction, spread
 
 Interval = tuple[float, float]
 

@@ -13,11 +13,13 @@ from PIL.Image import Image
 from kdpl.data.datamodule import domain_of
 from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
+from kdpl.report.logged import log_images, log_picture
+from kdpl.report.pairs import Pair, disagreements
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.loggers import log_images, log_picture, read_metrics
+from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.messages import inform, warn
-from kdpl.runtime.predictions import ImagePrediction, Pair, disagreements, read_predictions, spread
+from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread
 from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]

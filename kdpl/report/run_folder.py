@@ -13,9 +13,10 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.from_config import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.metrics import test_key
+from kdpl.report.pairs import Pair
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
-from kdpl.runtime.predictions import ImagePrediction, Pair, read_predictions, read_results
+from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,

@@ -1,15 +1,14 @@
-"""metrics.csv in the run's folder, and pictures for loggers that can show them."""
+"""metrics.csv in the run's folder, and what the loggers of a run have in common."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
@@ -89,14 +88,6 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(curve.items()) for key, curve in curves.items()}
 
 
-@runtime_checkable
-class ShowsPictures(Protocol):
-    """A logger beyond Lightning's own that can show pictures."""
-
-    def log_picture(self, name: str, path: Path) -> None:
-        """Show a PNG file under a name such as ``figures/confusion``."""
-
-
 def place_loggers(loggers: Any, folder: Path) -> None:
     """Put the relative folders of the trainer's logger settings, one, several or none, into the run's folder."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -111,23 +102,3 @@ def finish_logging(loggers: Iterable[Logger], exit_code: int | None = None) -> N
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish(exit_code)
-
-
-def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Show a PNG file in loggers that can, under a name such as ``figures/confusion``; call on one process."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)])
-        elif isinstance(logger, TensorBoardLogger):
-            from torchvision.io import decode_image
-
-            logger.experiment.add_image(name, decode_image(str(path)))
-        elif isinstance(logger, ShowsPictures):
-            logger.log_picture(name, path)
-
-
-def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
-    """Show images with their captions as a gallery in W&B; call on one process."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, list(images), caption=list(captions))

@@ -1,4 +1,4 @@
-"""The predictions and accuracies that a test leaves in a run's folder, and where two models' predictions differ."""
+"""The predictions and accuracies that a test leaves in a run's folder."""
 
 import csv
 import json
@@ -35,10 +35,6 @@ class ImagePrediction:
     def correct(self) -> bool:
         """True if the prediction is the label."""
         return self.prediction_number == self.label_number
-
-
-Pair = tuple[ImagePrediction, ImagePrediction]
-"""Predictions of teacher and student for one image."""
 
 
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
@@ -91,16 +87,6 @@ def read_results(folder: Path) -> dict[str, float]:
     if not isinstance(results, dict):
         raise ValueError("it is not a JSON object")
     return results
-
-
-def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Sort the pairs whose predictions differ: only the teacher is correct, only the student is, neither is."""
-    only_teacher, only_student, neither = found = ([], [], [])  # type: tuple[list[Pair], list[Pair], list[Pair]]
-    for teacher, student in pairs:
-        if teacher.prediction_number != student.prediction_number:
-            kind = only_teacher if teacher.correct else only_student if student.correct else neither
-            kind.append((teacher, student))
-    return found
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -7,7 +7,7 @@ from runs import test as run_test
 from slurm_job import pretend
 
 from kdpl.callbacks.preemption import WhereItStopped
-from kdpl.callbacks.progress import Throughput
+from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 

@@ -28,7 +28,7 @@ from torch import distributed
 from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
-from kdpl.callbacks.progress import Throughput
+from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime.lock import RunLock
 from kdpl.teacher import TeacherPromptTuning
 

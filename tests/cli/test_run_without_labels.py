@@ -22,7 +22,7 @@ from soak.comparison import differences
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.callbacks.progress import Throughput
+from kdpl.callbacks.throughput import Throughput
 from kdpl.data import datamodule
 
 RUN = ["run", *DATA, *STAGES, *SHORT]

@@ -17,11 +17,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.callbacks.choice import BestOnBaseTest
-from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.progress.bar import ProgressBar
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results

@@ -4,7 +4,6 @@ import pytest
 
 from kdpl.runtime.predictions import (
     ImagePrediction,
-    disagreements,
     read_predictions,
     read_results,
     spread,
@@ -36,14 +35,6 @@ def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(t
         write_results(tmp_path, 3, {"test/acc": accuracy, "test/hm": 0.1})
     assert read_results(tmp_path) == {"images": 3, "test/acc": 1 / 3, "test/hm": 0.1}
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS_FILE]
-
-
-def test_disagreements_are_sorted_by_who_is_correct():
-    def pair(label, teacher, student):
-        return tuple(ImagePrediction(0, "x.png", "one", "name", 0.5, label, number) for number in (teacher, student))
-
-    pairs = [pair(0, 0, 0), pair(0, 0, 1), pair(0, 1, 0), pair(0, 1, 2), pair(0, 1, 1)]
-    assert disagreements(pairs) == ([pairs[1]], [pairs[2]], [pairs[3]])
 
 
 @pytest.mark.parametrize(("items", "count", "chosen"), [(9, 3, [0, 3, 6]), (2, 5, [0, 1]), (0, 5, []), (5, 0, [])])

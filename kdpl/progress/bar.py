@@ -1,11 +1,11 @@
-"""Speed of a training, and the progress bar that shows it with loss and accuracy on one line."""
+"""A progress bar on one line: epoch, loss, accuracy, speed, and the time left for the fit."""
 
 import time
 from math import isfinite
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from rich import get_console
@@ -13,7 +13,6 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
 
-from kdpl.data.batches import Batch
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
 
 _NAMES = {
@@ -25,37 +24,6 @@ _NAMES = {
 }
 _WIDTH_WITHOUT_BAR = 80
 _LEAST_BAR = 6
-
-
-class Throughput(Callback):
-    """Logs ``train/images_per_s`` over all processes and ``train/data_wait``, to the progress bar and the loggers.
-
-    ``train/data_wait`` is the share of the time between the end of a step and the arrival of the next batch. Near 0
-    the device is busy; near 1 it waits, and more ``data.init_args.num_workers`` or a faster disk help. The first step
-    of each epoch, which starts workers and fills caches, is not counted.
-    """
-
-    def __init__(self) -> None:
-        self._start = self._end = self._waited = 0.0
-        self._images = 0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Add the time since the end of the step before."""
-        if batch_idx > 1:
-            self._waited += time.perf_counter() - self._end
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Count the batch and log the rates of this epoch so far."""
-        self._end = time.perf_counter()
-        if batch_idx == 0:
-            self._start, self._waited, self._images = self._end, 0.0, 0
-            return
-        self._images += len(batch.images) * trainer.world_size
-        seconds = self._end - self._start
-        values = {IMAGES_PER_SECOND: self._images / seconds, DATA_WAIT: self._waited / seconds}
-        pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
 
 
 class _Label(ProgressColumn):

@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdpl.callbacks.progress import ProgressBar, Throughput
-from kdpl.data.batches import LabeledBatch
+from kdpl.progress.bar import ProgressBar
 from kdpl.runtime.messages import inform
 
 
@@ -87,7 +86,7 @@ class Seen(Callback):
 
 def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_after_each_batch(tmp_path, monkeypatch):
     seconds = count(2, 2)
-    monkeypatch.setattr("kdpl.callbacks.progress.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("kdpl.progress.bar.time.monotonic", lambda: next(seconds))
     bar = ProgressBar()
     seen = Seen(bar)
     world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], enable_progress_bar=True).fit(Counting())
@@ -138,28 +137,3 @@ class Says(Callback):
 def test_a_message_beside_the_bar_is_one_line_however_long(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert LINE in printed(tmp_path, monkeypatch, capsys, [Says()])
-
-
-def rates(batches, times, monkeypatch, processes=1, epochs=1):
-    """Images per second and wait for data, of batches whose starts and ends are at these times."""
-    clock = iter(times)
-    monkeypatch.setattr("kdpl.callbacks.progress.time.perf_counter", lambda: next(clock))
-    logged = []
-    module = SimpleNamespace(log_dict=lambda values, **_: logged.append(values))
-    callback, trainer = Throughput(), SimpleNamespace(world_size=processes)
-    for _ in range(epochs):
-        for step, images in enumerate(batches):
-            batch = LabeledBatch(torch.zeros(images, 3, 2, 2), torch.zeros(images))
-            callback.on_train_batch_start(trainer, module, batch, step)
-            callback.on_train_batch_end(trainer, module, None, batch, step)
-    assert next(clock, None) is None
-    return [[values[f"train/{name}"] for values in logged] for name in ("images_per_s", "data_wait")]
-
-
-def test_speed_and_wait_are_counted_from_the_first_steps_end_of_each_epoch_on_all_processes(monkeypatch):
-    # the first batch's end, the second's, and from there on start and end
-    times = [100.0, 101.0, 101.5, 102.0, 102.0, 104.0]
-    assert rates([8, 8, 8, 8], times, monkeypatch) == [[8.0, 8.0, 6.0], [0.0, 0.25, 0.125]]
-    assert rates([8, 8, 8, 8], times, monkeypatch, processes=4)[0] == [32.0, 32.0, 24.0]
-    times = [0.0, 1.0, 1.5, 2.0, 1000.0, 1002.0, 1002.5, 1004.0]
-    assert rates([6, 6, 6], times, monkeypatch, epochs=2) == [[6.0, 6.0, 3.0, 3.0], [0.0, 0.25, 0.0, 0.125]]

@@ -12,7 +12,7 @@ _OPTIONS = ("config", "out", "seed_everything", "ckpt_path", "checkpoint_every",
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
-    """Print a script that completes the commands and options of kdpl.
+    """Print a script that completes commands and options in bash, zsh or tcsh.
 
     In bash, for example: source <(kdpl completion bash).
 

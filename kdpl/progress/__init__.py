@@ -1,0 +1,1 @@
+"""The progress bar of a fit, instead of Lightning's own."""

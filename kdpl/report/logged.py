@@ -1,0 +1,36 @@
+"""Pictures for loggers that can show them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL.Image import Image
+
+
+@runtime_checkable
+class ShowsPictures(Protocol):
+    """A logger beyond Lightning's own that can show pictures."""
+
+    def log_picture(self, name: str, path: Path) -> None:
+        """Show a PNG file under a name such as ``figures/confusion``."""
+
+
+def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
+    """Show a PNG file in loggers that can, under a name such as ``figures/confusion``; call on one process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            from torchvision.io import decode_image
+
+            logger.experiment.add_image(name, decode_image(str(path)))
+        elif isinstance(logger, ShowsPictures):
+            logger.log_picture(name, path)
+
+
+def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
+    """Show images with their captions as a gallery in W&B; call on one process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, list(images), caption=list(captions))
