@@ -18,7 +18,7 @@ from benchmarks.worlds import letters
 from kdpl.classifier import Classifier
 from kdpl.data.readers import digits
 from kdpl.watch import two_samples
-from kdpl.watch.batches import ask, find_limit
+from kdpl.watch.batches import compare_with_limit, find_limit
 from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
 
 RATE = 0.01
@@ -147,7 +147,7 @@ def alarms(world: World, pairs: Callable[[np.random.Generator], Pair], batches: 
     for seed in range(batches):
         pool, new = pairs(np.random.default_rng(seed))
         limit, _ = find_limit(world.classifier, None if pool is world.pool else pool)
-        questions = ask(world.classifier, pool, new, None, limit).questions
+        questions = compare_with_limit(world.classifier, pool, new, None, limit).questions
         p_values = min(questions.values()), questions.get("unknown", 1.0), energy(pool, new)
         found.append([p_value <= RATE for p_value in p_values])
     return tuple(np.mean(found, axis=0).tolist())

@@ -48,7 +48,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Row(_Settings):
+class CampaignRow(_Settings):
     """One variant, which is one line of the table.
 
     Attributes:
@@ -91,7 +91,7 @@ class Row(_Settings):
         return chosen and (shots is None or not self.shots or shots in self.shots)
 
     @model_validator(mode="after")
-    def _is_one_stage(self) -> "Row":
+    def _is_one_stage(self) -> "CampaignRow":
         if bool(self.teacher) == bool(self.student):
             raise ValueError("needs either 'teacher:' or 'student:' with config files: give one of them")
         if bool(self.student) != bool(self.of):
@@ -133,7 +133,7 @@ class Campaign(_Settings):
     protocols: Several[Protocol] = Field(min_length=1)
     datasets: Several[str] = ()
     seeds: Several[Annotated[int, Field(ge=0)]] = (1,)
-    rows: dict[str, Row] = Field(min_length=1)
+    rows: dict[str, CampaignRow] = Field(min_length=1)
     configs: Several[str] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     source: str | None = None

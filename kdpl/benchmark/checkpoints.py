@@ -65,11 +65,11 @@ def read_published(file: Path, kind: Kind) -> Published:
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ArtifactError(f"{file} has no state_dict, which the authors' checkpoints have: give one of those")
-    found = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
-    if found == "teacher" and _CONTEXT not in state:
+    held = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
+    if held == "teacher" and _CONTEXT not in state:
         raise ArtifactError(f"{file} has no prompts and no projector of the authors: give one of their checkpoints")
-    if found != kind:
-        raise ArtifactError(f"{file} holds a {found}, expected a {kind}: use the command import {found}")
+    if held != kind:
+        raise ArtifactError(f"{file} holds a {held}, expected a {kind}: use the command import {held}")
     part = _Part(file, dict(state))
     if kind == "teacher":
         context, *deep = part.take_prompts(_CONTEXT, "text_encoder")

@@ -86,7 +86,7 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
 
     missing = [task for task in tasks if not task.done()]
     faults = [*missing_data(missing, root), *missing_files(missing)]
-    changed = [task for task in tasks if task.has_other_orders()]
+    changed = [task for task in tasks if task.has_other_command()]
     # an import leaves settings aside that fit would compare
     faults += [
         f"{task.folder} was imported from another file or with other settings: choose another --out, or remove it"
@@ -99,7 +99,7 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
     faults += _invalid_settings([task.fit_command() for task in fits.values()])
     if not faults:
         for task in changed:
-            task.save_orders()
+            task.save_command()
     return list(dict.fromkeys(faults))
 
 

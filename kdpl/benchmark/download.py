@@ -43,8 +43,8 @@ def download(name: str, root: Path) -> bool:
         return False
     if dataset.folder.exists():
         if fault := _fault(name, root):
-            said = f"folder {dataset.folder} exists but is incomplete ({fault})"
-            raise DataError(f"{said}: move or remove it, then start again")
+            problem = f"folder {dataset.folder} exists but is incomplete ({fault})"
+            raise DataError(f"{problem}: move or remove it, then start again")
         print(f"{dataset.origin} is there already: nothing to do")
         return True
     store = root / f".{name}.download"
@@ -53,8 +53,8 @@ def download(name: str, root: Path) -> bool:
         staging.mkdir()
         _lay_out(name, store, files, staging)
         if fault := _fault(name, staging.parent):
-            said = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
-            raise DataError(f"{said}: arrange the files of {store} by hand as {dataset.folder}")
+            problem = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
+            raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
     shutil.rmtree(store)
     print(f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
     return True
@@ -86,8 +86,8 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     except Exception as error:  # the hub's client raises its own errors, its transport's and the system's
         if isinstance(error, OSError) and error.filename is not None:  # the disk's, which names the file
             raise
-        said = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
-        raise DataError(f"{said}: check the network and start again, what has been downloaded is kept") from error
+        problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
+        raise DataError(f"{problem}: check the network and start again, what has been downloaded is kept") from error
     if not files:
         raise DataError(f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere")
     return files

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
-from kdpl.benchmark.table import Cell, Table
+from kdpl.benchmark.table import Cell, ResultTable
 from kdpl.runtime.markdown import escape_markdown, markdown_rows
 
 _CSV_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean", "standard_deviation", "seeds"]
@@ -24,7 +24,7 @@ _LATEX = {
 }
 
 
-def markdown(tables: Sequence[Table]) -> str:
+def markdown(tables: Sequence[ResultTable]) -> str:
     """Write one Markdown table for each table, with its title above it where there are several."""
     parts = []
     for table in tables:
@@ -35,7 +35,7 @@ def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def to_csv(tables: Sequence[Table]) -> str:
+def to_csv(tables: Sequence[ResultTable]) -> str:
     """Write one row for each cell of all tables, in %; what is missing is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -50,7 +50,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     return text.getvalue()
 
 
-def latex(tables: Sequence[Table]) -> str:
+def latex(tables: Sequence[ResultTable]) -> str:
     """Write one tabular for each table, with the rules of the package booktabs; rules separate the datasets."""
     parts = ["% \\usepackage{booktabs}"]
     for table in tables:
@@ -66,7 +66,7 @@ def latex(tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Sequence[ResultTable]], str]]] = {
     "markdown": ("md", markdown),
     "csv": ("csv", to_csv),
     "latex": ("tex", latex),
@@ -74,7 +74,7 @@ FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str]]] = {
 """Each format's file name ending, and what writes it."""
 
 
-def _lines(table: Table, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
+def _lines(table: ResultTable, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
     """Return the texts of the head and of each line, and the notes below the table."""
     cells = [cell for line in table.lines for cell in line.cells]
     grouped, with_published = any(line.group for line in table.lines), any(cell.published is not None for cell in cells)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Stage, config_of, dataset_name
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.benchmark.tasks import RUN_FILE, Run, Task
+from kdpl.benchmark.tasks import RESULT_FILE, CampaignRun, Task
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
 
@@ -67,7 +67,7 @@ class _Planner:
         yield from self._fits_on_source("cross_dataset", "teacher")
         for dataset, seed in product(self.campaign.datasets, self.campaign.seeds):
             for row in self._rows_of("cross_dataset", "teacher"):
-                yield from self._elsewhere("cross_dataset", dataset, seed, row)
+                yield from self._on_other_datasets("cross_dataset", dataset, seed, row)
             for row in self._rows_of("cross_dataset", "student"):
                 run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
                 vectors = self._run("cross_dataset", dataset, seed, of)
@@ -81,7 +81,7 @@ class _Planner:
             yield from (fit, self._test(fit))
         for dataset, seed in product(self.campaign.variants, self.campaign.seeds):
             for row in (row for stage in stages for row in self._rows_of(protocol, stage)):
-                yield from self._elsewhere(protocol, dataset, seed, row)
+                yield from self._on_other_datasets(protocol, dataset, seed, row)
 
     def _both_stages(
         self, protocol: str, dataset: str, shots: int | None, overlays: Sequence[str] = ()
@@ -106,12 +106,12 @@ class _Planner:
 
     def _fit(
         self,
-        run: Run,
+        run: CampaignRun,
         dataset: str,
         overlays: Iterable[str] = (),
         options: Iterable[str] = (),
-        teachers: Sequence[Run] = (),
-        vectors: Run | None = None,
+        teachers: Sequence[CampaignRun] = (),
+        vectors: CampaignRun | None = None,
     ) -> Task:
         """Return a run's fit or import; the class vectors of the run ``vectors`` replace the teacher's own."""
         row, folder = self.rows[run.row], self._folder(run)
@@ -142,9 +142,9 @@ class _Planner:
 
     def _test(self, fit: Task) -> Task:
         args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
-        return Task(fit.run, "test", args, fit.folder, fit.folder / RUN_FILE, (fit.name,))
+        return Task(fit.run, "test", args, fit.folder, fit.folder / RESULT_FILE, (fit.name,))
 
-    def _elsewhere(self, protocol: str, dataset: str, seed: int, row: str) -> Iterator[Task]:
+    def _on_other_datasets(self, protocol: str, dataset: str, seed: int, row: str) -> Iterator[Task]:
         """Yield the tasks on a target of what was fitted on the source: class vectors for its students, and a test."""
         run, source, of = self._run(protocol, dataset, seed, row), self._source_run(seed, row), self.rows[row].of
         folder, fitted, needs = self._folder(run), self._folder(source), [self._fit_name(source)]
@@ -159,22 +159,22 @@ class _Planner:
             args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
             needs.append(f"{vectors.name}/class_vectors")
         args.append(f"--out={folder}")
-        yield Task(run, "test", tuple(args), folder, folder / RUN_FILE, tuple(needs), fitted / LAST)
+        yield Task(run, "test", tuple(args), folder, folder / RESULT_FILE, tuple(needs), fitted / LAST)
 
-    def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> Run:
+    def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> CampaignRun:
         name = dataset_name(dataset)
         folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))
-        return Run(protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder)
+        return CampaignRun(protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder)
 
-    def _source_run(self, seed: int, row: str) -> Run:
+    def _source_run(self, seed: int, row: str) -> CampaignRun:
         # its own accuracy is one of domain generalisation
         run = self._run("domain_generalization", self._source, seed, row)
         return run.model_copy(update={"name": f"source/{run.dataset}/seed_{seed}/{row}"})
 
-    def _folder(self, run: Run) -> Path:
+    def _folder(self, run: CampaignRun) -> Path:
         return self.out / run.name
 
-    def _fit_name(self, run: Run) -> str:
+    def _fit_name(self, run: CampaignRun) -> str:
         return f"{run.name}/{'fit' if self.rows[run.row].teacher_file is None else 'import'}"
 
     def _root_of(self, dataset: str) -> list[str]:

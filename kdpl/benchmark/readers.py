@@ -104,9 +104,9 @@ class BenchmarkSet(Reader):
         return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})")
 
     def _missing(self, what: str, path: Path) -> DataError:
-        said = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
+        problem = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
         remedy = f"set root to the folder that holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
-        return DataError(f"{said}: {remedy}")
+        return DataError(f"{problem}: {remedy}")
 
     def _remedy(self) -> str:
         command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.tasks import FITS, RUN_FILE, Result, Task
+from kdpl.benchmark.tasks import FITS, RESULT_FILE, Result, Task
 from kdpl.metrics import ACCURACY_COLUMNS, test_key
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import config_files, read_config
@@ -134,7 +134,7 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     """Run a task; returns what went wrong."""
     task.folder.mkdir(parents=True, exist_ok=True)
     if task.kind in FITS:
-        task.save_orders()
+        task.save_command()
     args = [*task.command(), *([_NO_BAR] if task.kind in ("fit", "test") else [])]
     logged = task.log.stat().st_size if task.log.is_file() else 0
     code = command(args, task.log)
@@ -147,7 +147,7 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     if code > 0:
         return last_error(task.log, logged)
     if task.kind == "test":
-        write_text(task.folder / RUN_FILE, result_of(campaign, task).model_dump_json(indent=2))
+        write_text(task.folder / RESULT_FILE, result_of(campaign, task).model_dump_json(indent=2))
     if not task.done():
         return f"it ended without {task.result}: start the same command again to resume it"
     return None

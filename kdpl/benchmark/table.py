@@ -69,7 +69,7 @@ class Line(NamedTuple):
     selected_on_test: bool = False
 
 
-class Table(NamedTuple):
+class ResultTable(NamedTuple):
     """One table: its title, the titles of the columns with numbers, its lines, and the campaign's notes below it."""
 
     title: str
@@ -78,12 +78,7 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def harmonic_mean(base: float, novel: float) -> float:
-    """Return 2·b·n / (b + n), 0 where both are 0."""
-    return 2 * base * novel / (base + novel) if base + novel else 0.0
-
-
-def tables(campaign: Campaign, results: Iterable[Result]) -> list[Table]:
+def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     """Make a campaign's tables from the results of finished runs; those that it does not have are left out."""
     maker = _Maker(campaign, results)
     datasets = [dataset_name(each) for each in campaign.datasets]
@@ -126,7 +121,9 @@ class _Maker:
             for shots in self.campaign.shots
         ]
 
-    def table(self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]) -> Table:
+    def table(
+        self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
+    ) -> ResultTable:
         """Make a table with a line for each group, of one dataset each, and row; ``averaged`` are averaged over."""
         lines = []
         for group, dataset in groups.items():
@@ -138,7 +135,7 @@ class _Maker:
                     lines.append(Line(group, self.campaign.title(row), cells, *flags))
         if AVERAGE in groups and columns[0].protocol == "base_to_novel":
             lines += self._other_methods(columns, averaged)
-        return Table(title, tuple(column.title for column in columns), lines, self.campaign.notes)
+        return ResultTable(title, tuple(column.title for column in columns), lines, self.campaign.notes)
 
     def _runs(self, row: str, column: Column) -> bool:
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
@@ -149,13 +146,13 @@ class _Maker:
         return [r for r in alike if cell.dataset in (r.dataset, AVERAGE)]
 
     def _cell(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> Cell:
-        found = [*self._over_seeds(column, dataset, row, column.metric, averaged).values()]
+        values = [*self._over_seeds(column, dataset, row, column.metric, averaged).values()]
         # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
-        mean = statistics.mean(found) if found else None
-        deviation = statistics.stdev(found) if len(found) > 1 else None
+        mean = statistics.mean(values) if values else None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
         published = self._published(column, dataset, row, averaged)
-        return Cell(column, dataset, row, mean, deviation, len(found), expected, published)
+        return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
 
     def _over_seeds(
         self, column: Column, dataset: str, row: str, metric: str, averaged: Sequence[str]
@@ -165,7 +162,7 @@ class _Maker:
             return self.values.get((column.protocol, column.setting, dataset, row, metric), {})
         if metric == _HM:
             base, novel = (self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL))
-            return {seed: harmonic_mean(base[seed], novel[seed]) for seed in base.keys() & novel.keys()}
+            return {seed: statistics.harmonic_mean([base[seed], novel[seed]]) for seed in base.keys() & novel.keys()}
         each = [self._over_seeds(column, name, row, metric, averaged) for name in averaged]
         seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in each)]
         return {seed: statistics.mean(values[seed] for values in each) for seed in seeds}
@@ -201,4 +198,4 @@ def published_average(method: str, datasets: Iterable[str]) -> Figures:
     if not known or len(known) < len(figures):
         return {}
     base, novel = (statistics.mean(each[metric] for each in known) for metric in (_BASE, _NOVEL))
-    return {_BASE: base, _NOVEL: novel, _HM: harmonic_mean(base, novel)}
+    return {_BASE: base, _NOVEL: novel, _HM: statistics.harmonic_mean([base, novel])}

@@ -20,7 +20,7 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
         out: File to write what is printed to as well.
     """
     from kdpl.benchmark.campaign import parse_campaign
-    from kdpl.benchmark.formats import FORMATS
+    from kdpl.benchmark.formats import WRITERS
     from kdpl.benchmark.table import tables
     from kdpl.benchmark.tasks import read_all
 
@@ -31,7 +31,7 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
         )
     results = list(read_all(Path(folder)))
     made = [each for file in files for each in tables(parse_campaign(read_config(str(file)), file), results)]
-    for name, (ending, render) in FORMATS.items():
+    for name, (ending, render) in WRITERS.items():
         text = render(made)
         write_text(Path(folder) / f"table.{ending}", text)
         if name == format:

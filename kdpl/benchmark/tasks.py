@@ -16,10 +16,10 @@ from kdpl.runtime.files import write_text
 Kind = Literal["fit", "import", "class_vectors", "test"]
 FITS: tuple[Kind, ...] = ("fit", "import")
 
-RUN_FILE = "results.json"
+RESULT_FILE = "results.json"
 """File in the folder of a tested run with its ``Result``."""
 
-_ORDERS_FILE = "orders.json"
+_COMMAND_FILE = "command.json"
 
 
 class Coordinates(BaseModel):
@@ -37,7 +37,7 @@ class Coordinates(BaseModel):
     row: str
 
 
-class Run(Coordinates):
+class CampaignRun(Coordinates):
     """A run, whose ``name`` is its folder below the campaign's."""
 
     name: str
@@ -59,7 +59,7 @@ class Result(Coordinates):
 
 def read_all(out: Path) -> Iterator[Result]:
     """Read the results of all finished runs below a campaign's folder; an ArtifactError for any other file."""
-    for file in sorted(out.glob(f"*/**/{RUN_FILE}")):
+    for file in sorted(out.glob(f"*/**/{RESULT_FILE}")):
         try:
             yield Result.model_validate_json(file.read_bytes())
         except ValidationError as error:
@@ -81,7 +81,7 @@ class Task:
         checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """
 
-    run: Run
+    run: CampaignRun
     kind: Kind
     args: tuple[str, ...]
     folder: Path
@@ -113,16 +113,16 @@ class Task:
         """Return the command of a fit; of an import, which takes the same settings, that of the fit it replaces."""
         return ["fit", *self.args[3:]] if self.kind == "import" else list(self.args)
 
-    def save_orders(self) -> None:
+    def save_command(self) -> None:
         """Record the command of a fit in its folder, with the contents of its config files."""
-        write_text(self.folder / _ORDERS_FILE, self._orders())
+        write_text(self.folder / _COMMAND_FILE, self._recorded())
 
-    def has_other_orders(self) -> bool:
+    def has_other_command(self) -> bool:
         """Return True if a fit was started by another command; ``fit`` can tell if its settings differ."""
-        file = self.folder / _ORDERS_FILE
-        return self.kind in FITS and file.is_file() and file.read_text(encoding="utf-8") != self._orders()
+        file = self.folder / _COMMAND_FILE
+        return self.kind in FITS and file.is_file() and file.read_text(encoding="utf-8") != self._recorded()
 
-    def _orders(self) -> str:
+    def _recorded(self) -> str:
         contents = {file: read_config(file) for file in config_files(self.args)}
         return json.dumps({"args": list(self.args), "configs": contents}, indent=2, default=str)
 

@@ -19,7 +19,7 @@ from kdpl.version import __version__
 InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
 
-Run = Callable[[Tensor], Sequence[Tensor]]
+ExportedModel = Callable[[Tensor], Sequence[Tensor]]
 """The outputs of an exported file, in the order of ``OUTPUTS``, for images as it takes them."""
 
 INPUT = "images"
@@ -145,7 +145,7 @@ class Difference(NamedTuple):
 
 
 @torch.inference_mode()
-def compare(classifier: Classifier, run: Run, images: Tensor, input_type: InputType) -> Difference:
+def compare(classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
     names = outputs(classifier)
     graph, largest = _Graph(classifier), torch.zeros(len(names))

@@ -11,8 +11,8 @@ import torch
 from kdpl.classifier.export import (
     BATCHES,
     INPUT,
+    ExportedModel,
     InputType,
-    Run,
     metadata,
     outputs,
     program,
@@ -37,7 +37,7 @@ class Format(NamedTuple):
 
     ending: str
     write: Callable[..., None]
-    load: Callable[[Path], Run]
+    load: Callable[[Path], ExportedModel]
     extras: dict[str, str]
     rounded: bool = False
     calibrated: bool = False
@@ -66,7 +66,7 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset:
     onnx.save(model, path)
 
 
-def load_onnx(path: Path) -> Run:
+def load_onnx(path: Path) -> ExportedModel:
     """Read ONNX with onnxruntime."""
     import onnxruntime
 

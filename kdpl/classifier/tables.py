@@ -21,14 +21,14 @@ Row = dict[str, str | float | None]
 ``classes`` and further scores come before ``error`` if asked for. In a journal also ``embedding``, base64 of float32.
 """
 
-FORMATS = (".csv", ".jsonl", ".parquet")
+TABLE_FORMATS = (".csv", ".jsonl", ".parquet")
 EMBEDDING_FORMATS = (".npy", ".parquet")
 
 _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
 
 
-def require_format(path: Path, option: str = "--out", formats: Sequence[str] = FORMATS) -> None:
+def require_format(path: Path, option: str = "--out", formats: Sequence[str] = TABLE_FORMATS) -> None:
     """Raise a ConfigError if a file's ending is unknown, or the package for it is not installed."""
     if path.suffix not in formats:
         raise ConfigError(f"{option} {path} has an unknown ending, expected one of {', '.join(formats)}: give another")

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing, ResizeMode
 from kdpl.clip.image import ImageTower
-from kdpl.clip.weights import misfit, read_state
+from kdpl.clip.weights import mismatch, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
@@ -85,7 +85,7 @@ def _load_file(network: Any, path: Path, classifier: Any, name: str) -> None:
         raise WeightsError(f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own")
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     state = {k: v for k, v in read_state(path)[0].items() if not k.startswith(tuple(f"{head}." for head in heads))}
-    problem = misfit(network.state_dict(), state)
+    problem = mismatch(network.state_dict(), state)
     if problem is not None:
         raise WeightsError(f"{path} does not hold the weights of {name} ({problem}): use the model it was made for")
     network.load_state_dict(state)

@@ -95,7 +95,7 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
     # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the count
     own = {k: v for k, v in own.items() if k in state or not k.endswith("num_batches_tracked")}
-    problem = misfit(own, state)
+    problem = mismatch(own, state)
     if problem is not None:
         raise WeightsError(
             f"{weights.source} does not hold the weights of {name} ({problem}): use the model it was made for"
@@ -103,7 +103,7 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
     model.load_state_dict(state, strict=False)
 
 
-def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+def mismatch(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """Return the first differences in name or shape between a module's own tensors and others; None if they fit."""
     strange = {"missing": own.keys() - found.keys(), "unknown": found.keys() - own.keys()}
     said = [f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names]

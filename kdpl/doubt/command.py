@@ -38,12 +38,12 @@ def calibrate(
     from kdpl.errors import DataError
 
     require_classifier(Path(classifier))
-    found = [image for image in find(Path(images).expanduser()) if image.label]
-    if len({image.split for image in found}) > 1:
+    labeled = [image for image in find(Path(images).expanduser()) if image.label]
+    if len({image.split for image in labeled}) > 1:
         raise DataError(
             f"{images} has several splits, of which the classifier has seen one: give the images of another"
         )
-    keys = {image.label for image in found}
+    keys = {image.label for image in labeled}
     names = read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
     named = {key: names[key].name if names else key for key in keys}
 
@@ -59,7 +59,7 @@ def calibrate(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it out, or give "
             "its name by --class-names"
         )
-    records = [Record(image.path, numbers[named[image.label]]) for image in found]
+    records = [Record(image.path, numbers[named[image.label]]) for image in labeled]
     dataset = EvaluationImages(records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing)
     loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
     logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)

@@ -84,8 +84,8 @@ class HeldOutScores(Companion):
     @classmethod
     def made_from(cls, evidence: Evidence) -> Self | None:
         """Take the scores of the validation images, if there are any."""
-        found = evidence.held_out
-        return None if found is None else cls.of(found.logits, found.labels)
+        held_out = evidence.held_out
+        return None if held_out is None else cls.of(held_out.logits, held_out.labels)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -136,21 +136,21 @@ class HeldOutScores(Companion):
         """
         if self.predicted is None:
             raise ArtifactError(f"these scores do not say which classes were predicted: {REMEDY}")
-        found, largest = [], 0
+        thresholds, largest = [], 0
         for label in range(int(self.predicted.max()) + 1):
             own = self.predicted == label
             scores = HeldOutScores(self.temperature, self.scores[own], self.label_scores[own], self.correct[own])
             largest = max(largest, len(scores))
             try:
-                found.append(scores.threshold(max_error))
+                thresholds.append(scores.threshold(max_error))
             except ConfigError:
-                found.append(math.inf)
-        if min(found) == math.inf:
+                thresholds.append(math.inf)
+        if min(thresholds) == math.inf:
             raise ConfigError(
                 f"for no class the images that are predicted as it show an error of {_percent(max_error)}: it takes "
                 f"{_least_images(max_error)} or more of a class, all correct, and the most are {largest}: {_REMEDIES}"
             )
-        return found
+        return thresholds
 
     def least_error(self) -> float:
         """Return the smallest error that a threshold which accepts half of the held-out images keeps, rounded up."""
@@ -224,27 +224,27 @@ class HeldOutScores(Companion):
                 class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
             with suppress(ConfigError):
                 set_thresholds[f"{1 - share:g}"] = self.set_threshold(1 - share)
-        found = {
+        metadata = {
             "temperature": self.temperature,
             "thresholds": thresholds,
             "class_thresholds": class_thresholds,
             "set_thresholds": set_thresholds,
         }
-        return {name: json.dumps(value) for name, value in found.items()}
+        return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def held_out_of(classifier: Classifier) -> HeldOutScores | None:
     """Return the scores that a classifier has beside it."""
-    found = classifier.companions.get(NAME)
-    return found if isinstance(found, HeldOutScores) else None
+    scores = classifier.companions.get(NAME)
+    return scores if isinstance(scores, HeldOutScores) else None
 
 
 def classify(
     network: Callable[[Tensor], Tensor], batches: Iterable[EvaluationBatch], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Classify batches of labelled images; returns logits float32 [N, C], labels and indices [N]."""
-    found = [(logits.float(), batch.labels, batch.indices) for logits, batch in infer(network, batches, device)]
-    logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*found, strict=True))
+    outputs = [(logits.float(), batch.labels, batch.indices) for logits, batch in infer(network, batches, device)]
+    logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*outputs, strict=True))
     return logits, labels, indices
 
 

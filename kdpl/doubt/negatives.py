@@ -66,10 +66,10 @@ class CopyNegativeVectors(Callback):
         # those of the teacher's text tower say nothing to a student with text features of its own
         if not trainer.is_global_zero or not file.is_file() or student.vectors is not student.shared_vectors:
             return
-        found = ClassVectors.load(file)
-        if found.teacher != student.vectors.teacher:
+        vectors = ClassVectors.load(file)
+        if vectors.teacher != student.vectors.teacher:
             raise ArtifactError(
                 f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
             )
-        other_than(student.vectors.class_names, found.class_names, str(file))
-        found.save(Path(trainer.default_root_dir) / NEGATIVE_VECTORS_FILE)
+        other_than(student.vectors.class_names, vectors.class_names, str(file))
+        vectors.save(Path(trainer.default_root_dir) / NEGATIVE_VECTORS_FILE)

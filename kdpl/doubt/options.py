@@ -38,8 +38,8 @@ def options(
 
         rule = decision_rule(classifier, error, coverage, calibrated, per_class, unknown)
         warn_of_rejected_classes(rule, classifier.class_names)
-        if unknown and (said := fault_of_limit(unknown_of(classifier).held_out)):
-            print(f"warning: --unknown: {said}", file=sys.stderr)
+        if unknown and (warning := fault_of_limit(unknown_of(classifier).held_out)):
+            print(f"warning: --unknown: {warning}", file=sys.stderr)
         return rule
 
     return rule_of
@@ -50,5 +50,5 @@ def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None
     rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
     if rejected:
         which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
-        said = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
-        print(f"warning: {said}", file=sys.stderr)
+        warning = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
+        print(f"warning: {warning}", file=sys.stderr)

@@ -144,17 +144,17 @@ class Unknown(nn.Module, Companion):
             negatives: Text features of things that are no class, normalised [M, D].
             words: Their words.
         """
-        found = features.double()
-        nearest = MULTI_CLASS.labels(found @ class_vectors.double().T)
+        precise = features.double()
+        nearest = MULTI_CLASS.labels(precise @ class_vectors.double().T)
         predicted, members = torch.unique(nearest, return_inverse=True)
-        means = torch.stack([found[members == i].mean(dim=0) for i in range(len(predicted))])
-        centered = found - means[members]
-        covariance = centered.T @ centered / len(found)
+        means = torch.stack([precise[members == i].mean(dim=0) for i in range(len(predicted))])
+        centered = precise - means[members]
+        covariance = centered.T @ centered / len(precise)
         floor = _RIDGE * covariance.diagonal().mean() + 1e-8
         lower = torch.linalg.cholesky(covariance + floor * torch.eye(len(covariance)).to(covariance))
-        whitening, center = torch.linalg.inv(lower).T, found.mean(dim=0)
+        whitening, center = torch.linalg.inv(lower).T, precise.mean(dim=0)
         tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
-        made = cls({**tensors, "negatives": found[:0] if negatives is None else negatives}, tuple(words))
+        made = cls({**tensors, "negatives": precise[:0] if negatives is None else negatives}, tuple(words))
         # an image that is alone in its class is its own mean, which says nothing of distances
         several = torch.bincount(members)[members] > 1
         usual = features[several] if several.sum() > 1 else features
@@ -195,8 +195,8 @@ class Unknown(nn.Module, Companion):
 
     def further_scores(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> dict[str, Tensor]:
         """Return the score by its name."""
-        found: Tensor = self(features, class_vectors, logit_scale)
-        return {NAME: found}
+        scores: Tensor = self(features, class_vectors, logit_scale)
+        return {NAME: scores}
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
@@ -222,10 +222,10 @@ class Unknown(nn.Module, Companion):
 
 def unknown_of(classifier: Classifier) -> Unknown:
     """Return what scores images as being none of the classes; an ArtifactError for a classifier without it."""
-    found = classifier.companions.get(NAME)
-    if not isinstance(found, Unknown):
+    unknown = classifier.companions.get(NAME)
+    if not isinstance(unknown, Unknown):
         raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
-    return found
+    return unknown
 
 
 def none_of_these(classifier: Classifier, images: Iterable[GivenImage], **options: Any) -> Tensor:

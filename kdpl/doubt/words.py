@@ -24,12 +24,12 @@ def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
     file = run / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return None
-    found = ClassVectors.load(file)
-    own = other_than(vectors.class_names, found.class_names, str(file))
+    others = ClassVectors.load(file)
+    own = other_than(vectors.class_names, others.class_names, str(file))
     if not own:
         return None
-    kept = [own[i] for i in farthest(found.vectors[own], vectors.vectors)]
-    return replace(found, vectors=found.vectors[kept], class_names=tuple(found.class_names[i] for i in kept))
+    kept = [own[i] for i in farthest(others.vectors[own], vectors.vectors)]
+    return replace(others, vectors=others.vectors[kept], class_names=tuple(others.class_names[i] for i in kept))
 
 
 @cache
@@ -56,10 +56,10 @@ def other_than(class_names: Sequence[str], words: Sequence[str], source: str) ->
     An everyday word that does is left out, since nobody chose it; a ConfigError names any other.
     """
     classes = {_plain(name) for name in class_names}
-    found = [word for word in words if _plain(word) in classes and word not in everyday_words()]
-    if found:
+    clashes = [word for word in words if _plain(word) in classes and word not in everyday_words()]
+    if clashes:
         raise ConfigError(
-            f"{source} has the word {found[0]!r}, which is a class: leave it out, since an image of a class would "
+            f"{source} has the word {clashes[0]!r}, which is a class: leave it out, since an image of a class would "
             "count as none of them"
         )
     return [i for i, word in enumerate(words) if _plain(word) not in classes]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.export import InputType, Run, metadata, program, quiet
+from kdpl.classifier.export import ExportedModel, InputType, metadata, program, quiet
 from kdpl.classifier.formats import write_onnx
 
 OPENVINO_FILE = "classifier.xml"
@@ -34,7 +34,7 @@ def write_openvino(classifier: Classifier, input_type: InputType, folder: Path) 
         openvino.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=False)
 
 
-def load_openvino(path: Path) -> Run:
+def load_openvino(path: Path) -> ExportedModel:
     """Read a folder of OpenVINO, or an ONNX file, to compute in the types that it says."""
     import openvino
 
@@ -61,7 +61,7 @@ def write_executorch(classifier: Classifier, input_type: InputType, path: Path) 
         path.write_bytes(lowered.to_executorch().buffer)
 
 
-def load_executorch(path: Path) -> Run:
+def load_executorch(path: Path) -> ExportedModel:
     """Read an ExecuTorch program."""
     from executorch.runtime import Runtime
 
@@ -69,8 +69,8 @@ def load_executorch(path: Path) -> Run:
 
     def run(images: Tensor) -> list[Tensor]:
         # the next image overwrites the outputs
-        found = [[each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)]
-        return [torch.cat(each) for each in zip(*found, strict=True)]
+        outputs = [[each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)]
+        return [torch.cat(each) for each in zip(*outputs, strict=True)]
 
     return run
 
@@ -82,6 +82,6 @@ def write_program(classifier: Classifier, input_type: InputType, path: Path) -> 
         torch.export.save(program(classifier, input_type), path, extra_files={METADATA_FILE: note})
 
 
-def load_program(path: Path) -> Run:
+def load_program(path: Path) -> ExportedModel:
     """Read a program of torch.export."""
     return torch.export.load(path).module()

@@ -42,13 +42,14 @@ def suggest(
     if (folder / TABLE).exists():  # somebody may have filled it in
         raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
     quiet_libraries()
-    found = Suggestions.of(Run.find(Path(run), trust), images, pool)
-    found.save(folder)
-    print(f"{len(found.to_label)} images to label, {len(found.doubtful)} labels that look wrong: {folder / TABLE}")
-    for note in found.notes:
+    suggestions = Suggestions.of(Run.find(Path(run), trust), images, pool)
+    suggestions.save(folder)
+    counts = len(suggestions.to_label), len(suggestions.doubtful)
+    print(f"{counts[0]} images to label, {counts[1]} labels that look wrong: {folder / TABLE}")
+    for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
-    reader = found.data.reading.reader
+    reader = suggestions.data.reading.reader
     if isinstance(reader, OwnImages) and "init" in command_names():
         print(f"when {folder / TABLE} is filled in:\n{shlex.join(_next_command(reader, folder / TABLE))}")
     return 0

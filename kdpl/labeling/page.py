@@ -144,12 +144,12 @@ def _doubtful(
         return [], ["there are no labels to check"]
     labels = torch.tensor([record.label for record in labeled], device=features.device)
     wrong, probabilities = wrong_labels(scores_without_own_label(features, labels, len(class_names)), labels)
-    found = torch.nonzero(wrong > 0.5).flatten()  # NaN is not
-    found = found[wrong[found].argsort(descending=True)]
+    doubtful = torch.nonzero(wrong > 0.5).flatten()  # NaN is not
+    doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     notes = [f"{one}, because no other image has the same one"] if alone else []
-    return [_suggestion(labeled[i], probabilities[i], class_names) for i in found.tolist()], notes
+    return [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()], notes
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:

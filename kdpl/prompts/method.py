@@ -17,7 +17,7 @@ from kdpl.clip.loading import ImageClip
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.tokens import Tokenizer
-from kdpl.clip.weights import misfit
+from kdpl.clip.weights import mismatch
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
@@ -131,7 +131,7 @@ class PromptMethod(Float32Module):
         method = cls(vision, text, context, clip, **settings)
         own = method.state_dict()
         tensors = {name: tensor for name, tensor in saved.items() if name in own}
-        problem = misfit(own, tensors)
+        problem = mismatch(own, tensors)
         if problem is not None:
             raise ValueError(problem)
         method.load_state_dict(tensors)

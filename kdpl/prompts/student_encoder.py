@@ -14,7 +14,7 @@ from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Float32Module, Frozen, Trained
-from kdpl.clip.weights import misfit
+from kdpl.clip.weights import mismatch
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
@@ -159,7 +159,7 @@ def read_encoder(
 
 def require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise a ValueError unless the tensors are finite and like one's own, by name, shape and type."""
-    problem = misfit(own, tensors)
+    problem = mismatch(own, tensors)
     if problem is not None:
         raise ValueError(problem)
     for name, tensor in tensors.items():

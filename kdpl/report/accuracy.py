@@ -206,9 +206,9 @@ def largest_confusions(
     """List at most ``count`` pairs of classes: true class, predicted class, images, share of the true class's."""
     images = Counter(p.label_number for p in predictions)
     wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
-    found = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
+    confusions = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
     # ties by name, so that the order is always the same
-    return sorted(found, key=lambda row: (-row[2], row))[:count]
+    return sorted(confusions, key=lambda row: (-row[2], row))[:count]
 
 
 def find_examples(run: Run) -> dict[str, Any]:

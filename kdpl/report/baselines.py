@@ -17,7 +17,7 @@ from kdpl.data.domain import EvaluationSplit
 from kdpl.data.inference import infer
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
-from kdpl.report.compare import Row, scores_of
+from kdpl.report.compare import ComparisonRow, scores_of
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.messages import inform
@@ -35,9 +35,9 @@ class Features(NamedTuple):
     labels: npt.NDArray[np.int64]
 
 
-def baselines(groups: Mapping[str, Sequence[Run]], with_probes: bool) -> tuple[list[Row], list[str]]:
+def baselines(groups: Mapping[str, Sequence[Run]], with_probes: bool) -> tuple[list[ComparisonRow], list[str]]:
     """Make rows of the original CLIPs of teachers and students, each once; returns them, and notes about them."""
-    rows: dict[tuple[str, bytes], Row] = {}
+    rows: dict[tuple[str, bytes], ComparisonRow] = {}
     probes, notes = LinearProbes(), []
     makers = {"zero-shot accuracy": _zero_shot, "linear probe": probes.row}
     if with_probes and find_spec("sklearn") is None:
@@ -66,13 +66,13 @@ def _clip_of(stage: Stage) -> ClipConfig:
     return ClipConfig(**values)
 
 
-def _zero_shot(runs: Sequence[Run], role: str, clip: ClipConfig) -> Row:
+def _zero_shot(runs: Sequence[Run], role: str, clip: ClipConfig) -> ComparisonRow:
     # a teacher without labels is the original CLIP itself
     untuned = role == "teacher" and runs[0].untuned
     stage: Stage | None = runs[0].teacher if untuned else getattr(runs[0], f"{role}_clip")
     if stage is None or not stage.folder.is_dir():
         raise ArtifactError(f"{runs[0].folder} has no test of {clip}, which run makes of a CLIP")
-    return Row.of(f"zero-shot: {clip}", [], [scores_of(runs[0], stage)])
+    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(runs[0], stage)])
 
 
 class LinearProbes:
@@ -86,7 +86,7 @@ class LinearProbes:
         self._clips: dict[ClipConfig, ImageClip] = {}
         self._features: dict[Any, Features] = {}
 
-    def row(self, runs: Sequence[Run], role: str, clip: ClipConfig) -> Row:
+    def row(self, runs: Sequence[Run], role: str, clip: ClipConfig) -> ComparisonRow:
         """Probe a CLIP with the labelled images of each run, and score the test images."""
         scored, strengths = [], []
         num_base = runs[0].vectors.num_base
@@ -106,7 +106,7 @@ class LinearProbes:
             strengths.append(f"{model.C:g}")
         name = f"linear probe: {clip}, {len(labeled.labels)} labels"
         self.notes.append(f"{name}: C = {', '.join(strengths)}, {how}")
-        return Row.of(name, [run.seed for run in runs], scored)
+        return ComparisonRow.of(name, [run.seed for run in runs], scored)
 
     def _encode(
         self, clip: ClipConfig, data: DomainDataModule, split: EvaluationSplit, classes: int | None
@@ -127,9 +127,9 @@ class LinearProbes:
                     values.append(normalize(features.float(), dim=1).cpu().numpy())
                     labels.append(batch.labels.numpy())
             self._features[key] = Features(np.concatenate(values), np.concatenate(labels))
-        found = self._features[key]
-        kept = found.labels < (np.inf if classes is None else classes)
-        return Features(found.values[kept], found.labels[kept])
+        features = self._features[key]
+        kept = features.labels < (np.inf if classes is None else classes)
+        return Features(features.values[kept], features.labels[kept])
 
 
 def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:

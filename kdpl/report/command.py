@@ -29,9 +29,9 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     from kdpl.runtime.messages import inform, quiet_libraries
 
     quiet_libraries()
-    found = Run.find(folder, trust)
+    opened = Run.find(folder, trust)
     inform("making the report: loading and timing both encoders")
-    html = render(found)
+    html = render(opened)
     write_text(path, html)
     print(f"report: {path}")
     return 0

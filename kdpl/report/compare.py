@@ -22,7 +22,7 @@ Scores = dict[str, Floats]
 """By key of ``ACCURACY_COLUMNS``, what each of N images contributes to that accuracy, which is the mean; [N]."""
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """A line of the table: its S seeds (none for what has none), and the scores of each as arrays [S, N]."""
 
     name: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     scores: Scores
 
     @classmethod
-    def of(cls, name: str, seeds: Sequence[int], scored: Sequence[Scores]) -> "Row":
+    def of(cls, name: str, seeds: Sequence[int], scored: Sequence[Scores]) -> "ComparisonRow":
         """Stack the scores of seeds, as far as all of them have an accuracy."""
         keys = [key for key in scored[0] if all(key in scores for scores in scored)]
         return cls(name, seeds, {key: np.stack([scores[key] for scores in scored]) for key in keys})
@@ -76,9 +76,9 @@ def _test_images(run: Run) -> list[tuple[str, int]]:
     return [(os.path.realpath(source), label) for source, label in run.tested]
 
 
-def run_row(name: str, runs: Sequence[Run]) -> Row:
+def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
     """Score the students of runs, or their teachers without students."""
-    return Row.of(name, [run.seed for run in runs], [scores_of(run, run.main) for run in runs])
+    return ComparisonRow.of(name, [run.seed for run in runs], [scores_of(run, run.main) for run in runs])
 
 
 def scores_of(run: Run, stage: Stage) -> Scores:
@@ -124,7 +124,7 @@ def paired_difference(first: Floats, second: Floats, same_seeds: bool = False) -
     return Accuracy(mean, (mean - margin, mean + margin))
 
 
-def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
     """Compare rows with the first one, accuracy by accuracy; returns flat records with figures in %.
 
     ``verdict`` says whether the difference's interval excludes 0, in words.
@@ -132,7 +132,7 @@ def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [_record(key, row, rows[0]) for key in ACCURACY_COLUMNS for row in rows if key in row.scores]
 
 
-def _record(key: str, row: Row, reference: Row) -> dict[str, Any]:
+def _record(key: str, row: ComparisonRow, reference: ComparisonRow) -> dict[str, Any]:
     scores, difference, verdict = row.scores[key], None, ""
     accuracy = paired_difference(np.zeros((1, scores.shape[1])), scores)
     if len(scores) == 1 and key != "hm":

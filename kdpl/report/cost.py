@@ -84,7 +84,7 @@ def _files(run: Run) -> dict[str, int]:
     )
     paths = {title: stage.folder / name for title, stage, name in wanted if stage is not None}
     files = {title: [f for f in (path, *path.rglob("*")) if f.is_file()] for title, path in paths.items()}
-    return {title: sum(f.stat().st_size for f in found) for title, found in files.items() if found}
+    return {title: sum(f.stat().st_size for f in members) for title, members in files.items() if members}
 
 
 def device() -> torch.device:

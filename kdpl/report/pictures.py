@@ -93,11 +93,11 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
     title = f"{len(sheet)} of {len(pairs)} test images, {wrong} of them misclassified by teacher or student"
     draw("test_images", sheet, title)
     kinds = disagreements(pairs)
-    found = [pair for kind in kinds for pair in spread(kind, _DISAGREEMENTS // len(kinds))]
-    if found:
-        title = f"{len(found)} of {sum(map(len, kinds))} test images on which teacher and student disagree"
-        images = draw("disagreements", found, title)
-        captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in found]
+    chosen = [pair for kind in kinds for pair in spread(kind, _DISAGREEMENTS // len(kinds))]
+    if chosen:
+        title = f"{len(chosen)} of {sum(map(len, kinds))} test images on which teacher and student disagree"
+        images = draw("disagreements", chosen, title)
+        captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in chosen]
         log_images(trainer.loggers, "disagreements", images, captions)
 
 
@@ -129,10 +129,10 @@ def font_families(texts: tuple[str, ...]) -> list[str]:
     missing = set(map(ord, "".join(texts))) - get_font(findfont(families[0])).get_charmap().keys()
     for path in findSystemFonts() if missing else ():
         font = get_font(path)
-        if found := missing & font.get_charmap().keys():
+        if available := missing & font.get_charmap().keys():
             fontManager.addfont(path)  # it may be newer than matplotlib's list
             families.append(font.family_name)
-            missing -= found
+            missing -= available
     if missing:
         warn(f"no installed font has the characters {''.join(map(chr, sorted(missing)[:5]))} of the class names")
     return families

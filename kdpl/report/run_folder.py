@@ -144,16 +144,16 @@ class Run:
             teachers = [Stage(Path(each), trusted) for each in named]
             return cls(folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None)
         stages = {name: Stage(folder / name, trusted) for name in STAGE_FOLDERS}
-        found = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
-        if not found:
+        finished = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
+        if not finished:
             raise ConfigError(
                 f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in it has a "
                 f"{CONFIG_FILE}: give the --out of run or of fit"
             )
-        for stage in found.values():
+        for stage in finished.values():
             _ = stage.config  # a damaged one is an error, not a gap
-        clips = [Stage(folder / "zero_shot" / name, trusted) if name in found else None for name in STAGE_FOLDERS]
-        teacher, second_teacher, student = (found.get(name) for name in STAGE_FOLDERS)
+        clips = [Stage(folder / "zero_shot" / name, trusted) if name in finished else None for name in STAGE_FOLDERS]
+        teacher, second_teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
         return cls(folder, teacher, student, clips[0], clips[2], second_teacher)
 
     @property

@@ -41,8 +41,8 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
         indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
-        found = zip(new, pool.map(_look_through, new), strict=True)
-        shown = progress.track(found, len(new), description="shards")
+        counts = zip(new, pool.map(_look_through, new), strict=True)
+        shown = progress.track(counts, len(new), description="shards")
         changed, due = set[str](), _BLOCK
         for done, (shard, images) in enumerate(shown, start=1):
             indices[folder_of(shard)][shard] = stamps[shard], images

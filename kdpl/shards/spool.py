@@ -89,5 +89,5 @@ def _write(file: Path, content: bytes) -> None:
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        said = f"{file.parent} cannot hold pieces of shards ({reason(error)})"
-        raise DataError(f"{said}: set TMPDIR to a folder with room for {MOST_PIECES} times 8 MB") from error
+        problem = f"{file.parent} cannot hold pieces of shards ({reason(error)})"
+        raise DataError(f"{problem}: set TMPDIR to a folder with room for {MOST_PIECES} times 8 MB") from error

@@ -46,11 +46,11 @@ class Batch:
     unreadable: list[tuple[str, str]]
 
 
-def look(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
+def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
     """Classify the images of files and shards that an option names; a DataError if too few can be read."""
     places, names, predicted, unreadable = [], [], [], []
-    found = classifier.predictions(read_items(sources), partial(Item.open, decoding=classifier.decoding))
-    for place, (item, each) in enumerate(found):
+    predictions = classifier.predictions(read_items(sources), partial(Item.open, decoding=classifier.decoding))
+    for place, (item, each) in enumerate(predictions):
         if isinstance(each, DataError):
             unreadable.append((printable(item.name), str(each)))
         else:
@@ -73,7 +73,7 @@ class Limit(NamedTuple):
 
 
 def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[Limit | None, str | None]:
-    """Find the limit that new images are asked about, or why there is none; ``reference`` are images like the pool's.
+    """Find the limit that new images are compared with, or why there is none; ``reference`` are images like the pool's.
 
     The pool itself says nothing of it: its images are usual to an encoder that has learnt them.
     """
@@ -103,16 +103,16 @@ def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_
     return np.array([rule.rejects(score, label) for score, label in pairs])
 
 
-def ask(
+def compare_with_limit(
     classifier: Classifier, pool: ImageSample, new: ImageSample, rule: DecisionRule | None, limit: Limit | None
 ) -> Comparison:
-    """Compare as ``compare`` does, and ask of the limit, if there is one; without a rule it is the pool's."""
+    """Compare as ``compare`` does, and with the limit, if there is one; without a rule it is the pool's."""
     rejected = None if rule is None else np.concatenate([rejected_of(each, rule) for each in (pool, new)])
-    found = compare(pool, new, len(classifier.class_names), rejected)
+    comparison = compare(pool, new, len(classifier.class_names), rejected)
     if limit is None:
-        return found
+        return comparison
     above = int((unknown_scores(classifier, new) > limit.score).sum())
-    return found.with_unknown(above_usual(above, len(new), limit.images))
+    return comparison.with_unknown(above_usual(above, len(new), limit.images))
 
 
 def compare_batches(
@@ -139,8 +139,8 @@ def compare_batches(
     sample, names = new.sample, classifier.class_names
     drawn = sample.draw(MAX_IMAGES)
     limit, missing = find_limit(classifier, None if trained_on else pool)
-    found = ask(classifier, pool, drawn, rule, limit)
-    alarms = [question for question, p_value in found.questions.items() if p_value <= false_alarms]
+    comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
+    alarms = [question for question, p_value in comparison.questions.items() if p_value <= false_alarms]
     rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
     both = {"pool": pool, "new": sample}
     counts = {who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()}
@@ -153,7 +153,7 @@ def compare_batches(
             "pool": counts["pool"][number] / len(pool),
             "new": counts["new"][number] / len(sample),
             "interval": wilson(counts["new"][number], len(sample)),
-            "changed": "classes" in alarms and found.classes[number] <= false_alarms,
+            "changed": "classes" in alarms and comparison.classes[number] <= false_alarms,
         }
         for number, name in enumerate(names)
     ]
@@ -171,7 +171,7 @@ def compare_batches(
         "rejected": round(rejected["new"] / len(sample), 4),
         "rejected_of_pool": round(rejected["pool"] / len(pool), 4),
         "unknown": None if limit is None else round(above / len(sample), 4),
-        "p_values": {question: round(p_value, 4) for question, p_value in found.questions.items()},
+        "p_values": {question: round(p_value, 4) for question, p_value in comparison.questions.items()},
         "changed_classes": [row["name"] for row in rows if row["changed"]],
     }
     return {
@@ -190,7 +190,7 @@ def compare_batches(
         },
         "enough": MIN_HELD_OUT,
         "missing": missing,
-        "p_values": found.questions,
+        "p_values": comparison.questions,
         "sizes": {"pool": len(pool), "compared": len(drawn)},
         "rejected": {
             who: {"share": rejected[who] / len(each), "interval": wilson(rejected[who], len(each))}
@@ -218,13 +218,13 @@ def compare_batches(
     }
 
 
-def render(found: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None) -> str:
+def render(comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None) -> str:
     """Return the page of a comparison as HTML, with thumbnails of unusual images, which are read once more."""
-    wanted = {each["place"]: each for each in found["unusual"]}
+    wanted = {each["place"]: each for each in comparison["unusual"]}
     for place, item in enumerate(read_items(sources)):
         if place in wanted:
             try:
                 wanted[place] |= thumbnail(item.open(classifier.decoding))
             except DataError as error:
                 wanted[place]["gap"] = str(error)
-    return fill("watch.html.jinja", **found, **about)
+    return fill("watch.html.jinja", **comparison, **about)

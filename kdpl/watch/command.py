@@ -49,7 +49,7 @@ def watch(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.runtime.messages import inform
-    from kdpl.watch.batches import MIN_IMAGES, compare_batches, look, render
+    from kdpl.watch.batches import MIN_IMAGES, compare_batches, read_batch, render
     from kdpl.watch.image_sample import MAX_IMAGES, REMEDY, ImageSample
     from kdpl.watch.two_samples import LEAST_RATE, QUANTILE
 
@@ -58,7 +58,7 @@ def watch(
     loaded = load_classifier(classifier, None, "auto")
     decided = rule.of(loaded) if rule.makers else None
     if against:
-        pool = look(loaded, references, "--against").sample.draw(MAX_IMAGES)
+        pool = read_batch(loaded, references, "--against").sample.draw(MAX_IMAGES)
     else:
         shape = loaded.vectors.vectors.shape
         pool = ImageSample.load(Path(classifier), loaded.fingerprint(), shape)
@@ -66,8 +66,8 @@ def watch(
         raise ConfigError(
             f"it takes {MIN_IMAGES} images of the pool or more, and {classifier} keeps {len(pool)}: {REMEDY}"
         )
-    new = look(loaded, sources, "IMAGES")
-    found = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
+    new = read_batch(loaded, sources, "IMAGES")
+    comparison = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
     of_pool = f"the one that {100 * QUANTILE:.0f} % of the pool are below"
     about = {
         "name": str(Path(classifier).resolve()),
@@ -75,12 +75,12 @@ def watch(
         "reference": " ".join(against) if against else None,
         "rule": of_pool if decided is None else f"that of {rule.given}",
     }
-    write_text(path, render(found, loaded, sources, **about))
-    summary = found["summary"]
+    write_text(path, render(comparison, loaded, sources, **about))
+    summary = comparison["summary"]
     reasons = "; ".join(summary["because"])
     why = f"differ from the pool: {reasons}" if summary["differs"] else "are like the pool"
     inform(f"{summary['images']} new images {why}")
-    if found["missing"]:
-        inform(f"images of none of the classes are not compared: {found['missing']}")
+    if comparison["missing"]:
+        inform(f"images of none of the classes are not compared: {comparison['missing']}")
     print(json.dumps({**summary, "report": str(path)}, ensure_ascii=False))
     return DIFFERS if summary["differs"] else 0

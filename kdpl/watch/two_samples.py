@@ -108,8 +108,8 @@ def distances_within(pool: Tensor) -> Floats:
 
 
 def _distances(first: Tensor, second: Tensor) -> Floats:
-    found: Floats = torch.cdist(first.double(), second.double()).numpy()
-    return found
+    distances: Floats = torch.cdist(first.double(), second.double()).numpy()
+    return distances
 
 
 class _Nearest:
@@ -122,9 +122,9 @@ class _Nearest:
 
     def among(self, part: npt.NDArray[np.bool_]) -> Floats:
         """Distances [T] to the nearest image for which ``part``, bool [T], is true."""
-        found, every = part[self.order], np.arange(len(part))
-        nearest: Floats = self.distances[every, self.order[every, found.argmax(axis=1)]]
-        far = ~found.any(axis=1)
+        in_part, every = part[self.order], np.arange(len(part))
+        nearest: Floats = self.distances[every, self.order[every, in_part.argmax(axis=1)]]
+        far = ~in_part.any(axis=1)
         if far.any():
             nearest[far] = self.distances[far][:, part].min(axis=1)
         return nearest

@@ -85,7 +85,7 @@ def test_a_run_leaves_its_files_and_a_second_start_does_nothing(whole, data, cap
     file, out = whole
     before = files_of(out)
     run = {name.rpartition("/")[2] for name in before if name.startswith("base_to_novel/dtd/seed_1/teacher/")}
-    assert run >= {"config.yaml", "fit.log", "orders.json", "results.json", "test.json", "test.log"}
+    assert run >= {"config.yaml", "fit.log", "command.json", "results.json", "test.json", "test.log"}
     capsys.readouterr()
     assert benchmark(file, data, out, *FEW) == 0
     assert capsys.readouterr().out == f"all 2 runs are done: python -m kdpl table {out}\n"

@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind, ttest_rel
 
 from kdpl.__main__ import main
 from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean
-from kdpl.report.compare import Row, compared, paired_difference, scores_of
+from kdpl.report.compare import ComparisonRow, compared, paired_difference, scores_of
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results, write_predictions
 
 # --- intervals ---
@@ -61,7 +61,9 @@ def test_with_seeds_and_images_the_interval_is_that_of_resampling_both():
 
 def test_equal_rows_have_no_difference_and_a_mean_has_seeds_in_its_interval():
     same = binary((2, 40), 3)
-    first, second = compared([Row("a", [1, 2], {"acc": same}), Row("b", [1, 2], {"acc": same.copy()})])
+    first, second = compared(
+        [ComparisonRow("a", [1, 2], {"acc": same}), ComparisonRow("b", [1, 2], {"acc": same.copy()})]
+    )
     assert (second["difference"], second["difference_low"], second["difference_high"]) == (0, 0, 0)
     assert (first["verdict"], second["verdict"]) == ("", "not clear")
     assert first["accuracy_low"] < first["accuracy"] < first["accuracy_high"]
@@ -72,7 +74,7 @@ def test_a_difference_is_named_if_its_interval_excludes_zero(gained, lost, verdi
     first, second = np.zeros((1, 200)), np.zeros((1, 200))
     second[0, :gained], first[0, gained : gained + lost] = 1, 1
     low, high = bootstrap_difference(first[0] == 1, second[0] == 1)
-    found = compared([Row("a", [1], {"acc": first}), Row("b", [2], {"acc": second})])[1]
+    found = compared([ComparisonRow("a", [1], {"acc": first}), ComparisonRow("b", [2], {"acc": second})])[1]
     assert found["verdict"] == verdict == ("higher" if low > 0 else "lower" if high < 0 else "not clear")
 
 

@@ -30,7 +30,7 @@ def calibrate(run: Run) -> dict[str, Any]:
         raise ArtifactError("there is no student: calibration is that of a classifier")
     confidences = np.array([p.probability for p in stage.predictions])
     correct = np.array([p.correct for p in stage.predictions])
-    found: dict[str, Any] = {"before": _diagram("as it is", confidences, correct), "after": None, "gap": None}
+    facts: dict[str, Any] = {"before": _diagram("as it is", confidences, correct), "after": None, "gap": None}
     try:
         sketch = LogitSketch.load(stage.folder)
         logits, labels = validation_logits(run)
@@ -39,9 +39,9 @@ def calibrate(run: Run) -> dict[str, Any]:
             low, high = TEMPERATURES
             raise DataError(f"on {images} validation images no temperature from {low} to {high} is best")
     except (KdplError, OSError) as error:
-        return {**found, "gap": str(error)}
+        return {**facts, "gap": str(error)}
     after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), correct)
-    return {**found, "after": after, "temperature": temperature, "images": images}
+    return {**facts, "after": after, "temperature": temperature, "images": images}
 
 
 def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:

@@ -28,17 +28,17 @@ def rejection(run: Run) -> dict[str, Any]:
     predictions = stage.predictions
     scores = np.array([p.probability for p in predictions])
     correct = np.array([p.correct for p in predictions])
-    found: dict[str, Any] = {"chart": _risk_coverage(scores, correct), "rows": [], "rejects": None, "gap": None}
+    facts: dict[str, Any] = {"chart": _risk_coverage(scores, correct), "rows": [], "rejects": None, "gap": None}
     try:
         held_out = held_out_of(run.classifier)
         if held_out is None:
             raise ArtifactError(f"the classifier has no scores of held-out images: {REMEDY}")
     except (KdplError, OSError) as error:
-        return {**found, "gap": str(error)}
+        return {**facts, "gap": str(error)}
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
     kept = next((row for row in rows if row["gap"] is None), None)
     rejects = None if kept is None else _rejects(run, kept, predictions)
-    return {**found, "rows": rows, "rejects": rejects, "images": len(held_out), "confidence": CONFIDENCE}
+    return {**facts, "rows": rows, "rejects": rejects, "images": len(held_out), "confidence": CONFIDENCE}
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
