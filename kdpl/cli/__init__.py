@@ -20,7 +20,6 @@ COMMANDS = {
     "predict": ("predict:predict", "classify images with a finished classifier"),
     "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
     "export": ("export:export", "write a finished classifier as a file that runs without kdpl, and check it"),
-    "class-vectors": ("class_vectors:class_vectors", "class vectors of other class names, from a tuned teacher"),
 }
 """Where each command of the core is in this package, and its line in the usage text."""
 
