@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.clip.torch_files import read_torch_file
+from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform

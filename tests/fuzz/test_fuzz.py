@@ -14,9 +14,9 @@ import world
 from runs import noise
 
 from kdpl.benchmark.archive import unpack
+from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.clip.torch_files import read_torch_file
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
