@@ -15,17 +15,14 @@ from scipy.stats import binomtest
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
-from kdpl.report.pairs import disagreements
+from kdpl.report.pairs import choose_examples, disagreements
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.predictions import ImagePrediction, spread
+from kdpl.runtime.predictions import ImagePrediction
 
 Interval = tuple[float, float]
 
 MATRIX_CLASSES = 20
 """Largest number of classes with a confusion matrix, which could not be read beyond."""
-
-MAX_IMAGES = 30
-"""Largest number of images on which teacher and student disagree."""
 
 _EDGE = 112
 _LEVEL, _DRAWS, _SEED = 0.95, 20_000, 0
@@ -57,8 +54,6 @@ def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all models that were tested; raises an ArtifactError if none was."""
     rows, gaps, images = [], [], 0
     titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else {**_TITLES}
-    if (teacher := run.stages.get("teacher")) is not None and teacher.is_student:
-        titles["teacher"] = "previous student"
     for key, title in titles.items():
         stage: Stage | None = getattr(run, key)
         if (key == "teacher_clip" and run.untuned) or (key == "second_teacher" and stage is None):
@@ -206,19 +201,18 @@ def largest_confusions(
     """List at most ``count`` pairs of classes: true class, predicted class, images, share of the true class's."""
     images = Counter(p.label_number for p in predictions)
     wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
-    confusions = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
+    rows = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
     # ties by name, so that the order is always the same
-    return sorted(confusions, key=lambda row: (-row[2], row))[:count]
+    return sorted(rows, key=lambda row: (-row[2], row))[:count]
 
 
 def find_examples(run: Run) -> dict[str, Any]:
-    """Count disagreements and choose examples as thumbnails, evenly over who is correct and over the test images."""
+    """Count disagreements, and show examples as thumbnails."""
     kinds = disagreements(run.pairs)
-    chosen = [pair for kind in kinds for pair in spread(kind, MAX_IMAGES // len(kinds))]
     shown, gap = [], None
     try:
         read = run.tested_data().test_item
-        for teacher, student in chosen:
+        for teacher, student in choose_examples(kinds):
             shown.append({"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])})
     except (KdplError, OSError) as error:
         gap = str(error)

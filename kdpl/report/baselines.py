@@ -50,9 +50,7 @@ def baselines(groups: Mapping[str, Sequence[Run]], with_probes: bool) -> tuple[l
             row = makers[what](runs, role, _clip_of(runs[0].stages[role]))
             rows.setdefault((row.name, b"".join(each.tobytes() for each in row.scores.values())), row)
         except (KdplError, OSError) as error:
-            previous = role == "teacher" and runs[0].stages[role].is_student
-            whose = "previous student" if previous else role
-            notes.append(f"no {what} of the {whose}'s CLIP for {name}: {error}")
+            notes.append(f"no {what} of the {role}'s CLIP for {name}: {error}")
     return list(rows.values()), list(dict.fromkeys([*probes.notes, *notes]))
 
 

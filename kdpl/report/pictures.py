@@ -13,8 +13,9 @@ from PIL.Image import Image
 from kdpl.data.datamodule import domain_of
 from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
+from kdpl.report.accuracy import confusion_matrix
 from kdpl.report.logged import log_images, log_picture
-from kdpl.report.pairs import Pair, disagreements
+from kdpl.report.pairs import Pair, choose_examples, disagreements
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.loggers import read_metrics
@@ -25,7 +26,7 @@ from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 _MOST_CLASSES, _NAMED_CLASSES, _COUNTED_CLASSES = 200, 40, 16
-_SHEET, _DISAGREEMENTS = 40, 30
+_SHEET = 40
 _CORRECT, _WRONG = "#1a7f37", "#c62828"
 
 
@@ -93,8 +94,7 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
     title = f"{len(sheet)} of {len(pairs)} test images, {wrong} of them misclassified by teacher or student"
     draw("test_images", sheet, title)
     kinds = disagreements(pairs)
-    chosen = [pair for kind in kinds for pair in spread(kind, _DISAGREEMENTS // len(kinds))]
-    if chosen:
+    if chosen := choose_examples(kinds):
         title = f"{len(chosen)} of {sum(map(len, kinds))} test images on which teacher and student disagree"
         images = draw("disagreements", chosen, title)
         captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in chosen]
@@ -176,9 +176,7 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
     """Draw the confusion matrix of all classes, in order, as shares of each class's images."""
     from matplotlib.figure import Figure
 
-    counts = np.zeros((len(class_names), len(class_names)))
-    for each in predictions:
-        counts[each.label_number, each.prediction_number] += 1
+    counts = np.array(confusion_matrix(class_names, predictions), float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.2 + 0.42 * min(len(class_names), _COUNTED_CLASSES)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")

@@ -68,11 +68,6 @@ class Stage:
         """Return the settings of ``model`` or ``data``."""
         return dict(self.config[section]["init_args"])
 
-    @property
-    def is_student(self) -> bool:
-        """Whether it was distilled from another stage."""
-        return self.settings("model").get("teacher") is not None
-
     @cached_property
     def predictions(self) -> list[ImagePrediction]:
         """Predictions for the test images."""

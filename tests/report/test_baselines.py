@@ -15,9 +15,8 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import DataError
-from kdpl.report.accuracy import accuracies, bootstrap_difference, wilson
+from kdpl.report.accuracy import bootstrap_difference, wilson
 from kdpl.report.baselines import STRENGTHS, Features, fit_probe
-from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_predictions, read_results
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
@@ -178,19 +177,6 @@ def test_a_stages_folder_has_no_zero_shot_accuracy_and_its_teachers_labels(run, 
     probes = {name: row["accuracy"] for name, row in compared[0].items() if "probe" in name}
     assert {name: row["accuracy"] for name, row in shown.items() if name != "student"} == probes
     assert len([note for note in notes if "student has no test of tiny-" in note]) == 2
-
-
-def test_a_student_as_teacher_is_called_the_previous_student(run, tmp_path):
-    second = shutil.copytree(run / "student", tmp_path / "second")
-    config = yaml.safe_load((second / "config.yaml").read_text())
-    config["model"]["init_args"]["teacher"] = str(run / "student")
-    (second / "config.yaml").write_text(yaml.safe_dump(config))
-    _, notes = compare(second, "--baselines=zero-shot")
-    assert [note.partition(" for second: ")[0] for note in notes[1:]] == [
-        f"no zero-shot accuracy of the {who}'s CLIP" for who in ("previous student", "student")
-    ]
-    titles = [row.title for row in accuracies(Run.find(second))["rows"]]
-    assert titles == ["previous student", "distilled student"]
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("none", 1), ("zero-shot", 3)])
