@@ -91,5 +91,5 @@ def takes_text_prompts(config: ModelConfig) -> bool:
 
 def licence(model: str, tag: str) -> str:
     """Return the licence of pretrained weights."""
-    found = (name for pattern, name in _LICENCES.items() if re.search(pattern, f"{model} {tag}"))
-    return next(found, UNKNOWN_LICENCE)
+    licences = (name for pattern, name in _LICENCES.items() if re.search(pattern, f"{model} {tag}"))
+    return next(licences, UNKNOWN_LICENCE)

@@ -55,13 +55,13 @@ def refine(*, settings: list[str]) -> int:
 
         def execute(self) -> None:
             file = Path(self.config.out) / POOL_TARGETS_FILE
-            found = file.is_file()
+            existed = file.is_file()
             if not self.finished:
                 self.model.configure_callbacks = self.model.preparations
                 self.trainer.fit(self.model, datamodule=self.datamodule)
             if process_rank() == 0:
                 _show(PoolTargets.load(file), Console())
-                inform(f"{file} {'was there already: nothing to do' if found else 'is written'}")
+                inform(f"{file} {'was there already: nothing to do' if existed else 'is written'}")
 
     if not settings:
         raise ConfigError("refine needs the settings of a student's fit: give --config FILE (--help tells more)")

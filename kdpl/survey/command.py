@@ -19,7 +19,7 @@ from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
-from kdpl.survey.images import find_further, look, overlooked, relabel, set_aside
+from kdpl.survey.images import find_further, inspect_images, overlooked, relabel, set_aside
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
@@ -35,7 +35,7 @@ _WITHOUT_VALIDATION = """\
     classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new
     images exceed the limit of predict --unknown, and watch does not ask if more are of none of the
     classes: label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%"""
-_MUTE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
+_UNINFORMATIVE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
 
@@ -85,7 +85,7 @@ def init(
     labeled = any(image.label and image.split == "train" for image in listed)
     used = {image.label for image in listed if image.label}
     names = read_class_mapping(Path(named), used, complete=labeled) if named else {}
-    seen = look([*listed, *further], workers)
+    seen = inspect_images([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
     left_out |= {image.path: _copy(image, kept) for image, kept in copies}
@@ -150,9 +150,9 @@ def _with_validation(images: list[Found], share: float | None) -> list[Found]:
         return images
     if share:
         return set_aside(images, "val", share)
-    found = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
+    divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
     # fewer would be too few for all that they are for
-    return found if sum(image.split == "val" for image in found) >= min(ENOUGH.values()) else images
+    return divided if sum(image.split == "val" for image in divided) >= min(ENOUGH.values()) else images
 
 
 def _copy(image: Found, kept: Found) -> str:
@@ -215,9 +215,9 @@ def _print(
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if labeled and shots != 0:
         _print_validation(splits["val"])
-    if mute := [each.name for _, each in sorted(named.items()) if _is_mute(each)]:
-        words = f"give words for all classes by --class-names, a .csv with lines such as {mute[0]},WORDS"
-        print(f"  names that tell the text tower nothing: {_some(mute)}: {words}")
+    if uninformative := [each.name for _, each in sorted(named.items()) if _is_uninformative(each)]:
+        words = f"give words for all classes by --class-names, a .csv with lines such as {uninformative[0]},WORDS"
+        print(f"  names that tell the text tower nothing: {_some(uninformative)}: {words}")
     print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
     print("    --data.init_args.augmentation light_affine")
     if plain := [visible(image.path) for image in images if image.plain]:
@@ -244,9 +244,9 @@ def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
             print(f"  {title}: {len(lines) - _NAMED} more{f', all in {_LEFT_OUT}' if lines is left_out else ''}")
 
 
-def _is_mute(named: ClassName) -> bool:
+def _is_uninformative(named: ClassName) -> bool:
     texts = named.text if isinstance(named.text, tuple) else (named.text or named.name,)
-    return all(map(_MUTE.fullmatch, texts))
+    return all(map(_UNINFORMATIVE.fullmatch, texts))
 
 
 def _some(items: Sequence[str]) -> str:

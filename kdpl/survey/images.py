@@ -25,8 +25,8 @@ _NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
 
 def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
     """List unlabelled images of further places without those that are known; see ``find_unlabeled``."""
-    found = unlisted(find_unlabeled(where), (image.path for image in known))
-    return [Found(source, "", "train") for source in found]
+    sources = unlisted(find_unlabeled(where), (image.path for image in known))
+    return [Found(source, "", "train") for source in sources]
 
 
 def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str], named_by_file: bool = False) -> list[Found]:
@@ -46,33 +46,33 @@ def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str], name
             label of a test or validation image.
     """
     table, number_of, written = table.absolute(), {image.path: i for i, image in enumerate(images)}, dict[str, str]()
-    found = list(images)
+    merged = list(images)
     for number, (image, label, _) in enumerate(read_rows(table, labeled=True), start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
         if label and label not in named:
             near = get_close_matches(label, named, n=1, cutoff=0)
-            said = f"has the label {visible(label)!r}, which is not a class"
-            fault = f"{said}: write {visible(near[0])!r}, or another class"
+            problem = f"has the label {visible(label)!r}, which is not a class"
+            fault = f"{problem}: write {visible(near[0])!r}, or another class"
             # a run whose classes have other names than the folders writes those
             fault += "" if named_by_file else ", or give the --class-names in which it is one"
         elif written.setdefault(source, label) != label:
             fault = f"gives {visible(image)} another label than a row before: keep one of the two"
         elif source in number_of:
-            old = found[number_of[source]]
+            old = merged[number_of[source]]
             if not label and old.split != "train":
                 fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
-            found[number_of[source]] = replace(old, label=named.get(label, ""))
+            merged[number_of[source]] = replace(old, label=named.get(label, ""))
         elif label:
-            number_of[source] = len(found)
-            found.append(Found(source, named[label], "train"))
+            number_of[source] = len(merged)
+            merged.append(Found(source, named[label], "train"))
         if fault:
             raise DataError(f"row {number} of {table} {fault}")
-    return found
+    return merged
 
 
-def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:
+def overlooked(folder: Path, taken: Iterable[Found]) -> list[str]:
     """One line for each folder with images, and each kind of file, of a folder that ``find`` did not find."""
-    taken, elsewhere, foreign = {image.path for image in found}, Counter[str](), Counter[str]()
+    known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
     empty: list[str] = []
     for top, folders, files in os.walk(folder.absolute()):
         empty += [] if folders or files else [top]
@@ -81,7 +81,7 @@ def overlooked(folder: Path, found: Iterable[Found]) -> list[str]:
             ending = Path(name).suffix.lower()
             if ending in _FOREIGN:
                 foreign[ending] += 1
-            elif is_image(name) and os.path.join(top, name) not in taken:  # noqa: PTH118
+            elif is_image(name) and os.path.join(top, name) not in known:  # noqa: PTH118
                 elsewhere[top] += 1
     lines = [f"{_count(n, 'image')} in {visible(at)}, which is not a class folder" for at, n in elsewhere.items()]
     lines += [f"folder {visible(top)}, which is empty" for top in empty]
@@ -92,9 +92,9 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def look(images: Sequence[Found], workers: int | None = None) -> list[Found]:
+def inspect_images(images: Sequence[Found], workers: int | None = None) -> list[Found]:
     """Decode every image, on all cores, under a progress bar; returns them with size, digest and fault."""
-    return list(in_parallel(_look, images, "looking", workers))
+    return list(in_parallel(_inspect, images, "looking", workers))
 
 
 def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> list[Found]:
@@ -108,13 +108,13 @@ def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> 
     return [replace(image, split=split) if image.path in chosen else image for image in images]
 
 
-def _look(image: Found) -> Found:
+def _inspect(image: Found) -> Found:
     try:
         image.path.encode()  # for the table
         content = content_of(image.path)
-        with opened(image.path, content) as found:
-            rgb = Decoding().to_rgb(found, f"image {image.path}")
-            transparent, turned = translucent(found) is not None, turn_of(found) is not None
+        with opened(image.path, content) as picture:
+            rgb = Decoding().to_rgb(picture, f"image {image.path}")
+            transparent, turned = translucent(picture) is not None, turn_of(picture) is not None
         # a pair for each colour
         extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
         plain = all(high - low < _NEARLY for low, high in extrema)

@@ -1,7 +1,7 @@
 from benchmark_tree import image
 
 from kdpl.data.found import find
-from kdpl.survey.images import look
+from kdpl.survey.images import inspect_images
 
 
 def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(tmp_path):
@@ -9,7 +9,7 @@ def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(t
     image(tmp_path / "a/3.png", shade=100)
     (tmp_path / "a/2.png").write_bytes(b"no image")
     (tmp_path / "a/4.png").write_bytes((tmp_path / "a/1.png").read_bytes())
-    alone, helped = (look(find(tmp_path), workers) for workers in (1, 2))
+    alone, helped = (inspect_images(find(tmp_path), workers) for workers in (1, 2))
     assert alone == helped
     assert [each.size for each in alone] == [(12, 10), None, (12, 10), (12, 10)]
     assert alone[0].digest == alone[3].digest != alone[2].digest
