@@ -21,7 +21,7 @@ from kdpl.clip import RANDOM, ClipConfig, store_frozen
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.optim import OptimConfig
-from kdpl.prompts import PromptConfig
+from kdpl.prompts import StudentPrompts
 from kdpl.prompts.text import prompt_texts
 
 
@@ -140,7 +140,7 @@ class Distillation:
             pixels = student.pixels(self.images)
             teacher_logits, texts = teacher(pixels)
             logits = self.published_student(pixels, texts)
-            return distillation_loss(logits, teacher_logits, self.student.kd_weight, self.student.temperature)
+            return distillation_loss(logits, teacher_logits, self.student.loss.weight, self.student.loss.temperature)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
@@ -165,7 +165,7 @@ def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) 
     """Build the LightningModule in its state after the setup of a fit."""
     with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
         teacher.write_run(Path(folder), names)
-        prompts = PromptConfig(sizes.prompt_length, sizes.prompt_depth)
+        prompts = StudentPrompts(sizes.prompt_length, sizes.prompt_depth)
         student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         domain = _Domain(names)

@@ -39,7 +39,7 @@ WITH_WRONG = {
     "labels of all training images": (None, False, 20),
 }
 """Labels a class, whether the teacher was tuned on them or is zero-shot, and how often they are drawn."""
-REFINED = ("--config=configs/student/refined.yaml", "--model.init_args.refinement.mode=always")
+REFINED = ("--config=configs/student/refined_always.yaml",)
 DISCRIMINANT = 0.5  # weight of its log-likelihood
 TITLES = {
     "random": "drawn at random",

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from kdpl import Classifier, DomainDataModule, StudentDistillation, TeacherPromptTuning
 from kdpl.clip import ClipConfig
 from kdpl.optim import OptimConfig
-from kdpl.prompts import PromptConfig
+from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.teacher import RegularizerWeights
 
 SEED = 1
@@ -47,8 +47,7 @@ def distil_student(teacher: Path) -> StudentDistillation:
     return StudentDistillation(
         ClipConfig("tiny-student", "glyphs"),
         teacher=str(teacher),
-        vision_prompts=PromptConfig(depth=2),
-        prompt_init="mean_token",
+        vision_prompts=StudentPrompts(depth=2, init="mean_token"),
         optim=OptimConfig(optimizer="adamw", lr=0.003, weight_decay=0.0001),
     )
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.data.batches import EvaluationBatch
-from kdpl.data.datamodule import domain_of
+from kdpl.data.datamodule import DomainDataModule, domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import WeightsError
-from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, val_key
+from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, train_key, val_key
 from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
@@ -62,6 +62,11 @@ class ClassifyingModule(LightningModule, ABC):
         return self.preprocessing.resizing
 
     @property
+    def domain(self) -> DomainDataModule:
+        """The data that it is run on; a ConfigError if they are of another kind."""
+        return domain_of(self.trainer)
+
+    @property
     @abstractmethod
     def needs(self) -> Needs:
         """The images that it trains on and is evaluated on."""
@@ -72,7 +77,7 @@ class ClassifyingModule(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Make the metrics for the domain's base/novel split, and store the frozen weights as the precision has it."""
-        num_base = domain_of(self.trainer).num_base
+        num_base = self.domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
         self.store_frozen()
@@ -109,11 +114,12 @@ class ClassifyingModule(LightningModule, ABC):
         metrics.update(logits, batch.labels)
         return {"logits": logits, "labels": batch.labels, "indices": batch.indices}
 
-    def log_training(self, values: dict[str, Tensor], batch_size: int) -> None:
-        """Log means of a step's values over the images of an epoch, on all processes; the loss is shown."""
+    def log_training(self, batch_size: int, **values: Tensor) -> None:
+        """Log means of a step's values over the images of an epoch, on all processes; the ``loss`` is shown."""
         for name, value in values.items():
-            shown = name == TRAIN_LOSS
-            self.log(name, value, shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+            key = train_key(name)
+            shown = key == TRAIN_LOSS
+            self.log(key, value.detach(), shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""

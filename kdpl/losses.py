@@ -1,7 +1,33 @@
-"""Losses of both stages, as pure functions."""
+"""Losses of both stages, as pure functions, and the settings of stage 2's."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdpl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """What is minimised in stage 2: weight · distance between student and target.
+
+    Attributes:
+        kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
+        weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
+        temperature: τ.
+    """
+
+    kind: Literal["kl", "l1", "mse"] = "kl"
+    weight: float = 1000.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0 or self.temperature <= 0:
+            raise ConfigError(
+                f"loss.weight is {self.weight} and loss.temperature {self.temperature}: both must be above 0"
+            )
 
 
 def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -34,3 +60,7 @@ def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
 def feature_mse(features: Tensor, target_features: Tensor) -> Tensor:
     """Compute the mean squared difference of normalised features [N, D], a scalar."""
     return F.mse_loss(features, target_features)
+
+
+FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
+"""The kinds of ``DistillationLoss`` that compare features."""

@@ -18,12 +18,16 @@ ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm"
 """The same with short titles, for columns."""
 
 TRAIN_LOSS = "train/loss"
-TRAIN_AGREEMENT = "train/agreement"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
 
 _ALL, _BASE, _NOVEL = range(3)
+
+
+def train_key(name: str) -> str:
+    """Return the logged name of a value of training steps; that of their loss is ``TRAIN_LOSS``."""
+    return f"train/{name}"
 
 
 def val_key(accuracy: str) -> str:

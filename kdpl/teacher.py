@@ -11,17 +11,14 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kdpl.callbacks.averaging import GaussianPromptAveraging
-from kdpl.callbacks.handover import FreezeClassVectors
+from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
 from kdpl.data.batches import LabeledBatch
-from kdpl.data.datamodule import domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
-from kdpl.metrics import TRAIN_LOSS
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
@@ -143,7 +140,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""
         if self.trainer.max_epochs == 0:
             return
-        domain = domain_of(self.trainer)
+        domain = self.domain
         names = domain.class_texts[: len(domain.tuning_class_names)]
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
@@ -177,8 +174,8 @@ class TeacherPromptTuning(ClassifyingModule):
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
         self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
-        parts = {f"{TRAIN_LOSS}_{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_training({TRAIN_LOSS: loss.detach(), **parts}, len(batch.images))
+        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+        self.log_training(len(batch.images), loss=loss, **parts)
         return loss
 
     def require_texts(self, texts: Sequence[ClassText]) -> None:
@@ -192,14 +189,14 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode all class names with the prompts as they are now."""
-        self._class_vectors = self.encode_names(domain_of(self.trainer).class_texts)
+        self._class_vectors = self.encode_names(self.domain.class_texts)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
         if self._class_vectors is None:
-            self._class_vectors = self.encode_names(domain_of(self.trainer).class_texts)
+            self._class_vectors = self.encode_names(self.domain.class_texts)
         features = self.prompts.encode_images(self.image_tower.module, images)
         return cosine_logits(features, self._class_vectors, self.logit_scale)
 
@@ -209,6 +206,6 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def class_vectors(self) -> ClassVectors:
         """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
-        domain = domain_of(self.trainer)
+        domain = self.domain
         names, texts = domain.class_names, domain.class_texts
         return ClassVectors.of(self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts)

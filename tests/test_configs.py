@@ -146,14 +146,15 @@ teacher/vit_b16.yaml teacher/cross_dataset.yaml:
 teacher/few_shot.yaml: {averaging: {mean: 30.0, std: 30.0}, max_epochs: 50}
 teacher/few_shot.yaml teacher/few_shot_late.yaml: {averaging: {mean: 45.0, std: 5.0}, max_epochs: 50}
 student/promptkd_vit_b16.yaml:
-  vision_prompts: {length: 4, depth: 9}
-  kd_weight: 1000.0
-  temperature: 1.0
-  prompt_init: normal
+  vision_prompts: {length: 4, depth: 9, init: normal}
+  loss: {kind: kl, weight: 1000.0, temperature: 1.0}
   max_epochs: 20
   batch_size: 8
-student/kd_weight_200.yaml: {kd_weight: 200.0}
-student/cross_dataset.yaml: {vision_prompts: {length: 4, depth: 3}, kd_weight: 1000.0, max_epochs: 20}
+student/kd_weight_200.yaml: {loss: {kind: kl, weight: 200.0, temperature: 1.0}}
+student/cross_dataset.yaml:
+  vision_prompts: {length: 4, depth: 3, init: normal}
+  loss: {kind: kl, weight: 1000.0, temperature: 1.0}
+  max_epochs: 20
 """)
 """Settings of the papers by the configs over the published one."""
 

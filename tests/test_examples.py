@@ -82,12 +82,12 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
             ["=my_targets.Smothed"],
             "there is no target 'my_targets.Smothed': use teacher, refined, or the dotted path of",
         ),
-        (["=my_targets.Smoothed", "l1"], "distill l1 compares features and ignores the target Smoothed: set distill"),
+        (["=my_targets.Smoothed", "l1"], "loss.kind l1 compares features and ignores the target Smoothed: set it"),
     ],
 )
 def test_a_target_that_is_not_there_or_ignored_is_refused(options, words, teacher_run, tmp_path, capsys):
     target, *distill = options
-    options = [f"--model.init_args.target{target}", *(f"--model.init_args.distill={each}" for each in distill)]
+    options = [f"--model.init_args.target{target}", *(f"--model.init_args.loss.kind={each}" for each in distill)]
     assert runs.fit_student(tmp_path / "out", teacher_run, *options) == 1
     assert words in capsys.readouterr().err
 

@@ -265,9 +265,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"kd_weight": 0.0}, "kd_weight is 0.0 .* both must be above 0"),
-            ({"temperature": -1.0}, "temperature -1.0: both must be above 0"),
-            ({"text_features": "student", "distill": "l1"}, "distill l1 compares features in the teacher's embedding"),
+            ({"kd_weight": 0.0}, "loss.weight is 0.0 .* both must be above 0"),
+            ({"temperature": -1.0}, "loss.temperature -1.0: both must be above 0"),
+            (
+                {"text_features": "student", "distill": "l1"},
+                "loss.kind l1 compares features in the teacher's embedding",
+            ),
             ({"text_features": "student", "vision_prompts": PromptConfig(depth=0)}, "no projector, and without visual"),
             (
                 {"target": "kdpl.losses.feature_l1"},

@@ -17,7 +17,8 @@ from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, col
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.decoding import Decoding
 from kdpl.data.needs import Needs
-from kdpl.prompts import PromptConfig
+from kdpl.losses import DistillationLoss
+from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -251,10 +252,24 @@ def digits(batch_size, **options):
     return DomainDataModule("digits", batch_size=batch_size, **settings)
 
 
-def make_student(folder, model="test-student", kind=StudentDistillation, **options):
+def make_student(
+    folder,
+    model="test-student",
+    kind=StudentDistillation,
+    more_teachers=(),
+    vision_prompts=PromptConfig(2, 3),
+    prompt_init="normal",
+    distill="kl",
+    kd_weight=1000.0,
+    temperature=1.0,
+    **options,
+):
     """A student of the teacher in a folder, the same each time."""
     torch.manual_seed(0)
-    return kind(ClipConfig(model, TAG), str(folder), **{"vision_prompts": PromptConfig(2, 3), **options})
+    teachers = [str(folder), *more_teachers]
+    prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
+    loss = DistillationLoss(distill, kd_weight, temperature)
+    return kind(ClipConfig(model, TAG), teachers, vision_prompts=prompts, loss=loss, **options)
 
 
 _RESIZING = Resizing(32)

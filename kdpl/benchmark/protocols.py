@@ -127,8 +127,7 @@ class _Planner:
         needs: list[str] = []
         if teachers:
             folders = [str(self._folder(teacher)) for teacher in teachers]
-            args.append(f"--model.init_args.teacher={folders[0]}")
-            args += [f"--model.init_args.more_teachers={json.dumps(folders[1:])}"] if folders[1:] else []
+            args.append(f"--model.init_args.teacher={json.dumps(folders) if folders[1:] else folders[0]}")
             needs += map(self._fit_name, teachers)
         if vectors is not None:
             args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")

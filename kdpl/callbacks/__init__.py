@@ -1,1 +1,20 @@
-"""Around training: averaging prompts, freezing class vectors, checkpoints, pictures, interruption, measurements."""
+"""Around training: averaging prompts, freezing class vectors, checkpoints, pictures, interruption, measurements.
+
+Of the stages' own callbacks the names are here; the commands add those of the other files.
+"""
+
+from kdpl.callbacks.averaging import GaussianPromptAveraging
+from kdpl.callbacks.choice import BestOnBaseTest
+from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
+from kdpl.callbacks.student_checks import EnoughImages, SameViews
+from kdpl.callbacks.target_preparation import PrepareTargets
+
+__all__ = [
+    "BestOnBaseTest",
+    "EnoughImages",
+    "FreezeClassVectors",
+    "GaussianPromptAveraging",
+    "PrepareTargets",
+    "SameViews",
+    "SaveClassifier",
+]

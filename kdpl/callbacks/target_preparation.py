@@ -1,4 +1,4 @@
-"""Preparation of what a student learns, before its first step: images are chosen, then the target is set up."""
+"""What a student learns is prepared before its first step: images, then the target."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,11 +28,12 @@ from kdpl.targets.pool_filter import filter_pool
 
 
 class PrepareTargets(Callback):
-    """Leaves out images of the pool if asked to, then prepares the target, on all processes together.
+    """Leaves out images of the pool if asked to, then prepares the target, on all processes.
 
     Args:
         target: The target that the student learns.
-        pool_filter: Share of the labelled images whose similarity to the classes is too low; None keeps all images.
+        pool_filter: Share of the labelled images whose similarity to the classes is too low; None
+            keeps all images.
     """
 
     def __init__(self, target: Target, pool_filter: float | None = None) -> None:
@@ -99,9 +100,10 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
 def _mean_features(
     trainer: Trainer, student: Distillation, images: Sequence[str] | None, views: int, number: int
 ) -> Tensor:
-    """See ``TeacherFeatures``; each process computes or reads its share, and has all of them in the end.
+    """See ``TeacherFeatures``; each process computes or reads its share, and then has all.
 
-    A cache that has enough views of the pool saves the work, and those of labelled images are kept beside it.
+    A cache that has enough views of the pool saves the work, and those of labelled images are kept
+    beside it.
     """
     data = domain_of(trainer)
     vectors = student.teachers.each[number].vectors

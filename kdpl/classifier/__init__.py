@@ -9,8 +9,9 @@ from kdpl.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from kdpl.classifier.model import Classifier, Precision
+    from kdpl.data.decoding import Decoding
 
 
-__all__ = ["Classifier", "Precision"]
+__all__ = ["Classifier", "Decoding", "Precision"]
 
-__getattr__ = lazily(__name__, {"Classifier": "model", "Precision": "model"})
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, "model"))

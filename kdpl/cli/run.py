@@ -42,8 +42,8 @@ _ZERO_SHOT = (
     "--trainer.max_epochs=0",
     "--trainer.limit_train_batches=0",
 )
-_SHOTS, _TARGET, _DISTILL = "data.init_args.shots", "model.init_args.target", "model.init_args.distill"
-_MORE_TEACHERS = "model.init_args.more_teachers"
+_SHOTS, _TARGET, _LOSS = "data.init_args.shots", "model.init_args.target", "model.init_args.loss.kind"
+_TEACHER = "model.init_args.teacher"
 _REFINED = "refined"  # a target that a room brings
 
 
@@ -173,11 +173,11 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
 
     own = [*shared, *student_configs]
     # a distance of features has no target
-    refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _DISTILL) in (None, "kl")
+    refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _LOSS) in (None, "kl")
     refined = refined and _REFINED in plugins.plugins("targets")
-    options = [f"--model.init_args.teacher={teacher}"]
+    both = json.dumps([str(teacher), str(teacher2)])
+    options = [f"--{_TEACHER}={both if teacher2_configs else teacher}"]
     options += [f"--{_TARGET}={_REFINED}"] if refined else []
-    options += [f"--{_MORE_TEACHERS}={json.dumps([str(teacher2)])}"] if teacher2_configs else []
     distil = "stage 2: distil the student, write the classifier"
     # all fits before the tests: without test images there is still a classifier
     return [

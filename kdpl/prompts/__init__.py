@@ -3,6 +3,7 @@
 from kdpl.prompts.coupled import CoupledPrompts
 from kdpl.prompts.independent import IndependentPrompts
 from kdpl.prompts.method import MethodFactory, PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts.student_encoder import StudentEncoder, StudentPrompts
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
 
@@ -12,6 +13,8 @@ __all__ = [
     "MethodFactory",
     "PromptConfig",
     "PromptMethod",
+    "StudentEncoder",
+    "StudentPrompts",
     "TextPrompts",
     "VisionPrompts",
     "prompt_method",

@@ -1,7 +1,8 @@
 """The student's encoder: a small CLIP image tower, with visual prompts and a projector into the teacher's embedding."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import torch
@@ -16,6 +17,7 @@ from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Float32Module, Frozen, Trained
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ArtifactError, reason
+from kdpl.prompts.method import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
 
@@ -76,6 +78,18 @@ class Projector(Float32Module):
         with torch.autocast(features.device.type, enabled=False):
             projected: Tensor = self.layers(features.float())
         return projected
+
+
+@dataclass(frozen=True)
+class StudentPrompts(PromptConfig):
+    """Size of a student's visual prompts, and how they start.
+
+    Attributes:
+        init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch token
+            that enters their layer, over unlabelled images, plus that noise.
+    """
+
+    init: Literal["normal", "mean_token"] = "normal"
 
 
 class StudentEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Refined targets: the teacher's predictions, corrected by the shape of the unlabelled images, as a ``Target``."""
+"""Refined targets: the teacher's predictions, corrected by the shape of the unlabelled images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,19 +22,20 @@ from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
 
 _FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
-_LEVEL = 0.05  # of the test on validation images: so often at most is it taken where it is no better
+_LEVEL = 0.05  # of the test: so often at most is it taken where it is no better
 _SHOWN = 60  # images that moved
-_FLOOR = 1e-3  # of probability that is spread over all classes, since assignments are nearly one-hot
+_FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly one-hot
 
 
 @dataclass(eq=False)
 class Refined(RefinementConfig, Target):
-    """Teacher's prediction of the view and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md).
+    """Teacher's prediction and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md).
 
-    The unlabelled images are assigned to classes before the first step. The teacher's features are normalised means
-    over some views. Labelled images take part with their labels; so do validation images without theirs, on which
-    McNemar's exact test decides if the result is better. Written to ``pool_targets.safetensors`` in the run's folder,
-    it is read from there when the run is resumed. Settings are those of ``RefinementConfig``.
+    The unlabelled images are assigned to classes before the first step. The teacher's features are
+    normalised means over some views. Labelled images take part with their labels; so do validation
+    images without theirs, on which McNemar's exact test decides if the result is better. Written to
+    ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
+    Settings are those of ``RefinementConfig``.
     """
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Refined(RefinementConfig, Target):
         return self._share_taken * assigned + (1 - self._share_taken) * predicted.log_softmax(dim=1)
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Refine, or read what was refined before; an ArtifactError if that is of other data or settings."""
+        """Refine, or read what was refined; an ArtifactError if that is of other data or settings."""
         file = inputs.folder / POOL_TARGETS_FILE
         known = (f"{record.label} {record.source}" for record in (*inputs.labeled, *inputs.val))
         needed = {
@@ -89,7 +90,7 @@ class Refined(RefinementConfig, Target):
             self._rows = rows.to(device)
 
     def _features(self, inputs: TargetInputs, further: Sequence[Record]) -> Tensor:
-        """The teachers' features side by side, of the pool and of further images, float32 [N, D_1 + … + D_M]."""
+        """The teachers' features side by side, of pool and further images, [N, D_1 + … + D_M]."""
         sources, each = [record.source for record in further], []
         for number in range(len(inputs.teachers)):
             parts = [inputs.features(None, self.views, number)]
@@ -98,7 +99,7 @@ class Refined(RefinementConfig, Target):
         return torch.cat(each, dim=1)
 
     def _assign(self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]) -> PoolTargets:
-        """Refine, and decide whether the student learns the result; ``known`` are labels, −1 where there is none."""
+        """Refine, and decide if the student learns the result; ``known`` are labels, −1 for none."""
         predicted = inputs.predict(features).softmax(dim=1)
         features /= len(inputs.teachers) ** 0.5
         n, first = len(inputs.indices), len(features) - len(inputs.val)
@@ -136,16 +137,17 @@ class Refined(RefinementConfig, Target):
         )
 
     def _decide(self, teacher: Tensor, refined: Tensor, counts: list[Tensor], shots: float) -> tuple[bool, str]:
-        """Whether to take the assignments: by both's correct ones among held-out images, and by counts of the classes.
+        """Whether to take the assignments: by both's correct ones among held-out images, and counts.
 
-        ``counts`` are those of the pool's images before and after, and ``shots`` the labelled images a class.
+        ``counts`` are those of the pool's images before and after, and ``shots`` the labelled
+        images a class.
         """
         n = len(teacher)
         measured, p_value = "there are no held-out labels to measure it on", 1.0
         if n:
             gained, lost = (int((a > b).sum()) for a, b in ((refined, teacher), (teacher, refined)))
             if gained:
-                # McNemar's exact test: were it no better, each of these images would be as probable on either side
+                # McNemar's exact test: were it no better, each image would be as probable on either side
                 p_value = binomtest(gained, gained + lost, alternative="greater").pvalue
             after, before = (100 * each.mean() for each in (refined, teacher))
             shares = f"{after:.1f} % of {n} validation images, the predictions before it on {before:.1f} %"
@@ -164,7 +166,7 @@ class Refined(RefinementConfig, Target):
 
 
 def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
-    """Images that are refined beside the pool, and a label for each image of both, −1 where it is not seen.
+    """Images that are refined beside the pool, and a label for each image of both, −1 for none.
 
     They are the labelled images that are not in the pool, and then the validation images.
     """

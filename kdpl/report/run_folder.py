@@ -135,8 +135,8 @@ class Run:
             settings = stage.settings("model")
             if settings.get("teacher") is None:
                 return cls(folder, stage, None)
-            named = [settings["teacher"], *(settings.get("more_teachers") or [])]
-            teachers = [Stage(Path(each), trusted) for each in named]
+            named = settings["teacher"]
+            teachers = [Stage(Path(each), trusted) for each in (named if isinstance(named, list) else [named])]
             return cls(folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None)
         stages = {name: Stage(folder / name, trusted) for name in STAGE_FOLDERS}
         finished = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}

@@ -1,14 +1,17 @@
-"""What the student learns from: one file for each kind of target, behind ``Target``; rooms and packages bring more."""
+"""What the student learns from, behind ``Target``; rooms and packages bring further kinds."""
 
 from torch import Tensor
 
 from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
 from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.teachers import Teachers
+
+__all__ = ["Target", "TargetInputs", "Teachers", "build_target"]
 
 
 class Target:
-    """The distribution that the student learns: this one is the published target, the teacher's prediction of the view.
+    """The distribution that the student learns: the published one, the teacher's prediction.
 
     A subclass is another target, and the arguments of its ``__init__`` are its settings.
     """
@@ -20,18 +23,21 @@ class Target:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            predicted: The teacher's logits of the views, float32 [B, C]; of several teachers those of their mean.
+            predicted: The teacher's logits of the views, float32 [B, C]; of several teachers those
+                of their mean.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted
 
 
 def build_target(target: Target | str) -> Target:
-    """Build a target by its name or dotted path, without settings, or return it as it is; ConfigError if there is none.
+    """Build a target by its name or dotted path, or return it as it is; ConfigError if unknown.
 
     The names are ``teacher``, the published target, and those of entry points ``kdpl.targets``.
     """
     if isinstance(target, Target):
         return target
-    named = {name: entry.value.replace(":", ".") for name, entry in plugins.plugins("targets").items()}
-    return find_class(target, {"teacher": "kdpl.targets.Target", **named}, Target, "target")()
+    named = {"teacher": "kdpl.targets.Target"}
+    for name, entry in plugins.plugins("targets").items():
+        named[name] = entry.value.replace(":", ".")
+    return find_class(target, named, Target, "target")()

@@ -17,7 +17,7 @@ class TeacherFeatures(Protocol):
     """A teacher's features of images, from its cache or from the teacher itself."""
 
     def __call__(self, images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
-        """Return normalised mean features over the first views of each image, float32 [N, D], on all processes.
+        """Return normalised mean features over the first views of each image, float32 [N, D].
 
         Args:
             images: Sources of labelled images; None: the unlabelled images that are distilled on.

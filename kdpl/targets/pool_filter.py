@@ -1,4 +1,4 @@
-"""Unlabelled images that the teacher finds unlike all classes, which a student does not learn from."""
+"""Unlabelled images unlike all classes, which a student does not learn from."""
 
 from collections.abc import Collection
 
@@ -15,14 +15,16 @@ _VIEWS = 4
 
 
 def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
-    """Return the unlabelled images that are less similar to the classes than nearly all labelled images are.
+    """Return the unlabelled images that are less like the classes than nearly all labelled ones.
 
-    An image's similarity is that of the first teacher's feature, the normalised mean over four views, to the nearest
-    class vector, a cosine. Images below the ``quantile`` of the labelled training images' similarities are left out;
-    which class those belong to plays no part. Under ``base_to_novel`` all are of base classes, so that more images of
-    novel classes are left out (measured in docs/own_data.md).
+    An image's similarity is that of the first teacher's feature, the normalised mean over four
+    views, to the nearest class vector, a cosine. Images below the ``quantile`` of the labelled
+    training images' similarities are left out; which class those belong to plays no part. Under
+    ``base_to_novel`` all are of base classes, so that more images of novel classes are left out
+    (measured in docs/own_data.md).
 
-    The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads them.
+    The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads
+    them.
     """
     file = inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():
@@ -30,7 +32,8 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         least = _similarities(inputs, inputs.features(labeled, _VIEWS)).quantile(quantile).item()
 
         similarities = _similarities(inputs, inputs.features(None, _VIEWS)).cpu().numpy()
-        unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in np.flatnonzero(similarities < least)]
+        below = np.flatnonzero(similarities < least)
+        unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
     return read_skip_list(file)
 

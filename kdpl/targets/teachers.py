@@ -1,4 +1,4 @@
-"""The teachers of a student, one or several, as a module carries them along and a checkpoint names them."""
+"""The teachers of a student, as a module carries them along and a checkpoint names them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.needs import TeacherDescription
-from kdpl.errors import ArtifactError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
 
 _KEY = "kdpl_teacher"
@@ -21,28 +23,35 @@ _MORE_KEY = "kdpl_more_teachers"
 class Teachers(Frozen[nn.ModuleList]):
     """One teacher, or several whose predictions are averaged.
 
-    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its own CLIP, image size, class vectors and
-    scale. The features of several are theirs side by side.
+    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its own CLIP, image size,
+    class vectors and scale. The features of several are theirs side by side.
 
     Args:
-        folder: Run folder of the first teacher, whose class vectors the student has.
-        vectors: Those class vectors.
-        more: Run folders of the others.
+        folders: Run folders of the teachers. The student has the class vectors of the first.
+        class_vectors: File of other class vectors of the first teacher; None: those in its folder.
     """
 
     task: Task = MULTI_CLASS
 
-    def __init__(self, folder: Path, vectors: ClassVectors, more: Sequence[str] = ()) -> None:
-        super().__init__(nn.ModuleList([FrozenTeacher(folder, vectors)]))
+    def __init__(self, folders: Sequence[str], class_vectors: str | None = None) -> None:
+        folder, *more = folders
+        vectors = ClassVectors.of_teacher(folder, class_vectors)
+        super().__init__(nn.ModuleList([FrozenTeacher(Path(folder), vectors)]))
         self._unread = [Path(each) for each in more]
 
     @property
-    def each(self) -> list[FrozenTeacher]:
-        """The teachers, of which all but the first are read when they are first asked for: a test needs none of them.
+    def first(self) -> FrozenTeacher:
+        """The teacher whose class vectors the student has."""
+        return cast(FrozenTeacher, self.module[0])
 
-        An ArtifactError if their class vectors are missing, damaged, or for other class names than the first one's.
+    @property
+    def each(self) -> list[FrozenTeacher]:
+        """The teachers, of which all but the first are read when they are first asked for.
+
+        A test needs none of them. An ArtifactError if their class vectors are missing, damaged, or
+        for other class names than the first one's.
         """
-        first = self._first
+        first = self.first
         while self._unread:
             folder = self._unread[0]
             vectors = ClassVectors.of_teacher(str(folder))
@@ -57,13 +66,31 @@ class Teachers(Frozen[nn.ModuleList]):
         return [TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
 
     def load(self, compiled: bool = False) -> None:
-        """Load image tower and prompts of each, unless that was done; errors are those of ``FrozenTeacher.load``."""
+        """Load image tower and prompts of each, unless that was done; errors as ``FrozenTeacher``."""
         for teacher in self.each:
             if teacher.tower is None:
                 inform(f"loading the teacher of {teacher.folder}")
                 teacher.load()
                 if compiled and teacher.tower is not None:
                     teacher.tower.compile_parts()
+
+    def features_of(self, batch: UnlabeledBatch, student: Resizing) -> Tensor:
+        """Return the features of a batch's views, float32 [B, D_1 + … + D_M], cached or new.
+
+        ``student`` is the way in which the batch's own images were resized. A ConfigError if the
+        batch lacks the view for a teacher.
+        """
+        if batch.teacher_features is not None:
+            return batch.teacher_features.float()
+        views = {student: batch.images, **batch.teacher_views}
+        needed = [teacher.resizing for teacher in self.describe()]
+        if not views.keys() >= {*needed}:
+            ways = len({student, *needed})
+            raise ConfigError(
+                f"a batch has {len(views)} views of each image, but student and teachers resize images in {ways} ways: "
+                "let the datamodule make a view for each, as DomainDataModule does"
+            )
+        return self.features(*(views[resizing] for resizing in needed))
 
     def features(self, *views: Tensor) -> Tensor:
         """Encode views into normalised features, float32 [B, D_1 + … + D_M].
@@ -73,7 +100,7 @@ class Teachers(Frozen[nn.ModuleList]):
         return torch.cat([teacher.features(own) for teacher, own in zip(self.each, views, strict=True)], dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return logits [B, C] of features [B, D_1 + … + D_M]: those of one teacher, or of the mean of several."""
+        """Return logits [B, C] of features [B, D_1 + … + D_M], of several those of their mean."""
         teachers = self.each
         if len(teachers) == 1:
             return teachers[0].logits(features)
@@ -100,7 +127,3 @@ class Teachers(Frozen[nn.ModuleList]):
                 "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
                 "run, or start in a new folder"
             )
-
-    @property
-    def _first(self) -> FrozenTeacher:
-        return cast(FrozenTeacher, self.module[0])

@@ -18,7 +18,7 @@ rows:
     title: "**the student**"
     student: configs/student/quickstart.yaml
     of: teacher
-    options: [--model.init_args.temperature=2]
+    options: [--model.init_args.loss.temperature=2]
     published: promptkd
 per_dataset:
   - {datasets: [dtd], student: configs/student/kd_weight_200.yaml}

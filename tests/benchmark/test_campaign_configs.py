@@ -70,7 +70,7 @@ def settings_by_dataset(name, row, datasets=None):
 def test_settings_that_differ_by_dataset_are_the_published_ones():
     some = ["dtd", "fgvc_aircraft", "oxford_flowers", "eurosat", "imagenet"]
     students = settings_by_dataset("base_to_novel", "student", some)
-    weights = {dataset: settings.model.init_args.kd_weight for dataset, settings in students.items()}
+    weights = {dataset: settings.model.init_args.loss.weight for dataset, settings in students.items()}
     assert weights == {"dtd": 200, "fgvc_aircraft": 200, "oxford_flowers": 200, "eurosat": 1000, "imagenet": 1000}
     assert {settings.trainer.max_epochs for settings in students.values()} == {20}
     teachers = settings_by_dataset("few_shot", "teacher")
@@ -90,7 +90,7 @@ def test_a_teacher_of_imagenet_has_prompts_in_nine_layers_and_its_students_in_th
     assert tuned.vision_prompts.depth == tuned.text_prompts.depth == 9
     assert (tuned.averaging.mean, tuned.averaging.std) == (15, 1)
     students = [settings.model.init_args for settings in settings_by_dataset(name, "student").values()]
-    assert {(student.vision_prompts.depth, student.kd_weight) for student in students} == {(3, 1000)}
+    assert {(student.vision_prompts.depth, student.loss.weight) for student in students} == {(3, 1000)}
 
 
 def test_the_readmes_table_has_the_rows_of_its_campaign():
@@ -119,10 +119,10 @@ def test_the_page_of_measured_targets_has_the_notes_of_its_campaign_below_each_t
 
 def test_each_run_has_a_folder_of_its_own(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    command = command_of({"model.init_args.kd_weight": 200}, "echo")
+    command = command_of({"model.init_args.loss.weight": 200}, "echo")
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith("-m kdpl fit ")
-    assert said.endswith(" --model.init_args.kd_weight=200 --out=runs/sweep/abc\n")
+    assert said.endswith(" --model.init_args.loss.weight=200 --out=runs/sweep/abc\n")
 
 
 @pytest.mark.parametrize("end", [0, -1], ids=["first values", "last values"])
@@ -134,7 +134,7 @@ def test_the_parameters_are_settings_of_fit(end, tmp_path, teacher_run, monkeypa
     own = [f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path / 'run'}"]
     assert main([*fit, *SHORT, "--trainer.max_epochs=1", *own]) == 0
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]
-    assert settings["kd_weight"] == ends["model.init_args.kd_weight"][end]
+    assert settings["loss"]["weight"] == ends["model.init_args.loss.weight"][end]
     assert settings["optim"]["lr"] == ends["model.init_args.optim.lr"][end]
     header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0]
     assert SWEEP["metric"] == {"name": "val/acc", "goal": "maximize"}

@@ -137,7 +137,7 @@ TEXT = f"text_prompts={{length: {files.LENGTH}, depth: {files.TEXT_DEPTH}}}"
 SETTINGS = {
     # averaging as configs in configs/teacher have it; importing leaves it aside
     "teacher": settings("TeacherPromptTuning", files.TEACHER, files.VISION_DEPTH, TEXT, "averaging={mean: 15, std: 1}"),
-    "student": settings("StudentDistillation", files.STUDENT, files.STUDENT_DEPTH, "prompt_init=mean_token"),
+    "student": settings("StudentDistillation", files.STUDENT, files.STUDENT_DEPTH, "vision_prompts.init=mean_token"),
 }
 
 

@@ -82,8 +82,7 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
     ]
     both = tasks[f"{sixteen}/both/fit"]
     assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
-    assert f"--model.init_args.teacher=out/{sixteen}/teacher" in both.args
-    assert f'--model.init_args.more_teachers=["out/{sixteen}/second"]' in both.args
+    assert f'--model.init_args.teacher=["out/{sixteen}/teacher", "out/{sixteen}/second"]' in both.args
 
 
 @pytest.mark.parametrize(("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")])

@@ -117,6 +117,6 @@ def test_one_cache_serves_other_students_and_none_loads_the_teacher(
     losses, expected = ([v for _, v in curves_of(run)["train/loss"]] for run in (tmp_path / "same", student_run))
     assert losses == pytest.approx(expected, rel=5e-3)
     assert torch.load(tmp_path / "same" / LAST, weights_only=True)["kdpl_views"] == (1, None)
-    change = ["--seed_everything=3", "--model.init_args.distill=l1", "--model.init_args.clip.model=tiny-resnet"]
-    change += ["--model.init_args.vision_prompts.depth=0", "--model.init_args.prompt_init=normal"]
+    change = ["--seed_everything=3", "--model.init_args.loss.kind=l1", "--model.init_args.clip.model=tiny-resnet"]
+    change += ["--model.init_args.vision_prompts.depth=0", "--model.init_args.vision_prompts.init=normal"]
     assert fit_student(tmp_path / "other", teacher_run, cache, "--trainer.max_epochs=1", *change) == 0

@@ -156,7 +156,7 @@ def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_p
     changes = [f"--{stage}={tmp_path / stage}.yaml" for stage in clips]
     out = tmp_path / "out"
     normal = ["--student", str(tmp_path / "normal.yaml")]
-    (tmp_path / "normal.yaml").write_text("model: {init_args: {prompt_init: normal}}")
+    (tmp_path / "normal.yaml").write_text("model: {init_args: {vision_prompts: {init: normal}}}")
     assert main(["run", *DATA, *STAGES, *changes, *normal, *SHORT, f"--out={out}"]) == 0
     classifier = Classifier.load(out / "student" / "classifier")
     prompts = TunedPrompts.load(out / "teacher" / "prompts.safetensors")

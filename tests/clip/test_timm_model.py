@@ -17,7 +17,7 @@ from kdpl import Classifier, StudentDistillation
 from kdpl.clip import ClipConfig, TimmTower, load_image_clip
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig, step_factor
-from kdpl.prompts import PromptConfig
+from kdpl.prompts import StudentPrompts
 
 RESNET = ClipConfig("timm:test_resnet", "random", image_size=32)
 
@@ -80,7 +80,11 @@ def make(folder, **options):
     """A student on a network of timm, the same each time."""
     world.write_teacher(folder)
     torch.manual_seed(0)
-    settings = {"vision_prompts": PromptConfig(depth=0), "optim": OptimConfig("adamw", 0.01, warmup_steps=2), **options}
+    settings = {
+        "vision_prompts": StudentPrompts(depth=0),
+        "optim": OptimConfig("adamw", 0.01, warmup_steps=2),
+        **options,
+    }
     return StudentDistillation(RESNET, str(folder), **settings)
 
 
@@ -134,7 +138,7 @@ def test_images_without_pixels_are_refused():
 
 def test_it_takes_no_prompts(tmp_path):
     with world.refused(ConfigError, r"of kind ResNet has no tokens .*: set vision_prompts\.depth to 0"):
-        make(tmp_path, vision_prompts=PromptConfig(2, 2))
+        make(tmp_path, vision_prompts=StudentPrompts(2, 2))
 
 
 class Averages(EMAWeightAveraging):

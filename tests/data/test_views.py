@@ -20,7 +20,8 @@ from kdpl.clip.timm_model import preprocessing_of
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.needs import TeacherDescription
-from kdpl.prompts import PromptConfig
+from kdpl.losses import DistillationLoss
+from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
@@ -186,8 +187,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pic
         (tmp_path / folder).mkdir()
         changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": images}
         world.write_teacher(tmp_path / folder, seed=number, **changes)
-    if options.pop("more_teachers", False):
-        options["more_teachers"] = [str(tmp_path / "second")]
+    folders = [str(tmp_path / name) for name in (teachers if "more_teachers" in options else ["first"])]
     cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True} if options.pop("cache", 0) else {}
     prompts = PromptConfig(2, 3)
     if ways is None:
@@ -197,8 +197,9 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pic
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
     settings = {"target": Refined(mode="always", neighbors=2), "pool_filter": 0.05}
+    prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(
-        config, str(tmp_path / "first"), vision_prompts=prompts, **{**settings, "kd_weight": 20, **options}
+        config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings
     )
     filling = [FillTeacherCache()] if cache else []
     domain = images_in(pictures, **cache)

@@ -60,7 +60,7 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
         "header": ("my run", "the teacher's speed"),
         "training": (
             *("digits", "899 test, 198 validation, 700 unlabelled", "10 classes", "16 images per class"),
-            *("tiny-teacher, weights glyphs; 2 epochs, seed 1", "tiny-student", "prompt_init", "mean_token"),
+            *("tiny-teacher, weights glyphs; 2 epochs, seed 1", "tiny-student", "vision_prompts.init", "mean_token"),
         ),
         "curves": ("training loss", "Teacher", "Student"),
         "classes": ("seven",),

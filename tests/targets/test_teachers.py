@@ -49,7 +49,7 @@ def plain_mean(rows, vectors):
 def test_the_target_of_several_teachers_is_the_mean_of_their_predictions(written):
     root, teachers = written
     vectors = {name: made[0].vectors.double().numpy() for name, made in teachers.items()}
-    mixed = Teachers(root / "first", teachers["first"][0], [str(root / "second")])
+    mixed = Teachers([str(root / name) for name in MODELS])
     rows = {name: torch.randn(7, width, generator=torch.Generator().manual_seed(3)) for name, width in WIDTHS.items()}
     # so that some predictions are sharp and others are not
     rows = {name: normalized(each.double()) * torch.linspace(0.1, 1, 7)[:, None] for name, each in rows.items()}
@@ -86,8 +86,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"temperature": 2.0}, "their mean is defined at temperature 1, not 2.0: set distill: kl and"),
-            ({"distill": "mse"}, "several teachers have no features in common for distill mse"),
+            ({"temperature": 2.0}, "their mean is defined at temperature 1, not 2.0: set loss.kind: kl and"),
+            ({"distill": "mse"}, "several teachers have no features in common for loss.kind mse"),
         ],
     )
     def test_settings_that_do_not_fit_each_other(self, options, match, written):
