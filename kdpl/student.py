@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kdpl.callbacks import BestOnBaseTest, EnoughImages, PrepareTargets, SameViews, SaveClassifier
+from kdpl.callbacks import EnoughImages, PrepareTargets, SameViews, SaveClassifier
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, TimmTower, load_clip, load_image_clip, store_frozen
@@ -56,8 +56,6 @@ class StudentDistillation(ClassifyingModule):
         loss: How far the student is from its target.
         pool_filter: Leave out unlabelled images that the teacher finds less similar to all classes
             than all but this share of the labelled images, such as 0.05; None keeps all.
-        choice: ``last`` takes the last epoch; ``best_on_base_test``, the published choice, takes
-            the epoch that is best on the base classes' TEST images, and so looks at the test set.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -78,7 +76,6 @@ class StudentDistillation(ClassifyingModule):
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: float | None = None,
-        choice: Literal["last", "best_on_base_test"] = "last",
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
@@ -94,7 +91,6 @@ class StudentDistillation(ClassifyingModule):
         self.target = build_target(target)
         self.loss = loss
         self.pool_filter = pool_filter
-        self.choice = choice
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
         trains_tower = vision_prompts.depth > 0 or fine_tune
@@ -136,11 +132,10 @@ class StudentDistillation(ClassifyingModule):
         return [PrepareTargets(self.target, self.pool_filter)] if prepares else []
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Check and prepare, choose the epoch if asked to, then write the classifier."""
+        """Check and prepare, then write the classifier."""
         checks: list[Callback] = [SameViews()]
         checks += [] if self.encoder.projector is None else [EnoughImages()]
-        choice = [BestOnBaseTest()] if self.choice == "best_on_base_test" else []
-        return [*checks, *self.preparations(), *choice, *room_callbacks(self), SaveClassifier()]
+        return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW over all that is trained, with the schedule of the settings."""

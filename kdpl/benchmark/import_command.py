@@ -45,7 +45,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             if kind == "teacher":
                 model.averaging = None
             else:
-                model.vision_prompts.init, model.choice = "normal", "last"
+                model.vision_prompts.init = "normal"
             super().before_instantiate_classes()
             self.record = record_of(path)
             require_own_folder(Path(self.config.out), path, self.record)

@@ -13,6 +13,7 @@ from kdpl.errors import KdplError
 from kdpl.report.charts import line_chart
 from kdpl.report.pictures import panels
 from kdpl.report.run_folder import Run, Stage
+from kdpl.runtime.configs import callbacks_of
 
 # kdpl's command line has defaults of its own for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
@@ -27,6 +28,7 @@ def training(run: Run) -> dict[str, Any]:
     except (KdplError, OSError) as error:
         sizes, gap = None, str(error)
     student = stages["student"].settings("model") if "student" in stages else None
+    callbacks = callbacks_of(stages["student"].config) if "student" in stages else []
     return {
         "data": data,
         "protocol": data.get("protocol", "all"),
@@ -36,7 +38,7 @@ def training(run: Run) -> dict[str, Any]:
         "settings": {name: differing_settings(stage.config) for name, stage in stages.items()},
         "sizes": sizes,
         "sizes_gap": gap,
-        "chosen_on_test": student is not None and student.get("choice") == "best_on_base_test",
+        "chosen_on_test": any(name.endswith(".BestOnBaseTest") for name in callbacks),
         "labels_for": _labels_for(student or {}),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
     }

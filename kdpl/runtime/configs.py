@@ -94,6 +94,13 @@ def read_config(name: str) -> dict[str, Any]:
     return settings
 
 
+def callbacks_of(config: Mapping[str, Any]) -> list[str]:
+    """Class paths of the trainer's callbacks that the config of a run names."""
+    given = (config.get("trainer") or {}).get("callbacks") or []
+    named = given if isinstance(given, list) else [given]
+    return [str(each.get("class_path")) for each in named if isinstance(each, dict)]
+
+
 def _size(tree: object, known: dict[int, float]) -> float:
     """Count the values with all aliases written out; infinite for a section that holds itself."""
     if not isinstance(tree, dict | list):

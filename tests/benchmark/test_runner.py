@@ -37,7 +37,8 @@ class Commands:
         if args[0] == "test":
             (folder / "test.json").write_text(json.dumps({"images": 7, **METRICS}))
         else:
-            settings = {"model": {"init_args": {"choice": "best_on_base_test" if "student" in name else "last"}}}
+            chosen = [{"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}]
+            settings = {"trainer": {"callbacks": chosen if "student" in name else None}}
             (folder / "config.yaml").write_text(yaml.safe_dump(settings))
             (folder / ("classifier" if folder.name == "student" else "class_vectors.safetensors")).touch()
         return 0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdpl.callbacks.choice import BestOnBaseTest
+from kdpl.benchmark.choice import BestOnBaseTest
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
@@ -79,14 +79,14 @@ class Notes(Callback):
         return {}
 
 
-def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, **options):
+def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, callbacks=(), **options):
     """Fit with notes in a new folder; returns those of each process."""
     folder.mkdir()
     # commands leave it behind, and with it Lightning seeds several processes again, but not one alone
     os.environ.pop("PL_GLOBAL_SEED", None)
     several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
     settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
-    trainer = world.quiet_trainer(folder, epochs, callbacks=[notes(folder)], **several, **settings)
+    trainer = world.quiet_trainer(folder, epochs, callbacks=[*callbacks, notes(folder)], **several, **settings)
     trainer.fit(module, datamodule=data)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -186,8 +186,8 @@ class Chosen(Notes):
 def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
     chosen = []
     for processes in (1, 2):
-        module = student(teacher_folder, choice="best_on_base_test")
-        data, options = world.digits(24 // processes), {"notes": Chosen, "steps": 5}
+        module = student(teacher_folder)
+        data, options = world.digits(24 // processes), {"notes": Chosen, "steps": 5, "callbacks": [BestOnBaseTest()]}
         seen = fit(module, data, tmp_path / str(processes), processes, **options)
         chosen += [(process["accuracy"], process["epoch"]) for process in seen]
     assert chosen[0][0] > 0
@@ -281,10 +281,14 @@ def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_pat
 
 
 def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(teacher_folder, tmp_path):
-    module, data = student(teacher_folder, choice="best_on_base_test"), world.digits(12)
+    module, data = student(teacher_folder), world.digits(12)
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
-    bar = {"callbacks": [ProgressBar()], "enable_progress_bar": True, "use_distributed_sampler": False}
+    bar = {
+        "callbacks": [ProgressBar(), BestOnBaseTest()],
+        "enable_progress_bar": True,
+        "use_distributed_sampler": False,
+    }
     trainer = world.quiet_trainer(tmp_path, 1, devices=2, strategy=strategy, limit_train_batches=2, **bar)
     trainer.fit(module, datamodule=data)
     assert trainer.state.finished

@@ -237,7 +237,8 @@ def test_base_and_novel_classes_have_intervals_and_remarks(run):
         file = run / stage / "config.yaml"
         config = yaml.safe_load(file.read_text())
         config["data"]["init_args"]["protocol"] = "base_to_novel"
-        file.write_text(yaml.safe_dump(config).replace("choice: last", "choice: best_on_base_test"))
+        config["trainer"]["callbacks"] = [{"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}]
+        file.write_text(yaml.safe_dump(config))
         for folder in (run / stage, run / "zero_shot" / stage):
             results = {**read_results(folder), "test/base_acc": 0.8, "test/novel_acc": 0.6, "test/hm": 0.96 / 1.4}
             (folder / "test.json").write_text(json.dumps(results))

@@ -36,17 +36,16 @@ class BestOnBaseTest(Callback):
         self.weights: dict[str, Tensor] = {}
         self._test_images: Iterable[EvaluationBatch] = ()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a domain without test images, and warn that the test set is used."""
-        if stage != "fit":
-            return
-        if not domain_of(trainer).test_records:
-            raise DataError("choice: best_on_base_test needs test images, and the dataset has none: set choice to last")
-        warn("choice: best_on_base_test looks at the TEST set: each epoch is tested, and the best one is the result")
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the loader once, so that its worker processes persist over epochs."""
-        self._test_images = domain_of(trainer).test_dataloader()
+        """Refuse a domain without test images, and warn that the test set is used."""
+        data = domain_of(trainer)
+        if not data.test_records:
+            raise DataError(
+                "BestOnBaseTest needs test images, and the dataset has none: leave it out of trainer.callbacks"
+            )
+        warn("BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the result")
+        # once, so that its worker processes persist over epochs
+        self._test_images = data.test_dataloader()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch restore the best ones."""
