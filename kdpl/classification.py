@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.data.batches import EvaluationBatch
-from kdpl.data.datamodule import DomainDataModule, domain_of
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, train_key, val_key

@@ -128,7 +128,7 @@ class TinyDomain(DomainDataModule):
 
     # what is read from files otherwise
     class_names = class_texts = num_base = tuning_class_names = None
-    splits, decoding, test_records, held_out = SimpleNamespace(open_image=None), Decoding(), ("one",), False
+    splits, decoding = SimpleNamespace(train=(), unlabeled=(), test=("one",)), Decoding()
 
     def __init__(self, num_base=None, batch_size=4, names=NAMES, image_size=32):
         super().__init__("digits", batch_size=batch_size)
@@ -148,9 +148,6 @@ class TinyDomain(DomainDataModule):
 
     def setup(self, stage):
         """Nothing is read."""
-
-    def pool_sample(self, n):
-        return []
 
     def preview(self, n, resizing):
         assert resizing == self.resizing

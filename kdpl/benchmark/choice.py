@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdpl.classification import ClassifyingModule
 from kdpl.data.batches import EvaluationBatch
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform, warn
@@ -39,7 +39,7 @@ class BestOnBaseTest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a domain without test images, and warn that the test set is used."""
         data = domain_of(trainer)
-        if not data.test_records:
+        if not data.splits.test:
             raise DataError(
                 "BestOnBaseTest needs test images, and the dataset has none: leave it out of trainer.callbacks"
             )

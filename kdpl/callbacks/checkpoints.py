@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import warn

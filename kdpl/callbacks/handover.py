@@ -14,8 +14,9 @@ from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
-from kdpl.data.datamodule import DomainDataModule, domain_of
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.decoding import Decoding
+from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
@@ -115,7 +116,7 @@ class SaveClassifier(Handover):
         if not trainer.is_global_zero:
             return
         pool = _pool(classifier, data)
-        kept = [each for source, each in pool if source not in data.left_out]
+        kept = [each for source, each in pool if source not in data.pool.left_out]
         evidence = Evidence(
             folder,
             classifier.vectors,
@@ -153,6 +154,8 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
 
 def _pool(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:
     """A sample of the unlabelled images, those left out included, and their predictions; none where there are none."""
+    if not (data.splits.train or data.splits.unlabeled):
+        return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
-    found = classifier.predictions(data.pool_sample(count), data.splits.open_image)
+    found = classifier.predictions(data.pool.sample(count), data.splits.open_image)
     return [(source, each) for source, each in found if not isinstance(each, DataError)]

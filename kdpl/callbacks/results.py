@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kdpl.classification import ClassifyingModule, EvalOutput
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
 
 RowT = TypeVar("RowT")
@@ -49,12 +49,12 @@ class SaveTestResults(Callback):
         if trainer.is_global_zero:
             data = domain_of(trainer)
             folder = Path(trainer.default_root_dir)
-            names, records = data.class_names, data.test_records
+            names, records = data.class_names, data.splits.test
             predictions = [
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half) for i, y, p, q, half in rows
             ]
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-            if data.held_out:
+            if data.splits.held_out:
                 metrics["held_out"] = True
             write_predictions(folder, predictions)
             self._rows, self._metrics = rows, metrics

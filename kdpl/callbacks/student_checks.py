@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kdpl.data.batches import Batch
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.errors import ConfigError
 from kdpl.runtime.messages import warn
 
@@ -21,7 +21,7 @@ class SameViews(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the views."""
-        checkpoint[_VIEWS_KEY] = domain_of(trainer).view_source
+        checkpoint[_VIEWS_KEY] = views_of(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the views for the comparison, since callbacks may fill a cache until the fit starts."""
@@ -30,7 +30,7 @@ class SameViews(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with the views of the checkpoint; a ConfigError if they differ."""
-        before, now = self._before, domain_of(trainer).view_source
+        before, now = self._before, views_of(trainer)
         if before is not None and before != now:
             raise ConfigError(
                 f"the run started with different views of its images ({_words(*before)}) from those the settings now "
@@ -40,6 +40,16 @@ class SameViews(Callback):
 
 def _words(seed: int, views: int | None) -> str:
     return f"{f'{views} of each' if views else 'one in each epoch'}, seed {seed}"
+
+
+def views_of(trainer: Trainer) -> tuple[int, int | None]:
+    """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
+    data, epochs = domain_of(trainer), trainer.max_epochs
+    if not data.teacher_caches:
+        return data.seed, None
+    manifest = data.teacher_caches[0].manifest
+    in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
+    return manifest.view_seed, None if in_one_pass else manifest.views
 
 
 class EnoughImages(Callback):

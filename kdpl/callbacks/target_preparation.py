@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from kdpl.callbacks.teacher_cache import Distillation, cache_beside, teacher_encoder
 from kdpl.data.batches import collate
-from kdpl.data.datamodule import domain_of
 from kdpl.data.datasets import AllViews
+from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
@@ -45,12 +45,12 @@ class PrepareTargets(Callback):
         """Prepare, before the training loader is made; a DataError if no image would be left."""
         data = domain_of(trainer)
         if self.pool_filter is not None:
-            _ = data.training_records()  # a DataError if no label may be seen
+            _ = data.labels.training()  # a DataError if no label may be seen
         inputs = _inputs(trainer, cast(Distillation, pl_module))
         if self.pool_filter is not None:
-            data.leave_out(filter_pool(inputs, self.pool_filter))
-            self._report_kept(inputs, len(data.unlabeled_indices))
-            inputs = replace(inputs, indices=data.unlabeled_indices)
+            data.pool.leave_out(filter_pool(inputs, self.pool_filter))
+            self._report_kept(inputs, len(data.pool.indices))
+            inputs = replace(inputs, indices=data.pool.indices)
         self.target.prepare(inputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,10 +86,10 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
         teachers=[teacher.vectors for teacher in student.teachers.each],
         class_names=data.class_names,
         num_base=data.num_base,
-        pool=data.pool,
-        indices=data.unlabeled_indices,
-        labeled=data.tuning_records("labeled"),
-        val=data.tuning_records("val"),
+        pool=data.pool.images,
+        indices=data.pool.indices,
+        labeled=data.labels.tuning("labeled"),
+        val=data.labels.tuning("val"),
         features=features,
         predict=student.teachers.logits,
         device=student.device,
@@ -109,7 +109,7 @@ def _mean_features(
     vectors = student.teachers.each[number].vectors
     resizing = vectors.preprocessing.resizing
     if images is None:
-        dataset, indices = data.unlabeled_images(resizing), data.unlabeled_indices
+        dataset, indices = data.unlabeled_images(resizing), data.pool.indices
     else:
         dataset, indices = data.images_of(images, resizing), np.arange(len(images))
 

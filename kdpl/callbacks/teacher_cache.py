@@ -12,12 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kdpl.class_vectors import FrozenTeacher
-from kdpl.data.datamodule import domain_of
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.domain import domain_of
 from kdpl.data.feature_cache import FeatureCache, Manifest, require_same_views
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.names import Names
 from kdpl.data.parallel import progress_bar
+from kdpl.data.teacher_caches import cache_folders
 from kdpl.runtime.messages import inform
 from kdpl.targets.teachers import Teachers
 
@@ -55,10 +56,12 @@ class FillTeacherCache(Callback):
         """Fill the cache of each teacher, and check that it is intact."""
         data, student = domain_of(trainer), cast(Distillation, pl_module)
         caches: list[FeatureCache] = []
-        for number, (folder, teacher) in enumerate(data.cache_folders()):
+        folders = cache_folders(str(data.teacher_cache), student.teachers.describe())
+        for number, (folder, teacher) in enumerate(folders):
             # further teachers see the views of the first
             views, seed = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
-            needed = data.cache_manifest(teacher, views or max(trainer.max_epochs or 0, 0), seed)
+            wanted = views or max(trainer.max_epochs or 0, 0)
+            needed = data.cache_settings.manifest(teacher, data.pool.images, wanted, seed)
             images = data.unlabeled_images(needed.resizing)
             caches.append(_fill_and_open(trainer, student, number, folder, needed, images, views))
             require_same_views(caches)
@@ -73,7 +76,7 @@ def cache_beside(
     """
     data = domain_of(trainer)
     seed = pool.manifest.view_seed
-    needed = data.cache_manifest(student.teachers.describe()[number], views, seed, Names.of(images))
+    needed = data.cache_settings.manifest(student.teachers.describe()[number], Names.of(images), views, seed)
     # another few-shot sample has a cache of its own
     digest = hashlib.sha256(f"{needed.sources} {views} {seed}".encode()).hexdigest()[:16]
     folder = pool.folder / f"labelled-{digest}"

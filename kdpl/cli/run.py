@@ -220,9 +220,9 @@ def _has_test_images(out: Path) -> bool:
 
     try:
         config = read_config(str(out / "student" / CONFIG_FILE))
-        data: Any = build_data([config["data"]], [f"--data.init_args.seed={config['seed_everything']}"])
-        data.of_run(out / "student")
-        return bool(data.test_records)
+        data = build_data([config["data"]], [f"--data.init_args.seed={config['seed_everything']}"])
+        data.reading.of_run(out / "student")
+        return bool(data.splits.test)
     except KdplError:
         # the test says what is wrong
         return True

@@ -1,26 +1,34 @@
 """The one datamodule that both stages share."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from kdpl.data.archives import pool_of
-from kdpl.data.augmentation import Augmentation, build_augmentation
+from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
-from kdpl.data.datasets import EvaluationImages, LabeledImages, UnlabeledImages
-from kdpl.data.domain import DomainImages, EvaluationSplit
-from kdpl.data.feature_cache import CachedImages, FeatureCache, require_same_views
+from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.decoding import Decoding
+from kdpl.data.feature_cache import CachedImages, FeatureCache
+from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
+from kdpl.data.names import Names
+from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.parallel import cores
+from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.splits import Reader
-from kdpl.errors import ConfigError
+from kdpl.data.splits import Reader, Splits
+from kdpl.data.teacher_caches import CacheSettings, cache_folders
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -28,7 +36,7 @@ from kdpl.runtime.run_folder import DECODED_FILE
 _WORKERS = 4
 
 
-class DomainDataModule(DomainImages, LightningDataModule):
+class DomainDataModule(LightningDataModule):
     """A domain's images, for both stages and the test.
 
     Images are un-normalised: every CLIP tower normalises with its own mean and standard deviation. Batches are
@@ -39,8 +47,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
     - validation and test: ``EvaluationBatch``, each image exactly once over all processes.
 
     Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs says in its property ``needs`` (``kdpl.data.needs``) which images it is trained on, and how its
-    tower and its teachers take them.
+    that a trainer runs says in its property ``needs`` (``kdpl.data.needs``) which images are made, and for what.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
@@ -91,7 +98,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         bad_images: BadImages = "error",
         scan: bool | None = None,
         skip_list: str | None = None,
-        protocol: Literal["all", "base_to_novel"] = "all",
+        protocol: ClassProtocol = "all",
         shots: int | None = 16,
         val_shots: int | None = 4,
         unlabeled_share: float = 1.0,
@@ -131,6 +138,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
+        self.cache_settings = CacheSettings(self.dataset, reader.decoding, self.augmentation, seed)
         self._caches: list[FeatureCache] = []
         least = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
         for name, minimum in least.items():
@@ -157,13 +165,13 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
-                inform(self.labels_seen(1, self.training_records()))
+                inform(self.labels.seen(1, self.labels.training()))
             else:
-                inform(self.labels_seen(2, []))
+                inform(self.labels.seen(2, []))
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
         if stage in ("test", "validate"):
-            self.evaluation_records("test" if stage == "test" else "val")
+            self.labels.evaluation("test" if stage == "test" else "val")
 
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
@@ -173,11 +181,13 @@ class DomainDataModule(DomainImages, LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
-        return self._evaluation_dataloader("val") if self.splits.val else []
+        if not self.splits.val:
+            return []
+        return self.evaluation_dataloader_for("val", self._needs.resizing, *self._processes())
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Test batches."""
-        return self._evaluation_dataloader("test")
+        return self.evaluation_dataloader_for("test", self._needs.resizing, *self._processes())
 
     def train_dataloader_for(
         self,
@@ -198,7 +208,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         return self._unlabeled_dataloader(resizing, rank, world_size, teacher_resizings)
 
     def _labeled_dataloader(self, resizing: Resizing, rank: int, world_size: int) -> DataLoader[LabeledBatch]:
-        records = self.training_records()
+        records = self.labels.training()
         labels = np.array([record.label for record in records]) if self.balance_classes else None
         dataset = LabeledImages(records, self.view(resizing))
         sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, labels=labels)
@@ -207,11 +217,11 @@ class DomainDataModule(DomainImages, LightningDataModule):
     def _unlabeled_dataloader(
         self, resizing: Resizing, rank: int, world_size: int, teachers: Sequence[Resizing]
     ) -> DataLoader[UnlabeledBatch]:
-        caches, pool = self.teacher_caches, pool_of(self._used)
+        caches, pool = self.teacher_caches, pool_of(self.pool.used)
         view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
         # each once, in the order of the teachers
         others = () if caches else tuple(dict.fromkeys(teacher for teacher in teachers if teacher != resizing))
-        images = UnlabeledImages(pool.sources, view, self._chosen, others)
+        images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
         dataset = CachedImages(images, caches) if caches else images
         sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
@@ -224,7 +234,7 @@ class DomainDataModule(DomainImages, LightningDataModule):
         ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of the tower which sees
         the images.
         """
-        records = self.evaluation_records(split)
+        records = self.labels.evaluation(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
             said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
@@ -232,20 +242,73 @@ class DomainDataModule(DomainImages, LightningDataModule):
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
-    @property
-    def view_source(self) -> tuple[int, int | None]:
-        """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
-        if not self.teacher_caches:
-            return self.seed, None
-        manifest, epochs = self.teacher_caches[0].manifest, self._trainer.max_epochs
-        in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
-        return manifest.view_seed, None if in_one_pass else manifest.views
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels that may be seen, of the dataset, which is read on first use."""
+        shots = (self.shots, self.val_shots, self.allow_fewer_shots)
+        return Labels(self.reading.splits, self.protocol, *shots, self.seed)
 
-    def cache_folders(self) -> list[tuple[Path, TeacherDescription]]:
-        """For each teacher of the trainer's module, the folder of its cache, and its description."""
-        folder = Path(cast(str, self.teacher_cache)).expanduser()
-        teachers = enumerate(self._needs.teachers(), start=1)
-        return [(Path(f"{folder}.{number}") if number > 1 else folder, teacher) for number, teacher in teachers]
+    @property
+    def splits(self) -> Splits:
+        """The dataset before protocol and sampling, less what is left out as invalid."""
+        return self.labels.splits
+
+    @cached_property
+    def pool(self) -> UnlabeledPool:
+        """The unlabelled images; a DataError if there are none."""
+        self.splits.require_training_images()
+        if not (images := self.splits.pool):
+            raise DataError(f"{self.splits.origin} has no images to distil on: add some")
+        return UnlabeledPool(images, self.unlabeled_share, self.seed)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How image files are opened."""
+        return self.reading.reader.decoding
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of all classes, by label."""
+        return self.splits.class_names
+
+    @property
+    def class_texts(self) -> tuple[ClassText, ...]:
+        """The text or texts that the text tower reads for each class, by label; mostly its name."""
+        return self.splits.class_texts or self.class_names
+
+    @property
+    def num_base(self) -> int | None:
+        """Number of base classes, which are the first ones; None where the protocol makes no difference."""
+        return self.labels.num_base
+
+    @property
+    def tuning_class_names(self) -> tuple[str, ...]:
+        """The names that the teacher is tuned on, by label: the base classes, or all."""
+        return self.labels.tuning_class_names
+
+    def test_item(self, index: int) -> tuple[str, Image, int]:
+        """Source, RGB image in its own size, and label of a test image."""
+        source, label = self.splits.test[index]
+        return source, self.splits.open_image(source), label
+
+    def preview(self, n: int, resizing: Resizing) -> torch.Tensor:
+        """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
+        sources, opened = self.pool.used, self.splits.open_image
+        n = min(n, len(sources))
+        images = (opened(sources[i * len(sources) // n]) for i in range(n))
+        return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
+
+    def view(self, resizing: Resizing, seed: int | None = None) -> RandomView:
+        """Random views of images of this domain for a tower, by default of the run's seed."""
+        return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed)
+
+    def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
+        """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
+        return UnlabeledImages(pool_of(self.pool.images).sources, self.view(resizing))
+
+    def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
+        """Views of images of this domain."""
+        return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     @property
     def teacher_caches(self) -> list[FeatureCache]:
@@ -253,15 +316,9 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return []
         if not self._caches:
-            self._caches = [
-                FeatureCache.open(folder, self.cache_manifest(teacher), None, *self._processes())
-                for folder, teacher in self.cache_folders()
-            ]
-            require_same_views(self._caches)
+            folders = cache_folders(self.teacher_cache, self._needs.teachers())
+            self._caches = self.cache_settings.open(folders, self.pool.images, *self._processes())
         return self._caches
-
-    def _evaluation_dataloader(self, split: EvaluationSplit) -> DataLoader[EvaluationBatch]:
-        return self.evaluation_dataloader_for(split, self._needs.resizing, *self._processes())
 
     def _batches_done(self) -> int:
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
@@ -291,13 +348,3 @@ class DomainDataModule(DomainImages, LightningDataModule):
         if self._only_fills_cache:
             return Path(f"{Path(str(self.teacher_cache)).expanduser()}.{DECODED_FILE}")
         return Path(self._trainer.default_root_dir) / DECODED_FILE
-
-
-def domain_of(trainer: Trainer) -> DomainDataModule:
-    """Return the datamodule that a trainer runs; a ConfigError if it is not a ``DomainDataModule``."""
-    # Lightning sets the attribute without declaring it
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, DomainDataModule):
-        module = type(trainer.lightning_module).__name__
-        raise ConfigError(f"{module} needs to know the class names: run it with a DomainDataModule as datamodule")
-    return data

@@ -25,6 +25,7 @@ from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
 
@@ -184,6 +185,10 @@ class Reading:
             raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose {' or '.join(get_args(BadImages))}")
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none")
+
+    def of_run(self, folder: Path) -> None:
+        """Use the images that the run in this folder used; to be called before anything is read."""
+        self.file = folder / DECODED_FILE
 
     @cached_property
     def splits(self) -> Splits:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kdpl.callbacks.handover import Handover
 from kdpl.class_vectors import ClassVectors
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE, everyday_words, other_than, read_words
 from kdpl.errors import ArtifactError
 from kdpl.student import StudentDistillation

@@ -15,6 +15,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
+from kdpl.data.names import unlisted
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
 from kdpl.data.shard_image import ShardImage
@@ -80,7 +81,8 @@ class Suggestions:
         folder, data = run.teacher.folder, run.data
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
-        labeled, pool = data.known_labels, data.images_without_label
+        labeled = known_labels(data)
+        pool = unlisted(data.pool.images, (record.source for record in labeled))
         number = min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
         if number > min(len(pool), most):
             there = f"{len(pool)} images without a label" if len(pool) <= most else f"{most} images looked at by --pool"
@@ -160,6 +162,11 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
     likely = int(MULTI_CLASS.labels(others))
     label = class_names[record.label] if record.label >= 0 else ""
     return Suggestion(record.source, label, class_names[likely], others[likely].item())
+
+
+def known_labels(data: DomainDataModule) -> Sequence[Record]:
+    """Labelled training images: all of somebody's own dataset, of another one the k-shot sample alone."""
+    return data.splits.train if data.reading.reader.own else data.labels.tuning("labeled")
 
 
 def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:

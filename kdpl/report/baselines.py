@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.domain import EvaluationSplit
 from kdpl.data.inference import infer
+from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
 from kdpl.report.compare import ComparisonRow, scores_of

@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 
-from kdpl.data.datamodule import domain_of
+from kdpl.data.domain import domain_of
 from kdpl.errors import reason
 from kdpl.metrics import ACCURACY_TITLES, TRAIN_LOSS, val_key
 from kdpl.report.accuracy import confusion_matrix

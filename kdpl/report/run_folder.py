@@ -190,7 +190,7 @@ class Run:
         data = build_data([stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"])
         if not isinstance(data, DomainDataModule):
             raise ConfigError(f"{type(data).__name__} is not a DomainDataModule: images and validation are left out")
-        data.of_run(stage.folder)
+        data.reading.of_run(stage.folder)
         data.splits  # noqa: B018 - reads the dataset
         return data
 
@@ -207,7 +207,7 @@ class Run:
     def tested_data(self) -> DomainDataModule:
         """Return the data, if its test images are those that were tested."""
         data = self.data
-        if [(r.source, r.label) for r in data.test_records] != self.tested:
+        if [(r.source, r.label) for r in data.splits.test] != self.tested:
             raise DataError(f"{data.splits.origin} has other test images than were tested: restore it, or test again")
         return data
 

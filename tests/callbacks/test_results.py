@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -33,8 +35,7 @@ class Fixed(LightningModule):
 class Images(DomainDataModule):
     class_names = NAMES
     num_base = None
-    held_out = False
-    test_records = tuple(Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS))
+    splits = SimpleNamespace(test=[Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS)], held_out=False)
 
     def __init__(self):
         super().__init__("digits")

@@ -91,10 +91,10 @@ def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices")
     )
     assert indices.tolist() == list(range(15))
-    assert labels.tolist() == [record.label for record in datamodule.test_records]
+    assert labels.tolist() == [record.label for record in datamodule.splits.test]
     for i in range(15):
         source, image, label = datamodule.test_item(i)
-        assert (source, label) == datamodule.test_records[i]
+        assert (source, label) == datamodule.splits.test[i]
         assert torch.equal(images[i], to_tensor(resize_and_crop(image, SQUARE)))
 
 
@@ -250,7 +250,7 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
         assert not probe.val_batches
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)
-    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), lambda: none.labeled_images(SQUARE)):
+    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), none.labels.training):
         with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts and pool_filter"):
             use()
     assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)

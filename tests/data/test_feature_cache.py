@@ -11,6 +11,7 @@ from filelock import FileLock
 from runs import noise
 
 from kdpl import DomainDataModule
+from kdpl.callbacks.student_checks import views_of
 from kdpl.data import feature_cache as module
 from kdpl.data import feature_filling
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
@@ -48,7 +49,9 @@ def data(folder, **options):
 
 
 def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
-    return datamodule.cache_manifest(TeacherDescription(teacher, WIDTH, resizing), views)
+    return datamodule.cache_settings.manifest(
+        TeacherDescription(teacher, WIDTH, resizing), datamodule.pool.images, views
+    )
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -69,7 +72,7 @@ class Distiller(world.Probe):
         self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
 
     def on_train_start(self):
-        self.view_source = self.trainer.datamodule.view_source
+        self.view_source = views_of(self.trainer)
 
 
 def fit(folder, epochs=VIEWS, **options):

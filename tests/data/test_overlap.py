@@ -177,7 +177,7 @@ def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(kind, bad_ima
     assert capsys.readouterr().err.count(line) == 1
     # and so it is for the other processes, and for reports
     again = dataset(kind, pets, bad_images=bad_images)
-    again.of_run(tmp_path / "run")
+    again.reading.of_run(tmp_path / "run")
     assert parts(again) == expected
 
 

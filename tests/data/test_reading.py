@@ -65,7 +65,7 @@ def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
         again = in_pets(pets, bad_images="skip")
-        again.of_run(tmp_path / "runs" / folder)
+        again.reading.of_run(tmp_path / "runs" / folder)
         assert len(again.splits.train) == left
 
 
@@ -130,7 +130,7 @@ def test_a_class_of_which_nothing_is_left_is_named(pets):
 def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
     first = in_pets(pets, held_out=0.25, seed=1, unlabeled=str(pets)).splits
     assert first.held_out
-    assert in_pets(pets, held_out=0.25).held_out
+    assert in_pets(pets, held_out=0.25).splits.held_out
     assert [record.label for record in first.test] == [0, 0, 1, 1]
     assert len(first.train) == len(first.unlabeled) == 8
     assert in_pets(pets, held_out=0.25, seed=2).splits.test == first.test

@@ -117,7 +117,7 @@ def opened(sources):
 def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures, tmp_path):
     teachers = [tower("squash"), tower("border", "bilinear", 0.9, 48), tower("squash"), student]
     data = images_in(pictures)
-    labeled, pool = [record.source for record in data.training_records()], list(data.pool)
+    labeled, pool = [record.source for record in data.labels.training()], list(data.pool.images)
 
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
     assert torch.equal(torch.stack([dataset[i, 3].images for i in range(6)]), expected(student, opened(labeled)))
@@ -135,14 +135,15 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
         assert torch.equal(views, expected(other, opened(pool)))
 
     val = data.evaluation_dataloader_for("val", student.resizing).dataset
-    records = opened(record.source for record in data.evaluation_records("val"))
+    records = opened(record.source for record in data.labels.evaluation("val"))
     assert torch.equal(torch.stack([val[i].images for i in range(6)]), expected(student, records))
     assert torch.equal(data.preview(10, student.resizing), expected(student, opened(pool)))
 
     # the cache, and what refinement and pool filter encode
     encoded = []
     work = Work(data.unlabeled_images(student.resizing), lambda x: encoded.append(x) or x[:, :, 0, 0] / 255, 4, 0)
-    fill(tmp_path / "cache", data.cache_manifest(TeacherDescription("t", 3, student.resizing), views=1), work)
+    manifest = data.cache_settings.manifest(TeacherDescription("t", 3, student.resizing), data.pool.images, 1)
+    fill(tmp_path / "cache", manifest, work)
     assert torch.equal(torch.cat(encoded), expected(student, opened(pool)))
     images = data.images_of(pool[3:5], student.resizing)
     assert torch.equal(torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5])))

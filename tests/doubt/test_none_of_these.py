@@ -138,8 +138,8 @@ def fitted(folder, images=40, **negatives):
         replace(vectors, vectors=vectors.vectors[:2], **negatives).save(folder / NEGATIVES)
     domain = world.TinyDomain()
     pool = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in world.images_of(torch.arange(images), seed=2)]
-    domain.pool_sample, domain.left_out = lambda n: pool[:n], ()
-    domain.splits = SimpleNamespace(open_image=lambda image: image)
+    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], left_out=())
+    domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)
     return Classifier.load(folder / "classifier")
 

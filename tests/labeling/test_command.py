@@ -114,12 +114,12 @@ def test_a_benchmarks_labels_beyond_the_sample_count_as_hidden(teacher_run, tmp_
 @pytest.mark.parametrize("planted", [[], [3, 50, 77, 120]])
 def test_labels_that_are_planted_look_wrong_and_of_correct_ones_hardly_any(planted, teacher_run, tmp_path, monkeypatch):
     def known_labels(data):
-        records = data.tuning_records("labeled")
+        records = data.labels.tuning("labeled")
         return [r._replace(label=(r.label + 3) % 10) if i in planted else r for i, r in enumerate(records)]
 
     run = Run.find(teacher_run)
-    wrong = {run.data.known_labels[i].source for i in planted}
-    monkeypatch.setattr(type(run.data), "known_labels", property(known_labels))
+    wrong = {suggestions.known_labels(run.data)[i].source for i in planted}
+    monkeypatch.setattr(suggestions, "known_labels", known_labels)
     found = Suggestions.of(run, 1, 10).doubtful
     assert wrong <= {each.source for each in found}
     assert len(found) <= len(wrong) + 1

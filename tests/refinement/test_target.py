@@ -58,18 +58,18 @@ def plainly(teacher, plain_of):
     clip, domain = plain_of("test-teacher-quickgelu"), world.digits(7, **POOL)
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
-    labels = {record.source: record.label for record in domain.tuning_records("labeled")}
-    pool = [domain.pool[i] for i in domain.unlabeled_indices.tolist()]
+    labels = {record.source: record.label for record in domain.labels.tuning("labeled")}
+    pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
     outside = [source for source in labels if source not in pool]
     assert 0 < len(outside) < len(labels) == 20
-    validation = domain.tuning_records("val")
+    validation = domain.labels.tuning("val")
 
     def feature(images, index):
         views = torch.stack([images[index, view].images for view in range(2)])
         return normalized(normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True))
 
     further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
-    features = [feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.unlabeled_indices.tolist()]
+    features = [feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()]
     features = torch.cat([*features, *(feature(further, i) for i in range(len(further)))]).float()
     known = torch.tensor([labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation))
     return features, (SCALE * features @ vectors.float().T).softmax(dim=1), known, validation
@@ -84,7 +84,7 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
     features, predictions, labels, validation = plainly
     made, expected = targets_in(whole[1]), refined_plainly(features, predictions, labels)
     n = len(made.images)
-    assert made.images.tolist() == world.digits(7, **POOL).unlabeled_indices.tolist()
+    assert made.images.tolist() == world.digits(7, **POOL).pool.indices.tolist()
     assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
     in_pool = labels[:n] >= 0
     assert made.assignments[in_pool].float().equal(F.one_hot(labels[:n][in_pool], 10).float())

@@ -13,6 +13,7 @@ from runs import files_of, refused
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.from_config import build_data
+from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
@@ -318,7 +319,7 @@ def refined(run):
     data, teacher = build_data([config["data"]]), ClassVectors.of_teacher(str(run / "teacher")).teacher
     targets = PoolTargets(
         **{"teacher": teacher, "class_names": CLASS_NAMES, "class_vectors": "v", "labels": "l"},
-        pool=data.pool_digest,
+        pool=digest_of(data.pool.images),
         **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
         **{"before": (1,) * 10, "after": (1, 0, 1, 2, *(1,) * 6), "moved": 1, "examples": (Moved(1, 1, 3),)},
         **{"images": torch.arange(10), "assignments": torch.eye(10).half()},
@@ -333,7 +334,7 @@ class TestRefinedTargets:
         text = page.texts["refined"]
         assert "Taken: it is better. 1 of 10 unlabelled images is assigned to another class than the teacher's." in text
         (image,) = (image for image in page.of("img") if image["alt"] == "unlabelled image 1")
-        pool = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).pool
+        pool = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).pool.images
         assert image["src"] == thumbnail(open_digit(pool[1]))["uri"]
         assert re.search("teacher one refined three", text)
         assert re.search(r"change one 1 0 −1 three 1 2 \+1", text)

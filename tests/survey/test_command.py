@@ -506,17 +506,17 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     assert "are used in no stage" not in capsys.readouterr().out
     data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "all")})
     assert settings(tmp_path / "all")["shots"] is None
-    assert len(data.training_records()) == 24 + 9
+    assert len(data.labels.training()) == 24 + 9
     assert (
-        data.labels_seen(1, data.training_records()) == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
+        data.labels.seen(1, data.labels.training()) == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
     )
     assert init(root, tmp_path / "few", "--shots=10") == 0
     assert "  14 of these 33 labels are used in no stage, as --shots is 10\n" in capsys.readouterr().out
     data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "few")})
     # the class that has fewer gives all it has
-    assert len(data.training_records()) == 10 + 9
+    assert len(data.labels.training()) == 10 + 9
     said = "labels in the batches of stage 2: 0 of 33; validation: 0 of 0; in no stage: 14 (shots 10)"
-    assert data.labels_seen(2, []) == said
+    assert data.labels.seen(2, []) == said
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
         for i in range(2):
             picture(root / "val" / name / f"{i}.png", ord(name[0]), i, 200)
     data = DomainDataModule("folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0)
-    assert data.labels_seen(2, []) == f"labels in the batches of stage 2: {said}"
+    assert data.labels.seen(2, []) == f"labels in the batches of stage 2: {said}"
 
 
 def test_validation_images_are_split_off_where_labels_are_many_and_config_and_list_say_so(tmp_path, capsys):

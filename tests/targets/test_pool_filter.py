@@ -61,8 +61,9 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_fol
         views = (torch.stack([images[i, view].images for view in range(4)]) for i in indices)
         return [plain.similarity(clip.image_features(each, prompts), vectors) for each in views]
 
-    labeled, pool = domain.labeled_images(Resizing(32)), domain.unlabeled_images(Resizing(32))
-    indices = domain.unlabeled_indices.tolist()
+    labeled = domain.images_of([record.source for record in domain.labels.training()], Resizing(32))
+    pool = domain.unlabeled_images(Resizing(32))
+    indices = domain.pool.indices.tolist()
     least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
     found = dict(zip(indices, similarities(pool, indices), strict=True))
     expected = {pool.sources[i]: value for i, value in found.items() if value < least}
@@ -123,7 +124,7 @@ def test_beside_a_cache_that_cannot_be_written_labelled_images_are_encoded(
 def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):
     folder = whole[1] / "classifier"
     classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
-    pool = [domain.pool[i] for i in domain.unlabeled_indices.tolist()]
+    pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     sample = ImageSample.load(folder, classifier.fingerprint(), classifier.vectors.vectors.shape)
     assert len(sample) == 42

@@ -13,9 +13,11 @@ from report_pages import HOSTILE, Page, with_vectors
 from runs import files_of, refused
 
 from kdpl.__main__ import main
+from kdpl.callbacks import handover
 from kdpl.classifier import Classifier
 from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.doubt.unknown import none_of_these
+from kdpl.errors import DataError
 from kdpl.hub import save_pretrained
 from kdpl.watch.image_sample import ImageSample
 
@@ -62,20 +64,22 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(student_run):
 
 
 def test_of_a_larger_pool_images_are_drawn_by_the_seed():
-    one, again, other = (world.digits(batch_size=8, seed=seed).pool_sample(100) for seed in (1, 1, 2))
+    one, again, other = (world.digits(batch_size=8, seed=seed).pool.sample(100) for seed in (1, 1, 2))
     everything = [record.source for record in read_digits().train]
     assert [*one] == [*again] != [*other]
     assert [*one] == [source for source in everything if source in {*one}]
     assert len({*one}) == 100
     half = world.digits(batch_size=8, unlabeled_share=0.5)
-    assert {*half.pool_sample(1000)} < {*everything}
-    assert len(half.pool_sample(1000)) == 350
+    assert {*half.pool.sample(1000)} < {*everything}
+    assert len(half.pool.sample(1000)) == 350
 
 
 def test_a_dataset_without_training_images_has_none(tmp_path):
     (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
     data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))
-    assert [*data.pool_sample(5)] == []
+    assert handover._pool(None, data) == []
+    with world.refused(DataError, "is for tests alone: train on another dataset, then test"):
+        _ = data.pool
 
 
 def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from kdpl.data.names import digest_of
 from kdpl.errors import DataError, KdplError
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 from kdpl.report.accuracy import thumbnail
@@ -24,9 +25,9 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     shown, gap = [], None
     try:
         data = run.data
-        if data.pool_digest != targets.pool:
+        if digest_of(data.pool.images) != targets.pool:
             raise DataError(f"{data.splits.origin} has other unlabelled images than were refined: restore it")
-        sources = data.pool
+        sources = data.pool.images
         for image, before, after in spread(targets.examples, MAX_MOVED):
             classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
             shown.append({**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))})

@@ -88,7 +88,7 @@ def test_test_only_set_is_tested_on_and_says_that_it_cannot_be_trained_on(tmp_pa
     folder = make_tree(name, tmp_path)
     data = DomainDataModule(name, root=str(tmp_path), num_workers=0)
     assert sum(len(batch.images) for batch in data.evaluation_dataloader_for("test", Resizing(8))) == len(
-        data.test_records
+        data.splits.test
     )
     for split in ("labeled", "unlabeled"):
         with pytest.raises(DataError, match=f"dataset {name} in {folder} is for tests alone: train on another dataset"):

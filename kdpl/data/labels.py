@@ -1,0 +1,98 @@
+"""The labels that a run may see: the few-shot sample, and the labelled images that it is evaluated on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.splits import Record, Splits
+from kdpl.errors import DataError
+
+ClassProtocol = Literal["all", "base_to_novel"]
+EvaluationSplit = Literal["labeled", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled images of a dataset, as far as protocol and shots allow to see them.
+
+    Under ``base_to_novel``, labels of training and validation images are those of the base classes alone.
+
+    Attributes:
+        read: The dataset as it was read. All others are as of ``DomainDataModule``.
+    """
+
+    read: Splits
+    protocol: ClassProtocol
+    shots: int | None
+    val_shots: int | None
+    allow_fewer_shots: bool
+    seed: int
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The dataset before protocol and sampling; with 0 shots, it has labels of the test images alone."""
+        if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
+            said = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
+            raise DataError(f"{said}: set protocol to all")
+        return self.read.without_labels() if self.shots == 0 else self.read
+
+    @property
+    def num_base(self) -> int | None:
+        """Number of base classes, which are the first ones; None where the protocol makes no difference."""
+        return base_count(len(self.read.class_names)) if self.protocol == "base_to_novel" else None
+
+    @property
+    def tuning_class_names(self) -> tuple[str, ...]:
+        """The names that the teacher is tuned on, by label: the base classes, or all."""
+        return self.read.class_names[: self.num_base]
+
+    @cached_property
+    def _sample(self) -> tuple[list[Record], list[Record]]:
+        return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
+
+    def training(self) -> list[Record]:
+        """Labelled training images of the classes that the teacher is tuned on; a DataError if there are none."""
+        self.splits.require_training_images()
+        # the sample comes before the base subset, so that base classes get the same images under either protocol
+        names = self.tuning_class_names
+        if self.shots == 0:
+            said = "shots is 0, so that no labelled image is used, but prompts and pool_filter need some"
+            raise DataError(f"{said}: set shots above 0, or do without them (config teacher/zero_shot)")
+        records = with_labels(self._sample[0], range(len(names)))
+        if not records:
+            raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
+        if self.shots is not None and not self.allow_fewer_shots:
+            require_shots(records, names, self.shots)
+        return records
+
+    def tuning(self, split: Literal["labeled", "val"]) -> list[Record]:
+        """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
+        if split == "labeled":
+            return self.training() if self.shots != 0 else []
+        return with_labels(self._sample[1], range(len(self.tuning_class_names)))
+
+    def seen(self, stage: int, trained: Sequence[Record]) -> str:
+        """Say how many labels are in the batches of a stage, how many it validates on, and how many no stage sees."""
+        there, tuned = self.read, range(len(self.tuning_class_names))
+        train, val = (with_labels(records, tuned) for records in self._sample)
+        said = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
+        said += f"; validation: {len(val)} of {len(there.val)}"
+        if unseen := len(there.train) + len(there.val) - len(train) - len(val):
+            named = {"shots": self.shots, "val_shots": self.val_shots, "protocol": self.protocol}
+            why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
+            said += f"; in no stage: {unseen} ({', '.join(why)})"
+        return said
+
+    def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
+        """Images to measure accuracies on, of all classes but for ``labeled``; a DataError if there are none."""
+        if split == "labeled":
+            return self.training()
+        records = self._sample[1] if split == "val" else self.splits.test
+        if split == "val" and self.shots == 0:
+            raise DataError("shots is 0, so that no labelled image is used for validation: set shots above 0")
+        if not records:
+            remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
+            raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
+        return records

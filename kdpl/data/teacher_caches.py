@@ -1,0 +1,55 @@
+"""The caches of a fit's teachers: where they are, and what is in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpl.data.augmentation import Augmentation
+from kdpl.data.decoding import Decoding
+from kdpl.data.feature_cache import FeatureCache, Manifest, require_same_views
+from kdpl.data.names import Names
+from kdpl.data.needs import TeacherDescription
+
+
+def cache_folders(folder: str, teachers: Sequence[TeacherDescription]) -> list[tuple[Path, TeacherDescription]]:
+    """Return for each teacher the folder of its cache, and its description: FOLDER, FOLDER.2 and so on."""
+    first = Path(folder).expanduser()
+    folders = (Path(f"{first}.{number}") if number > 1 else first for number in range(1, len(teachers) + 1))
+    return list(zip(folders, teachers, strict=True))
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What the features of a cache depend on beside teacher and images; fields are as of ``DomainDataModule``."""
+
+    dataset: str
+    decoding: Decoding
+    augmentation: Augmentation
+    seed: int
+
+    def manifest(
+        self, teacher: TeacherDescription, images: Names, views: int | None = None, view_seed: int | None = None
+    ) -> Manifest:
+        """Describe the cache that a run needs, by default of any number of views, of the run's seed."""
+        return Manifest.of(
+            teacher=teacher.fingerprint,
+            width=teacher.width,
+            dataset=self.dataset,
+            sources=images,
+            resizing=teacher.resizing,
+            decoding=self.decoding,
+            augmentation=self.augmentation,
+            view_seed=self.seed if view_seed is None else view_seed,
+            views=views or 0,
+        )
+
+    def open(
+        self, folders: Sequence[tuple[Path, TeacherDescription]], images: Names, rank: int, world_size: int
+    ) -> list[FeatureCache]:
+        """Open the complete caches of all teachers; a DataError if one is not there, or has other views."""
+        caches = [
+            FeatureCache.open(folder, self.manifest(teacher, images), None, rank, world_size)
+            for folder, teacher in folders
+        ]
+        require_same_views(caches)
+        return caches
