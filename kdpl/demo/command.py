@@ -44,6 +44,8 @@ def demo(
         local = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", host]))
         # gradio reads these when it is imported
         os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", no_proxy=f"{local},localhost")
+        # no history of images in the browser
+        os.environ["GRADIO_RUN_HISTORY"] = "False"
         try:
             import gradio  # noqa: F401
         except ImportError as error:

@@ -80,7 +80,8 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         try:
             return demo.classify(file["path"], file.get("orig_name") or Path(file["path"]).name, added or "")
         except KdplError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from error
+            gr.Warning(escape(str(error)))
+            return None
 
     page: gr.Blocks
     with gr.Blocks(title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)) as page:
@@ -109,9 +110,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         with gr.Accordion(f"All {len(names)} classes", open=False):
             gr.Textbox(", ".join(map(visible, names)), show_label=False, container=False)
         # the file as it was sent, which is decoded as in predict
-        gr.on(
-            [image.change, added.submit], on_change, [image, added], label, preprocess=False, api_visibility="private"
-        )
+        gr.on([image.change, added.submit], on_change, [image, added], label, preprocess=False)
     page.queue(max_size=_MAX_WAITING, api_open=False)
     return page
 
@@ -132,7 +131,7 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
             prevent_thread_lock=True,
             quiet=True,
             share=False,
-            footer_links=[],
+            enable_monitoring=False,
         )
     except OSError as error:
         subject = f"the demo cannot listen on {host} ({reason(error)})"
