@@ -44,6 +44,7 @@ class ClassifyingModule(LightningModule, ABC):
 
     task: Task = MULTI_CLASS
     logit_scale: float
+    loss_terms: dict[str, Tensor]  # of the last step, by name, without gradients
     val_metrics: DomainAccuracy
     test_metrics: DomainAccuracy
 

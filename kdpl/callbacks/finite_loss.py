@@ -1,11 +1,13 @@
 """Stopping a training whose loss or weights are not finite before they are saved."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from kdpl.classification import ClassifyingModule
 from kdpl.errors import TrainingError
 
 
@@ -24,11 +26,10 @@ class FiniteLoss(Callback):
         self._steps: list[tuple[int, dict[str, Tensor]]] = []  # number and terms
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
         """Keep the terms of the loss, and check them every few steps."""
-        terms = getattr(pl_module, "loss_terms", None) or {"loss": outputs["loss"].detach()}
-        self._steps.append((trainer.global_step, terms))
+        self._steps.append((trainer.global_step, cast(ClassifyingModule, pl_module).loss_terms))
         if len(self._steps) >= self.every_n_steps:
             self._check(trainer, pl_module)
 

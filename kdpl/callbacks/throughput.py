@@ -1,9 +1,9 @@
 """Speed of a training."""
 
 import time
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from kdpl.data.batches import Batch
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND
@@ -21,13 +21,13 @@ class Throughput(Callback):
         self._start = self._end = self._waited = 0.0
         self._images = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Add the time since the end of the step before."""
         if batch_idx > 1:
             self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
         self._end = time.perf_counter()

@@ -13,6 +13,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
 
+from kdpl.data.batches import Batch
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
 
 _NAMES = {
@@ -75,13 +76,13 @@ class ProgressBar(RichProgressBar):
         super().on_train_epoch_start(trainer, pl_module)
         self._begins = False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Begin where an epoch is resumed in its middle: Lightning does not start it again."""
         if self.is_enabled and self.train_progress_bar_id is None:
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Add the loss of a step to the mean, which is read from the device once a second."""
         self._steps += 1

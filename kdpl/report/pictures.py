@@ -22,6 +22,7 @@ from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread
 from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
+from kdpl.student import StudentDistillation
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -54,7 +55,8 @@ class DrawPictures(Callback):
         if not self._can_draw(trainer):
             return
         try:
-            self._draw_test(trainer, getattr(pl_module, "teacher_folder", None))
+            teacher = pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
+            self._draw_test(trainer, teacher)
         except Exception as error:  # such as an image that is gone; the results are written
             warn(f"cannot draw pictures of the test ({reason(error)})")
 

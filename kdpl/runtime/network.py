@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # public, and left out of __all__
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # re-exported, but not for mypy
 
 from kdpl.errors import KdplError, reason
 

@@ -65,7 +65,7 @@ async def read_uploads(
     return uploads
 
 
-class ClassifierApi(LitAPI):  # type: ignore[misc]
+class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
     """Classifies the images of all requests that wait, as the predict command does.
 
     Args:

@@ -70,7 +70,7 @@ class InPieces(Sequence[str]):
         wanted, bytes_read = np.add.reduceat(rows["size"], self._parts), self._stop - self._first
         self._dense = (self._first > 0) & (wanted >= _DENSE * bytes_read) & (bytes_read <= _MOST)
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # a sequence without slices
         source = self.names[index]
         if not isinstance(source, ShardImage):
             return source

@@ -27,7 +27,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """
     while (member := shard.next()) is not None:
         # tarfile remembers all members, of which a shard may have millions
-        shard.members.clear()  # type: ignore[attr-defined]
+        shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
         # a sparse file may claim any size
         if member.isreg() and not member.issparse() and is_image(member.name) and is_below(member.name):
             yield member

@@ -69,7 +69,8 @@ def feed(losses, every, scaler=None):
         global_step=0,
     )
     for trainer.global_step, loss in enumerate(losses, start=1):
-        callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, None, trainer.global_step - 1)
+        module.loss_terms = {"loss": torch.tensor(loss)}
+        callback.on_train_batch_end(trainer, module, None, None, trainer.global_step - 1)
     callback.on_save_checkpoint(trainer, module, {})
 
 
