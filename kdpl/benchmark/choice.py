@@ -10,7 +10,7 @@ from kdpl.classification import ClassifyingModule
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.messages import inform, warn
 
 
@@ -42,6 +42,11 @@ class BestOnBaseTest(Callback):
         if not data.splits.test:
             raise DataError(
                 "BestOnBaseTest needs test images, and the dataset has none: leave it out of trainer.callbacks"
+            )
+        if trainer.current_epoch > 0 and self.epoch < 0:
+            raise ConfigError(
+                "BestOnBaseTest was not there when the run began, and has not seen its first epochs: leave it out of "
+                "trainer.callbacks, or choose another --out"
             )
         warn("BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the result")
         # once, so that its worker processes persist over epochs

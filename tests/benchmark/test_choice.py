@@ -10,7 +10,7 @@ from world import make_student
 
 from kdpl import Classifier
 from kdpl.benchmark.choice import BestOnBaseTest
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 
 
@@ -58,3 +58,10 @@ def test_without_test_images_it_is_refused(tmp_path):
         student, domain = new_student(tmp_path), world.TinyDomain(3)
         domain.splits = SimpleNamespace(test=())
         world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()])
+
+
+def test_a_run_that_began_without_it_is_refused(tmp_path):
+    world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(3), save=True)
+    options = {"domain": world.TinyDomain(3), "ckpt_path": tmp_path / "epoch=0.ckpt", "callbacks": [BestOnBaseTest()]}
+    with world.refused(ConfigError, "BestOnBaseTest was not there when the run began"):
+        world.fit(new_student(tmp_path), tmp_path, 2, **options)
