@@ -20,6 +20,7 @@ from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
+from kdpl.tasks import MULTI_CLASS
 
 _FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
 _LEVEL = 0.05  # of the test: so often at most is it taken where it is no better
@@ -50,7 +51,7 @@ class Refined(RefinementConfig, Target):
         if not self._share_taken:
             return predicted
         assigned = self._log_assignments[self._rows[indices]].float()
-        return self._share_taken * assigned + (1 - self._share_taken) * predicted.log_softmax(dim=1)
+        return self._share_taken * assigned + (1 - self._share_taken) * MULTI_CLASS.log_probabilities(predicted)
 
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read what was refined; an ArtifactError if that is of other data or settings."""
@@ -100,7 +101,7 @@ class Refined(RefinementConfig, Target):
 
     def _assign(self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]) -> PoolTargets:
         """Refine, and decide if the student learns the result; ``known`` are labels, −1 for none."""
-        predicted = inputs.predict(features).softmax(dim=1)
+        predicted = MULTI_CLASS.probabilities(inputs.predict(features))
         features /= len(inputs.teachers) ** 0.5
         n, first = len(inputs.indices), len(features) - len(inputs.val)
         labels = torch.tensor(known, device=features.device)
@@ -115,8 +116,8 @@ class Refined(RefinementConfig, Target):
             ).assignments
 
         truth = torch.tensor([record.label for record in inputs.val], device=z.device, dtype=torch.long)
-        right = [(each[first:].argmax(dim=1) == truth).float() for each in (predicted, z)]
-        before, after = (each[:n].argmax(dim=1).cpu() for each in (predicted, z))
+        right = [(MULTI_CLASS.labels(each[first:]) == truth).float() for each in (predicted, z)]
+        before, after = (MULTI_CLASS.labels(each[:n]).cpu() for each in (predicted, z))
         classes = len(inputs.class_names)
         counts = [torch.bincount(each, minlength=classes) for each in (before, after)]
         taken, reason = self._decide(right[0], right[1], counts, shots)

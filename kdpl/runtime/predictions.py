@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The class predicted for a test image, out of all classes, with its softmax probability.
+    """The class predicted for a test image, out of all classes, with its probability.
 
     ``label`` and ``prediction`` are names to show, which several classes may share; the numbers tell classes apart.
     ``half_prediction_number`` is predicted out of the base or the novel classes alone, those that the label is among;
