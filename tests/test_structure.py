@@ -63,6 +63,13 @@ def test_the_core_imports_no_room_and_a_room_those_that_it_names():
     assert wrong == []
 
 
+def test_the_picture_of_the_layout_shows_the_core_and_every_room():
+    picture = (ROOT.parent / "docs" / "images" / "layout.svg").read_text(encoding="utf-8")
+    shown = set(re.findall(r">(\w+)</text>", picture))
+    # the package's own entry, and its number
+    assert ROOMS.keys() | LAYER_OF.keys() - {"__main__", "version"} <= shown
+
+
 def test_no_import_of_the_core_goes_up_or_to_a_neighbour():
     wrong = [
         f"{module} imports {other}"
