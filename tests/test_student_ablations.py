@@ -10,6 +10,7 @@ from plain import normalized, relative_error
 from test_student import IMAGES, PlainStudent, first_batch, new_student
 from world import make_student
 
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig
 from kdpl.runtime.resizing import Resizing
@@ -112,6 +113,13 @@ def test_a_teacher_refuses_images_of_another_size_than_its_own(tmp_path):
     student.load_teachers()
     with world.refused(ConfigError, "the teacher takes images of 32 pixels, not 48: let the datamodule make"):
         student.teachers.features(world.TinyDomain(image_size=48).unlabeled)
+
+
+def test_a_batch_without_the_view_for_the_teacher_is_refused(tmp_path):
+    student, domain = new_student(tmp_path, model="test-timm", vision_prompts=NONE), world.TinyDomain(image_size=48)
+    batch = UnlabeledBatch(domain.unlabeled, torch.arange(len(domain.unlabeled)))
+    with world.refused(ConfigError, "a batch has 1 views of each image, but .* in 2 ways: let the datamodule make"):
+        student.training_step(batch, 0)
 
 
 def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_alone(tmp_path):
