@@ -1,4 +1,4 @@
-"""The batches of the datamodule, as named tensors; the type of each shows what it holds, and so what can leak from it.
+"""The batches of the datamodule, as named tensors; the type of each shows what can leak from it.
 
 The items of a dataset have the same types: one image's fields, without the first dimension B.
 """
@@ -51,9 +51,10 @@ class UnlabeledBatch(Batch):
 
     Attributes:
         indices: int64 [B], the images' in the list of all unlabelled ones.
-        teacher_views: The same views for teachers that take images in other ways, uint8 [B, 3, T, T] for each way.
-        teacher_features: The teacher's normalised features of the views from a cache, float16 [B, D], those of several
-            teachers side by side; None without a cache.
+        teacher_views: The same views for teachers that take images in other ways, uint8
+            [B, 3, T, T] for each way.
+        teacher_features: The teacher's normalised features of the views from a cache, float16
+            [B, D], those of several teachers side by side; None without a cache.
     """
 
     indices: Tensor

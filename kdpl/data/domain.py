@@ -7,7 +7,7 @@ from kdpl.errors import ConfigError
 
 
 def domain_of(trainer: Trainer) -> DomainDataModule:
-    """Return the datamodule that a trainer runs; a ConfigError if it is not a ``DomainDataModule``."""
+    """Return a trainer's datamodule; a ConfigError if it is not a ``DomainDataModule``."""
     # Lightning sets the attribute without declaring it
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, DomainDataModule):

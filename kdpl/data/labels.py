@@ -1,4 +1,4 @@
-"""The labels that a run may see: the few-shot sample, and the labelled images that it is evaluated on."""
+"""The labels that a run may see: the few-shot sample, and the images that it is evaluated on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ EvaluationSplit = Literal["labeled", "val", "test"]
 class Labels:
     """Labelled images of a dataset, as far as protocol and shots allow to see them.
 
-    Under ``base_to_novel``, labels of training and validation images are those of the base classes alone.
+    Under ``base_to_novel``, labels of training and validation images are those of the base classes
+    alone.
 
     Attributes:
         read: The dataset as it was read. All others are as of ``DomainDataModule``.
@@ -32,7 +33,7 @@ class Labels:
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset before protocol and sampling; with 0 shots, it has labels of the test images alone."""
+        """The dataset before sampling; with 0 shots, it has labels of the test images alone."""
         if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
             said = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
             raise DataError(f"{said}: set protocol to all")

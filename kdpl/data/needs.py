@@ -1,4 +1,4 @@
-"""What the datamodule must know of the LightningModule that a trainer runs: which images, made for which towers."""
+"""What the datamodule must know of the LightningModule: which images, made for which towers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Needs:
     Attributes:
         split: Split of its training batches, ``LabeledBatch`` or ``UnlabeledBatch``.
         resizing: How its image tower takes all images.
-        teachers: Returns a description of each teacher. It is called in a fit alone, since the files of further
-            teachers are read for it.
+        teachers: Returns a description of each teacher. It is called in a fit alone, since the
+            files of further teachers are read for it.
     """
 
     split: TrainSplit
@@ -55,7 +55,7 @@ def needs_of(module: object) -> Needs:
     """Return what a module needs; a ConfigError if it does not say so."""
     if not isinstance(module, HasNeeds) or not isinstance(module.needs, Needs):
         raise ConfigError(
-            f"{type(module).__name__} does not say which images it needs: give it a property needs that returns "
-            "kdpl.data.needs.Needs"
+            f"{type(module).__name__} does not say which images it needs: give it a property needs "
+            "that returns kdpl.data.needs.Needs"
         )
     return module.needs

@@ -12,15 +12,15 @@ from kdpl.data.needs import TeacherDescription
 
 
 def cache_folders(folder: str, teachers: Sequence[TeacherDescription]) -> list[tuple[Path, TeacherDescription]]:
-    """Return for each teacher the folder of its cache, and its description: FOLDER, FOLDER.2 and so on."""
+    """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
     first = Path(folder).expanduser()
-    folders = (Path(f"{first}.{number}") if number > 1 else first for number in range(1, len(teachers) + 1))
-    return list(zip(folders, teachers, strict=True))
+    further = (Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))
+    return list(zip((first, *further), teachers, strict=True))
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What the features of a cache depend on beside teacher and images; fields are as of ``DomainDataModule``."""
+    """What cached features depend on beside teacher and images; fields as of ``DomainDataModule``."""
 
     dataset: str
     decoding: Decoding
@@ -30,7 +30,7 @@ class CacheSettings:
     def manifest(
         self, teacher: TeacherDescription, images: Names, views: int | None = None, view_seed: int | None = None
     ) -> Manifest:
-        """Describe the cache that a run needs, by default of any number of views, of the run's seed."""
+        """Describe the cache that a run needs, by default of any number of views, of its seed."""
         return Manifest.of(
             teacher=teacher.fingerprint,
             width=teacher.width,
@@ -46,7 +46,7 @@ class CacheSettings:
     def open(
         self, folders: Sequence[tuple[Path, TeacherDescription]], images: Names, rank: int, world_size: int
     ) -> list[FeatureCache]:
-        """Open the complete caches of all teachers; a DataError if one is not there, or has other views."""
+        """Open the complete caches of all teachers; a DataError if one is missing or has other views."""
         caches = [
             FeatureCache.open(folder, self.manifest(teacher, images), None, rank, world_size)
             for folder, teacher in folders
