@@ -14,6 +14,7 @@ from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import WeightsError
 from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, train_key, val_key
+from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
@@ -43,6 +44,7 @@ class ClassifyingModule(LightningModule, ABC):
     """
 
     task: Task = MULTI_CLASS
+    optim: OptimConfig
     logit_scale: float
     loss_terms: dict[str, Tensor]  # of the last step, by name, without gradients
     val_metrics: DomainAccuracy
@@ -90,6 +92,14 @@ class ClassifyingModule(LightningModule, ABC):
         with self.trainer.precision_plugin.forward_context():
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         store_frozen(self, dtype)
+
+    def configure_optimizers(self) -> Any:
+        """SGD or AdamW over all that is trained, with the schedule of the settings; None for the zero-shot CLIP."""
+        if not any(p.requires_grad for p in self.parameters()):
+            return None
+        by_steps = self.optim.warmup_steps is not None
+        steps = self.trainer.estimated_stepping_batches if by_steps else None
+        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP, which is not part of the checkpoint."""

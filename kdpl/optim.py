@@ -45,7 +45,7 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
     return warmup_lr if epoch == 0 else lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def step_factor(step: int, steps: int, warmup: int) -> float:
+def step_factor(step: int, steps: float, warmup: int) -> float:
     """Compute the learning rate of a step, as a share of the peak: (s + 1)/W in the warm-up of W steps, then a cosine.
 
     From step W on it is ½ · (1 + cos(π(s − W)/(S − W))) of S ``steps``.
@@ -56,7 +56,7 @@ def step_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def build_optimizer(
-    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None, steps: int | None = None
+    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None, steps: float | None = None
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over those parameters that require gradients, and its schedule.
 
@@ -64,7 +64,7 @@ def build_optimizer(
         parameters: All parameters of the module.
         config: The settings.
         epochs: Epochs of the training.
-        steps: Steps of the training, which ``warmup_steps`` needs.
+        steps: Steps of the training, which ``warmup_steps`` needs; infinite without a number of epochs.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.

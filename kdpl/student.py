@@ -18,7 +18,7 @@ from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
-from kdpl.optim import OptimConfig, build_optimizer
+from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target
@@ -96,7 +96,7 @@ class StudentDistillation(ClassifyingModule):
         trains_tower = vision_prompts.depth > 0 or fine_tune
         self._require_consistent(text_features, len(folders), trains_tower)
 
-        # the teachers, of which nothing but the class vectors is read yet
+        # the teachers, of which nothing but the first one's class vectors is read yet
         self.teachers = Teachers(folders, class_vectors)
         self.teacher_folder = self.teachers.first.folder
         self.shared_vectors = self.teachers.first.vectors
@@ -116,10 +116,13 @@ class StudentDistillation(ClassifyingModule):
         self.head = Frozen(CosineHead(self.vectors.vectors))
 
     def setup(self, stage: str) -> None:
-        """Check the classes, and load the teachers for a fit unless their features are cached."""
+        """Check the classes; for a fit, read all teachers, and load them unless they are cached."""
         self.shared_vectors.require_names(self.domain.class_names, "the student's teacher")
-        if stage == "fit" and self.domain.teacher_cache is None:
-            self.load_teachers()
+        if stage == "fit":
+            # before a checkpoint is restored, which is compared with all of them
+            self.teachers.read()
+            if self.domain.teacher_cache is None:
+                self.load_teachers()
         super().setup(stage)
 
     def load_teachers(self) -> None:
@@ -136,13 +139,6 @@ class StudentDistillation(ClassifyingModule):
         checks: list[Callback] = [SameViews()]
         checks += [] if self.encoder.projector is None else [EnoughImages()]
         return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
-
-    def configure_optimizers(self) -> Any:
-        """SGD or AdamW over all that is trained, with the schedule of the settings."""
-        steps = None
-        if self.optim.warmup_steps is not None:
-            steps = int(self.trainer.estimated_stepping_batches)
-        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def on_fit_start(self) -> None:
         """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""

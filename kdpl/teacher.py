@@ -5,7 +5,6 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -19,7 +18,7 @@ from kdpl.data.batches import LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
-from kdpl.optim import OptimConfig, build_optimizer
+from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
@@ -129,12 +128,6 @@ class TeacherPromptTuning(ClassifyingModule):
         """Average the prompts if asked to, do what rooms add, then freeze the class vectors."""
         averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
         return [*averaging, *room_callbacks(self), FreezeClassVectors()]
-
-    def configure_optimizers(self) -> Any:
-        """SGD or AdamW over the prompts, one schedule step per epoch; nothing for the zero-shot CLIP."""
-        if not any(p.requires_grad for p in self.parameters()):
-            return None
-        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs)
 
     def on_fit_start(self) -> None:
         """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""

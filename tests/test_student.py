@@ -165,7 +165,7 @@ def test_evaluation_is_the_plain_one_with_running_statistics(distilled, plain_of
 
 def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_alone(distilled):
     student = distilled["student"]
-    (teacher,) = student.teachers.each
+    (teacher,) = student.teachers.read()
     world.assert_untouched(student.encoder.tower.module.visual, "test-student", "visual.")
     world.assert_untouched(teacher.tower.visual, "test-teacher-quickgelu", "visual.")
     written = TunedPrompts.load(distilled["teacher"] / PROMPTS_FILE).tensors["vision_prompts.tokens"]
@@ -193,7 +193,7 @@ def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):
     validated = world.quiet_trainer(tmp_path, limit_val_batches=1.0).validate(student, **options)[0]
     # both splits of this domain hold the same images
     assert validated == {k.replace("test/", "val/"): v for k, v in distilled["metrics"].items()}
-    assert student.teachers.each[0].tower is None
+    assert student.teachers.read()[0].tower is None
     with world.refused(ConfigError, "the teacher's image tower is not loaded"):
         student.teachers.features(IMAGES)
 
@@ -220,7 +220,7 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     assert torch.equal(student.head.module.class_vectors, world.frozen_vectors().vectors)
     # the setting is for the arithmetic of the frozen towers; under bf16-mixed, what ships is float32 again
     half = torch.float16 if precision == "16-true" else torch.bfloat16
-    assert student.teachers.each[0].tower.visual.proj.dtype == half
+    assert student.teachers.read()[0].tower.visual.proj.dtype == half
     assert student.encoder.tower.module.visual.proj.dtype == (torch.float32 if precision == "bf16-mixed" else half)
     loss = seen.started.loss(IMAGES).item()
     assert seen.losses == [pytest.approx(loss, rel=0.2)]

@@ -62,7 +62,7 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, tea
     # a complete cache needs no teacher at all
     monkeypatch.setattr(TunedPrompts, "load", None)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
-    assert cached.student.teachers.each[0].tower is None
+    assert cached.student.teachers.read()[0].tower is None
     assert cached.losses == filling.losses
     assert all(torch.equal(value, filling.state[name]) for name, value in cached.state.items())
     for seen, expected in zip(cached.batches, plain.batches, strict=True):
@@ -84,7 +84,7 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(t
     plain = Distilled(teacher_folder, tmp_path, **options)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
     plain.student.load_teachers()
-    (teacher,) = plain.student.teachers.each
+    (teacher,) = plain.student.teachers.read()
     for step, (batch, from_cache) in enumerate(zip(plain.batches, cached.batches, strict=True)):
         (for_teacher,) = batch.teacher_views.values()
         assert torch.equal(batch.images, plain_views(batch.indices, step // 5, 48))
@@ -151,7 +151,7 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
-    assert cached.student.teachers.each[0].tower.visual.proj.dtype == torch.bfloat16
+    assert cached.student.teachers.read()[0].tower.visual.proj.dtype == torch.bfloat16
     # to the last bit with weights that autocast casts
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     assert Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings).losses == cached.losses

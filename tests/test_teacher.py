@@ -253,6 +253,14 @@ SEVERAL = (
 )
 
 
+def test_the_rate_rises_and_falls_by_steps_if_asked_to(tmp_path):
+    rates, watch = [], Callback()
+    watch.on_train_batch_start = lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    world.fit(make_teacher(optim=OptimConfig(lr=0.01, warmup_steps=2)), tmp_path, 2, [watch])
+    # by hand: 2 epochs of 3 batches, of which 2 steps warm up; then ½ (1 + cos(π s / 4)) for s = 0, 1, 2, 3
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
+
+
 @pytest.mark.parametrize("at_once", [2, 128])
 def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_normalised(at_once, tmp_path, plain_of):
     teacher, domain = disturbed(classes_at_once=at_once), world.TinyDomain(num_base=3)

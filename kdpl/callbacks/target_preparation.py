@@ -83,7 +83,7 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     return TargetInputs(
         folder=Path(trainer.default_root_dir),
         resumes=trainer.ckpt_path is not None,
-        teachers=[teacher.vectors for teacher in student.teachers.each],
+        teachers=[teacher.vectors for teacher in student.teachers.read()],
         class_names=data.class_names,
         num_base=data.num_base,
         pool=data.pool.images,
@@ -106,7 +106,7 @@ def _mean_features(
     beside it.
     """
     data = domain_of(trainer)
-    vectors = student.teachers.each[number].vectors
+    vectors = student.teachers.read()[number].vectors
     resizing = vectors.preprocessing.resizing
     if images is None:
         dataset, indices = data.unlabeled_images(resizing), data.pool.indices

@@ -126,7 +126,7 @@ def teacher_encoder(trainer: Trainer, student: Distillation, number: int = 0) ->
     @cache
     def load() -> FrozenTeacher:
         student.load_teachers()
-        teacher = student.teachers.each[number]
+        teacher = student.teachers.read()[number]
         # outside the precision's context, in which weights would be rounded as they are read
         trainer.precision_plugin.convert_module(teacher)
         student.store_frozen()

@@ -68,7 +68,7 @@ class DomainDataModule(LightningDataModule):
         scan: Whether all images are decoded for that before a fit, and copies of test and validation images left out of
             the rest (``folder`` and ``table``); None: your own images, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
-        protocol: ``all`` classes alike, or ``base_to_novel``: labels of the first half of the classes alone.
+        protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.

@@ -17,8 +17,8 @@ EvaluationSplit = Literal["labeled", "val", "test"]
 class Labels:
     """Labelled images of a dataset, as far as protocol and shots allow to see them.
 
-    Under ``base_to_novel``, labels of training and validation images are those of the base classes
-    alone.
+    Under ``base_to_novel``, no label of a novel class is trained on (``training``) or used to
+    prepare targets (``tuning``); validation and test are of all classes (``evaluation``).
 
     Attributes:
         read: The dataset as it was read. All others are as of ``DomainDataModule``.
@@ -76,8 +76,8 @@ class Labels:
 
     def seen(self, stage: int, trained: Sequence[Record]) -> str:
         """Say how many labels are in the batches of a stage, how many it validates on, and how many no stage sees."""
-        there, tuned = self.read, range(len(self.tuning_class_names))
-        train, val = (with_labels(records, tuned) for records in self._sample)
+        there, (sample, val) = self.read, self._sample
+        train = with_labels(sample, range(len(self.tuning_class_names)))
         said = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
         said += f"; validation: {len(val)} of {len(there.val)}"
         if unseen := len(there.train) + len(there.val) - len(train) - len(val):

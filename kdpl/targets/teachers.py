@@ -44,12 +44,11 @@ class Teachers(Frozen[nn.ModuleList]):
         """The teacher whose class vectors the student has."""
         return cast(FrozenTeacher, self.module[0])
 
-    @property
-    def each(self) -> list[FrozenTeacher]:
-        """The teachers, of which all but the first are read when they are first asked for.
+    def read(self) -> list[FrozenTeacher]:
+        """Return the teachers, after reading the class vectors of all but the first unless done.
 
-        A test needs none of them. An ArtifactError if their class vectors are missing, damaged, or
-        for other class names than the first one's.
+        A test does not need those. An ArtifactError if class vectors are missing, damaged, or for
+        other class names than the first one's.
         """
         first = self.first
         while self._unread:
@@ -61,13 +60,13 @@ class Teachers(Frozen[nn.ModuleList]):
         return cast(list[FrozenTeacher], list(self.module))
 
     def describe(self) -> list[TeacherDescription]:
-        """Describe each, as a cache of its features is described."""
-        vectors = [teacher.vectors for teacher in self.each]
+        """Return what a cache of its features is checked against, for each teacher."""
+        vectors = [teacher.vectors for teacher in self.read()]
         return [TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
 
     def load(self, compiled: bool = False) -> None:
         """Load image tower and prompts of each, unless that was done; errors as ``FrozenTeacher``."""
-        for teacher in self.each:
+        for teacher in self.read():
             if teacher.tower is None:
                 inform(f"loading the teacher of {teacher.folder}")
                 teacher.load()
@@ -75,10 +74,10 @@ class Teachers(Frozen[nn.ModuleList]):
                     teacher.tower.compile_parts()
 
     def features_of(self, batch: UnlabeledBatch, student: Resizing) -> Tensor:
-        """Return the features of a batch's views, float32 [B, D_1 + … + D_M], cached or new.
+        """Return the teachers' features of a batch, float32 [B, D_1 + … + D_M], cached or new.
 
-        ``student`` is the way in which the batch's own images were resized. A ConfigError if the
-        batch lacks the view for a teacher.
+        ``student`` is the resizing of ``batch.images``. A ConfigError if the batch lacks the view
+        for a teacher.
         """
         if batch.teacher_features is not None:
             return batch.teacher_features.float()
@@ -93,15 +92,17 @@ class Teachers(Frozen[nn.ModuleList]):
         return self.features(*(views[resizing] for resizing in needed))
 
     def features(self, *views: Tensor) -> Tensor:
-        """Encode views into normalised features, float32 [B, D_1 + … + D_M].
+        """Encode views into the normalised features of each teacher, float32 [B, D_1 + … + D_M].
 
-        ``views`` are the same ones for each teacher, uint8 [B, 3, S, S] with its own S.
+        ``views`` are the same crops of the same images, once for each teacher: uint8 [B, 3, S, S]
+        with the teacher's own image size S.
         """
-        return torch.cat([teacher.features(own) for teacher, own in zip(self.each, views, strict=True)], dim=1)
+        teachers = self.read()
+        return torch.cat([each.features(own) for each, own in zip(teachers, views, strict=True)], dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D_1 + … + D_M], of several those of their mean."""
-        teachers = self.each
+        teachers = self.read()
         if len(teachers) == 1:
             return teachers[0].logits(features)
         widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
@@ -119,7 +120,7 @@ class Teachers(Frozen[nn.ModuleList]):
         if _KEY not in checkpoint:
             raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
         before = [checkpoint[_KEY], *checkpoint.get(_MORE_KEY, [])]
-        # a test needs the first teacher alone, and reads no other
+        # a fit has read all teachers by now; a test needs the first alone, and reads no other
         unread = before[len(self.module) :] if self._unread else []
         own = [cast(FrozenTeacher, teacher).vectors.teacher for teacher in self.module] + unread
         if before != own:

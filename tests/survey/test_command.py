@@ -524,7 +524,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     [
         ("all", None, "0 of 12; validation: 6 of 6"),
         ("all", 0, "0 of 12; validation: 0 of 6; in no stage: 18 (shots 0)"),
-        ("base_to_novel", 3, "0 of 12; validation: 4 of 6; in no stage: 8 (shots 3, protocol base_to_novel)"),
+        ("base_to_novel", 3, "0 of 12; validation: 6 of 6; in no stage: 6 (shots 3, protocol base_to_novel)"),
     ],
 )
 def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
@@ -534,6 +534,8 @@ def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
             picture(root / "val" / name / f"{i}.png", ord(name[0]), i, 200)
     data = DomainDataModule("folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0)
     assert data.labels.seen(2, []) == f"labels in the batches of stage 2: {said}"
+    if shots != 0:
+        assert f"validation: {len(data.labels.evaluation('val'))} of 6" in said
 
 
 def test_validation_images_are_split_off_where_labels_are_many_and_config_and_list_say_so(tmp_path, capsys):

@@ -113,6 +113,15 @@ class TestRefusals:
                 Distilled(root / "first", tmp_path, more_teachers=others, **resume)
 
 
+def test_a_fit_that_fills_its_cache_is_not_resumed_with_another_second_teacher(written, tmp_path):
+    root = written[0]
+    Distilled(root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root))
+    world.write_teacher(tmp_path / "retrained", MODELS["second"], class_names=world.DIGITS, num_base=None, seed=1)
+    changed = {"more_teachers": [str(tmp_path / "retrained")], "ckpt_path": tmp_path / "epoch=0.ckpt"}
+    with world.refused(ArtifactError, "distilled from a different teacher than the one in the settings"):
+        Distilled(root / "first", tmp_path, tmp_path / "new", fill=True, **changed)
+
+
 def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, monkeypatch):
     root = written[0]
     Distilled(root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root))
