@@ -38,6 +38,30 @@ def without(rooms, copy):
     return {*groups["kdpl.commands"]}
 
 
+USE = """
+import pkgutil, sys
+from pathlib import Path
+
+import kdpl
+from kdpl.__main__ import main
+
+run, photo, *options = sys.argv[1:]
+for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
+    # what the report shows of a room goes with the report
+    shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
+    if not module.name.endswith("__main__") and not shown:
+        __import__(module.name)
+classifier = f"{run}/student/classifier"
+calls = [
+    ["run", *options, f"--out={run}"],
+    ["export", classifier, "--format=onnx", f"--out={run}.onnx"],
+    ["--help"],
+    ["predict", classifier, photo],
+]
+print(kdpl.__file__, *map(main, calls))
+"""
+
+
 def call(copy, *args):
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, args)], cwd=copy, env=environment, capture_output=True, text=True)
@@ -45,31 +69,33 @@ def call(copy, *args):
     return done.stdout
 
 
-IMPORT_ALL = """
-import pkgutil, kdpl
-from pathlib import Path
-
-for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
-    # what the report shows of a room goes with the report
-    shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
-    if not module.name.endswith("__main__") and not shown:
-        __import__(module.name)
-print(kdpl.__file__)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [*ROOMS, "all of them"])
-def test_a_project_without_a_room_runs_both_stages_and_predicts(room, tmp_path):
+def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path):
+    pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
     gone = {room, *(other for other, needed in ROOMS.items() if room in needed)} if room in ROOMS else {*ROOMS}
     commands = without(gone, copy)
-    assert call(copy, "-c", IMPORT_ALL).startswith(str(copy))
-    listed = {line.split()[0] for line in call(copy, "-m", "kdpl", "--help").splitlines() if line.startswith("  ")}
+    noise(64, 64).save(tmp_path / "photo.png")
+    said = call(copy, "-c", USE, tmp_path / "run", tmp_path / "photo.png", *DATA, *STAGES, *SHORT)
+    assert said.endswith(f"{copy}/kdpl/__init__.py 0 0 0 0\n")
+    listed = set(re.findall(r"^  ([a-z-]+) ", said.partition("usage:")[2], re.MULTILINE))
     assert {"run", "predict", *commands} <= listed
     assert not listed & (ALL_COMMANDS.keys() - commands)
-    call(copy, "-m", "kdpl", "run", *DATA, *STAGES, *SHORT, f"--out={tmp_path}/run")
-    noise(64, 64).save(tmp_path / "photo.png")
-    rows = call(copy, "-m", "kdpl", "predict", tmp_path / "run/student/classifier", tmp_path / "photo.png")
-    assert rows.startswith("path,class,probability,error\n")
-    assert len(rows.splitlines()) == 2
+    header, row, _ = said.partition("path,class,")[2].splitlines()
+    assert header == "probability,error"
+    assert row.startswith(f"{tmp_path}/photo.png,")
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
+    without(ROOMS, tmp_path)
+    leave_out = shutil.ignore_patterns("__pycache__", *ROOMS)
+    for name in ("configs", "examples", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
+    modules = ["teacher", "student", "student_cache", "class_vectors", "classifier", "tasks", "losses", "metrics"]
+    files = [f"tests/test_{name}.py" for name in [*modules, "optim", "errors"]]
+    folders = ["callbacks", "classifier", "cli", "clip", "data", "prompts", "runtime", "targets", "tiny"]
+    options = ["-m", "not slow", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/temporary"]
+    said = call(tmp_path, "-m", "pytest", *options, *files, *(f"tests/{folder}" for folder in folders))
+    assert int(re.search(r"(\d+) passed", said)[1]) > 1000

@@ -274,7 +274,7 @@ class TestRefusals:
             ({"text_features": "student", "vision_prompts": PromptConfig(depth=0)}, "no projector, and without visual"),
             (
                 {"target": "kdpl.losses.feature_l1"},
-                "there is no target 'kdpl.losses.feature_l1': use teacher, refined",
+                "there is no target 'kdpl.losses.feature_l1': use teacher, ",
             ),
         ],
     )

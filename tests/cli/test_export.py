@@ -11,7 +11,8 @@ from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.classifier.export import Difference
 from kdpl.classifier.formats import formats
-from kdpl.formats.runtime_files import METADATA_FILE
+
+METADATA_FILE = pytest.importorskip("kdpl.formats.runtime_files").METADATA_FILE
 
 
 @pytest.fixture(scope="module")

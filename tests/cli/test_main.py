@@ -82,12 +82,3 @@ def test_a_bug_is_not_hidden(error, monkeypatch):
     monkeypatch.setattr("kdpl.runtime.faults.reader_is_gone", lambda: False)
     with pytest.raises(type(error)):
         main(["fit"])
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_completion_knows_commands_and_options(shell, capsys):
-    pytest.importorskip("shtab")
-    assert main(["completion", shell]) == 0
-    out = capsys.readouterr().out
-    for word in ("class-vectors", "predict", "checkpoint_every", "top-k"):
-        assert word in out

@@ -96,6 +96,7 @@ def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
 
 
 def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits, tmp_path, capsys):
+    pytest.importorskip("kdpl.vocabulary")
     path = tmp_path / "further.safetensors"
     assert main(["class-vectors", f"--teacher={teacher_run}", f"--out={path}", "--classes", "cross", "circle"]) == 0
     capsys.readouterr()
@@ -138,7 +139,6 @@ def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, mo
         (["predict", "C", "gone.png"], "gone.png does not exist"),
         (["predict", "C", "D", "--list=gone.txt"], "gone.txt"),
         (["predict", "C", "D", "--add-classes=gone"], "--add-classes gone does not exist"),
-        (["demo", "gone"], "the classifier gone does not exist"),
         (["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"], "--add-classes gone does not exist"),
     ],
 )

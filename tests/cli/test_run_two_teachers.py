@@ -44,6 +44,7 @@ def test_both_teachers_are_tuned_tested_and_shown(interrupted, teacher2, capsys)
     text = capsys.readouterr().out
     assert "is finished: nothing to do" in "".join(text.splitlines())
     assert re.search(rf"second teacher\W+{100 * results['second teacher']['test/acc']:.1f}\b", text)
+    pytest.importorskip("kdpl.report")
     report = (interrupted / "report.html").read_text()
     assert "second teacher" in report
     assert "settings of the second teacher other than the defaults" in " ".join(report.split())

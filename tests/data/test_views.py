@@ -23,7 +23,6 @@ from kdpl.data.needs import TeacherDescription
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
 
 SHAPES = [(57, 32), (20, 33), (97, 41), (33, 20), (32, 32), (200, 7), (41, 90), (5, 4), (64, 65), (50, 37)]
@@ -197,7 +196,8 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pic
         config = ClipConfig("test-student", world.TAG)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
-    settings = {"target": Refined(mode="always", neighbors=2), "pool_filter": 0.05}
+    refined = pytest.importorskip("kdpl.refinement.target").Refined(mode="always", neighbors=2)
+    settings = {"target": refined, "pool_filter": 0.05}
     prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(
         config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings

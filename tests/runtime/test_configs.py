@@ -70,4 +70,3 @@ def test_both_stages_and_a_fit_take_names_in_any_folder_and_a_run_is_the_same_as
     assert main([*fit, "--out=teacher", *short]) == 0
     fitted, of_run = (yaml.safe_load((tmp_path / f"{at}/config.yaml").read_text()) for at in ("teacher", "run/teacher"))
     assert fitted["model"] == of_run["model"]
-    assert main(["class-vectors", "--teacher=teacher", "--config=data/digits", "--out=v.safetensors"]) == 0

@@ -45,6 +45,7 @@ def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     (file,) = Path("run").rglob("events.out.tfevents.*")
     events = accumulator.EventAccumulator(str(file)).Reload()
+    pytest.importorskip("kdpl.report")
     assert events.Tags()["images"] == ["figures/learning_curves"]
     for name in ("train/loss", "val/acc"):
         expected = [float(row[name]) for row in rows_of(Path("run") / METRICS_FILE) if row[name]]

