@@ -37,6 +37,7 @@ SHORT = [
     "--trainer.limit_train_batches=3",
     "--trainer.check_val_every_n_epoch=1",
     "--trainer.log_every_n_steps=1",
+    "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_progress_bar=false",
 ]
 # the columns of measured times
