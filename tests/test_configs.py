@@ -11,7 +11,7 @@ from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.runtime.predictions import read_results
 
-ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file())
 PUBLISHED_TEACHER, PUBLISHED_STUDENT = "teacher/promptsrc_vit_l14.yaml", "student/promptkd_vit_b16.yaml"
 # by the runs that all tests share
