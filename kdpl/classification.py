@@ -80,14 +80,14 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
     def setup(self, stage: str) -> None:
-        """Make the metrics for the domain's base/novel split, and store the frozen weights as the precision has it."""
+        """Make the metrics for the domain's base/novel split; store the frozen weights in the trainer's precision."""
         num_base = self.domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
-        self.store_frozen()
+        self.apply_precision()
 
-    def store_frozen(self) -> None:
-        """Store what autocast casts of frozen towers in its type, or in float32 where the trainer has no autocast."""
+    def apply_precision(self) -> None:
+        """Store the frozen weights that autocast casts in its dtype; float32 without autocast."""
         device = self.trainer.strategy.root_device.type
         with self.trainer.precision_plugin.forward_context():
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -102,7 +102,7 @@ class ClassifyingModule(LightningModule, ABC):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the CLIP, which is not part of the checkpoint."""
+        """Note a digest of the image tower's weights: they are not in the checkpoint, which fits no others."""
         checkpoint[_CLIP_KEY] = self.clip.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -127,7 +127,10 @@ class ClassifyingModule(LightningModule, ABC):
         return {"logits": logits, "labels": batch.labels, "indices": batch.indices}
 
     def log_training(self, batch_size: int, **values: Tensor) -> None:
-        """Log means of a step's values over the images of an epoch, on all processes; the ``loss`` is shown."""
+        """Log a step's values, as means over an epoch's images on all processes.
+
+        ``loss`` appears in the progress bar.
+        """
         for name, value in values.items():
             key = train_key(name)
             shown = key == TRAIN_LOSS

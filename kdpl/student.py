@@ -23,6 +23,7 @@ from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target
 
+# unlabelled images whose mean patch tokens the prompts start from (vision_prompts.init)
 _PREVIEW_IMAGES = 256
 
 # the words before a class name for the student's own text tower
@@ -32,8 +33,10 @@ _OWN_CONTEXT = "a photo of a"
 class StudentDistillation(ClassifyingModule):
     """Visual prompts and a projector on a frozen CLIP image tower, which learn a teacher's predictions.
 
-    Loss: λ · τ² · KL(teacher ‖ student) / (B·C) over the classes of the frozen class vectors, which
-    both share. Teacher and student see the same augmented image.
+    Loss: λ · τ² · KL(target ‖ student) / (B·C) over the classes of the frozen class vectors, which
+    teacher and student share. Both see the same augmented image. Two settings differ from this:
+    ``loss.kind`` l1 or mse compares features, and ``text_features: student`` has class vectors of
+    its own.
 
     Args:
         clip: The student's CLIP, or a network of timm; a text tower is used only with
@@ -43,10 +46,10 @@ class StudentDistillation(ClassifyingModule):
             of the first.
         class_vectors: File of class vectors instead of those in ``teacher``; they must come from
             the same teacher.
-        vision_prompts: Size and start of the student's visual prompts; depth 0 trains only the
-            projector.
-        fine_tune: Train the whole image tower as well; None: only a network of timm, which is no
-            CLIP.
+        vision_prompts: Size and start of the student's visual prompts; depth 0 has none, and
+            trains only the projector unless ``fine_tune`` is set.
+        fine_tune: Train the whole image tower as well; None: true for a network of timm, false for
+            a CLIP.
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps
             into their space; ``student``: the student uses text features of its own CLIP, and has
             no projector.
@@ -54,8 +57,8 @@ class StudentDistillation(ClassifyingModule):
             predictions corrected by the shape of the pool (docs/targets.md); or your own
             ``kdpl.targets.Target``, with its ``class_path`` and ``init_args``.
         loss: How far the student is from its target.
-        pool_filter: Leave out unlabelled images that the teacher finds less similar to all classes
-            than all but this share of the labelled images, such as 0.05; None keeps all.
+        pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
+            this quantile of the labelled images', such as 0.05; None keeps all.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -97,11 +100,11 @@ class StudentDistillation(ClassifyingModule):
         self._require_consistent(text_features, len(folders), trains_tower)
 
         # the teachers, of which nothing but the first one's class vectors is read yet
-        self.teachers = Teachers(folders, class_vectors)
+        self.teachers = Teachers(folders, class_vectors, self.task)
         self.teacher_folder = self.teachers.first.folder
         self.shared_vectors = self.teachers.first.vectors
         if loaded.logit_scale is None:
-            # no CLIP's own: logits as sharp as the teacher's
+            # a network of timm has no scale of its own: as sharp as the teacher's
             self.logit_scale = self.shared_vectors.logit_scale
 
         # what is trained, and the class vectors that it is compared with
@@ -111,8 +114,8 @@ class StudentDistillation(ClassifyingModule):
         self.vectors = self.shared_vectors
         if own is not None:
             self.vectors = self.shared_vectors.of_untuned(own, _OWN_CONTEXT)
-        # not part of the state: the class vectors are in the run's folder, and no process needs to
-        # broadcast them
+        # not part of the state: the class vectors are in the run's folder, and
+        # DistributedDataParallel need not broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
 
     def setup(self, stage: str) -> None:
@@ -130,12 +133,12 @@ class StudentDistillation(ClassifyingModule):
         self.teachers.load(self.compiles)
 
     def preparations(self) -> list[Callback]:
-        """Choose images and prepare the target before the first step, if there is need."""
+        """Return the callbacks that choose images and prepare the target before the first step."""
         prepares = type(self.target).prepare is not Target.prepare or self.pool_filter is not None
         return [PrepareTargets(self.target, self.pool_filter)] if prepares else []
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Check and prepare, then write the classifier."""
+        """Return the callbacks that check and prepare, and at the end write the classifier."""
         checks: list[Callback] = [SameViews()]
         checks += [] if self.encoder.projector is None else [EnoughImages()]
         return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
@@ -171,7 +174,7 @@ class StudentDistillation(ClassifyingModule):
         return loss
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Classify images uint8 [B, 3, S, S] into logits [B, C], with the CLIP's own scale."""
+        """Classify images uint8 [B, 3, S, S] into logits [B, C], with ``logit_scale``."""
         return self._logits(self.encoder(images))
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -189,12 +192,20 @@ class StudentDistillation(ClassifyingModule):
         self.teachers.note_in(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise an ArtifactError for a checkpoint that is not a student's of this teacher."""
+        """Refuse a checkpoint of others.
+
+        Raises:
+            ArtifactError: It is not of a student of these teachers.
+            WeightsError: The student's CLIP had other weights.
+        """
         self.teachers.require_in(checkpoint)
         super().on_load_checkpoint(checkpoint)
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
-        """Return what ships: encoder, in float32, and class vectors; ``decoding`` opens image files."""
+        """Return what ships: encoder and class vectors; ``decoding`` opens image files.
+
+        Puts the frozen weights of the encoder back into float32, in place.
+        """
         store_frozen(self.encoder, torch.float32)
         return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
 

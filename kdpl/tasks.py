@@ -40,10 +40,10 @@ class DecisionRule:
         temperature: Divides the logits of the probabilities that are returned; those that decide are
             at temperature 1.
         threshold: An image with a smaller largest probability is rejected.
-        class_thresholds: A threshold for each class instead of that one, by label of the predicted
-            class; classes beyond them are rejected.
         set_threshold: The set of an image is its most probable class, and all of at least this
             probability; None: no sets.
+        class_thresholds: A threshold for each class instead of ``threshold``, by label of the
+            predicted class; classes beyond them are rejected.
         scores: Names of the further scores that tables have as columns.
     """
 
@@ -68,7 +68,8 @@ class Task(ABC):
     """What logits [B, C] of the C classes of a domain mean.
 
     Nothing else knows how logits become probabilities, labels and losses, but for methods that are
-    defined for one task alone.
+    defined for one task alone. Both modules have one as ``task``, which the student passes to its
+    ``Teachers``, and ``Classifier`` has the same.
     """
 
     @abstractmethod
@@ -97,7 +98,7 @@ class Task(ABC):
 
     @abstractmethod
     def labels(self, scores: Tensor) -> Tensor:
-        """Return the predictions of logits, or of probabilities, [..., C], as labels are given."""
+        """Return predictions for logits or probabilities [..., C], in the form of the dataset's labels."""
 
     @abstractmethod
     def same(self, scores: Tensor, others: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class MultiClass(Task):
         return self.labels(scores) == self.labels(others)
 
     def decide(self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule) -> Sequence[int]:
-        """Choose all classes that are asked for, or those of the set; none below the threshold."""
+        """Choose all classes asked for, or those in the set; none if rejected."""
         if rule.rejects(deciding[0], labels[0]):
             return []
         if rule.set_threshold is None:
@@ -170,7 +171,8 @@ class MultiClass(Task):
         """Return ``class``, ``probability``, ``class_2``, …, and ``classes`` for sets."""
         ranks = ["", *(f"_{i}" for i in range(2, top_k + 1))]
         predictions = [name + rank for rank in ranks for name in ("class", "probability")]
-        return [*predictions, *["classes"] * (rule.set_threshold is not None), *rule.scores]
+        sets = [] if rule.set_threshold is None else ["classes"]
+        return [*predictions, *sets, *rule.scores]
 
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
         """Return classes and their probabilities, the set, and further scores."""
@@ -187,4 +189,4 @@ class MultiClass(Task):
 
 
 MULTI_CLASS = MultiClass()
-"""The task of all that is built here."""
+"""The only task built in."""

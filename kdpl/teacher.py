@@ -56,10 +56,10 @@ class AveragingConfig:
 
 
 class TeacherPromptTuning(ClassifyingModule):
-    """Deep visual and text prompts in a frozen CLIP, trained on labelled few-shot images.
+    """Prompts in a frozen CLIP, by default deep visual and text prompts, trained on labelled few-shot images.
 
-    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(zero-shot ‖ tuned), PromptSRC, section 3.2. At the end the
-    prompts' Gaussian average replaces them, and all class names are frozen into class vectors.
+    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(zero-shot ‖ tuned), PromptSRC, section 3.2. At the end all
+    class names are frozen into class vectors, with the Gaussian average of the prompts if ``averaging`` is set.
 
     Args:
         clip: The CLIP to tune.
@@ -74,9 +74,8 @@ class TeacherPromptTuning(ClassifyingModule):
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Maximum number of classes whose text-tower activations are kept for the backward pass; with
-            more classes, they are recomputed in chunks. Limits memory and does not change the result. Where classes
-            have several texts, it counts texts.
+        classes_at_once: Maximum number of classes' texts, mostly one a class, whose text-tower activations are kept for
+            the backward pass; those of more are recomputed in chunks. Limits memory and does not change the result.
         compile: Compile the image tower.
 
     Raises:
@@ -101,19 +100,24 @@ class TeacherPromptTuning(ClassifyingModule):
         classes_at_once: int = CLASSES_AT_ONCE,
         compile: bool = False,
     ) -> None:
+        # the whole CLIP, which stays frozen
         inform(f"loading {clip}")
         loaded = load_clip(clip)
         super().__init__(loaded, compile)
+        self.tokenize = loaded.tokenize
+        self.image_tower = Frozen(loaded.image_tower)
+        self.text_tower = Frozen(loaded.text_tower, keep=True)
+        self.text_fingerprint = loaded.text_fingerprint
+
+        # the settings
         if classes_at_once < 1:
             raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
         self.classes_at_once = classes_at_once
-        self.tokenize = loaded.tokenize
-        self.image_tower = Frozen(loaded.image_tower)
-        self.text_tower = Frozen(loaded.text_tower, keep=True)
-        self.text_fingerprint = loaded.text_fingerprint
+
+        # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
         self.prompts.settings()  # refuses those that could not be saved, before anything is trained
@@ -125,20 +129,24 @@ class TeacherPromptTuning(ClassifyingModule):
         return Needs("labeled", self.resizing)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Average the prompts if asked to, do what rooms add, then freeze the class vectors."""
+        """Return the callbacks that average the prompts if asked to, those of rooms, and the one that hands over."""
         averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
         return [*averaging, *room_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
-        """Precompute what is constant over all steps, if there are any: token ids and the frozen text features."""
+        """Precompute what is constant over all steps, unless there are no steps: token ids and frozen text features."""
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
         names = domain.class_texts[: len(domain.tuning_class_names)]
+
+        # the class names as the prompts take them, or their features where no prompt changes these
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
         else:
             self.tuning_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
+
+        # what the regularisers compare with: the frozen CLIP's features, averaged over templates
         if self.regularizers.text or self.regularizers.logits:
             inform(f"encoding {len(names)} classes in {len(PROMPTSRC_TEMPLATES)} templates")
             with self.text_tower.exact() as tower:
@@ -148,12 +156,16 @@ class TeacherPromptTuning(ClassifyingModule):
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""
         tower, weights = self.image_tower.module, self.regularizers
+
+        # images and class names with the prompts
         features = self.prompts.encode_images(tower, batch.images)
         if self.prompts.text_is_fixed:
             text = self.fixed_text
         else:
             text = self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
         logits = cosine_logits(features, text, self.logit_scale)
+
+        # the loss on the labels, and how far the prompts are from the frozen CLIP
         terms = {"ce": self.task.loss(logits, batch.labels)}
         if weights.text:
             terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
@@ -165,8 +177,10 @@ class TeacherPromptTuning(ClassifyingModule):
             if weights.logits:
                 zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
-        self.loss_terms = {name: term.detach() for name, term in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
+
+        # what is checked to be finite, and what is logged
+        self.loss_terms = {name: term.detach() for name, term in terms.items()}
         parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
         self.log_training(len(batch.images), loss=loss, **parts)
         return loss
@@ -181,8 +195,8 @@ class TeacherPromptTuning(ClassifyingModule):
             return self.prompts.encode_names(names, tower, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
-        """Encode all class names with the prompts as they are now."""
-        self._class_vectors = self.encode_names(self.domain.class_texts)
+        """Forget the class vectors, so that the first batch encodes them with the prompts as they are now."""
+        self._class_vectors = None
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -42,15 +42,16 @@ def own_config(tmp_path, after):
 
 def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_path):
     teacher = tmp_path / "teacher"
-    assert runs.fit_teacher(teacher, own_config(tmp_path, "my_methods.py")) == 0
+    on_command_line = "--model.init_args.method.reduction=4"
+    assert runs.fit_teacher(teacher, own_config(tmp_path, "my_methods.py"), on_command_line) == 0
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE)
-    assert prompts.method_settings == {"reduction": 2, "share": 0.5}
+    assert prompts.method_settings == {"reduction": 4, "share": 0.5}
     clip = prompts.load_image_clip()
     method = prompts.restore(clip)
     assert type(method).__name__ == "Adapter"
     first, last = method.layers[0], method.layers[2]
     width = first.in_features
-    assert (first.out_features, last.out_features) == (width // 2, width)
+    assert (first.out_features, last.out_features) == (width // 4, width)
 
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     frozen = torch.nn.functional.normalize(clip.image_tower(images), dim=1)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: the last one, the one before it until the run is finished, and how a run may resume.
 
-A checkpoint holds all parameters and buffers that no ``kdpl.clip.Frozen`` carries, optimiser and progress, the state of
-callbacks, and what modules and callbacks add in ``on_save_checkpoint``: fingerprints of CLIP and teacher, the views.
+A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries, optimiser and progress,
+the state of callbacks, and what modules and callbacks add in ``on_save_checkpoint``: fingerprints of CLIP and teachers,
+and the views.
 """
 
 from pathlib import Path

@@ -102,7 +102,7 @@ class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and at the end of stage 2 writes the classifier."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the class vectors: checkpoints need nothing else."""
+        """Copy the class vectors: with them and its CLIP's weights, a checkpoint can be tested."""
         # what is wrong with validation images or a file is an error now, and not after the last epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:

@@ -10,13 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from kdpl.callbacks.teacher_cache import Distillation, cache_beside, teacher_encoder
-from kdpl.data.batches import collate
-from kdpl.data.datasets import AllViews
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
+from kdpl.data.loader import load_all_views
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
@@ -42,10 +40,14 @@ class PrepareTargets(Callback):
         self.kept = 1.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare, before the training loader is made; a DataError if no image would be left."""
+        """Choose images and prepare the target, before the training loader is made.
+
+        Raises:
+            DataError: No label may be seen, which ``pool_filter`` needs, or no image is left.
+        """
         data = domain_of(trainer)
         if self.pool_filter is not None:
-            _ = data.labels.training()  # a DataError if no label may be seen
+            _ = data.labels.training()  # refused before any image is encoded
         inputs = _inputs(trainer, cast(Distillation, pl_module))
         if self.pool_filter is not None:
             data.pool.leave_out(filter_pool(inputs, self.pool_filter))
@@ -72,6 +74,7 @@ class PrepareTargets(Callback):
 def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     data = domain_of(trainer)
 
+    # what every process can compute with the others
     def features(images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
         return _mean_features(trainer, student, images, views, teacher)
 
@@ -80,6 +83,7 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
             function()
         trainer.strategy.barrier("kdpl targets")
 
+    # what is known of the run, the dataset and the labels
     return TargetInputs(
         folder=Path(trainer.default_root_dir),
         resumes=trainer.ckpt_path is not None,
@@ -100,11 +104,12 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
 def _mean_features(
     trainer: Trainer, student: Distillation, images: Sequence[str] | None, views: int, number: int
 ) -> Tensor:
-    """See ``TeacherFeatures``; each process computes or reads its share, and then has all.
+    """Implement ``FeatureFunction``: each process computes or reads its share, and all get all.
 
-    A cache that has enough views of the pool saves the work, and those of labelled images are kept
-    beside it.
+    Features come from the teacher's cache if that has enough views of the pool, and those of
+    labelled images from a cache beside it; otherwise the teacher runs.
     """
+    # the images, and how the teacher takes them
     data = domain_of(trainer)
     vectors = student.teachers.read()[number].vectors
     resizing = vectors.preprocessing.resizing
@@ -113,27 +118,24 @@ def _mean_features(
     else:
         dataset, indices = data.images_of(images, resizing), np.arange(len(images))
 
+    # where their features are cached
     cache = data.teacher_caches[number] if data.teacher_caches else None
     if cache is not None and cache.manifest.views < views:
         cache = None
     if cache is not None and images is not None:
         cache = cache_beside(trainer, student, number, cache, images, views)
 
-    own = indices[trainer.global_rank :: trainer.world_size]
+    # the share of this process, read or computed
+    own = indices[trainer.global_rank :: trainer.world_size].tolist()
     features = torch.zeros(len(indices), vectors.vectors.shape[1], device=student.device)
     with progress_bar(shown=trainer.is_global_zero) as progress:
         if cache is not None:
-            rows = progress.track(own.tolist(), description="features from the cache")
+            rows = progress.track(own, description="features from the cache")
             parts = [cache.mean(index, views).to(student.device)[None] for index in rows]
         else:
-            loader = DataLoader(
-                AllViews(dataset, views),
-                batch_size=max(1, data.eval_batch_size // views),
-                sampler=own,
-                num_workers=data.num_workers,
-                collate_fn=collate,
-                generator=torch.Generator(),
-            )
+            at_once = max(1, data.eval_batch_size // views)
+            chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]
+            loader = load_all_views(dataset, views, chunks, data.num_workers)
             encode = teacher_encoder(trainer, student, number)
 
             def mean_over_views(images: Tensor) -> Tensor:
@@ -141,6 +143,8 @@ def _mean_features(
 
             batches = progress.track(loader, description="teacher's features")
             parts = [means for means, _ in infer(mean_over_views, batches, student.device)]
+
+    # the shares of all processes together
     features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
     total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
     return F.normalize(total, dim=1)

@@ -37,8 +37,8 @@ class Distillation(Protocol):
         """Load image tower and prompts of each teacher, unless that was done."""
         ...
 
-    def store_frozen(self) -> None:
-        """Store the frozen weights as the trainer's precision has it."""
+    def apply_precision(self) -> None:
+        """Store the frozen weights in the trainer's precision."""
         ...
 
 
@@ -129,7 +129,7 @@ def teacher_encoder(trainer: Trainer, student: Distillation, number: int = 0) ->
         teacher = student.teachers.read()[number]
         # outside the precision's context, in which weights would be rounded as they are read
         trainer.precision_plugin.convert_module(teacher)
-        student.store_frozen()
+        student.apply_precision()
         return teacher
 
     def encode(images: Tensor) -> Tensor:

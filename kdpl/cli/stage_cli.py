@@ -223,7 +223,10 @@ class KdplCLI(LightningCLI):
         return made
 
     def own_callbacks(self) -> list[Callback]:
-        """Return the callbacks that this kind of fit has beside those of all runs."""
+        """Return the callbacks that this kind of fit has beside those of all runs.
+
+        The trainer's callbacks run before the module's, so that targets are prepared from a cache that is complete.
+        """
         data = self.datamodule
         fills = self.command == "fit" and isinstance(data, DomainDataModule) and data.fill_teacher_cache
         return [FillTeacherCache()] if fills and needs_of(self.model).split == "unlabeled" else []

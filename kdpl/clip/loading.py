@@ -45,10 +45,10 @@ _MODEL_OPTIONS = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bia
 
 @dataclass(frozen=True)
 class ImageClip:
-    """The image half of a frozen CLIP, which is all that stage 2 needs."""
+    """The image half of a frozen CLIP, or a network of timm: all that stage 2 needs."""
 
     image_tower: ImageTower
-    # of cosine similarities, already exponentiated: 100 for OpenAI's weights; None for a network that is no CLIP
+    # factor of cosine similarities, already exponentiated, 100 for OpenAI's weights; None for a network of timm
     logit_scale: float | None
     identity: ClipIdentity
     preprocessing: Preprocessing

@@ -65,8 +65,8 @@ class DomainDataModule(LightningDataModule):
         held_out: Share of each class's training images that become test images, where there are no others; None: none.
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
             ``skip`` leaves them out.
-        scan: Whether all images are decoded for that before a fit, and copies of test and validation images left out of
-            the rest (``folder`` and ``table``); None: your own images, not a benchmark's.
+        scan: Whether all images are decoded to find these before a fit, and copies of test and validation images left
+            out of the rest (``folder`` and ``table``); None: your own images, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
         protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of the classes alone.
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for validation either.
@@ -75,7 +75,8 @@ class DomainDataModule(LightningDataModule):
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
         balance_classes: Draw the labelled training images of an epoch so that each class comes equally often, however
             many it has; an epoch is as long as without.
-        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or an object.
+        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or your own
+            ``Augmentation``.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
         num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
@@ -115,9 +116,13 @@ class DomainDataModule(LightningDataModule):
         super().__init__()
         # the run's folder is one for all nodes
         self.prepare_data_per_node = False
+
+        # the dataset, which is read later
         named = {"class_names": class_names, "class_text": class_text}
         reader = build_reader(dataset, root=root, unlabeled=unlabeled, background=background, **named)
         self.reading = Reading(reader, bad_images, scan, skip_list, held_out)
+
+        # the settings
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
         if not 0 < unlabeled_share <= 1:
@@ -140,8 +145,9 @@ class DomainDataModule(LightningDataModule):
         self.seed = seed
         self.cache_settings = CacheSettings(self.dataset, reader.decoding, self.augmentation, seed)
         self._caches: list[FeatureCache] = []
-        least = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
-        for name, minimum in least.items():
+
+        minimums = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        for name, minimum in minimums.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, not {value}")
 
@@ -161,7 +167,7 @@ class DomainDataModule(LightningDataModule):
         if stage in ("fit", "test"):
             for line in self.reading.notes():
                 inform(line)
-        # here rather than with the first batch: nothing has been written yet
+        # what training needs: refused here rather than with the first batch, as nothing has been written yet
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
@@ -170,14 +176,16 @@ class DomainDataModule(LightningDataModule):
                 inform(self.labels.seen(2, []))
                 if not self.fill_teacher_cache:
                     _ = self.teacher_caches
+
+        # what the accuracies are measured on
         if stage in ("test", "validate"):
             self.labels.evaluation("test" if stage == "test" else "val")
 
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
         needs = self._needs
-        teachers = [teacher.resizing for teacher in needs.teachers()]
-        return self.train_dataloader_for(needs.split, needs.resizing, *self._processes(), teachers)
+        teacher_resizings = [teacher.resizing for teacher in needs.teachers()]
+        return self.train_dataloader_for(needs.split, needs.resizing, *self._processes(), teacher_resizings)
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
@@ -200,7 +208,7 @@ class DomainDataModule(LightningDataModule):
         """Training batches without a trainer, of the kind that the split has.
 
         ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache, unlabelled batches
-        have the cached features; without one, their views are made for each other one of ``teacher_resizings`` as well.
+        have the cached features; otherwise, they have the same views for each of ``teacher_resizings`` that differs.
         The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
@@ -215,13 +223,15 @@ class DomainDataModule(LightningDataModule):
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def _unlabeled_dataloader(
-        self, resizing: Resizing, rank: int, world_size: int, teachers: Sequence[Resizing]
+        self, resizing: Resizing, rank: int, world_size: int, teacher_resizings: Sequence[Resizing]
     ) -> DataLoader[UnlabeledBatch]:
         caches, pool = self.teacher_caches, pool_of(self.pool.used)
+
+        # the views that the cache has, or views for student and teachers: each resizing once, in their order
         view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
-        # each once, in the order of the teachers
-        others = () if caches else tuple(dict.fromkeys(teacher for teacher in teachers if teacher != resizing))
+        others = () if caches else tuple(dict.fromkeys(each for each in teacher_resizings if each != resizing))
         images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
+
         dataset = CachedImages(images, caches) if caches else images
         sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
@@ -303,11 +313,11 @@ class DomainDataModule(LightningDataModule):
         return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed)
 
     def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
-        """Views of all unlabelled images, whatever ``unlabeled_share``, for filling a teacher cache."""
+        """Views of all unlabelled images, whatever ``unlabeled_share``: for a teacher cache, or to prepare targets."""
         return UnlabeledImages(pool_of(self.pool.images).sources, self.view(resizing))
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
-        """Views of images of this domain."""
+        """Views of given images, without their labels: of labelled ones, to prepare targets."""
         return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     @property

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from kdpl.data.batches import Batch, collate
-from kdpl.data.datasets import AllViews, UnlabeledImages
+from kdpl.data.batches import Batch
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.feature_cache import MANIFEST, Manifest
 from kdpl.data.inference import infer
+from kdpl.data.loader import load_all_views
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path, write_text
 
@@ -99,15 +99,9 @@ def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iter
     at_once = max(1, work.batch_size // manifest.views)
     starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
-    yield from DataLoader(
-        AllViews(images, manifest.views),
-        # one by one, since there may be millions
-        batch_sampler=(list(indices[start : start + at_once]) for indices, start in starts),
-        num_workers=work.num_workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
+    # one by one, since there may be millions
+    batches = (list(indices[start : start + at_once]) for indices, start in starts)
+    yield from load_all_views(images, manifest.views, batches, work.num_workers)
 
 
 def _make(folder: Path, needed: Manifest) -> None:

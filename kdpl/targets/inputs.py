@@ -13,23 +13,24 @@ from kdpl.data.names import Indices, Names
 from kdpl.data.splits import Record
 
 
-class TeacherFeatures(Protocol):
-    """A teacher's features of images, from its cache or from the teacher itself."""
+class FeatureFunction(Protocol):
+    """Returns a teacher's features of images, from its cache or from the teacher itself."""
 
     def __call__(self, images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
         """Return normalised mean features over the first views of each image, float32 [N, D].
 
         Args:
-            images: Sources of labelled images; None: the unlabelled images that are distilled on.
+            images: Sources of labelled or validation images; None: the unlabelled images that are
+                distilled on.
             views: Views of each image.
-            teacher: Number of the teacher, among several.
+            teacher: Index of the teacher, among several.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TargetInputs:
-    """What targets are prepared from, before the first step of a fit; every process has the same.
+    """What ``Target.prepare`` gets before the first step of a fit, the same on every process.
 
     Attributes:
         folder: The run's folder.
@@ -39,10 +40,11 @@ class TargetInputs:
         num_base: Number of base classes, which come first; None without such a split.
         pool: Sources of all unlabelled images.
         indices: Those of them that are distilled on, int64 [N].
-        labeled: Labelled images of the classes that the teacher was tuned on.
+        labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
-        features: The teachers' features of images.
-        predict: The teachers' logits [N, C] of their features side by side, [N, D_1 + … + D_M].
+        features: Function that returns a teacher's features of images.
+        predict: Function that returns the teachers' logits [N, C] of their features side by side,
+            [N, D_1 + … + D_M].
         device: Where the targets are used.
         on_first_process: Calls a function on the first process, for which the others wait.
     """
@@ -56,7 +58,7 @@ class TargetInputs:
     indices: Indices
     labeled: Sequence[Record]
     val: Sequence[Record]
-    features: TeacherFeatures
+    features: FeatureFunction
     predict: Callable[[Tensor], Tensor]
     device: torch.device
     on_first_process: Callable[[Callable[[], object]], None]
