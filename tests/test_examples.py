@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+ROOMS = Path(__file__).parents[1] / "docs" / "template.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,3 +134,27 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(both_sta
     readme = (PAGE.parent / "README.md").read_text(encoding="utf-8")
     assert measured == re.findall(r"│ (?:teacher, tuned|student, distilled) +│ ([\d.]+)", readme)
     assert out.endswith("predicted: five (0.972), then nine (0.016)\n")
+
+
+def test_another_package_brings_a_command_and_an_export_format(classifier, tmp_path, monkeypatch, capsys):
+    page = ROOMS.read_text(encoding="utf-8")
+    code, project = (
+        re.search(rf'```{kind} title="[^"]*"\n(.*?)```', page, re.DOTALL)[1] for kind in ("python", "toml")
+    )
+    (tmp_path / "my_room.py").write_text(code)
+    about = tmp_path / "my_room-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: my-room\nVersion: 1\n")
+    groups = tomllib.loads(project)["project"]["entry-points"].items()
+    lines = (
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in names.items()) for group, names in groups
+    )
+    (about / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert runs.main(["--help"]) == 0
+    assert "\n  classes        print the names of a classifier's classes\n" in capsys.readouterr().out
+    assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
+    assert capsys.readouterr().out == " | ".join(Classifier.load(classifier).class_names) + "\n"
+    assert runs.main(["export", str(classifier), "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0
+    assert "the same class for 32 of 32 images" in capsys.readouterr().out
