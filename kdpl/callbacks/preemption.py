@@ -65,7 +65,7 @@ class Requeue(Checkpoint):
         raise ended
 
 
-class WhereItStopped(Callback):
+class InterruptionHandler(Callback):
     """Notes in an error its step and the checkpoint that is kept, and lets SIGTERM interrupt a training.
 
     Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this one in another

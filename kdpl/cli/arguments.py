@@ -171,13 +171,13 @@ def _functions(command: Command) -> list[Callable[..., Any]]:
 
 def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
     """All parameters that are arguments, and their types."""
-    found = {}
+    parameters = {}
     for function in _functions(command):
         hints = get_type_hints(function)
         for name, parameter in inspect.signature(function).parameters.items():
             if name not in (_SETTINGS, _RULE):
-                found[name] = parameter, hints[name]
-    return found
+                parameters[name] = parameter, hints[name]
+    return parameters
 
 
 def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:

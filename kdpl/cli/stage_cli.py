@@ -21,7 +21,7 @@ from torch import distributed
 
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
-from kdpl.callbacks.preemption import Requeue, WhereItStopped
+from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
@@ -185,16 +185,16 @@ class KdplCLI(LightningCLI):
             return kind(*args, **settings)
         except Exception as error:
             what = "logger" if issubclass(kind, Logger) else "callback"
-            said = f"the {what} {kind.__name__} cannot be built ({reason(error)})"
+            problem = f"the {what} {kind.__name__} cannot be built ({reason(error)})"
             remedy = f"install what it needs, correct its settings, or leave it out of the trainer's {what}s"
-            self._refused = error if isinstance(error, KdplError) else ConfigError(f"{said}: {remedy}")
+            self._refused = error if isinstance(error, KdplError) else ConfigError(f"{problem}: {remedy}")
             raise self._refused from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
-        callbacks: list[Callback] = [WhereItStopped(), SameSteps(), Throughput(), FiniteLoss()]
+        callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), Throughput(), FiniteLoss()]
         callbacks += [SaveTestResults(), *self.own_callbacks()]
         of_rooms = [make() for make in load_all("cli_callbacks").values()]
         shows_bar = trainer.enable_progress_bar is not False

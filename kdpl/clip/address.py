@@ -34,10 +34,10 @@ class Source:
     def weights(self) -> Path:
         """Find or fetch the weights of an address, or raise a WeightsError."""
         if self.is_local and self.folder is not None:
-            found = [self.folder / name for name in _WEIGHTS if (self.folder / name).is_file()]
-            if not found:
+            files = [self.folder / name for name in _WEIGHTS if (self.folder / name).is_file()]
+            if not files:
                 raise WeightsError(f"{self.folder} has no weights: expected one of {', '.join(_WEIGHTS)}")
-            return found[0]
+            return files[0]
         return _fetch(self.name, *_WEIGHTS)
 
 

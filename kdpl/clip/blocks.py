@@ -76,7 +76,7 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
     def before(layer: int) -> Callable[..., Any]:
         def hook(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
             if kwargs.get("rope") is not None:
-                kwargs = {**kwargs, "rope": _unturned(kwargs["rope"], length)}
+                kwargs = {**kwargs, "rope": _pad_rope(kwargs["rope"], length)}
             return (enter(layer, args[0]), *args[1:]), kwargs
 
         return hook
@@ -89,7 +89,7 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
         yield
 
 
-def _unturned(rope: Tensor, length: int) -> Tensor:
+def _pad_rope(rope: Tensor, length: int) -> Tensor:
     """Rotary embeddings [..., patches, 2 d], sines before cosines, with ``length`` more places of no rotation."""
     sines, cosines = (part[..., :1, :].expand(*part.shape[:-2], length, -1) for part in rope.chunk(2, dim=-1))
     return torch.cat([rope, torch.cat([torch.zeros_like(sines), torch.ones_like(cosines)], dim=-1)], dim=-2)

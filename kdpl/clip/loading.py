@@ -85,8 +85,9 @@ def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
     _load_registrations()
     registered = {name: (config, list(weights)) for name, (config, weights) in _REGISTRY.items()}
     tagged = dict.fromkeys(name for name, _ in open_clip.list_pretrained())
-    found = {name: (open_clip.get_model_config(name), open_clip.list_pretrained_tags_by_model(name)) for name in tagged}
-    return {**found, **registered}
+    tags_of = open_clip.list_pretrained_tags_by_model
+    models = {name: (open_clip.get_model_config(name), tags_of(name)) for name in tagged}
+    return {**models, **registered}
 
 
 def count_image_parameters(config: ModelConfig) -> int:

@@ -103,15 +103,15 @@ def load_weights(model: nn.Module, weights: Weights, name: str, prefixes: tuple[
     model.load_state_dict(state, strict=False)
 
 
-def mismatch(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+def mismatch(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:
     """Return the first differences in name or shape between a module's own tensors and others; None if they fit."""
-    strange = {"missing": own.keys() - found.keys(), "unknown": found.keys() - own.keys()}
-    said = [f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names]
-    if said:
-        return ", ".join(said)
+    strange = {"missing": own.keys() - others.keys(), "unknown": others.keys() - own.keys()}
+    differences = [f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names]
+    if differences:
+        return ", ".join(differences)
     for name in sorted(own):
-        if own[name].shape != found[name].shape:
-            return f"tensor '{name}' has shape {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
+        if own[name].shape != others[name].shape:
+            return f"tensor '{name}' has shape {tuple(others[name].shape)} instead of {tuple(own[name].shape)}"
     return None
 
 
@@ -126,15 +126,15 @@ def preprocessing_of_file(config: ClipConfig) -> Mapping[str, Any]:
         known = [open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == config.model]
     shown = {}
     for key, usual in _OPENAI.items():
-        said = {json.dumps(each.get(key, usual)) for each in known or [{}]}
+        values = {json.dumps(each.get(key, usual)) for each in known or [{}]}
         given = getattr(config, key, None)
-        if given is None and len(said) > 1:
+        if given is None and len(values) > 1:
             setting = f"set clip.{key}, or " if key in ClipConfig.__dataclass_fields__ else ""
             raise WeightsError(
                 f"{path} does not say how its images were prepared, and pretrained weights of {config.model} differ in "
                 f"{key}: {setting}put the weights' own open_clip_config.json beside the file"
             )
-        shown[key] = json.loads(said.pop()) if given is None else given
+        shown[key] = json.loads(values.pop()) if given is None else given
     return shown
 
 
@@ -166,15 +166,15 @@ def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDi
 
 def read_state(path: Path) -> tuple[StateDict, bool | None]:
     """Return a file's tensors, and True if it says that they were trained with QuickGELU; None if it does not say."""
-    said = None
+    stored = None
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                said = (file.metadata() or {}).get("quick_gelu")
+                stored = (file.metadata() or {}).get("quick_gelu")
         elif is_torchscript(path):
             return read_openai_archive(path), True
         state = read_state_dict(str(path), weights_only=True)
-        return {k: v for k, v in state.items() if isinstance(v, Tensor)}, None if said is None else said == "true"
+        return {k: v for k, v in state.items() if isinstance(v, Tensor)}, None if stored is None else stored == "true"
     except ArtifactError as error:
         raise WeightsError(f"weights file {error}") from error
     except UnpicklingError as error:

@@ -102,8 +102,8 @@ def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -
         if not named.name:
             raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name")
         if (other := key_of.setdefault(named.name, key)) != key:
-            said = f"gives classes {other!r} and {key!r} the same name {named.name!r}"
-            raise DataError(f"class names file {path} {said}: rename one")
+            problem = f"gives classes {other!r} and {key!r} the same name {named.name!r}"
+            raise DataError(f"class names file {path} {problem}: rename one")
     return mapping
 
 
@@ -130,8 +130,8 @@ def _read_csv(text: str) -> dict[str, ClassName]:
         if len(row) < columns or any(row[columns:]):
             texts = {2: "class and name", 3: "class, name and text"}
             expected = texts.get(columns, f"class, name and {columns - 2} texts")
-            said = f"row {number} has {len(row)} columns where {expected} are expected"
-            raise ValueError(f"{said}: put a value with a comma in quotes" if len(row) > columns else said)
+            problem = f"row {number} has {len(row)} columns where {expected} are expected"
+            raise ValueError(f"{problem}: put a value with a comma in quotes" if len(row) > columns else problem)
     return _unique([(key, ClassName(name, _one_or_several(texts))) for key, name, *texts in rows[has_heading:]])
 
 

@@ -246,8 +246,8 @@ class DomainDataModule(LightningDataModule):
         """
         records = self.labels.evaluation(split)
         if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
-            said = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
-            raise ConfigError(f"{said}: set trainer.devices to {len(records)} or fewer")
+            problem = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
+            raise ConfigError(f"{problem}: set trainer.devices to {len(records)} or fewer")
         dataset = EvaluationImages(records, self.splits.open_image, resizing)
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)

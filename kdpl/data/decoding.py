@@ -59,8 +59,8 @@ class Decoding:
             red, green, blue = background
             return cls((red, green, blue))
         except (TypeError, ValueError) as error:
-            said = f"background is {background!r:.100}, expected three numbers from 0 to 255"
-            raise ConfigError(f"{said}: give for example [255, 255, 255], which is white") from error
+            problem = f"background is {background!r:.100}, expected three numbers from 0 to 255"
+            raise ConfigError(f"{problem}: give for example [255, 255, 255], which is white") from error
 
     def to_rgb(self, image: Image.Image, name: str = "an image") -> Image.Image:
         """Turn an image of any mode into RGB, without its metadata.
@@ -147,8 +147,8 @@ def translucent(image: Image.Image) -> Image.Image | None:
 
 
 def _too_large(path: str, size: tuple[int, int] | None, most: int) -> DataError:
-    said = f"{size[0]} × {size[1]} pixels" if size else "too many pixels"
-    return DataError(f"image {path} has {said}, expected at most {most / 1e6:.0f} million: scale it down")
+    pixels = f"{size[0]} × {size[1]} pixels" if size else "too many pixels"
+    return DataError(f"image {path} has {pixels}, expected at most {most / 1e6:.0f} million: scale it down")
 
 
 def _size(path: str, content: bytes | None) -> tuple[int, int] | None:
@@ -179,8 +179,8 @@ def _in_bytes(image: Image.Image, name: str = "an image") -> Image.Image:
     values = np.asarray(image)
     least, most = values.min(), values.max()
     if not low <= least <= most <= high:  # NaN is not
-        said = f"has values from {least:g} to {most:g} where its file says {low:g} to {high:g}"
-        raise DataError(f"{name} {said}: convert it to 8 or 16 unsigned bits")
+        problem = f"has values from {least:g} to {most:g} where its file says {low:g} to {high:g}"
+        raise DataError(f"{name} {problem}: convert it to 8 or 16 unsigned bits")
     bytes_ = ((values.astype(np.float32) - low) * (255.999 / (high - low))).astype(np.uint8)
     grey = Image.fromarray(255 - bytes_ if tags.get(_PHOTOMETRIC) == [0] else bytes_)
     if clear is not None:

@@ -98,21 +98,21 @@ class Manifest(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the file"
-            said = f"{file} is damaged ({where}: {fault['msg']:.200})"
+            problem = f"{file} is damaged ({where}: {fault['msg']:.200})"
             if where == "version":
-                said = (
+                problem = (
                     f"the teacher cache {folder} has format version {describe(fault['input'])}, this kdpl reads "
                     f"version {needed.version}"
                 )
-            raise DataError(f"{said}: remove the folder {folder} and fill the cache again") from error
+            raise DataError(f"{problem}: remove the folder {folder} and fill the cache again") from error
         for name in _MUST_AGREE:
             theirs, ours = getattr(manifest, name), getattr(needed, name)
             if theirs != ours:
-                said = f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
-                raise DataError(f"the teacher cache {folder} {said}: {_OTHER_FOLDER}")
+                problem = f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
+                raise DataError(f"the teacher cache {folder} {problem}: {_OTHER_FOLDER}")
         if views is not None and manifest.views != views:
-            said = f"has {manifest.views} views of each image, expected {views}"
-            raise DataError(f"the teacher cache {folder} {said}: leave --views out, or {_OTHER_FOLDER}")
+            problem = f"has {manifest.views} views of each image, expected {views}"
+            raise DataError(f"the teacher cache {folder} {problem}: leave --views out, or {_OTHER_FOLDER}")
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:
@@ -148,8 +148,8 @@ class FeatureCache:
         shards = manifest.shards(folder)
         missing = sum(not path.is_file() for path in shards)
         if missing:
-            said = f"is incomplete, {missing} of {len(shards)} shards are missing"
-            raise DataError(f"the teacher cache {folder} {said}: {_FILL}")
+            problem = f"is incomplete, {missing} of {len(shards)} shards are missing"
+            raise DataError(f"the teacher cache {folder} {problem}: {_FILL}")
         for path, indices in list(shards.items())[rank::world_size]:
             _require_intact(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
@@ -171,10 +171,10 @@ def require_same_views(caches: Sequence[FeatureCache]) -> None:
     seen = [(cache.manifest.views, cache.manifest.view_seed) for cache in caches]
     for cache, views in zip(caches, seen, strict=True):
         if views != seen[0]:
-            said = ", but ".join("{} of each image with seed {}".format(*each) for each in (seen[0], views))
+            differing = ", but ".join("{} of each image with seed {}".format(*each) for each in (seen[0], views))
             raise DataError(
-                f"the teacher caches {caches[0].folder} and {cache.folder} have different views ({said}): remove one "
-                "of the two, and fill it again together with the other"
+                f"the teacher caches {caches[0].folder} and {cache.folder} have different views ({differing}): remove "
+                "one of the two, and fill it again together with the other"
             )
 
 

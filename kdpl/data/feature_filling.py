@@ -80,8 +80,9 @@ def fill(
                     filled, done = filled + len(rows), done + len(rows)
                     on_progress(done, total)
                 if not np.isfinite(features).all():
-                    said = f"the teacher's features of unlabelled images {indices[0]} to {indices[-1]} are not finite"
-                    raise DataError(f"{said}: check its weights and prompts, or set trainer.precision to 32-true")
+                    numbers = f"{indices[0]} to {indices[-1]}"
+                    problem = f"the teacher's features of unlabelled images {numbers} are not finite"
+                    raise DataError(f"{problem}: check its weights and prompts, or set trainer.precision to 32-true")
                 _write(path, features)
             return done
     except Timeout as error:

@@ -15,7 +15,7 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
 
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
@@ -34,7 +34,7 @@ class Found:
     fault: str | None = None
 
 
-def find(path: Path, class_names: str | None = None) -> list[Found]:
+def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
     A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without splits; in either a
@@ -48,44 +48,44 @@ def find(path: Path, class_names: str | None = None) -> list[Found]:
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     folder = path.absolute()
     parts = split_folders(folder)
-    found = []
+    images = []
     for split, top in parts or [("train", folder)]:
         for each in class_folders(top):
-            found += [Found(path, composed(each.name), split) for path in find_images(each)]
+            images += [FoundImage(path, composed(each.name), split) for path in find_images(each)]
     for top in [folder, *(top for split, top in parts if split == "train")]:
-        found += [Found(path, "", "train") for place in unlabeled_folders(top) for path in find_images(place)]
-    if not class_names and not any(image.label and image.split == "train" for image in found):
-        said = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
-        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
-    if any(image.split == "train" for image in found):
-        return found
-    known = {image.path for image in found}
-    return found + [Found(path, "", "train") for path in find_images(folder) if path not in known]
+        images += [FoundImage(path, "", "train") for place in unlabeled_folders(top) for path in find_images(place)]
+    if not class_names and not any(image.label and image.split == "train" for image in images):
+        problem = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+        raise DataError(f"{problem}, or write a list of the classes and give it as --class-names to use no labels")
+    if any(image.split == "train" for image in images):
+        return images
+    known = {image.path for image in images}
+    return images + [FoundImage(path, "", "train") for path in find_images(folder) if path not in known]
 
 
-def _find_in_table(table: Path, class_names: str | None) -> list[Found]:
+def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
     splits = Table(str(table), class_names=class_names).read()
     if not splits.train and not class_names:
-        said = f"table {table} has no labelled training image: label a few images of each class"
-        raise DataError(f"{said}, or write a list of the classes and give it as --class-names to use no labels")
+        problem = f"table {table} has no labelled training image: label a few images of each class"
+        raise DataError(f"{problem}, or write a list of the classes and give it as --class-names to use no labels")
     named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
     labels = {each.name: label for label, each in named.items()}
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
-    found = [
-        Found(source, labels.get(name := splits.class_names[label], name), split)
+    images = [
+        FoundImage(source, labels.get(name := splits.class_names[label], name), split)
         for split, rows in parts.items()
         for source, label in rows
     ]
-    return found + [Found(source, "", "train") for source in splits.unlabeled or ()]
+    return images + [FoundImage(source, "", "train") for source in splits.unlabeled or ()]
 
 
-def leave_out_copies(images: Sequence[Found]) -> tuple[list[Found], list[tuple[Found, Found]]]:
+def leave_out_copies(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
     """Leave out images with the bytes of another: a test image stays before one of val, before one of train.
 
     Returns those that stay, in their order, and each that does not, with the one that stays in its place.
     """
-    first: dict[str, Found] = {}
+    first: dict[str, FoundImage] = {}
     for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):
         first.setdefault(image.digest, image)
     copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]

@@ -35,8 +35,8 @@ class Labels:
     def splits(self) -> Splits:
         """The dataset before sampling; with 0 shots, it has labels of the test images alone."""
         if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
-            said = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
-            raise DataError(f"{said}: set protocol to all")
+            problem = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
+            raise DataError(f"{problem}: set protocol to all")
         return self.read.without_labels() if self.shots == 0 else self.read
 
     @property
@@ -59,8 +59,8 @@ class Labels:
         # the sample comes before the base subset, so that base classes get the same images under either protocol
         names = self.tuning_class_names
         if self.shots == 0:
-            said = "shots is 0, so that no labelled image is used, but prompts and pool_filter need some"
-            raise DataError(f"{said}: set shots above 0, or do without them (config teacher/zero_shot)")
+            problem = "shots is 0, so that no labelled image is used, but prompts and pool_filter need some"
+            raise DataError(f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)")
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
             raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
@@ -78,13 +78,13 @@ class Labels:
         """Say how many labels are in the batches of a stage, how many it validates on, and how many no stage sees."""
         there, (sample, val) = self.read, self._sample
         train = with_labels(sample, range(len(self.tuning_class_names)))
-        said = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
-        said += f"; validation: {len(val)} of {len(there.val)}"
+        line = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
+        line += f"; validation: {len(val)} of {len(there.val)}"
         if unseen := len(there.train) + len(there.val) - len(train) - len(val):
             named = {"shots": self.shots, "val_shots": self.val_shots, "protocol": self.protocol}
             why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
-            said += f"; in no stage: {unseen} ({', '.join(why)})"
-        return said
+            line += f"; in no stage: {unseen} ({', '.join(why)})"
+        return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
         """Images to measure accuracies on, of all classes but for ``labeled``; a DataError if there are none."""

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.archives import pool_of
-from kdpl.data.found import Found, leave_out_copies
+from kdpl.data.found import FoundImage, leave_out_copies
 from kdpl.data.names import Names, inodes, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
@@ -52,7 +52,7 @@ class Checked(BaseModel):
     looked: int
 
     @classmethod
-    def look(
+    def decode_all(
         cls, sources: Sequence[str], decode: Callable[[str], Image | str], file: Path | None = None, measured: int = 0
     ) -> "Checked":
         """Decode every image, in parallel under a progress bar.
@@ -72,13 +72,13 @@ class Checked(BaseModel):
             return known
         # before that, bad ones may be replaced
         bad = [source for source in sources[: known.looked] if source in known.skipped]
-        looked, first = [*_look_at(bad, decode, "looking at bad images again")], frozenset(sources[:measured])
+        looked, first = [*_decode_each(bad, decode, "looking at bad images again")], frozenset(sources[:measured])
         if known.looked > measured and any(source in first for source, fault, _ in looked if fault is None):
             # images that were looked at since may be copies of it
             known, looked = new, []
         skipped, digests = dict[str, str](), dict(known.digests)
         contents = set(digests.values())
-        rest = _look_at(pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images")
+        rest = _decode_each(pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images")
         for done, (source, fault, digest) in enumerate(chain(looked, rest), start=known.looked - len(looked) + 1):
             if fault is not None:
                 skipped[source] = fault
@@ -118,26 +118,27 @@ class Checked(BaseModel):
             return
         named = [*self.skipped.values()]
         more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-        said = f"{len(named)} of {self.images} images cannot be used ({'; '.join(named[:_SHOWN] + more)})"
-        raise DataError(f"{said}: convert, replace or remove them, or set data.init_args.bad_images to skip")
+        problem = f"{len(named)} of {self.images} images cannot be used ({'; '.join(named[:_SHOWN] + more)})"
+        raise DataError(f"{problem}: convert, replace or remove them, or set data.init_args.bad_images to skip")
 
 
 def faults_of(
     sources: Sequence[str], open_image: Callable[[str], Image], title: str, workers: int | None = None
 ) -> Iterator[tuple[str, str]]:
     """Decode every image; yields those that fail, with the message."""
-    return ((source, fault) for source, fault, _ in _look_at(sources, open_image, title, workers) if fault is not None)
+    results = _decode_each(sources, open_image, title, workers)
+    return ((source, fault) for source, fault, _ in results if fault is not None)
 
 
-def _look_at(
+def _decode_each(
     sources: Sequence[str], decode: Callable[[str], Image | str], title: str, workers: int | None = None
 ) -> Iterator[tuple[str, str | None, str]]:
     """Decode every image; yields its source, its fault if any, and the digest that ``decode`` returns, or nothing."""
-    found = in_parallel(partial(_look, decode=decode), sources, title, workers)
-    return ((source, *each) for source, each in zip(sources, found, strict=True))
+    results = in_parallel(partial(_try_decoding, decode=decode), sources, title, workers)
+    return ((source, *each) for source, each in zip(sources, results, strict=True))
 
 
-def _look(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
+def _try_decoding(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
     try:
         decoded = decode(source)
     except DataError as error:
@@ -196,7 +197,7 @@ class Reading:
         return self._apart[0]
 
     @cached_property
-    def _apart(self) -> tuple[Splits, int, list[tuple[Found, Found]]]:
+    def _apart(self) -> tuple[Splits, int, list[tuple[FoundImage, FoundImage]]]:
         """The dataset, the number of unlabelled images left out as test or validation images, and copies left out."""
         splits, digests = self._listed, self._digests
         # a file with several hard links, which has one content under all its names
@@ -234,9 +235,9 @@ class Reading:
             yield f"{same} unlabelled images are test or validation images, and are not distilled on"
         if copies:
             counts = Counter(copy.split if copy.label else "unlabelled" for copy, _ in copies)
-            said = ", ".join(f"{number} {split}" for split, number in counts.items())
+            counted = ", ".join(f"{number} {split}" for split, number in counts.items())
             copy, kept = copies[0]
-            yield f"left out as copies of test or validation images: {said} ({copy.path} is a copy of {kept.path})"
+            yield f"left out as copies of test or validation images: {counted} ({copy.path} is a copy of {kept.path})"
 
     @property
     def _scans(self) -> bool:
@@ -266,7 +267,7 @@ class Reading:
         decode: Callable[[str], Image | str] = splits.open_image
         if self._measured:
             decode = partial(decode_and_digest, decoding=self.reader.decoding)
-        return Checked.look(splits.sources, decode, self.file, self._measured)
+        return Checked.decode_all(splits.sources, decode, self.file, self._measured)
 
     @property
     def _measured(self) -> int:
@@ -298,8 +299,8 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
         return splits
     rest = _with(splits, lambda source: source not in gone)
     for label in sorted({record.label for record in splits.train} - {record.label for record in rest.train}):
-        said = f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
-        raise DataError(f"{said}: add some, or remove the class")
+        problem = f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
+        raise DataError(f"{problem}: add some, or remove the class")
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
@@ -315,16 +316,16 @@ def _with(splits: Splits, wanted: Callable[[str], bool]) -> Splits:
     return replace(splits, train=train, val=val, test=test)
 
 
-def _copies(splits: Splits, digests: Mapping[str, str]) -> list[tuple[Found, Found]]:
+def _copies(splits: Splits, digests: Mapping[str, str]) -> list[tuple[FoundImage, FoundImage]]:
     """Images with the content of a test image or, but for test images, of a validation image, each with that one."""
     if not digests:
         return []
     unlabeled = (Record(source, -1) for source in splits.unlabeled or ())
     parts = {"test": splits.test, "val": splits.val, "train": chain(splits.train, unlabeled)}
-    found = {
-        source: Found(source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source])
+    images = {
+        source: FoundImage(source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source])
         for split, records in parts.items()
         for source, label in records
         if source in digests
     }
-    return [(copy, kept) for copy, kept in leave_out_copies([*found.values()])[1] if copy.split != kept.split]
+    return [(copy, kept) for copy, kept in leave_out_copies([*images.values()])[1] if copy.split != kept.split]

@@ -135,8 +135,8 @@ def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = p
             elif split != "train":
                 measured[each] = name, split
     if twice:
-        said = f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
-        raise DataError(f"{said}: keep each in one split, or list its other names in a file and set skip_list to it")
+        problem = f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
+        raise DataError(f"{problem}: keep each in one split, or list its other names in a file and set skip_list to it")
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:
@@ -150,11 +150,11 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
     """Refuse labelled images of which a class has fewer than ``shots``, by a DataError."""
-    found = Counter(record.label for record in records)
+    counts = Counter(record.label for record in records)
     for label, name in enumerate(class_names):
-        if found[label] < shots:
-            said = f"class {name!r} has {found[label]} training images where shots asks for {shots}"
-            raise DataError(f"{said}: lower shots, or set allow_fewer_shots: true to take what there is")
+        if counts[label] < shots:
+            problem = f"class {name!r} has {counts[label]} training images where shots asks for {shots}"
+            raise DataError(f"{problem}: lower shots, or set allow_fewer_shots: true to take what there is")
 
 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:

@@ -77,8 +77,8 @@ def content_of(source: str) -> bytes:
     try:
         return source.read() if isinstance(source, ShardImage) else read(source)
     except OSError as error:
-        said = f"image {source} cannot be read ({error.strerror or error})"
-        raise DataError(f"{said}: restore the file, or read the dataset again without it") from error
+        problem = f"image {source} cannot be read ({error.strerror or error})"
+        raise DataError(f"{problem}: restore the file, or read the dataset again without it") from error
 
 
 def digest_of_content(content: bytes) -> str:

@@ -167,8 +167,8 @@ def _of_url(url: str) -> Iterator[str]:
         return iter([url])
 
     with _store(url) as (files, name):
-        found = [files.unstrip_protocol(each) for each in sorted(files.glob(name) if is_pattern else files.find(name))]
-    return _required(url, (each for each in found if is_image(each) or (is_pattern and is_shard(each))))
+        urls = [files.unstrip_protocol(each) for each in sorted(files.glob(name) if is_pattern else files.find(name))]
+    return _required(url, (each for each in urls if is_image(each) or (is_pattern and is_shard(each))))
 
 
 def _required(place: str, images: Iterator[str]) -> Iterator[str]:
@@ -194,8 +194,8 @@ def _store(url: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: check the address") from error
     except Exception as error:  # each store raises its own
-        said = f"{url} cannot be reached ({type(error).__name__}: {reason(error)})"
-        raise DataError(f"{said}: check address, network and credentials") from error
+        problem = f"{url} cannot be reached ({type(error).__name__}: {reason(error)})"
+        raise DataError(f"{problem}: check address, network and credentials") from error
 
 
 def _plain(path: str) -> str:

@@ -96,8 +96,8 @@ def _classify(images: list[Tensor | DataError], network: Network) -> list[TopK |
     readable = [image for image in images if isinstance(image, Tensor)]
     rows: Iterator[TopK] = iter(())
     if readable:
-        found = network(torch.stack(readable))
-        scores = {name: score.tolist() for name, score in found.scores.items()}
+        output = network(torch.stack(readable))
+        scores = {name: score.tolist() for name, score in output.scores.items()}
         each = [{name: values[i] for name, values in scores.items()} for i in range(len(readable))]
-        rows = map(TopK, found.labels.tolist(), found.probabilities.tolist(), found.features.cpu(), each)
+        rows = map(TopK, output.labels.tolist(), output.probabilities.tolist(), output.features.cpu(), each)
     return [image if isinstance(image, DataError) else next(rows) for image in images]

@@ -56,10 +56,10 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
         raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
     if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
-    found = fields.pop("version", None)
-    if type(found) is not int or found != version:
+    given = fields.pop("version", None)
+    if type(given) is not int or given != version:
         raise ArtifactError(
-            f"{path} has format version {describe(found)}, this kdpl reads version {version}: "
+            f"{path} has format version {describe(given)}, this kdpl reads version {version}: "
             "use the kdpl it was written with, or make it again"
         )
     return tensors, fields

@@ -54,12 +54,12 @@ def find_config(value: str, folder: str | None = None) -> str:
 
 def with_config_files(args: Sequence[str]) -> list[str]:
     """Replace the names that ``--config`` gives in a command's arguments by files; see ``find_config``."""
-    found: list[str] = []
+    expanded: list[str] = []
     for arg in args:
         if arg.startswith("--config="):
             arg = f"--config={find_config(arg.removeprefix('--config='))}"
-        found.append(find_config(arg) if found[-1:] == ["--config"] else arg)
-    return found
+        expanded.append(find_config(arg) if expanded[-1:] == ["--config"] else arg)
+    return expanded
 
 
 def require_configs(files: Iterable[str]) -> None:
@@ -128,9 +128,9 @@ def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str)
     # an artifact of a stranger may name the class: nothing is imported that is known not to hold one
     known = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
     try:
-        found = None if known or not module else getattr(import_module(module), attribute, None)
+        value = None if known or not module else getattr(import_module(module), attribute, None)
     except ImportError as error:
         raise ConfigError(f"the {kind} {name!r} cannot be imported ({reason(error)}): {remedy}") from error
-    if not isinstance(found, type) or not issubclass(found, base):
+    if not isinstance(value, type) or not issubclass(value, base):
         raise ConfigError(f"there is no {kind} {name!r}: {remedy}")
-    return found
+    return value

@@ -42,10 +42,10 @@ def sentence(error: BaseException) -> str | None:
     notes = dict.fromkeys(getattr(error, "__notes__", ()))
     marks = [note.removeprefix(_MARK) for note in notes if note.startswith(_MARK)]
     if isinstance(error, KeyboardInterrupt):
-        said: str | None = "terminated" if isinstance(error, Terminated) else "interrupted"
-        return f"{said}: {_RESUME} ({'; '.join(marks)})" if marks else said
-    said = str(error) if isinstance(error, KdplError) else _of_another(error)
-    return f"{said.rstrip('.')} ({'; '.join(marks)})" if said and marks else said
+        message: str | None = "terminated" if isinstance(error, Terminated) else "interrupted"
+        return f"{message}: {_RESUME} ({'; '.join(marks)})" if marks else message
+    message = str(error) if isinstance(error, KdplError) else _of_another(error)
+    return f"{message.rstrip('.')} ({'; '.join(marks)})" if message and marks else message
 
 
 def mark(error: BaseException, where: str) -> None:

@@ -17,8 +17,8 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
     Those of a room whose folder was removed are left out, also before kdpl is installed again.
     """
-    found = sorted(_installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name)
-    return {entry.name: entry for entry in found if _is_there(entry.module)}
+    entries = sorted(_installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name)
+    return {entry.name: entry for entry in entries if _is_there(entry.module)}
 
 
 @cache

@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.found import Found, find, leave_out_copies
+from kdpl.data.found import FoundImage, find, leave_out_copies
 from kdpl.data.readers.table import HELD_OUT, Table
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, visible
@@ -123,8 +123,8 @@ def init(
 
 
 def _relabeled(
-    listed: list[Found], further: list[Found], table: Path, class_names: str | None
-) -> tuple[list[Found], list[Found]]:
+    listed: list[FoundImage], further: list[FoundImage], table: Path, class_names: str | None
+) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply a table of labels to the images of the dataset and to those of further places.
 
     Of the latter, those that now have a label belong to the dataset. DataError if a class has no label afterwards.
@@ -144,7 +144,7 @@ def _relabeled(
     return own, [image for image in images if not image.label and image.path in places]
 
 
-def _with_validation(images: list[Found], share: float | None) -> list[Found]:
+def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
     """Split validation images off the labelled ones, if there are none and ``share`` is not 0; None: where it pays."""
     if share == 0 or any(image.split == "val" for image in images):
         return images
@@ -155,7 +155,7 @@ def _with_validation(images: list[Found], share: float | None) -> list[Found]:
     return divided if sum(image.split == "val" for image in divided) >= min(ENOUGH.values()) else images
 
 
-def _copy(image: Found, kept: Found) -> str:
+def _copy(image: FoundImage, kept: FoundImage) -> str:
     other = f" of class {visible(kept.label)}, not {visible(image.label)}: correct one of the labels"
     contrary = image.label and kept.label and image.label != kept.label
     return f"{image.path} is a copy of {kept.path} ({kept.split}){other if contrary else ''}"
@@ -182,12 +182,12 @@ def _require_classes(
             raise DataError(f"class {label!r} in {path} has no usable training image{left_out}: add some, or remove it")
 
 
-def _counts(images: list[Found]) -> Counter[str]:
+def _counts(images: list[FoundImage]) -> Counter[str]:
     return Counter(image.label for image in images if image.label and image.split == "train")
 
 
 def _print(
-    path: Path, images: list[Found], names: Mapping[str, ClassName], shots: int | None, notes: Mapping[str, str]
+    path: Path, images: list[FoundImage], names: Mapping[str, ClassName], shots: int | None, notes: Mapping[str, str]
 ) -> None:
     named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
@@ -269,7 +269,7 @@ def _write_left_out(
 
 def _write_config(
     out: Path,
-    images: list[Found],
+    images: list[FoundImage],
     split_off: bool,
     places: list[str],
     skips: bool,

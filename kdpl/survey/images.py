@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
-from kdpl.data.found import Found
+from kdpl.data.found import FoundImage
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.table import read_rows
@@ -23,13 +23,15 @@ _FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", 
 _NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
 
 
-def find_further(where: Sequence[str], known: Iterable[Found]) -> list[Found]:
+def find_further(where: Sequence[str], known: Iterable[FoundImage]) -> list[FoundImage]:
     """List unlabelled images of further places without those that are known; see ``find_unlabeled``."""
     sources = unlisted(find_unlabeled(where), (image.path for image in known))
-    return [Found(source, "", "train") for source in sources]
+    return [FoundImage(source, "", "train") for source in sources]
 
 
-def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str], named_by_file: bool = False) -> list[Found]:
+def relabel(
+    images: Sequence[FoundImage], table: Path, named: Mapping[str, str], named_by_file: bool = False
+) -> list[FoundImage]:
     """Give images the labels that somebody wrote into a table with the columns ``image`` and ``label``.
 
     The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An image that is not
@@ -64,13 +66,13 @@ def relabel(images: Sequence[Found], table: Path, named: Mapping[str, str], name
             merged[number_of[source]] = replace(old, label=named.get(label, ""))
         elif label:
             number_of[source] = len(merged)
-            merged.append(Found(source, named[label], "train"))
+            merged.append(FoundImage(source, named[label], "train"))
         if fault:
             raise DataError(f"row {number} of {table} {fault}")
     return merged
 
 
-def overlooked(folder: Path, taken: Iterable[Found]) -> list[str]:
+def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
     """One line for each folder with images, and each kind of file, of a folder that ``find`` did not find."""
     known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
     empty: list[str] = []
@@ -92,12 +94,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def inspect_images(images: Sequence[Found], workers: int | None = None) -> list[Found]:
+def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
     """Decode every image, on all cores, under a progress bar; returns them with size, digest and fault."""
     return list(in_parallel(_inspect, images, "looking", workers))
 
 
-def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> list[Found]:
+def set_aside(images: list[FoundImage], split: str, share: float, least: int = 2) -> list[FoundImage]:
     """Move a share of the labelled training images of each class with at least ``least`` to a split; always the same.
 
     One of them moves at least, and one stays.
@@ -108,7 +110,7 @@ def set_aside(images: list[Found], split: str, share: float, least: int = 2) -> 
     return [replace(image, split=split) if image.path in chosen else image for image in images]
 
 
-def _inspect(image: Found) -> Found:
+def _inspect(image: FoundImage) -> FoundImage:
     try:
         image.path.encode()  # for the table
         content = content_of(image.path)

@@ -6,7 +6,7 @@ from runs import curves_of, error_line, fit_student, fit_teacher
 from runs import test as run_test
 from slurm_job import pretend
 
-from kdpl.callbacks.preemption import WhereItStopped
+from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
@@ -83,7 +83,7 @@ def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch,
 def test_sigterm_interrupts_a_training(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        WhereItStopped().on_train_start(None, None)
+        InterruptionHandler().on_train_start(None, None)
         with pytest.raises(faults.Terminated):
             signal.raise_signal(signal.SIGTERM)
     finally:

@@ -1,7 +1,7 @@
 import pytest
 from benchmark_tree import image
 
-from kdpl.data.found import Found, find, leave_out_copies
+from kdpl.data.found import FoundImage, find, leave_out_copies
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
     images = []
     for number, text in enumerate(described):
         digest, label, split = text.split(" ")
-        images.append(Found(str(number), label, split, digest=digest))
+        images.append(FoundImage(str(number), label, split, digest=digest))
     kept, copies = leave_out_copies(images)
     assert [each.path for each in kept] == ["3", "4", "5"]
     assert [(each.path, stays.path) for each, stays in copies] == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]

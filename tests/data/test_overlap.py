@@ -245,9 +245,9 @@ def test_an_interrupted_look_finds_the_same_copies(pets, tmp_path, monkeypatch):
             looked.append(sources.index(source))
             return decode_and_digest(source, data.decoding)
 
-        return Checked.look(sources, decode, file, 12)
+        return Checked.decode_all(sources, decode, file, 12)
 
-    whole = Checked.look(sources, lambda source: decode_and_digest(source, data.decoding), None, 12)
+    whole = Checked.decode_all(sources, lambda source: decode_and_digest(source, data.decoding), None, 12)
     assert names(whole.digests, pets) == [*(f"test/dog/{number}.png" for number in range(3)), *copies]
     for index, source in enumerate(sources):
         if index:

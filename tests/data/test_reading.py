@@ -61,7 +61,7 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
     sources = in_pets(pets, bad_images="skip").splits.sources
-    Checked.look(sources, open_source).save(tmp_path / "runs/first" / DECODED_FILE)
+    Checked.decode_all(sources, open_source).save(tmp_path / "runs/first" / DECODED_FILE)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
         again = in_pets(pets, bad_images="skip")
@@ -86,7 +86,7 @@ def test_an_interrupted_look_resumes_and_looks_at_bad_images_again(pets, tmp_pat
             looked.append(sources.index(source))
             return open_source(source)
 
-        return Checked.look(sources, open_image, file)
+        return Checked.decode_all(sources, open_image, file)
 
     with pytest.raises(KeyboardInterrupt):
         look(sources[7])
@@ -95,7 +95,7 @@ def test_an_interrupted_look_resumes_and_looks_at_bad_images_again(pets, tmp_pat
     looked.clear()
     whole = look(None)
     assert looked == [1, *range(6, 12)]
-    assert whole == Checked.look(sources, open_source)
+    assert whole == Checked.decode_all(sources, open_source)
     assert list(whole.skipped) == [sources[8]]
     # and never again
     whole.save(file)

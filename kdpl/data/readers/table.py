@@ -92,8 +92,8 @@ def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
     columns = _parquet_columns(table) if table.suffix.lower() == ".parquet" else _csv_columns(table)
     for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
-            said = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
-            raise DataError(f"table {table} {said}: its first row must be image,label or image,label,split")
+            problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
+            raise DataError(f"table {table} {problem}: its first row must be image,label or image,label,split")
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     labels = map(composed, columns.get("label", none))
@@ -110,8 +110,8 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
         for row in lines:
             cells = [cell.strip() for cell in row]
             if any(cells[len(names) :]):
-                said = f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
-                raise DataError(f'{said}: put a value with a comma in quotes, as in "Prunus avium, wild cherry"')
+                problem = f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
+                raise DataError(f'{problem}: put a value with a comma in quotes, as in "Prunus avium, wild cherry"')
             if cells:
                 rows.append(cells + [""] * (len(names) - len(cells)))
     except csv.Error as error:
