@@ -67,6 +67,17 @@ def test(out, *more):
 test.__test__ = False
 
 
+def install_entry_points(folder, name, version, groups):
+    """Make a folder that is on the path look like one into which a package was installed."""
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
+    sections = (
+        [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())] for group, names in groups.items()
+    )
+    (about / "entry_points.txt").write_text("\n".join(line for section in sections for line in section))
+
+
 @contextmanager
 def interrupted_at(step):
     """Interrupt ``run`` as it begins the step of this number, counted from 1."""

@@ -138,18 +138,9 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(both_sta
 
 def test_another_package_brings_a_command_and_an_export_format(classifier, tmp_path, monkeypatch, capsys):
     page = ROOMS.read_text(encoding="utf-8")
-    code, project = (
-        re.search(rf'```{kind} title="[^"]*"\n(.*?)```', page, re.DOTALL)[1] for kind in ("python", "toml")
-    )
+    code, project = (re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "toml"))
     (tmp_path / "my_room.py").write_text(code)
-    about = tmp_path / "my_room-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: my-room\nVersion: 1\n")
-    groups = tomllib.loads(project)["project"]["entry-points"].items()
-    lines = (
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in names.items()) for group, names in groups
-    )
-    (about / "entry_points.txt").write_text("".join(lines))
+    runs.install_entry_points(tmp_path, "my_room", "1", tomllib.loads(project)["project"]["entry-points"])
     monkeypatch.syspath_prepend(tmp_path)
 
     assert runs.main(["--help"]) == 0

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from runs import SHORT, STAGES, noise
+from runs import SHORT, STAGES, install_entry_points, noise
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -29,12 +29,8 @@ def without(rooms, copy):
         lines = [line for line in lines if not own.search(line)]
     text = "\n".join(lines)
     (copy / "pyproject.toml").write_text(text, encoding="utf-8")
-    about = copy / "kdpl-0.1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: kdpl\nVersion: 0.1.0\n")
     groups = tomllib.loads(text)["project"]["entry-points"]
-    parts = [f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in names.items()) for group, names in groups.items()]
-    (about / "entry_points.txt").write_text("\n".join(parts))
+    install_entry_points(copy, "kdpl", "0.1.0", groups)
     return {*groups["kdpl.commands"]}
 
 
