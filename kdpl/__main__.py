@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and faults.reader_is_gone():
             return _PIPE_CLOSED
-        said = None if debug else faults.sentence(error)
-        if said is None:
+        message = None if debug else faults.sentence(error)
+        if message is None:
             raise
         if isinstance(error, KeyboardInterrupt):
             # of the processes of one training, the first one says it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-                print(said, file=sys.stderr)
+                print(message, file=sys.stderr)
             return _TERMINATED if isinstance(error, faults.Terminated) else _INTERRUPTED
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     finally:
         if argv is None:

@@ -210,8 +210,8 @@ class FrozenTeacher(nn.Module):
         """
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
-            said = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
-            raise ConfigError(f"{said}: let the datamodule make a view for the teacher, as DomainDataModule does")
+            problem = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
+            raise ConfigError(f"{problem}: let the datamodule make a view for the teacher, as DomainDataModule does")
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
         return self.prompts.encode_images(self.tower, images)

@@ -43,10 +43,10 @@ class FiniteLoss(Callback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a TrainingError on all processes if one of them found a value that is not finite."""
-        found = self._wrong_loss(trainer) or _wrong_weights(trainer, pl_module)
+        problem = self._wrong_loss(trainer) or _wrong_weights(trainer, pl_module)
         self._steps = []
-        if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-            raise TrainingError(found or "training was stopped by another process: its message says why")
+        if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+            raise TrainingError(problem or "training was stopped by another process: its message says why")
 
     def _wrong_loss(self, trainer: Trainer) -> str | None:
         if not self._steps:
@@ -58,9 +58,9 @@ class FiniteLoss(Callback):
         if not wrong or (skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)):
             return None
         number, terms = self._steps[wrong[0]]
-        said = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
+        values = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
         return (
-            f"the loss of step {number} is not finite ({said}): lower model.init_args.optim.lr, or set "
+            f"the loss of step {number} is not finite ({values}): lower model.init_args.optim.lr, or set "
             "trainer.precision to 32-true, and start in another --out"
         )
 

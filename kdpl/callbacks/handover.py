@@ -112,7 +112,7 @@ class SaveClassifier(Handover):
         """Classify the validation images on all processes, write on one."""
         data = domain_of(trainer)
         classifier = cast(_Student, pl_module).classifier(data.decoding).to(pl_module.device)
-        found = _held_out(trainer, classifier)
+        held_out = _held_out(trainer, classifier)
         if not trainer.is_global_zero:
             return
         pool = _pool(classifier, data)
@@ -121,7 +121,7 @@ class SaveClassifier(Handover):
             folder,
             classifier.vectors,
             classifier.logit_scale,
-            found,
+            held_out,
             [each for _, each in pool],
             kept,
             trainer.global_step > 0,
@@ -157,5 +157,5 @@ def _pool(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Pre
     if not (data.splits.train or data.splits.unlabeled):
         return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
-    found = classifier.predictions(data.pool.sample(count), data.splits.open_image)
-    return [(source, each) for source, each in found if not isinstance(each, DataError)]
+    predictions = classifier.predictions(data.pool.sample(count), data.splits.open_image)
+    return [(source, each) for source, each in predictions if not isinstance(each, DataError)]

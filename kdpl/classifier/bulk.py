@@ -33,8 +33,8 @@ def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -
     classifier = Classifier.load(folder)
     if add_classes is not None:
         classifier = classifier.add_classes(ClassVectors.load(Path(add_classes)))
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return classifier.to(found if device == "auto" else device)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    return classifier.to(best if device == "auto" else device)
 
 
 def columns(task: Task, top_k: int, rule: DecisionRule = DecisionRule()) -> list[str]:

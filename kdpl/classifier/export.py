@@ -137,11 +137,11 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         same = f"the same class for {self.same} of {self.images} images ({self.same / self.images:.1%})"
-        said = f"{same}, logits off by at most {self.logits:.2g}"
+        result = f"{same}, logits off by at most {self.logits:.2g}"
         if self.scores is None:
-            return said
+            return result
         side = f"{self.names} on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
-        return f"{said}, {side} and off by at most {self.scores:.2g}"
+        return f"{result}, {side} and off by at most {self.scores:.2g}"
 
 
 @torch.inference_mode()
@@ -151,12 +151,12 @@ def compare(classifier: Classifier, run: ExportedModel, images: Tensor, input_ty
     graph, largest = _Graph(classifier), torch.zeros(len(names))
     same = same_side = 0
     for batch in torch.split(images, _CHECKED_AT_ONCE):
-        expected, found = graph(batch), run(as_input(batch, input_type))
-        same += int(classifier.task.same(expected[0], found[0]).sum())
+        expected, exported = graph(batch), run(as_input(batch, input_type))
+        same += int(classifier.task.same(expected[0], exported[0]).sum())
         # 0.5 itself is on both sides, NaN on none
-        sides = [(one - 0.5) * (other - 0.5) >= 0 for one, other in zip(expected[2:], found[2:], strict=True)]
+        sides = [(one - 0.5) * (other - 0.5) >= 0 for one, other in zip(expected[2:], exported[2:], strict=True)]
         same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0
-        differences = [(one - other).abs().max() for one, other in zip(expected, found, strict=True)]
+        differences = [(one - other).abs().max() for one, other in zip(expected, exported, strict=True)]
         largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
     difference = Difference(len(images), same, float(largest[0]))
     if further := names[len(OUTPUTS) :]:

@@ -91,16 +91,16 @@ def require_format(name: str, out: Path, has_calibration: bool) -> Format:
     known = formats()
     if name not in known:
         raise ConfigError(f"--format {name} is unknown: give one of {', '.join(known)}")
-    found = known[name]
-    if found.ending and out.suffix != found.ending:
-        raise ConfigError(f"--out {out} does not end with {found.ending}, which --format {name} writes: rename it")
+    chosen = known[name]
+    if chosen.ending and out.suffix != chosen.ending:
+        raise ConfigError(f"--out {out} does not end with {chosen.ending}, which --format {name} writes: rename it")
     # the name of a folder may have another dot
     endings = {".xml", ".bin", *(each.ending for each in known.values() if each.ending)}
-    if not found.ending and out.suffix in endings:
+    if not chosen.ending and out.suffix in endings:
         raise ConfigError(f"--out {out} ends with {out.suffix}, but the folder that --format {name} writes: rename it")
-    if found.calibrated and not has_calibration:
+    if chosen.calibrated and not has_calibration:
         raise ConfigError(f"--format {name} needs images to calibrate on: give --calibration FOLDER, unlabelled ones")
-    for package, extra in found.extras.items():
+    for package, extra in chosen.extras.items():
         if find_spec(package) is None:
             raise ConfigError(f"--format {name} needs {package}: pip install 'kdpl[{extra}]'")
-    return found
+    return chosen

@@ -80,8 +80,8 @@ class Classifier(nn.Module):
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Further scores of images with these features [B, D] by name, [B] each: those of the companions."""
         classes, scale = self.head.class_vectors, self.logit_scale
-        found = (companion.further_scores(features, classes, scale) for companion in self.companions.values())
-        return {name: score for scores in found for name, score in scores.items()}
+        of_companions = (companion.further_scores(features, classes, scale) for companion in self.companions.values())
+        return {name: score for scores in of_companions for name, score in scores.items()}
 
     def card_facts(self) -> dict[str, Any]:
         """What the model card says of the classifier: classes, images and models."""

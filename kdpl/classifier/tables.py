@@ -81,8 +81,8 @@ def write_embeddings(path: Path, rows: Iterable[Row], shape: tuple[int, int]) ->
     arrow = _pyarrow()
     # not of a fixed length: pyarrow 23 does not read such lists back if one is null
     types = {"path": arrow.string(), "embedding": arrow.list_(arrow.float32())}
-    found = ((row["path"], _embedding(row)) for row in rows)
-    decoded = ({"path": name, "embedding": np.frombuffer(e, "<f4") if e else None} for name, e in found)
+    embeddings = ((row["path"], _embedding(row)) for row in rows)
+    decoded = ({"path": name, "embedding": np.frombuffer(e, "<f4") if e else None} for name, e in embeddings)
     _write_parquet(path, decoded, types, _EMBEDDINGS_AT_ONCE)
 
 

@@ -75,8 +75,7 @@ class DomainDataModule(LightningDataModule):
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
         balance_classes: Draw the labelled training images of an epoch so that each class comes equally often, however
             many it has; an epoch is as long as without.
-        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or your own
-            ``Augmentation``.
+        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or your own.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
         num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
