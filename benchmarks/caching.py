@@ -60,7 +60,9 @@ class Filling:
         self.teacher.store_in(settings.autocast or torch.float32)
         self.width = teacher.head.class_vectors.shape[1]
         edge = teacher.tower.preprocessing.image_size
-        view = RandomView(open_source, RandomResizedCrop(), teacher.tower.preprocessing.resizing, seed=1)
+        view = RandomView(
+            open_source, RandomResizedCrop(), teacher.tower.preprocessing.resizing, seed=1
+        )
         self.images = UnlabeledImages([str(path) for path in photographs], view)
         self.views = torch.randint(256, (len(self.images), 3, edge, edge), dtype=torch.uint8)
         self.views = self.views.to(settings.torch_device)
@@ -108,8 +110,12 @@ class Reading:
 
     def __init__(self, settings: Settings, folder: Path, width: int) -> None:
         self.settings = settings
-        view = _NoView(lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), Resizing(_SMALL_EDGE), seed=1)
-        images = UnlabeledImages([f"{index}.jpg" for index in range(settings.sizes.read_images)], view)
+        view = _NoView(
+            lambda _: Image.new("RGB", (1, 1)), RandomResizedCrop(), Resizing(_SMALL_EDGE), seed=1
+        )
+        images = UnlabeledImages(
+            [f"{index}.jpg" for index in range(settings.sizes.read_images)], view
+        )
         manifest, draw = manifest_of(images, width), torch.Generator().manual_seed(0)
         self.cache = folder / "cache"
 
@@ -122,7 +128,9 @@ class Reading:
     def read(self) -> None:
         """Read all rows once through the loader, in random order, in this process."""
         images, batch_size = len(self.dataset), self.settings.batch_size
-        loader = LazyLoader(self.dataset, TrainSampler(images, batch_size, seed=1), batch_size, num_workers=0)
+        loader = LazyLoader(
+            self.dataset, TrainSampler(images, batch_size, seed=1), batch_size, num_workers=0
+        )
         for _ in loader:
             pass
 

@@ -55,7 +55,12 @@ class Distillation:
     """
 
     def __init__(
-        self, sizes: Sizes, classes: int, batch_size: int, device: torch.device, autocast: torch.dtype | None = None
+        self,
+        sizes: Sizes,
+        classes: int,
+        batch_size: int,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.device = device
@@ -68,7 +73,10 @@ class Distillation:
             tower.to(device)
         ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
         saved = teacher.prompts.saved()
-        prompts = [saved[name] for name in ("vision_prompts.tokens", "text_prompts.context", "text_prompts.deep")]
+        prompts = [
+            saved[name]
+            for name in ("vision_prompts.tokens", "text_prompts.context", "text_prompts.deep")
+        ]
         self.published_teacher = PublishedTeacher(
             clip.image_tower.visual,
             clip.text_tower,
@@ -86,7 +94,11 @@ class Distillation:
         self.student.load_teachers()
         features = self.student.teachers.features(self.images).half()
         self.cached_batch = UnlabeledBatch(self.images, indices, teacher_features=features)
-        self.losses: dict[str, Loss] = {PUBLISHED: self._published, KDPL: self._kdpl, CACHED: self._cached}
+        self.losses: dict[str, Loss] = {
+            PUBLISHED: self._published,
+            KDPL: self._kdpl,
+            CACHED: self._cached,
+        }
 
     def parameters(self, side: str) -> dict[str, nn.Parameter]:
         """Return the trained parameters of a side, with names common to all sides."""
@@ -95,14 +107,18 @@ class Distillation:
             return dict(module.named_parameters())
         encoder = self.student.encoder
         assert encoder.prompts is not None and encoder.projector is not None  # noqa: S101, PT018
-        projector = {f"projector.{name}": p for name, p in encoder.projector.layers.named_parameters()}
+        projector = {
+            f"projector.{name}": p for name, p in encoder.projector.layers.named_parameters()
+        }
         return {"prompts": encoder.prompts.tokens, **projector}
 
     def step(self, side: str) -> Callable[[], None]:
         """Return a function that runs one training step of a side: forward, backward and update."""
         optim = OptimConfig()
         trained = self.parameters(side).values()
-        optimizer = torch.optim.SGD(trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
+        optimizer = torch.optim.SGD(
+            trained, optim.lr, optim.momentum, weight_decay=optim.weight_decay
+        )
         loss = self.losses[side]
 
         def step() -> None:
@@ -117,7 +133,9 @@ class Distillation:
 
         Excludes the bias before the batch norm, whose gradient is zero up to rounding.
         """
-        parameters = {name: p for name, p in self.parameters(side).items() if name != "projector.0.bias"}
+        parameters = {
+            name: p for name, p in self.parameters(side).items() if name != "projector.0.bias"
+        }
         loss = self.losses[side]()
         return {"loss": loss.detach(), **gradients(loss, parameters)}
 
@@ -140,7 +158,9 @@ class Distillation:
             pixels = student.pixels(self.images)
             teacher_logits, texts = teacher(pixels)
             logits = self.published_student(pixels, texts)
-            return distillation_loss(logits, teacher_logits, self.student.loss.weight, self.student.loss.temperature)
+            return distillation_loss(
+                logits, teacher_logits, self.student.loss.weight, self.student.loss.temperature
+            )
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
@@ -158,18 +178,27 @@ def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str,
 
 def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Compute the largest deviation of a tensor, relative to its largest expected value."""
-    return max(((actual[name] - tensor).abs().max() / tensor.abs().max()).item() for name, tensor in expected.items())
+    return max(
+        ((actual[name] - tensor).abs().max() / tensor.abs().max()).item()
+        for name, tensor in expected.items()
+    )
 
 
-def begun_student(sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher) -> StudentDistillation:
+def begun_student(
+    sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher
+) -> StudentDistillation:
     """Build the LightningModule in its state after the setup of a fit."""
     with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
         teacher.write_run(Path(folder), names)
         prompts = StudentPrompts(sizes.prompt_length, sizes.prompt_depth)
-        student = StudentDistillation(ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts)
+        student = StudentDistillation(
+            ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts
+        )
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         domain = _Domain(names)
-        trainer = SimpleNamespace(datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision())
+        trainer = SimpleNamespace(
+            datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision()
+        )
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")
     student.trainer = None
@@ -183,7 +212,9 @@ def _as_published(student: StudentDistillation) -> PublishedStudent:
     encoder = student.encoder
     assert encoder.prompts is not None  # noqa: S101
     tower, out_dim = encoder.tower.module, student.shared_vectors.vectors.shape[1]
-    published = PublishedStudent(tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim)
+    published = PublishedStudent(
+        tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim
+    )
     assert encoder.projector is not None  # noqa: S101
     published.projector.load_state_dict(encoder.projector.layers.state_dict())
     return published

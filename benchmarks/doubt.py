@@ -1,8 +1,9 @@
 """``python -m benchmarks.doubt``: rejection, sets, and scores of being none of the classes, on digits and letters.
 
-Finished runs of a world's three seeds are read, each a folder with ``teacher`` and ``student``; nothing is trained. For
-rejection and sets, validation and test images together are divided at random into a half that is held out and a half
-that is classified. For none of the classes, test images are compared with images of other things.
+Finished runs of a world's three seeds are read, each a folder with ``teacher`` and ``student``;
+nothing is trained. For rejection and sets, validation and test images together are divided at
+random into a half that is held out and a half that is classified. For none of the classes, test
+images are compared with images of other things.
 """
 
 import argparse
@@ -46,7 +47,13 @@ def others_than(world: str) -> Iterator[tuple[str, list[Image.Image]]]:
     if world == "digits":
         yield "printed letters", [open_any(f"letters/{i}") for i in range(OTHERS)]
     draw = np.random.RandomState(0)
-    yield "noise", [Image.fromarray(draw.randint(0, 256, (32, 32, 3)).astype(np.uint8)) for _ in range(OTHERS)]
+    yield (
+        "noise",
+        [
+            Image.fromarray(draw.randint(0, 256, (32, 32, 3)).astype(np.uint8))
+            for _ in range(OTHERS)
+        ],
+    )
     yield "photographs", list(_photographs(draw))
     yield "textures", [open_any(f"textures/{i}") for i in range(OTHERS)]
 
@@ -60,13 +67,17 @@ def _photographs(draw: np.random.RandomState) -> Iterator[Image.Image]:
         yield picture.crop((x, y, x + edge, y + edge))
 
 
-def _halves(classifiers: Sequence[Classifier], splits: Splits) -> Iterator[tuple[HeldOutScores, Tensor, Tensor]]:
+def _halves(
+    classifiers: Sequence[Classifier], splits: Splits
+) -> Iterator[tuple[HeldOutScores, Tensor, Tensor]]:
     """Scores of one half, and logits [N, C] and labels [N] of the other, of each split for each classifier."""
     records = [*splits.val, *splits.test]
     labels = torch.tensor([record.label for record in records])
     for classifier in classifiers:
         with torch.no_grad():
-            images = torch.stack([classifier.prepare(image) for image in images_of(splits, records)])
+            images = torch.stack(
+                [classifier.prepare(image) for image in images_of(splits, records)]
+            )
             logits, draw = classifier(images), torch.Generator().manual_seed(0)
         for _ in range(SPLITS):
             held, new = torch.randperm(len(records), generator=draw).tensor_split(2)
@@ -75,8 +86,12 @@ def _halves(classifiers: Sequence[Classifier], splits: Splits) -> Iterator[tuple
 
 def rejection(classifiers: Sequence[Classifier], splits: Splits) -> Iterator[str]:
     """Rows on wanted errors and coverages, over all splits for all classifiers."""
-    halves = [(held, new.softmax(dim=1), labels) for held, new, labels in _halves(classifiers, splits)]
-    accuracy = statistics.mean(float((new.argmax(dim=1) == labels).float().mean()) for _, new, labels in halves)
+    halves = [
+        (held, new.softmax(dim=1), labels) for held, new, labels in _halves(classifiers, splits)
+    ]
+    accuracy = statistics.mean(
+        float((new.argmax(dim=1) == labels).float().mean()) for _, new, labels in halves
+    )
     yield f"{len(halves)} splits into halves of {len(halves[0][0])}, accuracy {accuracy:.1%}"
     for wanted in ERRORS:
         found = []
@@ -113,13 +128,23 @@ def unknown_of(run: Path, classifier: Classifier, splits: Splits) -> Unknown:
     encoder, words = NameEncoder.load(run / "teacher"), everyday_words()
     vectors, classes = encoder.encode(words).vectors, classifier.vectors.vectors
     far = farthest(vectors, classes)
-    usual, known = (classifier.embed(images_of(splits, records)) for records in (splits.train, splits.val))
-    return Unknown.fit(usual, classes, classifier.logit_scale, known, vectors[far], [words[i] for i in far])
+    usual, known = (
+        classifier.embed(images_of(splits, records)) for records in (splits.train, splits.val)
+    )
+    return Unknown.fit(
+        usual, classes, classifier.logit_scale, known, vectors[far], [words[i] for i in far]
+    )
 
 
-def scores_of(classifier: Classifier, unknown: Unknown, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+def scores_of(
+    classifier: Classifier, unknown: Unknown, images: Sequence[Image.Image]
+) -> dict[str, Tensor]:
     """Scores of images by name, high for none of the classes, [N] each."""
-    features, classes, scale = classifier.embed(images), classifier.vectors.vectors, classifier.logit_scale
+    features, classes, scale = (
+        classifier.embed(images),
+        classifier.vectors.vectors,
+        classifier.logit_scale,
+    )
     logits = scale * features @ classes.T
     distance, share = unknown.parts(features, classes, scale)
     scores = {"probability": -logits.softmax(dim=1).amax(dim=1), "cosine": -logits.amax(dim=1)}
@@ -133,7 +158,9 @@ def scores_of(classifier: Classifier, unknown: Unknown, images: Sequence[Image.I
     }
 
 
-def none_of_these(runs: Sequence[Path], classifiers: Sequence[Classifier], world: str) -> Iterator[str]:
+def none_of_these(
+    runs: Sequence[Path], classifiers: Sequence[Classifier], world: str
+) -> Iterator[str]:
     """Rows of AUROC, mean over the runs, and the least by which the score is above the probability."""
     splits, found = WORLDS[world].read(), {}
     others = dict(others_than(world))
@@ -144,23 +171,39 @@ def none_of_these(runs: Sequence[Path], classifiers: Sequence[Classifier], world
         for kind, images in others.items():
             other = scores_of(classifier, unknown, images)
             target = [0] * len(known["score"]) + [1] * len(images)
-            areas = {name: roc_auc_score(target, torch.cat([known[name], other[name]])) for name in known}
+            areas = {
+                name: roc_auc_score(target, torch.cat([known[name], other[name]])) for name in known
+            }
             beyond = float((other["score"] > unknown.cutoff).float().mean())
             found.setdefault(kind, []).append((areas, above, beyond))
     for kind, of_runs in found.items():
-        means = {name: statistics.mean(areas[name] for areas, _, _ in of_runs) for name in of_runs[0][0]}
+        means = {
+            name: statistics.mean(areas[name] for areas, _, _ in of_runs) for name in of_runs[0][0]
+        }
         least = min(areas["score"] - areas["probability"] for areas, _, _ in of_runs)
         above, beyond = (statistics.mean(each[i] for each in of_runs) for i in (1, 2))
         cells = [f"{name} {area:.3f}" for name, area in means.items()]
-        cells += [f"score over probability {least:+.3f} or more", f"above 0.5 {beyond:.0%}, {world} {above:.1%}"]
+        cells += [
+            f"score over probability {least:+.3f} or more",
+            f"above 0.5 {beyond:.0%}, {world} {above:.1%}",
+        ]
         yield f"  {kind}: {', '.join(cells)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the runs of each world that is given, and print the rows; returns 0."""
-    parser = argparse.ArgumentParser("python -m benchmarks.doubt", description="Rejection, sets, none of the classes.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.doubt", description="Rejection, sets, none of the classes."
+    )
     for world in WORLDS:
-        parser.add_argument(f"--{world}", type=Path, nargs="*", default=[], metavar="RUN", help="runs, one for a seed")
+        parser.add_argument(
+            f"--{world}",
+            type=Path,
+            nargs="*",
+            default=[],
+            metavar="RUN",
+            help="runs, one for a seed",
+        )
     options = vars(parser.parse_args(argv))
     for world, runs in options.items():
         if runs:

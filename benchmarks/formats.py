@@ -18,8 +18,8 @@ _CALIBRATION_IMAGES = 8
 def format_sides(settings: Settings, folder: Path) -> dict[str, Callable[[], object]]:
     """Write a classifier in all formats; returns for each, and for torch, what classifies one batch of random images.
 
-    Weights are random. Images are in memory, at the size of the network. The runtimes choose their threads themselves,
-    one for each core that the process may use.
+    Weights are random. Images are in memory, at the size of the network. The runtimes choose their
+    threads themselves, one for each core that the process may use.
     """
     sizes = settings.sizes
     classifier = begun_student(sizes, sizes.names(sizes.few), RandomTeacher(sizes)).classifier()
@@ -28,7 +28,12 @@ def format_sides(settings: Settings, folder: Path) -> dict[str, Callable[[], obj
     sides: dict[str, Callable[[], object]] = {TORCH: lambda: classifier(images)}
     for name, kind in formats().items():
         path = folder / f"{name}{kind.ending}"
-        kind.write(classifier, "uint8", path, *([images[:_CALIBRATION_IMAGES]] if name == "onnx-int8" else []))
+        kind.write(
+            classifier,
+            "uint8",
+            path,
+            *([images[:_CALIBRATION_IMAGES]] if name == "onnx-int8" else []),
+        )
         run = kind.load(path)
         sides[name] = lambda run=run: run(images)  # type: ignore[misc]
     return {name: torch.inference_mode()(side) for name, side in sides.items()}

@@ -30,8 +30,8 @@ _CALIBRATION_IMAGES = 8
 class Inference:
     """Top-1 predictions for JPEG files, on all sides.
 
-    Text features are computed beforehand. Weights are random, which makes the predictions meaningless but does not
-    affect the times.
+    Text features are computed beforehand. Weights are random, which makes the predictions
+    meaningless but does not affect the times.
 
     Args:
         settings: Models, number of classes, threads, device and batch size.
@@ -51,12 +51,16 @@ class Inference:
         self.classifier = student.classifier().to(settings.torch_device)
         whole, quantized = folder / "classifier.onnx", folder / "int8.onnx"
         write_onnx(student.classifier(), "uint8", whole)
-        some = [self.classifier.prepare(Image.open(path)) for path in self.paths[:_CALIBRATION_IMAGES]]
+        some = [
+            self.classifier.prepare(Image.open(path)) for path in self.paths[:_CALIBRATION_IMAGES]
+        ]
         write_int8_onnx(student.classifier(), "uint8", quantized, torch.stack(some))
         with random_weights_are_meant():
             small = load_image_clip(ClipConfig(settings.sizes.student, RANDOM))
         clips: dict[str, ImageClip] = {OPEN_CLIP_TEACHER: teacher.clip, OPEN_CLIP_STUDENT: small}
-        self.towers: dict[str, nn.Module] = {side: clip.image_tower.visual for side, clip in clips.items()}
+        self.towers: dict[str, nn.Module] = {
+            side: clip.image_tower.visual for side, clip in clips.items()
+        }
         self.sides: dict[str, Callable[[], list[str]]] = {
             CLASSIFIER: self._classify,
             ONNX: partial(self._run_onnx, self._session(whole)),
@@ -83,14 +87,18 @@ class Inference:
         labels: list[int] = []
         for paths in self._batches():
             images = torch.stack([self.classifier.prepare(Image.open(path)) for path in paths])
-            labels += np.argmax(session.run(["logits"], {INPUT: images.numpy()})[0], axis=1).tolist()
+            labels += np.argmax(
+                session.run(["logits"], {INPUT: images.numpy()})[0], axis=1
+            ).tolist()
         return [self.classifier.class_names[label] for label in labels]
 
     def _zero_shot(self, clip: ImageClip, names: Sequence[str]) -> Callable[[], list[str]]:
         """Return the loop of open_clip's documentation, with its image tower and preprocessing."""
         device, preprocessing = self.settings.torch_device, clip.preprocessing
         size, mean, std = preprocessing.image_size, preprocessing.mean, preprocessing.std
-        transform = cast(Callable[[Image.Image], Tensor], open_clip.image_transform(size, False, mean, std))
+        transform = cast(
+            Callable[[Image.Image], Tensor], open_clip.image_transform(size, False, mean, std)
+        )
         visual: nn.Module = clip.image_tower.visual.to(device).eval()
         width = visual(torch.zeros(1, 3, size, size, device=device)).shape[1]
         text_features = F.normalize(torch.randn(len(names), width, device=device), dim=-1)

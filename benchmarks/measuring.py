@@ -52,8 +52,8 @@ def median(seconds: list[float]) -> float:
 def flops(run: Callable[[], object]) -> int:
     """Count the floating-point operations of matrix products and convolutions; a multiply-add counts as two.
 
-    Nothing is computed, and gradients that remain are fake tensors. Attention is split into plain products, because
-    some fused kernels are not counted and some recompute products.
+    Nothing is computed, and gradients that remain are fake tensors. Attention is split into plain
+    products, because some fused kernels are not counted and some recompute products.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -69,7 +69,9 @@ def flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_product(edge: int, device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], int]:
+def matrix_product(
+    edge: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Callable[[], Tensor], int]:
     """Return a product of two large square matrices and its number of operations, as a reference for the speed."""
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(edge, edge, generator=draw).to(device, dtype) for _ in range(2))
@@ -77,7 +79,9 @@ def matrix_product(edge: int, device: torch.device, dtype: torch.dtype) -> tuple
     return lambda: torch.mm(a, b, out=out), 2 * edge**3
 
 
-def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, int]:
+def peak_memory(
+    prepare: Callable[[], Callable[[], object]], device: torch.device
+) -> dict[str, int]:
     """Run a function once and measure its peak memory; call once per process.
 
     Args:
@@ -85,7 +89,8 @@ def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.devic
         device: The device.
 
     Returns:
-        ``before`` and ``peak`` in bytes: resident memory of the process, or on a GPU memory of all tensors.
+        ``before`` and ``peak`` in bytes: resident memory of the process, or on a GPU memory of all
+        tensors.
     """
     run = prepare()
     if device.type == "cuda":

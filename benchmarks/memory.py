@@ -31,9 +31,9 @@ def peak_in_own_process(case: str, classes: int, settings: Settings) -> dict[str
 
 
 def _texts(side: str) -> Callable[[Settings, int], Callable[[], object]]:
-    return lambda settings, classes: Texts(settings.sizes, classes, settings.torch_device, settings.autocast).runner(
-        side
-    )
+    return lambda settings, classes: Texts(
+        settings.sizes, classes, settings.torch_device, settings.autocast
+    ).runner(side)
 
 
 def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
@@ -51,15 +51,21 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
     teacher.tuning_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
     # instead of the features of 60 templates, which a fit computes once before its first step
     width = tower.text_projection.shape[1]
-    teacher.register_buffer("zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device))
+    teacher.register_buffer(
+        "zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device)
+    )
     # there is no trainer to log to
     teacher.log = teacher.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     edge = teacher.resizing.image_size
-    images = torch.randint(256, (settings.batch_size, 3, edge, edge), dtype=torch.uint8, device=device)
+    images = torch.randint(
+        256, (settings.batch_size, 3, edge, edge), dtype=torch.uint8, device=device
+    )
     labels = torch.arange(settings.batch_size, device=device) % classes
 
     def run() -> None:
-        with torch.autocast(settings.device, settings.autocast, enabled=settings.autocast is not None):
+        with torch.autocast(
+            settings.device, settings.autocast, enabled=settings.autocast is not None
+        ):
             loss = teacher.training_step((images, labels), 0)
         loss.backward()
 
@@ -84,7 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     settings = settings_of(options)
     settings.prepare()
-    measured = peak_memory(lambda: _CASES[options.case](settings, options.classes), settings.torch_device)
+    measured = peak_memory(
+        lambda: _CASES[options.case](settings, options.classes), settings.torch_device
+    )
     print(json.dumps(measured))
 
 

@@ -26,9 +26,13 @@ _FORMATS = {CONTIGUOUS: torch.contiguous_format, LAST: torch.channels_last}
 Sides = dict[str, Callable[[], object]]
 
 
-def format_sides(name: str, image_size: int | None, batch: int, device: torch.device) -> dict[str, Sides]:
+def format_sides(
+    name: str, image_size: int | None, batch: int, device: torch.device
+) -> dict[str, Sides]:
     """What is timed of a network, ``frozen`` and ``trained``, each in both formats."""
-    tower = load_image_clip(ClipConfig(name, "random", image_size=image_size)).image_tower.to(device)
+    tower = load_image_clip(ClipConfig(name, "random", image_size=image_size)).image_tower.to(
+        device
+    )
     size = tower.preprocessing.image_size
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     frozen, trained = Sides(), Sides()

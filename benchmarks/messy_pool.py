@@ -1,7 +1,8 @@
 """``python -m benchmarks.messy_pool``: unlabelled images that do not match the classes, and what options make of them.
 
-The quickstart's students with 700 unlabelled digits and none, 233 or 700 other images: letters drawn like the digits,
-textures, or as many of each; and with the digits of all classes but one. Interrupted, the same command resumes.
+The quickstart's students with 700 unlabelled digits and none, 233 or 700 other images: letters
+drawn like the digits, textures, or as many of each; and with the digits of all classes but one.
+Interrupted, the same command resumes.
 """
 
 import argparse
@@ -25,7 +26,11 @@ from kdpl.data.splits import Reader, Splits
 
 SEEDS = (1, 2, 3)
 SHARES = (0.25, 0.5)
-POOLS = {"letters": ["letters"], "textures": ["textures"], "letters and textures": ["letters", "textures"]}
+POOLS = {
+    "letters": ["letters"],
+    "textures": ["textures"],
+    "letters and textures": ["letters", "textures"],
+}
 _FILTER, _REFINED = "--model.init_args.pool_filter=0.05", "--config=configs/student/refined.yaml"
 SETTINGS = {
     "without": [],
@@ -100,14 +105,25 @@ _MAKERS = {"letters": _letters, "textures": _textures}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and test all students, and print the table; returns 0."""
-    parser = argparse.ArgumentParser("python -m benchmarks.messy_pool", description="What other images cost.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the runs")
-    parser.add_argument("--only", nargs="*", default=[*SETTINGS], choices=[*SETTINGS], help="default: all settings")
-    parser.add_argument("--pools", nargs="*", default=[], metavar="POOL", help="some of the table's pools, by title")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.messy_pool", description="What other images cost."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the runs"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=[*SETTINGS], choices=[*SETTINGS], help="default: all settings"
+    )
+    parser.add_argument(
+        "--pools", nargs="*", default=[], metavar="POOL", help="some of the table's pools, by title"
+    )
     options = parser.parse_args(argv)
     # as the quickstart runs, whatever the number of cores
     torch.set_num_threads(1)
-    pools: dict[str, dict[str, Any]] = {"digits alone": {}, "no eights": {"others": [], "share": 0, "missing": 8}}
+    pools: dict[str, dict[str, Any]] = {
+        "digits alone": {},
+        "no eights": {"others": [], "share": 0, "missing": 8},
+    }
     for (title, kinds), share in ((pool, share) for pool in POOLS.items() for share in SHARES):
         pools[f"{share:.0%} {title}"] = {"others": kinds, "share": share}
     rows = []
@@ -120,10 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options.only:
             folder = options.out / f"{title} {name}".replace(" ", "_").replace(":", "")
             settings = [*pool, *SETTINGS[name]]
-            found = [100 * _student(options.out, folder / f"seed_{seed}", seed, settings) for seed in SEEDS]
+            found = [
+                100 * _student(options.out, folder / f"seed_{seed}", seed, settings)
+                for seed in SEEDS
+            ]
             cells.append(f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}")
         rows.append(f"| {title} | {' | '.join(cells)} |")
-    head = f"| unlabelled images | {' | '.join(options.only)} |", f"|---{'|--:' * len(options.only)}|"
+    head = (
+        f"| unlabelled images | {' | '.join(options.only)} |",
+        f"|---{'|--:' * len(options.only)}|",
+    )
     print("\n".join([*head, *rows]))
     return 0
 
@@ -132,7 +154,12 @@ def _student(out: Path, folder: Path, seed: int, settings: Sequence[str]) -> flo
     """Accuracy on the test images of a student of the seed's teacher."""
     teacher, seeded = out / f"teacher_{seed}", [*_COMMON, f"--seed_everything={seed}"]
     _kdpl("fit", *seeded, "--config=configs/teacher/quickstart.yaml", f"--out={teacher}")
-    student = [*seeded, "--config=configs/student/quickstart.yaml", f"--model.init_args.teacher={teacher}", *settings]
+    student = [
+        *seeded,
+        "--config=configs/student/quickstart.yaml",
+        f"--model.init_args.teacher={teacher}",
+        *settings,
+    ]
     if not (folder / "test.json").is_file():
         for command in ("fit", "test"):
             _kdpl(command, *student, f"--out={folder}")

@@ -22,10 +22,13 @@ STUDENTS = ("prompts", "projector")
 def page() -> str:
     """Return the page of all pretrained models of open_clip."""
     entries = [each for each in catalogue.catalogue() if each.model in NAMES]
-    teachers, students = ({each: getattr(each, part) for each in entries} for part in ("teacher", "student"))
+    teachers, students = (
+        {each: getattr(each, part) for each in entries} for part in ("teacher", "student")
+    )
     total = sum(len(each.tags) for each in entries)
     rows = [
-        f"| {each.model} | {', '.join(each.tags)} | {each.image_size} | {each.parameters / 1e6:.1f} M | "
+        f"| {each.model} | {', '.join(each.tags)} | {each.image_size} | "
+        f"{each.parameters / 1e6:.1f} M | "
         f"{each.teacher} | {each.student} | {each.extra} | {each.licence} |"
         for each in entries
     ]
@@ -33,8 +36,10 @@ def page() -> str:
         [
             "# All models",
             "",
-            f"The {total} pretrained pairs of model and tag in open_clip {version('open_clip_torch')}, with what",
-            "each can be used for; `python -m kdpl models [WORD]` lists them, too, and `make models` writes this page.",
+            f"The {total} pretrained pairs of model and tag in open_clip "
+            f"{version('open_clip_torch')}, with what",
+            "each can be used for; `python -m kdpl models [WORD]` lists them, too, and `make "
+            "models` writes this page.",
             "[Which teacher, which student](models.md) helps to choose and explains the columns.",
             "",
             "| | pairs |",
@@ -50,18 +55,26 @@ def page() -> str:
     )
 
 
-def _counts(what: str, known: Iterable[str], grades: dict[catalogue.CatalogueEntry, str]) -> list[str]:
+def _counts(
+    what: str, known: Iterable[str], grades: dict[catalogue.CatalogueEntry, str]
+) -> list[str]:
     """Rows of how many pairs have each grade; a refusal's grade is its reason."""
     counts = Counter(dict.fromkeys(known, 0))
     for each, grade in grades.items():
         counts[grade] += len(each.tags)
-    return [f"| {what if grade in known else 'refused: '}{grade} | {count} |" for grade, count in counts.items()]
+    return [
+        f"| {what if grade in known else 'refused: '}{grade} | {count} |"
+        for grade, count in counts.items()
+    ]
 
 
 def main() -> None:
     """Count, which takes minutes, and write both files."""
     counted = {name: count_image_parameters(open_clip.get_model_config(name)) for name in NAMES}
-    write_text(ROOT / "kdpl" / "catalogue" / catalogue.PARAMETERS_FILE, json.dumps(counted, indent=1) + "\n")
+    write_text(
+        ROOT / "kdpl" / "catalogue" / catalogue.PARAMETERS_FILE,
+        json.dumps(counted, indent=1) + "\n",
+    )
     write_text(PAGE, page())
 
 

@@ -1,7 +1,7 @@
 """The published training step over open_clip's modules: the baseline of all ratios.
 
-At every step the teacher's text tower encodes all class names, 77 tokens each, and its image tower every image. All
-blocks run on all tokens. Both sides of a comparison share weights, but no code.
+At every step the teacher's text tower encodes all class names, 77 tokens each, and its image tower
+every image. All blocks run on all tokens. Both sides of a comparison share weights, but no code.
 """
 
 from typing import Any
@@ -15,7 +15,10 @@ def image_features(visual: Any, pixels: Tensor, prompts: Tensor) -> Tensor:
     """Encode normalised images [B, 3, S, S] with visual prompts [J, n, W]; features [B, D], not normalised."""
     batch, length = len(pixels), prompts.shape[1]
     patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(batch, 1, -1), patches], dim=1) + visual.positional_embedding
+    x = (
+        torch.cat([visual.class_embedding.expand(batch, 1, -1), patches], dim=1)
+        + visual.positional_embedding
+    )
     x = visual.ln_pre(torch.cat([x, prompts[0].expand(batch, -1, -1)], dim=1))
     for layer, block in enumerate(visual.transformer.resblocks):
         if 0 < layer < len(prompts):
@@ -29,8 +32,8 @@ def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tens
     """Encode C prompts, all tokens of them.
 
     Args:
-        text: Object with a CLIP's ``token_embedding``, ``positional_embedding``, ``transformer``, ``ln_final`` and
-            ``text_projection``.
+        text: Object with a CLIP's ``token_embedding``, ``positional_embedding``, ``transformer``,
+            ``ln_final`` and ``text_projection``.
         ids: Token ids [C, 77].
         context: Prompts of layer 0, [n, W], which replace tokens 1..n.
         deep: Prompts of the next layers, [J - 1, n, W].
@@ -42,13 +45,18 @@ def text_features(text: Any, ids: Tensor, context: Tensor, deep: Tensor) -> Tens
     after = 1 + len(context)
     mask = torch.full((tokens, tokens), float("-inf"), device=ids.device).triu(1)
     x = text.token_embedding(ids)
-    x = torch.cat([x[:, :1], context.expand(classes, -1, -1), x[:, after:]], dim=1) + text.positional_embedding
+    x = (
+        torch.cat([x[:, :1], context.expand(classes, -1, -1), x[:, after:]], dim=1)
+        + text.positional_embedding
+    )
     for layer, block in enumerate(text.transformer.resblocks):
         if 0 < layer <= len(deep):
             x = torch.cat([x[:, :1], deep[layer - 1].expand(classes, -1, -1), x[:, after:]], dim=1)
         x = block(x, attn_mask=mask)
     x = text.ln_final(x)
-    features: Tensor = x[torch.arange(classes, device=ids.device), ids.argmax(dim=-1)] @ text.text_projection
+    features: Tensor = (
+        x[torch.arange(classes, device=ids.device), ids.argmax(dim=-1)] @ text.text_projection
+    )
     return features
 
 
@@ -102,13 +110,18 @@ class PublishedStudent(nn.Module):
         out_dim: Width D of the teacher's.
     """
 
-    def __init__(self, visual: nn.Module, logit_scale: float, prompts: Tensor, in_dim: int, out_dim: int) -> None:
+    def __init__(
+        self, visual: nn.Module, logit_scale: float, prompts: Tensor, in_dim: int, out_dim: int
+    ) -> None:
         super().__init__()
         self.visual = [visual]  # a list hides it from parameters()
         self.logit_scale = logit_scale
         self.prompts = nn.Parameter(prompts.detach().clone())
         self.projector = nn.Sequential(
-            nn.Linear(in_dim, out_dim), nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Linear(out_dim, out_dim)
+            nn.Linear(in_dim, out_dim),
+            nn.BatchNorm1d(out_dim),
+            nn.ReLU(),
+            nn.Linear(out_dim, out_dim),
         ).to(prompts.device)
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
@@ -117,7 +130,9 @@ class PublishedStudent(nn.Module):
         return self.logit_scale * F.normalize(features, dim=-1) @ texts.T
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, weight: float, temperature: float) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, weight: float, temperature: float
+) -> Tensor:
     """Compute λ · τ² · Σ p_t (log p_t − log p_s) / (B·C) of logits [B, C]."""
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)

@@ -41,9 +41,13 @@ def dense(features: Tensor, predictions: Tensor, config: RefinementConfig) -> Te
         mass = z.sum(dim=0)[:, None]
         means = z.T @ features / mass
         variance = (z.T @ features.square() - mass * means.square()).sum(dim=0) / len(z)
-        gaussians = torch.stack([(-0.5 * (features - mean).square() / variance).sum(dim=1) for mean in means], dim=1)
+        gaussians = torch.stack(
+            [(-0.5 * (features - mean).square() / variance).sum(dim=1) for mean in means], dim=1
+        )
         for _ in range(5):
-            z = ((config.likelihood or 0) * gaussians + config.graph * neighbors @ z + prior).softmax(dim=1)
+            z = (
+                (config.likelihood or 0) * gaussians + config.graph * neighbors @ z + prior
+            ).softmax(dim=1)
     return z
 
 
@@ -74,7 +78,14 @@ def _large(settings: Settings) -> Iterator[Measured]:
     def run() -> None:
         neighbors = affinity(*search("exact"))
         ends = [time.perf_counter()]
-        refine(features, predictions, neighbors, None, _CONFIG, lambda _: ends.append(time.perf_counter()))
+        refine(
+            features,
+            predictions,
+            neighbors,
+            None,
+            _CONFIG,
+            lambda _: ends.append(time.perf_counter()),
+        )
         seconds["round"] = [after - before for before, after in pairwise(ends)]
 
     peak = peak_memory(lambda: run, device)["peak"]
@@ -85,14 +96,22 @@ def _large(settings: Settings) -> Iterator[Measured]:
     name = f"refining {images:,} images of {classes:,} classes"
     yield f"{name}: exact search of neighbours", seconds["exact"][0], "s", None, None
     yield f"{name}: the same by faiss", seconds["faiss"][0], "s", None, None
-    yield f"{name}: neighbours that faiss finds", 100 * exact.sum().item() / found["exact"].numel(), "%", None, None
+    yield (
+        f"{name}: neighbours that faiss finds",
+        100 * exact.sum().item() / found["exact"].numel(),
+        "%",
+        None,
+        None,
+    )
     yield f"{name}: a round", median(seconds["round"]), "s", None, None
     yield f"{name}: peak memory", peak / 1e9, "GB", None, 4.0
 
 
 def _small(settings: Settings) -> Iterator[Measured]:
     images, classes, width = (300, 5, 32) if settings.small else (5_000, 100, 768)
-    features, predictions = (each.to(settings.torch_device) for each in pool(images, classes, width))
+    features, predictions = (
+        each.to(settings.torch_device) for each in pool(images, classes, width)
+    )
     made: dict[str, Tensor] = {}
 
     def sparse() -> None:
@@ -104,5 +123,17 @@ def _small(settings: Settings) -> Iterator[Measured]:
 
     seconds = alternate({"dense": plain, "kdpl": sparse}, settings.repeats, settings.torch_device)
     name = f"refining {images:,} images of {classes:,} classes"
-    yield f"{name}: dense matrices / kdpl", median(seconds["dense"]) / median(seconds["kdpl"]), "x", 1.0, None
-    yield f"{name}: assignments differ by", (made["dense"] - made["kdpl"]).abs().max().item(), "", None, 1e-3
+    yield (
+        f"{name}: dense matrices / kdpl",
+        median(seconds["dense"]) / median(seconds["kdpl"]),
+        "x",
+        1.0,
+        None,
+    )
+    yield (
+        f"{name}: assignments differ by",
+        (made["dense"] - made["kdpl"]).abs().max().item(),
+        "",
+        None,
+        1e-3,
+    )

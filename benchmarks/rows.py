@@ -14,7 +14,14 @@ from torch import Tensor
 from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.formats import TORCH, format_sides
-from benchmarks.inference import CLASSIFIER, ONNX, ONNX_INT8, OPEN_CLIP_STUDENT, OPEN_CLIP_TEACHER, Inference
+from benchmarks.inference import (
+    CLASSIFIER,
+    ONNX,
+    ONNX_INT8,
+    OPEN_CLIP_STUDENT,
+    OPEN_CLIP_TEACHER,
+    Inference,
+)
 from benchmarks.measuring import alternate, matrix_product, median
 from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
 from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
@@ -77,14 +84,29 @@ class Bench:
         """Compare distillation steps with few classes, on all sides."""
         step = self._few
         expected = step.gradients(PUBLISHED)
-        differences = {side: largest_difference(step.gradients(side), expected) for side in (KDPL, CACHED)}
+        differences = {
+            side: largest_difference(step.gradients(side), expected) for side in (KDPL, CACHED)
+        }
         sides = (PUBLISHED, KDPL, CACHED)
-        times = self._times({side: step.step(side) for side in sides}, {side: step.flops(side) for side in sides})
+        times = self._times(
+            {side: step.step(side) for side in sides}, {side: step.flops(side) for side in sides}
+        )
         name = f"distillation step, {self.sizes.few} classes"
         return [
             self._ratio(f"{name}: published / kdpl", times, PUBLISHED, KDPL, at_least=1.7),
-            self._ratio(f"{name}: published / kdpl with cached teacher", times, PUBLISHED, CACHED, at_least=4.5),
-            Row(f"{name}: loss and gradients differ by", differences[KDPL], "", at_most=self._tolerance(1e-4)),
+            self._ratio(
+                f"{name}: published / kdpl with cached teacher",
+                times,
+                PUBLISHED,
+                CACHED,
+                at_least=4.5,
+            ),
+            Row(
+                f"{name}: loss and gradients differ by",
+                differences[KDPL],
+                "",
+                at_most=self._tolerance(1e-4),
+            ),
             Row(f"{name}: the same with the cached features in float16", differences[CACHED], ""),
         ]
 
@@ -109,7 +131,9 @@ class Bench:
         sides = {"student": step.step(CACHED), "product": product}
         for run in sides.values():
             run()
-        times = self._times(sides, {"student": operations, "product": product_operations}, self.settings.repeats + 2)
+        times = self._times(
+            sides, {"student": operations, "product": product_operations}, self.settings.repeats + 2
+        )
         limit = times["product"]["median_s"] * operations / product_operations
         return [
             Row(
@@ -147,14 +171,18 @@ class Bench:
             ("distillation step", [own, teacher], distillation(KDPL, half)),
             (f"text features of {self.sizes.few} classes", [texts.tower], texts.runner(KDPL)),
         ):
-            times = self._times_of_types(towers, {"cast": (torch.float32, run), "stored": (half, run)})
+            times = self._times_of_types(
+                towers, {"cast": (torch.float32, run), "stored": (half, run)}
+            )
             title = f"{name}, bf16-mixed: frozen weights cast at every use / stored in bfloat16"
             rows.append(self._ratio(title, times, "cast", "stored"))
         step.autocast = self.settings.autocast
         return rows
 
     def _times_of_types(
-        self, towers: Sequence[FrozenTower], runs: Mapping[str, tuple[torch.dtype, Callable[[], object]]]
+        self,
+        towers: Sequence[FrozenTower],
+        runs: Mapping[str, tuple[torch.dtype, Callable[[], object]]],
     ) -> dict[str, Any]:
         """Time runs, each with the weights of frozen towers in a type, and return them to their own."""
         weights = [weight for tower in towers for weight in tower.cast_weights()]
@@ -183,13 +211,23 @@ class Bench:
     def texts(self) -> list[Row]:
         """Compare the text tower on class names with learnt prompts, forward and backward."""
         texts = Texts(self.sizes, self.sizes.few, self.device, self.settings.autocast)
-        difference = largest_difference(texts.forward_and_backward(KDPL), texts.forward_and_backward(PUBLISHED))
+        difference = largest_difference(
+            texts.forward_and_backward(KDPL), texts.forward_and_backward(PUBLISHED)
+        )
         sides = (PUBLISHED, KDPL)
-        times = self._times({side: texts.runner(side) for side in sides}, {side: texts.flops(side) for side in sides})
+        times = self._times(
+            {side: texts.runner(side) for side in sides},
+            {side: texts.flops(side) for side in sides},
+        )
         name = f"text features of {self.sizes.few} classes, forward and backward"
         return [
             self._ratio(f"{name}: published / kdpl", times, PUBLISHED, KDPL, at_least=12),
-            Row(f"{name}: features and gradients differ by", difference, "", at_most=self._tolerance(1e-5)),
+            Row(
+                f"{name}: features and gradients differ by",
+                difference,
+                "",
+                at_most=self._tolerance(1e-5),
+            ),
         ]
 
     def cache(self) -> list[Row]:
@@ -200,13 +238,19 @@ class Bench:
             filling.encode()
             for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
                 seconds["fill"].append(filling.fill())
-                seconds["teacher"] += alternate({"teacher": filling.encode}, 1, self.device)["teacher"]
+                seconds["teacher"] += alternate({"teacher": filling.encode}, 1, self.device)[
+                    "teacher"
+                ]
             width = filling.width
         with TemporaryDirectory() as folder:
             reading = Reading(self.settings, Path(folder), width)
-            seconds["read"] = alternate({"read": reading.read}, self.settings.repeats, self.device)["read"]
+            seconds["read"] = alternate({"read": reading.read}, self.settings.repeats, self.device)[
+                "read"
+            ]
             size = reading.bytes_per_view()
-        times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        times = {
+            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
+        }
         images = self.sizes.read_images
         rate = images / median(seconds["read"])
         filled = {side: times[side] for side in ("fill", "teacher")}
@@ -217,7 +261,13 @@ class Bench:
                 at_most=self._target(1.1),
                 details=filled,
             ),
-            Row("cache, reading", rate, "images/s", at_least=self._target(2000), details={"read": times["read"]}),
+            Row(
+                "cache, reading",
+                rate,
+                "images/s",
+                at_least=self._target(2000),
+                details={"read": times["read"]},
+            ),
             Row("cache, on disk per view", size / 1000, "KB", at_most=self._target(1.6)),
         ]
 
@@ -242,25 +292,37 @@ class Bench:
                         shards.forget()
                         seconds[side] += alternate({side: run}, 1, self.device)[side]
         # for as many images
-        seconds["single images"] = [each * self.sizes.shard_images / few for each in seconds["single images"]]
-        times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        seconds["single images"] = [
+            each * self.sizes.shard_images / few for each in seconds["single images"]
+        ]
+        times = {
+            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
+        }
         end_to_end, raw, epoch, ordered, views, pieces, single = sides
         name = f"reading {self.sizes.shard_images} images in shards in training order"
         return [
             self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch, at_least=0.8),
             self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
             self._ratio(f"{name}, relative to the shards' bytes alone", times, raw, epoch),
-            self._ratio(f"{name}, from a web server: single images / pieces", times, single, pieces),
+            self._ratio(
+                f"{name}, from a web server: single images / pieces", times, single, pieces
+            ),
         ]
 
     def start(self) -> list[Row]:
         """Measure the second start on very many unlabelled images, and the memory of its processes."""
-        return [Row(name, value, unit, at_most=self._target(most)) for name, value, unit, most in starts(self.settings)]
+        return [
+            Row(name, value, unit, at_most=self._target(most))
+            for name, value, unit, most in starts(self.settings)
+        ]
 
     def refinement(self) -> list[Row]:
         """Measure the refinement of a pool's predictions."""
         found = refinements(self.settings)
-        return [Row(name, v, unit, self._target(least), self._target(most)) for name, v, unit, least, most in found]
+        return [
+            Row(name, v, unit, self._target(least), self._target(most))
+            for name, v, unit, least, most in found
+        ]
 
     def inference(self) -> list[Row]:
         """Compare classifiers with zero-shot classification by the teacher's CLIP and the student's CLIP."""
@@ -271,7 +333,12 @@ class Bench:
             times = self._times(inference.sides, {})
         images = self.sizes.infer_images
         speeds = [
-            Row(f"classifying JPEG files: {side}", images / each["median_s"], "images/s", details={side: each})
+            Row(
+                f"classifying JPEG files: {side}",
+                images / each["median_s"],
+                "images/s",
+                details={side: each},
+            )
             for side, each in times.items()
         ]
         return [
@@ -294,7 +361,10 @@ class Bench:
                 seconds = alternate(sides, self.settings.repeats, self.device, time.process_time)
                 # other programs on the machine fill its caches
                 best = {side: min(each) for side, each in seconds.items()}
-                times = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+                times = {
+                    side: {"seconds": each, "median_s": median(each)}
+                    for side, each in seconds.items()
+                }
                 pixels = f" at {size} pixels" if size else ""
                 name = f"{network}{pixels}, {kind}: {CONTIGUOUS} / {LAST}"
                 rows.append(Row(name, best[CONTIGUOUS] / best[LAST], details=times))
@@ -307,7 +377,8 @@ class Bench:
             for side in sides.values():
                 side()
             seconds = alternate(sides, self.settings.repeats, self.device, time.process_time)
-        # other programs delay threads that wait for each other, in some runtimes more than in others
+        # other programs delay threads that wait for each other, in some runtimes more than in
+        # others
         best = {side: min(each) for side, each in seconds.items()}
         batch, name = self.settings.batch_size, "network alone, fastest round by processor time"
         speeds = [
@@ -320,7 +391,10 @@ class Bench:
             for side, each in seconds.items()
         ]
         others = [side for side in best if side != TORCH]
-        return [*speeds, *(Row(f"{name}: {TORCH} / {side}", best[TORCH] / best[side]) for side in others)]
+        return [
+            *speeds,
+            *(Row(f"{name}: {TORCH} / {side}", best[TORCH] / best[side]) for side in others),
+        ]
 
     def memory(self) -> list[Row]:
         """Compare peak memory of the text tower, forward and backward, each in a separate process."""
@@ -354,21 +428,38 @@ class Bench:
         return self._distillation(self.sizes.few)
 
     def _distillation(self, classes: int) -> Distillation:
-        return Distillation(self.sizes, classes, self.settings.batch_size, self.device, self.settings.autocast)
+        return Distillation(
+            self.sizes, classes, self.settings.batch_size, self.device, self.settings.autocast
+        )
 
     def _product(self) -> tuple[Callable[[], object], int]:
-        return matrix_product(self.sizes.product_edge, self.device, self.settings.autocast or torch.float32)
+        return matrix_product(
+            self.sizes.product_edge, self.device, self.settings.autocast or torch.float32
+        )
 
-    def _times(self, sides: Sides, operations: Mapping[str, int], rounds: int | None = None) -> dict[str, Any]:
+    def _times(
+        self, sides: Sides, operations: Mapping[str, int], rounds: int | None = None
+    ) -> dict[str, Any]:
         """Time sides in turn; returns seconds, operations and share of the machine's speed of each."""
         seconds = alternate(sides, rounds or self.settings.repeats, self.device)
-        times: dict[str, Any] = {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+        times: dict[str, Any] = {
+            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
+        }
         for side, count in operations.items():
             times[side]["flops"] = count
-            times[side]["share_of_matrix_product_rate"] = count / times[side]["median_s"] / self.rate
+            times[side]["share_of_matrix_product_rate"] = (
+                count / times[side]["median_s"] / self.rate
+            )
         return times
 
-    def _ratio(self, name: str, times: dict[str, Any], above: str, below: str, at_least: float | None = None) -> Row:
+    def _ratio(
+        self,
+        name: str,
+        times: dict[str, Any],
+        above: str,
+        below: str,
+        at_least: float | None = None,
+    ) -> Row:
         value = times[above]["median_s"] / times[below]["median_s"]
         details = {side: times[side] for side in (above, below)}
         return Row(name, value, at_least=self._target(at_least), details=details)

@@ -22,10 +22,15 @@ from kdpl.runtime.messages import quiet_libraries
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the selected comparisons; returns 0 even if targets are missed."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run", description="Run the comparisons, and print and save the results."
+        prog="python -m benchmarks.run",
+        description="Run the comparisons, and print and save the results.",
     )
-    parser.add_argument("--only", action="append", choices=list(GROUPS), help="may be repeated; default: all")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for all measurements")
+    parser.add_argument(
+        "--only", action="append", choices=list(GROUPS), help="may be repeated; default: all"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON file for all measurements"
+    )
     add_options(parser)
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -65,7 +70,11 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         target = (
-            "" if _met(row) is None else f"≥ {row.at_least:g}" if row.at_least is not None else f"≤ {row.at_most:.3g}"
+            ""
+            if _met(row) is None
+            else f"≥ {row.at_least:g}"
+            if row.at_least is not None
+            else f"≤ {row.at_most:.3g}"
         )
         mark = {True: "green", False: "red", None: "default"}[_met(row)]
         table.add_row(row.name, f"[{mark}]{_value(row)}[/]", target, _sides(row))
@@ -73,7 +82,13 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _value(row: Row) -> str:
-    number = f"{row.value:.1e}" if row.unit == "" else f"{row.value:.3g}" if row.value < 1000 else f"{row.value:,.0f}"
+    number = (
+        f"{row.value:.1e}"
+        if row.unit == ""
+        else f"{row.value:.3g}"
+        if row.value < 1000
+        else f"{row.value:,.0f}"
+    )
     return f"{number} {row.unit}".strip()
 
 

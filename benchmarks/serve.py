@@ -103,7 +103,9 @@ def memory(group: int) -> dict[str, float]:
             lines = stat.with_name("smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        for name, value in (line.split()[:2] for line in lines if line.startswith(("Rss:", "Private_Dirty:"))):
+        for name, value in (
+            line.split()[:2] for line in lines if line.startswith(("Rss:", "Private_Dirty:"))
+        ):
             total[name[:-1]] += int(value)
     return {name: kb / 1024 for name, kb in total.items()}
 
@@ -156,11 +158,17 @@ def main() -> None:
         statuses, latencies = load(address, options.clients, options.seconds, options.edge)
         after = memory(process.pid)
         cuts = statistics.quantiles(latencies, n=100)
-        print(f"{options.clients} clients, {options.seconds:g} s, PNG of {options.edge} × {options.edge}:")
+        print(
+            f"{options.clients} clients, {options.seconds:g} s, PNG of {options.edge} × "
+            f"{options.edge}:"
+        )
         print(f"  statuses {dict(statuses)}, {len(latencies) / options.seconds:.0f} images/s")
         print("  ms " + ", ".join(f"p{p} {1000 * cuts[p - 1]:.1f}" for p in (50, 95, 99)), end="")
         print(f", largest {1000 * max(latencies):.1f}")
-        print("  MB " + ", ".join(f"{name} {before[name]:.0f} -> {after[name]:.0f}" for name in before))
+        print(
+            "  MB "
+            + ", ".join(f"{name} {before[name]:.0f} -> {after[name]:.0f}" for name in before)
+        )
         cases: dict[str, Callable[[], object]] = {
             "body of 50 MB": lambda: send(address, bytes(50_000_000)),
             "bomb of 400 million pixels": lambda: send(address, bomb(20_000)),
@@ -174,7 +182,10 @@ def main() -> None:
         }
         for name, run in cases.items():
             print(f"{name}: {run()}", flush=True)
-        print("MB at the end " + ", ".join(f"{name} {mb:.0f}" for name, mb in memory(process.pid).items()))
+        print(
+            "MB at the end "
+            + ", ".join(f"{name} {mb:.0f}" for name, mb in memory(process.pid).items())
+        )
     print(f"SIGTERM: exit code {process.returncode}")
 
 

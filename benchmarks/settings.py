@@ -55,24 +55,43 @@ class Settings:
     def arguments(self) -> list[str]:
         """Return the options for these settings."""
         named = {name: value for name, value in vars(self).items() if name != "small"}
-        options = [text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        options = [
+            text
+            for name, value in named.items()
+            for text in (f"--{name.replace('_', '-')}", str(value))
+        ]
         return [*options, *(["--small"] if self.small else [])]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the settings."""
-    parser.add_argument("--small", action="store_true", help="use miniature models, to test the benchmarks")
+    parser.add_argument(
+        "--small", action="store_true", help="use miniature models, to test the benchmarks"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=list(_AUTOCAST), default="32-true", help="of both sides")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="images per step (default 8)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="rounds for medians (default 3)")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="threads of both sides")
+    parser.add_argument(
+        "--precision", choices=list(_AUTOCAST), default="32-true", help="of both sides"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=8, help="images per step (default 8)"
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, default=3, help="rounds for medians (default 3)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=os.cpu_count(), help="threads of both sides"
+    )
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings from parsed options."""
     return Settings(
-        options.small, options.device, options.precision, options.batch_size, options.repeats, options.threads
+        options.small,
+        options.device,
+        options.precision,
+        options.batch_size,
+        options.repeats,
+        options.threads,
     )
 
 

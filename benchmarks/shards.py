@@ -93,8 +93,14 @@ class Shards:
         """Read, decode and augment all images, in training order or one after another."""
         sources = InPieces(self.names)
         view = RandomView(open_source, RandomResizedCrop(), Resizing(_VIEW), seed=1)
-        order = self._sampler(sources) if in_training_order else [(index, 0) for index in range(self.images)]
-        for _ in LazyLoader(UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0):
+        order = (
+            self._sampler(sources)
+            if in_training_order
+            else [(index, 0) for index in range(self.images)]
+        )
+        for _ in LazyLoader(
+            UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0
+        ):
             pass
 
     def from_web(self, url: str, images: int, in_pieces: bool) -> None:
@@ -107,7 +113,10 @@ class Shards:
 
     def _sampler(self, sources: InPieces) -> TrainSampler:
         return TrainSampler(
-            self.images, self.settings.batch_size, seed=1, shuffle=by_pieces(sources.starts, self.images)
+            self.images,
+            self.settings.batch_size,
+            seed=1,
+            shuffle=by_pieces(sources.starts, self.images),
         )
 
 

@@ -47,7 +47,9 @@ class Sizes:
         return tuple(IMAGENET_CLASSNAMES[:classes])
 
 
-FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32, 8_000, 500)
+FULL = Sizes(
+    "ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32, 8_000, 500
+)
 SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200, 12, 60, 20)
 
 
@@ -65,9 +67,23 @@ def text_half(name: str) -> str:
     return f"{name}-text"
 
 
-def _miniature(width: int, layers: int, patch_size: int, text_width: int, embed_dim: int) -> dict[str, object]:
-    vision = {"image_size": 32, "layers": layers, "width": width, "head_width": 16, "patch_size": patch_size}
-    text = {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": text_width // 8, "layers": layers}
+def _miniature(
+    width: int, layers: int, patch_size: int, text_width: int, embed_dim: int
+) -> dict[str, object]:
+    vision = {
+        "image_size": 32,
+        "layers": layers,
+        "width": width,
+        "head_width": 16,
+        "patch_size": patch_size,
+    }
+    text = {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": text_width,
+        "heads": text_width // 8,
+        "layers": layers,
+    }
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
 
 

@@ -39,7 +39,9 @@ class Pool:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.folder = folder
-        self.images = {SHARDS: 2_000, FILES: 1_000} if settings.small else {SHARDS: 1_000_000, FILES: 200_000}
+        self.images = (
+            {SHARDS: 2_000, FILES: 1_000} if settings.small else {SHARDS: 1_000_000, FILES: 200_000}
+        )
         self.seen = 640 if settings.small else 200_000
         draw = np.random.default_rng(0)
         content = [_png(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(40)]
@@ -63,11 +65,19 @@ class Pool:
     def start(self, kind: str, images: int = 1) -> dict[str, float]:
         """Fit on images of a kind in a new process; returns seconds to the first step, and bytes of memory at the end.
 
-        ``all`` is the memory of all processes with shared pages counted once; ``growth`` is that of the pages that a
-        worker shares with no other process, since the first step and in the worker in which they grow the most.
+        ``all`` is the memory of all processes with shared pages counted once; ``growth`` is that of
+        the pages that a worker shares with no other process, since the first step and in the worker
+        in which they grow the most.
         """
         begin = time.time()
-        command = [sys.executable, "-m", "benchmarks.start", str(self.folder), kind, str(-(-images // _BATCH))]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.start",
+            str(self.folder),
+            kind,
+            str(-(-images // _BATCH)),
+        ]
         finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(finished.stdout.splitlines()[-1])
         growth = max(last - first for first, last in zip(*found["workers"], strict=True))
@@ -85,7 +95,9 @@ class Watch(Callback):
         self.found.setdefault("first", time.time())
         if trainer.global_step == 1 or trainer.is_last_batch:
             workers = [child.pid or 0 for child in multiprocessing.active_children()]
-            self.found["workers"].append([_memory(pid, "Private_Clean", "Private_Dirty") for pid in workers])
+            self.found["workers"].append(
+                [_memory(pid, "Private_Clean", "Private_Dirty") for pid in workers]
+            )
             self.found["all"] = sum(_memory(pid, "Pss") for pid in [os.getpid(), *workers])
 
     def on_train_end(self, *_: Any) -> None:
@@ -104,7 +116,12 @@ def starts(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
             name = f"{pool.images[kind]} unlabelled images ({kind}), second start"
             yield f"{name}: first step after", found["first_step_s"], "s", most
             yield f"{name}: memory of all processes", found["all"] / 1e9, "GB", 1
-            yield f"{name}: growth of a worker over {pool.seen} images", found["growth"] / 1e6, "MB", 20
+            yield (
+                f"{name}: growth of a worker over {pool.seen} images",
+                found["growth"] / 1e6,
+                "MB",
+                20,
+            )
 
 
 def _png(pixels: Any) -> bytes:
@@ -115,7 +132,12 @@ def _png(pixels: Any) -> bytes:
 
 def _fit(folder: Path, stage: str, *options: str) -> None:
     configs = ("data/folder.yaml", f"{stage}/quickstart.yaml", "trainer/cpu.yaml")
-    data = {"root": folder / "labelled", "held_out": "null", "scan": "false", "num_workers": _WORKERS}
+    data = {
+        "root": folder / "labelled",
+        "held_out": "null",
+        "scan": "false",
+        "num_workers": _WORKERS,
+    }
     given = [f"--data.init_args.{name}={value}" for name, value in data.items()]
     arguments = ["fit", *(f"--config={_CONFIGS / name}" for name in configs), *given, *options]
     if kdpl([*arguments, "--trainer.enable_progress_bar=false"]):

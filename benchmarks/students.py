@@ -1,6 +1,7 @@
 """``python -m benchmarks.students``: parameters, disk and images/s of students with random weights, in torch and ONNX.
 
-Time is processor time, so that other programs on the machine do not count; the fastest of several turns is shown.
+Time is processor time, so that other programs on the machine do not count; the fastest of several
+turns is shown.
 """
 
 import argparse
@@ -43,7 +44,9 @@ def _classifier(model: str) -> Classifier:
         teacher="none",
     )
     depth = DEPTH if model.startswith("ViT") else 0
-    return Classifier(StudentEncoder(clip.image_tower, PROMPTS, depth, WIDTH), vectors, 100.0, clip.identity)
+    return Classifier(
+        StudentEncoder(clip.image_tower, PROMPTS, depth, WIDTH), vectors, 100.0, clip.identity
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.students", description=main.__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--student", action="append", help="name of the model; may be repeated; default: eight of them")
+    parser.add_argument(
+        "--student",
+        action="append",
+        help="name of the model; may be repeated; default: eight of them",
+    )
     options = parser.parse_args(argv)
     students = options.student or STUDENTS
     quiet_libraries()
@@ -64,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             classifier, folder = _classifier(model), Path(scratch) / model
             classifier.save(folder)
             disk = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-            parameters = sum(each.numel() for each in classifier.encoder.tower.module.visual.parameters()) / 1e6
+            parameters = (
+                sum(each.numel() for each in classifier.encoder.tower.module.visual.parameters())
+                / 1e6
+            )
             size = classifier.preprocessing.image_size
             images = torch.randint(256, (options.batch, 3, size, size), dtype=torch.uint8)
             write_onnx(classifier, "uint8", folder / "c.onnx")
@@ -84,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = [best[students[0], way] for way in (0, 1)]
     print("| student | pixels | image tower | disk | torch, images/s | | ONNX, images/s | |")
     for model, text in about.items():
-        rates = [f"{options.batch / best[model, way]:.1f} | {base[way] / best[model, way]:.1f} ×" for way in (0, 1)]
+        rates = [
+            f"{options.batch / best[model, way]:.1f} | {base[way] / best[model, way]:.1f} ×"
+            for way in (0, 1)
+        ]
         print(text, " | ".join(rates), "|")
 
 

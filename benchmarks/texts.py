@@ -24,18 +24,22 @@ class Texts:
         autocast: Dtype of frozen arithmetic under autocast; None for float32.
     """
 
-    def __init__(self, sizes: Sizes, classes: int, device: torch.device, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, sizes: Sizes, classes: int, device: torch.device, autocast: torch.dtype | None = None
+    ) -> None:
         torch.manual_seed(0)
         clip = load_random(text_half(sizes.teacher))
         names = sizes.names(classes)
         self.device = device
         self.autocast = autocast
         self.tower = clip.text_tower.to(device)
-        self.prompts = TextPrompts(sizes.prompt_length, sizes.prompt_depth, CONTEXT, clip.text_tower, clip.tokenize).to(
-            device
-        )
+        self.prompts = TextPrompts(
+            sizes.prompt_length, sizes.prompt_depth, CONTEXT, clip.text_tower, clip.tokenize
+        ).to(device)
         self.ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
-        self.arranged = tokenize_prompts(clip.tokenize, prompt_texts(CONTEXT, sizes.prompt_length, names), self.tower)
+        self.arranged = tokenize_prompts(
+            clip.tokenize, prompt_texts(CONTEXT, sizes.prompt_length, names), self.tower
+        )
         self.direction = torch.randn(classes, clip.image_tower.embed_dim).to(device)
 
     def forward_and_backward(self, side: str) -> dict[str, Tensor]:
@@ -43,7 +47,10 @@ class Texts:
         parameters = dict(self.prompts.named_parameters())
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             features = self._features(side)
-        return {"features": features.detach(), **gradients((features * self.direction).sum(), parameters)}
+        return {
+            "features": features.detach(),
+            **gradients((features * self.direction).sum(), parameters),
+        }
 
     def runner(self, side: str) -> Callable[[], object]:
         """Return a function that encodes the names, forward and backward."""

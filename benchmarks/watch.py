@@ -1,8 +1,9 @@
 """``python -m benchmarks.watch CLASSIFIER``: how often ``watch`` says that new images differ, and rightly.
 
-The classifier is one of the digits or of the letters. Batches of its unseen images, as they are, changed, or with
-others among them, are compared with its pool, and, for the rate of false alarms alone, with other unseen images. Beside
-it the energy distance, a usual two-sample test, of the same features.
+The classifier is one of the digits or of the letters. Batches of its unseen images, as they are,
+changed, or with others among them, are compared with its pool, and, for the rate of false alarms
+alone, with other unseen images. Beside it the energy distance, a usual two-sample test, of the same
+features.
 """
 
 import argparse
@@ -76,7 +77,10 @@ def world_of(classifier: Classifier) -> World:
         sample([opened(record.source) for record in splits.train]).draw(MAX_IMAGES),
         sample(unseen),
         np.array([record.label for record in records]),
-        {name: sample([change(image, noise) for image in unseen]) for name, change in CHANGES.items()},
+        {
+            name: sample([change(image, noise) for image in unseen])
+            for name, change in CHANGES.items()
+        },
         sample([open_other(record.source) for record in further.test[:_OTHERS]]),
     )
 
@@ -98,7 +102,9 @@ def with_class(world: World, weight: int) -> Draw:
         order = draw.permutation(len(world.labels))
         is_class = world.labels[order] == CLASS
         others = order[~is_class]
-        kept = np.concatenate([order[is_class][: weight * len(order)], others[: len(others) // max(weight, 1)]])
+        kept = np.concatenate(
+            [order[is_class][: weight * len(order)], others[: len(others) // max(weight, 1)]]
+        )
         return any_of(taken(world.unseen, kept))(size, draw)
 
     return batch
@@ -110,7 +116,12 @@ def mixed(sample: ImageSample, others: ImageSample, share: float) -> Draw:
     def batch(size: int, draw: np.random.Generator) -> ImageSample:
         few = round(share * size)
         parts = [any_of(each)(count, draw) for each, count in ((sample, size - few), (others, few))]
-        return ImageSample(*(torch.cat(columns) for columns in zip(*(vars(p).values() for p in parts), strict=True)))
+        return ImageSample(
+            *(
+                torch.cat(columns)
+                for columns in zip(*(vars(p).values() for p in parts), strict=True)
+            )
+        )
 
     return batch
 
@@ -141,7 +152,9 @@ def cases(world: World) -> dict[str, Draw]:
     }
 
 
-def alarms(world: World, pairs: Callable[[np.random.Generator], Pair], batches: int) -> tuple[float, float, float]:
+def alarms(
+    world: World, pairs: Callable[[np.random.Generator], Pair], batches: int
+) -> tuple[float, float, float]:
     """Share of pairs of samples that differ at ``RATE``; by the none-of-these score; and by the energy distance."""
     found = []
     for seed in range(batches):
@@ -161,11 +174,21 @@ def apart(sample: ImageSample, size: int, draw: np.random.Generator) -> Pair:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a row for each kind of batches, as soon as it is measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", type=Path, help="folder of a classifier of the digits or the letters")
-    parser.add_argument("--batches", type=int, default=50, help="number of batches of each kind and size")
-    parser.add_argument("--false", type=int, default=200, help="number of batches of images that are as before")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images in a batch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "classifier", type=Path, help="folder of a classifier of the digits or the letters"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=50, help="number of batches of each kind and size"
+    )
+    parser.add_argument(
+        "--false", type=int, default=200, help="number of batches of images that are as before"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, help="numbers of images in a batch"
+    )
     parser.add_argument("--permutations", type=int, default=two_samples.PERMUTATIONS)
     options = parser.parse_args(argv)
     two_samples.PERMUTATIONS = options.permutations
@@ -183,7 +206,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             cells.append(f"{ours} ({unknown}; {usual})")
         print("|".join(["", name, *cells, ""]), flush=True)
 
-    row("unseen against unseen images", options.false, lambda size, draw: apart(world.unseen, size, draw))
+    row(
+        "unseen against unseen images",
+        options.false,
+        lambda size, draw: apart(world.unseen, size, draw),
+    )
     for number, (name, draw_batch) in enumerate(cases(world).items()):
         batches = options.batches if number else options.false
         row(name, batches, lambda size, draw, of=draw_batch: (world.pool, of(size, draw)))

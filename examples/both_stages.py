@@ -1,7 +1,8 @@
-"""Both stages and their tests in Python: `python examples/both_stages.py` trains what `make quickstart` trains.
+"""Both stages and their tests in Python, which train what `make quickstart` trains.
 
-The trainer is Lightning's own, and the accuracies are the same. The modules bring the callbacks that they need:
-`FreezeClassVectors` writes the class vectors at the end of stage 1, `SaveClassifier` the classifier at that of stage 2.
+The trainer is Lightning's own, and the accuracies are the same. The modules bring the callbacks
+that they need: `FreezeClassVectors` writes the class vectors at the end of stage 1,
+`SaveClassifier` the classifier at that of stage 2.
 """
 
 import sys
@@ -19,7 +20,7 @@ SEED = 1
 
 
 def digits(batch_size: int) -> DomainDataModule:
-    """Images of handwritten digits, for either stage; use dataset="folder" and root=… for your own."""
+    """Handwritten digits, for either stage; use dataset="folder" and root=… for your own."""
     return DomainDataModule(
         "digits",
         shots=16,  # labelled images a class, which stage 1 alone sees
@@ -43,7 +44,7 @@ def tune_teacher() -> TeacherPromptTuning:
 
 
 def distil_student(teacher: Path) -> StudentDistillation:
-    """Stage 2: a smaller CLIP that learns the predictions of the teacher in a folder, on images without labels."""
+    """Stage 2: a smaller CLIP that learns a teacher's predictions on images without labels."""
     return StudentDistillation(
         ClipConfig("tiny-student", "glyphs"),
         teacher=str(teacher),
@@ -58,7 +59,8 @@ def fit(module: LightningModule, data: DomainDataModule, epochs: int, folder: Pa
         accelerator="cpu",
         max_epochs=epochs,
         default_root_dir=folder,
-        use_distributed_sampler=False,  # the datamodule shards the data and counts each test image once
+        # the datamodule shards the data and counts each test image once
+        use_distributed_sampler=False,
         check_val_every_n_epoch=5,
         log_every_n_steps=10,
         logger=False,
@@ -84,7 +86,10 @@ def main(out: Path, teacher_epochs: int = 30, student_epochs: int = 20) -> None:
     source, image, label = data.test_item(0)
     ((best, second),) = classifier.predict([image], top_k=2)
     print(f"{source} shows {classifier.class_names[label]}")
-    print(f"predicted: {best.class_name} ({best.probability:.3f}), then {second.class_name} ({second.probability:.3f})")
+    print(
+        f"predicted: {best.class_name} ({best.probability:.3f}), then {second.class_name} "
+        f"({second.probability:.3f})"
+    )
 
 
 if __name__ == "__main__":

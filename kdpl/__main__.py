@@ -1,4 +1,4 @@
-"""``python -m kdpl``: the dispatch of commands, each of which is imported only when it is called."""
+"""``python -m kdpl``: dispatch commands, each of which is imported only when it is called."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for new images that
-    differ from the pool; 75 for a Slurm job that is in the queue again; 130 for Ctrl-C; 141 where nothing reads what is
-    printed; 143 for SIGTERM.
+    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for
+    new images that differ from the pool; 75 for a Slurm job that is in the queue again; 130 for
+    Ctrl-C; 141 where nothing reads what is printed; 143 for SIGTERM.
     """
     if argv is None:
         faults.handle_sigterm()
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdpl {__version__}")
         return 0
     if args[0] not in (names := command_names()):
-        print(f"error: there is no command {args[0]!r}: use one of {', '.join(names)}", file=sys.stderr)
+        print(
+            f"error: there is no command {args[0]!r}: use one of {', '.join(names)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         return _run(args)
@@ -56,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if argv is None:
-            # this process is about to end: whoever ends a job or a group of processes may ask for it once more
+            # this process is about to end: whoever ends a job or a group of processes may ask for
+            # it once more
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""Class vectors, the artifact between the stages; what makes them, and the frozen teacher that goes with them."""
+"""Class vectors, the artifact between the stages; their encoder, and the frozen teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,15 +35,19 @@ class VectorSettings(TeacherSettings):
     """The metadata of class vectors."""
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
-    num_base: Annotated[int, Field(ge=0, lt=2**31)] | None  # classes that come first; None without such a split
+    num_base: (
+        Annotated[int, Field(ge=0, lt=2**31)] | None
+    )  # classes that come first; None without such a split
     teacher: Text  # fingerprint
     # what the text tower read, for some classes several texts; None where that was the names
     class_texts: tuple[_ClassText, ...] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
+)
 class ClassVectors(VectorSettings):
-    """The tuned teacher's text feature of each class, L2-normalised float32 [C, D], and their metadata."""
+    """The tuned teacher's text features, L2-normalised float32 [C, D], and their metadata."""
 
     vectors: Tensor
 
@@ -61,7 +65,7 @@ class ClassVectors(VectorSettings):
         num_base: int | None,
         class_texts: Sequence[ClassText] | None = None,
     ) -> "ClassVectors":
-        """Take the vectors [C, D] of names, or of texts in their place, that were encoded with a teacher's prompts."""
+        """Take the vectors [C, D] that a teacher's prompts made of names, or of texts for them."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
         return cls(
             **{name: getattr(prompts, name) for name in TeacherSettings.__dataclass_fields__},
@@ -80,17 +84,29 @@ class ClassVectors(VectorSettings):
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Put vectors [C, D] and the result of ``fields`` together again; an ArtifactError if they do not fit."""
+        """Restore class vectors from vectors [C, D] and the result of ``fields``.
+
+        Raises an ArtifactError if they do not fit.
+        """
         read = cls(vectors=vectors, **vars(parse_metadata(VectorSettings, fields, source, remedy)))
         count = len(read.class_names)
-        if vectors.dtype != torch.float32 or vectors.ndim != 2 or {count, len(read.texts)} != {len(vectors)}:
+        if (
+            vectors.dtype != torch.float32
+            or vectors.ndim != 2
+            or {count, len(read.texts)} != {len(vectors)}
+        ):
             raise ArtifactError(
-                f"{source} holds class vectors of type {vectors.dtype} and shape {tuple(vectors.shape)} for "
+                f"{source} holds class vectors of type {vectors.dtype} and shape "
+                f"{tuple(vectors.shape)} for "
                 f"{count} class names, expected float32 [{count}, D]: {remedy}"
             )
         if read.num_base is not None and read.num_base > count:
-            raise ArtifactError(f"{source} has {read.num_base} base classes of {count} classes: {remedy}")
-        if not torch.allclose(vectors.norm(dim=1), torch.ones(count, device=vectors.device), atol=1e-3):
+            raise ArtifactError(
+                f"{source} has {read.num_base} base classes of {count} classes: {remedy}"
+            )
+        if not torch.allclose(
+            vectors.norm(dim=1), torch.ones(count, device=vectors.device), atol=1e-3
+        ):
             raise ArtifactError(f"{source} holds class vectors that are not normalised: {remedy}")
         return read
 
@@ -100,12 +116,12 @@ class ClassVectors(VectorSettings):
 
     @classmethod
     def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
-        """Read the class vectors in a teacher's run folder, or another file of them; errors as of ``load``."""
+        """Read the class vectors of a teacher's run, or another file; errors as of ``load``."""
         return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassVectors":
-        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
+        """Read the file; an ArtifactError if it is missing, damaged, or another version or kind."""
         path = Path(path)
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         if "class_vectors" not in tensors:
@@ -113,11 +129,13 @@ class ClassVectors(VectorSettings):
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
 
     def of_untuned(self, clip: Clip, context: str) -> "ClassVectors":
-        """Encode the same classes with the text tower of another CLIP, after words of context and without prompts."""
+        """Encode the same classes with another CLIP's text tower and context, without prompts."""
         none = PromptConfig(depth=0)
         return replace(
             self,
-            vectors=PromptMethod(none, none, context, clip).encode_names(self.texts, clip.text_tower, clip.tokenize),
+            vectors=PromptMethod(none, none, context, clip).encode_names(
+                self.texts, clip.text_tower, clip.tokenize
+            ),
             clip=clip.identity,
             logit_scale=clip.logit_scale,
             context=context,
@@ -125,20 +143,28 @@ class ClassVectors(VectorSettings):
         )
 
     def require_teacher(self, made: "ClassVectors | TunedPrompts") -> None:
-        """Raise an ArtifactError unless ``made`` is by the teacher of these class vectors of a classifier."""
+        """Raise an ArtifactError unless ``made`` is by the teacher of these class vectors."""
         if made.teacher != self.teacher:
             raise ArtifactError(
-                "the class vectors to add were made by another tuned teacher than those of the classifier: "
+                "the class vectors to add were made by another tuned teacher than those of the "
+                "classifier: "
                 "make them with the teacher that it was distilled from"
             )
         if made.clip.fingerprint != self.clip.fingerprint:
             raise ArtifactError(
-                f"the classifier knows its classes by text features of {self.clip.model} and not of its teacher "
-                f"{made.clip.model}: classes can be added only to one distilled with text_features: teacher"
+                f"the classifier knows its classes by text features of {self.clip.model} and not "
+                "of its teacher "
+                f"{made.clip.model}: classes can be added only to one distilled with "
+                "text_features: teacher"
             )
 
-    def require_names(self, class_names: Sequence[str], source: str, other: str = "the data") -> None:
-        """Raise an ArtifactError, naming ``source`` and ``other``, if they are not for these classes in this order."""
+    def require_names(
+        self, class_names: Sequence[str], source: str, other: str = "the data"
+    ) -> None:
+        """Raise an ArtifactError if they are not for these classes in this order.
+
+        The error names ``source`` and ``other``.
+        """
         own, names = self.class_names, tuple(map(composed, class_names))
         if names == own:
             return
@@ -153,7 +179,11 @@ class ClassVectors(VectorSettings):
 
 
 class NameEncoder:
-    """A tuned teacher's text half: class names in, class vectors out; a KdplError if its CLIP cannot be loaded."""
+    """A tuned teacher's text half, from class names to class vectors.
+
+    Raises:
+        KdplError: Its CLIP cannot be loaded.
+    """
 
     def __init__(self, prompts: TunedPrompts) -> None:
         self.prompts = prompts
@@ -162,20 +192,26 @@ class NameEncoder:
 
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
-        """Load the teacher of a run's folder; a KdplError if there is none, or it does not fit its CLIP."""
+        """Load the teacher of a run's folder; a KdplError if it is missing or does not fit."""
         return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
 
     def encode(
-        self, names: Sequence[str], num_base: int | None = None, texts: Sequence[ClassText] | None = None
+        self,
+        names: Sequence[str],
+        num_base: int | None = None,
+        texts: Sequence[ClassText] | None = None,
     ) -> ClassVectors:
-        """Encode names, by label, or the texts that stand for them; a ConfigError for one too long for the tower."""
+        """Encode names, by label, or the texts that stand for them.
+
+        Raises a ConfigError if one is too long for the tower.
+        """
         read: Sequence[ClassText] = names if texts is None else texts
         vectors = self._method.encode_names(read, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 
 
 class FrozenTeacher(nn.Module):
-    """Images to features and features to logits, as the tuned teacher of a run's folder computes them."""
+    """The tuned teacher of a run's folder: from images to features, and from features to logits."""
 
     def __init__(self, folder: Path, vectors: ClassVectors) -> None:
         super().__init__()
@@ -186,7 +222,7 @@ class FrozenTeacher(nn.Module):
         self.prompts: PromptMethod | None = None
 
     def load(self) -> None:
-        """Load image tower and prompts, unless that was done; an ArtifactError or WeightsError if they do not fit.
+        """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.
 
         A student with all features in a cache needs neither.
         """
@@ -195,7 +231,8 @@ class FrozenTeacher(nn.Module):
         prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
         if prompts.teacher != self.vectors.teacher:
             raise ArtifactError(
-                f"the class vectors were frozen by another teacher than the one in {self.folder}: give the class "
+                f"the class vectors were frozen by another teacher than the one in {self.folder}: "
+                "give the class "
                 "vectors and the folder of one run"
             )
         clip = prompts.load_image_clip()
@@ -211,7 +248,10 @@ class FrozenTeacher(nn.Module):
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
             problem = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
-            raise ConfigError(f"{problem}: let the datamodule make a view for the teacher, as DomainDataModule does")
+            raise ConfigError(
+                f"{problem}: let the datamodule make a view for the teacher, as "
+                "DomainDataModule does"
+            )
         if self.tower is None or self.prompts is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
         return self.prompts.encode_images(self.tower, images)

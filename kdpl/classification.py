@@ -23,12 +23,14 @@ _CLIP_KEY = "kdpl_clip"
 
 
 def room_callbacks(module: LightningModule) -> list[Callback]:
-    """Return the callbacks that rooms add to the fit or test of a module, by the entry points ``kdpl.callbacks``."""
-    return [callback for make in plugins.load_all("callbacks").values() for callback in make(module)]
+    """Return the callbacks that rooms add to a fit or test, by entry points ``kdpl.callbacks``."""
+    return [
+        callback for make in plugins.load_all("callbacks").values() for callback in make(module)
+    ]
 
 
 class EvalOutput(TypedDict):
-    """Output of an evaluation step: logits [B, C], labels [B] and the images' positions in their split, [B]."""
+    """Output of a step: logits [B, C], labels [B] and the images' positions in their split, [B]."""
 
     logits: Tensor
     labels: Tensor
@@ -36,11 +38,12 @@ class EvalOutput(TypedDict):
 
 
 class ClassifyingModule(LightningModule, ABC):
-    """A LightningModule that classifies images of a domain and logs ``val/…`` and ``test/…`` accuracies.
+    """A LightningModule that classifies images and logs ``val/…`` and ``test/…`` accuracies.
 
     Args:
         clip: The CLIP whose image tower it works with.
-        compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of compiling.
+        compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of
+            compiling.
     """
 
     task: Task = MULTI_CLASS
@@ -80,7 +83,10 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
     def setup(self, stage: str) -> None:
-        """Make the metrics for the domain's base/novel split; store the frozen weights in the trainer's precision."""
+        """Make the metrics for the base/novel split.
+
+        The frozen weights are stored in the trainer's precision.
+        """
         num_base = self.domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
@@ -90,11 +96,18 @@ class ClassifyingModule(LightningModule, ABC):
         """Store the frozen weights that autocast casts in its dtype; float32 without autocast."""
         device = self.trainer.strategy.root_device.type
         with self.trainer.precision_plugin.forward_context():
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            dtype = (
+                torch.get_autocast_dtype(device)
+                if torch.is_autocast_enabled(device)
+                else torch.float32
+            )
         store_frozen(self, dtype)
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW over all that is trained, with the schedule of the settings; None for the zero-shot CLIP."""
+        """Build SGD or AdamW over all that is trained, with its schedule.
+
+        None for the zero-shot CLIP.
+        """
         if not any(p.requires_grad for p in self.parameters()):
             return None
         by_steps = self.optim.warmup_steps is not None
@@ -102,14 +115,15 @@ class ClassifyingModule(LightningModule, ABC):
         return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note a digest of the image tower's weights: they are not in the checkpoint, which fits no others."""
+        """Note a digest of the image tower's weights, which the checkpoint does not hold."""
         checkpoint[_CLIP_KEY] = self.clip.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a WeightsError for a checkpoint that was made with other weights of the image tower."""
+        """Raise a WeightsError for a checkpoint made with other weights of the image tower."""
         if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
             raise WeightsError(
-                f"the checkpoint was made with other weights than {self.clip.pretrained!r} of {self.clip.model}: "
+                f"the checkpoint was made with other weights than {self.clip.pretrained!r} of "
+                f"{self.clip.model}: "
                 "use the clip settings of its run"
             )
 
@@ -134,7 +148,15 @@ class ClassifyingModule(LightningModule, ABC):
         for name, value in values.items():
             key = train_key(name)
             shown = key == TRAIN_LOSS
-            self.log(key, value.detach(), shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+            self.log(
+                key,
+                value.detach(),
+                shown,
+                on_step=False,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=batch_size,
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""

@@ -1,7 +1,7 @@
 """Errors that a user can fix, each with a message of one sentence.
 
-A message names the problem, the expected value and the fix. The command line prints it without a traceback; ``--debug``
-shows the traceback.
+A message names the problem, the expected value and the fix. The command line prints it without a
+traceback; ``--debug`` shows the traceback.
 """
 
 import re
@@ -14,16 +14,21 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 class KdplError(Exception):
     """Base class of all errors that a user of kdpl can fix.
 
-    A DataLoader re-raises a worker's error in the main process with the worker's traceback as its message. Here the
-    message remains the original sentence, and the traceback becomes a note, which Python prints only below a traceback.
+    A DataLoader re-raises a worker's error in the main process with the worker's traceback as its
+    message. Here the message remains the original sentence, and the traceback becomes a note, which
+    Python prints only below a traceback.
 
     A message may quote text from untrusted files: characters that affect a terminal are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
-        worker_traceback = message if message.startswith("Caught ") and "\nOriginal Traceback" in message else None
+        worker_traceback = (
+            message if message.startswith("Caught ") and "\nOriginal Traceback" in message else None
+        )
         if worker_traceback is not None:
-            message = message.rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")[2].strip()
+            message = message.rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")[
+                2
+            ].strip()
         super().__init__("\n".join(map(visible, message.split("\n"))))
         if worker_traceback is not None:
             self.add_note(worker_traceback)
@@ -40,7 +45,9 @@ def visible(text: str) -> str:
 
     These are control characters, line separators, bidirectional control characters and surrogates.
     """
-    acting = {c for c in text if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    acting = {
+        c for c in text if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+    }
     return "".join(c.encode("unicode_escape").decode("ascii") if c in acting else c for c in text)
 
 
@@ -61,4 +68,4 @@ class TrainingError(KdplError):
 
 
 class ArtifactError(KdplError):
-    """Class vectors, a teacher, a classifier or a checkpoint that is missing, damaged or incompatible."""
+    """Missing, damaged or incompatible class vectors, teacher, classifier or checkpoint."""

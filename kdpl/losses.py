@@ -14,7 +14,8 @@ class DistillationLoss:
     """What is minimised in stage 2: weight · distance between student and target.
 
     Attributes:
-        kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features, without τ.
+        kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features,
+            without τ.
         weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
     """
@@ -26,17 +27,22 @@ class DistillationLoss:
     def __post_init__(self) -> None:
         if self.weight <= 0 or self.temperature <= 0:
             raise ConfigError(
-                f"loss.weight is {self.weight} and loss.temperature {self.temperature}: both must be above 0"
+                f"loss.weight is {self.weight} and loss.temperature {self.temperature}: both must "
+                "be above 0"
             )
 
 
-def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute the KL divergence between teacher and student predictions (PromptKD, arXiv 2403.02781, eq. 5).
+def distillation_kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Compute the teacher-student KL divergence, a scalar (PromptKD, arXiv 2403.02781, eq. 5).
 
-    At temperature 1 it is also that of PromptSRC between zero-shot and tuned predictions (arXiv 2307.06948, eq. 4).
+    At temperature 1 it is also that of PromptSRC between zero-shot and tuned predictions (arXiv
+    2307.06948, eq. 4).
 
-    τ² · Σ p_t (log p_t − log p_s) / (B·C) with p = softmax(logits / τ). As in the published code, the sum is divided by
-    the number of classes as well as the batch size. The caller multiplies by λ.
+    τ² · Σ p_t (log p_t − log p_s) / (B·C) with p = softmax(logits / τ). As in the published code,
+    the sum is divided by the number of classes as well as the batch size. The caller multiplies by
+    λ.
 
     Args:
         student_logits: [B, C].
@@ -53,7 +59,10 @@ def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
 
 def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
-    """Compute the mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3), a scalar."""
+    """Compute the mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3).
+
+    Returns a scalar.
+    """
     return F.l1_loss(features, target_features)
 
 

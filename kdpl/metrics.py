@@ -43,9 +43,10 @@ def test_key(accuracy: str) -> str:
 class DomainAccuracy(Metric):
     """Top-1 accuracy as defined by the protocols.
 
-    ``acc`` is over all classes. With ``num_base``, ``base_acc`` classifies base images among base classes,
-    ``novel_acc`` novel images among novel classes, and ``hm`` is their harmonic mean 2·b·n/(b + n). All are fractions,
-    and NaN without images. Base classes come first. ``kwargs`` are those of ``torchmetrics.Metric``.
+    ``acc`` is over all classes. With ``num_base``, ``base_acc`` classifies base images among base
+    classes, ``novel_acc`` novel images among novel classes, and ``hm`` is their harmonic mean
+    2·b·n/(b + n). All are fractions, and NaN without images. Base classes come first. ``kwargs``
+    are those of ``torchmetrics.Metric``.
     """
 
     full_state_update = False
@@ -78,7 +79,12 @@ class DomainAccuracy(Metric):
         if self.num_base is None:
             return {"acc": accuracy[_ALL]}
         base, novel = accuracy[_BASE], accuracy[_NOVEL]
-        return {"acc": accuracy[_ALL], "base_acc": base, "novel_acc": novel, "hm": harmonic_mean(base, novel)}
+        return {
+            "acc": accuracy[_ALL],
+            "base_acc": base,
+            "novel_acc": novel,
+            "hm": harmonic_mean(base, novel),
+        }
 
 
 def harmonic_mean(base: Tensor, novel: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ class OptimConfig:
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD, or decoupled weight decay of AdamW.
         warmup_lr: Constant learning rate of the first epoch.
-        warmup_steps: For networks that are trained as a whole: steps in which the learning rate rises linearly, before
-            it falls to 0 along a cosine over the other steps. None: the published schedule, one step per epoch.
+        warmup_steps: For networks that are trained as a whole: steps in which the learning rate
+            rises linearly, before it falls to 0 along a cosine over the other steps. None: the
+            published schedule, one step per epoch.
         decay_vectors: Whether weight decay reaches biases and the scales of norms too.
     """
 
@@ -38,7 +39,7 @@ class OptimConfig:
 
 
 def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
-    """Compute the learning rate of an epoch: ``warmup_lr`` in epoch 0, then a cosine that lags by one epoch.
+    """Compute an epoch's learning rate: ``warmup_lr`` in epoch 0, then a cosine one epoch behind.
 
     From epoch 1 on it is lr/2 · (1 + cos(π(epoch − 1)/E)), with the peak ``lr`` and E ``epochs``.
     """
@@ -46,7 +47,9 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
 
 
 def step_factor(step: int, steps: float, warmup: int) -> float:
-    """Compute the learning rate of a step, as a share of the peak: (s + 1)/W in the warm-up of W steps, then a cosine.
+    """Compute the learning rate of a step, as a share of the peak.
+
+    It is (s + 1)/W in the warm-up of W steps, and then a cosine.
 
     From step W on it is ½ · (1 + cos(π(s − W)/(S − W))) of S ``steps``.
     """
@@ -56,7 +59,10 @@ def step_factor(step: int, steps: float, warmup: int) -> float:
 
 
 def build_optimizer(
-    parameters: Iterable[Parameter], config: OptimConfig, epochs: int | None, steps: float | None = None
+    parameters: Iterable[Parameter],
+    config: OptimConfig,
+    epochs: int | None,
+    steps: float | None = None,
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over those parameters that require gradients, and its schedule.
 
@@ -64,13 +70,16 @@ def build_optimizer(
         parameters: All parameters of the module.
         config: The settings.
         epochs: Epochs of the training.
-        steps: Steps of the training, which ``warmup_steps`` needs; infinite without a number of epochs.
+        steps: Steps of the training, which ``warmup_steps`` needs; infinite without a number of
+            epochs.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.
     """
     if epochs is None or epochs < 0:
-        raise ConfigError("the learning-rate schedule needs the number of epochs: set trainer.max_epochs")
+        raise ConfigError(
+            "the learning-rate schedule needs the number of epochs: set trainer.max_epochs"
+        )
     if config.lr <= 0 or config.warmup_lr < 0 or (config.warmup_steps or 0) < 0:
         raise ConfigError(
             f"optim.lr is {config.lr}, optim.warmup_lr {config.warmup_lr} and optim.warmup_steps "
@@ -79,15 +88,22 @@ def build_optimizer(
     trained: list[Any] = [p for p in parameters if p.requires_grad]
     if not config.decay_vectors:
         vectors = [p for p in trained if p.ndim < 2]
-        trained = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
+        trained = [
+            {"params": [p for p in trained if p.ndim >= 2]},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
     optimizer: Optimizer
     if config.optimizer == "sgd":
-        optimizer = SGD(trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        optimizer = SGD(
+            trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
     else:
         optimizer = AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     warmup = config.warmup_steps
     if warmup is not None and steps is not None:
         by_step = LambdaLR(optimizer, lambda step: step_factor(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
-    schedule = LambdaLR(optimizer, lambda e: learning_rate(e, epochs, config.lr, config.warmup_lr) / config.lr)
+    schedule = LambdaLR(
+        optimizer, lambda e: learning_rate(e, epochs, config.lr, config.warmup_lr) / config.lr
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

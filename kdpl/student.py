@@ -13,7 +13,15 @@ from torch import Tensor
 from kdpl.callbacks import EnoughImages, PrepareTargets, SameViews, SaveClassifier
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
-from kdpl.clip import ClipConfig, CosineHead, Frozen, TimmTower, load_clip, load_image_clip, store_frozen
+from kdpl.clip import (
+    ClipConfig,
+    CosineHead,
+    Frozen,
+    TimmTower,
+    load_clip,
+    load_image_clip,
+    store_frozen,
+)
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
@@ -31,7 +39,9 @@ _OWN_CONTEXT = "a photo of a"
 
 
 class StudentDistillation(ClassifyingModule):
-    """Visual prompts and a projector on a frozen CLIP image tower, which learn a teacher's predictions.
+    """Visual prompts and a projector on a frozen CLIP image tower.
+
+    They learn a teacher's predictions.
 
     Loss: λ · τ² · KL(target ‖ student) / (B·C) over the classes of the frozen class vectors, which
     teacher and student share. Both see the same augmented image. Two settings differ from this:
@@ -216,24 +226,30 @@ class StudentDistillation(ClassifyingModule):
             raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
         if self.pool_filter is not None and not 0 < self.pool_filter < 1:
             raise ConfigError(
-                f"pool_filter must be above 0 and below 1, not {self.pool_filter}: set 0.05, or null for none"
+                f"pool_filter must be above 0 and below 1, not {self.pool_filter}: set 0.05, or "
+                "null for none"
             )
         if text_features == "student" and kind != "kl":
             raise ConfigError(
-                f"loss.kind {kind} compares features in the teacher's embedding space, but text_features: student has "
+                f"loss.kind {kind} compares features in the teacher's embedding space, but "
+                "text_features: student has "
                 "no projector into it: set one of the two back to its default"
             )
         if type(self.target) is not Target and kind != "kl":
             raise ConfigError(
-                f"loss.kind {kind} compares features and ignores the target {type(self.target).__name__}: set it to kl"
+                f"loss.kind {kind} compares features and ignores the target "
+                f"{type(self.target).__name__}: set it to kl"
             )
         if teachers > 1 and (kind != "kl" or self.loss.temperature != 1):
             raise ConfigError(
-                f"several teachers have no features in common for loss.kind {kind}, and their mean is defined at "
-                f"temperature 1, not {self.loss.temperature}: set loss.kind: kl and loss.temperature: 1, or one teacher"
+                f"several teachers have no features in common for loss.kind {kind}, and their mean "
+                "is defined at "
+                f"temperature 1, not {self.loss.temperature}: set loss.kind: kl and "
+                "loss.temperature: 1, or one teacher"
             )
         if text_features == "student" and not trains_tower:
             raise ConfigError(
-                "with text_features: student there is no projector, and without visual prompts nothing to train: set "
+                "with text_features: student there is no projector, and without visual prompts "
+                "nothing to train: set "
                 "vision_prompts.depth above 0, or fine_tune: true"
             )

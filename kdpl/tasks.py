@@ -37,8 +37,8 @@ class DecisionRule:
     """What is predicted for an image, given the probabilities of the classes.
 
     Attributes:
-        temperature: Divides the logits of the probabilities that are returned; those that decide are
-            at temperature 1.
+        temperature: Divides the logits of the probabilities that are returned; those that decide
+            are at temperature 1.
         threshold: An image with a smaller largest probability is rejected.
         set_threshold: The set of an image is its most probable class, and all of at least this
             probability; None: no sets.
@@ -54,11 +54,11 @@ class DecisionRule:
     scores: tuple[str, ...] = ()
 
     def rejects(self, probability: float, label: int) -> bool:
-        """Return whether an image is rejected, by its most probable class and the probability of it."""
+        """Return if an image is rejected, by its most probable class and the probability."""
         return probability < self.class_threshold(label)
 
     def class_threshold(self, label: int) -> float:
-        """Return the threshold of images that are predicted as a class; infinite: all are rejected."""
+        """Return the threshold of images predicted as a class; infinite if all are rejected."""
         if self.class_thresholds is None:
             return self.threshold
         return self.class_thresholds[label] if label < len(self.class_thresholds) else math.inf
@@ -78,7 +78,10 @@ class Task(ABC):
 
     @abstractmethod
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """Compute how far predictions are from targets, a scalar; both [B, C], gradients of the first."""
+        """Compute a scalar distance of predictions from targets, both [B, C].
+
+        It has gradients of the predictions.
+        """
 
     @abstractmethod
     def accuracy(self, num_base: int | None) -> DomainAccuracy:
@@ -98,14 +101,16 @@ class Task(ABC):
 
     @abstractmethod
     def labels(self, scores: Tensor) -> Tensor:
-        """Return predictions for logits or probabilities [..., C], in the form of the dataset's labels."""
+        """Return predictions for logits or probabilities [..., C], in the form of the labels."""
 
     @abstractmethod
     def same(self, scores: Tensor, others: Tensor) -> Tensor:
         """Return for which images two tensors of scores [B, C] predict the same, bool [B]."""
 
     @abstractmethod
-    def decide(self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule) -> Sequence[int]:
+    def decide(
+        self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
+    ) -> Sequence[int]:
         """Choose the classes that are named for an image; empty: it is rejected.
 
         Args:
@@ -120,7 +125,7 @@ class Task(ABC):
 
     @abstractmethod
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of an image in these columns, as far as it has them."""
+        """Return the values of an image in those of these columns that it has."""
 
 
 class MultiClass(Task):
@@ -159,7 +164,9 @@ class MultiClass(Task):
         """Compare the most probable classes."""
         return self.labels(scores) == self.labels(others)
 
-    def decide(self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule) -> Sequence[int]:
+    def decide(
+        self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
+    ) -> Sequence[int]:
         """Choose all classes asked for, or those in the set; none if rejected."""
         if rule.rejects(deciding[0], labels[0]):
             return []

@@ -1,4 +1,4 @@
-"""Stage 1: tune prompts of a large frozen CLIP on a few labelled images (PromptSRC, arXiv 2307.06948).
+"""Stage 1: tune prompts of a large frozen CLIP on a few labels (PromptSRC, arXiv 2307.06948).
 
 IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; see configs/teacher/.
 """
@@ -13,7 +13,15 @@ from torch import Tensor
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, room_callbacks
-from kdpl.clip import CLASSES_AT_ONCE, PROMPTSRC_TEMPLATES, ArrangedTexts, ClipConfig, Frozen, cosine_logits, load_clip
+from kdpl.clip import (
+    CLASSES_AT_ONCE,
+    PROMPTSRC_TEMPLATES,
+    ArrangedTexts,
+    ClipConfig,
+    Frozen,
+    cosine_logits,
+    load_clip,
+)
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
@@ -32,7 +40,8 @@ class RegularizerWeights:
     """Weights of PromptSRC's three regularisers; 0 disables one.
 
     Attributes:
-        text: Weight of the L1 distance between the text features and those of the frozen template ensemble.
+        text: Weight of the L1 distance between the text features and those of the frozen template
+            ensemble.
         image: Weight of the L1 distance between the image features and those of the frozen tower.
         logits: Weight of the KL divergence between the zero-shot predictions and the tuned ones.
     """
@@ -56,26 +65,29 @@ class AveragingConfig:
 
 
 class TeacherPromptTuning(ClassifyingModule):
-    """Prompts in a frozen CLIP, by default deep visual and text prompts, trained on labelled few-shot images.
+    """Prompts in a frozen CLIP, by default deep visual and text ones, tuned on few-shot images.
 
-    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(zero-shot ‖ tuned), PromptSRC, section 3.2. At the end all
-    class names are frozen into class vectors, with the Gaussian average of the prompts if ``averaging`` is set.
+    Loss: cross entropy + 25·L1(text) + 10·L1(image) + KL(zero-shot ‖ tuned), PromptSRC, section
+    3.2. At the end all class names are frozen into class vectors, with the Gaussian average of the
+    prompts if ``averaging`` is set.
 
     Args:
         clip: The CLIP to tune.
-        context: Words before the class name. The text prompts are initialised from the embeddings of its first tokens,
-            one prompt per token; any further words stay fixed. None: initialise from noise.
+        context: Words before the class name. The text prompts are initialised from the embeddings
+            of its first tokens, one prompt per token; any further words stay fixed. None:
+            initialise from noise.
         vision_prompts: Size of the visual prompts.
-        text_prompts: Size of the context and deep text prompts. With depth 0 the text features are fixed, those of
-            ``"{context} {name}."``.
-        method: How the towers are prompted: ``independent``; ``coupled``, which learns linear maps from the text
-            prompts to the visual ones (MaPLe, arXiv 2210.03117); or your own ``kdpl.prompts.PromptMethod`` with its
-            ``class_path`` and ``init_args``.
+        text_prompts: Size of the context and deep text prompts. With depth 0 the text features are
+            fixed, those of ``"{context} {name}."``.
+        method: How the towers are prompted: ``independent``; ``coupled``, which learns linear maps
+            from the text prompts to the visual ones (MaPLe, arXiv 2210.03117); or your own
+            ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Maximum number of classes' texts, mostly one a class, whose text-tower activations are kept for
-            the backward pass; those of more are recomputed in chunks. Limits memory and does not change the result.
+        classes_at_once: Maximum number of classes' texts, mostly one a class, whose text-tower
+            activations are kept for the backward pass; those of more are recomputed in chunks.
+            Limits memory and does not change the result.
         compile: Compile the image tower.
 
     Raises:
@@ -111,7 +123,9 @@ class TeacherPromptTuning(ClassifyingModule):
 
         # the settings
         if classes_at_once < 1:
-            raise ConfigError(f"classes_at_once is {classes_at_once}, expected 1 or more: correct it")
+            raise ConfigError(
+                f"classes_at_once is {classes_at_once}, expected 1 or more: correct it"
+            )
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim
@@ -129,12 +143,16 @@ class TeacherPromptTuning(ClassifyingModule):
         return Needs("labeled", self.resizing)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks that average the prompts if asked to, those of rooms, and the one that hands over."""
-        averaging = [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)] if self.averaging else []
+        """Return callbacks: averaging if it is set, those of rooms, and the one that hands over."""
+        averaging = (
+            [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)]
+            if self.averaging
+            else []
+        )
         return [*averaging, *room_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
-        """Precompute what is constant over all steps, unless there are no steps: token ids and frozen text features."""
+        """Precompute token ids and frozen text features, unless there are no steps to train."""
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
@@ -162,7 +180,9 @@ class TeacherPromptTuning(ClassifyingModule):
         if self.prompts.text_is_fixed:
             text = self.fixed_text
         else:
-            text = self.prompts.encode_texts(self.text_tower.module, self.tuning_texts, self.classes_at_once)
+            text = self.prompts.encode_texts(
+                self.text_tower.module, self.tuning_texts, self.classes_at_once
+            )
         logits = cosine_logits(features, text, self.logit_scale)
 
         # the loss on the labels, and how far the prompts are from the frozen CLIP
@@ -195,7 +215,7 @@ class TeacherPromptTuning(ClassifyingModule):
             return self.prompts.encode_names(names, tower, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the class vectors, so that the first batch encodes them with the prompts as they are now."""
+        """Forget the class vectors, so that the first batch encodes them with current prompts."""
         self._class_vectors = None
 
     on_test_epoch_start = on_validation_epoch_start
@@ -209,10 +229,14 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def tuned_prompts(self) -> TunedPrompts:
         """Return the prompts as stage 2 reads them."""
-        return TunedPrompts.of(self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing)
+        return TunedPrompts.of(
+            self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing
+        )
 
     def class_vectors(self) -> ClassVectors:
-        """Freeze all class names of the domain into class vectors, with the prompts as they are now."""
+        """Freeze all class names of the domain into class vectors, with the current prompts."""
         domain = self.domain
         names, texts = domain.class_names, domain.class_texts
-        return ClassVectors.of(self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts)
+        return ClassVectors.of(
+            self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts
+        )

@@ -29,7 +29,14 @@ NAMES = ("Zebra_crossing", "sea or lake", "apple")
 SPLIT = {
     split: [[path, label, NAMES[label]] for path, label in images.items()]
     for split, images in {
-        "train": {"b/2.jpg": 1, "a/1.jpg": 0, "b/1.jpg": 1, "c/7.jpg": 2, "a/2.jpg": 0, "c/1.jpg": 2},
+        "train": {
+            "b/2.jpg": 1,
+            "a/1.jpg": 0,
+            "b/1.jpg": 1,
+            "c/7.jpg": 2,
+            "a/2.jpg": 0,
+            "c/1.jpg": 2,
+        },
         "val": {"c/2.jpg": 2, "a/3.jpg": 0, "b/3.jpg": 1},
         "test": {"a/4.jpg": 0, "c/3.jpg": 2, "b/4.jpg": 1},
     }.items()
@@ -55,7 +62,11 @@ def make_tree(name, root):
     if name in SPLIT_FILES:
         folder, images, split_file = SPLIT_FILES[name]
         texts = {split_file: json.dumps(SPLIT)}
-        shades = {f"{images}/{path}": 60 * label for entries in SPLIT.values() for path, label, _ in entries}
+        shades = {
+            f"{images}/{path}": 60 * label
+            for entries in SPLIT.values()
+            for path, label, _ in entries
+        }
     elif name == "fgvc_aircraft":
         texts = AIRCRAFT
         shades = {f"images/{number:07d}.jpg": 20 * number for number in range(1, 11)}
@@ -65,12 +76,18 @@ def make_tree(name, root):
             shades |= {f"images/train/{wnid}/{wnid}_{i}.JPEG": 10 * i for i in (2, 10)}
             shades[f"images/val/{wnid}/ILSVRC2012_val_00000001.JPEG"] = 0
     elif name == "imagenetv2":
-        texts["classnames.txt"] = "".join(f"n{number:08d} name {number}\n" for number in reversed(range(12)))
+        texts["classnames.txt"] = "".join(
+            f"n{number:08d} name {number}\n" for number in reversed(range(12))
+        )
         shades = {f"{V2_IMAGES}/{label}/{label}a.jpeg": 0 for label in (0, 2, 10)}
     else:
         folder, images = VARIANTS[name]
         texts[f"{images}/README.txt"] = "no class"
-        shades = {f"{images}/{wnid}/{letter}.jpg": 0 for wnid in ("n01484850", "n01443537") for letter in "ba"}
+        shades = {
+            f"{images}/{wnid}/{letter}.jpg": 0
+            for wnid in ("n01484850", "n01443537")
+            for letter in "ba"
+        }
     folder = Path(root) / folder
     for path, shade in shades.items():
         image(folder / path, shade)

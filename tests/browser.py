@@ -14,7 +14,9 @@ from runs import start_process
 
 from kdpl.data.readers.digits import open_digit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 NEEDED = "needs chromium (Debian: apt-get install chromium)"
 
 _PATIENCE_SECONDS = 60
@@ -24,10 +26,18 @@ class Tab:
     """A page in a browser: ``requested`` are the addresses that it asked for so far, ``complaints`` its errors."""
 
     def __init__(self, send_to, read_from):
-        self._to, self._from, self._buffer, self._number, self._session = send_to, read_from, b"", 0, None
+        self._to, self._from, self._buffer, self._number, self._session = (
+            send_to,
+            read_from,
+            b"",
+            0,
+            None,
+        )
         self.requested, self.complaints = [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "DOM", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -73,7 +83,9 @@ class Tab:
 
     def run(self, script):
         """Return the value of a script."""
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        done = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
@@ -81,20 +93,26 @@ class Tab:
         """Wait until a script's value is true, and return it."""
         end = time.monotonic() + _PATIENCE_SECONDS
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"{script} does not come true; the page shows: {self.text('body')}"
+            assert time.monotonic() < end, (
+                f"{script} does not come true; the page shows: {self.text('body')}"
+            )
             time.sleep(0.05)
         return value
 
     def text(self, selector):
         """Return the visible text of an element, empty without it."""
-        return self.run(f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText")
+        return self.run(
+            f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText"
+        )
 
     def click(self, selector):
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def write(self, selector, text):
         """Replace the text of a field."""
-        self.run(f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))")
+        self.run(
+            f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))"
+        )
         self.call("Input.insertText", text=text)
 
     def add_classes(self, names):
@@ -112,7 +130,9 @@ class Tab:
 
     def screenshot(self, path):
         """Write a picture of the window; returns it."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(
+            base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        )
         with Image.open(path) as picture:
             return picture.convert("RGB")
 
@@ -123,7 +143,13 @@ def demo(folder, classifier, teacher, digits, *more):
     (folder / "examples").mkdir()
     for name, source in digits.items():
         open_digit(source).save(folder / "examples" / f"{name}.png")
-    args = ["demo", str(classifier), f"--teacher={teacher}", f"--examples={folder / 'examples'}", *more]
+    args = [
+        "demo",
+        str(classifier),
+        f"--teacher={teacher}",
+        f"--examples={folder / 'examples'}",
+        *more,
+    ]
     process = start_process([*args, "--no-browser"], stdout=subprocess.PIPE)
     try:
         line = process.stdout.readline()
@@ -139,9 +165,27 @@ def browser(folder, *options):
     """Start a browser with one tab, which keeps its files in a folder."""
     (they_read, we_write), (we_read, they_write) = os.pipe(), os.pipe()
     # the browser reads from 3 and writes to 4
-    shell = ["bash", "-c", f'exec "$0" "$@" 3<&{they_read} 4>&{they_write} >/dev/null 2>&1', CHROMIUM]
-    fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    command = [*shell, *fixed, "--remote-debugging-pipe", f"--user-data-dir={folder}", *options, "about:blank"]
+    shell = [
+        "bash",
+        "-c",
+        f'exec "$0" "$@" 3<&{they_read} 4>&{they_write} >/dev/null 2>&1',
+        CHROMIUM,
+    ]
+    fixed = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ]
+    command = [
+        *shell,
+        *fixed,
+        "--remote-debugging-pipe",
+        f"--user-data-dir={folder}",
+        *options,
+        "about:blank",
+    ]
     process = subprocess.Popen(command, pass_fds=(they_read, they_write))
     os.close(they_read)
     os.close(they_write)

@@ -38,7 +38,9 @@ def make_trees(root):
 
 def campaign(text="", **changes):
     """A campaign of the text of its file, with the rows above and changes."""
-    return parse_campaign({**yaml.safe_load(ROWS), **(yaml.safe_load(text) or {}), **changes}, Path("mine.yaml"))
+    return parse_campaign(
+        {**yaml.safe_load(ROWS), **(yaml.safe_load(text) or {}), **changes}, Path("mine.yaml")
+    )
 
 
 def written(folder, text, rows=ROWS):

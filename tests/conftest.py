@@ -22,7 +22,9 @@ IMPORTED = {
     "onnxruntime": ["formats/test_export.py"],
     "sklearn": ["data/readers/test_digits.py", "report/test_baselines.py", "test_benchmarks.py"],
 }
-collect_ignore = [file for module, files in IMPORTED.items() if find_spec(module) is None for file in files]
+collect_ignore = [
+    file for module, files in IMPORTED.items() if find_spec(module) is None for file in files
+]
 
 # the models are too small for threads to pay, and several test processes share the machine
 torch.set_num_threads(1)
@@ -46,7 +48,9 @@ def _brief_timing_of_encoders():
 def _digits_of_an_extra():
     """Skip a test that reads the handwritten digits where scikit-learn is not installed."""
     if find_spec("sklearn") is None:
-        digits._arrays = cache(lambda: pytest.importorskip("sklearn", reason="needs the extra quickstart"))
+        digits._arrays = cache(
+            lambda: pytest.importorskip("sklearn", reason="needs the extra quickstart")
+        )
 
 
 @pytest.fixture(scope="session")

@@ -28,27 +28,40 @@ def floors(requirements):
 def install(requirements, versions):
     """Install requirements with these versions, and let pip choose those of all other packages."""
     constraints = Path(sys.prefix) / "floors.txt"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8")
+    constraints.write_text(
+        "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8"
+    )
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
-    subprocess.run([*pip, "--constraint", constraints, "--editable", *requirements], cwd=ROOT, check=True)
+    subprocess.run(
+        [*pip, "--constraint", constraints, "--editable", *requirements], cwd=ROOT, check=True
+    )
 
 
 def run_pytest(*options, without=""):
     """Run pytest, and return its exit code."""
     command = [sys.executable, "-m", "pytest", "-m", "not slow", *options]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "KDPL_WITHOUT": without}, check=False).returncode
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "KDPL_WITHOUT": without}, check=False
+    ).returncode
 
 
 def main(paths):
     """Install, test, and return 0 if all tests passed; ``paths`` are those of tests."""
-    versions = floors([*PROJECT["dependencies"], *(each for group in EXTRAS.values() for each in group)])
+    versions = floors(
+        [*PROJECT["dependencies"], *(each for group in EXTRAS.values() for each in group)]
+    )
     tools = [each for each in EXTRAS["dev"] if not each.startswith("kdpl[")]
     others = ",".join(extra for extra in EXTRAS if extra not in {"dev", APART})
-    install([f".[{others}]", *tools], {name: each for name, each in versions.items() if name != APART})
+    install(
+        [f".[{others}]", *tools], {name: each for name, each in versions.items() if name != APART}
+    )
     code = run_pytest("-n", "2", "--dist", "loadfile", *paths, without=APART)
 
-    install([f".[{others},{APART}]"], {name: each for name, each in versions.items() if name not in ABOVE_FLOOR})
+    install(
+        [f".[{others},{APART}]"],
+        {name: each for name, each in versions.items() if name not in ABOVE_FLOOR},
+    )
     return code or run_pytest("-k", APART, "tests/formats", "tests/cli/test_export.py")
 
 

@@ -58,7 +58,10 @@ class PlainClip:
         self.state = {name: tensor.double() for name, tensor in state.items()}
         vision, text = config["vision_cfg"], config["text_cfg"]
         self.patch = vision["patch_size"]
-        self.vision_layers, self.vision_heads = vision["layers"], vision["width"] // vision["head_width"]
+        self.vision_layers, self.vision_heads = (
+            vision["layers"],
+            vision["width"] // vision["head_width"],
+        )
         self.text_layers, self.text_heads = text["layers"], text["heads"]
         self.context_length = text["context_length"]
         self.activation = quick_gelu if config.get("quick_gelu") else gelu
@@ -67,7 +70,9 @@ class PlainClip:
     def _attention(self, x, prefix, heads, causal):
         """Self-attention of one sequence [L, W], head by head."""
         s, (length, width) = self.state, x.shape
-        q, k, v = (x @ s[f"{prefix}.in_proj_weight"].T + s[f"{prefix}.in_proj_bias"]).split(width, dim=-1)
+        q, k, v = (x @ s[f"{prefix}.in_proj_weight"].T + s[f"{prefix}.in_proj_bias"]).split(
+            width, dim=-1
+        )
         size = width // heads
         outputs = []
         for head in range(heads):
@@ -77,14 +82,19 @@ class PlainClip:
                 later = torch.arange(length)[None, :] > torch.arange(length)[:, None]
                 scores = scores.masked_fill(later, -math.inf)
             outputs.append(softmax(scores) @ v[:, part])
-        return torch.cat(outputs, dim=-1) @ s[f"{prefix}.out_proj.weight"].T + s[f"{prefix}.out_proj.bias"]
+        return (
+            torch.cat(outputs, dim=-1) @ s[f"{prefix}.out_proj.weight"].T
+            + s[f"{prefix}.out_proj.bias"]
+        )
 
     def _block(self, x, prefix, heads, causal):
         s = self.state
         normed = layer_norm(x, s[f"{prefix}.ln_1.weight"], s[f"{prefix}.ln_1.bias"])
         x = x + self._attention(normed, f"{prefix}.attn", heads, causal)
         hidden = layer_norm(x, s[f"{prefix}.ln_2.weight"], s[f"{prefix}.ln_2.bias"])
-        hidden = self.activation(hidden @ s[f"{prefix}.mlp.c_fc.weight"].T + s[f"{prefix}.mlp.c_fc.bias"])
+        hidden = self.activation(
+            hidden @ s[f"{prefix}.mlp.c_fc.weight"].T + s[f"{prefix}.mlp.c_fc.bias"]
+        )
         return x + hidden @ s[f"{prefix}.mlp.c_proj.weight"].T + s[f"{prefix}.mlp.c_proj.bias"]
 
     def image_tokens(self, image, mean=MEAN, std=STD):
@@ -96,14 +106,21 @@ class PlainClip:
         tokens = [s["visual.class_embedding"]]
         for top in range(0, pixels.shape[1], p):
             row = pixels[:, top : top + p]
-            tokens += [kernel @ row[:, :, left : left + p].flatten() for left in range(0, pixels.shape[2], p)]
+            tokens += [
+                kernel @ row[:, :, left : left + p].flatten()
+                for left in range(0, pixels.shape[2], p)
+            ]
         return torch.stack(tokens) + s["visual.positional_embedding"]
 
     def image_norm(self, tokens):
-        return layer_norm(tokens, self.state["visual.ln_pre.weight"], self.state["visual.ln_pre.bias"])
+        return layer_norm(
+            tokens, self.state["visual.ln_pre.weight"], self.state["visual.ln_pre.bias"]
+        )
 
     def image_block(self, tokens, layer):
-        return self._block(tokens, f"visual.transformer.resblocks.{layer}", self.vision_heads, causal=False)
+        return self._block(
+            tokens, f"visual.transformer.resblocks.{layer}", self.vision_heads, causal=False
+        )
 
     def image_features(self, images, prompts=None):
         """Features [B, D], not normalised, of images uint8 [B, 3, S, S], with prompts [J, n, W] or without."""
@@ -144,7 +161,9 @@ class PlainClip:
     def ensemble(self, names, templates):
         """Normalised mean over templates of the features, which are not normalised one by one, [C, D]."""
         texts = [[template(name.replace("_", " ")) for template in templates] for name in names]
-        return normalized(torch.stack([self.text_features(of_one_name).mean(dim=0) for of_one_name in texts]))
+        return normalized(
+            torch.stack([self.text_features(of_one_name).mean(dim=0) for of_one_name in texts])
+        )
 
     def logits(self, image_features, text_features):
         return self.scale * normalized(image_features) @ normalized(text_features).T
@@ -155,7 +174,9 @@ def prompt_text(words, name):
 
 
 def cross_entropy(logits, labels):
-    return torch.stack([-softmax(row)[label].log() for row, label in zip(logits, labels, strict=True)]).mean()
+    return torch.stack(
+        [-softmax(row)[label].log() for row, label in zip(logits, labels, strict=True)]
+    ).mean()
 
 
 def kl(target_logits, logits):
@@ -186,7 +207,17 @@ def quantile(values, share):
     return rising[low] + (position - low) * (rising[high] - rising[low])
 
 
-def promptsrc(clip, images, labels, names, words, vision_prompts, text_prompts, frozen_text, weights=(25.0, 10.0, 1.0)):
+def promptsrc(
+    clip,
+    images,
+    labels,
+    names,
+    words,
+    vision_prompts,
+    text_prompts,
+    frozen_text,
+    weights=(25.0, 10.0, 1.0),
+):
     """The four terms of PromptSRC's loss, by name; ``frozen_text`` is the ensemble of the names, [C, D]."""
     frozen_image = normalized(clip.image_features(images))
     texts = [prompt_text(words, name) for name in names]
@@ -206,7 +237,9 @@ class PlainProjector:
     """Linear, batch norm, ReLU, linear, with its running statistics, from a state dict with the keys ``layers.i.*``."""
 
     def __init__(self, state):
-        self.parameters = {k: v.double().clone() for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        self.parameters = {
+            k: v.double().clone() for k, v in state.items() if not k.endswith("num_batches_tracked")
+        }
 
     def __call__(self, x, training):
         p = self.parameters
@@ -235,7 +268,9 @@ class PlainSGD:
         for i, gradient in enumerate(torch.autograd.grad(loss, self.tensors)):
             tensor = self.tensors[i]
             with torch.no_grad():
-                self.velocity[i] = self.momentum * self.velocity[i] + gradient + self.weight_decay * tensor
+                self.velocity[i] = (
+                    self.momentum * self.velocity[i] + gradient + self.weight_decay * tensor
+                )
                 tensor -= lr * self.velocity[i]
 
 
@@ -243,7 +278,12 @@ def accuracies(logits, labels, num_base):
     """Accuracy over all classes, of base images among base classes, of novel ones among novel ones, and their mean."""
     base = labels < num_base
     of_base = (logits[base][:, :num_base].argmax(dim=1) == labels[base]).double().mean().item()
-    of_novel = (logits[~base][:, num_base:].argmax(dim=1) + num_base == labels[~base]).double().mean().item()
+    of_novel = (
+        (logits[~base][:, num_base:].argmax(dim=1) + num_base == labels[~base])
+        .double()
+        .mean()
+        .item()
+    )
     of_all = (logits.argmax(dim=1) == labels).double().mean().item()
     mean = 2 * of_base * of_novel / (of_base + of_novel)
     return {"acc": of_all, "base_acc": of_base, "novel_acc": of_novel, "hm": mean}
@@ -255,7 +295,10 @@ def learning_rate(epoch, epochs, lr):
 
 def relative_error(actual, expected):
     """Largest deviation in units of the largest expected value."""
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).detach().double()
+    actual, expected = (
+        torch.as_tensor(actual).detach().double(),
+        torch.as_tensor(expected).detach().double(),
+    )
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     scale = expected.abs().max()
     assert scale > 0, "nothing to compare: all expected values are zero"

@@ -54,7 +54,10 @@ def _clip(name, prefix, tower):
 
 
 def _prompts(first, tower, prompts):
-    deep = {f"{tower}.transformer.resblocks.{i}.VPT_shallow": p for i, p in enumerate(prompts[1:], start=1)}
+    deep = {
+        f"{tower}.transformer.resblocks.{i}.VPT_shallow": p
+        for i, p in enumerate(prompts[1:], start=1)
+    }
     return {first: prompts[0], **deep}
 
 
@@ -78,7 +81,8 @@ def student_state(dtype=torch.float16, name=STUDENT):
     """A published student's state dict."""
     drawn = originals(student=name)
     projector = {
-        f"VPT_image_trans.conv1.{k[7:]}": v[:, :, None, None] if v.ndim == 2 else v for k, v in drawn.projector.items()
+        f"VPT_image_trans.conv1.{k[7:]}": v[:, :, None, None] if v.ndim == 2 else v
+        for k, v in drawn.projector.items()
     }
     state = {
         "logit_scale": _weights(name)["logit_scale"],
@@ -98,6 +102,11 @@ def write(path, state, **changes):
     # as a state dict of a module has it
     state = OrderedDict(state)
     state._metadata = OrderedDict({"": {"version": 1}})
-    content = {"state_dict": state, "epoch": 20, "optimizer": optimizer.state_dict(), "scheduler": scheduler}
+    content = {
+        "state_dict": state,
+        "epoch": 20,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler,
+    }
     torch.save({**content, "val_result": np.float64(85.84), **changes}, path)
     return path

@@ -29,7 +29,9 @@ def put_together(folder, teacher_run, student_run):
     """Copy two stages into a run's folder, with the stages' own tests as those of their CLIPs."""
     for stage in (teacher_run, student_run):
         shutil.copytree(stage, folder / stage.name)
-        shutil.copytree(stage, folder / "zero_shot" / stage.name, ignore=shutil.ignore_patterns("c*"))
+        shutil.copytree(
+            stage, folder / "zero_shot" / stage.name, ignore=shutil.ignore_patterns("c*")
+        )
     config = folder / "student" / "config.yaml"
     settings = yaml.safe_load(config.read_text())
     settings["model"]["init_args"]["teacher"] = str(folder / "teacher")
@@ -52,7 +54,11 @@ def with_vectors(classifier, **changes):
     vectors = replace(classifier.vectors, **changes)
     scores = classifier.companions["held_out"]
     return Classifier(
-        classifier.encoder, vectors, classifier.logit_scale, classifier.clip, companions={"held_out": scores}
+        classifier.encoder,
+        vectors,
+        classifier.logit_scale,
+        classifier.clip,
+        companions={"held_out": scores},
     )
 
 

@@ -31,7 +31,10 @@ DATA = configs("data/digits.yaml", "trainer/cpu.yaml")
 TEACHER = configs("teacher/quickstart.yaml")
 STUDENT = configs("student/quickstart.yaml")
 # both, as options of run
-STAGES = [f"--teacher={CONFIGS}/teacher/quickstart.yaml", f"--student={CONFIGS}/student/quickstart.yaml"]
+STAGES = [
+    f"--teacher={CONFIGS}/teacher/quickstart.yaml",
+    f"--student={CONFIGS}/student/quickstart.yaml",
+]
 SHORT = [
     "--trainer.max_epochs=2",
     "--trainer.limit_train_batches=3",
@@ -52,12 +55,26 @@ def fit_teacher(out, *more):
 def folder_fit(root, out):
     """The command that fits a teacher for two epochs on what ``image_folder`` wrote."""
     data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
-    few = ["--data.init_args.shots=4", "--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
+    few = [
+        "--data.init_args.shots=4",
+        "--data.init_args.batch_size=4",
+        "--trainer.limit_train_batches=1.0",
+    ]
     return ["fit", *data, *TEACHER, *SHORT, *few, f"--out={out}"]
 
 
 def fit_student(out, teacher, *more):
-    return main(["fit", *DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher}", f"--out={out}", *more])
+    return main(
+        [
+            "fit",
+            *DATA,
+            *STUDENT,
+            *SHORT,
+            f"--model.init_args.teacher={teacher}",
+            f"--out={out}",
+            *more,
+        ]
+    )
 
 
 def test(out, *more):
@@ -73,9 +90,12 @@ def install_entry_points(folder, name, version, groups):
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
     sections = (
-        [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())] for group, names in groups.items()
+        [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+        for group, names in groups.items()
     )
-    (about / "entry_points.txt").write_text("\n".join(line for section in sections for line in section))
+    (about / "entry_points.txt").write_text(
+        "\n".join(line for section in sections for line in section)
+    )
 
 
 @contextmanager
@@ -200,7 +220,9 @@ def files_of(folder):
     """What is in a folder: each file's time and content by its relative path."""
     folder = Path(folder)
     return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in folder.rglob("*")
+        if p.is_file()
     }
 
 

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 SIZE = 32
 WORDS = "a photo of the sea horse crab blue whale zero one two three four five six seven eight nine"
 
-_VISION = {"image_size": SIZE, "layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "pool_type": "avg"}
+_VISION = {
+    "image_size": SIZE,
+    "layers": 3,
+    "width": 48,
+    "head_width": 16,
+    "patch_size": 8,
+    "pool_type": "avg",
+}
 _TEXT = {
     "context_length": 16,
     "vocab_size": 32,
@@ -31,7 +38,12 @@ CONFIG = {
     "vision_cfg": {**_VISION, "final_ln_after_pool": True, "no_ln_pre": True},
     "text_cfg": _TEXT,
 }
-PREPROCESSING = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+PREPROCESSING = {
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
 
 
 class Folder(NamedTuple):
@@ -75,7 +87,9 @@ def write_siglip(path, vision=None, built=None, **text):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         parts = {**config, "text_cfg": {**config["text_cfg"], **(built or {})}}
-        model = open_clip.CustomTextCLIP(**{k: v for k, v in parts.items() if k != "custom_text"}).eval()
+        model = open_clip.CustomTextCLIP(
+            **{k: v for k, v in parts.items() if k != "custom_text"}
+        ).eval()
     save_file(model.state_dict(), path / "open_clip_model.safetensors")
     return Folder(path, model)
 
@@ -88,7 +102,9 @@ def _write_tokenizer(path):
     tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer.save(str(path / "tokenizer.json"))
     # as SigLIP's, texts are padded with their end
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "</s>", "eos_token": "</s>"}

@@ -32,7 +32,9 @@ def _miniatures():
 
 
 def settings_of(batch_size):
-    return Settings(small=True, device="cpu", precision="32-true", batch_size=batch_size, repeats=1, threads=1)
+    return Settings(
+        small=True, device="cpu", precision="32-true", batch_size=batch_size, repeats=1, threads=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,13 @@ def step():
 
 def test_a_published_step_has_the_loss_and_the_gradients_of_kdpl(step):
     published, kdpl = step.gradients(PUBLISHED), step.gradients(KDPL)
-    assert {"loss", "prompts", "projector.0.weight", "projector.1.bias", "projector.3.weight"} <= set(published)
+    assert {
+        "loss",
+        "prompts",
+        "projector.0.weight",
+        "projector.1.bias",
+        "projector.3.weight",
+    } <= set(published)
     assert largest_difference({"loss": kdpl["loss"]}, {"loss": published["loss"]}) < 1e-5
     assert largest_difference(kdpl, published) < 1e-4
 
@@ -53,7 +61,11 @@ def test_the_published_step_encodes_the_class_names_with_the_teachers_prompts(st
     assert 1e-6 < largest_difference(step.gradients(CACHED), expected) < 1e-2
     for name in ("context", "deep", "vision_prompts"):
         with monkeypatch.context() as patch:
-            patch.setattr(step.published_teacher, name, torch.randn_like(getattr(step.published_teacher, name)))
+            patch.setattr(
+                step.published_teacher,
+                name,
+                torch.randn_like(getattr(step.published_teacher, name)),
+            )
             assert largest_difference(step.gradients(PUBLISHED), expected) > 1e-3
 
 
@@ -68,9 +80,14 @@ def test_operations_are_counted_by_the_book_and_not_run():
     x = torch.randn(3, 5, requires_grad=True)
     weight = torch.randn(7, 5)
     # forward, and the gradient of x alone
-    assert flops(lambda: torch.nn.functional.linear(x, weight).sum().backward()) == 2 * 2 * 3 * 5 * 7
+    assert (
+        flops(lambda: torch.nn.functional.linear(x, weight).sum().backward()) == 2 * 2 * 3 * 5 * 7
+    )
     q = torch.randn(2, 4, 6, 8)
-    assert flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * (2 * 4) * 6 * 6 * 8
+    assert (
+        flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+        == 2 * 2 * (2 * 4) * 6 * 6 * 8
+    )
     huge = torch.zeros(1).expand(10**6, 10**6)
     assert flops(lambda: huge @ huge) == 2 * 10**18
 
@@ -116,7 +133,9 @@ def test_memory_is_that_of_a_process_of_its_own():
     hog = torch.ones(10**8)
     settings = settings_of(batch_size=2)
     measured = peak_in_own_process(STAGE_1, SMALL.few, settings)
-    own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
     assert 1e8 < measured["before"] <= measured["peak"] < min(1.5e9, own - 4 * len(hog) / 2)
 
 
@@ -125,7 +144,9 @@ def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
     inference = Inference(settings_of(batch_size=5), tmp_path)
     predictions = {side: run() for side, run in inference.sides.items()}
     names = set(SMALL.names(SMALL.few))
-    assert all(len(each) == SMALL.infer_images and set(each) <= names for each in predictions.values())
+    assert all(
+        len(each) == SMALL.infer_images and set(each) <= names for each in predictions.values()
+    )
     assert predictions[ONNX] == predictions[CLASSIFIER]
 
 
@@ -175,9 +196,12 @@ def test_uneven_digits_have_one_label_of_five_classes_that_the_seed_chooses():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*random weights")
 def test_students_are_compared_with_the_first_one(capsys):
-    students.main(["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"])
+    students.main(
+        ["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"]
+    )
     _, first, second = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
     )
     assert (first[:2], first[5], first[7]) == (["tiny-student", "32"], "1.0 ×", "1.0 ×")
     network = timm.create_model("test_resnet", num_classes=0)
@@ -185,7 +209,9 @@ def test_students_are_compared_with_the_first_one(capsys):
     assert float(second[4]) > 0
 
 
-def test_a_relabeled_world_has_the_labels_of_the_file_and_all_training_images_without_them(tmp_path):
+def test_a_relabeled_world_has_the_labels_of_the_file_and_all_training_images_without_them(
+    tmp_path,
+):
     (tmp_path / "labels.json").write_text('[["digits/0001", 3], ["digits/0002", 4]]')
     found, digits = Relabeled("digits", str(tmp_path / "labels.json")).read(), read_digits()
     assert found.train == (("digits/0001", 3), ("digits/0002", 4))

@@ -19,7 +19,9 @@ def vectors():
 TEXTS = ("a crab", ("a horse", "of the sea"), "c", "d", ("e", "f", "g"))
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_base": None, "context": None}, {"class_texts": TEXTS}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_base": None, "context": None}, {"class_texts": TEXTS}]
+)
 def test_they_come_back_as_they_were_saved(changes, vectors, tmp_path):
     saved = replace(vectors, **changes)
     saved.save(tmp_path / "v.safetensors")
@@ -37,7 +39,10 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
     assert (said["kind"], said["version"]) == ("class vectors", 1)
     assert (said["class_names"], said["num_base"]) == ([*world.NAMES], 3)
     assert said["clip"] == vars(vectors.clip)
-    assert (said["clip"]["model"], said["clip"]["pretrained"]) == ("test-teacher-quickgelu", world.TAG)
+    assert (said["clip"]["model"], said["clip"]["pretrained"]) == (
+        "test-teacher-quickgelu",
+        world.TAG,
+    )
     assert (said["logit_scale"], said["context"]) == (pytest.approx(30), "a photo of a")
     assert (said["preprocessing"]["mean"], said["preprocessing"]["std"]) == ([*MEAN], [*STD])
     assert said["teacher"] == vectors.teacher
@@ -53,7 +58,9 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
 )
 def test_texts_of_another_kind_are_refused(texts, match, vectors):
     with world.refused(ArtifactError, f"here has an invalid field '{match}"):
-        ClassVectors.from_fields(vectors.vectors, {**vectors.fields(), "class_texts": texts}, "here")
+        ClassVectors.from_fields(
+            vectors.vectors, {**vectors.fields(), "class_texts": texts}, "here"
+        )
 
 
 def test_a_file_without_the_tensor_is_refused(vectors, tmp_path):
@@ -82,10 +89,15 @@ def test_tensors_that_are_no_class_vectors_are_refused(change, match, vectors):
     [
         (world.NAMES[:4], "it has 5 classes, the data has 4"),
         (("sea_horse", "Crab", *world.NAMES[2:]), "class 1 is 'crab' there and 'Crab' in the data"),
-        ((*world.NAMES[:3], *world.NAMES[:2:-1]), "class 3 is 'squid' there and 'star_fish' in the data"),
+        (
+            (*world.NAMES[:3], *world.NAMES[:2:-1]),
+            "class 3 is 'squid' there and 'star_fish' in the data",
+        ),
     ],
 )
 def test_other_class_names_are_refused(names, match, vectors):
     vectors.require_names(list(world.NAMES), "here")
-    with world.refused(ArtifactError, rf"of here are for other class names \({match}\): freeze .*stage 1"):
+    with world.refused(
+        ArtifactError, rf"of here are for other class names \({match}\): freeze .*stage 1"
+    ):
         vectors.require_names(names, "here")

@@ -46,7 +46,9 @@ def folder(classifier, tmp_path):
 
 @pytest.mark.parametrize("name", ["test-student", "test-student-quickgelu"])
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, clip_of, plain_of, images, tmp_path):
+def test_logits_are_the_plain_ones_before_and_after_a_round_trip(
+    name, depth, clip_of, plain_of, images, tmp_path
+):
     classifier, plain = make_classifier(clip_of(name), depth), plain_of(name)
     encoder = classifier.encoder
     prompts = None if encoder.prompts is None else encoder.prompts.tokens.detach().double()
@@ -62,13 +64,21 @@ def test_logits_are_the_plain_ones_before_and_after_a_round_trip(name, depth, cl
     assert all(torch.equal(state[k], v) for k, v in kept.items())
     world.assert_untouched(read.encoder.tower.module.visual, name, "visual.")
     assert read.vectors.fields() == classifier.vectors.fields()
-    assert (read.logit_scale, read.clip, read.preprocessing) == (17.0, classifier.clip, classifier.preprocessing)
+    assert (read.logit_scale, read.clip, read.preprocessing) == (
+        17.0,
+        classifier.clip,
+        classifier.preprocessing,
+    )
     assert not read.training
 
 
 def test_a_classifier_with_a_second_head_is_refused_in_a_sentence(folder):
     file = folder / "classifier.json"
-    config = {**json.loads(file.read_text()), "version": 2, "label_head": {"alpha": 0.3, "beta": 2.0}}
+    config = {
+        **json.loads(file.read_text()),
+        "version": 2,
+        "label_head": {"alpha": 0.3, "beta": 2.0},
+    }
     file.write_text(json.dumps(config))
     match = f"the classifier {folder} has a second head for labels, which this version of kdpl does not support: distil"
     with world.refused(ArtifactError, match):
@@ -105,7 +115,9 @@ def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folde
     classifier.save(str(folder))
     assert Classifier.load(folder).class_names == classifier.class_names
     (folder / "thesis.txt").touch()
-    with pytest.raises(ArtifactError, match=r"other things than a classifier \(thesis\.txt\), which would be lost"):
+    with pytest.raises(
+        ArtifactError, match=r"other things than a classifier \(thesis\.txt\), which would be lost"
+    ):
         classifier.save(str(folder))
     assert sorted(path.name for path in folder.iterdir()) == [*names, "thesis.txt"]
 
@@ -114,7 +126,10 @@ def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folde
     ("images", "words"),
     [
         ("one.png", "takes any number of images, not one: put it into a list"),
-        ([np.zeros((8, 8, 3), np.uint8)], "was given a ndarray, expected paths, PIL images or tensors"),
+        (
+            [np.zeros((8, 8, 3), np.uint8)],
+            "was given a ndarray, expected paths, PIL images or tensors",
+        ),
     ],
     ids=["a path", "an array"],
 )
@@ -124,7 +139,9 @@ def test_what_is_no_list_of_images_is_one_sentence(images, words, classifier):
 
 
 @pytest.mark.slow
-def test_it_loads_alone_without_lightning_registry_and_network(classifier, folder, images, tmp_path):
+def test_it_loads_alone_without_lightning_registry_and_network(
+    classifier, folder, images, tmp_path
+):
     moved = tmp_path / "elsewhere" / "c"
     shutil.copytree(folder, moved)
     torch.save((images, classifier(images)), tmp_path / "expected.pt")
@@ -144,7 +161,9 @@ assert classifier.predict(list(images))[0][0].class_name in classifier.class_nam
 loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("lightning", "pytorch_lightning"))
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, "-W", "error::UserWarning:kdpl", "-c", program], check=True, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:kdpl", "-c", program], check=True, cwd=tmp_path
+    )
 
 
 class TestPredict:
@@ -158,20 +177,31 @@ class TestPredict:
         assert classifier.predict(paths, top_k=5) == expected
         assert classifier.predict([str(p) for p in paths], top_k=5) == expected
         assert classifier.predict(tensors, top_k=5) == expected
-        assert classifier.predict([paths[0], pil[1], tensors[2], str(paths[3]), pil[4]], top_k=100) == expected
+        assert (
+            classifier.predict([paths[0], pil[1], tensors[2], str(paths[3]), pil[4]], top_k=100)
+            == expected
+        )
         assert classifier.predict(iter(pil)) == [row[:1] for row in expected]
         assert classifier.predict([]) == []
         one_by_one = classifier.predict(pil, top_k=5, batch_size=1)
-        assert [[g.class_name for g in row] for row in one_by_one] == [[g.class_name for g in row] for row in expected]
-        got, wanted = ([g.probability for row in rows for g in row] for rows in (one_by_one, expected))
+        assert [[g.class_name for g in row] for row in one_by_one] == [
+            [g.class_name for g in row] for row in expected
+        ]
+        got, wanted = (
+            [g.probability for row in rows for g in row] for rows in (one_by_one, expected)
+        )
         assert got == pytest.approx(wanted, rel=1e-4)
 
     def test_embeddings_are_the_encoders_features_of_the_same_images(self, classifier, tmp_path):
         pil = [noise(*size) for size in [(32, 32), (50, 40), (20, 33)]]
         pil[1].save(tmp_path / "1.png")
         with torch.no_grad():
-            expected = classifier.encoder(torch.stack([classifier.prepare(picture) for picture in pil]))
-        found = classifier.embed([pil[0], tmp_path / "1.png", to_tensor(pil[2])], batch_size=2, workers=1)
+            expected = classifier.encoder(
+                torch.stack([classifier.prepare(picture) for picture in pil])
+            )
+        found = classifier.embed(
+            [pil[0], tmp_path / "1.png", to_tensor(pil[2])], batch_size=2, workers=1
+        )
         torch.testing.assert_close(found, expected)
         assert not found.is_inference()
         assert classifier.embed([]).shape == (0, 24)
@@ -196,32 +226,49 @@ class TestPredict:
         expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
         assert classifier.predict([grey]) == classifier.predict([grey.convert("RGBA")]) == expected
         values = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
-        for name, factor, tags in (("16 bits.png", 40, {}), ("12 bits.tif", 2, {"tiffinfo": {281: 4095}})):
+        for name, factor, tags in (
+            ("16 bits.png", 40, {}),
+            ("12 bits.tif", 2, {"tiffinfo": {281: 4095}}),
+        ):
             Image.fromarray(values * factor).save(tmp_path / name, **tags)
             seen = Image.fromarray((values * factor >> (4 if tags else 8)).astype(np.uint8))
             expected = classifier.predict([seen])
             assert (
-                classifier.predict([tmp_path / name]) == classifier.predict([Image.open(tmp_path / name)]) == expected
+                classifier.predict([tmp_path / name])
+                == classifier.predict([Image.open(tmp_path / name)])
+                == expected
             )
-        with pytest.raises(DataError, match=r"^an image has values whose range its file does not say: convert it to 8"):
+        with pytest.raises(
+            DataError,
+            match=r"^an image has values whose range its file does not say: convert it to 8",
+        ):
             classifier.predict([Image.new("F", (32, 32))])
 
     @pytest.mark.parametrize("decoding", [Decoding(), Decoding((0, 90, 200)), PUBLISHED])
     def test_images_are_opened_as_in_training(self, decoding, classifier, tmp_path):
         with Image.open(odd_photo(tmp_path / "a.png")) as image:
-            upright, published = image.transpose(Image.Transpose.ROTATE_270), to_tensor(image.convert("RGB"))
+            upright, published = (
+                image.transpose(Image.Transpose.ROTATE_270),
+                to_tensor(image.convert("RGB")),
+            )
         on = Image.new("RGBA", upright.size, decoding.background or 0)
         known = Classifier(classifier.encoder, classifier.vectors, 17.0, classifier.clip, decoding)
         known.save(tmp_path / "c")
         read = Classifier.load(tmp_path / "c")
         assert read.decoding == read.add_classes(further(read)).decoding == decoding
-        expected = published if decoding == PUBLISHED else Image.alpha_composite(on, upright).convert("RGB")
+        expected = (
+            published
+            if decoding == PUBLISHED
+            else Image.alpha_composite(on, upright).convert("RGB")
+        )
         (expected,) = classifier.predict([expected], top_k=5)
         with Image.open(tmp_path / "a.png") as opened:
             for found in read.predict([tmp_path / "a.png", opened], top_k=5):
                 assert [each.class_name for each in found] == [each.class_name for each in expected]
                 probabilities = [each.probability for each in expected]
-                assert [each.probability for each in found] == pytest.approx(probabilities, abs=2e-3)
+                assert [each.probability for each in found] == pytest.approx(
+                    probabilities, abs=2e-3
+                )
 
     def test_one_written_without_a_note_of_that_opens_them_as_published(self, folder):
         file = folder / "classifier.json"
@@ -246,7 +293,9 @@ class TestPredict:
 def further(classifier, **changes):
     """Class vectors of two classes that the classifier does not know, by its own teacher."""
     names = {"class_names": ("eel", "hermit_crab"), "num_base": None}
-    return world.frozen_vectors(seed=9, **{**names, "teacher": classifier.vectors.teacher, **changes})
+    return world.frozen_vectors(
+        seed=9, **{**names, "teacher": classifier.vectors.teacher, **changes}
+    )
 
 
 class TestAddingClasses:
@@ -258,9 +307,14 @@ class TestAddingClasses:
         assert logits.shape == (3, 7)
         assert torch.equal(logits[:, :5], classifier(images))
         features = classifier.encoder(images).double()
-        assert relative_error(logits[:, 5:], 17 * normalized(features) @ added.vectors.double().T) < 1e-5
+        assert (
+            relative_error(logits[:, 5:], 17 * normalized(features) @ added.vectors.double().T)
+            < 1e-5
+        )
         assert more.class_names == (*world.NAMES, "eel", "hermit_crab")
-        assert more.vectors.num_base == classifier.vectors.num_base == 3, "the base classes stay the first ones"
+        assert more.vectors.num_base == classifier.vectors.num_base == 3, (
+            "the base classes stay the first ones"
+        )
         assert more.encoder is classifier.encoder
         assert not [m for m in more.modules() if m.training]
         more.save(tmp_path / "more")
@@ -279,9 +333,21 @@ class TestAddingClasses:
     @pytest.mark.parametrize(
         ("own", "changes", "match"),
         [
-            ({}, {"teacher": "0" * 32}, "made by another tuned teacher than those of the classifier: make"),
-            ({}, {"class_names": ("eel", "squid")}, "has the class 'squid' already: add other classes"),
-            ({"model": "test-student"}, {}, "by text features of test-student and not of its teacher test-teacher-qu"),
+            (
+                {},
+                {"teacher": "0" * 32},
+                "made by another tuned teacher than those of the classifier: make",
+            ),
+            (
+                {},
+                {"class_names": ("eel", "squid")},
+                "has the class 'squid' already: add other classes",
+            ),
+            (
+                {"model": "test-student"},
+                {},
+                "by text features of test-student and not of its teacher test-teacher-qu",
+            ),
         ],
     )
     def test_vectors_that_do_not_fit_are_refused(self, own, changes, match, classifier):
@@ -303,17 +369,27 @@ class TestRefusals:
         self.refused(folder, r"is damaged \(.+\): give the classifier folder")
 
     @pytest.mark.parametrize(
-        "fields", [{"prompt_depth": 2}, {"prompt_length": 3}, {"prompt_depth": 9}, {"image_config": {"embed_dim": 20}}]
+        "fields",
+        [
+            {"prompt_depth": 2},
+            {"prompt_length": 3},
+            {"prompt_depth": 9},
+            {"image_config": {"embed_dim": 20}},
+        ],
     )
     def test_settings_that_do_not_fit_the_tensors(self, fields, folder):
         path = folder / "classifier.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
         self.refused(folder, "is damaged")
 
-    @pytest.mark.parametrize("name", ["class_vectors", "tower.proj", "encoder.prompts.tokens", "another width"])
+    @pytest.mark.parametrize(
+        "name", ["class_vectors", "tower.proj", "encoder.prompts.tokens", "another width"]
+    )
     def test_tensors_that_do_not_fit(self, name, folder):
         tensors = load_file(folder / "model.safetensors")
         if tensors.pop(name, None) is None:
-            tensors["class_vectors"] = torch.nn.functional.normalize(tensors["class_vectors"][:, :16], dim=1)
+            tensors["class_vectors"] = torch.nn.functional.normalize(
+                tensors["class_vectors"][:, :16], dim=1
+            )
         save_file(tensors, folder / "model.safetensors")
         self.refused(folder, "is damaged")

@@ -3,7 +3,17 @@
 import pytest
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
-from runs import CONFIGS, DATA, SHORT, STUDENT, TEACHER, configs, image_folder, rows_of, start_process
+from runs import (
+    CONFIGS,
+    DATA,
+    SHORT,
+    STUDENT,
+    TEACHER,
+    configs,
+    image_folder,
+    rows_of,
+    start_process,
+)
 from runs import test as run_test
 
 from kdpl import Classifier, ClassVectors
@@ -11,11 +21,24 @@ from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.runtime.predictions import read_results
 
-ONE_EPOCH = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+ONE_EPOCH = [
+    *SHORT,
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+]
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file())
-PUBLISHED_TEACHER, PUBLISHED_STUDENT = "teacher/promptsrc_vit_l14.yaml", "student/promptkd_vit_b16.yaml"
+PUBLISHED_TEACHER, PUBLISHED_STUDENT = (
+    "teacher/promptsrc_vit_l14.yaml",
+    "student/promptkd_vit_b16.yaml",
+)
 # by the runs that all tests share
-QUICKSTART = {"data/digits.yaml", "trainer/cpu.yaml", "teacher/quickstart.yaml", "student/quickstart.yaml"}
+QUICKSTART = {
+    "data/digits.yaml",
+    "trainer/cpu.yaml",
+    "teacher/quickstart.yaml",
+    "student/quickstart.yaml",
+}
 TEACHERS = [name for name in NAMES if name.startswith("teacher/") and name not in QUICKSTART]
 STUDENTS = [name for name in NAMES if name.startswith("student/") and name not in QUICKSTART]
 OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "logger/csv.yaml")
@@ -29,7 +52,15 @@ OWN |= {f"logger/{name}.yaml" for name in ("mlflow", "tensorboard", "wandb")}
 def test_every_config_is_run_by_a_test():
     # all in tests/benchmark
     of_many_runs = {name for name in NAMES if name.startswith(("benchmark/", "sweep/"))}
-    assert {*NAMES} - of_many_runs == {*QUICKSTART, *OVERLAYS, *TEACHERS, *STUDENTS, *BENCHMARK, *TEST_ONLY, *OWN}
+    assert {*NAMES} - of_many_runs == {
+        *QUICKSTART,
+        *OVERLAYS,
+        *TEACHERS,
+        *STUDENTS,
+        *BENCHMARK,
+        *TEST_ONLY,
+        *OWN,
+    }
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -37,12 +68,17 @@ def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path):
     args = [*DATA, *TEACHER, *configs(name), *ONE_EPOCH, "--trainer.accelerator=cpu"]
     assert main(["fit", *args, f"--out={tmp_path / 'out'}"]) == 0
     vectors = ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors")
-    assert (len(vectors.class_names), vectors.num_base) == (10, 5 if "base_to_novel" in name else None)
+    assert (len(vectors.class_names), vectors.num_base) == (
+        10,
+        5 if "base_to_novel" in name else None,
+    )
 
 
 def fit_over(base, name, out, *more, clip="test-deep"):
     """Fit with a config over a published one, on a random CLIP with as many layers, or a small network of timm."""
-    about = ["pretrained=random", "image_size=32"] if clip.startswith("timm:") else ["pretrained=noise"]
+    about = (
+        ["pretrained=random", "image_size=32"] if clip.startswith("timm:") else ["pretrained=noise"]
+    )
     model = [f"--model.init_args.clip.{each}" for each in (f"model={clip}", *about)]
     assert main(["fit", *DATA, *configs(base, name), *model, f"--out={out}", *more]) == 0
 
@@ -51,7 +87,9 @@ def fit_over(base, name, out, *more, clip="test-deep"):
 def test_a_teachers_config_runs(name, tmp_path):
     # the published averages are those of later epochs
     one_epoch = [*ONE_EPOCH, "--model.init_args.averaging={mean: 1, std: 1}"]
-    fit_over(PUBLISHED_TEACHER, name, tmp_path, *(one_epoch if name != "teacher/zero_shot.yaml" else []))
+    fit_over(
+        PUBLISHED_TEACHER, name, tmp_path, *(one_epoch if name != "teacher/zero_shot.yaml" else [])
+    )
     assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
 
 
@@ -69,7 +107,11 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
     clip = STAND_INS.get(name, "test-deep")
     given = [f"--model.init_args.teacher={teacher_run}", *ONE_EPOCH]
     if name.startswith("student/refined"):
-        given += ["--model.init_args.target=kdpl.refinement.target.Refined"] if name == "student/refined.yaml" else []
+        given += (
+            ["--model.init_args.target=kdpl.refinement.target.Refined"]
+            if name == "student/refined.yaml"
+            else []
+        )
         given += ["--model.init_args.target.views=1"]
     fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
@@ -77,19 +119,33 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
 
 def fit_on(data, root, out, shots=1):
     """Fit a teacher for an epoch on a dataset in a folder."""
-    args = [*configs(data, "trainer/cpu.yaml"), *TEACHER, *ONE_EPOCH, f"--data.init_args.root={root}", f"--out={out}"]
+    args = [
+        *configs(data, "trainer/cpu.yaml"),
+        *TEACHER,
+        *ONE_EPOCH,
+        f"--data.init_args.root={root}",
+        f"--out={out}",
+    ]
     return main(["fit", *args, f"--data.init_args.shots={shots}", "--data.init_args.num_workers=0"])
 
 
-@pytest.mark.parametrize(("config", "root"), [("data/folder.yaml", "data"), ("data/table.yaml", "labels.csv")])
+@pytest.mark.parametrize(
+    ("config", "root"), [("data/folder.yaml", "data"), ("data/table.yaml", "labels.csv")]
+)
 def test_the_configs_of_own_images_run(config, root, tmp_path):
     image_folder(tmp_path / "data", splits=("train", "val", "test"))
     images = sorted((tmp_path / "data").rglob("*.png"))
-    rows = [f"{image.relative_to(tmp_path)},{image.parent.name},{image.parent.parent.name}" for image in images]
+    rows = [
+        f"{image.relative_to(tmp_path)},{image.parent.name},{image.parent.parent.name}"
+        for image in images
+    ]
     (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
     assert fit_on(config, tmp_path / root, tmp_path / "out", shots=4) == 0
     assert run_test(tmp_path / "out") == 0
-    assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {"cat", "dog"}
+    assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {
+        "cat",
+        "dog",
+    }
 
 
 @pytest.mark.parametrize("name", BENCHMARK)
@@ -100,12 +156,17 @@ def test_a_benchmark_datasets_config_runs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TEST_ONLY)
-def test_a_variant_of_imagenet_takes_the_place_of_the_data_that_a_run_was_trained_on(name, tmp_path):
+def test_a_variant_of_imagenet_takes_the_place_of_the_data_that_a_run_was_trained_on(
+    name, tmp_path
+):
     for each in ("imagenet", TEST_ONLY[name]):
         make_tree(each, tmp_path)
     assert fit_on("data/imagenet.yaml", tmp_path, tmp_path / "out") == 0
     checkpoint = f"--ckpt_path={tmp_path / 'out/checkpoints/last.ckpt'}"
-    assert run_test(tmp_path / "out", *configs(name), checkpoint, f"--out={tmp_path / 'elsewhere'}") == 0
+    assert (
+        run_test(tmp_path / "out", *configs(name), checkpoint, f"--out={tmp_path / 'elsewhere'}")
+        == 0
+    )
     folder = str(tmp_path / BENCHMARKS[TEST_ONLY[name]].folder)
     predictions = rows_of(tmp_path / "elsewhere/test_predictions.csv")
     assert len(predictions) >= 3
@@ -175,8 +236,18 @@ def test_published_settings_are_those_of_the_papers(files, capsys):
 @pytest.mark.slow
 def test_two_processes_distil_and_test_as_one_does(tmp_path, teacher_run):
     out = tmp_path / "out"
-    fit = [*DATA, *STUDENT, *ONE_EPOCH, *configs("trainer/ddp.yaml"), "--trainer.devices=2", f"--out={out}"]
-    for args in (["fit", *fit, f"--model.init_args.teacher={teacher_run}"], ["test", f"--config={out}/config.yaml"]):
+    fit = [
+        *DATA,
+        *STUDENT,
+        *ONE_EPOCH,
+        *configs("trainer/ddp.yaml"),
+        "--trainer.devices=2",
+        f"--out={out}",
+    ]
+    for args in (
+        ["fit", *fit, f"--model.init_args.teacher={teacher_run}"],
+        ["test", f"--config={out}/config.yaml"],
+    ):
         process = start_process(args)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err

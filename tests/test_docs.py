@@ -35,7 +35,9 @@ PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in [*sorted(ROOT.glob("*.md")), *PAGES]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = "python -m kdpl"
-INIT_WRITES = "data: {class_path: kdpl.DomainDataModule, init_args: {dataset: table, root: images.csv}}"
+INIT_WRITES = (
+    "data: {class_path: kdpl.DomainDataModule, init_args: {dataset: table, root: images.csv}}"
+)
 
 
 def name_of(path):
@@ -53,7 +55,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
     assert len(list(folder.rglob("*.html"))) > len(PAGES)
     return folder
@@ -64,9 +68,19 @@ def site(tmp_path_factory):
 def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_path):
     with browser.browser(tmp_path) as tab:
         tab.look(width=390)
-        for name in ("index", "tour", "faq", "notebook", "benchmark", "performance", "api/training"):
+        for name in (
+            "index",
+            "tour",
+            "faq",
+            "notebook",
+            "benchmark",
+            "performance",
+            "api/training",
+        ):
             tab.open(f"file://{site}/{name}.html")
-            tab.wait(f"location.pathname.endsWith('{name}.html') && document.readyState == 'complete'")
+            tab.wait(
+                f"location.pathname.endsWith('{name}.html') && document.readyState == 'complete'"
+            )
             assert tab.run("document.documentElement.scrollWidth") == 390, name
         assert len(tab.requested) > 20
         assert {url.split(":")[0] for url in tab.requested} <= {"file", "data", "about"}
@@ -82,7 +96,12 @@ def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
             home = getattr(getattr(module, name), "__module__", "kdpl")
             assert ids & {f"{each}.{name}" for each in ("kdpl", module.__name__, home)}, name
     assert {"kdpl.losses.distillation_kl", "kdpl.errors.KdplError"} <= ids
-    for each in (kdpl.Classifier, kdpl.TeacherPromptTuning, kdpl.StudentDistillation, kdpl.DomainDataModule):
+    for each in (
+        kdpl.Classifier,
+        kdpl.TeacherPromptTuning,
+        kdpl.StudentDistillation,
+        kdpl.DomainDataModule,
+    ):
         assert inspect.getdoc(each).splitlines()[0] in text
     # a section that was not parsed is left unchanged
     assert re.findall(r"<p>(?:Args|Returns|Raises|Attributes|Yields):.{60}", text) == []
@@ -99,11 +118,15 @@ def slugs(text):
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
 def test_links_lead_to_files_and_headings_of_the_repository(path):
-    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", TEXTS[path])):
+    for target, anchor in re.findall(
+        r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", TEXTS[path])
+    ):
         file = (path.parent / target).resolve() if target else path
         assert file.exists(), target
         # objects of the reference are not headings; the build of the site checks them
-        assert not anchor or anchor.startswith("kdpl.") or anchor in slugs(TEXTS[file]), f"{target}#{anchor}"
+        assert not anchor or anchor.startswith("kdpl.") or anchor in slugs(TEXTS[file]), (
+            f"{target}#{anchor}"
+        )
 
 
 def settings_of(config, prefix=""):
@@ -140,7 +163,10 @@ def commands_of(text):
                 variables[assigned[1]] = assigned[2]
             elif COMMAND in line:
                 words = shlex.split(line.split(COMMAND)[1], comments=True)
-                end = next((i for i, word in enumerate(words) if word in ("|", ">", "&&", "&", ";")), len(words))
+                end = next(
+                    (i for i, word in enumerate(words) if word in ("|", ">", "&&", "&", ";")),
+                    len(words),
+                )
                 yield words[:end]
 
 
@@ -165,7 +191,9 @@ def fits_of(words):
 
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if COMMAND in TEXTS[path]], ids=name_of)
-def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypatch, teacher_run, student_run):
+def test_every_command_that_a_text_shows_is_understood(
+    path, tmp_path, monkeypatch, teacher_run, student_run
+):
     assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", TEXTS[path])) <= set(command_names())
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "benchmarks"):
@@ -176,12 +204,16 @@ def test_every_command_that_a_text_shows_is_understood(path, tmp_path, monkeypat
         for config in filter(re.compile(r"runs/.*\.yaml").fullmatch, words):
             Path(config).parent.mkdir(parents=True, exist_ok=True)
             run = teacher_run if re.search("teacher|untuned", config) else student_run
-            Path(config).write_text(INIT_WRITES if config.endswith("data.yaml") else (run / "config.yaml").read_text())
+            Path(config).write_text(
+                INIT_WRITES if config.endswith("data.yaml") else (run / "config.yaml").read_text()
+            )
         if "--help" in words or "--version" in words or not words:
             continue
         fits += [words] if words[0] in STAGES else fits_of(words)
     for words in {tuple(words) for words in fits}:
-        run_command(["--out=stage" if word == "--print_config" else word for word in words], check_only=True)
+        run_command(
+            ["--out=stage" if word == "--print_config" else word for word in words], check_only=True
+        )
 
 
 def test_the_python_that_the_quickstart_shows_runs(tmp_path, monkeypatch, student_run, capsys):
@@ -200,13 +232,19 @@ def test_what_the_readme_shows_of_the_quickstarts_classifier_runs_in_its_order(
     Path("runs/quickstart").mkdir(parents=True)
     Path("runs/quickstart/student").symlink_to(student_run)
     exec(compile(python_of("../README.md"), "README.md", "exec"), {})  # noqa: S102
-    assert capsys.readouterr().out.strip() in Classifier.load(student_run / "classifier").class_names
-    ((_, block),) = (each for each in FENCE.findall(TEXTS[ROOT / "README.md"]) if each[0] == "console")
+    assert (
+        capsys.readouterr().out.strip() in Classifier.load(student_run / "classifier").class_names
+    )
+    ((_, block),) = (
+        each for each in FENCE.findall(TEXTS[ROOT / "README.md"]) if each[0] == "console"
+    )
     (command,) = commands_of(f"```console\n{block}```")
     assert main(command) == 0
     printed = capsys.readouterr().out.splitlines()
     # the shown numbers are of a longer run
-    assert [line.split(",")[0] for line in printed] == [line.split(",")[0] for line in block.splitlines()[1:]]
+    assert [line.split(",")[0] for line in printed] == [
+        line.split(",")[0] for line in block.splitlines()[1:]
+    ]
 
 
 def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, monkeypatch, capsys):
@@ -219,7 +257,9 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
     noise(43, 40).save("photos/same.png")
     Path("photos/broken.png").touch()
     noise(45, 40).save("query.jpg", quality=100)
-    (command,) = (words for words in commands_of(TEXTS[DOCS / "deployment.md"]) if "--embeddings" in words)
+    (command,) = (
+        words for words in commands_of(TEXTS[DOCS / "deployment.md"]) if "--embeddings" in words
+    )
     assert main(command) == 0
     capsys.readouterr()
     exec(compile(python_of("deployment.md", "NearestNeighbors"), "deployment.md", "exec"), {})  # noqa: S102
@@ -275,7 +315,9 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
     )
     scores = torch.linspace(0.02, 1, 200)
     predicted = torch.arange(200, dtype=torch.int32) % 5
-    made.companions["held_out"] = HeldOutScores(0.7, scores, scores.clone(), scores > 0.2, predicted)
+    made.companions["held_out"] = HeldOutScores(
+        0.7, scores, scores.clone(), scores > 0.2, predicted
+    )
     made.save(folder)
     # the network is the same for all ways of preparing images, which are metadata
     model = onnx.load(exported)
@@ -294,10 +336,17 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
             predict(read, [path], sets=0.9),
         )
         ((of_class,),) = predict(read, [path], max_error=0.1, per_class=True)
-        first, *doubt, shown, unknown = run_without(("torch", "torchvision", "kdpl"), script, path, monkeypatch, capsys)
+        first, *doubt, shown, unknown = run_without(
+            ("torch", "torchvision", "kdpl"), script, path, monkeypatch, capsys
+        )
         name, probability = first.rsplit(maxsplit=1)
-        assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
-        decided = ["rejected" if each.class_name is None else "accepted" for each in (accepted, of_class)]
+        assert (name, float(probability)) == (
+            expected.class_name,
+            pytest.approx(expected.probability, abs=1e-5),
+        )
+        decided = [
+            "rejected" if each.class_name is None else "accepted" for each in (accepted, of_class)
+        ]
         assert doubt == [*decided, ";".join(str(each.class_name) for each in several)]
         assert float(shown) == pytest.approx(calibrated.probability, abs=1e-5)
         assert float(unknown) == pytest.approx(none_of_these(read, [path]).item(), abs=1e-4)
@@ -311,27 +360,41 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
         pytest.param("executorch", "classifier.pte", "executorch", marks=pytest.mark.slow),
     ],
 )
-def test_other_runtimes_take_other_lines_of_that_script(kind, out, word, classifier, tmp_path, monkeypatch, capsys):
+def test_other_runtimes_take_other_lines_of_that_script(
+    kind, out, word, classifier, tmp_path, monkeypatch, capsys
+):
     assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     imports, loading, call = python_of("deployment.md", word).split("\n\n")
-    script = python_of("deployment.md", "onnxruntime").replace("import onnxruntime\n", f"{imports}\n")
+    script = python_of("deployment.md", "onnxruntime").replace(
+        "import onnxruntime\n", f"{imports}\n"
+    )
     script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
     script, called = re.subn(r"found = session.*\noutputs = .*\n", lambda _: call, script)
     assert (made, called) == (1, 1)
-    first, *_, unknown = run_without(("onnxruntime", "kdpl"), script, tmp_path / "0.png", monkeypatch, capsys)
+    first, *_, unknown = run_without(
+        ("onnxruntime", "kdpl"), script, tmp_path / "0.png", monkeypatch, capsys
+    )
     read = Classifier.load(classifier)
     ((expected,),) = read.predict([tmp_path / "0.png"])
     name, probability = first.rsplit(maxsplit=1)
-    assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-5))
-    assert float(unknown) == pytest.approx(none_of_these(read, [tmp_path / "0.png"]).item(), abs=1e-4)
+    assert (name, float(probability)) == (
+        expected.class_name,
+        pytest.approx(expected.probability, abs=1e-5),
+    )
+    assert float(unknown) == pytest.approx(
+        none_of_these(read, [tmp_path / "0.png"]).item(), abs=1e-4
+    )
 
 
 @pytest.mark.slow
 def test_core_ml_converts_the_program_of_torch(classifier, tmp_path, monkeypatch):
     pytest.importorskip("coremltools", reason="is for Linux and macOS alone")
     monkeypatch.chdir(tmp_path)
-    assert main(["export", str(classifier), "--format=torch", "--input=float", "--out=classifier.pt2"]) == 0
+    assert (
+        main(["export", str(classifier), "--format=torch", "--input=float", "--out=classifier.pt2"])
+        == 0
+    )
     names: dict = {}
     exec(compile(python_of("deployment.md", "coremltools"), "deployment.md", "exec"), names)  # noqa: S102
     description = names["model"].get_spec().description

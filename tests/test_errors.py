@@ -38,7 +38,10 @@ def test_errors_are_one_family_and_survive_pickling(kind):
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
-    [(OSError("file v1.2.pt is cut off. Fetch it again.\nTrace"), "file v1.2.pt is cut off"), (EOFError(), "EOFError")],
+    [
+        (OSError("file v1.2.pt is cut off. Fetch it again.\nTrace"), "file v1.2.pt is cut off"),
+        (EOFError(), "EOFError"),
+    ],
 )
 def test_of_another_librarys_error_the_first_sentence_is_quoted(error, sentence):
     assert reason(error) == sentence

@@ -24,7 +24,9 @@ ROOMS = Path(__file__).parents[1] / "docs" / "template.md"
 def examples(tmp_path_factory):
     """The files of the page, in a folder from which they can be imported."""
     folder = tmp_path_factory.mktemp("examples")
-    files = re.findall(r'```python title="(my_\w+\.py)"\n(.*?)```', PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    files = re.findall(
+        r'```python title="(my_\w+\.py)"\n(.*?)```', PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
     for name, code in files:
         (folder / name).write_text(code)
         assert len(code.splitlines()) <= 50
@@ -71,9 +73,16 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
     config, option = own_config(tmp_path, "my_targets.py"), "--model.init_args.target"
     in_yaml, in_options, other = (tmp_path / name for name in ("yaml", "options", "other"))
     assert runs.fit_student(in_yaml, teacher_run, config) == 0
-    assert runs.fit_student(in_options, teacher_run, f"{option}=my_targets.Smoothed", f"{option}.share=0.2") == 0
+    assert (
+        runs.fit_student(
+            in_options, teacher_run, f"{option}=my_targets.Smoothed", f"{option}.share=0.2"
+        )
+        == 0
+    )
     assert runs.fit_student(other, teacher_run, config, f"{option}.share=0.4") == 0
-    first, second, *others = (runs.curves_of(each)["train/loss"] for each in (in_yaml, in_options, other, student_run))
+    first, second, *others = (
+        runs.curves_of(each)["train/loss"] for each in (in_yaml, in_options, other, student_run)
+    )
     assert first == second
     assert first not in others
 
@@ -85,12 +94,20 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
             ["=my_targets.Smothed"],
             "there is no target 'my_targets.Smothed': use teacher, refined, or the dotted path of",
         ),
-        (["=my_targets.Smoothed", "l1"], "loss.kind l1 compares features and ignores the target Smoothed: set it"),
+        (
+            ["=my_targets.Smoothed", "l1"],
+            "loss.kind l1 compares features and ignores the target Smoothed: set it",
+        ),
     ],
 )
-def test_a_target_that_is_not_there_or_ignored_is_refused(options, words, teacher_run, tmp_path, capsys):
+def test_a_target_that_is_not_there_or_ignored_is_refused(
+    options, words, teacher_run, tmp_path, capsys
+):
     target, *distill = options
-    options = [f"--model.init_args.target{target}", *(f"--model.init_args.loss.kind={each}" for each in distill)]
+    options = [
+        f"--model.init_args.target{target}",
+        *(f"--model.init_args.loss.kind={each}" for each in distill),
+    ]
     assert runs.fit_student(tmp_path / "out", teacher_run, *options) == 1
     assert words in capsys.readouterr().err
 
@@ -99,9 +116,15 @@ def test_a_dataset_is_read_by_a_class_path(tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "teacher"
     photos.mkdir()
     for number in range(20):
-        runs.noise(40, 40, seed=number).save(photos / f"{('crab', 'swan')[number % 2]}_{number:03}.jpg")
+        runs.noise(40, 40, seed=number).save(
+            photos / f"{('crab', 'swan')[number % 2]}_{number:03}.jpg"
+        )
     few = [f"--data.init_args.{setting}=4" for setting in ("shots", "batch_size")]
-    reader = ["--data.init_args.dataset=my_readers.ByFileName", *few, "--data.init_args.dataset.init_args.root"]
+    reader = [
+        "--data.init_args.dataset=my_readers.ByFileName",
+        *few,
+        "--data.init_args.dataset.init_args.root",
+    ]
     assert runs.fit_teacher(out, *reader, str(photos)) == 0
     assert ClassVectors.load(out / CLASS_VECTORS_FILE).class_names == ("crab", "swan")
     assert runs.test(out) == 0
@@ -127,7 +150,9 @@ def test_the_script_of_both_stages_trains_tests_and_classifies(both_stages, tmp_
 
 
 @pytest.mark.slow
-def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(both_stages, tmp_path, capsys):
+def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(
+    both_stages, tmp_path, capsys
+):
     both_stages(tmp_path)
     out = capsys.readouterr().out
     measured = [f"{100 * float(value):.1f}" for value in re.findall(r"test/acc\D+([\d.]+)", out)]
@@ -136,15 +161,24 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(both_sta
     assert out.endswith("predicted: five (0.972), then nine (0.016)\n")
 
 
-def test_another_package_brings_a_command_and_an_export_format(classifier, tmp_path, monkeypatch, capsys):
+def test_another_package_brings_a_command_and_an_export_format(
+    classifier, tmp_path, monkeypatch, capsys
+):
     page = ROOMS.read_text(encoding="utf-8")
-    code, project = (re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "toml"))
+    code, project = (
+        re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1]
+        for kind in ("python", "toml")
+    )
     (tmp_path / "my_room.py").write_text(code)
-    runs.install_entry_points(tmp_path, "my_room", "1", tomllib.loads(project)["project"]["entry-points"])
+    runs.install_entry_points(
+        tmp_path, "my_room", "1", tomllib.loads(project)["project"]["entry-points"]
+    )
     monkeypatch.syspath_prepend(tmp_path)
 
     assert runs.main(["--help"]) == 0
-    assert "\n  classes        print the names of a classifier's classes\n" in capsys.readouterr().out
+    assert (
+        "\n  classes        print the names of a classifier's classes\n" in capsys.readouterr().out
+    )
     assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
     assert capsys.readouterr().out == " | ".join(Classifier.load(classifier).class_names) + "\n"
     assert runs.main(["export", str(classifier), "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0

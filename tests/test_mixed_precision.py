@@ -76,7 +76,12 @@ def run(kind, name, folder, precision="bf16-mixed"):
     """Train for two steps with a validation after each, and test: all that comes out, and the casts in the steps."""
     folder.mkdir(exist_ok=True)
     module, casts, results = make(kind, name, folder), Casts(), Results()
-    options = {"precision": precision, "limit_train_batches": 2, "limit_val_batches": 2, "val_check_interval": 1}
+    options = {
+        "precision": precision,
+        "limit_train_batches": 2,
+        "limit_val_batches": 2,
+        "val_check_interval": 1,
+    }
     record = world.fit(module, folder, 1, [casts], domain_of(kind, name), **options)
     trainer = world.quiet_trainer(folder, precision=precision, callbacks=[results])
     tested = trainer.test(module, datamodule=domain_of(kind, name), verbose=False)
@@ -92,7 +97,9 @@ def run(kind, name, folder, precision="bf16-mixed"):
 
 
 @pytest.mark.parametrize(("kind", "name"), MODULES)
-def test_everything_is_equal_to_the_last_bit_without_a_cast_of_a_frozen_weight(kind, name, tmp_path, monkeypatch):
+def test_everything_is_equal_to_the_last_bit_without_a_cast_of_a_frozen_weight(
+    kind, name, tmp_path, monkeypatch
+):
     results, casts = run(kind, name, tmp_path / "stored")
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     expected, casts_by_autocast = run(kind, name, tmp_path / "cast")
@@ -121,7 +128,9 @@ def test_half_the_memory_is_for_the_weights_that_are_cast_and_float32_comes_back
         assert all(map(torch.equal, tower.parameters(), whole.image_tower.parameters()))
     assert clip.image_tower.visual.proj.dtype == torch.bfloat16
     kept.store_in(torch.float16)
-    assert torch.equal(clip.image_tower.visual.proj, whole.image_tower.visual.proj.half()), "rounded once"
+    assert torch.equal(clip.image_tower.visual.proj, whole.image_tower.visual.proj.half()), (
+        "rounded once"
+    )
     kept.store_in(torch.float32)
     assert all(map(torch.equal, clip.image_tower.parameters(), whole.image_tower.parameters()))
 
@@ -131,7 +140,9 @@ def test_rounded_weights_are_not_taken_for_others(tmp_path):
     options = {"limit_train_batches": 1}
     for _ in range(2):
         world.fit(teacher, tmp_path, precision="bf16-mixed", **options)
-    with world.refused(ConfigError, r"rounded to torch.bfloat16 for an earlier trainer.*: build the module again"):
+    with world.refused(
+        ConfigError, r"rounded to torch.bfloat16 for an earlier trainer.*: build the module again"
+    ):
         world.fit(teacher, tmp_path, **options)
     # a student's own tower is what ships
     world.write_teacher(tmp_path / "teacher")
@@ -143,5 +154,9 @@ def test_rounded_weights_are_not_taken_for_others(tmp_path):
     )
     assert student.encoder.tower.module.visual.proj.dtype == torch.bfloat16
     classifier.save(tmp_path / "c")
-    world.assert_untouched(Classifier.load(tmp_path / "c").encoder.tower.module.visual, "test-student", "visual.")
-    world.assert_untouched(student.classifier().encoder.tower.module.visual, "test-student", "visual.")
+    world.assert_untouched(
+        Classifier.load(tmp_path / "c").encoder.tower.module.visual, "test-student", "visual."
+    )
+    world.assert_untouched(
+        student.classifier().encoder.tower.module.visual, "test-student", "visual."
+    )

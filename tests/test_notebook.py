@@ -37,7 +37,10 @@ def saved():
 def test_what_is_saved_is_one_run_from_the_first_cell_to_the_last_and_nothing_of_the_machine_that_made_it():
     cells = code_cells(saved())
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
-    assert {output["output_type"] for cell in cells for output in cell["outputs"]} == {"display_data", "stream"}
+    assert {output["output_type"] for cell in cells for output in cell["outputs"]} == {
+        "display_data",
+        "stream",
+    }
     assert NOTEBOOK.stat().st_size < 300_000
     for cell in cells:
         assert cell["metadata"] == {}
@@ -51,14 +54,21 @@ def test_what_is_saved_is_one_run_from_the_first_cell_to_the_last_and_nothing_of
 
 @pytest.mark.slow
 def test_it_runs_from_a_folder_to_an_onnx_file_and_shows_what_is_saved(tmp_path):
-    nbclient, nbformat = (pytest.importorskip(name, reason="needs the extra dev") for name in ("nbclient", "nbformat"))
+    nbclient, nbformat = (
+        pytest.importorskip(name, reason="needs the extra dev") for name in ("nbclient", "nbformat")
+    )
     pytest.importorskip("ipykernel", reason="needs the extra dev")
     folder = tmp_path / "examples"
     folder.mkdir()
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
-    options = {"timeout": 600, "record_timing": False, "coalesce_streams": True, "kernel_name": "python3"}
+    options = {
+        "timeout": 600,
+        "record_timing": False,
+        "coalesce_streams": True,
+        "kernel_name": "python3",
+    }
     nbclient.NotebookClient(notebook, resources=resources, **options).execute()
     assert (folder / "runs/mine.onnx").is_file()
     if SAVE:

@@ -26,31 +26,54 @@ def name_of(requirement):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_of_this_version_whole_and_nothing_else(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
+    subprocess.run(
+        [*command, "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True
+    )
     with zipfile.ZipFile(next(tmp_path.glob("kdpl-*.whl"))) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"kdpl", f"kdpl-{kdpl.__version__}.dist-info"}
-    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kdpl").rglob("*") if path.is_file()}
-    ours |= {f"kdpl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert {name for name in names if name.startswith("kdpl/")} == {n for n in ours if "__pycache__" not in n}
+    ours = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "kdpl").rglob("*") if path.is_file()
+    }
+    ours |= {
+        f"kdpl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert {name for name in names if name.startswith("kdpl/")} == {
+        n for n in ours if "__pycache__" not in n
+    }
 
 
 @pytest.mark.slow
 def test_an_installed_package_finds_its_configs_by_name_from_any_folder(tmp_path):
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--no-build-isolation", f"--target={tmp_path / 'installed'}", ROOT], check=True)
-    program = (
-        "import kdpl.runtime.configs as c; print(c.find_config('promptsrc_vit_l14', 'teacher'), *c.shipped_configs())"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
+    subprocess.run(
+        [*command, "--no-build-isolation", f"--target={tmp_path / 'installed'}", ROOT], check=True
     )
+    program = "import kdpl.runtime.configs as c; print(c.find_config('promptsrc_vit_l14', 'teacher'), *c.shipped_configs())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     found = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     file, *names = found.stdout.split()
     folder = tmp_path / "installed/kdpl/configs"
     assert Path(file) == folder / "teacher/promptsrc_vit_l14.yaml"
     assert Path(file).read_bytes() == (ROOT / "configs/teacher/promptsrc_vit_l14.yaml").read_bytes()
-    assert {*names} == {p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")}
+    assert {*names} == {
+        p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")
+    }
 
 
 def test_every_dependency_has_a_floor_and_its_reason_above_it():
@@ -99,9 +122,13 @@ def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_th
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
-            for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"kdpl"}:
+            for module in (
+                {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"kdpl"}
+            ):
                 allowed = core if node in tree.body and not inside else core | extras
-                assert {name_of(name) for name in providers.get(module, [])} & allowed, f"{path} imports {module}"
+                assert {name_of(name) for name in providers.get(module, [])} & allowed, (
+                    f"{path} imports {module}"
+                )
             if node in tree.body and not inside:
                 assert not any(module.startswith(OF_AN_EXTRA) for module in modules), path
 
@@ -112,11 +139,15 @@ def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n', encoding="utf-8")
     old.chmod(0o755)
     # not as a child of the make that may run these tests
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     too_old = f"kdpl needs Python 3.11 or newer, but {old} is 3.10: set another with PYTHON=…"
     for python, sentence in ((old, too_old), ("no-such-python", "no-such-python does not exist: ")):
         command = ["make", "test", f"PYTHON={python}", f"VENV={venv}"]
-        refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        refused = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         assert refused.returncode != 0
         assert refused.stderr.splitlines()[0].startswith(sentence)
         assert refused.stdout == ""
@@ -141,9 +172,19 @@ def test_versions_are_the_same_in_all_files():
         (["fit", *DATA, *TEACHER, *SHORT, "--out={folder}/digits"], "quickstart"),
     ],
 )
-def test_commands_name_the_extra_that_they_lack(command, extra, classifier, tmp_path, monkeypatch, capsys):
+def test_commands_name_the_extra_that_they_lack(
+    command, extra, classifier, tmp_path, monkeypatch, capsys
+):
     image_folder(tmp_path / "pets")
-    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve", "shtab", "sklearn", "sklearn.datasets"):
+    for module in (
+        "pyarrow",
+        "pyarrow.parquet",
+        "gradio",
+        "litserve",
+        "shtab",
+        "sklearn",
+        "sklearn.datasets",
+    ):
         monkeypatch.setitem(sys.modules, module, None)
     digits = sys.modules["kdpl.data.readers.digits"]
     monkeypatch.setattr(digits, "_arrays", digits._arrays.__wrapped__)

@@ -60,7 +60,9 @@ print(kdpl.__file__, *map(main, calls))
 
 def call(copy, *args):
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=copy, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -70,7 +72,11 @@ def call(copy, *args):
 def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
-    gone = {room, *(other for other, needed in ROOMS.items() if room in needed)} if room in ROOMS else {*ROOMS}
+    gone = (
+        {room, *(other for other, needed in ROOMS.items() if room in needed)}
+        if room in ROOMS
+        else {*ROOMS}
+    )
     commands = without(gone, copy)
     noise(64, 64).save(tmp_path / "photo.png")
     said = call(copy, "-c", USE, tmp_path / "run", tmp_path / "photo.png", *DATA, *STAGES, *SHORT)
@@ -89,9 +95,30 @@ def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
     leave_out = shutil.ignore_patterns("__pycache__", *ROOMS)
     for name in ("configs", "examples", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
-    modules = ["teacher", "student", "student_cache", "class_vectors", "classifier", "tasks", "losses", "metrics"]
+    modules = [
+        "teacher",
+        "student",
+        "student_cache",
+        "class_vectors",
+        "classifier",
+        "tasks",
+        "losses",
+        "metrics",
+    ]
     files = [f"tests/test_{name}.py" for name in [*modules, "optim", "errors"]]
-    folders = ["callbacks", "classifier", "cli", "clip", "data", "prompts", "runtime", "targets", "tiny"]
+    folders = [
+        "callbacks",
+        "classifier",
+        "cli",
+        "clip",
+        "data",
+        "prompts",
+        "runtime",
+        "targets",
+        "tiny",
+    ]
     options = ["-m", "not slow", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/temporary"]
-    said = call(tmp_path, "-m", "pytest", *options, *files, *(f"tests/{folder}" for folder in folders))
+    said = call(
+        tmp_path, "-m", "pytest", *options, *files, *(f"tests/{folder}" for folder in folders)
+    )
     assert int(re.search(r"(\d+) passed", said)[1]) > 1000

@@ -42,7 +42,9 @@ def take(tab, name, scheme, height):
 def test_the_figures():
     for name in ("confusion", "learning_curves"):
         shutil.copy(Path(RUN) / f"student/figures/{name}.png", IMAGES)
-    pairs = list(zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True))
+    pairs = list(
+        zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True)
+    )
     chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
     images = [open_digit(student.source) for _, student in chosen]
     draw_sheet(images, chosen, "8 test images, half of them mistakes", IMAGES / "examples.png")

@@ -17,7 +17,9 @@ LAYERS = (
     "errors version → losses metrics optim → tasks runtime → clip data → prompts → class_vectors → classifier → "
     "classification targets → callbacks → teacher → student → tiny → cli → __main__"
 )
-LAYER_OF = {room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()}
+LAYER_OF = {
+    room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()
+}
 
 
 def module_of(path):
@@ -39,7 +41,9 @@ def imports_of(module):
 
 
 # the package's own face loads its names when they are asked for
-ALL_IMPORTS = {module: {*imports_of(module)} - {module, "kdpl"} for module in MODULES if module != "kdpl"}
+ALL_IMPORTS = {
+    module: {*imports_of(module)} - {module, "kdpl"} for module in MODULES if module != "kdpl"
+}
 IMPORTS = {module: others & MODULES.keys() for module, others in ALL_IMPORTS.items()}
 
 
@@ -54,11 +58,15 @@ def test_every_folder_and_file_is_of_the_core_or_a_room_and_the_core_is_short():
 
 def test_the_core_imports_no_room_and_a_room_those_that_it_names():
     # kdpl.doubt.report, say, is what the report shows of doubt, and loaded by it alone
-    rooms_of = {module: {room_of(other) for other in others} & ROOMS.keys() for module, others in IMPORTS.items()}
+    rooms_of = {
+        module: {room_of(other) for other in others} & ROOMS.keys()
+        for module, others in IMPORTS.items()
+    }
     wrong = [
         f"{module} imports {room}"
         for module, rooms in rooms_of.items()
-        for room in rooms - {room_of(module), *ROOMS.get(room_of(module), []), *module.split(".")[2:3]}
+        for room in rooms
+        - {room_of(module), *ROOMS.get(room_of(module), []), *module.split(".")[2:3]}
     ]
     assert wrong == []
 
@@ -75,7 +83,9 @@ def test_no_import_of_the_core_goes_up_or_to_a_neighbour():
         f"{module} imports {other}"
         for module, others in IMPORTS.items()
         for other in others
-        if room_of(module) in LAYER_OF and room_of(other) in LAYER_OF and room_of(other) != room_of(module)
+        if room_of(module) in LAYER_OF
+        and room_of(other) in LAYER_OF
+        and room_of(other) != room_of(module)
         if LAYER_OF[room_of(other)] >= LAYER_OF[room_of(module)]
     ]
     assert wrong == []
@@ -88,15 +98,25 @@ def test_no_files_import_each_other_in_a_circle():
 def test_few_files_know_how_logits_become_a_class():
     # a second task is one more class in tasks.py, but for methods that are defined for one class an image
     known = re.compile(r"\b(log_softmax|softmax|argmax|cross_entropy)\(")
-    knowing = {module for module, path in MODULES.items() if known.search(path.read_text(encoding="utf-8"))}
+    knowing = {
+        module for module, path in MODULES.items() if known.search(path.read_text(encoding="utf-8"))
+    }
     # the end of a text, and the nearest neighbour
     others = {"kdpl.clip.text", "kdpl.watch.two_samples"}
     own = {"kdpl.tasks", "kdpl.losses", "kdpl.metrics"}
-    assert knowing - others == own | {"kdpl.refinement.refine", "kdpl.labeling.choice", "kdpl.doubt.held_out"}
+    assert knowing - others == own | {
+        "kdpl.refinement.refine",
+        "kdpl.labeling.choice",
+        "kdpl.doubt.held_out",
+    }
 
 
 def test_only_the_clip_room_imports_open_clip():
-    users = {room_of(m) for m, others in ALL_IMPORTS.items() if any(o.split(".")[0] == "open_clip" for o in others)}
+    users = {
+        room_of(m)
+        for m, others in ALL_IMPORTS.items()
+        if any(o.split(".")[0] == "open_clip" for o in others)
+    }
     assert users == {"clip"}
 
 
@@ -105,6 +125,11 @@ def test_the_page_on_rooms_lists_them_with_what_goes_with_each_and_their_lines()
     rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\| ([\d,]+) \|$", page, re.MULTILINE)
     assert {room for room, _, _ in rows} == ROOMS.keys()
     for room, with_it, lines in rows:
-        assert {other for other, needed in ROOMS.items() if room in needed} == set(re.findall(r"`(\w+)`", with_it))
-        counted = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / room).rglob("*.py"))
+        assert {other for other, needed in ROOMS.items() if room in needed} == set(
+            re.findall(r"`(\w+)`", with_it)
+        )
+        counted = sum(
+            len(path.read_text(encoding="utf-8").splitlines())
+            for path in (ROOT / room).rglob("*.py")
+        )
         assert abs(int(lines.replace(",", "")) - counted) <= max(50, 0.1 * counted), (room, counted)

@@ -32,9 +32,15 @@ class PlainStudent:
         self.vectors = vectors.vectors.double()
         self.teacher_prompts = None if teacher_prompts is None else teacher_prompts.double()
         prompts = student.encoder.prompts
-        self.prompts = None if prompts is None else prompts.tokens.detach().double().requires_grad_()
+        self.prompts = (
+            None if prompts is None else prompts.tokens.detach().double().requires_grad_()
+        )
         self.projector = PlainProjector(student.encoder.projector.state_dict())
-        self.leaves = {k: v.requires_grad_() for k, v in self.projector.parameters.items() if "running" not in k}
+        self.leaves = {
+            k: v.requires_grad_()
+            for k, v in self.projector.parameters.items()
+            if "running" not in k
+        }
 
     def features(self, images, training=True):
         return normalized(self.projector(self.clip.image_features(images, self.prompts), training))
@@ -49,7 +55,9 @@ class PlainStudent:
         return 30 * self.teacher_features(images) @ self.vectors.T
 
     def loss(self, images, weight=1000, temperature=1.0):
-        return plain.distillation(self.logits(images), self.teacher_logits(images), weight, temperature)
+        return plain.distillation(
+            self.logits(images), self.teacher_logits(images), weight, temperature
+        )
 
 
 def first_batch(folder, plain_of, kind=PlainStudent, depth=2, precision="32-true", **options):
@@ -68,8 +76,14 @@ def first_batch(folder, plain_of, kind=PlainStudent, depth=2, precision="32-true
     ("weight", "temperature", "teacher_depth", "depth"),
     [(1000.0, 1.0, 2, 3), (200.0, 3.0, 3, 3), (50.0, 0.5, 0, 3), (1000.0, 1.0, 2, 0)],
 )
-def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, teacher_depth, depth, tmp_path, plain_of):
-    settings = {"kd_weight": weight, "temperature": temperature, "vision_prompts": PromptConfig(2, depth)}
+def test_the_loss_and_all_gradients_are_the_plain_ones(
+    weight, temperature, teacher_depth, depth, tmp_path, plain_of
+):
+    settings = {
+        "kd_weight": weight,
+        "temperature": temperature,
+        "vision_prompts": PromptConfig(2, depth),
+    }
     _, seen = first_batch(tmp_path, plain_of, depth=teacher_depth, **settings)
     expected = seen.started
     loss = expected.loss(IMAGES, weight, temperature)
@@ -83,7 +97,9 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(weight, temperature, teac
     prompts = {"prompts.tokens"} if depth else set()
     assert gradients.keys() == prompts | {f"projector.{name}" for name in expected.leaves}
     for layer in range(depth):
-        assert relative_error(gradients["prompts.tokens"][layer], expected.prompts.grad[layer]) < 1e-5
+        assert (
+            relative_error(gradients["prompts.tokens"][layer], expected.prompts.grad[layer]) < 1e-5
+        )
     for name, leaf in expected.leaves.items():
         if name != "layers.0.bias":  # batch norm cancels it: its gradient is rounding alone
             assert relative_error(gradients[f"projector.{name}"], leaf.grad) < 1e-5, name
@@ -113,7 +129,9 @@ def test_a_batch_below_the_published_one_is_warned_of(images, said, tmp_path, ca
 
 def test_a_batch_of_one_image_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"one image.*batch_size"):
-        world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1))
+        world.fit(
+            new_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1)
+        )
 
 
 # a random student is pulled far by one step of the published weight
@@ -129,7 +147,13 @@ def distilled(tmp_path_factory, plain_of):
     start = lambda s: PlainStudent(world.disturbed(s, 0.3), *written, plain_of)  # noqa: E731
     record = world.fit(student, folder, 3, start=start, save=True)
     metrics = world.evaluate(student, folder)
-    return {"student": student, "teacher": teacher, "folder": folder, "record": record, "metrics": metrics}
+    return {
+        "student": student,
+        "teacher": teacher,
+        "folder": folder,
+        "record": record,
+        "metrics": metrics,
+    }
 
 
 def test_nine_steps_of_the_trainer_are_nine_plain_steps(distilled):
@@ -150,7 +174,10 @@ def test_nine_steps_of_the_trainer_are_nine_plain_steps(distilled):
             # batch norm cancels the first bias, which rounding alone moves
             if epoch > 0 and not name.endswith("layers.0.bias"):
                 # what was learned may be small beside what it was added to
-                assert relative_error(state[name] - start[name], expected - start[name]) < 1e-4, (epoch, name)
+                assert relative_error(state[name] - start[name], expected - start[name]) < 1e-4, (
+                    epoch,
+                    name,
+                )
         assert state["encoder.projector.layers.1.num_batches_tracked"] == 3 * (epoch + 1)
 
 
@@ -168,7 +195,9 @@ def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_
     (teacher,) = student.teachers.read()
     world.assert_untouched(student.encoder.tower.module.visual, "test-student", "visual.")
     world.assert_untouched(teacher.tower.visual, "test-teacher-quickgelu", "visual.")
-    written = TunedPrompts.load(distilled["teacher"] / PROMPTS_FILE).tensors["vision_prompts.tokens"]
+    written = TunedPrompts.load(distilled["teacher"] / PROMPTS_FILE).tensors[
+        "vision_prompts.tokens"
+    ]
     assert torch.equal(teacher.prompts.vision_prompts.tokens, written)
     assert torch.equal(student.head.module.class_vectors, student.vectors.vectors)
     file = distilled["folder"] / "epoch=2.ckpt"
@@ -216,12 +245,16 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     student, seen = first_batch(tmp_path, plain_of, precision=precision)
     kept = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
     momenta = [s["momentum_buffer"] for s in student.trainer.optimizers[0].state.values()]
-    assert {t.dtype for t in (*kept.values(), *seen.gradients.values(), *momenta)} == {torch.float32}
+    assert {t.dtype for t in (*kept.values(), *seen.gradients.values(), *momenta)} == {
+        torch.float32
+    }
     assert torch.equal(student.head.module.class_vectors, world.frozen_vectors().vectors)
     # the setting is for the arithmetic of the frozen towers; under bf16-mixed, what ships is float32 again
     half = torch.float16 if precision == "16-true" else torch.bfloat16
     assert student.teachers.read()[0].tower.visual.proj.dtype == half
-    assert student.encoder.tower.module.visual.proj.dtype == (torch.float32 if precision == "bf16-mixed" else half)
+    assert student.encoder.tower.module.visual.proj.dtype == (
+        torch.float32 if precision == "bf16-mixed" else half
+    )
     loss = seen.started.loss(IMAGES).item()
     assert seen.losses == [pytest.approx(loss, rel=0.2)]
 
@@ -234,7 +267,9 @@ def refuse(student, folder, kind, match, domain=None, **options):
 
 class TestRefusals:
     def test_a_teacher_without_class_vectors_or_prompts(self, tmp_path):
-        with world.refused(ArtifactError, r"nowhere.class_vectors\.safetensors does not exist.*run stage 1"):
+        with world.refused(
+            ArtifactError, r"nowhere.class_vectors\.safetensors does not exist.*run stage 1"
+        ):
             make_student(tmp_path / "nowhere")
         student = new_student(tmp_path)
         (tmp_path / PROMPTS_FILE).unlink()
@@ -250,15 +285,23 @@ class TestRefusals:
     def test_class_vectors_of_another_teacher(self, tmp_path):
         world.write_teacher(tmp_path / "one")
         world.write_teacher(tmp_path / "other", seed=1)
-        student = make_student(tmp_path / "one", class_vectors=str(tmp_path / "other" / CLASS_VECTORS_FILE))
-        match = f"the class vectors were frozen by another teacher than the one in {tmp_path / 'one'}"
+        student = make_student(
+            tmp_path / "one", class_vectors=str(tmp_path / "other" / CLASS_VECTORS_FILE)
+        )
+        match = (
+            f"the class vectors were frozen by another teacher than the one in {tmp_path / 'one'}"
+        )
         refuse(student, tmp_path, ArtifactError, match)
 
     def test_a_teacher_whose_clip_has_other_weights_now(self, tmp_path):
-        clip = replace(load_clip(ClipConfig("test-teacher", world.TAG)).identity, fingerprint="0" * 32)
+        clip = replace(
+            load_clip(ClipConfig("test-teacher", world.TAG)).identity, fingerprint="0" * 32
+        )
         prompts = world.tuned_prompts({}, "test-teacher", clip=clip)
         prompts.save(tmp_path / PROMPTS_FILE)
-        world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher).save(tmp_path / CLASS_VECTORS_FILE)
+        world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher).save(
+            tmp_path / CLASS_VECTORS_FILE
+        )
         match = "of test-teacher are not those that the teacher was tuned on"
         refuse(make_student(tmp_path), tmp_path, WeightsError, match)
 
@@ -271,7 +314,10 @@ class TestRefusals:
                 {"text_features": "student", "distill": "l1"},
                 "loss.kind l1 compares features in the teacher's embedding",
             ),
-            ({"text_features": "student", "vision_prompts": PromptConfig(depth=0)}, "no projector, and without visual"),
+            (
+                {"text_features": "student", "vision_prompts": PromptConfig(depth=0)},
+                "no projector, and without visual",
+            ),
             (
                 {"target": "kdpl.losses.feature_l1"},
                 "there is no target 'kdpl.losses.feature_l1': use teacher, ",
@@ -283,11 +329,20 @@ class TestRefusals:
             make_student(distilled["teacher"], **options)
 
     def test_checkpoints_of_others(self, distilled, tmp_path):
-        file, content = tmp_path / "other.ckpt", torch.load(distilled["folder"] / "epoch=2.ckpt", weights_only=True)
+        file, content = (
+            tmp_path / "other.ckpt",
+            torch.load(distilled["folder"] / "epoch=2.ckpt", weights_only=True),
+        )
         torch.save(content, file)
         student = make_student(distilled["teacher"])
         student.clip = replace(student.clip, fingerprint="0" * 32)
-        refuse(student, tmp_path, WeightsError, "made with other weights than 'noise' of test-student", ckpt_path=file)
+        refuse(
+            student,
+            tmp_path,
+            WeightsError,
+            "made with other weights than 'noise' of test-student",
+            ckpt_path=file,
+        )
         world.write_teacher(tmp_path, seed=1)
         match = "distilled from a different teacher than the one in the settings"
         refuse(make_student(tmp_path), tmp_path, ArtifactError, match, ckpt_path=file)

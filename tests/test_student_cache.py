@@ -23,13 +23,25 @@ from kdpl.prompts.tuned import TunedPrompts
 class Distilled:
     """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
 
-    def __init__(self, teacher, folder, cache=None, fill=False, ckpt_path=None, trainer=(), data=(), **options):
+    def __init__(
+        self,
+        teacher,
+        folder,
+        cache=None,
+        fill=False,
+        ckpt_path=None,
+        trainer=(),
+        data=(),
+        **options,
+    ):
         self.student = world.make_student(teacher, **{"kd_weight": 20, **options})
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
         callbacks = [watch, *([FillTeacherCache()] if fill else [])]
         settings = {"limit_train_batches": 5, **dict(trainer)}
-        domain = world.digits(50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data))
+        domain = world.digits(
+            50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data)
+        )
         record = world.fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
         self.losses = record.losses
         self.state = self.student.encoder.state_dict()
@@ -49,13 +61,19 @@ def plain_views(indices, epoch, size):
         image = digits.open_image(digits.train[index].source)
         draw = generator(1, "augmentation", epoch=epoch, index=index)
         top, left, height, width, flipped = RandomResizedCrop().parameters(draw, 32, 32)
-        view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
-        views.append(np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view))
+        view = image.crop((left, top, left + width, top + height)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
+        views.append(
+            np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view)
+        )
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, teacher_folder, tmp_path, monkeypatch):
+def test_distillation_from_a_cache_is_distillation_with_the_teacher(
+    variant, teacher_folder, tmp_path, monkeypatch
+):
     options = VARIANTS[variant]
     plain = Distilled(teacher_folder, tmp_path, **options)
     filling = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
@@ -76,10 +94,14 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(variant, tea
         # batch norm cancels the first bias, which rounding alone moves
         if not name.endswith(("projector.layers.0.bias", "num_batches_tracked")):
             # the gradient of l1 is made of signs, a few of which rounding flips
-            assert relative_error(value, plain.state[name]) < (3e-2 if variant == "l1" else 5e-3), name
+            assert relative_error(value, plain.state[name]) < (3e-2 if variant == "l1" else 5e-3), (
+                name
+            )
 
 
-def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(teacher_folder, tmp_path):
+def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(
+    teacher_folder, tmp_path
+):
     options = {**VARIANTS["another image size"], "data": {"augmentation": "random_resized_crop"}}
     plain = Distilled(teacher_folder, tmp_path, **options)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **options)
@@ -90,18 +112,25 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(t
         assert torch.equal(batch.images, plain_views(batch.indices, step // 5, 48))
         assert torch.equal(for_teacher, plain_views(batch.indices, step // 5, 32))
         assert torch.equal(from_cache.images, batch.images)
-        assert torch.allclose(from_cache.teacher_features.float(), teacher.features(for_teacher), atol=1e-3)
+        assert torch.allclose(
+            from_cache.teacher_features.float(), teacher.features(for_teacher), atol=1e-3
+        )
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
     # a cache of crops that were rendered at the student's size
     file = tmp_path / "cache/manifest.json"
     fields = json.loads(file.read_text())
     file.write_text(json.dumps({**fields, "resizing": {**fields["resizing"], "image_size": 48}}))
-    with world.refused(DataError, r"is of something else \(resizing is .*image_size=48,.* there and .*=32,.* here"):
+    with world.refused(
+        DataError, r"is of something else \(resizing is .*image_size=48,.* there and .*=32,.* here"
+    ):
         Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
 
 
 def test_one_cache_serves_students_of_any_image_size(teacher_folder, filled, tmp_path):
-    small, large = (Distilled(teacher_folder, tmp_path, filled(2), **VARIANTS[v]) for v in ("kl", "another image size"))
+    small, large = (
+        Distilled(teacher_folder, tmp_path, filled(2), **VARIANTS[v])
+        for v in ("kl", "another image size")
+    )
     for one, other in zip(small.batches, large.batches, strict=True):
         assert torch.equal(one.teacher_features, other.teacher_features)
         assert (one.images.shape[-1], other.images.shape[-1]) == (32, 48)
@@ -118,7 +147,9 @@ def filled(teacher_folder, tmp_path_factory):
             student = world.make_student(teacher_folder, kd_weight=20)
             student.configure_callbacks = list
             domain = world.digits(50, seed=seed, teacher_cache=str(folder))
-            world.quiet_trainer(folder.parent, 0, callbacks=[FillTeacherCache(views)]).fit(student, datamodule=domain)
+            world.quiet_trainer(folder.parent, 0, callbacks=[FillTeacherCache(views)]).fit(
+                student, datamodule=domain
+            )
         return folders[views, seed]
 
     return get
@@ -128,14 +159,19 @@ def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist: fill it with"):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
     world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None, seed=1)
-    with world.refused(DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"):
+    with world.refused(
+        DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"
+    ):
         Distilled(tmp_path, tmp_path, filled(1))
 
 
 def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_path):
     whole = Distilled(teacher_folder, tmp_path, trainer={"save": True})
     resume = {"ckpt_path": tmp_path / "epoch=0.ckpt"}
-    for cache, words in ((filled(1), "1 of each, seed 1"), (filled(2, seed=5), "one in each epoch, seed 5")):
+    for cache, words in (
+        (filled(1), "1 of each, seed 1"),
+        (filled(2, seed=5), "one in each epoch, seed 5"),
+    ):
         match = rf"the run started with different views .* \(one in each epoch, seed 1\) from .* \({words}\): set"
         with world.refused(ConfigError, match):
             Distilled(teacher_folder, tmp_path, cache, **resume)
@@ -154,7 +190,10 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
     assert cached.student.teachers.read()[0].tower.visual.proj.dtype == torch.bfloat16
     # to the last bit with weights that autocast casts
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
-    assert Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings).losses == cached.losses
+    assert (
+        Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings).losses
+        == cached.losses
+    )
 
 
 @pytest.mark.slow
@@ -164,6 +203,8 @@ def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
     student.configure_callbacks = list
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
     domain = world.digits(25, teacher_cache=str(cache))
-    world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2)], **two).fit(student, datamodule=domain)
+    world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2)], **two).fit(
+        student, datamodule=domain
+    )
     by_two, by_one = (np.load(folder / "shard-00000.npy") for folder in (cache, filled(2)))
     assert np.allclose(by_two, by_one, rtol=0, atol=3e-4)

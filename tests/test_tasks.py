@@ -26,7 +26,9 @@ def test_probabilities_labels_and_loss_are_those_of_a_softmax():
 
 def test_the_mean_of_predictions_is_that_of_their_probabilities():
     several = torch.stack([LOGITS, LOGITS.flip(0), 3 * LOGITS])
-    expected = sum(torch.tensor([by_hand(row) for row in each.double().tolist()]) for each in several) / 3
+    expected = (
+        sum(torch.tensor([by_hand(row) for row in each.double().tolist()]) for each in several) / 3
+    )
     assert plain.relative_error(MULTI_CLASS.mean(several).exp(), expected) < 1e-5
 
 
@@ -76,4 +78,7 @@ def test_columns_and_cells_of_a_table():
         "unknown": 0.123457,
     }
     rejected = predicted._replace(top=[Prediction(None, 0.3)])
-    assert MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule())) == {"class": None, "probability": 0.3}
+    assert MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule())) == {
+        "class": None,
+        "probability": 0.3,
+    }

@@ -23,7 +23,12 @@ IVLP = {"regularizers": RegularizerWeights(text=0, image=0, logits=0)}
 COOP = {"vision_prompts": NO_PROMPTS, "text_prompts": PromptConfig(4, 1), "context": None, **IVLP}
 VPT = {"text_prompts": NO_PROMPTS, **IVLP}
 MAPS = {f"maps.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
-MAPLE = {"vision_prompts": PromptConfig(2, 3), "text_prompts": PromptConfig(2, 3), "method": "coupled", **IVLP}
+MAPLE = {
+    "vision_prompts": PromptConfig(2, 3),
+    "text_prompts": PromptConfig(2, 3),
+    "method": "coupled",
+    **IVLP,
+}
 
 
 def make_teacher(model="test-teacher", **options):
@@ -46,11 +51,17 @@ def prompts_of(state):
     """Visual and text prompts of all layers, each [J, n, W] or None, from parameters by name."""
     text = None
     if "prompts.text_prompts.context" in state:
-        layers = [state["prompts.text_prompts.context"][None], state.get("prompts.text_prompts.deep")]
+        layers = [
+            state["prompts.text_prompts.context"][None],
+            state.get("prompts.text_prompts.deep"),
+        ]
         text = torch.cat([layer for layer in layers if layer is not None])
     vision = state.get("prompts.vision_prompts.tokens")
     if "prompts.maps.0.weight" in state:
-        maps = [(state[f"prompts.maps.{i}.weight"], state[f"prompts.maps.{i}.bias"]) for i in range(len(text))]
+        maps = [
+            (state[f"prompts.maps.{i}.weight"], state[f"prompts.maps.{i}.bias"])
+            for i in range(len(text))
+        ]
         vision = torch.stack([layer @ w.T + b for layer, (w, b) in zip(text, maps, strict=True)])
     return vision, text
 
@@ -70,10 +81,16 @@ def plain_of_method(plain_of):
         images, labels = domain.labeled[batch], domain.labels[batch]
         if not published:
             texts = clip.text_features(texts_of(names, words), text)
-            return {"ce": plain.cross_entropy(clip.logits(clip.image_features(images, vision), texts), labels)}
+            return {
+                "ce": plain.cross_entropy(
+                    clip.logits(clip.image_features(images, vision), texts), labels
+                )
+            }
         if model not in ensembles:
             ensembles[model] = clip.ensemble(world.NAMES, OPENAI_IMAGENET_TEMPLATES[:60])
-        return plain.promptsrc(clip, images, labels, names, WORDS, vision, text, ensembles[model][: len(names)])
+        return plain.promptsrc(
+            clip, images, labels, names, WORDS, vision, text, ensembles[model][: len(names)]
+        )
 
     return terms
 
@@ -86,13 +103,19 @@ def assert_gradients(seen, leaves):
     assert seen.gradients.keys() == {name for name, leaf in leaves.items() if len(leaf)}
     for name, mine in seen.gradients.items():
         # layer by layer
-        for one, other in zip(mine, leaves[name].grad, strict=True) if mine.ndim == 3 else [(mine, leaves[name].grad)]:
+        for one, other in (
+            zip(mine, leaves[name].grad, strict=True)
+            if mine.ndim == 3
+            else [(mine, leaves[name].grad)]
+        ):
             assert relative_error(one, other) < 1e-5, name
 
 
 @pytest.mark.parametrize("model", ["test-teacher", "test-teacher-quickgelu"])
 @pytest.mark.parametrize("num_base", [None, 3])
-def test_the_loss_its_terms_and_all_gradients_are_the_plain_ones(model, num_base, tmp_path, plain_of_method):
+def test_the_loss_its_terms_and_all_gradients_are_the_plain_ones(
+    model, num_base, tmp_path, plain_of_method
+):
     teacher, domain = disturbed(model), world.TinyDomain(num_base)
     leaves = leaves_of(teacher)
     terms = plain_of_method(domain, slice(4), leaves, model=model)
@@ -110,7 +133,9 @@ def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, pla
     teacher, domain = disturbed(regularizers=weights), world.TinyDomain()
     terms = plain_of_method(domain, slice(4), leaves_of(teacher))
     expected = terms["ce"] + terms[left] * 7 / published
-    assert first_batch(teacher, tmp_path, domain).losses == [pytest.approx(expected.item(), rel=1e-5)]
+    assert first_batch(teacher, tmp_path, domain).losses == [
+        pytest.approx(expected.item(), rel=1e-5)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +148,9 @@ def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, pla
     ],
     ids=["IVLP", "CoOp", "VPT", "MaPLe"],
 )
-def test_settings_make_the_module_another_published_method(method, trained, tmp_path, plain_of_method):
+def test_settings_make_the_module_another_published_method(
+    method, trained, tmp_path, plain_of_method
+):
     teacher, domain = disturbed(**method), world.TinyDomain(num_base=3)
     leaves = leaves_of(teacher)
     words = method.get("context", WORDS) or "X X X X"
@@ -142,7 +169,10 @@ def test_settings_make_the_module_another_published_method(method, trained, tmp_
     [
         ({"context": None, "text_prompts": NO_PROMPTS}, r"text_prompts\.depth 0.*give context"),
         ({"classes_at_once": 0}, "classes_at_once is 0, expected 1 or more"),
-        ({**MAPLE, "vision_prompts": PromptConfig(3, 3)}, "vision_prompts has length 3 and depth 3, text"),
+        (
+            {**MAPLE, "vision_prompts": PromptConfig(3, 3)},
+            "vision_prompts has length 3 and depth 3, text",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, match):
@@ -181,12 +211,17 @@ def test_nine_steps_of_the_trainer_are_nine_plain_steps(run, plain_of_method):
         for name, expected in run.start.items():
             assert relative_error(state[name], expected) < 1e-5
             # what was learned is small beside what it was added to
-            assert epoch == 0 or relative_error(state[name] - start[name], expected - start[name]) < 1e-4
+            assert (
+                epoch == 0
+                or relative_error(state[name] - start[name], expected - start[name]) < 1e-4
+            )
 
 
 def test_after_the_last_epoch_the_prompts_are_the_average_of_the_epochs(run):
     for name, parameter in run.teacher.named_parameters():
-        expected = sum(w * epoch[name].double() for w, epoch in zip(WEIGHTS, run.epochs, strict=True))
+        expected = sum(
+            w * epoch[name].double() for w, epoch in zip(WEIGHTS, run.epochs, strict=True)
+        )
         assert relative_error(parameter, expected) < 1e-6
         assert relative_error(parameter, run.epochs[-1][name]) > 1e-4
 
@@ -203,7 +238,10 @@ def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(run, plai
     assert run.vectors.num_base == 3
     assert run.vectors.logit_scale == pytest.approx(30)
     assert run.vectors.teacher == run.prompts.teacher
-    assert (run.vectors.clip, run.vectors.preprocessing) == (run.teacher.clip, run.teacher.preprocessing)
+    assert (run.vectors.clip, run.vectors.preprocessing) == (
+        run.teacher.clip,
+        run.teacher.preprocessing,
+    )
 
 
 def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_the_prompts_alone(run):
@@ -257,14 +295,18 @@ SEVERAL = (
 
 def test_the_rate_rises_and_falls_by_steps_if_asked_to(tmp_path):
     rates, watch = [], Callback()
-    watch.on_train_batch_start = lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    watch.on_train_batch_start = lambda trainer, *_: rates.append(
+        trainer.optimizers[0].param_groups[0]["lr"]
+    )
     world.fit(make_teacher(optim=OptimConfig(lr=0.01, warmup_steps=2)), tmp_path, 2, [watch])
     # by hand: 2 epochs of 3 batches, of which 2 steps warm up; then ½ (1 + cos(π s / 4)) for s = 0, 1, 2, 3
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
 
 
 @pytest.mark.parametrize("at_once", [2, 128])
-def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_normalised(at_once, tmp_path, plain_of):
+def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_normalised(
+    at_once, tmp_path, plain_of
+):
     teacher, domain = disturbed(classes_at_once=at_once), world.TinyDomain(num_base=3)
     domain.class_texts = SEVERAL
     leaves, clip = leaves_of(teacher), plain_of("test-teacher")
@@ -272,7 +314,9 @@ def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_n
 
     def averaged(of_class, mean=lambda features: features.mean(dim=0)):
         texts = [(text,) if isinstance(text, str) else text for text in of_class]
-        return normalized(torch.stack([mean(clip.text_features(texts_of(each), prompts)) for each in texts]))
+        return normalized(
+            torch.stack([mean(clip.text_features(texts_of(each), prompts)) for each in texts])
+        )
 
     def ensemble(text):
         templates = [template for _ in text for template in OPENAI_IMAGENET_TEMPLATES[:60]]
@@ -304,12 +348,20 @@ def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_n
 
 def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
     # nothing is trained, so nothing is made that only training needs
-    monkeypatch.setattr("kdpl.teacher.ensemble_features", lambda *_: pytest.fail("an ensemble was encoded"))
-    teacher, domain = make_teacher(vision_prompts=NO_PROMPTS, text_prompts=NO_PROMPTS), world.TinyDomain(num_base=3)
+    monkeypatch.setattr(
+        "kdpl.teacher.ensemble_features", lambda *_: pytest.fail("an ensemble was encoded")
+    )
+    teacher, domain = (
+        make_teacher(vision_prompts=NO_PROMPTS, text_prompts=NO_PROMPTS),
+        world.TinyDomain(num_base=3),
+    )
     world.fit(teacher, tmp_path, 0, domain=domain)
     clip = plain_of("test-teacher")
     texts = clip.text_features(texts_of(world.NAMES))
-    assert relative_error(ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).vectors, normalized(texts)) < 1e-5
+    assert (
+        relative_error(ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).vectors, normalized(texts))
+        < 1e-5
+    )
     assert TunedPrompts.load(tmp_path / PROMPTS_FILE).tensors == {}
     expected = clip.logits(clip.image_features(domain.test_images), texts)
     teacher.on_test_epoch_start()
@@ -341,5 +393,7 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
 
 def test_without_a_datamodule_that_knows_its_classes_it_is_refused(tmp_path):
     batches = [(torch.zeros(1, 3, 32, 32), torch.zeros(1))]
-    with world.refused(ConfigError, r"TeacherPromptTuning needs to know the class names.*DomainDataModule"):
+    with world.refused(
+        ConfigError, r"TeacherPromptTuning needs to know the class names.*DomainDataModule"
+    ):
         world.quiet_trainer(tmp_path).fit(make_teacher(), train_dataloaders=batches)

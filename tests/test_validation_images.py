@@ -54,16 +54,24 @@ def test_a_temperature_is_as_exact_as_the_page_says():
 
     logits, labels = images(20_000)
     right = (logits.argmax(axis=1) == labels).mean()
-    assert f"ten classes that is right on {100 * right:.0f} % of the images" in PAGE.replace("\n", " ")
+    assert f"ten classes that is right on {100 * right:.0f} % of the images" in PAGE.replace(
+        "\n", " "
+    )
     row, found = row_of("--calibrated"), []
     for number in (50, 100, 400):
         assert f"with {number}" in row
-        found += [*np.quantile([fit_temperature(*images(number)) for _ in range(500)], [0.05, 0.95])]
-    assert [float(number) for number in re.findall(r"\d\.\d+", row)] == pytest.approx(found, abs=0.05)
+        found += [
+            *np.quantile([fit_temperature(*images(number)) for _ in range(500)], [0.05, 0.95])
+        ]
+    assert [float(number) for number in re.findall(r"\d\.\d+", row)] == pytest.approx(
+        found, abs=0.05
+    )
     assert fit_temperature(logits[:1], labels[:1]) > 0
 
 
-@pytest.mark.parametrize(("error", "words"), [(0.05, "error of 5 %"), (0.02, "for 2 %"), (0.01, "for 1 %")])
+@pytest.mark.parametrize(
+    ("error", "words"), [(0.05, "error of 5 %"), (0.02, "for 2 %"), (0.01, "for 1 %")]
+)
 def test_a_threshold_takes_as_many_accepted_images_as_the_page_says(error, words):
     def number(errors):
         # of a threshold that accepts all
@@ -77,7 +85,10 @@ def test_a_threshold_takes_as_many_accepted_images_as_the_page_says(error, words
 
 
 def test_a_set_takes_as_many_images_as_the_page_says():
-    numbers = [least(lambda n, wanted=wanted: held_out(n).set_threshold(wanted) > 0) for wanted in (0.9, 0.95, 0.99)]
+    numbers = [
+        least(lambda n, wanted=wanted: held_out(n).set_threshold(wanted) > 0)
+        for wanted in (0.9, 0.95, 0.99)
+    ]
     assert row_of("--sets").startswith("{}, {}, {} |".format(*numbers))
 
 
@@ -110,7 +121,9 @@ def test_refined_targets_are_decided_on_as_many_images_as_the_page_says():
         return f"{100 * total:.0f} %"
 
     row = row_of("targets.md")
-    assert row.startswith(f"{least(lambda images: taken(images, 0, images))} | where they correct 8 % of the")
+    assert row.startswith(
+        f"{least(lambda images: taken(images, 0, images))} | where they correct 8 % of the"
+    )
     assert "spoil 3.5 %" in row
     assert row.endswith(f"{chance(198)} of the draws of 198 images, in {chance(400)} of 400")
 
@@ -122,9 +135,15 @@ def test_the_fourth_question_is_answered_with_as_many_images_as_the_page_says():
         return next((above for above in range(201) if above_usual(above, 200, known) <= rate), None)
 
     fewest = least(lambda known: alarm(known) is not None)
-    assert row_of("of `watch`").startswith(f"{fewest} | of 200 new images {alarm(fewest)} have to be above 0.5")
-    assert row_of("of `watch`").endswith(", ".join(f"{alarm(known)} with {known}" for known in (19, 100, 500)))
+    assert row_of("of `watch`").startswith(
+        f"{fewest} | of 200 new images {alarm(fewest)} have to be above 0.5"
+    )
+    assert row_of("of `watch`").endswith(
+        ", ".join(f"{alarm(known)} with {known}" for known in (19, 100, 500))
+    )
 
 
 def test_init_names_the_numbers_of_the_page():
-    assert [*ENOUGH.values()] == [int(row_of(word).split()[0]) for word in ("--unknown", "error of 5 %", "for 1 %")]
+    assert [*ENOUGH.values()] == [
+        int(row_of(word).split()[0]) for word in ("--unknown", "error of 5 %", "for 1 %")
+    ]

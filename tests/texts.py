@@ -17,4 +17,9 @@ def text(without="", max_size=12):
 
 def class_names(max_size=12):
     """Any text that may name a class, composed, and that nothing strips."""
-    return text(max_size=max_size).map(str.strip).map(composed).filter(lambda name: fault_of_name(name) is None)
+    return (
+        text(max_size=max_size)
+        .map(str.strip)
+        .map(composed)
+        .filter(lambda name: fault_of_name(name) is None)
+    )

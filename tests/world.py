@@ -28,8 +28,22 @@ TAG = "noise"
 """The pretrained tag of every model here."""
 
 
-def _config(vision_width, vision_layers, patch_size, head_width, text_width, text_layers, text_heads, embed_dim):
-    vision = {"layers": vision_layers, "width": vision_width, "head_width": head_width, "patch_size": patch_size}
+def _config(
+    vision_width,
+    vision_layers,
+    patch_size,
+    head_width,
+    text_width,
+    text_layers,
+    text_heads,
+    embed_dim,
+):
+    vision = {
+        "layers": vision_layers,
+        "width": vision_width,
+        "head_width": head_width,
+        "patch_size": patch_size,
+    }
     text = {"width": text_width, "heads": text_heads, "layers": text_layers}
     return {
         "embed_dim": embed_dim,
@@ -38,11 +52,22 @@ def _config(vision_width, vision_layers, patch_size, head_width, text_width, tex
     }
 
 
-_TEACHER = _config(48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24)
-_STUDENT = _config(32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20)
-_LARGE = _config(40, 2, patch_size=16, head_width=8, text_width=24, text_layers=1, text_heads=2, embed_dim=28)
+_TEACHER = _config(
+    48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24
+)
+_STUDENT = _config(
+    32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20
+)
+_LARGE = _config(
+    40, 2, patch_size=16, head_width=8, text_width=24, text_layers=1, text_heads=2, embed_dim=28
+)
 _RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
-_TIMM = {"image_size": 48, "timm_model_name": "test_convnext", "timm_proj": "linear", "timm_pool": "avg"}
+_TIMM = {
+    "image_size": 48,
+    "timm_model_name": "test_convnext",
+    "timm_proj": "linear",
+    "timm_pool": "avg",
+}
 
 CONFIGS = {
     "test-resnet": {**_STUDENT, "vision_cfg": _RESNET},
@@ -59,7 +84,9 @@ CONFIGS = {
     "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
     "test-large": {**_LARGE, "vision_cfg": {**_LARGE["vision_cfg"], "image_size": 48}},
     # as many layers as the published settings prompt
-    "test-deep": _config(16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16),
+    "test-deep": _config(
+        16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16
+    ),
 }
 """Model configs by name."""
 
@@ -67,7 +94,13 @@ CLIPS = ("test-teacher", "test-teacher-quickgelu", "test-student", "test-student
 """Those whose both towers are transformers of CLIP's kind."""
 
 _LOGIT_SCALES = {
-    **{"test-teacher": 30.0, "test-student": 17.0, "test-resnet": 19.0, "test-timm": 23.0, "test-deep": 21.0},
+    **{
+        "test-teacher": 30.0,
+        "test-student": 17.0,
+        "test-resnet": 19.0,
+        "test-timm": 23.0,
+        "test-deep": 21.0,
+    },
     "test-large": 13.0,
 }
 
@@ -89,7 +122,9 @@ def weights(name):
             state[key] = 1 + 0.2 * noise.abs()
         elif key.endswith("num_batches_tracked"):
             pass
-        elif any(norm in key for norm in ("ln_", "bn", "norm", "downsample.1")) and key.endswith("weight"):
+        elif any(norm in key for norm in ("ln_", "bn", "norm", "downsample.1")) and key.endswith(
+            "weight"
+        ):
             state[key] = 1 + 0.2 * noise
         elif tensor.ndim < 2 or "positional" in key:
             state[key] = 0.2 * noise
@@ -166,10 +201,14 @@ class TinyDomain(DomainDataModule):
     def train_dataloader(self):
         if self.trainer.lightning_module.needs.split == "labeled":
             return self._loader(LabeledBatch, self.labeled, self.labels)
-        return self._loader(UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teachers())
+        return self._loader(
+            UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teachers()
+        )
 
     def val_dataloader(self):
-        return self._loader(EvaluationBatch, self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
+        return self._loader(
+            EvaluationBatch, self.test_images, self.test_labels, torch.arange(len(self.test_labels))
+        )
 
     test_dataloader = val_dataloader
 
@@ -177,8 +216,15 @@ class TinyDomain(DomainDataModule):
 def quiet_trainer(folder, max_epochs=1, **options):
     """A trainer on the CPU that prints and logs nothing and writes into ``folder``."""
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    quiet = {"devices": 1, **dict.fromkeys(off, False), "num_sanity_val_steps": 0, "limit_val_batches": 0}
-    return Trainer(accelerator="cpu", max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options})
+    quiet = {
+        "devices": 1,
+        **dict.fromkeys(off, False),
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return Trainer(
+        accelerator="cpu", max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options}
+    )
 
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
@@ -189,7 +235,9 @@ def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a
     fields = {
         "method": "independent",
         "vision": none if tokens is None else PromptConfig(tokens.shape[1], tokens.shape[0]),
-        "text": none if deep is None else PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(deep)),
+        "text": none
+        if deep is None
+        else PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(deep)),
         "context": context,
         "clip": clip.identity,
         "text_fingerprint": clip.text_fingerprint,
@@ -203,7 +251,9 @@ def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **chang
     """Class vectors that nothing was tuned for: random directions, tied to a model and to prompts."""
     clip = clip_of(model)
     draw = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim, generator=draw)
+    vectors = torch.randn(
+        len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim, generator=draw
+    )
     fields = {
         "vectors": torch.nn.functional.normalize(vectors, dim=-1),
         "class_names": NAMES,
@@ -221,7 +271,9 @@ def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **cha
     """Write what stage 1 leaves in a run folder, with random prompts; returns the class vectors and visual prompts."""
     draw = torch.Generator().manual_seed(seed)
     width = CONFIGS[model]["vision_cfg"]["width"]
-    prompts = {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
+    prompts = (
+        {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
+    )
     vectors = frozen_vectors(model, prompts, seed, **changes)
     tuned_prompts(prompts, model).save(folder / PROMPTS_FILE)
     vectors.save(folder / CLASS_VECTORS_FILE)
@@ -245,7 +297,13 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 def digits(batch_size, **options):
     all_of_them = {"shots": None, "val_shots": None}
-    settings = {"augmentation": "light_affine", "num_workers": 0, "eval_batch_size": 40, **all_of_them, **options}
+    settings = {
+        "augmentation": "light_affine",
+        "num_workers": 0,
+        "eval_batch_size": 40,
+        **all_of_them,
+        **options,
+    }
     return DomainDataModule("digits", batch_size=batch_size, **settings)
 
 
@@ -312,7 +370,9 @@ class Record(Callback):
         self.started = self.start(pl_module) if self.start else None
 
     def on_after_backward(self, _, pl_module):
-        self.gradients = {k: p.grad.clone() for k, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients = {
+            k: p.grad.clone() for k, p in pl_module.named_parameters() if p.grad is not None
+        }
 
     def on_train_batch_end(self, trainer, pl_module, outputs, *_):
         self.losses.append(outputs["loss"].item())
@@ -320,13 +380,25 @@ class Record(Callback):
         self.epochs = [*self.epochs[: trainer.current_epoch], state]
 
 
-def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, start=None, save=False, **options):
+def fit(
+    module,
+    folder,
+    epochs=1,
+    callbacks=(),
+    domain=None,
+    ckpt_path=None,
+    start=None,
+    save=False,
+    **options,
+):
     """Fit a module, and ``save`` epoch=N.ckpt of each epoch; returns its ``Record``, which also has what was logged."""
     record = Record(start)
     saving = [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)] if save else []
     options = {"callbacks": [record, *callbacks, *saving], "enable_checkpointing": save, **options}
     trainer = quiet_trainer(folder, epochs, **options)
-    trainer.fit(module, datamodule=domain or TinyDomain(num_base=3), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(
+        module, datamodule=domain or TinyDomain(num_base=3), ckpt_path=ckpt_path, weights_only=True
+    )
     record.logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
     return record
 
@@ -334,7 +406,9 @@ def fit(module, folder, epochs=1, callbacks=(), domain=None, ckpt_path=None, sta
 def evaluate(module, folder, domain=None, ckpt_path=None):
     """Test a module; returns its metrics."""
     options = {"ckpt_path": ckpt_path, "verbose": False, "weights_only": True}
-    return quiet_trainer(folder).test(module, datamodule=domain or TinyDomain(num_base=3), **options)[0]
+    return quiet_trainer(folder).test(
+        module, datamodule=domain or TinyDomain(num_base=3), **options
+    )[0]
 
 
 def disturbed(module, by):

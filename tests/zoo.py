@@ -18,7 +18,10 @@ def _png(width, height, pixels, depth=8, kind=2, clear=()):
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     chunks[1:1] = [(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []
-    framed = (struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks)
+    framed = (
+        struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c))
+        for name, c in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
@@ -96,29 +99,95 @@ GOOD = {
     "palette": ("palette.png", _palette(), (4, 4), (0, 0), _BROWN),
     "clear palette": ("clear palette.png", _palette(transparency=1), (4, 4), (0, 0), _WHITE),
     # a quarter of brown on white
-    "half-clear palette": ("half palette.png", _palette(transparency=b"\xff\x40"), (4, 4), (0, 0), (241, 216, 204)),
-    "palette with a clear colour elsewhere": ("p.png", _palette(transparency=0), (4, 4), (0, 0), _BROWN),
+    "half-clear palette": (
+        "half palette.png",
+        _palette(transparency=b"\xff\x40"),
+        (4, 4),
+        (0, 0),
+        (241, 216, 204),
+    ),
+    "palette with a clear colour elsewhere": (
+        "p.png",
+        _palette(transparency=0),
+        (4, 4),
+        (0, 0),
+        _BROWN,
+    ),
     "clear GIF": ("clear.gif", _palette(transparency=1), (4, 4), (0, 0), _WHITE),
     "RGBA": ("clear.png", _plain("RGBA", (4, 4), (*_GREEN, 0)), (4, 4), (0, 0), _WHITE),
     "opaque RGBA": ("opaque.png", _plain("RGBA", (4, 4), (*_GREEN, 255)), (4, 4), (0, 0), _GREEN),
-    "RGBA WebP": ("clear.webp", _plain("RGBA", (4, 4), (*_GREEN, 0), lossless=True), (4, 4), (0, 0), _WHITE),
+    "RGBA WebP": (
+        "clear.webp",
+        _plain("RGBA", (4, 4), (*_GREEN, 0), lossless=True),
+        (4, 4),
+        (0, 0),
+        _WHITE,
+    ),
     "grey and alpha": ("clear grey.png", _plain("LA", (4, 4), (90, 0)), (4, 4), (0, 0), _WHITE),
-    "clear colour": ("key.png", _plain("RGB", (4, 4), _GREEN, transparency=_GREEN), (4, 4), (0, 0), _WHITE),
-    "clear grey": ("key grey.png", _plain("L", (4, 4), 77, transparency=77), (4, 4), (0, 0), _WHITE),
+    "clear colour": (
+        "key.png",
+        _plain("RGB", (4, 4), _GREEN, transparency=_GREEN),
+        (4, 4),
+        (0, 0),
+        _WHITE,
+    ),
+    "clear grey": (
+        "key grey.png",
+        _plain("L", (4, 4), 77, transparency=77),
+        (4, 4),
+        (0, 0),
+        _WHITE,
+    ),
     "clear bit": ("key bit.png", _plain("1", (4, 4), 0, transparency=0), (4, 4), (0, 0), _WHITE),
     "16-bit RGBA": ("deep clear.png", _deep(6, *_CLEAR, 0), (1, 1), (0, 0), _WHITE),
     "16-bit grey and alpha": ("deep clear grey.png", _deep(4, 0x1234, 0), (1, 1), (0, 0), _WHITE),
-    "16-bit clear colour": ("deep key.png", _deep(2, *_CLEAR, clear=_CLEAR), (1, 1), (0, 0), _WHITE),
-    "16-bit clear grey": ("deep key grey.png", _deep(0, 0x1234, clear=[0x1234]), (1, 1), (0, 0), _WHITE),
-    "16-bit other grey": ("deep other grey.png", _deep(0, 0x1234, clear=[0x1200]), (1, 1), (0, 0), (18, 18, 18)),
+    "16-bit clear colour": (
+        "deep key.png",
+        _deep(2, *_CLEAR, clear=_CLEAR),
+        (1, 1),
+        (0, 0),
+        _WHITE,
+    ),
+    "16-bit clear grey": (
+        "deep key grey.png",
+        _deep(0, 0x1234, clear=[0x1234]),
+        (1, 1),
+        (0, 0),
+        _WHITE,
+    ),
+    "16-bit other grey": (
+        "deep other grey.png",
+        _deep(0, 0x1234, clear=[0x1200]),
+        (1, 1),
+        (0, 0),
+        (18, 18, 18),
+    ),
     "turned by EXIF": ("turned.png", _turned, (6, 8), (0, 0), _BLUE),
     "animated GIF": ("moving.gif", _moving, (8, 8), (3, 3), _RED),
     "animated WebP": ("moving.webp", _moving, (8, 8), (3, 3), _RED),
     "animated PNG": ("moving.png", _moving, (8, 8), (3, 3), _RED),
     "one pixel": ("pixel.png", _plain("RGB", (1, 1), (1, 2, 3)), (1, 1), (0, 0), (1, 2, 3)),
-    "20,000 pixels wide": ("wide.png", _plain("RGB", (20_000, 2), _DARK), (20_000, 2), (19_999, 1), _DARK),
-    "PNG named .jpg": ("really a png.jpg", _plain("RGB", (4, 4), _DARK, format="PNG"), (4, 4), (0, 0), _DARK),
-    "bad profile": ("profile.png", _plain("RGB", (4, 4), _DARK, icc_profile=b"no profile"), (4, 4), (0, 0), _DARK),
+    "20,000 pixels wide": (
+        "wide.png",
+        _plain("RGB", (20_000, 2), _DARK),
+        (20_000, 2),
+        (19_999, 1),
+        _DARK,
+    ),
+    "PNG named .jpg": (
+        "really a png.jpg",
+        _plain("RGB", (4, 4), _DARK, format="PNG"),
+        (4, 4),
+        (0, 0),
+        _DARK,
+    ),
+    "bad profile": (
+        "profile.png",
+        _plain("RGB", (4, 4), _DARK, icc_profile=b"no profile"),
+        (4, 4),
+        (0, 0),
+        _DARK,
+    ),
 }
 
 # what becomes of some without compositing and turning, as the field does it: size and the colour of the same pixel
@@ -143,7 +212,11 @@ PUBLISHED = {
 # kind: file name, how it is made, and why it cannot be used
 BAD = {
     "empty": ("0 empty.png", lambda p: p.touch(), "no format that Pillow knows"),
-    "text named .jpg": ("2 text.jpg", lambda p: p.write_text("not an image"), "no format that Pillow knows"),
+    "text named .jpg": (
+        "2 text.jpg",
+        lambda p: p.write_text("not an image"),
+        "no format that Pillow knows",
+    ),
     "cut PNG": ("1 cut.png", _cut, "truncated"),
     "cut JPEG": ("4 cut.jpg", _cut, "Truncated"),
     "cut WebP": ("5 cut.webp", _cut, r"cannot be read \("),
@@ -156,9 +229,17 @@ BAD = {
         lambda p: p.write_bytes(_png(60_000, 60_000, bytes(99))),
         "has 60000 × 60000 pixels, .* 179 million",
     ),
-    "float TIFF": ("9 float.tif", _plain("F", (4, 4), 0.5), "has values whose range its file does not say: convert"),
+    "float TIFF": (
+        "9 float.tif",
+        _plain("F", (4, 4), 0.5),
+        "has values whose range its file does not say: convert",
+    ),
     "0 pixels": ("7 nothing.png", lambda p: p.write_bytes(_png(0, 4, b"")), r"cannot be read \("),
-    "link to nowhere": ("8 gone.png", lambda p: p.symlink_to(Path("nowhere.png")), "does not exist"),
+    "link to nowhere": (
+        "8 gone.png",
+        lambda p: p.symlink_to(Path("nowhere.png")),
+        "does not exist",
+    ),
 }
 
 

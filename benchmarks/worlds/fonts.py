@@ -31,7 +31,10 @@ def load_font(name: str) -> ImageFont.FreeTypeFont:
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not file.exists():
-        raise DataError(f"matplotlib {matplotlib.__version__} lacks the font {name}: install matplotlib 3.11 or newer")
+        raise DataError(
+            f"matplotlib {matplotlib.__version__} lacks the font {name}: install matplotlib 3.11 "
+            "or newer"
+        )
     return ImageFont.truetype(str(file), _FONT_SIZE)
 
 
@@ -52,5 +55,7 @@ def draw_glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | No
 
 def _draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     canvas = Image.new("L", (_CANVAS_SIZE, _CANVAS_SIZE), 0)
-    ImageDraw.Draw(canvas).text((_CANVAS_SIZE // 4, _CANVAS_SIZE // 6), character, font=font, fill=255)
+    ImageDraw.Draw(canvas).text(
+        (_CANVAS_SIZE // 4, _CANVAS_SIZE // 6), character, font=font, fill=255
+    )
     return canvas

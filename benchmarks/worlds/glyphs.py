@@ -28,7 +28,10 @@ CLASSES = (
         for value, name in enumerate(DIGIT_NAMES)
     ),
     *(
-        GlyphClass((f"letter {letter}", f"character {letter}", f"symbol {letter}"), (letter, letter.upper()))
+        GlyphClass(
+            (f"letter {letter}", f"character {letter}", f"symbol {letter}"),
+            (letter, letter.upper()),
+        )
         for letter in string.ascii_lowercase
     ),
 )
@@ -46,7 +49,9 @@ class GlyphBank(NamedTuple):
         members = [torch.nonzero(self.classes == index).flatten() for index in range(len(CLASSES))]
         counts = torch.tensor([len(indices) for indices in members])
         drawn = (torch.rand(len(classes), generator=generator) * counts[classes]).long()
-        rows = [members[index][row] for index, row in zip(classes.tolist(), drawn.tolist(), strict=True)]
+        rows = [
+            members[index][row] for index, row in zip(classes.tolist(), drawn.tolist(), strict=True)
+        ]
         return self.masks[torch.stack(rows)]
 
 
@@ -67,7 +72,9 @@ def augment(masks: Tensor, generator: Generator) -> Tensor:
     """Paint masks, float32 [B, 64, 64], in varied strokes, shapes and colours: float32 [B, 3, 32, 32] in [0, 1]."""
     ink = _soften(_warp(_change_strokes(masks[:, None], generator), generator), generator)
     images = _colour(ink, generator)
-    noise = torch.randn(images.shape, generator=generator) * _uniform(0.0, 0.08, len(images), generator)
+    noise = torch.randn(images.shape, generator=generator) * _uniform(
+        0.0, 0.08, len(images), generator
+    )
     return (images + noise).clamp(0, 1)
 
 
@@ -98,13 +105,17 @@ def _warp(ink: Tensor, generator: Generator) -> Tensor:
     zoom_x = draw(0.8, 1.45)  # the grid holds source positions: above 1 shrinks the glyph
     zoom_y = zoom_x * draw(0.8, 1.25)
     shear = draw(-0.2, 0.2)
-    first = torch.stack([angle.cos() * zoom_x, (shear - angle.sin()) * zoom_x, draw(-0.12, 0.12)], dim=1)
+    first = torch.stack(
+        [angle.cos() * zoom_x, (shear - angle.sin()) * zoom_x, draw(-0.12, 0.12)], dim=1
+    )
     second = torch.stack([angle.sin() * zoom_y, angle.cos() * zoom_y, draw(-0.12, 0.12)], dim=1)
     matrix = torch.stack([first, second], dim=1)
     grid = F.affine_grid(matrix, [batch, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     # a smooth 4 × 4 field of small shifts, because handwriting has no straight lines
     bends = 0.06 * torch.randn(batch, 2, 4, 4, generator=generator)
-    grid = grid + F.interpolate(bends, size=IMAGE_SIZE, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    grid = grid + F.interpolate(bends, size=IMAGE_SIZE, mode="bicubic", align_corners=True).permute(
+        0, 2, 3, 1
+    )
     # halve first: sampling a 64-pixel mask at 32 positions would skip every other pixel
     return F.grid_sample(F.avg_pool2d(ink, 2), grid, align_corners=False)
 
@@ -112,7 +123,9 @@ def _warp(ink: Tensor, generator: Generator) -> Tensor:
 def _soften(ink: Tensor, generator: Generator) -> Tensor:
     """Take a quarter from a 12-pixel image, blur a quarter, leave half sharp."""
     small = F.interpolate(ink, size=12, mode="area")
-    coarse = F.interpolate(small, size=ink.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+    coarse = F.interpolate(small, size=ink.shape[-2:], mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
     blurred = F.avg_pool2d(ink, 3, stride=1, padding=1)
     choice = torch.rand(len(ink), 1, 1, 1, generator=generator)
     return torch.where(choice < 0.25, coarse, torch.where(choice < 0.5, blurred, ink))

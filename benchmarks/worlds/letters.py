@@ -1,12 +1,14 @@
 """Letters of made-up writers on ruled paper: a domain that needs no download, harder than the digits.
 
-Each image is drawn when it is opened, from the numbers of its writer and letter alone. A writer has a font, a pen, an
-ink, a width, a slant, a way to bend all letters, and ruled paper; each letter is bent once more, and lies on a faint
-piece of one of scikit-learn's two photographs. Lowercase and uppercase letters are one class. Training, validation and
-test images are by different writers; training images lie on the photographs' left halves, the others on the right ones.
+Each image is drawn when it is opened, from the numbers of its writer and letter alone. A writer has
+a font, a pen, an ink, a width, a slant, a way to bend all letters, and ruled paper; each letter is
+bent once more, and lies on a faint piece of one of scikit-learn's two photographs. Lowercase and
+uppercase letters are one class. Training, validation and test images are by different writers;
+training images lie on the photographs' left halves, the others on the right ones.
 
-The miniature CLIPs know the fonts, but neither ruled paper nor photographs, and saw little slanted or dark on light. So
-most mistakes of a zero-shot teacher have causes that all images share, and that it can be tuned to.
+The miniature CLIPs know the fonts, but neither ruled paper nor photographs, and saw little slanted
+or dark on light. So most mistakes of a zero-shot teacher have causes that all images share, and
+that it can be tuned to.
 """
 
 import string
@@ -27,7 +29,12 @@ CLASS_NAMES = tuple(f"letter {letter}" for letter in string.ascii_lowercase)
 
 _SIZE = MASK_SIZE // 2
 _CELLS, _CELL = 4, MASK_SIZE // 4  # a mask is bent by moving the corners of 4 x 4 cells
-_FIRST_WRITERS = (0, 60, 70, 120)  # of the training, validation and test images, and the number of all
+_FIRST_WRITERS = (
+    0,
+    60,
+    70,
+    120,
+)  # of the training, validation and test images, and the number of all
 
 _Pixels = npt.NDArray[np.floating[Any]]
 
@@ -49,7 +56,10 @@ def read_letters() -> Splits:
     for font in FONTS:
         load_font(font)
     train, val, test = (
-        tuple(Record(f"letters/{i // 26:03d}/{CLASS_NAMES[i % 26][-1]}", i % 26) for i in range(26 * first, 26 * end))
+        tuple(
+            Record(f"letters/{i // 26:03d}/{CLASS_NAMES[i % 26][-1]}", i % 26)
+            for i in range(26 * first, 26 * end)
+        )
         for first, end in pairwise(_FIRST_WRITERS)
     )
     return Splits("dataset letters", CLASS_NAMES, train, val, test, None, open_letter)
@@ -66,12 +76,18 @@ def _draw(writer: int, letter: str) -> npt.NDArray[np.uint8]:
     """Draw one image, uint8 [32, 32, 3]."""
     # numpy freezes the stream of RandomState; 26 is the number of no letter
     letters = string.ascii_lowercase
-    of_writer, of_image = (np.random.RandomState([writer, n]) for n in (len(letters), letters.index(letter)))
+    of_writer, of_image = (
+        np.random.RandomState([writer, n]) for n in (len(letters), letters.index(letter))
+    )
     ink = _ink(letter, of_writer, of_image)
     rules = _rules(of_writer)
     paper = _paper(writer >= _FIRST_WRITERS[1], of_image)
     colour = paper.mean() - of_writer.uniform(90, 150) + of_writer.uniform(-30, 30, 3)
-    image = paper + (colour - paper) * np.maximum(ink, rules)[..., None] + of_image.normal(0, 6, paper.shape)
+    image = (
+        paper
+        + (colour - paper) * np.maximum(ink, rules)[..., None]
+        + of_image.normal(0, 6, paper.shape)
+    )
     pixels: npt.NDArray[np.uint8] = np.rint(image).clip(0, 255).astype(np.uint8)
     return pixels
 
@@ -86,10 +102,15 @@ def _ink(letter: str, of_writer: np.random.RandomState, of_image: np.random.Rand
         glyph = Image.blend(glyph, glyph.filter(ImageFilter.MinFilter(3)), 0.6)
     elif pen > 1:
         glyph = glyph.filter(ImageFilter.MaxFilter(2 * pen - 1))
-    zoom_x, zoom_y = of_writer.uniform(0.9, 1.4, 2)  # of source positions: above 1 shrinks the letter
+    zoom_x, zoom_y = of_writer.uniform(
+        0.9, 1.4, 2
+    )  # of source positions: above 1 shrinks the letter
     slant, turn = of_writer.uniform(-0.05, 0.45), of_writer.uniform(-0.1, 0.1)
     steps = _CELL * (np.arange(_CELLS + 1) - _CELLS / 2)
-    corners = np.stack(np.meshgrid(steps, steps), axis=-1) @ [[zoom_x, turn], [slant - turn, zoom_y]]
+    corners = np.stack(np.meshgrid(steps, steps), axis=-1) @ [
+        [zoom_x, turn],
+        [slant - turn, zoom_y],
+    ]
     corners += of_writer.normal(0, 1.5, corners.shape) + of_image.normal(0, 1.2, corners.shape)
     corners += MASK_SIZE / 2 + of_image.uniform(-3, 3, 2)
     mesh = [
@@ -106,7 +127,11 @@ def _ink(letter: str, of_writer: np.random.RandomState, of_image: np.random.Rand
 
 def _rules(of_writer: np.random.RandomState) -> _Pixels:
     """The rules of the writer's paper, a pixel thick, 6 to 10 apart and fainter than the letter: [32, 1] in [0, 1]."""
-    spacing, offset, strength = of_writer.uniform(6, 10), of_writer.uniform(0, 10), of_writer.uniform(0.4, 0.7)
+    spacing, offset, strength = (
+        of_writer.uniform(6, 10),
+        of_writer.uniform(0, 10),
+        of_writer.uniform(0.4, 0.7),
+    )
     return np.where((np.arange(_SIZE) - offset) % spacing < 1, strength, 0.0)[:, None]
 
 
@@ -116,7 +141,9 @@ def _paper(right_half: bool, of_image: np.random.RandomState) -> _Pixels:
     side = of_image.randint(48, 160)
     left = of_image.randint(photograph.width // 2 - side) + right_half * photograph.width // 2
     top = of_image.randint(photograph.height - side)
-    piece = photograph.resize((_SIZE, _SIZE), Image.Resampling.BOX, (left, top, left + side, top + side))
+    piece = photograph.resize(
+        (_SIZE, _SIZE), Image.Resampling.BOX, (left, top, left + side, top + side)
+    )
     return 205 + 0.2 * (np.asarray(piece) - 205.0)
 
 
@@ -127,5 +154,7 @@ def _photographs() -> list[Image.Image]:
         import matplotlib  # noqa: F401 - for its fonts
         from sklearn.datasets import load_sample_images
     except ImportError as error:
-        raise DataError("dataset letters needs matplotlib and scikit-learn: pip install 'kdpl[quickstart]'") from error
+        raise DataError(
+            "dataset letters needs matplotlib and scikit-learn: pip install 'kdpl[quickstart]'"
+        ) from error
     return [Image.fromarray(image) for image in load_sample_images().images]

@@ -1,10 +1,12 @@
 """Pretrain a miniature CLIP on printed glyphs and captions: ``python -m benchmarks.worlds.pretrain tiny-teacher``.
 
-No handwritten digit is used: the step from printed glyphs to handwriting is what the quickstart learns. Training the
-weights in the package (4,000 steps, seed 1) took 18 minutes on one busy core for the teacher and 7 for each student.
+No handwritten digit is used: the step from printed glyphs to handwriting is what the quickstart
+learns. Training the weights in the package (4,000 steps, seed 1) took 18 minutes on one busy core
+for the teacher and 7 for each student.
 
-Two towers this small stay at chance when they are trained together from the start. So the text tower first learns that
-captions of one class agree. Then the image tower is trained against the frozen text tower, and finally both.
+Two towers this small stay at chance when they are trained together from the start. So the text
+tower first learns that captions of one class agree. Then the image tower is trained against the
+frozen text tower, and finally both.
 """
 
 import argparse
@@ -51,8 +53,21 @@ RECIPES = {
 }
 
 PLAIN_TEMPLATES = (
-    *("a photo of a {}.", "a photo of the {}.", "an image of the {}.", "a picture of the {}.", "a drawing of the {}."),
-    *("a blurry photo of the {}.", "a sign showing the {}.", "the {}.", "a printed {}.", "a rendering of a {}.", "{}"),
+    *(
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "an image of the {}.",
+        "a picture of the {}.",
+        "a drawing of the {}.",
+    ),
+    *(
+        "a blurry photo of the {}.",
+        "a sign showing the {}.",
+        "the {}.",
+        "a printed {}.",
+        "a rendering of a {}.",
+        "{}",
+    ),
 )
 """Captions as people write them, half of all; the others use the templates that the tuning of a teacher averages."""
 
@@ -66,7 +81,9 @@ class CaptionBank(NamedTuple):
 
     def sample(self, generator: Generator) -> Tensor:
         """Draw the index of one caption for each class, int64 [C]."""
-        return torch.multinomial(self.shares, len(self.tokens), replacement=True, generator=generator)
+        return torch.multinomial(
+            self.shares, len(self.tokens), replacement=True, generator=generator
+        )
 
 
 def caption_bank() -> CaptionBank:
@@ -77,8 +94,13 @@ def caption_bank() -> CaptionBank:
     for templates in (PLAIN_TEMPLATES, [template("{}") for template in PROMPTSRC_TEMPLATES]):
         # classes with fewer nouns repeat captions: all need the same number
         count = len(templates) * most_nouns
-        captions = ([template.format(noun) for template in templates for noun in each.nouns] for each in CLASSES)
-        tokens.append(torch.stack([tokenizer(list(islice(cycle(texts), count))) for texts in captions]))
+        captions = (
+            [template.format(noun) for template in templates for noun in each.nouns]
+            for each in CLASSES
+        )
+        tokens.append(
+            torch.stack([tokenizer(list(islice(cycle(texts), count))) for texts in captions])
+        )
         shares.append(torch.full((count,), 0.5 / count))
     token_ids, compact = torch.unique(torch.cat(tokens, dim=1), return_inverse=True)
     return CaptionBank(compact, torch.cat(shares), token_ids)
@@ -89,10 +111,14 @@ def build_model(name: str, vocab_size: int, seed: int) -> open_clip.CLIP:
     config = CONFIGS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_clip.CLIP(**{**config, "text_cfg": {**config["text_cfg"], "vocab_size": vocab_size}})
+        return open_clip.CLIP(
+            **{**config, "text_cfg": {**config["text_cfg"], "vocab_size": vocab_size}}
+        )
 
 
-def learn_agreement(model: open_clip.CLIP, captions: CaptionBank, steps: int, generator: Generator) -> list[float]:
+def learn_agreement(
+    model: open_clip.CLIP, captions: CaptionBank, steps: int, generator: Generator
+) -> list[float]:
     """Train only the text tower, to make captions of the same class similar; returns the loss of each step."""
     optimizer = AdamW(_text_parameters(model), lr=1e-3, weight_decay=0.0)
     classes = torch.arange(len(CLASSES))
@@ -123,14 +149,20 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def train_contrastively(
-    model: open_clip.CLIP, captions: CaptionBank, glyphs: GlyphBank, recipe: Recipe, generator: Generator
+    model: open_clip.CLIP,
+    captions: CaptionBank,
+    glyphs: GlyphBank,
+    recipe: Recipe,
+    generator: Generator,
 ) -> Iterator[tuple[float, float]]:
     """Train the image tower, and the text tower once its locked share is over; yields loss and accuracy of a step."""
     statistics = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(recipe.initial_logit_scale))
-        locked_features = torch.stack([model.encode_text(tokens, normalize=True) for tokens in captions.tokens])
+        locked_features = torch.stack(
+            [model.encode_text(tokens, normalize=True) for tokens in captions.tokens]
+        )
     matrices = [p for p in model.visual.parameters() if p.ndim >= 2]
     others = [*(p for p in model.visual.parameters() if p.ndim < 2), model.logit_scale]
     groups = [
@@ -153,7 +185,9 @@ def train_contrastively(
                 text_features = locked_features[every_class, places]
             else:
                 text_features = model.encode_text(captions.tokens[every_class, places])
-        image_features, text_features = (F.normalize(x.float(), dim=-1) for x in (image_features, text_features))
+        image_features, text_features = (
+            F.normalize(x.float(), dim=-1) for x in (image_features, text_features)
+        )
         logits = model.logit_scale.exp() * image_features @ text_features.T
         loss = contrastive_loss(logits, classes)
         optimizer.zero_grad()
@@ -174,12 +208,21 @@ def pretrain(name: str, recipe: Recipe, seed: int) -> tuple[open_clip.CLIP, Capt
     steps = train_contrastively(model, captions, glyphs, recipe, generator)
     for number, (loss, accuracy) in enumerate(steps, start=1):
         if number % 250 == 0:
-            print(f"step {number} of {recipe.steps}: loss {loss:.3f}, accuracy {accuracy:.0%}", flush=True)
+            print(
+                f"step {number} of {recipe.steps}: loss {loss:.3f}, accuracy {accuracy:.0%}",
+                flush=True,
+            )
     return model, captions
 
 
 def save_compact(
-    path: Path, state_dict: Mapping[str, Tensor], token_ids: Tensor, *, name: str, steps: int, seed: int
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    token_ids: Tensor,
+    *,
+    name: str,
+    steps: int,
+    seed: int,
 ) -> None:
     """Write a model as float16 safetensors, atomically, with one token embedding for each of the ``token_ids`` [T].
 
@@ -189,9 +232,18 @@ def save_compact(
     # half precision would save two bytes and change every logit by up to 0.2 %
     tensors["logit_scale"] = state_dict["logit_scale"].detach().float()
     tensors["token_ids"] = token_ids.int()
-    about = {"format_version": 1, "model": name, "tag": TAG, "steps": steps, "seed": seed, "quick_gelu": False}
+    about = {
+        "format_version": 1,
+        "model": name,
+        "tag": TAG,
+        "steps": steps,
+        "seed": seed,
+        "quick_gelu": False,
+    }
     with atomic_path(path) as unfinished:
-        save_file(tensors, unfinished, metadata={key: json.dumps(value) for key, value in about.items()})
+        save_file(
+            tensors, unfinished, metadata={key: json.dumps(value) for key, value in about.items()}
+        )
 
 
 def _text_parameters(model: open_clip.CLIP) -> list[nn.Parameter]:
@@ -208,17 +260,27 @@ def _set_learning_rate(optimizer: Optimizer, share: float) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain a model and write its weights."""
-    parser = argparse.ArgumentParser("python -m benchmarks.worlds.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.worlds.pretrain", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("name", choices=CONFIGS, help="the miniature CLIP to train")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="contrastive steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of weights and data (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=Recipe.steps, help="contrastive steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of weights and data (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="file to write (default: the one in the package)")
     options = parser.parse_args(arguments)
     # results depend on the number of threads, and must not depend on the number of cores
     torch.set_num_threads(1)
-    model, captions = pretrain(options.name, replace(RECIPES[options.name], steps=options.steps), options.seed)
+    model, captions = pretrain(
+        options.name, replace(RECIPES[options.name], steps=options.steps), options.seed
+    )
     about = {"name": options.name, "steps": options.steps, "seed": options.seed}
-    save_compact(options.out or weights_path(options.name), model.state_dict(), captions.token_ids, **about)
+    save_compact(
+        options.out or weights_path(options.name), model.state_dict(), captions.token_ids, **about
+    )
 
 
 if __name__ == "__main__":

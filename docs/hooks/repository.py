@@ -1,8 +1,8 @@
 """Links from the site to the rest of the repository, written as they work on GitHub.
 
-Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the site, and so are the
-examples: the notebook with the outputs that are saved in it, and the script. Other linked files are copied into the
-site, so links lead to the version that the page describes.
+Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the
+site, and so are the examples: the notebook with the outputs that are saved in it, and the script.
+Other linked files are copied into the site, so links lead to the version that the page describes.
 """
 
 import json
@@ -26,7 +26,7 @@ PAGES = {
 }
 """Files outside docs/ that are pages, and their names in the site."""
 
-# the target of [text](target#anchor), except one with a scheme, within the page, or at the server's root
+# the target of [text](target#anchor), unless it has a scheme, or is within the page or absolute
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
@@ -38,9 +38,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         given = {"content": to_markdown(path)} if to_markdown else {"abs_src_path": str(path)}
         files.append(File.generated(config, name, **given))
     for page in files.documentation_pages():
-        for path in sorted({_source(page, match[1]) for match in LINK.finditer(page.content_string)}):
+        for path in sorted(
+            {_source(page, match[1]) for match in LINK.finditer(page.content_string)}
+        ):
             name = _name(path)
-            if name is not None and files.get_file_from_path(name) is None and (ROOT / path).is_file():
+            if (
+                name is not None
+                and files.get_file_from_path(name) is None
+                and (ROOT / path).is_file()
+            ):
                 files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
     return files
 
@@ -53,7 +59,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         name = _name(_source(page.file, match[1]))
         if name is None or files.get_file_from_path(name) is None:
             return match[0]  # mkdocs reports it
-        return posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or ".") + (match[2] or "")
+        return posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or ".") + (
+            match[2] or ""
+        )
 
     return LINK.sub(to_site, markdown)
 
@@ -74,7 +82,9 @@ def _of_notebook(notebook: Path) -> str:
         for output in cell.get("outputs", ()):
             data = output.get("data", {"text/plain": output.get("text", "")})
             if "image/png" in data:
-                parts.append(f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})")
+                parts.append(
+                    f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})"
+                )
             else:
                 parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
     return "\n\n".join(parts)
@@ -82,12 +92,14 @@ def _of_notebook(notebook: Path) -> str:
 
 def _source(file: File, target: str) -> str:
     """Return the path in the repository of a link's target."""
-    page = next((source for source, name in PAGES.items() if name == file.src_uri), f"docs/{file.src_uri}")
+    page = next(
+        (source for source, name in PAGES.items() if name == file.src_uri), f"docs/{file.src_uri}"
+    )
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
 
 
 def _name(path: str) -> str | None:
-    """Return the path in the site of a file of the repository; None for one outside the repository."""
+    """Return the path in the site of a file of the repository; None for another file."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return None if path.startswith("..") else PAGES.get(path, f"repository/{path}")

@@ -21,9 +21,10 @@ _ANY_UNPACKED = 2**30  # bytes that may be unpacked whatever the archive's size
 def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
     """Unpack a zip or tar archive into a folder, without what a Mac adds.
 
-    Members of a zip that would leave the folder are left out. If all of the archive lies in one folder whose name
-    ``is_own``, one of the target itself, that folder is left out. DataError if the archive is damaged, a member of a
-    tar would leave the folder or is a device, or all are too large for the disk or for such an archive.
+    Members of a zip that would leave the folder are left out. If all of the archive lies in one
+    folder whose name ``is_own``, one of the target itself, that folder is left out. DataError if
+    the archive is damaged, a member of a tar would leave the folder or is a device, or all are too
+    large for the disk or for such an archive.
     """
     try:
         is_zip = zipfile.is_zipfile(archive)
@@ -46,17 +47,24 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
         if isinstance(error, KdplError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         why = reason(error).rstrip(":")
-        raise DataError(f"archive {archive} is damaged or unsafe ({why}): remove it and download it again") from error
+        raise DataError(
+            f"archive {archive} is damaged or unsafe ({why}): remove it and download it again"
+        ) from error
 
 
 def _require_room(archive: Path, folder: Path, size: int) -> None:
     packed = archive.stat().st_size
     if size > max(_ANY_UNPACKED, _MOST_UNPACKED * packed):
-        raise DataError(f"archive {archive} of {packed} bytes unpacks to {size}, as no dataset does: do not use it")
+        raise DataError(
+            f"archive {archive} of {packed} bytes unpacks to {size}, as no dataset "
+            "does: do not use it"
+        )
     existing = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     free = shutil.disk_usage(existing).free
     if size > free:
-        raise DataError(f"archive {archive} unpacks to {size} bytes, and {existing} has {free} free: make room")
+        raise DataError(
+            f"archive {archive} unpacks to {size} bytes, and {existing} has {free} free: make room"
+        )
 
 
 def _move(scratch: Path, folder: Path, is_own: Callable[[str], bool]) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kdpl.benchmark.published import METHODS
 from kdpl.errors import ConfigError
@@ -52,15 +60,16 @@ class CampaignRow(_Settings):
     """One variant, which is one line of the table.
 
     Attributes:
-        title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
-        teacher, student: Config files of its fit, after those that all fits share; one of the two is empty.
+        title: Title in the table; ``**title**`` is printed bold. Empty: the row's name. teacher,
+        student: Config files of its fit, after those that all fits share; one of the two is empty.
         of: For a student, the row of its teacher.
-        more: For a student of several teachers, the rows of the others, under few_shot and base_to_novel alone.
+        more: For a student of several teachers, the rows of the others, under few_shot and
+            base_to_novel alone.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
-        teacher_file: For a teacher that is imported rather than fitted: its published file, with the placeholders
-            {dataset} and {seed}.
+        teacher_file: For a teacher that is imported rather than fitted: its published file, with
+            the placeholders {dataset} and {seed}.
         published: Key of ``METHODS`` whose figures stand beside its own.
     """
 
@@ -93,15 +102,24 @@ class CampaignRow(_Settings):
     @model_validator(mode="after")
     def _is_one_stage(self) -> "CampaignRow":
         if bool(self.teacher) == bool(self.student):
-            raise ValueError("needs either 'teacher:' or 'student:' with config files: give one of them")
+            raise ValueError(
+                "needs either 'teacher:' or 'student:' with config files: give one of them"
+            )
         if bool(self.student) != bool(self.of):
-            raise ValueError("needs 'of:' with the row of its teacher if it is a student, and only then: correct it")
+            raise ValueError(
+                "needs 'of:' with the row of its teacher if it is a student, and only "
+                "then: correct it"
+            )
         if self.more and not self.of:
             raise ValueError("has 'more:' teachers but none in 'of:': name the first there")
         if self.student and self.teacher_file:
-            raise ValueError("is a student and has an 'import:': remove it, only teachers are imported")
+            raise ValueError(
+                "is a student and has an 'import:': remove it, only teachers are imported"
+            )
         if self.published is not None and self.published not in METHODS:
-            raise ValueError(f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}")
+            raise ValueError(
+                f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}"
+            )
         return self
 
 
@@ -118,12 +136,13 @@ class Campaign(_Settings):
 
     Attributes:
         protocols: The experiments; ``kdpl/benchmark/protocols.py`` describes them.
-        datasets: Names of configs in ``configs/data``, or config files: those of few_shot and base_to_novel, and the
-            targets of cross_dataset.
+        datasets: Names of configs in ``configs/data``, or config files: those of few_shot and
+            base_to_novel, and the targets of cross_dataset.
         seeds: Seeds; the table gives means over them.
         rows: The variants by name, in the table's order; a name is that of a folder.
         configs: Config files for every fit.
-        shots: Labelled images a class under few_shot; 0: no label is used, which suits rows that tune no teacher.
+        shots: Labelled images a class under few_shot; 0: no label is used, which suits rows that
+            tune no teacher.
         source: Dataset that cross_dataset and domain_generalization tune on.
         variants: Other test sets of the source's classes, for domain_generalization.
         per_dataset: Settings that differ by dataset.
@@ -151,18 +170,31 @@ class Campaign(_Settings):
             if len({dataset_name(each) for each in names}) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
         # with few_shot, each number of shots is a place of its own
-        places = [(each, n) for each in self.protocols for n in (self.shots if each == "few_shot" else (None,))]
+        places = [
+            (each, n)
+            for each in self.protocols
+            for n in (self.shots if each == "few_shot" else (None,))
+        ]
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
             for of in (*filter(None, [row.of]), *row.more):
                 if of not in self.rows_of("teacher"):
-                    raise ValueError(f"row {name!r} is of {of!r}, which is not the row of a teacher: name one of those")
+                    raise ValueError(
+                        f"row {name!r} is of {of!r}, which is not the row of a "
+                        "teacher: name one of those"
+                    )
                 if any(row.runs(*place) and not self.rows[of].runs(*place) for place in places):
-                    raise ValueError(f"row {name!r} is run where its teacher {of!r} is not: give both the same")
-            if row.more and not {*(row.protocols or self.protocols)} <= {"few_shot", "base_to_novel"}:
+                    raise ValueError(
+                        f"row {name!r} is run where its teacher {of!r} is not: give both the same"
+                    )
+            if row.more and not {*(row.protocols or self.protocols)} <= {
+                "few_shot",
+                "base_to_novel",
+            }:
                 raise ValueError(
-                    f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: set its 'protocols:'"
+                    f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: set "
+                    "its 'protocols:'"
                 )
         return self
 
@@ -175,13 +207,20 @@ class Campaign(_Settings):
         return [name for name, row in self.rows.items() if row.stage == stage]
 
     def choose(
-        self, datasets: Collection[str] = (), seeds: Collection[int] = (), rows: Collection[str] = ()
+        self,
+        datasets: Collection[str] = (),
+        seeds: Collection[int] = (),
+        rows: Collection[str] = (),
     ) -> "Campaign":
         """Return a part of the campaign, or raise a ConfigError; an empty choice is all.
 
         All rows stay, since those chosen may need them.
         """
-        known = {"dataset": (*self.datasets, *self.variants), "seed": self.seeds, "row": tuple(self.rows)}
+        known = {
+            "dataset": (*self.datasets, *self.variants),
+            "seed": self.seeds,
+            "row": tuple(self.rows),
+        }
         for kind, wanted in {"dataset": datasets, "seed": seeds, "row": rows}.items():
             for each in wanted:
                 if each not in known[kind]:
@@ -199,10 +238,14 @@ class Campaign(_Settings):
         known = [*self.datasets, *self.variants, *([self.source] if self.source else [])]
         names = {dataset_name(each) for each in known}
         # the config of an exception for a misspelt dataset does not exist
-        others = [each for entry in self.per_dataset for each in entry.datasets if each not in names]
+        others = [
+            each for entry in self.per_dataset for each in entry.datasets if each not in names
+        ]
         files = [*map(config_of, (*known, *others)), *self.configs]
         files += [file for row in self.rows.values() for file in row.configs]
-        return files + [file for entry in self.per_dataset for file in (*entry.teacher, *entry.student)]
+        return files + [
+            file for entry in self.per_dataset for file in (*entry.teacher, *entry.student)
+        ]
 
 
 def config_of(dataset: str) -> str:
@@ -230,5 +273,7 @@ def parse_campaign(content: dict[str, Any], file: Path) -> Campaign:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         own = first["type"] == "value_error"
-        fault = f"{place} {first['ctx']['error']}" if own else f"{place}: {first['msg']}, correct it"
+        fault = (
+            f"{place} {first['ctx']['error']}" if own else f"{place}: {first['msg']}, correct it"
+        )
         raise ConfigError(f"campaign {file}: {fault.strip()}") from error

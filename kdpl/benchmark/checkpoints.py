@@ -1,4 +1,4 @@
-"""The checkpoints of PromptKD's authors: their names of tensors, a check of their CLIP, and their import."""
+"""Checkpoints of PromptKD's authors: tensor names, a check of their CLIP, and the import."""
 
 import hashlib
 import json
@@ -43,10 +43,10 @@ class Published:
     Attributes:
         file: The file.
         kind: ``teacher`` or ``student``.
-        learned: The trained tensors and batch norm's statistics under the names of kdpl's own modules; floats in
-            float32.
-        clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower (``image`` or
-            ``text``), the weight's name in it, and the weight.
+        learned: The trained tensors and batch norm's statistics under the names of kdpl's own
+            modules; floats in float32.
+        clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower
+            (``image`` or ``text``), the weight's name in it, and the weight.
         logit_scale: Logarithm of the factor on cosine similarities.
         unknown: Names that have no place here.
     """
@@ -60,26 +60,39 @@ class Published:
 
 
 def read_published(file: Path, kind: Kind) -> Published:
-    """Read a published checkpoint; an ArtifactError if it is missing, damaged, of another kind, or lacks something."""
+    """Read a published checkpoint.
+
+    Raises an ArtifactError if it is missing, damaged, of another kind, or incomplete.
+    """
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ArtifactError(f"{file} has no state_dict, which the authors' checkpoints have: give one of those")
+        raise ArtifactError(
+            f"{file} has no state_dict, which the authors' checkpoints have: give one of those"
+        )
     held = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
     if held == "teacher" and _CONTEXT not in state:
-        raise ArtifactError(f"{file} has no prompts and no projector of the authors: give one of their checkpoints")
+        raise ArtifactError(
+            f"{file} has no prompts and no projector of the authors: give one of their checkpoints"
+        )
     if held != kind:
-        raise ArtifactError(f"{file} holds a {held}, expected a {kind}: use the command import {held}")
+        raise ArtifactError(
+            f"{file} holds a {held}, expected a {kind}: use the command import {held}"
+        )
     part = _Part(file, dict(state))
     if kind == "teacher":
         context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
         learned = {
             "text_prompts.context": context,
-            "text_prompts.deep": torch.stack(deep) if deep else context.new_empty(0, *context.shape),
+            "text_prompts.deep": torch.stack(deep)
+            if deep
+            else context.new_empty(0, *context.shape),
             "vision_prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder")),
         }
     else:
-        learned = {"encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))}
+        learned = {
+            "encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))
+        }
         learned |= part.take_projector()
     clip: dict[str, tuple[str, str, Tensor]] = {}
     for name in list(part.left):
@@ -100,14 +113,18 @@ class _Part:
     def take(self, name: str) -> Tensor:
         tensor = self.left.pop(name, None)
         if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"{self.file} has no tensor {name}: it is incomplete, download it again")
+            raise ArtifactError(
+                f"{self.file} has no tensor {name}: it is incomplete, download it again"
+            )
         return tensor
 
     def take_learned(self, name: str) -> Tensor:
         """Take what was trained, in float32."""
         tensor = self.take(name)
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ArtifactError(f"{self.file} holds {name}, expected finite floats: give another checkpoint")
+            raise ArtifactError(
+                f"{self.file} holds {name}, expected finite floats: give another checkpoint"
+            )
         return tensor.to(torch.float32, copy=True)
 
     def take_prompts(self, first: str, tower: str) -> list[Tensor]:
@@ -115,25 +132,44 @@ class _Part:
         pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
         layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
         # a gap is found by its name
-        deep = [f"{tower}.transformer.resblocks.{layer}.VPT_shallow" for layer in range(1, max(layers, default=0) + 1)]
+        deep = [
+            f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
+            for layer in range(1, max(layers, default=0) + 1)
+        ]
         prompts = [self.take_learned(name) for name in (first, *deep)]
         if {prompt.shape for prompt in prompts} != {prompts[0].shape}:
-            raise ArtifactError(f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint")
+            raise ArtifactError(
+                f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint"
+            )
         return prompts
 
     def take_projector(self) -> dict[str, Tensor]:
         """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
-        names = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight", "3.bias")
+        names = (
+            "0.weight",
+            "0.bias",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "3.weight",
+            "3.bias",
+        )
         taken = {name: self.take_learned(_PROJECTOR + name) for name in names}
         taken |= {name: tensor.flatten(1) for name, tensor in taken.items() if tensor.ndim > 1}
-        taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(torch.int64, copy=True)
+        taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(
+            torch.int64, copy=True
+        )
         return {f"encoder.projector.layers.{name}": tensor for name, tensor in taken.items()}
 
 
-def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float) -> set[str]:
+def require_same_clip(
+    published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float
+) -> set[str]:
     """Compare CLIP's own weights in the file with those of a CLIP as it was loaded.
 
-    A weight in half precision may differ by one rounding step, since it was rounded once or twice on its way.
+    A weight in half precision may differ by one rounding step, since it was rounded once or twice
+    on its way.
 
     Args:
         published: The file.
@@ -143,13 +179,19 @@ def require_same_clip(published: Published, towers: Mapping[str, Mapping[str, Te
     Returns:
         Names in the file that the CLIP does not have; a WeightsError if a weight differs.
     """
-    pairs = {name: (theirs, towers[tower].get(key)) for name, (tower, key, theirs) in published.clip.items()}
+    pairs = {
+        name: (theirs, towers[tower].get(key))
+        for name, (tower, key, theirs) in published.clip.items()
+    }
     if published.logit_scale is not None:
         pairs["logit_scale"] = (published.logit_scale.flatten(), torch.tensor([log_scale]))
     for name, (theirs, ours) in pairs.items():
-        if ours is not None and not (theirs.shape == ours.shape and _is_same(theirs, ours.detach().cpu())):
+        if ours is not None and not (
+            theirs.shape == ours.shape and _is_same(theirs, ours.detach().cpu())
+        ):
             raise WeightsError(
-                f"{published.file} was made on another CLIP than the settings name ({name} differs): set "
+                f"{published.file} was made on another CLIP than the settings name ({name} "
+                "differs): set "
                 f"model.init_args.clip to the CLIP of that {published.kind}"
             )
     return {name for name, (_, ours) in pairs.items() if ours is None}
@@ -168,7 +210,10 @@ def _is_same(theirs: Tensor, ours: Tensor) -> bool:
 
 
 class TakeOver(Callback):
-    """Puts the published tensors into the module, and writes the checkpoint of a fit and the record of the file."""
+    """Puts the published tensors into the module.
+
+    Writes the checkpoint of a fit and the record of the file as well.
+    """
 
     def __init__(self, published: Published, record: Mapping[str, str]) -> None:
         self._published = published
@@ -184,8 +229,10 @@ class TakeOver(Callback):
             if name not in own or own[name].shape != tensor.shape:
                 ours = f"as {list(own[name].shape)}" if name in own else "without it"
                 raise ConfigError(
-                    f"{published.file} has {name} as {list(tensor.shape)}, the settings ask for a {published.kind} "
-                    f"{ours}: set depth and length of the prompts, clip and teacher to those of that file"
+                    f"{published.file} has {name} as {list(tensor.shape)}, the settings ask for a "
+                    f"{published.kind} "
+                    f"{ours}: set depth and length of the prompts, clip and teacher to those of "
+                    "that file"
                 )
         for name, tensor in published.learned.items():
             own[name].copy_(tensor)
@@ -194,7 +241,10 @@ class TakeOver(Callback):
             write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
         trainer.save_checkpoint(folder / LAST, weights_only=False)
         taken, compared = len(published.learned), len(published.clip)
-        inform(f"{published.file}: {taken} trained tensors taken over, {compared} weights of its CLIP compared")
+        inform(
+            f"{published.file}: {taken} trained tensors taken over, {compared} weights of its "
+            "CLIP compared"
+        )
 
 
 def record_of(file: Path) -> dict[str, str]:
@@ -209,5 +259,6 @@ def require_own_folder(folder: Path, file: Path, record: Mapping[str, str]) -> N
     same = there.is_file() and json.loads(there.read_text(encoding="utf-8")) == record
     if (handed_over(folder) or (folder / LAST).is_file()) and not same:
         raise ConfigError(
-            f"{folder} holds something other than the import of {file}: choose another --out, or remove that folder"
+            f"{folder} holds something other than the import of {file}: choose another --out, or "
+            "remove that folder"
         )

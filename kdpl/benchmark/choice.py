@@ -21,11 +21,12 @@ def is_last_epoch(trainer: Trainer) -> bool:
 
 
 class BestOnBaseTest(Callback):
-    """Replaces the last weights with those of the epoch that was best on the base classes' test images.
+    """Replaces the last weights with those of the epoch that is best on the base test images.
 
-    The code published with PromptKD chooses its epoch this way, and reports the accuracies of that epoch. A test
-    accuracy that chose the model is not an estimate for new images: the log and the tables say so. Without base classes
-    the accuracy over all classes is used. The earlier epoch wins a tie.
+    The code published with PromptKD chooses its epoch this way, and reports the accuracies of that
+    epoch. A test accuracy that chose the model is not an estimate for new images: the log and the
+    tables say so. Without base classes the accuracy over all classes is used. The earlier epoch
+    wins a tie.
 
     The best weights so far are part of checkpoints, so that a resumed run chooses the same epoch.
     """
@@ -41,14 +42,19 @@ class BestOnBaseTest(Callback):
         data = domain_of(trainer)
         if not data.splits.test:
             raise DataError(
-                "BestOnBaseTest needs test images, and the dataset has none: leave it out of trainer.callbacks"
+                "BestOnBaseTest needs test images, and the dataset has none: leave it out of "
+                "trainer.callbacks"
             )
         if trainer.current_epoch > 0 and self.epoch < 0:
             raise ConfigError(
-                "BestOnBaseTest was not there when the run began, and has not seen its first epochs: leave it out of "
+                "BestOnBaseTest was not there when the run began, and has not seen its first "
+                "epochs: leave it out of "
                 "trainer.callbacks, or choose another --out"
             )
-        warn("BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the result")
+        warn(
+            "BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the "
+            "result"
+        )
         # once, so that its worker processes persist over epochs
         self._test_images = data.test_dataloader()
 
@@ -58,11 +64,14 @@ class BestOnBaseTest(Callback):
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
-            self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+            self.weights = {
+                name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()
+            }
         if is_last_epoch(trainer):
             pl_module.load_state_dict(self.weights)
             inform(
-                f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base classes' TEST images "
+                f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base "
+                "classes' TEST images "
                 f"({100 * self.accuracy:.2f} %)"
             )
 
@@ -72,10 +81,14 @@ class BestOnBaseTest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best epoch of a checkpoint."""
-        self.accuracy, self.epoch, self.weights = (state_dict[k] for k in ("accuracy", "epoch", "weights"))
+        self.accuracy, self.epoch, self.weights = (
+            state_dict[k] for k in ("accuracy", "epoch", "weights")
+        )
 
 
-def _base_accuracy(trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]) -> float:
+def _base_accuracy(
+    trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]
+) -> float:
     """Test accuracy over the base classes, on all processes together."""
     metric = module.task.accuracy(domain_of(trainer).num_base).to(module.device)
 

@@ -31,8 +31,8 @@ def benchmark(
 ) -> int:
     """Run what is missing of a campaign over datasets, seeds and variants.
 
-    Started twice, say on two GPUs, both processes share the work. All other options, such as --trainer.max_epochs 2,
-    are passed on to every fit.
+    Started twice, say on two GPUs, both processes share the work. All other options, such as
+    --trainer.max_epochs 2, are passed on to every fit.
 
     Args:
         campaign: YAML file; configs/benchmark/ has examples.
@@ -43,8 +43,8 @@ def benchmark(
         rows: Some of the campaign's rows; teachers that they need are fitted too.
         only: One task or run: its folder below --out.
         slurm: Run nothing, and write array jobs into the folder slurm/.
-        sbatch: With --slurm, options of sbatch, as in --sbatch=--time=8:00:00; instead of --gres=gpu:1 and
-            --cpus-per-task=8.
+        sbatch: With --slurm, options of sbatch, as in --sbatch=--time=8:00:00; instead of
+            --gres=gpu:1 and --cpus-per-task=8.
         settings: Options for every fit.
     """
     from kdpl.benchmark import runner
@@ -58,7 +58,9 @@ def benchmark(
     if only is not None:
         chosen = [task for task in tasks if f"{task.name}/".startswith(f"{only.rstrip('/')}/")]
         if not chosen:
-            raise ConfigError(f"--only {only} is not a task of the campaign: give one such as {tasks[0].run.name}")
+            raise ConfigError(
+                f"--only {only} is not a task of the campaign: give one such as {tasks[0].run.name}"
+            )
         tasks = chosen
     faults = _faults(tasks, root)
     for fault in faults:
@@ -68,15 +70,26 @@ def benchmark(
     # the table tells from it what is missing
     write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
     if slurm:
-        command = ["benchmark", campaign, f"--out={out}", *([f"--root={root}"] if root is not None else []), *settings]
+        command = [
+            "benchmark",
+            campaign,
+            f"--out={out}",
+            *([f"--root={root}"] if root is not None else []),
+            *settings,
+        ]
         submit = write_slurm(tasks, folder, command, sbatch or DEFAULT_OPTIONS)
         print(f"check {submit.parent}/level_*.sbatch, then submit them all: bash {submit}")
         return 0
-    failures = runner.run_tasks(whole, tasks, folder, partial(print, flush=True), runner.in_subprocess)
+    failures = runner.run_tasks(
+        whole, tasks, folder, partial(print, flush=True), runner.in_subprocess
+    )
     for task, fault in failures:
         print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
     if not failures:
-        print(f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl table {out}")
+        print(
+            f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl "
+            f"table {out}"
+        )
     return 1 if failures else 0
 
 
@@ -89,7 +102,8 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
     changed = [task for task in tasks if task.has_other_command()]
     # an import leaves settings aside that fit would compare
     faults += [
-        f"{task.folder} was imported from another file or with other settings: choose another --out, or remove it"
+        f"{task.folder} was imported from another file or with other settings: choose another "
+        "--out, or remove it"
         for task in changed
         if task.kind == "import"
     ]
@@ -104,7 +118,10 @@ def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
 
 
 def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
-    """Return why fits cannot be started: settings that do not parse or differ from a run's, missing weights."""
+    """Return why fits cannot be started.
+
+    The reasons are settings that do not parse or differ from a run's, and missing weights.
+    """
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import Command, KdplCLI
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
@@ -112,7 +129,9 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     faults: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
-    def check(command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> KdplCLI:
+    def check(
+        command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack
+    ) -> KdplCLI:
         cli = KdplCLI(command, args, check_only, at_end)
         model = cli.config.model
         is_student = str(model.class_path).endswith("StudentDistillation")

@@ -1,4 +1,4 @@
-"""``python -m kdpl data download|check NAME``: getting datasets, and checking that they are complete."""
+"""``python -m kdpl data download|check NAME``: download datasets, check that they are complete."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +19,13 @@ def data(
     class_names: str | None = None,
     workers: PositiveInt | None = None,
 ) -> int:
-    """Download a dataset of the benchmark, or count the classes of a dataset and decode every image.
+    """Download a benchmark dataset, or count a dataset's classes and decode every image.
 
     Args:
-        action: download gets a dataset, and resumes if it was interrupted; check looks at one that is there.
-        name: A dataset of the benchmark, for example oxford_pets; check also takes folder and table.
+        action: download gets a dataset, and resumes if it was interrupted; check looks at one that
+            is there.
+        name: A dataset of the benchmark, for example oxford_pets; check also takes folder and
+            table.
         root: The folder of all datasets; for folder, the dataset's own; for table, the file.
         unlabeled: Folder, pattern, list or shards of unlabelled images, for folder and table.
         class_names: File that names the class folders or labels, for folder and table.
@@ -37,11 +39,17 @@ def data(
         from kdpl.benchmark.download import download
 
         return 0 if download(name, Path(root).expanduser()) else 1
-    return 1 if _check(name, workers, root=root, unlabeled=unlabeled or None, class_names=class_names) else 0
+    return (
+        1
+        if _check(name, workers, root=root, unlabeled=unlabeled or None, class_names=class_names)
+        else 0
+    )
 
 
 def _check(name: str, workers: int | None, **options: str | list[str] | None) -> int:
-    """Print the contents of a dataset and every fault: classes without images, images that cannot be decoded.
+    """Print the contents of a dataset and every fault.
+
+    Faults are classes without images, and images that cannot be decoded.
 
     Returns the number of faults.
     """
@@ -61,7 +69,9 @@ def _check(name: str, workers: int | None, **options: str | list[str] | None) ->
         counts = Counter(record.label for record in records)
         print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
         if expected is not None and records and len(counts) != expected:
-            without = [repr(each) for label, each in enumerate(splits.class_names) if label not in counts]
+            without = [
+                repr(each) for label, each in enumerate(splits.class_names) if label not in counts
+            ]
             named = f"; without images: {_shown(without)}" if without else ""
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
             faults += 1

@@ -30,13 +30,18 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset to below ``root``, completely or not at all; an interrupted download is resumed.
+    """Download a dataset to below ``root``, completely or not at all.
 
-    Returns whether the dataset is there: for ImageNet, instructions are printed instead. ConfigError if there is no
-    such dataset, DataError if the hub cannot be reached or does not have it in the form that is expected.
+    An interrupted download is resumed.
+
+    Returns whether the dataset is there: for ImageNet, instructions are printed instead.
+    ConfigError if there is no such dataset, DataError if the hub cannot be reached or does not have
+    it in the form that is expected.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}")
+        raise ConfigError(
+            f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}"
+        )
     dataset = BenchmarkSet(name, str(root))
     if dataset.benchmark.layout == "imagenet":
         print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
@@ -56,12 +61,18 @@ def download(name: str, root: Path) -> bool:
             problem = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
             raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
     shutil.rmtree(store)
-    print(f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes every image")
+    print(
+        f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes "
+        "every image"
+    )
     return True
 
 
 def place_of(file: str) -> tuple[str, PurePosixPath] | None:
-    """Dataset that a file of the repository belongs to by its name, and its path below the dataset's folder."""
+    """Return the dataset that a repository file belongs to, and the path in its folder.
+
+    The dataset follows from the file's name; the path is relative to the dataset's folder.
+    """
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
         if name := _dataset_called(SUFFIX.sub("", part)):
@@ -83,13 +94,21 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
         files = {file: place[1] for file, place in places.items() if place and place[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
-    except Exception as error:  # the hub's client raises its own errors, its transport's and the system's
-        if isinstance(error, OSError) and error.filename is not None:  # the disk's, which names the file
+    except (
+        Exception
+    ) as error:  # the hub's client raises its own errors, its transport's and the system's
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # the disk's, which names the file
             raise
         problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
-        raise DataError(f"{problem}: check the network and start again, what has been downloaded is kept") from error
+        raise DataError(
+            f"{problem}: check the network and start again, what has been downloaded is kept"
+        ) from error
     if not files:
-        raise DataError(f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere")
+        raise DataError(
+            f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere"
+        )
     return files
 
 
@@ -118,7 +137,10 @@ def _dataset_called(part: str) -> str | None:
 
 
 def _fault(name: str, root: Path) -> str | None:
-    """First half of the sentence by which the reader refuses a dataset, paths below the root; None if it takes it."""
+    """Return the first half of the sentence by which the reader refuses a dataset.
+
+    Paths in it are below the root. Returns None if the reader accepts the dataset.
+    """
     try:
         BenchmarkSet(name, str(root)).read()
     except DataError as error:

@@ -9,7 +9,17 @@ from operator import itemgetter
 from kdpl.benchmark.table import Cell, ResultTable
 from kdpl.runtime.markdown import escape_markdown, markdown_rows
 
-_CSV_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean", "standard_deviation", "seeds"]
+_CSV_COLUMNS = [
+    "protocol",
+    "setting",
+    "dataset",
+    "row",
+    "title",
+    "metric",
+    "mean",
+    "standard_deviation",
+    "seeds",
+]
 _CSV_COLUMNS += ["seeds_expected", "published", "difference", "transductive", "selected_on_test"]
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -31,7 +41,9 @@ def markdown(tables: Sequence[ResultTable]) -> str:
         lines, notes = _lines(table, escape_markdown, "**{}**")
         rows = markdown_rows(lines, len(table.columns))
         title = [f"### {escape_markdown(table.title)}", ""] if len(tables) > 1 else []
-        parts.append("\n".join([*title, *rows, *(line for note in notes for line in ("", note)), ""]))
+        parts.append(
+            "\n".join([*title, *rows, *(line for note in notes for line in ("", note)), ""])
+        )
     return "\n".join(parts)
 
 
@@ -43,15 +55,32 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
     for line in (line for table in tables for line in table.lines):
         flags = [str(flag).lower() for flag in (line.transductive, line.selected_on_test)]
         for cell in line.cells:
-            column, figures = cell.column, (cell.mean, cell.standard_deviation, cell.published, cell.difference)
-            mean, deviation, *more = ("" if figure is None else f"{figure:.4f}" for figure in figures)
-            place = (column.protocol, column.setting, cell.dataset, cell.row, line.title.strip("*"), column.metric)
-            writer.writerow([*place, mean, deviation, cell.seeds, cell.seeds_expected, *more, *flags])
+            column, figures = (
+                cell.column,
+                (cell.mean, cell.standard_deviation, cell.published, cell.difference),
+            )
+            mean, deviation, *more = (
+                "" if figure is None else f"{figure:.4f}" for figure in figures
+            )
+            place = (
+                column.protocol,
+                column.setting,
+                cell.dataset,
+                cell.row,
+                line.title.strip("*"),
+                column.metric,
+            )
+            writer.writerow(
+                [*place, mean, deviation, cell.seeds, cell.seeds_expected, *more, *flags]
+            )
     return text.getvalue()
 
 
 def latex(tables: Sequence[ResultTable]) -> str:
-    """Write one tabular for each table, with the rules of the package booktabs; rules separate the datasets."""
+    """Write one tabular for each table, with the rules of the package booktabs.
+
+    Rules separate the datasets.
+    """
     parts = ["% \\usepackage{booktabs}"]
     for table in tables:
         (head, *lines), notes = _lines(table, _latex_text, r"\textbf{{{}}}")
@@ -61,7 +90,13 @@ def latex(tables: Sequence[ResultTable]) -> str:
             rows += [r"\midrule", *(" & ".join(line) + r" \\" for line in group)]
         begin = rf"\begin{{tabular}}{{{'l' * labels}{'r' * len(table.columns)}}}"
         end = [r"\bottomrule", r"\end{tabular}"]
-        rows = [f"% {_latex_text(table.title)}", begin, *rows, *end, *(rf"\par {note}" for note in notes)]
+        rows = [
+            f"% {_latex_text(table.title)}",
+            begin,
+            *rows,
+            *end,
+            *(rf"\par {note}" for note in notes),
+        ]
         parts.append("\n".join([*rows, ""]))
     return "\n".join(parts)
 
@@ -74,10 +109,15 @@ WRITERS: dict[str, tuple[str, Callable[[Sequence[ResultTable]], str]]] = {
 """Each format's file name ending, and what writes it."""
 
 
-def _lines(table: ResultTable, escape: Callable[[str], str], bold: str) -> tuple[list[list[str]], list[str]]:
+def _lines(
+    table: ResultTable, escape: Callable[[str], str], bold: str
+) -> tuple[list[list[str]], list[str]]:
     """Return the texts of the head and of each line, and the notes below the table."""
     cells = [cell for line in table.lines for cell in line.cells]
-    grouped, with_published = any(line.group for line in table.lines), any(cell.published is not None for cell in cells)
+    grouped, with_published = (
+        any(line.group for line in table.lines),
+        any(cell.published is not None for cell in cells),
+    )
     lines = [[""] * (2 if grouped else 1) + [escape(title) for title in table.columns]]
     for line in table.lines:
         plain = line.title.strip("*")
@@ -88,10 +128,16 @@ def _lines(table: ResultTable, escape: Callable[[str], str], bold: str) -> tuple
         texts = [escape(_text(cell, 2 if with_published else 1)) for cell in line.cells]
         lines.append([*group, f"{title} {escape(marks)}".strip(), *texts])
     notes = {
-        "† transductive: unlabelled images of the novel classes were seen in distillation": "transductive",
-        "‡ the epoch was chosen by the accuracy on the base classes' test images": "selected_on_test",
+        "† transductive: unlabelled images of the novel classes were seen in "
+        "distillation": "transductive",
+        "‡ the epoch was chosen by the accuracy on the base classes' test "
+        "images": "selected_on_test",
     }
-    shown = [escape(note) for note, flag in notes.items() if any(getattr(line, flag) for line in table.lines)]
+    shown = [
+        escape(note)
+        for note, flag in notes.items()
+        if any(getattr(line, flag) for line in table.lines)
+    ]
     brackets = escape("in brackets the published figure, and how far the mean is above it")
     return lines, [*shown, *([brackets] if with_published else []), *map(escape, table.notes)]
 
@@ -107,8 +153,12 @@ def _text(cell: Cell, digits: int) -> str:
     else:
         # what has no seed, as an untuned CLIP, has no deviation
         spread = f" ± {cell.standard_deviation:.{digits}f}" if cell.standard_deviation else ""
-        text = f"{cell.mean:.{digits}f}{spread}" + (f" ({seeds})" if cell.seeds < cell.seeds_expected else "")
-    difference = "" if cell.difference is None else f", {cell.difference:+.{digits}f}".replace("-", "−")
+        text = f"{cell.mean:.{digits}f}{spread}" + (
+            f" ({seeds})" if cell.seeds < cell.seeds_expected else ""
+        )
+    difference = (
+        "" if cell.difference is None else f", {cell.difference:+.{digits}f}".replace("-", "−")
+    )
     return f"{text} [{published}{difference}]" if published else text
 
 

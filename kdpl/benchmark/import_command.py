@@ -8,10 +8,10 @@ _NAMES_SHOWN = 5
 
 
 def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[str]) -> int:
-    """Turn a checkpoint that PromptKD's authors published into a run's folder, as fit would have left it.
+    """Turn a checkpoint published by PromptKD's authors into a run's folder, as fit leaves it.
 
-    All other options are those of the fit: --config FILE, --out FOLDER; a student needs --model.init_args.teacher RUN
-    as well. Nothing is trained, whatever they say.
+    All other options are those of the fit: --config FILE, --out FOLDER; a student needs
+    --model.init_args.teacher RUN as well. Nothing is trained, whatever they say.
 
     Args:
         kind: What the file holds: teacher or student.
@@ -20,7 +20,13 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
     """
     from lightning.pytorch import Callback
 
-    from kdpl.benchmark.checkpoints import TakeOver, read_published, record_of, require_own_folder, require_same_clip
+    from kdpl.benchmark.checkpoints import (
+        TakeOver,
+        read_published,
+        record_of,
+        require_own_folder,
+        require_same_clip,
+    )
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ArtifactError, ConfigError
@@ -29,14 +35,20 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
     from kdpl.teacher import TeacherPromptTuning
 
     class Importing(KdplCLI):
-        """A fit of no epochs, into which the published tensors are put before it hands over what any fit does."""
+        """Fit of no epochs, into which the published tensors are put.
+
+        They are put there before it hands over what any fit does.
+        """
 
         def before_instantiate_classes(self) -> None:
-            self.require_stage(TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
+            self.require_stage(
+                TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind
+            )
             trainer, model = self.config.trainer, self.config.model.init_args
             if model.get("method", "independent") != "independent":
                 raise ConfigError(
-                    f"the published teachers have independent prompts, model.init_args.method is {model.method!r}: set "
+                    "the published teachers have independent prompts, model.init_args.method is "
+                    f"{model.method!r}: set "
                     "it to independent"
                 )
             trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
@@ -66,13 +78,20 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             strange = require_same_clip(self.published, states, math.log(model.logit_scale))
             unknown = sorted({*self.published.unknown, *strange})
             if unknown:
-                few = ", ".join(unknown[:_NAMES_SHOWN]) + (", …" if len(unknown) > _NAMES_SHOWN else "")
-                warn(f"left out of {file}, because they have no place here: {len(unknown)} tensors ({few})")
+                few = ", ".join(unknown[:_NAMES_SHOWN]) + (
+                    ", …" if len(unknown) > _NAMES_SHOWN else ""
+                )
+                warn(
+                    f"left out of {file}, because they have no place here: {len(unknown)} tensors "
+                    f"({few})"
+                )
             super().fit()
 
     path = Path(file)
     if not path.is_file():
         raise ArtifactError(f"checkpoint {file} does not exist: check the path")
     if not settings:
-        raise ConfigError("import needs the settings of a fit: give --config FILE (--help tells more)")
+        raise ConfigError(
+            "import needs the settings of a fit: give --config FILE (--help tells more)"
+        )
     return run_command(["fit", *settings], make=Importing)

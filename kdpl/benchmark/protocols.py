@@ -4,9 +4,10 @@ They are those of PromptKD (arXiv 2403.02781, section 4):
 
 - ``few_shot``: teacher tuned on k shots of all classes, student distilled, tested on all classes;
 - ``base_to_novel``: teacher tuned on the base classes, tested on base and novel classes separately;
-- ``cross_dataset``: teacher tuned on the source; for each target class vectors of its names, a student distilled on
-  its unlabelled images, and a test;
-- ``domain_generalization``: teacher and student of the source, tested on the source and on variants of it.
+- ``cross_dataset``: teacher tuned on the source; for each target class vectors of its names, a
+  student distilled on its unlabelled images, and a test;
+- ``domain_generalization``: teacher and student of the source, tested on the source and on variants
+  of it.
 
 The last two share what is fitted on the source.
 """
@@ -26,7 +27,11 @@ _BASE_TO_NOVEL = f"{DATA_CONFIGS}/base_to_novel.yaml"
 
 
 def plan(
-    campaign: Campaign, out: Path, root: str | None = None, options: Sequence[str] = (), rows: Sequence[str] = ()
+    campaign: Campaign,
+    out: Path,
+    root: str | None = None,
+    options: Sequence[str] = (),
+    rows: Sequence[str] = (),
 ) -> list[Task]:
     """Return a campaign's tasks in the order in which one process does them.
 
@@ -35,7 +40,8 @@ def plan(
         out: Its folder.
         root: The folder of all datasets of the benchmark.
         options: Options for every fit, after all others.
-        rows: The rows that are tested, all if none are named; teachers that they need are fitted without a test.
+        rows: The rows that are tested, all if none are named; teachers that they need are fitted
+            without a test.
     """
     planner = _Planner(campaign, out, root, options)
     tasks: dict[str, Task] = {}
@@ -43,7 +49,11 @@ def plan(
         for task in getattr(planner, protocol)():
             tasks.setdefault(task.name, task)
     wanted: set[str] = set()
-    new = [task.name for task in tasks.values() if task.kind == "test" and (not rows or task.run.row in rows)]
+    new = [
+        task.name
+        for task in tasks.values()
+        if task.kind == "test" and (not rows or task.run.row in rows)
+    ]
     while new:
         wanted.update(new)
         new = [need for name in new for need in tasks[name].needs if need not in wanted]
@@ -51,7 +61,9 @@ def plan(
 
 
 class _Planner:
-    def __init__(self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]) -> None:
+    def __init__(
+        self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]
+    ) -> None:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
         self.rows, self._source = campaign.rows, campaign.source or ""
 
@@ -71,7 +83,9 @@ class _Planner:
             for row in self._rows_of("cross_dataset", "student"):
                 run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
                 vectors = self._run("cross_dataset", dataset, seed, of)
-                fit = self._fit(run, dataset, teachers=[self._source_run(seed, of)], vectors=vectors)
+                fit = self._fit(
+                    run, dataset, teachers=[self._source_run(seed, of)], vectors=vectors
+                )
                 yield from (fit, self._test(fit))
 
     def domain_generalization(self) -> Iterator[Task]:
@@ -91,12 +105,18 @@ class _Planner:
         for seed, (name, row) in product(self.campaign.seeds, self.rows.items()):
             if row.runs(protocol, shots):
                 run = self._run(protocol, dataset, seed, name, setting)
-                of = [self._run(protocol, dataset, seed, each, setting) for each in (row.of, *row.more) if each]
+                of = [
+                    self._run(protocol, dataset, seed, each, setting)
+                    for each in (row.of, *row.more)
+                    if each
+                ]
                 fit = self._fit(run, dataset, overlays, options, of)
                 yield from (fit, self._test(fit))
 
     def _rows_of(self, protocol: str, stage: Stage) -> list[str]:
-        return [name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)]
+        return [
+            name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)
+        ]
 
     def _fits_on_source(self, protocol: str, stage: Stage) -> Iterator[Task]:
         for seed, name in product(self.campaign.seeds, self._rows_of(protocol, stage)):
@@ -113,9 +133,14 @@ class _Planner:
         teachers: Sequence[CampaignRun] = (),
         vectors: CampaignRun | None = None,
     ) -> Task:
-        """Return a run's fit or import; the class vectors of the run ``vectors`` replace the teacher's own."""
+        """Return a run's fit or import.
+
+        The class vectors of the run ``vectors`` replace the teacher's own.
+        """
         row, folder = self.rows[run.row], self._folder(run)
-        exceptions = [each for each in self.campaign.per_dataset if dataset_name(dataset) in each.datasets]
+        exceptions = [
+            each for each in self.campaign.per_dataset if dataset_name(dataset) in each.datasets
+        ]
         own = [*row.configs, *(file for each in exceptions for file in getattr(each, row.stage))]
         configs = [config_of(dataset), *overlays, *self.campaign.configs, *own]
         args = [f"--config={file}" for file in configs]
@@ -127,25 +152,42 @@ class _Planner:
         needs: list[str] = []
         if teachers:
             folders = [str(self._folder(teacher)) for teacher in teachers]
-            args.append(f"--model.init_args.teacher={json.dumps(folders) if folders[1:] else folders[0]}")
+            args.append(
+                f"--model.init_args.teacher={json.dumps(folders) if folders[1:] else folders[0]}"
+            )
             needs += map(self._fit_name, teachers)
         if vectors is not None:
-            args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
+            args.append(
+                f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}"
+            )
             needs.append(f"{vectors.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
         if row.teacher_file is not None:
-            file = row.teacher_file.replace("{dataset}", dataset_name(dataset)).replace("{seed}", str(run.seed))
-            return Task(run, "import", ("import", "teacher", file, *args), folder, result, tuple(needs))
+            file = row.teacher_file.replace("{dataset}", dataset_name(dataset)).replace(
+                "{seed}", str(run.seed)
+            )
+            return Task(
+                run, "import", ("import", "teacher", file, *args), folder, result, tuple(needs)
+            )
         return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
 
     def _test(self, fit: Task) -> Task:
         args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
         return Task(fit.run, "test", args, fit.folder, fit.folder / RESULT_FILE, (fit.name,))
 
-    def _on_other_datasets(self, protocol: str, dataset: str, seed: int, row: str) -> Iterator[Task]:
-        """Yield the tasks on a target of what was fitted on the source: class vectors for its students, and a test."""
-        run, source, of = self._run(protocol, dataset, seed, row), self._source_run(seed, row), self.rows[row].of
+    def _on_other_datasets(
+        self, protocol: str, dataset: str, seed: int, row: str
+    ) -> Iterator[Task]:
+        """Yield the tasks on a target of what was fitted on the source.
+
+        These are class vectors for its students, and a test.
+        """
+        run, source, of = (
+            self._run(protocol, dataset, seed, row),
+            self._source_run(seed, row),
+            self.rows[row].of,
+        )
         folder, fitted, needs = self._folder(run), self._folder(source), [self._fit_name(source)]
         data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
         if row in {each.of for each in self.rows.values()}:
@@ -155,15 +197,23 @@ class _Planner:
         args = ["test", f"--config={fitted / CONFIG_FILE}", *data]
         if of is not None:
             vectors = self._run(protocol, dataset, seed, of)
-            args.append(f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}")
+            args.append(
+                f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}"
+            )
             needs.append(f"{vectors.name}/class_vectors")
         args.append(f"--out={folder}")
-        yield Task(run, "test", tuple(args), folder, folder / RESULT_FILE, tuple(needs), fitted / LAST)
+        yield Task(
+            run, "test", tuple(args), folder, folder / RESULT_FILE, tuple(needs), fitted / LAST
+        )
 
-    def _run(self, protocol: str, dataset: str, seed: int, row: str, setting: str = "") -> CampaignRun:
+    def _run(
+        self, protocol: str, dataset: str, seed: int, row: str, setting: str = ""
+    ) -> CampaignRun:
         name = dataset_name(dataset)
         folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))
-        return CampaignRun(protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder)
+        return CampaignRun(
+            protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder
+        )
 
     def _source_run(self, seed: int, row: str) -> CampaignRun:
         # its own accuracy is one of domain generalisation

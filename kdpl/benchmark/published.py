@@ -1,8 +1,11 @@
-"""Published figures of the base-to-novel experiment, in %: the ViT-B/16 of each method, PromptKD's under a ViT-L/14.
+"""Published figures of the base-to-novel experiment, in %.
 
-Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets; the other methods'
-figures are those that it compares with. All are as printed: for StanfordCars and UCF101 the harmonic mean is not that
-of the two accuracies beside it, which would be 83.08 and 85.83.
+Each method's figures are those of its ViT-B/16, PromptKD's those of a ViT-B/16 under a ViT-L/14.
+
+Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets; the
+other methods' figures are those that it compares with. All are as printed: for StanfordCars and
+UCF101 the harmonic mean is not that of the two accuracies beside it, which would be 83.08 and
+85.83.
 """
 
 from collections.abc import Mapping
@@ -18,7 +21,7 @@ METRICS = tuple(map(test_key, ("base_acc", "novel_acc", "hm")))
 
 @dataclass(frozen=True)
 class Method:
-    """Figures of a method: averages over the eleven datasets, and those of each dataset where they are kept here."""
+    """Figures of a method: averages over the eleven datasets, and each dataset's if kept here."""
 
     title: str
     average: Figures

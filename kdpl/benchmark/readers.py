@@ -1,8 +1,9 @@
 """The benchmark's datasets: folder, layout and number of classes of each, and their reader.
 
-The layouts are those of CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022), which the field
-has kept since, but for the order within a class of ImageNet: here it is that of the images' names. The field takes them
-in the order in which the file system lists them, so that no two machines share a k-shot sample of it.
+The layouts are those of CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
+2022), which the field has kept since, but for the order within a class of ImageNet: here it is that
+of the images' names. The field takes them in the order in which the file system lists them, so that
+no two machines share a k-shot sample of it.
 """
 
 import os
@@ -32,8 +33,9 @@ class Benchmark:
         folder: Its folder below the root of all datasets.
         images: Folder of the images below ``folder``.
         index: File below ``folder`` that lists images or class names.
-        layout: A JSON file of three lists; FGVC Aircraft's own lists; ImageNet's folders ``train`` and ``val``; or test
-            images alone, in one folder a class, named by WordNet id or by label.
+        layout: A JSON file of three lists; FGVC Aircraft's own lists; ImageNet's folders ``train``
+            and ``val``; or test images alone, in one folder a class, named by WordNet id or by
+            label.
         num_classes: Number of classes of the whole dataset.
     """
 
@@ -47,10 +49,28 @@ class Benchmark:
 
 _V2_IMAGES = "imagenetv2-matched-frequency-format-val"
 _ALL = (
-    Benchmark("caltech101", "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json", "split_file", 100),
-    Benchmark("oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json", "split_file", 37),
-    Benchmark("stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json", "split_file", 196),
-    Benchmark("oxford_flowers", "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "split_file", 102),
+    Benchmark(
+        "caltech101",
+        "caltech-101",
+        "101_ObjectCategories",
+        "split_zhou_Caltech101.json",
+        "split_file",
+        100,
+    ),
+    Benchmark(
+        "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json", "split_file", 37
+    ),
+    Benchmark(
+        "stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json", "split_file", 196
+    ),
+    Benchmark(
+        "oxford_flowers",
+        "oxford_flowers",
+        "jpg",
+        "split_zhou_OxfordFlowers.json",
+        "split_file",
+        102,
+    ),
     Benchmark("food101", "food-101", "images", "split_zhou_Food101.json", "split_file", 101),
     Benchmark("fgvc_aircraft", "fgvc_aircraft", "images", "variants.txt", "aircraft", 100),
     Benchmark("sun397", "sun397", "SUN397", "split_zhou_SUN397.json", "split_file", 397),
@@ -59,9 +79,15 @@ _ALL = (
     Benchmark("ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "split_file", 101),
     Benchmark("imagenet", "imagenet", "images", "classnames.txt", "imagenet", 1000),
     Benchmark("imagenetv2", "imagenetv2", _V2_IMAGES, "classnames.txt", "numbered_folders", 1000),
-    Benchmark("imagenet_sketch", "imagenet-sketch", "images", "classnames.txt", "class_folders", 1000),
-    Benchmark("imagenet_a", "imagenet-adversarial", "imagenet-a", "classnames.txt", "class_folders", 200),
-    Benchmark("imagenet_r", "imagenet-rendition", "imagenet-r", "classnames.txt", "class_folders", 200),
+    Benchmark(
+        "imagenet_sketch", "imagenet-sketch", "images", "classnames.txt", "class_folders", 1000
+    ),
+    Benchmark(
+        "imagenet_a", "imagenet-adversarial", "imagenet-a", "classnames.txt", "class_folders", 200
+    ),
+    Benchmark(
+        "imagenet_r", "imagenet-rendition", "imagenet-r", "classnames.txt", "class_folders", 200
+    ),
 )
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
@@ -81,12 +107,16 @@ class BenchmarkSet(Reader):
         self.origin = f"dataset {name} in {self.folder}"
 
     def read(self) -> Splits:
-        """Read it; a DataError names the path that is missing or damaged and the command that gets the data."""
+        """Read the dataset.
+
+        Raises a DataError that names the path that is missing or damaged and the command that gets
+        the data.
+        """
         self.require_folder(self.folder)
         return _LAYOUTS[self.benchmark.layout](self)
 
     def require_folder(self, path: Path) -> None:
-        """Raise a DataError that names the command which gets the data if this folder is missing."""
+        """Raise a DataError if this folder is missing; it names the command that gets the data."""
         if not path.is_dir():
             raise self._missing("folder", path)
 
@@ -100,12 +130,17 @@ class BenchmarkSet(Reader):
             raise self.damaged(path, "is not UTF-8 text") from error
 
     def damaged(self, path: Path, fault: str) -> DataError:
-        """The error for a file or folder that is there but wrong; ``fault`` continues after its name."""
-        return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})")
+        """Return the error for an existing but invalid path; ``fault`` continues after its name."""
+        return DataError(
+            f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})"
+        )
 
     def _missing(self, what: str, path: Path) -> DataError:
         problem = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
-        remedy = f"set root to the folder that holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
+        remedy = (
+            f"set root to the folder that holds {self.benchmark.folder}/, "
+            f"or get the data ({self._remedy()})"
+        )
         return DataError(f"{problem}: {remedy}")
 
     def _remedy(self) -> str:
@@ -119,7 +154,9 @@ def _inside(path: str) -> str:
     return path
 
 
-_Entry = tuple[Annotated[str, AfterValidator(_inside)], NonNegativeInt, Annotated[str, Field(pattern=r"\S")]]
+_Entry = tuple[
+    Annotated[str, AfterValidator(_inside)], NonNegativeInt, Annotated[str, Field(pattern=r"\S")]
+]
 
 
 class _SplitFile(BaseModel):
@@ -129,7 +166,9 @@ class _SplitFile(BaseModel):
 
 
 def _read_split_file(dataset: BenchmarkSet) -> Splits:
-    """``{"train": [[path, label, class name], …], "val": […], "test": […]}``: labels, names and order are the file's.
+    """Read a JSON file of the three splits, with the labels, names and order of the file.
+
+    Its form is ``{"train": [[path, label, class name], …], "val": […], "test": […]}``.
 
     The images themselves are not looked for, which takes minutes on a network disk.
     """
@@ -138,7 +177,9 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the file"
-        raise dataset.damaged(dataset.index, f"is invalid ({where}: {fault['msg']:.200})") from error
+        raise dataset.damaged(
+            dataset.index, f"is invalid ({where}: {fault['msg']:.200})"
+        ) from error
     dataset.require_folder(dataset.images)
     folder = os.path.normpath(dataset.images)
     names: dict[int, str] = {}
@@ -146,17 +187,24 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
     for split, listed in records.items():
         for path, label, name in getattr(content, split):
             if names.setdefault(label, name) != name:
-                raise dataset.damaged(dataset.index, f"calls label {label} {names[label]!r} and {name!r}")
+                raise dataset.damaged(
+                    dataset.index, f"calls label {label} {names[label]!r} and {name!r}"
+                )
             listed.append(Record(f"{folder}{os.sep}{path}", label))
     if len(names) <= max(names):
-        raise dataset.damaged(dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on")
+        raise dataset.damaged(
+            dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on"
+        )
     return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
 def _read_aircraft(dataset: BenchmarkSet) -> Splits:
-    """``variants.txt``, one class name a line by label, and ``images_variant_{train,val,test}.txt``.
+    """Read ``variants.txt`` and ``images_variant_{train,val,test}.txt``.
 
-    The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
+    The former has one class name a line, by label.
+
+    The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their
+    order is kept.
     """
     names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
     label_of: dict[str, int] = {}
@@ -172,9 +220,13 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
             if not image:
                 continue
             if name.strip() not in label_of:
-                raise dataset.damaged(path, f"names {name.strip()!r} in line {number}, which is not a class")
+                raise dataset.damaged(
+                    path, f"names {name.strip()!r} in line {number}, which is not a class"
+                )
             if not stays_inside(image):
-                raise dataset.damaged(path, f"has an image in line {number} that does not stay in the image folder")
+                raise dataset.damaged(
+                    path, f"has an image in line {number} that does not stay in the image folder"
+                )
             listed.append(Record(f"{dataset.images}{os.sep}{image}.jpg", label_of[name.strip()]))
         if not listed and split != "val":
             raise dataset.damaged(path, "lists no images")
@@ -182,40 +234,62 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
 
 
 def _read_imagenet(dataset: BenchmarkSet) -> Splits:
-    """``images/train/<wnid>/`` and ``images/val/<wnid>/``: a label is the rank of the folder's name.
+    """Read ``images/train/<wnid>/`` and ``images/val/<wnid>/``.
 
-    ImageNet's validation images are the test split, since their true test labels are not public; there is no
-    validation split.
+    A label is the rank of the folder's name.
+
+    ImageNet's validation images are the test split, since their true test labels are not public;
+    there is no validation split.
     """
     train, val = dataset.images / "train", dataset.images / "val"
     folders = _class_folders(dataset, train)
     differing = sorted(set(folders) ^ set(_class_folders(dataset, val)))
     if differing:
-        raise dataset.damaged(dataset.images, f"has class {differing[0]} in only one of train and val")
+        raise dataset.damaged(
+            dataset.images, f"has class {differing[0]} in only one of train and val"
+        )
     names = _names_of(dataset, folders)
-    return _splits(dataset, names, _records(dataset, train, folders), [], _records(dataset, val, folders))
+    return _splits(
+        dataset, names, _records(dataset, train, folders), [], _records(dataset, val, folders)
+    )
 
 
 def _read_class_folders(dataset: BenchmarkSet) -> Splits:
-    """Test images in folders ``<wnid>/``: a label is the rank of the folder's name among those that there are."""
+    """Read test images in folders ``<wnid>/``.
+
+    A label is the rank of the folder's name among the existing ones.
+    """
     folders = _class_folders(dataset, dataset.images)
-    return _splits(dataset, _names_of(dataset, folders), [], [], _records(dataset, dataset.images, folders))
+    return _splits(
+        dataset, _names_of(dataset, folders), [], [], _records(dataset, dataset.images, folders)
+    )
 
 
 def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
-    """Test images in folders ``0/``, ``1/``, …: the folder's number is the label among all of ImageNet's classes."""
+    """Read test images in folders ``0/``, ``1/``, ….
+
+    The folder's number is the label among all of ImageNet's classes.
+    """
     names = [name for _, name in sorted(_names_by_wnid(dataset).items())]
     folders = _class_folders(dataset, dataset.images)
     for folder in folders:
         if not (folder.isascii() and folder.isdecimal()) or int(folder) >= len(names):
-            raise dataset.damaged(dataset.images / folder, f"is not one of the folders 0 to {len(names) - 1}")
+            raise dataset.damaged(
+                dataset.images / folder, f"is not one of the folders 0 to {len(names) - 1}"
+            )
     folders.sort(key=int)
     records = _records(dataset, dataset.images, folders)
-    return _splits(dataset, names, [], [], [Record(source, int(folders[label])) for source, label in records])
+    return _splits(
+        dataset, names, [], [], [Record(source, int(folders[label])) for source, label in records]
+    )
 
 
 def _splits(
-    dataset: BenchmarkSet, names: list[str], train: list[Record], val: list[Record], test: list[Record]
+    dataset: BenchmarkSet,
+    names: list[str],
+    train: list[Record],
+    val: list[Record],
+    test: list[Record],
 ) -> Splits:
     opened = partial(open_image, decoding=dataset.decoding)
     return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, opened)
@@ -224,7 +298,9 @@ def _splits(
 def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
     dataset.require_folder(top)
     with os.scandir(top) as entries:
-        folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        folders = sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+        )
     if not folders:
         raise dataset.damaged(top, "has no class folders")
     return folders
@@ -245,7 +321,9 @@ def _names_of(dataset: BenchmarkSet, folders: list[str]) -> list[str]:
     names = _names_by_wnid(dataset)
     for folder in folders:
         if folder not in names:
-            raise dataset.damaged(dataset.images, f"has a class folder {folder} that no class name belongs to")
+            raise dataset.damaged(
+                dataset.images, f"has a class folder {folder} that no class name belongs to"
+            )
     return [names[folder] for folder in folders]
 
 

@@ -1,4 +1,4 @@
-"""Runs the missing tasks of a campaign, one after another, beside other processes that do the same."""
+"""Runs the missing tasks of a campaign in turn, beside other processes that do the same."""
 
 import signal
 import subprocess
@@ -20,8 +20,10 @@ from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
 
 Command = Callable[[Sequence[str], Path], int]
-"""Runs a command of kdpl, given its arguments and the log to append to; returns the exit code, or minus the number of
-the signal that ended it."""
+"""Runs a command of kdpl, given its arguments and the log to append to.
+
+Returns the exit code, or minus the number of the signal that ended it.
+"""
 
 _WAIT_SECONDS = 0.5
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -32,14 +34,17 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
     """Run ``python -m kdpl`` as a child process, which ends with this one; see ``Command``."""
     with (
         log.open("ab") as output,
-        subprocess.Popen([sys.executable, "-m", "kdpl", *args], stdout=output, stderr=output) as child,  # noqa: S603
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "kdpl", *args], stdout=output, stderr=output
+        ) as child,
     ):
         try:
             while child.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_WAIT_SECONDS)
                 if slurm.signalled():
-                    # Slurm notifies this process alone; the child inherits that the signal is held back
+                    # Slurm notifies this process alone; the child inherits that the signal is held
+                    # back
                     child.send_signal(slurm.SIGNAL)
             return child.returncode
         except BaseException:
@@ -49,16 +54,21 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
 
 
 def run_tasks(
-    campaign: Campaign, tasks: Sequence[Task], out: Path, say: Callable[[str], None], command: Command = in_subprocess
+    campaign: Campaign,
+    tasks: Sequence[Task],
+    out: Path,
+    say: Callable[[str], None],
+    command: Command = in_subprocess,
 ) -> list[tuple[Task, str]]:
     """Run tasks until all are done or cannot be.
 
-    They are run in their order, as their needs are met. A task that another process works on is left to it; one that
-    fails keeps back only those that need it. ``out`` is the campaign's folder. ``say`` prints a line at the beginning
-    and at the end of each task.
+    They are run in their order, as their needs are met. A task that another process works on is
+    left to it; one that fails keeps back only those that need it. ``out`` is the campaign's folder.
+    ``say`` prints a line at the beginning and at the end of each task.
 
     Returns:
-        The tasks that failed, and those that could not be started for it, with what went wrong, in one sentence.
+        The tasks that failed, and those that could not be started for it, with what went wrong, in
+        one sentence.
     """
     failures: dict[str, str] = {}
     known = {task.name for task in tasks}
@@ -104,7 +114,12 @@ def _accuracies(task: Task) -> str:
     """Return the accuracies of a test in %, or of another task that it is done."""
     metrics = read_results(task.folder) if task.kind == "test" else {}
     titles = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
-    return ", ".join(f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics) or "done"
+    return (
+        ", ".join(
+            f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics
+        )
+        or "done"
+    )
 
 
 @contextmanager
@@ -120,12 +135,16 @@ def _locked(out: Path, task: Task) -> Iterator[None]:
         yield
 
 
-def _out_of_reach(task: Task, failures: Mapping[str, str], known: set[str], out: Path) -> str | None:
+def _out_of_reach(
+    task: Task, failures: Mapping[str, str], known: set[str], out: Path
+) -> str | None:
     for need in task.needs:
         if need in failures:
             return f"it needs {need}, which failed"
         folder = out / need.rpartition("/")[0]
-        if need not in known and not any((folder / name).exists() for name in (CLASS_VECTORS_FILE, CLASSIFIER_FOLDER)):
+        if need not in known and not any(
+            (folder / name).exists() for name in (CLASS_VECTORS_FILE, CLASSIFIER_FOLDER)
+        ):
             return f"it needs {need}, which is not done: run that first"
     return None
 
@@ -154,7 +173,10 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """Return the last error that a command printed after the first ``begin`` bytes of its log, or its last line."""
+    """Return the last error in a command's log after its first ``begin`` bytes.
+
+    Returns the last line if there is no error.
+    """
     text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -172,6 +194,7 @@ def result_of(campaign: Campaign, task: Task) -> Result:
         title=campaign.title(task.run.row).strip("*"),
         metrics=metrics,
         images=images,
-        transductive=task.run.protocol == "base_to_novel" and campaign.rows[task.run.row].stage == "student",
+        transductive=task.run.protocol == "base_to_novel"
+        and campaign.rows[task.run.row].stage == "student",
         selected_on_test=any(name.endswith(".BestOnBaseTest") for name in callbacks_of(config)),
     )

@@ -1,4 +1,4 @@
-"""A campaign as array jobs of Slurm: one array for each step of the way from teachers to students."""
+"""A campaign as array jobs of Slurm: one array for each step from teachers to students."""
 
 import shlex
 import sys
@@ -15,14 +15,16 @@ DEFAULT_OPTIONS = ("--gres=gpu:1", "--cpus-per-task=8")
 _REQUEUED = ("--signal=B:USR1@120", "--requeue", "--open-mode=append")
 
 
-def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], options: Sequence[str]) -> Path:
+def write_slurm(
+    tasks: Sequence[Task], out: Path, command: Sequence[str], options: Sequence[str]
+) -> Path:
     """Write job files for the missing tasks; returns the script that submits them.
 
-    An element of an array does all tasks of one run. An array waits for the end of the one before it, failed or not:
-    an element whose teacher is missing ends with an error, and the others run.
+    An element of an array does all tasks of one run. An array waits for the end of the one before
+    it, failed or not: an element whose teacher is missing ends with an error, and the others run.
 
-    They go into the folder ``out/slurm``. ``command`` are the arguments of ``python -m kdpl`` that run the campaign,
-    ``options`` those of sbatch for every element.
+    They go into the folder ``out/slurm``. ``command`` are the arguments of ``python -m kdpl`` that
+    run the campaign, ``options`` those of sbatch for every element.
     """
     folder = out / "slurm"
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,11 @@ def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], option
     submit = ["set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}"]
     for number, runs in enumerate(levels(tasks)):
         script = folder / f"level_{number}.sbatch"
-        sbatch = [f"--job-name=kdpl_{number}", f"--array=0-{len(runs) - 1}", f"--output={folder}/logs/%A_%a.log"]
+        sbatch = [
+            f"--job-name=kdpl_{number}",
+            f"--array=0-{len(runs) - 1}",
+            f"--output={folder}/logs/%A_%a.log",
+        ]
         _write(
             script,
             *(f"#SBATCH {shlex.quote(option)}" for option in (*sbatch, *_REQUEUED, *options)),
@@ -39,7 +45,8 @@ def write_slurm(tasks: Sequence[Task], out: Path, command: Sequence[str], option
             f"cd {shlex.quote(str(Path.cwd()))}",
             # in the script, of which Slurm keeps a copy: new files do not change jobs that wait
             f"runs=({shlex.join(runs)})",
-            f'exec {shlex.join([sys.executable, "-m", "kdpl", *command])} --only "${{runs[SLURM_ARRAY_TASK_ID]}}"',
+            f"exec {shlex.join([sys.executable, '-m', 'kdpl', *command])} --only "
+            f'"${{runs[SLURM_ARRAY_TASK_ID]}}"',
         )
         after = '--dependency=afterany:"${job%%;*}" ' if number else ""
         submit += [f"job=$(sbatch --parsable {after}{shlex.quote(str(script))})"]

@@ -1,9 +1,12 @@
-"""The arithmetic of a campaign's tables: means and deviations over seeds, averages over datasets, published figures.
+"""The arithmetic of a campaign's tables.
 
-The harmonic mean of a run is that of its base and novel accuracy, and the table shows its mean over seeds. The average
-over datasets is the field's: base and novel accuracies are averaged over the datasets, and the harmonic mean is taken
-of those two averages, for each seed. The published average of PromptKD is made in that way: its eleven datasets average
-to 86.96 and 80.73, whose harmonic mean is the published 83.73; the mean of its eleven harmonic means is 83.63.
+It computes means and deviations over seeds and averages over datasets, and adds published figures.
+
+The harmonic mean of a run is that of its base and novel accuracy, and the table shows its mean over
+seeds. The average over datasets is the field's: base and novel accuracies are averaged over the
+datasets, and the harmonic mean is taken of those two averages, for each seed. The published average
+of PromptKD is made in that way: its eleven datasets average to 86.96 and 80.73, whose harmonic mean
+is the published 83.73; the mean of its eleven harmonic means is 83.63.
 """
 
 import statistics
@@ -39,7 +42,9 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Mean and standard deviation over seeds, and the published figure, in %; what is missing is None.
+    """Mean and standard deviation over seeds, and the published figure, in %.
+
+    What is missing is None.
 
     ``seeds`` are there out of ``seeds_expected``, which are 0 where the row is not run.
     """
@@ -60,7 +65,10 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line: its dataset, where several stand below each other, its variant, of which ``**title**`` is bold."""
+    """One line: its dataset, and its variant.
+
+    The dataset is given where several stand below each other; ``**title**`` of the variant is bold.
+    """
 
     group: str
     title: str
@@ -70,7 +78,7 @@ class Line(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """One table: its title, the titles of the columns with numbers, its lines, and the campaign's notes below it."""
+    """One table: its title, the titles of numeric columns, its lines, and the campaign's notes."""
 
     title: str
     columns: tuple[str, ...]
@@ -79,13 +87,20 @@ class ResultTable(NamedTuple):
 
 
 def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
-    """Make a campaign's tables from the results of finished runs; those that it does not have are left out."""
+    """Make a campaign's tables from the results of finished runs.
+
+    Results that it does not have are left out.
+    """
     maker = _Maker(campaign, results)
     datasets = [dataset_name(each) for each in campaign.datasets]
-    by_dataset = [protocol for protocol in campaign.protocols if protocol in ("few_shot", "base_to_novel")]
+    by_dataset = [
+        protocol for protocol in campaign.protocols if protocol in ("few_shot", "base_to_novel")
+    ]
     made = []
     if by_dataset and len(datasets) == 1:
-        columns = [column for protocol in by_dataset for column in maker.columns(protocol, ", all classes")]
+        columns = [
+            column for protocol in by_dataset for column in maker.columns(protocol, ", all classes")
+        ]
         made.append(maker.table(datasets[0], columns, {"": datasets[0]}, datasets))
     else:
         for protocol in by_dataset:
@@ -98,7 +113,9 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     }
     for name, (shown, averaged) in targets.items():
         if name in campaign.protocols:
-            columns = [Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)]
+            columns = [
+                Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)
+            ]
             made.append(maker.table(_TITLES[name], columns, {"": ""}, averaged))
     return made
 
@@ -117,25 +134,41 @@ class _Maker:
         if protocol == "base_to_novel":
             return [Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
         return [
-            Column(f"{shots} shot{'s' if shots != 1 else ''}{suffix}", protocol, f"shots_{shots}", _ACCURACY)
+            Column(
+                f"{shots} shot{'s' if shots != 1 else ''}{suffix}",
+                protocol,
+                f"shots_{shots}",
+                _ACCURACY,
+            )
             for shots in self.campaign.shots
         ]
 
     def table(
         self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
     ) -> ResultTable:
-        """Make a table with a line for each group, of one dataset each, and row; ``averaged`` are averaged over."""
+        """Make a table with a line for each group, of one dataset each, and row.
+
+        The averages are over the groups ``averaged``.
+        """
         lines = []
         for group, dataset in groups.items():
             for row in self.campaign.rows:
                 if any(self._runs(row, column) for column in columns):
-                    cells = [self._cell(column, column.dataset or dataset, row, averaged) for column in columns]
+                    cells = [
+                        self._cell(column, column.dataset or dataset, row, averaged)
+                        for column in columns
+                    ]
                     runs = [run for cell in cells for run in self._results_of(cell)]
-                    flags = any(run.transductive for run in runs), any(run.selected_on_test for run in runs)
+                    flags = (
+                        any(run.transductive for run in runs),
+                        any(run.selected_on_test for run in runs),
+                    )
                     lines.append(Line(group, self.campaign.title(row), cells, *flags))
         if AVERAGE in groups and columns[0].protocol == "base_to_novel":
             lines += self._other_methods(columns, averaged)
-        return ResultTable(title, tuple(column.title for column in columns), lines, self.campaign.notes)
+        return ResultTable(
+            title, tuple(column.title for column in columns), lines, self.campaign.notes
+        )
 
     def _runs(self, row: str, column: Column) -> bool:
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
@@ -157,26 +190,40 @@ class _Maker:
     def _over_seeds(
         self, column: Column, dataset: str, row: str, metric: str, averaged: Sequence[str]
     ) -> Mapping[int, float]:
-        """Return values by seed; of an average over datasets, those of the seeds that have all of them."""
+        """Return values by seed.
+
+        Those of an average over datasets are of the seeds that have all of the datasets.
+        """
         if dataset != AVERAGE:
             return self.values.get((column.protocol, column.setting, dataset, row, metric), {})
         if metric == _HM:
-            base, novel = (self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL))
-            return {seed: statistics.harmonic_mean([base[seed], novel[seed]]) for seed in base.keys() & novel.keys()}
+            base, novel = (
+                self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL)
+            )
+            return {
+                seed: statistics.harmonic_mean([base[seed], novel[seed]])
+                for seed in base.keys() & novel.keys()
+            }
         each = [self._over_seeds(column, name, row, metric, averaged) for name in averaged]
         seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in each)]
         return {seed: statistics.mean(values[seed] for values in each) for seed in seeds}
 
-    def _published(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> float | None:
+    def _published(
+        self, column: Column, dataset: str, row: str, averaged: Sequence[str]
+    ) -> float | None:
         method = self.campaign.rows[row].published
         if column.protocol != "base_to_novel" or method is None:
             return None
         of_average = dataset == AVERAGE
-        figures = published_average(method, averaged) if of_average else METHODS[method].by_dataset.get(dataset, {})
+        figures = (
+            published_average(method, averaged)
+            if of_average
+            else METHODS[method].by_dataset.get(dataset, {})
+        )
         return figures.get(column.metric)
 
     def _other_methods(self, columns: Sequence[Column], datasets: Sequence[str]) -> list[Line]:
-        """Return the averages of other methods, if the campaign has the datasets that they are of."""
+        """Return the averages of other methods, if the campaign has the datasets they are of."""
         if set(datasets) != set(METHODS["promptkd"].by_dataset):
             return []
         shown = {row.published for row in self.campaign.rows.values()}
@@ -185,14 +232,20 @@ class _Maker:
             Line(
                 AVERAGE,
                 f"{method.title}, published",
-                [Cell(column, AVERAGE, key, published=method.average[column.metric]) for column in columns],
+                [
+                    Cell(column, AVERAGE, key, published=method.average[column.metric])
+                    for column in columns
+                ],
             )
             for key, method in others.items()
         ]
 
 
 def published_average(method: str, datasets: Iterable[str]) -> Figures:
-    """Return a method's published average over some datasets; empty if one of them has no published figures."""
+    """Return a method's published average over some datasets.
+
+    It is empty if one of them has no published figures.
+    """
     figures = [METHODS[method].by_dataset.get(dataset) for dataset in datasets]
     known = [each for each in figures if each is not None]
     if not known or len(known) < len(figures):

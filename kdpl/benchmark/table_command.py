@@ -9,7 +9,9 @@ from kdpl.runtime.configs import read_config
 from kdpl.runtime.files import write_text
 
 
-def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdown", out: str | None = None) -> int:
+def table(
+    folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdown", out: str | None = None
+) -> int:
     """Print the tables of a campaign, beside published figures.
 
     It may be unfinished. They are also written into its folder as Markdown, CSV and LaTeX.
@@ -27,10 +29,15 @@ def table(folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdow
     files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
     if not files:
         raise ConfigError(
-            f"{folder} is not the folder of a campaign: give one that benchmark was started with as --out"
+            f"{folder} is not the folder of a campaign: give one that benchmark was started with "
+            "as --out"
         )
     results = list(read_all(Path(folder)))
-    made = [each for file in files for each in tables(parse_campaign(read_config(str(file)), file), results)]
+    made = [
+        each
+        for file in files
+        for each in tables(parse_campaign(read_config(str(file)), file), results)
+    ]
     for name, (ending, render) in WRITERS.items():
         text = render(made)
         write_text(Path(folder) / f"table.{ending}", text)

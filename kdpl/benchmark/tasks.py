@@ -46,8 +46,8 @@ class CampaignRun(Coordinates):
 class Result(Coordinates):
     """A run's accuracies, fractions by metric name, on so many test images.
 
-    ``transductive``: unlabelled images of novel classes were seen in training. ``selected_on_test``: the epoch was
-    chosen by its accuracy on the base classes' test images.
+    ``transductive``: unlabelled images of novel classes were seen in training.
+    ``selected_on_test``: the epoch was chosen by its accuracy on the base classes' test images.
     """
 
     title: str
@@ -58,13 +58,17 @@ class Result(Coordinates):
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Read the results of all finished runs below a campaign's folder; an ArtifactError for any other file."""
+    """Read the results of all finished runs below a campaign's folder.
+
+    Raises an ArtifactError for any other file.
+    """
     for file in sorted(out.glob(f"*/**/{RESULT_FILE}")):
         try:
             yield Result.model_validate_json(file.read_bytes())
         except ValidationError as error:
             raise ArtifactError(
-                f"{file} is not the result of a campaign's run: remove it and start the benchmark again"
+                f"{file} is not the result of a campaign's run: remove it and start the benchmark "
+                "again"
             ) from error
 
 
@@ -110,7 +114,10 @@ class Task:
         return list(self.args)
 
     def fit_command(self) -> list[str]:
-        """Return the command of a fit; of an import, which takes the same settings, that of the fit it replaces."""
+        """Return the command of a fit; for an import, that of the fit it replaces.
+
+        Both take the same settings.
+        """
         return ["fit", *self.args[3:]] if self.kind == "import" else list(self.args)
 
     def save_command(self) -> None:
@@ -118,9 +125,16 @@ class Task:
         write_text(self.folder / _COMMAND_FILE, self._recorded())
 
     def has_other_command(self) -> bool:
-        """Return True if a fit was started by another command; ``fit`` can tell if its settings differ."""
+        """Return True if a fit was started by another command.
+
+        ``fit`` can tell if its settings differ.
+        """
         file = self.folder / _COMMAND_FILE
-        return self.kind in FITS and file.is_file() and file.read_text(encoding="utf-8") != self._recorded()
+        return (
+            self.kind in FITS
+            and file.is_file()
+            and file.read_text(encoding="utf-8") != self._recorded()
+        )
 
     def _recorded(self) -> str:
         contents = {file: read_config(file) for file in config_files(self.args)}
@@ -148,14 +162,18 @@ def missing_files(tasks: Iterable[Task]) -> list[str]:
     """Describe the published files that are to be imported and do not exist."""
     files = dict.fromkeys((task.args[2], task.run.row) for task in tasks if task.kind == "import")
     return [
-        f"row {row} imports {file}, which does not exist: correct 'import:' in the campaign, or get the file"
+        f"row {row} imports {file}, which does not exist: correct 'import:' in the campaign, or "
+        "get the file"
         for file, row in files
         if not Path(file).is_file()
     ]
 
 
 def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
-    """Return one fit for each row and combination of configs: the others differ in dataset and seed alone."""
+    """Return one fit for each row and combination of configs.
+
+    The others differ only in dataset and seed.
+    """
     kinds: dict[tuple[str, ...], Task] = {}
     for task in tasks:
         if task.kind in FITS:

@@ -1,6 +1,7 @@
 """Torch files that hold more than tensors, read without running anything that they name.
 
-``torch.load(weights_only=True)`` builds plain values; other classes and functions become a stand-in that does nothing.
+``torch.load(weights_only=True)`` builds plain values; other classes and functions become a stand-in
+that does nothing.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdpl.errors import ArtifactError, reason
 
 
 class _StandIn:
-    """Stands for any class or function of a file, and for its instances: takes everything, does nothing."""
+    """Stands for any class or function of a file, and its instances: takes all, does nothing."""
 
     __slots__ = ()
 
@@ -32,20 +33,25 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 def read_torch_file(path: Path) -> Any:
     """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
 
-    Returns what was saved: tensors, numbers, strings and plain containers, and a meaningless object for anything else.
-    An ArtifactError if the file is missing, damaged or of another kind.
+    Returns what was saved: tensors, numbers, strings and plain containers, and a meaningless object
+    for anything else. An ArtifactError if the file is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")
     if is_torchscript(path):
-        raise ArtifactError(f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file")
+        raise ArtifactError(
+            f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file"
+        )
     try:
         names = get_unsafe_globals_in_checkpoint(str(path))
-        with safe_globals([(_empty_dict if n == "collections.defaultdict" else _StandIn, n) for n in names]):
+        with safe_globals(
+            [(_empty_dict if n == "collections.defaultdict" else _StandIn, n) for n in names]
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever zipfile, pickle and torch raise on damaged bytes
         # not torch's own words, which advise to load the file without this protection
         why = "" if "weights_only" in str(error) else f" ({reason(error)})"
         raise ArtifactError(
-            f"{path} is damaged, or not a checkpoint as torch.save writes them since version 1.6{why}: fetch it again"
+            f"{path} is damaged, or not a checkpoint as torch.save writes them since version "
+            f"1.6{why}: fetch it again"
         ) from error

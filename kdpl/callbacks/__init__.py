@@ -1,4 +1,4 @@
-"""Around training: averaging prompts, freezing class vectors, checkpoints, pictures, interruption, measurements.
+"""Callbacks for averages, class vectors, checkpoints, pictures, interruptions and measurements.
 
 Of the stages' own callbacks the names are here; the commands add those of the other files.
 """

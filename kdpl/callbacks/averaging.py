@@ -11,9 +11,14 @@ from kdpl.errors import ConfigError
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1, or a ConfigError."""
+    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, or raise a ConfigError.
+
+    They sum to 1.
+    """
     if std <= 0:
-        raise ConfigError(f"the standard deviation of the prompt averaging is {std}: it must be above 0")
+        raise ConfigError(
+            f"the standard deviation of the prompt averaging is {std}: it must be above 0"
+        )
     densities = [math.exp(-0.5 * ((e - mean) / std) ** 2) for e in range(1, epochs + 1)]
     total = sum(densities)
     if total == 0:
@@ -25,10 +30,10 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 class GaussianPromptAveraging(Callback):
-    """Adds the trained parameters to a running sum after each epoch; the sum replaces them after the last one.
+    """Adds the trained parameters to a sum after each epoch; the sum replaces them at the end.
 
-    The sum is part of checkpoints, so a resumed run ends with the same prompts. ``mean`` and ``std`` of the weights are
-    in epochs.
+    The sum is part of checkpoints, so a resumed run ends with the same prompts. ``mean`` and
+    ``std`` of the weights are in epochs.
     """
 
     def __init__(self, mean: float, std: float) -> None:
@@ -41,7 +46,9 @@ class GaussianPromptAveraging(Callback):
         """Compute the weights, or raise a ConfigError before any time is spent."""
         if stage == "fit":
             if not trainer.max_epochs or trainer.max_epochs < 1:
-                raise ConfigError("prompt averaging needs to know the number of epochs: set trainer.max_epochs")
+                raise ConfigError(
+                    "prompt averaging needs to know the number of epochs: set trainer.max_epochs"
+                )
             self._weights = gaussian_weights(trainer.max_epochs, self.mean, self.std)
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
-"""Checkpoints of a run: the last one, the one before it until the run is finished, and how a run may resume.
+"""Checkpoints of a run, and how a run may resume.
 
-A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries, optimiser and progress,
-the state of callbacks, and what modules and callbacks add in ``on_save_checkpoint``: fingerprints of CLIP and teachers,
-and the views.
+There are the last one and, until the run is finished, the one before it.
+
+A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
+optimiser and progress, the state of callbacks, and what modules and callbacks add in
+``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views.
 """
 
 from pathlib import Path
@@ -21,7 +23,7 @@ from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST, PREVIOUS, handed_o
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves the last checkpoint of a run into its folder, every so many steps or at the end of each epoch."""
+    """Saves the last checkpoint into a run's folder, every so many steps or after each epoch."""
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__(
@@ -40,8 +42,8 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save between two steps of an epoch.
 
-        Not after its last step: Lightning resumes such a checkpoint in the next epoch, without the validation of this
-        one. The checkpoint of the epoch's end follows at once.
+        Not after its last step: Lightning resumes such a checkpoint in the next epoch, without the
+        validation of this one. The checkpoint of the epoch's end follows at once.
         """
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
@@ -54,9 +56,10 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class SameSteps(Callback):
-    """Keeps in the checkpoint how many images all processes together take in a step, and refuses to resume with others.
+    """Refuses to resume a run with another number of images in a step of all processes together.
 
-    Learning rate and schedule fit those, and an interrupted epoch would see some images twice or not at all.
+    The checkpoint holds that number. Learning rate and schedule fit it, and with another one an
+    interrupted epoch would see some images twice or not at all.
     """
 
     def __init__(self) -> None:
@@ -78,19 +81,33 @@ class SameSteps(Callback):
         if 0 in (before, now) or before == now:
             return
         each, rest = divmod(before, self._processes)
-        change = f"trainer.devices to a divisor of {before}" if rest else f"data.init_args.batch_size to {each}"
-        several = f" ({self._batch_size} on each of {self._processes} processes)" if self._processes > 1 else ""
-        raise ConfigError(f"the run took {before} images a step, and would take {now}{several} now: set {change}")
+        change = (
+            f"trainer.devices to a divisor of {before}"
+            if rest
+            else f"data.init_args.batch_size to {each}"
+        )
+        several = (
+            f" ({self._batch_size} on each of {self._processes} processes)"
+            if self._processes > 1
+            else ""
+        )
+        raise ConfigError(
+            f"the run took {before} images a step, and would take {now}{several} now: set {change}"
+        )
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary name and renames it, so that the previous one survives a kill or a full disk.
+    """Writes a checkpoint under a temporary name and renames it.
+
+    The previous one thus survives a kill or a full disk.
 
     Lightning writes to the system's temporary folder first, and a rename across disks is a copy. A
     ``last.ckpt`` that exists becomes ``previous.ckpt``.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write a checkpoint; called on one process."""
         path = Path(path)
         with atomic_path(path) as temporary:
@@ -100,7 +117,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def _keep(last: Path, previous: Path) -> None:
-    """Link the last checkpoint to a second name, so that a last checkpoint exists at every moment."""
+    """Link the last checkpoint to a second name, so that one exists at every moment."""
     previous.unlink(missing_ok=True)
     try:
         previous.hardlink_to(last)
@@ -110,7 +127,7 @@ def _keep(last: Path, previous: Path) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run; None if there is none, an ArtifactError if all are damaged.
+    """Return the newest intact checkpoint of a run, or None; an ArtifactError if all are damaged.
 
     A damaged one is named in a warning, and the one before it is returned.
     """
@@ -132,15 +149,18 @@ def newest(folder: Path) -> Path | None:
 
 
 def require_intact(file: Path) -> None:
-    """Raise a ConfigError for a missing checkpoint, and an ArtifactError for a damaged one or another file."""
+    """Raise a ConfigError for a missing checkpoint, an ArtifactError for an invalid one."""
     if not file.is_file():
-        raise ConfigError(f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path")
+        raise ConfigError(
+            f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path"
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         complete = {"state_dict", "epoch", "pytorch-lightning_version"} <= content.keys()
     except Exception as error:  # pickle, zipfile and torch each raise their own
         raise ArtifactError(
-            f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give another --ckpt_path"
+            f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give "
+            "another --ckpt_path"
         ) from error
     if not complete:
         raise ArtifactError(f"{file} is not a run's checkpoint: give one written by fit")

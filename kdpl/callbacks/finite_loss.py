@@ -14,11 +14,12 @@ from kdpl.errors import TrainingError
 class FiniteLoss(Callback):
     """Stops training once a term of the loss, or a trained parameter, is not finite.
 
-    The terms of each step stay on the device and are checked together: every few steps, at the end of each epoch and
-    before each checkpoint. No step waits for the device, and the existing checkpoint is always an earlier one.
+    The terms of each step stay on the device and are checked together: every few steps, at the end
+    of each epoch and before each checkpoint. No step waits for the device, and the existing
+    checkpoint is always an earlier one.
 
-    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is an error only if all of
-    the last ``every_n_steps`` steps were skipped.
+    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is an error
+    only if all of the last ``every_n_steps`` steps were skipped.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -37,30 +38,39 @@ class FiniteLoss(Callback):
         """Check before the epoch's weights are used."""
         self._check(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Check before the checkpoint is written; called on all processes."""
         self._check(trainer, pl_module)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a TrainingError on all processes if one of them found a value that is not finite."""
+        """Raise a TrainingError on all processes if one of them found a non-finite value."""
         problem = self._wrong_loss(trainer) or _wrong_weights(trainer, pl_module)
         self._steps = []
         if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
-            raise TrainingError(problem or "training was stopped by another process: its message says why")
+            raise TrainingError(
+                problem or "training was stopped by another process: its message says why"
+            )
 
     def _wrong_loss(self, trainer: Trainer) -> str | None:
         if not self._steps:
             return None
         # one transfer for all of them
-        finite = torch.stack([torch.stack(list(terms.values())).isfinite() for _, terms in self._steps]).cpu()
+        finite = torch.stack(
+            [torch.stack(list(terms.values())).isfinite() for _, terms in self._steps]
+        ).cpu()
         wrong = (~finite.all(dim=1)).nonzero().flatten().tolist()
         skips = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not wrong or (skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)):
+        if not wrong or (
+            skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)
+        ):
             return None
         number, terms = self._steps[wrong[0]]
         values = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
         return (
-            f"the loss of step {number} is not finite ({values}): lower model.init_args.optim.lr, or set "
+            f"the loss of step {number} is not finite ({values}): lower model.init_args.optim.lr, "
+            "or set "
             "trainer.precision to 32-true, and start in another --out"
         )
 
@@ -70,6 +80,7 @@ def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:
     if not trained or bool(torch.stack(trained).all()):
         return None
     return (
-        f"trained parameters are not finite after step {trainer.global_step}: lower model.init_args.optim.lr and start "
+        f"trained parameters are not finite after step {trainer.global_step}: lower "
+        "model.init_args.optim.lr and start "
         "in another --out"
     )

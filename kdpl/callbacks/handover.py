@@ -29,13 +29,16 @@ _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
 class Handover(Callback):
-    """Base of callbacks that write a result once a fit has reached its planned end, not when it was interrupted."""
+    """Base of callbacks that write a result at the planned end of a fit, not on interruption."""
 
     def __init__(self) -> None:
         self._written = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write while the model is still on its device, or after a fit without epochs or resumed after its last one."""
+        """Write while the model is still on its device.
+
+        Also write after a fit without epochs, or one resumed after its last epoch.
+        """
         if self._written:
             return
         self._written = True
@@ -48,7 +51,7 @@ class Handover(Callback):
     on_fit_end = on_train_end
 
     def ended_early(self) -> None:
-        """Say that nothing is written; a room that writes beside a stage's own result says nothing."""
+        """Warn that nothing is written; a room that writes beside a stage's result is silent."""
         warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod
@@ -60,7 +63,10 @@ def _is_finished(trainer: Trainer) -> bool:
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
     steps = 0 <= trainer.max_steps <= trainer.global_step
     # early stopping is a planned end as well
-    early = any(isinstance(each, EarlyStopping) and each.stopped_epoch > 0 for each in trainer.early_stopping_callbacks)
+    early = any(
+        isinstance(each, EarlyStopping) and each.stopped_epoch > 0
+        for each in trainer.early_stopping_callbacks
+    )
     return epochs or steps or early
 
 
@@ -81,10 +87,11 @@ class _Student(Protocol):
 
 
 class FreezeClassVectors(Handover):
-    """At the end of stage 1, encodes all class names with the tuned prompts and writes them to the run's folder.
+    """Encodes all class names with the tuned prompts at the end of stage 1, into the run's folder.
 
-    Writes ``prompts.safetensors`` and then ``class_vectors.safetensors``, each atomically, from one process. The last
-    stands for a finished stage 1. From here on no text tower runs (PromptKD, arXiv 2403.02781, section 3.2).
+    Writes ``prompts.safetensors`` and then ``class_vectors.safetensors``, each atomically, from one
+    process. The last stands for a finished stage 1. From here on no text tower runs (PromptKD,
+    arXiv 2403.02781, section 3.2).
     """
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
@@ -95,18 +102,23 @@ class FreezeClassVectors(Handover):
             return
         teacher.tuned_prompts().save(folder / PROMPTS_FILE)
         vectors.save(folder / CLASS_VECTORS_FILE)
-        inform(f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}")
+        inform(
+            f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}"
+        )
 
 
 class SaveClassifier(Handover):
-    """Copies the class vectors into the run's folder, and at the end of stage 2 writes the classifier."""
+    """Copies the class vectors into the run's folder, and writes the classifier after stage 2."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the class vectors: with them and its CLIP's weights, a checkpoint can be tested."""
-        # what is wrong with validation images or a file is an error now, and not after the last epoch
+        # what is wrong with validation images or a file is an error now, and not after the last
+        # epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
-            cast(_Student, pl_module).shared_vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
+            cast(_Student, pl_module).shared_vectors.save(
+                Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
+            )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Classify the validation images on all processes, write on one."""
@@ -127,7 +139,9 @@ class SaveClassifier(Handover):
             trainer.global_step > 0,
         )
         made = (kind.made_from(evidence) for kind in companion_kinds().values())
-        classifier.save(folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None])
+        classifier.save(
+            folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None]
+        )
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
 
 
@@ -140,7 +154,9 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
 
     own, batches = [], domain_of(trainer).val_dataloader()
     for (features, logits), batch in infer(classify, batches, classifier.head.class_vectors.device):
-        own.append([each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)])
+        own.append(
+            [each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)]
+        )
 
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
@@ -153,7 +169,10 @@ def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
 
 
 def _pool(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:
-    """A sample of the unlabelled images, those left out included, and their predictions; none where there are none."""
+    """Return a sample of the unlabelled images, also of those left out, and their predictions.
+
+    It is empty if there are none.
+    """
     if not (data.splits.train or data.splits.unlabeled):
         return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)

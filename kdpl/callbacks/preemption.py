@@ -1,4 +1,7 @@
-"""Interruptions of a training: Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last one."""
+"""Interruptions of a training.
+
+Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last one.
+"""
 
 import atexit
 import subprocess
@@ -18,10 +21,11 @@ _GRACE_SECONDS = 5
 
 
 class Requeue(Checkpoint):
-    """Saves, requeues the Slurm job and ends, between two steps, once the notice of the time limit has arrived.
+    """Saves, requeues the Slurm job and ends, between two steps, once the time limit is announced.
 
-    Lightning's own handler saves wherever the signal arrives, which may be in the middle of a step; it is turned off by
-    ``SLURMEnvironment(auto_requeue=False)``. A Checkpoint, so that it runs after all callbacks with state.
+    Lightning's own handler saves wherever the signal arrives, which may be in the middle of a step;
+    it is turned off by ``SLURMEnvironment(auto_requeue=False)``. A Checkpoint, so that it runs
+    after all callbacks with state.
     """
 
     def __init__(self) -> None:
@@ -32,7 +36,7 @@ class Requeue(Checkpoint):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:
-        """Save between two optimiser steps, except at an epoch's last batch, which its end follows."""
+        """Save between two optimiser steps, except after an epoch's last batch: its end follows."""
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
@@ -66,14 +70,14 @@ class Requeue(Checkpoint):
 
 
 class InterruptionHandler(Callback):
-    """Notes in an error its step and the checkpoint that is kept, and lets SIGTERM interrupt a training.
+    """Notes in an error its step and the kept checkpoint, and lets SIGTERM interrupt a training.
 
-    Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this one in another
-    collective operation.
+    Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this
+    one in another collective operation.
     """
 
     launched: list[list[subprocess.Popen[bytes]]] = []  # noqa: RUF012 - of all trainers of this process
-    """The processes that Lightning started for trainings of this one; it starts them once for several trainers."""
+    """The processes that Lightning started for trainings of this one, once for several trainers."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, which it installs just before."""
@@ -85,18 +89,23 @@ class InterruptionHandler(Callback):
         """Note the other processes."""
         self._note_processes(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Mark the error, which whoever prints it prints, and let no other process outlive this one."""
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Mark the error for whoever prints it, and let no other process outlive this one."""
         self._note_processes(trainer)
         for processes in self.launched:
             for process in processes:
                 atexit.register(_end, process)
-            # the launcher watches this list, and would kill this process before it has printed the error
+            # the launcher watches this list, and would kill this process before it has printed the
+            # error
             processes.clear()
         if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
             return
         files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
-        kept = next((f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet")
+        kept = next(
+            (f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet"
+        )
         mark(exception, f"after {trainer.global_step} steps; {kept}")
 
     def _note_processes(self, trainer: Trainer) -> None:

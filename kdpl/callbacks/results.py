@@ -20,7 +20,8 @@ RowT = TypeVar("RowT")
 class SaveTestResults(Callback):
     """Writes each test image's prediction, and the accuracies, into the run's folder.
 
-    The accuracies mark a finished test, and so are written last, after all other callbacks used the predictions.
+    The accuracies mark a finished test, and so are written last, after all other callbacks used the
+    predictions.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,9 @@ class SaveTestResults(Callback):
         """Forget an earlier test."""
         self._rows, self._metrics = [], None
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
+    ) -> None:
         """Keep index, label, predictions and probability of each image."""
         evaluated = cast(EvalOutput, outputs)
         logits, labels = evaluated["logits"], evaluated["labels"]
@@ -51,9 +54,12 @@ class SaveTestResults(Callback):
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.splits.test
             predictions = [
-                ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half) for i, y, p, q, half in rows
+                ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half)
+                for i, y, p, q, half in rows
             ]
-            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+            metrics = {
+                k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
+            }
             if data.splits.held_out:
                 metrics["held_out"] = True
             write_predictions(folder, predictions)
@@ -67,7 +73,7 @@ class SaveTestResults(Callback):
 
 
 def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
-    """Leave each image the logits of the base or of the novel classes, those that its label is among."""
+    """Keep the logits of the base or of the novel classes, whichever include the image's label."""
     is_base = torch.arange(logits.shape[1], device=logits.device) < num_base
     return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf)
 

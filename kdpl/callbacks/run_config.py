@@ -42,7 +42,8 @@ _MAY_CHANGE = (
 class RunConfig(SaveConfigCallback):
     """Writes the config of a fit into the run's folder and hands it to the loggers, once.
 
-    Validation and test leave the config of the fit alone, and so does a fit that fails before its first checkpoint.
+    Validation and test leave the config of the fit alone, and so does a fit that fails before its
+    first checkpoint.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
@@ -52,14 +53,16 @@ class RunConfig(SaveConfigCallback):
         """Do nothing yet: data and model are checked first."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config; also at the end of a fit without epochs, in which no training starts."""
+        """Write the config; also at the end of a fit without epochs, which starts no training."""
         if trainer.is_global_zero and not self.already_saved:
             self.already_saved = True
             self.save_config(trainer, pl_module, "fit")
 
     on_fit_end = on_train_start
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Remove the config again unless there is a checkpoint to resume from."""
         folder = Path(trainer.default_root_dir)
         begun = any((folder / name).is_file() for name in (LAST, PREVIOUS))
@@ -75,12 +78,15 @@ class RunConfig(SaveConfigCallback):
 
 
 def require_same_settings(config: Path, now: str) -> None:
-    """Raise a ConfigError if settings, as YAML, would change the result of a run that ``config`` is from."""
-    before, after = (flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now))
+    """Raise a ConfigError if YAML settings would change the result of the run of ``config``."""
+    before, after = (
+        flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now)
+    )
     for key in sorted(before.keys() | after.keys()):
         if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):
             raise ConfigError(
-                f"{config.parent} holds a run with other settings ({key} is {before.get(key)} there and "
+                f"{config.parent} holds a run with other settings ({key} is {before.get(key)} "
+                "there and "
                 f"{after.get(key)} here): choose another --out, or remove that folder"
             )
 
@@ -89,4 +95,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return the values of a tree of settings by their names on the command line."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{key}".lstrip(".")).items()}
+    return {
+        k: v
+        for key, sub in tree.items()
+        for k, v in flatten(sub, f"{prefix}.{key}".lstrip(".")).items()
+    }

@@ -1,4 +1,4 @@
-"""What a student's fit checks before its first step: the views of a resumed run, and the images of a batch."""
+"""Checks before a student's first step: the views of a resumed run, and the images of a batch."""
 
 from typing import Any
 
@@ -14,17 +14,21 @@ _PUBLISHED_BATCH = 8
 
 
 class SameViews(Callback):
-    """Keeps in the checkpoint which views of the images the epochs see, and refuses to resume with others."""
+    """Refuses to resume a run with other views of the images, which the checkpoint describes."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int | None] | None = None
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Note the views."""
         checkpoint[_VIEWS_KEY] = views_of(trainer)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the views for the comparison, since callbacks may fill a cache until the fit starts."""
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the views to compare them, since callbacks may fill a cache until the fit starts."""
         before = checkpoint.get(_VIEWS_KEY)
         self._before = None if before is None else tuple(before)
 
@@ -33,8 +37,10 @@ class SameViews(Callback):
         before, now = self._before, views_of(trainer)
         if before is not None and before != now:
             raise ConfigError(
-                f"the run started with different views of its images ({_words(*before)}) from those the settings now "
-                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or choose another --out"
+                f"the run started with different views of its images ({_words(*before)}) from "
+                "those the settings now "
+                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or "
+                "choose another --out"
             )
 
 
@@ -43,7 +49,10 @@ def _words(seed: int, views: int | None) -> str:
 
 
 def views_of(trainer: Trainer) -> tuple[int, int | None]:
-    """Seed of the views of unlabelled images, and their number for each; None for a new one in each epoch."""
+    """Return the seed of the views of unlabelled images, and their number for each image.
+
+    The number is None if each epoch has a new view.
+    """
     data, epochs = domain_of(trainer), trainer.max_epochs
     if not data.teacher_caches:
         return data.seed, None
@@ -53,15 +62,25 @@ def views_of(trainer: Trainer) -> tuple[int, int | None]:
 
 
 class EnoughImages(Callback):
-    """Refuses a batch of one image, and warns of one that is small for the batch norm of a student's projector."""
+    """Refuses a batch of one image, and warns of a small one for the projector's batch norm."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Count the images of the first batch, those of all processes together."""
         images = len(batch.images) * trainer.world_size
         if batch_idx or images >= _PUBLISHED_BATCH:
             return
-        remedy = f"set data.init_args.batch_size so that all processes together take {_PUBLISHED_BATCH} or more"
+        remedy = (
+            "set data.init_args.batch_size so that all processes together take "
+            f"{_PUBLISHED_BATCH} or more"
+        )
         if images == 1:
-            raise ConfigError(f"a batch has one image, but the projector's batch norm needs several: {remedy}")
+            raise ConfigError(
+                f"a batch has one image, but the projector's batch norm needs several: {remedy}"
+            )
         if trainer.global_step == 0:
-            warn(f"the projector's batch norm has {images} images at a time, which costs accuracy: {remedy}")
+            warn(
+                f"the projector's batch norm has {images} images at a time, which costs accuracy: "
+                f"{remedy}"
+            )

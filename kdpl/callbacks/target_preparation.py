@@ -63,12 +63,17 @@ class PrepareTargets(Callback):
     def _report_kept(self, before: TargetInputs, kept: int) -> None:
         images = len(before.indices)
         if not kept:
-            raise DataError(f"pool_filter leaves out all {images} unlabelled images: check what they show")
+            raise DataError(
+                f"pool_filter leaves out all {images} unlabelled images: check what they show"
+            )
         self.kept = kept / images
         file = before.folder / LEFT_OUT_FILE
         inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
         if before.num_base is not None:
-            inform("pool filter: its limit is of base classes, and leaves out more images of novel ones than of these")
+            inform(
+                "pool filter: its limit is of base classes, and leaves out more images of novel "
+                "ones than of these"
+            )
 
 
 def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:

@@ -24,7 +24,7 @@ from kdpl.targets.teachers import Teachers
 
 
 class Distillation(Protocol):
-    """The module of stage 2, as far as its teachers are concerned."""
+    """The part of the stage-2 module that concerns its teachers."""
 
     teachers: Teachers
 
@@ -59,7 +59,11 @@ class FillTeacherCache(Callback):
         folders = cache_folders(str(data.teacher_cache), student.teachers.describe())
         for number, (folder, teacher) in enumerate(folders):
             # further teachers see the views of the first
-            views, seed = (caches[0].manifest.views, caches[0].manifest.view_seed) if caches else (self.views, None)
+            views, seed = (
+                (caches[0].manifest.views, caches[0].manifest.view_seed)
+                if caches
+                else (self.views, None)
+            )
             wanted = views or max(trainer.max_epochs or 0, 0)
             needed = data.cache_settings.manifest(teacher, data.pool.images, wanted, seed)
             images = data.unlabeled_images(needed.resizing)
@@ -68,15 +72,24 @@ class FillTeacherCache(Callback):
 
 
 def cache_beside(
-    trainer: Trainer, student: Distillation, number: int, pool: FeatureCache, images: Sequence[str], views: int
+    trainer: Trainer,
+    student: Distillation,
+    number: int,
+    pool: FeatureCache,
+    images: Sequence[str],
+    views: int,
 ) -> FeatureCache | None:
-    """Open the cache of a teacher's features of labelled images beside those of the pool, after filling it.
+    """Open, after filling it, the cache of a teacher's features of labelled images.
+
+    It lies beside the cache of the pool.
 
     None if it does not exist and cannot be written.
     """
     data = domain_of(trainer)
     seed = pool.manifest.view_seed
-    needed = data.cache_settings.manifest(student.teachers.describe()[number], Names.of(images), views, seed)
+    needed = data.cache_settings.manifest(
+        student.teachers.describe()[number], Names.of(images), views, seed
+    )
     # another few-shot sample has a cache of its own
     digest = hashlib.sha256(f"{needed.sources} {views} {seed}".encode()).hexdigest()[:16]
     folder = pool.folder / f"labelled-{digest}"
@@ -104,21 +117,26 @@ def _fill_and_open(
 
         def show(done: int, total: int) -> None:
             # the processes share the work evenly
-            progress.update(task, completed=done * trainer.world_size, total=total * trainer.world_size)
+            progress.update(
+                task, completed=done * trainer.world_size, total=total * trainer.world_size
+            )
 
         done = fill(folder, needed, work, views, show)
     trainer.strategy.barrier("kdpl cache")
     cache = FeatureCache.open(folder, needed, None, *processes)
     manifest = cache.manifest
     inform(
-        f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of each"
+        f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "
+        "each"
         f"{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
     )
     return cache
 
 
-def teacher_encoder(trainer: Trainer, student: Distillation, number: int = 0) -> Callable[[Tensor], Tensor]:
-    """Return a teacher's encoder of images on the CPU, as training has it; it is loaded when it is first called.
+def teacher_encoder(
+    trainer: Trainer, student: Distillation, number: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """Return a teacher's encoder of images on the CPU, as in training; it loads on its first call.
 
     Of several teachers it is that of the one of this ``number``, by default the first.
     """

@@ -10,24 +10,32 @@ from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_s`` over all processes and ``train/data_wait``, to the progress bar and the loggers.
+    """Logs ``train/images_per_s`` over all processes, and ``train/data_wait``.
 
-    ``train/data_wait`` is the share of the time between the end of a step and the arrival of the next batch. Near 0
-    the device is busy; near 1 it waits, and more ``data.init_args.num_workers`` or a faster disk help. The first step
-    of each epoch, which starts workers and fills caches, is not counted.
+    Both go to the progress bar and the loggers. ``train/data_wait`` is the share of the time
+    between the end of a step and the arrival of the next batch. Near 0 the device is busy; near 1
+    it waits, and more ``data.init_args.num_workers`` or a faster disk help. The first step of each
+    epoch, which starts workers and fills caches, is not counted.
     """
 
     def __init__(self) -> None:
         self._start = self._end = self._waited = 0.0
         self._images = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Add the time since the end of the step before."""
         if batch_idx > 1:
             self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
         self._end = time.perf_counter()

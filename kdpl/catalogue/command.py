@@ -2,7 +2,16 @@
 
 from kdpl.errors import ConfigError
 
-COLUMNS = ("model", "tags", "image_size", "parameters", "as_teacher", "as_student", "extra", "licence")
+COLUMNS = (
+    "model",
+    "tags",
+    "image_size",
+    "parameters",
+    "as_teacher",
+    "as_student",
+    "extra",
+    "licence",
+)
 """Columns of the tab-separated list. Scripts read them by name: add further ones at the end."""
 
 
@@ -11,8 +20,8 @@ def models(word: str | None = None) -> int:
 
     No network is used. Those listed are open_clip's and registered ones.
 
-    In a pipe, the output is tab-separated: a header line with the names of the columns, then a line for each model and
-    licence. The columns keep their names and their order (docs/models.md).
+    In a pipe, the output is tab-separated: a header line with the names of the columns, then a line
+    for each model and licence. The columns keep their names and their order (docs/models.md).
 
     Args:
         word: Part of a model's name or tag, in any case; without it, all are listed.
@@ -25,14 +34,22 @@ def models(word: str | None = None) -> int:
     entries = catalogue(word or "")
     if not entries:
         raise ConfigError(
-            f"no name or tag of a CLIP contains {word!r}: give a part of one, such as SigLIP; a student may also be "
+            f"no name or tag of a CLIP contains {word!r}: give a part of one, such as SigLIP; a "
+            "student may also be "
             "a network of timm, timm:NAME"
         )
     console = Console()
     if not console.is_terminal:
         print(*COLUMNS, sep="\t")
         for each in entries:
-            about = (each.image_size, each.parameters, each.teacher, each.student, each.extra, each.licence)
+            about = (
+                each.image_size,
+                each.parameters,
+                each.teacher,
+                each.student,
+                each.extra,
+                each.licence,
+            )
             print(each.model, ",".join(each.tags), *about, sep="\t")
         return 0
     table = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold")
@@ -48,8 +65,10 @@ def models(word: str | None = None) -> int:
         table.add_row(name, size, millions, each.teacher + extra, each.student, each.licence)
     console.print(table)
     console.print(
-        "px: edge of the images. million: parameters of the image tower. as teacher: prompts that it takes, and the "
-        "extra of kdpl that it needs. as student: what is trained, and the projector always. A student may also be a "
+        "px: edge of the images. million: parameters of the image tower. as teacher: prompts that "
+        "it takes, and the "
+        "extra of kdpl that it needs. as student: what is trained, and the projector always. A "
+        "student may also be a "
         "network of timm: timm:NAME. More: docs/models.md",
         style="dim", highlight=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The CLIPs that are known by name: what each can be used for, its size, and the licence of its weights."""
+"""The CLIPs that are known by name: their possible uses, size, and licence of the weights."""
 
 import json
 import re
@@ -12,9 +12,13 @@ from kdpl.clip.loading import count_image_parameters, known_models
 from kdpl.errors import WeightsError
 
 PARAMETERS_FILE = "image_parameters.json"
-"""Parameters of open_clip's image towers, which take minutes to count; ``make models`` counts them again."""
+"""Parameters of open_clip's image towers, which take minutes to count.
 
-# by the model and its pretrained tag, as the model cards of the weights state it; the first pattern found counts
+``make models`` counts them again.
+"""
+
+# by the model and its pretrained tag, as the model cards of the weights state it; the first pattern
+# found counts
 _LICENCES = {
     r"^tiny-": "MIT",
     r"^nllb-clip|metaclip": "CC-BY-NC-4.0",
@@ -58,9 +62,14 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
             size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
             parameters = counted.get(model) or count_image_parameters(config)
             text = config["text_cfg"]
-            extra = "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
+            extra = (
+                "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
+            )
             about = (size, parameters, *grades(model, config), extra)
-            entries += [CatalogueEntry(model, tuple(some), *about, each) for each, some in by_licence.items()]
+            entries += [
+                CatalogueEntry(model, tuple(some), *about, each)
+                for each, some in by_licence.items()
+            ]
     return entries
 
 
@@ -76,7 +85,10 @@ def grades(model: str, config: ModelConfig) -> tuple[str, str]:
 
 
 def takes_visual_prompts(config: ModelConfig) -> bool:
-    """If the image tower of a model has tokens that prompts can stand beside, by its config alone."""
+    """Return True if a model's image tower has tokens that prompts can stand beside.
+
+    This follows from its config alone.
+    """
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
         return timm.models.is_model_in_modules(vision["timm_model_name"], _TIMM_TOKENS)
@@ -84,7 +96,10 @@ def takes_visual_prompts(config: ModelConfig) -> bool:
 
 
 def takes_text_prompts(config: ModelConfig) -> bool:
-    """If the text tower of a model takes prompts, by its config alone: neither a Hugging Face model nor a CoCa's."""
+    """Return True if a model's text tower takes prompts, by its config alone.
+
+    Text towers of Hugging Face models and of CoCa models take none.
+    """
     text = config["text_cfg"]
     return not text.get("hf_model_name") and not text.get("embed_cls")
 

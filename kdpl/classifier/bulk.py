@@ -27,7 +27,7 @@ from kdpl.tasks import DecisionRule, Predicted, Task
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
-    """Load a classifier, with class vectors of further classes from a file, onto ``cpu``, ``cuda`` or ``auto``."""
+    """Load a classifier onto ``cpu``, ``cuda`` or ``auto``, with further classes from a file."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
     classifier = Classifier.load(folder)
@@ -51,9 +51,10 @@ def to_row(task: Task, path: str, predicted: Predicted | DataError, names: Seque
 
 
 class BulkPrediction:
-    """Classification of image files and shards into a table, one row for each image in the order given.
+    """Classification of image files and shards into a table, one row for each image, in order.
 
-    An unreadable image gets a row with the reason. ``workers`` None is one thread for each processor core.
+    An unreadable image gets a row with the reason. ``workers`` None is one thread for each
+    processor core.
     """
 
     def __init__(
@@ -66,7 +67,12 @@ class BulkPrediction:
         precision: Precision,
         rule: DecisionRule = DecisionRule(),
     ) -> None:
-        self.classifier, self.sources, self.precision, self.rule = classifier, sources, precision, rule
+        self.classifier, self.sources, self.precision, self.rule = (
+            classifier,
+            sources,
+            precision,
+            rule,
+        )
         self.top_k = min(top_k, len(classifier.class_names))
         self.batch_size, self.workers = batch_size, workers or cores()
         self.columns = columns(classifier.task, self.top_k, rule)
@@ -78,7 +84,7 @@ class BulkPrediction:
         sys.stdout.flush()
 
     def write(self, out: Path, files: Sequence[Path], embeddings: Path | None = None) -> None:
-        """Write a table, resuming an interrupted one unless it is of another classifier (``files``) or other images.
+        """Write a table, or resume one of the same classifier (``files``) and the same images.
 
         The rows of ``embeddings`` are those of the table.
         """
@@ -92,8 +98,12 @@ class BulkPrediction:
                 reserved = stack.enter_context(Journal(embeddings, {**job, "table": table}))
             if journal.finished:
                 if reserved is not None and not reserved.finished:
-                    raise ConfigError(f"{out} is finished and {embeddings} is missing: remove {out} to write both")
-                print(f"{out} is finished: remove it to classify these images again", file=sys.stderr)
+                    raise ConfigError(
+                        f"{out} is finished and {embeddings} is missing: remove {out} to write both"
+                    )
+                print(
+                    f"{out} is finished: remove it to classify these images again", file=sys.stderr
+                )
                 return
             if journal.done:
                 print(f"resuming after {journal.done} images", file=sys.stderr)
@@ -121,7 +131,9 @@ class BulkPrediction:
             "top_k": self.top_k,
             "precision": self.precision,
             # as it is read back from JSON
-            "rule": {**asdict(self.rule), "scores": [*self.rule.scores]} if self.rule != DecisionRule() else None,
+            "rule": {**asdict(self.rule), "scores": [*self.rule.scores]}
+            if self.rule != DecisionRule()
+            else None,
         }
 
     def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:
@@ -144,4 +156,7 @@ class BulkPrediction:
                     row["embedding"] = encode_embedding(predicted.embedding.numpy())
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
-        print(f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s", file=sys.stderr)
+        print(
+            f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s",
+            file=sys.stderr,
+        )

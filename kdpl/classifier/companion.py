@@ -1,4 +1,4 @@
-"""What a room keeps beside a classifier, in a file of its folder: thresholds, further scores, a sample of the pool."""
+"""Files that rooms keep in a classifier's folder: thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ GROUP = "companions"
 
 
 class HeldOut(NamedTuple):
-    """What a classifier makes of N validation images: features [N, D], logits [N, C], and their labels [N]."""
+    """A classifier's output for N validation images: features [N, D], logits [N, C], labels [N]."""
 
     features: Tensor
     logits: Tensor
@@ -66,14 +66,16 @@ class Companion(ABC):
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int) -> Self | None:
-        """Read its file with the classifier of this fingerprint and width D of features; None: not needed to predict.
+        """Read the file of a classifier by fingerprint and width D; None if not needed to predict.
 
         ArtifactError if it is damaged, or of another classifier.
         """
         return None
 
-    def further_scores(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> dict[str, Tensor]:
-        """Further scores of images by name, [B] in 0 to 1 each, of features [B, D]; above 0.5 stands for yes."""
+    def further_scores(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float
+    ) -> dict[str, Tensor]:
+        """Return further scores by name, [B] in 0 to 1, of features [B, D]; above 0.5 means yes."""
         return {}
 
     def metadata(self, num_classes: int) -> dict[str, str]:

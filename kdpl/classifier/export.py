@@ -1,4 +1,4 @@
-"""Export of a classifier to a file that runs without kdpl: what is in it, and how it is checked; by torch.export."""
+"""Export of a classifier to a file that runs without kdpl, and its check; by torch.export."""
 
 import io
 import json
@@ -38,7 +38,11 @@ class _Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.encoder(images)
         logits = self.classifier.logits(features)
-        return (logits, self.classifier.task.probabilities(logits), *self.classifier.scores(features).values())
+        return (
+            logits,
+            self.classifier.task.probabilities(logits),
+            *self.classifier.scores(features).values(),
+        )
 
 
 def outputs(classifier: Classifier) -> tuple[str, ...]:
@@ -53,9 +57,12 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
 
 
 def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch") -> dict[str, str]:
-    """Return the metadata of an exported file: how to prepare images, and the class of each logit."""
+    """Return an exported file's metadata: how to prepare images, and the class of each logit."""
     images = classifier.preprocessing.resizing
-    size, edge = images.image_size, "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge"
+    size, edge = (
+        images.image_size,
+        "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge",
+    )
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
     further: dict[str, str] = {}
     for companion in classifier.companions.values():
@@ -68,8 +75,10 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "interpolation": images.interpolation,
         "crop_pct": str(images.crop_pct),
         "fill": json.dumps(images.fill),
-        "resize": f"{edge} to {images.edge}, {images.interpolation} with antialiasing as Pillow does it",
-        "crop": f"the square of {size} in the centre, with the colour {images.fill} where the image does not reach",
+        "resize": f"{edge} to {images.edge}, {images.interpolation} with antialiasing as Pillow "
+        "does it",
+        "crop": f"the square of {size} in the centre, with the colour {images.fill} where the "
+        "image does not reach",
         "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),
@@ -78,7 +87,9 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
     }
 
 
-def program(classifier: Classifier, input_type: InputType, batch: int | None = None) -> ExportedProgram:
+def program(
+    classifier: Classifier, input_type: InputType, batch: int | None = None
+) -> ExportedProgram:
     """Trace a classifier, for batches of any size, or of one size alone."""
     size = classifier.preprocessing.image_size
     # a batch of one would become a constant
@@ -88,14 +99,16 @@ def program(classifier: Classifier, input_type: InputType, batch: int | None = N
     # runtimes have formats of their own, and ExecuTorch takes no other
     tower.use_memory_format(torch.contiguous_format)
     try:
-        return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES)
+        return torch.export.export(
+            _Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES
+        )
     finally:
         tower.use_memory_format(before)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what exporters print and warn of, which is about their own insides, and gradients."""
+    """Suppress gradients, and what exporters print and warn of, which concerns their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -128,7 +141,7 @@ class Difference(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """Share of images with the same predicted class, or of those on the same side of 0.5 if that is smaller."""
+        """Share of images with the same class, or on the same side of 0.5 if that is smaller."""
         return (self.same if self.scores is None else min(self.same, self.same_side)) / self.images
 
     def within(self, tolerance: float) -> bool:
@@ -136,16 +149,24 @@ class Difference(NamedTuple):
         return self.logits <= tolerance and (self.scores is None or self.scores <= tolerance)
 
     def __str__(self) -> str:
-        same = f"the same class for {self.same} of {self.images} images ({self.same / self.images:.1%})"
+        same = (
+            f"the same class for {self.same} of {self.images} images "
+            f"({self.same / self.images:.1%})"
+        )
         result = f"{same}, logits off by at most {self.logits:.2g}"
         if self.scores is None:
             return result
-        side = f"{self.names} on the same side of 0.5 for {self.same_side} ({self.same_side / self.images:.1%})"
+        side = (
+            f"{self.names} on the same side of 0.5 for {self.same_side} "
+            f"({self.same_side / self.images:.1%})"
+        )
         return f"{result}, {side} and off by at most {self.scores:.2g}"
 
 
 @torch.inference_mode()
-def compare(classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType) -> Difference:
+def compare(
+    classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType
+) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
     names = outputs(classifier)
     graph, largest = _Graph(classifier), torch.zeros(len(names))
@@ -154,11 +175,18 @@ def compare(classifier: Classifier, run: ExportedModel, images: Tensor, input_ty
         expected, exported = graph(batch), run(as_input(batch, input_type))
         same += int(classifier.task.same(expected[0], exported[0]).sum())
         # 0.5 itself is on both sides, NaN on none
-        sides = [(one - 0.5) * (other - 0.5) >= 0 for one, other in zip(expected[2:], exported[2:], strict=True)]
+        sides = [
+            (one - 0.5) * (other - 0.5) >= 0
+            for one, other in zip(expected[2:], exported[2:], strict=True)
+        ]
         same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0
-        differences = [(one - other).abs().max() for one, other in zip(expected, exported, strict=True)]
+        differences = [
+            (one - other).abs().max() for one, other in zip(expected, exported, strict=True)
+        ]
         largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
     difference = Difference(len(images), same, float(largest[0]))
     if further := names[len(OUTPUTS) :]:
-        difference = difference._replace(scores=float(largest[2:].max()), same_side=same_side, names=", ".join(further))
+        difference = difference._replace(
+            scores=float(largest[2:].max()), same_side=same_side, names=", ".join(further)
+        )
     return difference

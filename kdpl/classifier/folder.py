@@ -1,4 +1,4 @@
-"""The folder of a classifier: classifier.json, model.safetensors, and files of scores beside them."""
+"""The folder of a classifier: classifier.json, model.safetensors and files of scores."""
 
 import json
 from collections.abc import Iterable
@@ -17,14 +17,22 @@ from kdpl.clip.identity import LogitScale
 from kdpl.clip.loading import fingerprint
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ArtifactError, reason, visible
-from kdpl.prompts.student_encoder import EncoderSettings, StudentEncoder, encoder_tensors, read_encoder
+from kdpl.prompts.student_encoder import (
+    EncoderSettings,
+    StudentEncoder,
+    encoder_tensors,
+    read_encoder,
+)
 from kdpl.runtime.artifacts import STRICT, parse_metadata
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 _WITH_LABEL_HEAD = 2  # the version of classifiers with a second head, which is gone
-_ENDINGS = (".json", ".safetensors")  # of a classifier's files, and of those that are kept beside it
+_ENDINGS = (
+    ".json",
+    ".safetensors",
+)  # of a classifier's files, and of those that are kept beside it
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -57,14 +65,17 @@ class Stored(NamedTuple):
         return fingerprint(self.tensors().items())
 
     def write(self, folder: Path, beside: Iterable[Companion]) -> None:
-        """Write a folder, atomically, in place of a classifier; an ArtifactError if it holds anything else."""
+        """Write a folder, atomically, in place of a classifier; an ArtifactError for any other."""
         there = list(folder.iterdir()) if folder.is_dir() else []
-        others = [path.name for path in there if path.suffix not in _ENDINGS and path.name != "README.md"]
+        others = [
+            path.name for path in there if path.suffix not in _ENDINGS and path.name != "README.md"
+        ]
         if there and not any(path.name == _CONFIG for path in there):
             others = [path.name for path in there]
         if others:
             raise ArtifactError(
-                f"{folder} holds other things than a classifier ({visible(min(others))}), which would be lost: give a "
+                f"{folder} holds other things than a classifier ({visible(min(others))}), which "
+                "would be lost: give a "
                 "new folder, or an empty one"
             )
         encoder = self.encoder
@@ -83,13 +94,17 @@ class Stored(NamedTuple):
             decoding=self.decoding,
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()
+        }
         digest = fingerprint(tensors.items())
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
             (temporary / _WEIGHTS).write_bytes(save(tensors))
-            (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+            (temporary / _CONFIG).write_text(
+                json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+            )
             for companion in beside:
                 companion.save(temporary, digest)
 
@@ -102,11 +117,16 @@ class Stored(NamedTuple):
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
             own = tensors.pop("class_vectors")
-        except Exception as error:  # json, safetensors, the encoding and the disk each raise their own
-            raise ArtifactError(f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}") from error
+        except (
+            Exception
+        ) as error:  # json, safetensors, the encoding and the disk each raise their own
+            raise ArtifactError(
+                f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}"
+            ) from error
         if isinstance(config, dict) and config.get("version") == _WITH_LABEL_HEAD:
             raise ArtifactError(
-                f"{source} has a second head for labels, which this version of kdpl does not support: distil the "
+                f"{source} has a second head for labels, which this version of kdpl does not "
+                "support: distil the "
                 "student again, without label_weight"
             )
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)

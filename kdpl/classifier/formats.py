@@ -28,7 +28,8 @@ class Format(NamedTuple):
 
     Attributes:
         ending: Of the file's name; empty for a folder.
-        write: Takes classifier, input type and path, and with ``calibrated`` images to calibrate on.
+        write: Takes classifier, input type and path, and with ``calibrated`` images to calibrate
+            on.
         load: Returns the function that runs a file.
         extras: Packages that it needs, and the extra of kdpl that brings them.
         rounded: Logits are rounded, so that files are judged by predicted classes.
@@ -43,8 +44,10 @@ class Format(NamedTuple):
     calibrated: bool = False
 
 
-def write_onnx(classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None) -> None:
-    """Write ONNX in float32 for any batch size, of torch's own choice of operator set or another."""
+def write_onnx(
+    classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None
+) -> None:
+    """Write ONNX in float32 for any batch size, with torch's default operator set or another."""
     import onnx
 
     with quiet():
@@ -71,7 +74,9 @@ def load_onnx(path: Path) -> ExportedModel:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})]
+    return lambda images: [
+        torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})
+    ]
 
 
 ONNX_EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
@@ -84,7 +89,7 @@ def formats() -> dict[str, Format]:
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:
-    """Return a format; a ConfigError if there is none of this name, or something that it needs is missing.
+    """Return a format; a ConfigError if it is unknown, or something that it needs is missing.
 
     That is the ending of the file's name, images to calibrate on, or packages.
     """
@@ -93,13 +98,22 @@ def require_format(name: str, out: Path, has_calibration: bool) -> Format:
         raise ConfigError(f"--format {name} is unknown: give one of {', '.join(known)}")
     chosen = known[name]
     if chosen.ending and out.suffix != chosen.ending:
-        raise ConfigError(f"--out {out} does not end with {chosen.ending}, which --format {name} writes: rename it")
+        raise ConfigError(
+            f"--out {out} does not end with {chosen.ending}, which --format {name} "
+            "writes: rename it"
+        )
     # the name of a folder may have another dot
     endings = {".xml", ".bin", *(each.ending for each in known.values() if each.ending)}
     if not chosen.ending and out.suffix in endings:
-        raise ConfigError(f"--out {out} ends with {out.suffix}, but the folder that --format {name} writes: rename it")
+        raise ConfigError(
+            f"--out {out} ends with {out.suffix}, but the folder that --format "
+            f"{name} writes: rename it"
+        )
     if chosen.calibrated and not has_calibration:
-        raise ConfigError(f"--format {name} needs images to calibrate on: give --calibration FOLDER, unlabelled ones")
+        raise ConfigError(
+            f"--format {name} needs images to calibrate on: give --calibration "
+            "FOLDER, unlabelled ones"
+        )
     for package, extra in chosen.extras.items():
         if find_spec(package) is None:
             raise ConfigError(f"--format {name} needs {package}: pip install 'kdpl[{extra}]'")

@@ -1,4 +1,7 @@
-"""Classifier, which is deployed: the student's encoder and class vectors, without teacher, text tower or Lightning."""
+"""Classifier for deployment: the student's encoder and class vectors.
+
+It has no teacher, text tower or Lightning.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -27,14 +30,19 @@ T = TypeVar("T")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Arithmetic of predictions, by Lightning's names."""
 
-_TYPES: dict[str, torch.dtype] = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_TYPES: dict[str, torch.dtype] = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
 
 
 class Classifier(nn.Module):
-    """Classifies images of the domain that it was distilled for: a student's encoder, and frozen class vectors.
+    """Classifies images of one domain with a distilled student's encoder and frozen class vectors.
 
-    ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images are decoded by
-    ``decoding``, as in training. ``companions`` are what rooms keep beside it, by name.
+    ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images
+    are decoded by ``decoding``, as in training. ``companions`` are what rooms keep beside it, by
+    name.
     """
 
     task: Task = MULTI_CLASS
@@ -78,16 +86,22 @@ class Classifier(nn.Module):
         return logits
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
-        """Further scores of images with these features [B, D] by name, [B] each: those of the companions."""
+        """Return the companions' further scores by name, [B] each, of features [B, D]."""
         classes, scale = self.head.class_vectors, self.logit_scale
-        of_companions = (companion.further_scores(features, classes, scale) for companion in self.companions.values())
+        of_companions = (
+            companion.further_scores(features, classes, scale)
+            for companion in self.companions.values()
+        )
         return {name: score for scores in of_companions for name, score in scores.items()}
 
     def card_facts(self) -> dict[str, Any]:
         """What the model card says of the classifier: classes, images and models."""
         # only the name of a weights file: its folder is private
         clips = {"student": self.clip, "teacher": self.vectors.clip}
-        named = {who: {"model": clip.model, "weights": Path(clip.pretrained).name} for who, clip in clips.items()}
+        named = {
+            who: {"model": clip.model, "weights": Path(clip.pretrained).name}
+            for who, clip in clips.items()
+        }
         return {
             "names": self.class_names,
             "num_base": self.vectors.num_base,
@@ -99,18 +113,23 @@ class Classifier(nn.Module):
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with further, novel classes behind its own, and the same encoder.
 
-        An ArtifactError if the class vectors come from another teacher, or have a class that is already here.
+        An ArtifactError if the class vectors come from another teacher, or have a class that is
+        already here.
         """
         self.vectors.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
-            raise ArtifactError(f"the classifier has the class {double[0]!r} already: add other classes alone")
+            raise ArtifactError(
+                f"the classifier has the class {double[0]!r} already: add other classes alone"
+            )
         own = self.head.class_vectors
         extended = replace(
             self.vectors,
             vectors=torch.cat([own, vectors.vectors.to(own.device)]),
             class_names=self.class_names + vectors.class_names,
-            class_texts=self.vectors.texts + vectors.texts if self.vectors.class_texts or vectors.class_texts else None,
+            class_texts=self.vectors.texts + vectors.texts
+            if self.vectors.class_texts or vectors.class_texts
+            else None,
         )
         return Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
 
@@ -130,9 +149,10 @@ class Classifier(nn.Module):
             top_k: Predictions for each image, at most the number of classes.
             batch_size: Images at once; does not change the result beyond rounding.
             workers: Threads that decode; None: one for each processor core.
-            precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which is faster on most
-                GPUs; probabilities then differ by rounding.
-            rule: Which classes are named, and which images are rejected, such as one of ``kdpl.doubt.decision_rule``.
+            precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which
+                is faster on most GPUs; probabilities then differ by rounding.
+            rule: Which classes are named, and which images are rejected, such as one of
+                ``kdpl.doubt.decision_rule``.
 
         Returns:
             For each image, in order, its predictions, most probable first.
@@ -141,7 +161,9 @@ class Classifier(nn.Module):
             ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
             DataError: An image is missing or unreadable.
         """
-        return [each.top for each in self.predicted(images, top_k, batch_size, workers, precision, rule)]
+        return [
+            each.top for each in self.predicted(images, top_k, batch_size, workers, precision, rule)
+        ]
 
     def embed(
         self,
@@ -150,11 +172,16 @@ class Classifier(nn.Module):
         workers: int | None = None,
         precision: Precision = "32-true",
     ) -> Tensor:
-        """Return the encoder's features of N images, float32 [N, D] of length 1; arguments and errors as ``predict``.
+        """Return the encoder's features of N images, float32 [N, D] of length 1.
 
-        Products of two rows are cosine similarities; similar images have high ones, of whatever class.
+        Arguments and errors are those of ``predict``.
+
+        Products of two rows are cosine similarities; similar images have high ones, of whatever
+        class.
         """
-        rows = [each.embedding for each in self.predicted(images, 1, batch_size, workers, precision)]
+        rows = [
+            each.embedding for each in self.predicted(images, 1, batch_size, workers, precision)
+        ]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
     def predicted(
@@ -166,14 +193,23 @@ class Classifier(nn.Module):
         precision: Precision = "32-true",
         rule: DecisionRule = DecisionRule(),
     ) -> Iterator[Predicted]:
-        """Yield classes, embedding and further scores of images; arguments and errors as of ``predict``."""
-        if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
-            raise ConfigError("the classifier takes any number of images, not one: put it into a list")
+        """Yield classes, embedding and further scores of images.
+
+        Arguments and errors are those of ``predict``.
+        """
+        if isinstance(images, str | Path | Image.Image) or (
+            isinstance(images, Tensor) and images.ndim == 3
+        ):
+            raise ConfigError(
+                "the classifier takes any number of images, not one: put it into a list"
+            )
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         opened = partial(open_given, decoding=self.decoding)
-        for _, predicted in self.predictions(images, opened, top_k, batch_size, workers, precision, rule):
+        for _, predicted in self.predictions(
+            images, opened, top_k, batch_size, workers, precision, rule
+        ):
             if isinstance(predicted, DataError):
                 raise predicted
             yield predicted
@@ -188,9 +224,14 @@ class Classifier(nn.Module):
         precision: Precision = "32-true",
         rule: DecisionRule = DecisionRule(),
     ) -> Iterator[tuple[T, Predicted | DataError]]:
-        """Classify items, read lazily, as ``predict`` does; yields each with its prediction or its ``DataError``."""
+        """Classify items, read lazily, as ``predict`` does; yield each and its result or error.
+
+        The error is a ``DataError``.
+        """
         if precision not in _TYPES:
-            raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it")
+            raise ConfigError(
+                f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it"
+            )
         dtype, num_classes = _TYPES[precision], len(self.class_names)
         top_k = min(top_k, num_classes) if rule.set_threshold is None else num_classes
 
@@ -220,7 +261,9 @@ class Classifier(nn.Module):
 
         store_frozen(self.encoder, dtype)
         try:
-            for item, top in classify_ahead(items, prepare, network, batch_size, workers or cores()):
+            for item, top in classify_ahead(
+                items, prepare, network, batch_size, workers or cores()
+            ):
                 if isinstance(top, DataError):
                     yield item, top
                 else:
@@ -233,14 +276,16 @@ class Classifier(nn.Module):
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.resizing))
 
     def save(self, folder: str | Path, beside: Iterable[Companion] = ()) -> None:
-        """Write a folder of safetensors and JSON, atomically, in place of a classifier; an ArtifactError for others.
+        """Write a folder of safetensors and JSON, atomically, over a classifier's folder.
+
+        Raises an ArtifactError if the folder is not a classifier's.
 
         The companions are written as well, and further ones ``beside`` them.
         """
         self._stored.write(Path(folder), (*self.companions.values(), *beside))
 
     def fingerprint(self) -> str:
-        """Digest of all weights and class vectors, by which scores of held-out images know their classifier."""
+        """Digest of all weights and class vectors, by which saved scores know their classifier."""
         return self._stored.fingerprint()
 
     @property
@@ -249,7 +294,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read a classifier's folder, without network; an ArtifactError if it is missing, damaged or too new."""
+        """Read a classifier's folder, offline; an ArtifactError if missing, damaged or too new."""
         folder, stored = Path(folder), Stored.read(Path(folder))
         classifier, digest = cls(*stored), stored.fingerprint()
         width = stored.vectors.vectors.shape[1]

@@ -1,4 +1,4 @@
-"""Images to classify: files, folders, patterns, lists, and tar shards, which are read without unpacking them."""
+"""Images to classify: files, folders, patterns, lists, and tar shards read without unpacking."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ MAX_UPLOAD_PIXELS = 50_000_000
 
 
 class Item(NamedTuple):
-    """An image that is not decoded yet; of one in a shard its bytes, or of an unreadable one the reason."""
+    """An image that is not decoded yet: its bytes if from a shard, the reason if unreadable."""
 
     name: str
     content: bytes | None = None
@@ -36,19 +36,25 @@ class Item(NamedTuple):
 def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> list[str]:
     """Find image files and shards, in the order given; a DataError if there are none.
 
-    ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files`` takes them. The
-    ``list_file`` has one path on each line, relative to the working directory, which need not exist yet.
+    ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files``
+    takes them. The ``list_file`` has one path on each line, relative to the working directory,
+    which need not exist yet.
     """
     sources = list(find_files(arguments))
     if list_file is not None:
         sources += read_list(list_file)
     if not sources:
-        raise DataError("there are no images to classify: give image files, folders, shards or a --list of them")
+        raise DataError(
+            "there are no images to classify: give image files, folders, shards or a --list of them"
+        )
     return sources
 
 
 def part_of(sources: Sequence[str], part: str | None) -> list[str]:
-    """Return part ``I/N`` of the sources, of which all N in order are the sources; raises a ConfigError for others."""
+    """Return part ``I/N`` of the sources, or raise a ConfigError for any other form.
+
+    All N parts in order are the sources.
+    """
     if part is None:
         return list(sources)
     try:
@@ -56,7 +62,9 @@ def part_of(sources: Sequence[str], part: str | None) -> list[str]:
     except ValueError:
         number = count = 0
     if not 1 <= number <= count:
-        raise ConfigError(f"--part is {part}, expected I/N with I from 1 to N: give for example 1/8 to 8/8")
+        raise ConfigError(
+            f"--part is {part}, expected I/N with I from 1 to N: give for example 1/8 to 8/8"
+        )
     start, end = (len(sources) * each // count for each in (number - 1, number))
     return list(sources[start:end])
 
@@ -69,5 +77,8 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
 
 
 def printable(name: str) -> str:
-    """Return a path as text on one line; control characters, and bytes that are not UTF-8, are escaped as in Python."""
+    """Return a path as text on one line.
+
+    Control characters, and bytes that are not UTF-8, are escaped as in Python.
+    """
     return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Tables of predictions as CSV, JSON lines or Parquet, embeddings, and the journal that a command resumes from."""
+"""Tables of predictions as CSV, JSON lines or Parquet, embeddings, and a journal to resume."""
 
 import base64
 import csv
@@ -16,9 +16,10 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 
 Row = dict[str, str | float | None]
-"""Predictions for one image by column: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
+"""An image's predictions: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
 
-``classes`` and further scores come before ``error`` if asked for. In a journal also ``embedding``, base64 of float32.
+``classes`` and further scores come before ``error`` if asked for. In a journal also ``embedding``,
+base64 of float32.
 """
 
 TABLE_FORMATS = (".csv", ".jsonl", ".parquet")
@@ -28,10 +29,15 @@ _ROW_GROUP = 65_536  # rows of a Parquet file in memory at once
 _EMBEDDINGS_AT_ONCE = 4096
 
 
-def require_format(path: Path, option: str = "--out", formats: Sequence[str] = TABLE_FORMATS) -> None:
+def require_format(
+    path: Path, option: str = "--out", formats: Sequence[str] = TABLE_FORMATS
+) -> None:
     """Raise a ConfigError if a file's ending is unknown, or the package for it is not installed."""
     if path.suffix not in formats:
-        raise ConfigError(f"{option} {path} has an unknown ending, expected one of {', '.join(formats)}: give another")
+        raise ConfigError(
+            f"{option} {path} has an unknown ending, expected one of "
+            f"{', '.join(formats)}: give another"
+        )
     if path.suffix == ".parquet":
         _pyarrow()
 
@@ -41,7 +47,8 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     if path.suffix == ".parquet":
         arrow = _pyarrow()
         types = {
-            name: arrow.string() if name.startswith(("path", "class", "error")) else arrow.float64() for name in names
+            name: arrow.string() if name.startswith(("path", "class", "error")) else arrow.float64()
+            for name in names
         }
         _write_parquet(path, rows, types, _ROW_GROUP)
         return
@@ -54,7 +61,7 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
-    """Write a header and rows; None becomes an empty cell, and names that look like formulas stay (see the docs)."""
+    """Write a header and rows; None is an empty cell, and names like formulas stay (see docs)."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
@@ -75,14 +82,19 @@ def write_embeddings(path: Path, rows: Iterable[Row], shape: tuple[int, int]) ->
     if path.suffix == ".npy":
         nothing = np.full(shape[1], np.nan, "<f4").tobytes()
         with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            )
             file.writelines(_embedding(row) or nothing for row in rows)
         return
     arrow = _pyarrow()
     # not of a fixed length: pyarrow 23 does not read such lists back if one is null
     types = {"path": arrow.string(), "embedding": arrow.list_(arrow.float32())}
     embeddings = ((row["path"], _embedding(row)) for row in rows)
-    decoded = ({"path": name, "embedding": np.frombuffer(e, "<f4") if e else None} for name, e in embeddings)
+    decoded = (
+        {"path": name, "embedding": np.frombuffer(e, "<f4") if e else None}
+        for name, e in embeddings
+    )
     _write_parquet(path, decoded, types, _EMBEDDINGS_AT_ONCE)
 
 
@@ -91,7 +103,9 @@ def _embedding(row: Row) -> bytes | None:
     return base64.b64decode(value) if isinstance(value, str) else None
 
 
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], types: Mapping[str, Any], at_once: int) -> None:
+def _write_parquet(
+    path: Path, rows: Iterable[Mapping[str, Any]], types: Mapping[str, Any], at_once: int
+) -> None:
     arrow = _pyarrow()
     schema, remaining = arrow.schema(list(types.items())), iter(rows)
     with arrow.parquet.ParquetWriter(path, schema) as writer:
@@ -103,16 +117,18 @@ def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("a .parquet file needs pyarrow: pip install 'kdpl[parquet]', or write another") from error
+        raise ConfigError(
+            "a .parquet file needs pyarrow: pip install 'kdpl[parquet]', or write another"
+        ) from error
     return pyarrow
 
 
 class Journal:
-    """Rows of an unfinished table, one JSON line each in ``OUT.partial``; one process at a time can enter it.
+    """Rows of an unfinished table, as JSON lines in ``OUT.partial``, for one process at a time.
 
-    The JSON values of ``job`` determine the rows: they are stored as ``OUT.job.json``, and compared on resume. ``done``
-    is the number of complete rows so far, and ``finished`` is True if the table exists. A journal without rows reserves
-    a file that is made from those of another.
+    The JSON values of ``job`` determine the rows: they are stored as ``OUT.job.json``, and compared
+    on resume. ``done`` is the number of complete rows so far, and ``finished`` is True if the table
+    exists. A journal without rows reserves a file that is made from those of another.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
@@ -128,7 +144,9 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(f"another process is writing {self.out}: wait for it, or write another file") from None
+            raise ConfigError(
+                f"another process is writing {self.out}: wait for it, or write another file"
+            ) from None
         try:
             self.finished = self.out.exists()
             if self.finished or (self.path.exists() and self.path.stat().st_size > 0):
@@ -172,7 +190,8 @@ class Journal:
             different = list(self._job)
         if different:
             raise ConfigError(
-                f"{self.out if self.finished else self.path} may differ in {', '.join(different)} from what is wanted: "
+                f"{self.out if self.finished else self.path} may differ in {', '.join(different)} "
+                "from what is wanted: "
                 f"remove it with {self._note.name}, or write another file"
             )
 

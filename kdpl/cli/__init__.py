@@ -1,7 +1,7 @@
 """The commands of ``python -m kdpl``, one file each; none is imported before it is called.
 
-Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Further ones are entry points of the
-group ``kdpl.commands``.
+Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Further ones are
+entry points of the group ``kdpl.commands``.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,23 @@ STAGES = ("fit", "validate", "test")
 """The commands of LightningCLI, which parse their arguments by themselves."""
 
 COMMANDS = {
-    "run": ("run:run", "both stages on your data: tune the teacher, distil the student, test, write the classifier"),
+    "run": (
+        "run:run",
+        "both stages on your data: tune the teacher, distil the student, test, "
+        "write the classifier",
+    ),
     "fit": ("fit:run_command", "one stage: train what --config says into the folder --out"),
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
-    "cache": ("cache:cache", "the teacher's image features of all views, computed once for any number of students"),
-    "export": ("export:export", "write a finished classifier as a file that runs without kdpl, and check it"),
+    "cache": (
+        "cache:cache",
+        "the teacher's image features of all views, computed once for any number of students",
+    ),
+    "export": (
+        "export:export",
+        "write a finished classifier as a file that runs without kdpl, and check it",
+    ),
 }
 """Where each command of the core is in this package, and its line in the usage text."""
 
@@ -39,7 +49,7 @@ def find_command(name: str) -> Callable[..., int]:
 
 
 def usage() -> str:
-    """Return the list of all commands, with the first line of the docstring of those that are entry points."""
+    """Return all commands, those of entry points with the first line of their docstring."""
     lines = {name: line for name, (_, line) in COMMANDS.items()}
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")

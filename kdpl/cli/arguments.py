@@ -1,4 +1,4 @@
-"""Parsers of the commands, made from their signatures and docstrings; imports neither torch nor Lightning."""
+"""Parsers of commands, from their signatures and docstrings; imports no torch or Lightning."""
 
 import inspect
 from argparse import ArgumentError, RawDescriptionHelpFormatter
@@ -37,7 +37,7 @@ _RULE = "rule"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is predicted for an image, as far as options say it.
+    """Options that decide what is predicted for an image.
 
     Attributes:
         makers: Those of which options are given.
@@ -48,14 +48,21 @@ class Rule:
     given: str = ""
 
     def of(self, classifier: "Classifier", top_k: int = 1) -> "DecisionRule":
-        """Return the rule for a classifier; a ConfigError if two packages would make it, or ``top_k`` cut its sets."""
+        """Return the rule for a classifier, or raise a ConfigError.
+
+        That is if two packages would make it, or ``top_k`` would cut its sets.
+        """
         from kdpl.tasks import DecisionRule
 
         if len(self.makers) > 1:
-            raise ConfigError("the options ask two packages for a rule: leave out those of one of them")
+            raise ConfigError(
+                "the options ask two packages for a rule: leave out those of one of them"
+            )
         rule = self.makers[0](classifier) if self.makers else DecisionRule()
         if rule.set_threshold is not None and top_k > 1:
-            raise ConfigError(f"{self.given} lists as many classes as an image needs: leave out --top-k")
+            raise ConfigError(
+                f"{self.given} lists as many classes as an image needs: leave out --top-k"
+            )
         return rule
 
 
@@ -65,13 +72,14 @@ def call(command: Command, argv: Sequence[str], prog: str) -> int:
 
 
 def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
-    """Parse the arguments of a command, or raise a ConfigError; returns the values of its parameters.
+    """Parse the arguments of a command into values of its parameters, or raise a ConfigError.
 
     Args:
-        command: A typed function with a Google docstring. Positional parameters become positional arguments, where
-            a list takes any number; keyword-only ones become options, where a list may be repeated and a bool is a
-            flag. A last parameter ``settings`` takes all options that are not the command's own, and one called
-            ``rule`` those of rooms that decide what is predicted.
+        command: A typed function with a Google docstring. Positional parameters become positional
+            arguments, where a list takes any number; keyword-only ones become options, where a list
+            may be repeated and a bool is a flag. A last parameter ``settings`` takes all options
+            that are not the command's own, and one called ``rule`` those of rooms that decide what
+            is predicted.
         argv: Its arguments; an option may be written with underscores instead of hyphens.
         prog: Name of the command, for help and errors.
     """
@@ -79,11 +87,14 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     own, others = _split(command, argv)
     names = [name.replace("_", "-") for name in _parameters(command)]
     hands_on = _SETTINGS in inspect.signature(command).parameters
-    # settings that are handed on have a section, but for those of the run itself, which are like none of these
+    # settings that are handed on have a section, but for those of the run itself, which are like
+    # none of these
     hint = did_you_mean([arg for arg in others if not (hands_on and "." in arg)], names)
     if hint or (others and not hands_on):
         missing = next((arg for arg in others if arg.startswith("--")), others[0]).partition("=")[0]
-        raise ConfigError(f"{prog} has no option {missing}: {hint or f'{prog} --help lists those there are'}")
+        raise ConfigError(
+            f"{prog} has no option {missing}: {hint or f'{prog} --help lists those there are'}"
+        )
     try:
         options = vars(parser.parse_args(own))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -98,7 +109,9 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
 def _pop_rule(options: dict[str, Any]) -> Rule:
     makers, given = list[MakeRule](), list[str]()
     for function in plugins.load_all("predict").values():
-        defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+        defaults = {
+            name: each.default for name, each in inspect.signature(function).parameters.items()
+        }
         own = {name: options.pop(name) for name in defaults}
         changed = {name: value for name, value in own.items() if value != defaults[name]}
         if changed:
@@ -109,7 +122,7 @@ def _pop_rule(options: dict[str, Any]) -> Rule:
 
 
 def did_you_mean(args: Sequence[str], known: Sequence[str]) -> str | None:
-    """Return advice on the first option that is not known but like one that is; None without such an option.
+    """Return advice on the first unknown option that resembles a known one, or None.
 
     ``known`` are names without dashes. An option may lack the sections before its own name.
     """
@@ -134,13 +147,23 @@ def build_parser(command: Command, prog: str) -> ArgumentParser:
         description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    described = [parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)]
-    helps = {each.arg_name: " ".join((each.description or "").split()) for doc in described for each in doc.params}
+    described = [
+        parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)
+    ]
+    helps = {
+        each.arg_name: " ".join((each.description or "").split())
+        for doc in described
+        for each in doc.params
+    }
     for name, (parameter, kind) in _parameters(command).items():
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
         names = [name] if positional else [f"--{name.replace('_', '-')}"]
-        default_text = "" if parameter.default in (None, [], False) or required else f" (default: {parameter.default})"
+        default_text = (
+            ""
+            if parameter.default in (None, [], False) or required
+            else f" (default: {parameter.default})"
+        )
         # argparse formats a help with %
         text = (helps.get(name, "").rstrip(".") + default_text).replace("%", "%%")
         # as in argparse's own lines, but for a word such as YAML
@@ -183,7 +206,8 @@ def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
 def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate a command's own arguments from those that it hands on.
 
-    The positional ones come first: argparse does not take a list of them once options stand between.
+    The positional ones come first: argparse does not take a list of them once options stand
+    between.
     """
     hints = {name: kind for name, (_, kind) in _parameters(command).items()}
     names = {*hints, "help", "print_shtab"}
@@ -214,7 +238,7 @@ def require_file(option: str, value: str | None) -> None:
 
 
 def output_file(option: str, value: str) -> Path:
-    """Return the file that an option names, which writing may replace; a ConfigError for a folder."""
+    """Return an option's file, which writing may replace; a ConfigError for a folder."""
     path = Path(value)
     if path.is_dir():
         raise ConfigError(f"{option} {value} is a folder, expected the name of a file: give one")
@@ -222,7 +246,7 @@ def output_file(option: str, value: str) -> Path:
 
 
 def share(option: str, value: str | None) -> float | None:
-    """Read a share that an option gives as ``2%`` or ``0.02``; a ConfigError unless it is between 0 and 1."""
+    """Read a share such as ``2%`` or ``0.02``; a ConfigError unless it is between 0 and 1."""
     if value is None:
         return None
     try:
@@ -230,5 +254,7 @@ def share(option: str, value: str | None) -> float | None:
     except ValueError:
         number = 0.0
     if not 0 < number < 1:
-        raise ConfigError(f"{option} is {value!r}, expected a share between 0% and 100%: give for example 5%")
+        raise ConfigError(
+            f"{option} is {value!r}, expected a share between 0% and 100%: give for example 5%"
+        )
     return number

@@ -1,13 +1,14 @@
-"""``python -m kdpl cache``: the teacher's features of all views, computed once for any number of students."""
+"""``python -m kdpl cache``: compute the teacher's features of all views once for all students."""
 
 from jsonargparse.typing import PositiveInt
 
 
 def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
-    """Compute the teacher's features of views of the unlabelled images, for a student's fit to read.
+    """Compute the teacher's features of views of unlabelled images, for a student's fit to read.
 
-    All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN, and
-    --data.init_args.teacher_cache FOLDER, which says where to. An interrupted command is resumed by the same command.
+    All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN,
+    and --data.init_args.teacher_cache FOLDER, which says where to. An interrupted command is
+    resumed by the same command.
 
     Args:
         views: Views of each image; by default as many as trainer.max_epochs.
@@ -28,7 +29,9 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             self.require_stage(StudentDistillation, "student")
             data, trainer = self.config.data.get("init_args", {}), self.config.trainer
             if not data.get("teacher_cache"):
-                raise ConfigError("the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER")
+                raise ConfigError(
+                    "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
+                )
             self.views = views or trainer.max_epochs
             data.fill_teacher_cache = True
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
@@ -44,5 +47,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             return [FillTeacherCache(self.views)]
 
     if not settings:
-        raise ConfigError("cache needs the settings of a student's fit: give --config FILE (--help tells more)")
+        raise ConfigError(
+            "cache needs the settings of a student's fit: give --config FILE (--help tells more)"
+        )
     return run_command(["fit", *settings], make=Filling)

@@ -1,4 +1,4 @@
-"""``python -m kdpl export CLASSIFIER --format … --out FILE``: write a file that runs without kdpl, and check it."""
+"""``python -m kdpl export CLASSIFIER --format … --out FILE``: write a standalone file, checked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,16 +34,19 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; or with the room of further formats onnx-fp16, -bf16 and -int8, which have products in 16 or 8
-            bits, openvino, executorch, which takes one image at a time, and torch, a program of torch.export
+        format: onnx; or with the room of further formats onnx-fp16, -bf16 and -int8, which have
+            products in 16 or 8 bits, openvino, executorch, which takes one image at a time, and
+            torch, a program of torch.export
         out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
-        calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256 are used
-        check: folder of images to compare on, of which at most 1024 are used; those of --calibration if not given, or
-            noise
+        calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256
+            are used
+        check: folder of images to compare on, of which at most 1024 are used; those of
+            --calibration if not given, or noise
         tolerance: largest difference of a logit, or of the score unknown, in 32 bits
-        agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16 and 8 bits
+        agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16
+            and 8 bits
     """
     path = Path(out)
     if path.exists():
@@ -63,7 +66,9 @@ def export(
     images, note = _images(loaded, check, _CHECKED_IMAGES) if check is not None else ranges, ""
     if images is None:
         size, generator = loaded.preprocessing.image_size, torch.Generator().manual_seed(0)
-        images = torch.randint(256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
+        images = torch.randint(
+            256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator
+        )
         note = " (on noise: give --check for real images)"
     with atomic_path(path) as temporary:
         kind.write(loaded, input, temporary, *([ranges] if kind.calibrated else []))
@@ -71,7 +76,8 @@ def export(
         if kind.rounded and difference.agreement < agreement:
             more = "calibrate on more images of the domain, " if kind.calibrated else ""
             raise ArtifactError(
-                f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: {more}"
+                f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: "
+                f"{more}"
                 "accept less with --agreement, or export --format onnx"
             )
         # refuses NaN too
@@ -93,4 +99,6 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
 
     # evenly spread, because images in a folder are often sorted by class
     chosen = spread(find_sources([folder]), count)
-    return torch.stack([classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in chosen])
+    return torch.stack(
+        [classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in chosen]
+    )

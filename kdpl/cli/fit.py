@@ -1,4 +1,4 @@
-"""``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over the two modules and the one datamodule."""
+"""``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over modules and datamodule."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +13,8 @@ from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.messages import quiet_libraries
 
 _ABOUT = {
-    "fit": "Train one stage: the teacher's prompts, or the student. An interrupted fit is resumed by the same command.",
+    "fit": "Train one stage: the teacher's prompts, or the student. An interrupted fit is resumed "
+    "by the same command.",
     "validate": "Accuracies of a run on the validation images.",
     "test": "Accuracies, predictions and pictures of a run on the test images.",
 }
@@ -22,7 +23,8 @@ usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
 {about}
 
-  --config FILE          settings, such as a run's config.yaml, or the name of a config that ships with kdpl, as in
+  --config FILE          settings, such as a run's config.yaml, or the name of a config \
+that ships with kdpl, as in
                          trainer/gpu; may be repeated: later files and options win
   --out FOLDER           the run's folder
   --seed_everything N    seed of sampling, initialisation and order (default: 1)
@@ -31,7 +33,8 @@ usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
   --data.init_args.X V   settings of the data:    --data.help kdpl.DomainDataModule
   --model.init_args.X V  settings of the stage:   --model.help kdpl.TeacherPromptTuning
                                                   --model.help kdpl.StudentDistillation
-  --trainer.X V          settings of Lightning's Trainer, such as devices, precision, max_epochs, logger
+  --trainer.X V          settings of Lightning's Trainer, such as devices, precision, \
+max_epochs, logger
   --print_config         print all settings and their values, and end
   --full_help            the options of all of them
 """
@@ -54,7 +57,9 @@ def run_command(
         print(_HELP.format(command=command, about=_ABOUT[command]), end="")
         return 0
     if len(args) == 1:
-        raise ConfigError(f"{command} needs to know what to do: give --config FILE (--help tells more)")
+        raise ConfigError(
+            f"{command} needs to know what to do: give --config FILE (--help tells more)"
+        )
     quiet_libraries()
     options = with_config_files(["--help" if arg == "--full_help" else arg for arg in args[1:]])
     require_configs(config_files(options))
@@ -65,7 +70,8 @@ def run_command(
             cli.execute()
     except MisconfigurationException as error:
         raise ConfigError(
-            f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; without a GPU, give "
+            f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; "
+            "without a GPU, give "
             "--config trainer/cpu"
         ) from error
     except SystemExit as error:

@@ -28,24 +28,27 @@ def predict(
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
-    An unreadable image gets a row with the reason. If interrupted, the same command with --out resumes.
+    An unreadable image gets a row with the reason. If interrupted, the same command with --out
+    resumes.
 
     Args:
         classifier: classifier folder of a student's run
-        images: image files, .tar shards, folders that are searched recursively, patterns such as 'a/**/*.jpg', and
-            .txt lists, whose paths are relative to the list's folder
-        list: file with one path of an image or shard on each line, relative to the working directory
+        images: image files, .tar shards, folders that are searched recursively, patterns such as
+            'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
+        list: file with one path of an image or shard on each line, relative to the working
+            directory
         part: classify only part I of N of the images, given as I/N, as one of an array of jobs
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
-        embeddings: file for the encoder's features of the images, .npy or .parquet, in the order of the table's rows;
-            NaN, or null, for an unreadable image
+        embeddings: file for the encoder's features of the images, .npy or .parquet, in the order of
+            the table's rows; NaN, or null, for an unreadable image
         add_classes: class vectors of further classes, written by the class-vectors command
         top_k: classes for each image, in columns
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         rule: what rooms add as options, such as rejection
-        precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on most GPUs
+        precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on
+            most GPUs
     """
     # what imports torch, which takes seconds, comes after all checks of paths
     from kdpl.classifier.sources import find_sources, part_of
@@ -55,7 +58,8 @@ def predict(
     require_file("--add-classes", add_classes)
     if add_classes is not None and rule.makers:
         raise ConfigError(
-            "options that reject images, name sets or score them rest on images of the run, which have none of the "
+            "options that reject images, name sets or score them rest on images of the run, which "
+            "have none of the "
             "added classes: leave out --add-classes"
         )
     table = output_file("--out", out) if out is not None else None
@@ -65,16 +69,25 @@ def predict(
     if features is not None:
         require_format(features, "--embeddings", EMBEDDING_FORMATS)
         if table is None or table.resolve() == features.resolve():
-            raise ConfigError("--embeddings needs a table that says whose they are, in a file of its own: give --out")
+            raise ConfigError(
+                "--embeddings needs a table that says whose they are, in a file of "
+                "its own: give --out"
+            )
     sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
 
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
     loaded = load_classifier(classifier, add_classes, device)
-    bulk = BulkPrediction(loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded, top_k))
+    bulk = BulkPrediction(
+        loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded, top_k)
+    )
     if table is None:
         bulk.print()
     else:
-        files = sorted(file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors"))
-        bulk.write(table, [*files, *([Path(add_classes)] if add_classes is not None else [])], features)
+        files = sorted(
+            file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors")
+        )
+        bulk.write(
+            table, [*files, *([Path(add_classes)] if add_classes is not None else [])], features
+        )
     return 0

@@ -1,4 +1,4 @@
-"""``python -m kdpl run``: both stages and their tests, one after another, each as a command of its own."""
+"""``python -m kdpl run``: both stages and their tests in order, each as its own command."""
 
 import argparse
 import gc
@@ -42,7 +42,11 @@ _ZERO_SHOT = (
     "--trainer.max_epochs=0",
     "--trainer.limit_train_batches=0",
 )
-_SHOTS, _TARGET, _LOSS = "data.init_args.shots", "model.init_args.target", "model.init_args.loss.kind"
+_SHOTS, _TARGET, _LOSS = (
+    "data.init_args.shots",
+    "model.init_args.target",
+    "model.init_args.loss.kind",
+)
 _TEACHER = "model.init_args.teacher"
 _REFINED = "refined"  # a target that a room brings
 
@@ -65,7 +69,7 @@ class _Step:
 
     @property
     def done(self) -> bool:
-        """If its result exists, or there is none: a network of timm classifies nothing before it is distilled."""
+        """If its result exists, or none is due, as for a network of timm before distillation."""
         from kdpl.clip.timm_model import TIMM
 
         fitted = self.clip_of is not None and (self.clip_of / CONFIG_FILE).is_file()
@@ -83,21 +87,24 @@ def run(
     teacher2: list[str] = [],  # noqa: B006 - the parser copies it
     settings: list[str],
 ) -> int:
-    """Tune a teacher, freeze class vectors, distil a student, test both, write classifier and report.
+    """Tune a teacher, freeze class vectors, distil a student, test both, write classifier, report.
 
-    Any other option, such as --trainer.max_epochs 5, is passed on to both stages. An interrupted run is resumed by the
-    same command.
+    Any other option, such as --trainer.max_epochs 5, is passed on to both stages. An interrupted
+    run is resumed by the same command.
 
     Args:
-        config: Config for both stages: data, trainer, logger; a file, or the name of one that ships with kdpl, such as
-            trainer/gpu; may be repeated.
-        teacher: Config for stage 1 alone; a file, or a name such as promptsrc_vit_l14; may be repeated.
-        student: Config for stage 2 alone; a file, or a name such as promptkd_vit_b16; may be repeated.
+        config: Config for both stages: data, trainer, logger; a file, or the name of one that ships
+            with kdpl, such as trainer/gpu; may be repeated.
+        teacher: Config for stage 1 alone; a file, or a name such as promptsrc_vit_l14; may be
+            repeated.
+        student: Config for stage 2 alone; a file, or a name such as promptkd_vit_b16; may be
+            repeated.
         out: The run's folder.
         seed: Seed of sampling, initialisation and order.
-        shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the original CLIP.
-        teacher2: Config for stage 1 of a second teacher, whose predictions are averaged with the first one's; may be
-            repeated.
+        shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the
+            original CLIP.
+        teacher2: Config for stage 1 of a second teacher, whose predictions are averaged with the
+            first one's; may be repeated.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -115,9 +122,15 @@ def run(
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
     steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings])
-    digests = [[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs]
+    digests = [
+        [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs
+    ]
     orders = {"configs": digests, "seed": seed, "settings": settings}
-    known = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).is_file() else orders
+    known = (
+        json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if (folder / RUN_FILE).is_file()
+        else orders
+    )
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
@@ -152,7 +165,14 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
     teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
     labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
 
-    def fit(title: str, stage: Path, configs: Sequence[str], result: str, *own: str, last: Sequence[str] = ()) -> _Step:
+    def fit(
+        title: str,
+        stage: Path,
+        configs: Sequence[str],
+        result: str,
+        *own: str,
+        last: Sequence[str] = (),
+    ) -> _Step:
         files = (f"--config={file}" for file in (*shared, *configs))
         return _Step(title, ("fit", *files, f"--out={stage}", *own, *more, *last), stage / result)
 
@@ -169,11 +189,19 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
         tuning = f"tune the {name}" if labels else f"no labels, the {name} is the original CLIP"
         # after the options for both stages, such as the student's number of epochs
         last = () if labels else _ZERO_SHOT
-        return fit(f"stage 1: {tuning}, freeze class vectors", stage, configs, CLASS_VECTORS_FILE, last=last)
+        return fit(
+            f"stage 1: {tuning}, freeze class vectors",
+            stage,
+            configs,
+            CLASS_VECTORS_FILE,
+            last=last,
+        )
 
     own = [*shared, *student_configs]
     # a distance of features has no target
-    refined = not labels and _given(own, [], _TARGET) is None and _given(own, [], _LOSS) in (None, "kl")
+    refined = (
+        not labels and _given(own, [], _TARGET) is None and _given(own, [], _LOSS) in (None, "kl")
+    )
     refined = refined and _REFINED in plugins.plugins("targets")
     both = json.dumps([str(teacher), str(teacher2)])
     options = [f"--{_TEACHER}={both if teacher2_configs else teacher}"]
@@ -193,7 +221,10 @@ def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list
 
 
 def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
-    """The value of a setting in options, or else in the last config that has it, or its class path; None in neither."""
+    """Return a setting's value, or its class path, or None if it is in neither place.
+
+    Options come before configs; of the configs the last that has the setting counts.
+    """
     from kdpl.callbacks.run_config import flatten
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -254,12 +285,15 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
 def _require_own_folder(out: Path) -> None:
     """Refuse a file, or a folder that contains anything other than a run."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file, expected a folder or a new name: choose another --out")
+        raise ConfigError(
+            f"--out {out} is a file, expected a folder or a new name: choose another --out"
+        )
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     foreign = [name for name in names if not name.startswith(".") and name not in STAGE_FOLDERS]
     if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
-            f"--out {out} contains something other than a run ({visible(min(foreign))}): choose another --out or empty "
+            f"--out {out} contains something other than a run ({visible(min(foreign))}): choose "
+            "another --out or empty "
             "it"
         )

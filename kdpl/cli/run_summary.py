@@ -21,12 +21,13 @@ from kdpl.runtime.run_folder import (
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
-    """Print the accuracies that were measured and where everything is; write the accuracies into the run's folder."""
+    """Print accuracies and where everything is; write the accuracies into the run's folder."""
     untuned = out / "zero_shot" / "teacher"
     rows = {
         "teacher's CLIP, zero-shot": untuned,
         # without labels, the teacher is the original CLIP itself
-        f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out / "teacher",
+        f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out
+        / "teacher",
         "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
@@ -37,7 +38,9 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
     console.print()
     if nothing_done:
-        console.out(f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False)
+        console.out(
+            f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False
+        )
     console.print(_table(results) if results else "there are no test images: nothing was tested")
     classifier = out / "student" / CLASSIFIER_FOLDER
     report = out / REPORT_FILE
@@ -47,12 +50,16 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     for what, path in places:
         # unlike print, this does not break a long path into lines
         console.out(f"{what:<11} {path}", highlight=False)
-    console.out(f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False)
+    console.out(
+        f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False
+    )
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
     columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
-    columns = {key: title for key, title in columns.items() if all(key in row for row in results.values())}
+    columns = {
+        key: title for key, title in columns.items() if all(key in row for row in results.values())
+    }
     some = next(iter(results.values()))
     held_out = ", held out of the labelled ones" if some.get("held_out") else ""
     transductive = "transductive: unlabelled images of novel classes were seen in distillation"

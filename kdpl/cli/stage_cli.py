@@ -1,4 +1,4 @@
-"""LightningCLI as the commands of a stage use it: a run has a folder, a seed, and callbacks and loggers of its own."""
+"""LightningCLI for stages: a run has a folder, a seed, and its own callbacks and loggers."""
 
 import atexit
 from argparse import ArgumentError
@@ -19,7 +19,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from torch import distributed
 
-from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, SameSteps, newest, require_intact
+from kdpl.callbacks.checkpoints import (
+    CheckpointFiles,
+    RunCheckpoint,
+    SameSteps,
+    newest,
+    require_intact,
+)
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
@@ -37,7 +43,15 @@ from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.plugins import load_all
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, LOCK_FILE, PREVIOUS, RUN_FILE, handed_over
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CONFIG_FILE,
+    LAST,
+    LOCK_FILE,
+    PREVIOUS,
+    RUN_FILE,
+    handed_over,
+)
 
 Command = Literal["fit", "validate", "test"]
 
@@ -45,9 +59,11 @@ _Part = TypeVar("_Part", Logger, Callback)
 
 
 class KdplCLI(LightningCLI):
-    """LightningCLI with a run's folder, a seed that reaches the data, and loggers that write into that folder."""
+    """LightningCLI with a run's folder, a seed for the data too, and loggers in that folder."""
 
-    def __init__(self, command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack) -> None:
+    def __init__(
+        self, command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack
+    ) -> None:
         self.command: Command = command
         self.check_only = check_only
         self.finished = False
@@ -68,7 +84,11 @@ class KdplCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=1,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"python -m kdpl {self.command}"},
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": f"python -m kdpl {self.command}",
+            },
             args=self._args,
             run=False,
             auto_configure_optimizers=False,
@@ -79,9 +99,17 @@ class KdplCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and link seed and folder to where they are used."""
         parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint other than the run's last")
         parser.add_argument(
-            "--checkpoint_every", type=PositiveInt | None, default=None, help="steps between checkpoints in an epoch"
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="checkpoint other than the run's last",
+        )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=PositiveInt | None,
+            default=None,
+            help="steps between checkpoints in an epoch",
         )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         for kind in (Logger, Callback):
@@ -90,18 +118,27 @@ class KdplCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, say which option was meant, and refuse a seed with which a run could not be repeated."""
+        """Parse, suggest the option that was meant, and refuse a seed that cannot be repeated."""
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, ValueError) as error:
-            in_files = (f"--{name}" for file in config_files(self._args) for name in flatten(read_config(file)))
-            hint = did_you_mean([*self._args, *in_files], [*parser.get_defaults().keys(), *_own_settings()])
+            in_files = (
+                f"--{name}"
+                for file in config_files(self._args)
+                for name in flatten(read_config(file))
+            )
+            hint = did_you_mean(
+                [*self._args, *in_files], [*parser.get_defaults().keys(), *_own_settings()]
+            )
             if hint is None:
                 raise
             raise ConfigError(f"{in_one_line(error)}: {hint}") from error
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seed_everything is {seed}, expected a whole number from 0 to {2**32 - 1}: correct it")
+            raise ConfigError(
+                f"seed_everything is {seed}, expected a whole number from 0 to "
+                f"{2**32 - 1}: correct it"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Find out what is in the run's folder already, and point the loggers into it."""
@@ -109,7 +146,9 @@ class KdplCLI(LightningCLI):
             raise ConfigError("the run has no folder to write to: give --out FOLDER")
         folder = Path(self.config.out)
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out {folder} is a file, expected a folder or a new name: choose another --out")
+            raise ConfigError(
+                f"--out {folder} is a file, expected a folder or a new name: choose another --out"
+            )
         self._require_own_folder(folder)
         if self.command == "fit":
             self._begin(folder)
@@ -117,7 +156,8 @@ class KdplCLI(LightningCLI):
             # removes what a killed test left; beside a fit, a test needs no lock
             with suppress(ConfigError):
                 self._at_end.callback(RunLock(folder, patience=0).release)
-        # the config as given: the rest is worked out anew each time, and config.yaml must not keep it
+        # the config as given: the rest is worked out anew each time, and config.yaml must not keep
+        # it
         self._given = self.config.clone()
         if self.check_only or self.finished:
             return
@@ -133,7 +173,8 @@ class KdplCLI(LightningCLI):
         """Find out whether a fit is finished, and lock its folder if it is not."""
         if self.config.trainer.max_time is not None:
             raise ConfigError(
-                "trainer.max_time would end an epoch in its middle as if it were complete: leave it out, and interrupt "
+                "trainer.max_time would end an epoch in its middle as if it were complete: leave "
+                "it out, and interrupt "
                 "the command instead (Ctrl-C, SIGTERM, a job's limit); the same command resumes"
             )
         first = process_rank() == 0 and not self.check_only
@@ -151,7 +192,8 @@ class KdplCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             require_intact(Path(self.config.ckpt_path))
             return
-        # a fit may resume from the checkpoint before a damaged one, but a test is of the last one or of none
+        # a fit may resume from the checkpoint before a damaged one, but a test is of the last one
+        # or of none
         last = folder / LAST if (folder / LAST).is_file() else None
         if self.command != "fit" and last is not None:
             require_intact(last)
@@ -164,7 +206,8 @@ class KdplCLI(LightningCLI):
         """Refuse settings that are not those of a stage, whose folder of configs has this name."""
         if not issubclass(resolve_name(self.config.model.class_path), stage):
             raise ConfigError(
-                f"the settings are those of {self.config.model.class_path}, expected those of a {name}: give a "
+                f"the settings are those of {self.config.model.class_path}, expected those of a "
+                f"{name}: give a "
                 f"--config of that stage, such as {name}/quickstart"
             )
 
@@ -180,14 +223,19 @@ class KdplCLI(LightningCLI):
             raise
 
     def _build(self, kind: type[_Part], *args: Any, **settings: Any) -> _Part:
-        """Build a logger or callback; keep the sentence of one that fails, which jsonargparse drops within lists."""
+        """Build a logger or callback; keep the error, which jsonargparse drops within lists."""
         try:
             return kind(*args, **settings)
         except Exception as error:
             what = "logger" if issubclass(kind, Logger) else "callback"
             problem = f"the {what} {kind.__name__} cannot be built ({reason(error)})"
-            remedy = f"install what it needs, correct its settings, or leave it out of the trainer's {what}s"
-            self._refused = error if isinstance(error, KdplError) else ConfigError(f"{problem}: {remedy}")
+            remedy = (
+                "install what it needs, correct its settings, or leave it out of the trainer's "
+                f"{what}s"
+            )
+            self._refused = (
+                error if isinstance(error, KdplError) else ConfigError(f"{problem}: {remedy}")
+            )
             raise self._refused from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -225,10 +273,13 @@ class KdplCLI(LightningCLI):
     def own_callbacks(self) -> list[Callback]:
         """Return the callbacks that this kind of fit has beside those of all runs.
 
-        The trainer's callbacks run before the module's, so that targets are prepared from a cache that is complete.
+        The trainer's callbacks run before the module's, so that targets are prepared from a cache
+        that is complete.
         """
         data = self.datamodule
-        fills = self.command == "fit" and isinstance(data, DomainDataModule) and data.fill_teacher_cache
+        fills = (
+            self.command == "fit" and isinstance(data, DomainDataModule) and data.fill_teacher_cache
+        )
         return [FillTeacherCache()] if fills and needs_of(self.model).split == "unlabeled" else []
 
     def execute(self) -> None:
@@ -236,18 +287,22 @@ class KdplCLI(LightningCLI):
         if self.check_only:
             return
         if self.finished:
-            inform(f"{self.config.out} is finished: nothing to do; remove the folder to run it again")
+            inform(
+                f"{self.config.out} is finished: nothing to do; remove the folder to run it again"
+            )
             return
         if self.trainer.world_size == 1 and distributed.is_initialized():
             if self.command == "fit":
                 raise ConfigError(
-                    "this stage is for one process, and the one before it ran on several: run the same command again, "
+                    "this stage is for one process, and the one before it ran on several: run the "
+                    "same command again, "
                     "or give both the same trainer.devices"
                 )
             # of another step of a run; metrics would wait for its processes
             distributed.destroy_process_group()
         if self.trainer.world_size == 1 and process_rank() > 0:
-            # started by Lightning for another step of a run, on several processes; the first does this one alone
+            # started by Lightning for another step of a run, on several processes; the first does
+            # this one alone
             return
         if self.command == "fit":
             self.fit()
@@ -258,7 +313,8 @@ class KdplCLI(LightningCLI):
         """Train."""
         if not self._trains() and self.trainer.max_epochs != 0:
             raise ConfigError(
-                "a model without prompts trains nothing: use it untuned, with configs/teacher/zero_shot.yaml after the "
+                "a model without prompts trains nothing: use it untuned, with "
+                "configs/teacher/zero_shot.yaml after the "
                 "teacher's config, or set a depth of prompts above 0"
             )
         self._run(self.trainer.fit)
@@ -266,25 +322,39 @@ class KdplCLI(LightningCLI):
     def _evaluate(self) -> None:
         """Measure the accuracies on validation or test images, and print them in one line."""
         if self._trains() and self._ckpt_path is None:
-            raise ConfigError(f"{self._given.out} has no {LAST} to test: run fit with this --out, or give --ckpt_path")
+            raise ConfigError(
+                f"{self._given.out} has no {LAST} to test: run fit with this --out, "
+                "or give --ckpt_path"
+            )
         self._run(getattr(self.trainer, self.command), verbose=False)
         metrics = self.trainer.callback_metrics
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))
 
     def _run(self, function: Callable[..., Any], **options: Any) -> None:
-        # a thread of gloo that outlives the interpreter aborts the process; Lightning sees to NCCL alone
+        # a thread of gloo that outlives the interpreter aborts the process; Lightning sees to NCCL
+        # alone
         atexit.register(_leave_group)
-        function(self.model, datamodule=self.datamodule, ckpt_path=self._ckpt_path, weights_only=True, **options)
+        function(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=self._ckpt_path,
+            weights_only=True,
+            **options,
+        )
         finish_logging(self.trainer.loggers)
 
     def _trains(self) -> bool:
         return any(p.requires_grad for p in self.model.parameters())
 
     def _require_own_folder(self, folder: Path) -> None:
-        """Refuse to write where something else lies: beside the stages of a whole run, or where a copy came from."""
+        """Refuse a folder that holds something else.
+
+        That is a whole run, or the run that a copied config is from.
+        """
         if self.command == "fit" and (folder / RUN_FILE).is_file():
             raise ConfigError(
-                f"{folder} holds a whole run, whose stages have folders of their own: choose another --out"
+                f"{folder} holds a whole run, whose stages have folders of their own: choose "
+                "another --out"
             )
         if any(arg.partition("=")[0] == "--out" for arg in self._args):
             return
@@ -293,7 +363,8 @@ class KdplCLI(LightningCLI):
             of_a_run = file.name == CONFIG_FILE and ((at / LAST).is_file() or handed_over(at))
             if of_a_run and at.resolve() != folder.resolve():
                 raise ConfigError(
-                    f"{file} is the config of a run in {folder} but lies in another folder, as if it was copied or "
+                    f"{file} is the config of a run in {folder} but lies in another folder, as if "
+                    "it was copied or "
                     f"moved: give --out {at} for this folder, or --out {folder} for that one"
                 )
 
@@ -304,7 +375,7 @@ def _leave_group() -> None:
 
 
 def _own_settings() -> Iterator[str]:
-    """Names of the settings of datamodule and stages, and of the dataclasses that some of them are."""
+    """Yield names of the settings of datamodule and stages, and of their dataclasses."""
     for section, name in (
         ("data", "DomainDataModule"),
         ("model", "TeacherPromptTuning"),

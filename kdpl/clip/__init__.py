@@ -1,20 +1,35 @@
-"""CLIP models: loading and weights, and the two towers taken apart; the only room that imports open_clip.
+"""CLIP models, their weights and their two towers; the only room that imports open_clip.
 
-The towers wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. Both are frozen, so that prompts
-can be put between their layers: no parameter of theirs takes a gradient, unless the whole tower is trained.
+The towers wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. Both are
+frozen, so that prompts can be put between their layers: no parameter of theirs takes a gradient,
+unless the whole tower is trained.
 """
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.image import ImageTower, PromptableImageTower, promptable
-from kdpl.clip.loading import PROMPTSRC_TEMPLATES, Clip, ImageClip, load_clip, load_image_clip, register_model
-from kdpl.clip.modules import CosineHead, Float32Module, Frozen, Trained, cosine_logits, store_frozen
+from kdpl.clip.loading import (
+    PROMPTSRC_TEMPLATES,
+    Clip,
+    ImageClip,
+    load_clip,
+    load_image_clip,
+    register_model,
+)
+from kdpl.clip.modules import (
+    CosineHead,
+    Float32Module,
+    Frozen,
+    Trained,
+    cosine_logits,
+    store_frozen,
+)
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.timm_model import TimmTower
 from kdpl.clip.tokens import Tokenizer
 
 __all__ = [
-    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip", "ClipConfig", "ClipIdentity",
-    "CosineHead", "Float32Module", "Frozen", "ImageClip", "ImageTower", "Preprocessing", "PromptableImageTower",
-    "TextTower", "TimmTower", "Tokenizer", "Trained", "cosine_logits", "load_clip", "load_image_clip", "promptable",
-    "register_model", "store_frozen",
+    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip", "ClipConfig",
+    "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip", "ImageTower",
+    "Preprocessing", "PromptableImageTower", "TextTower", "TimmTower", "Tokenizer", "Trained",
+    "cosine_logits", "load_clip", "load_image_clip", "promptable", "register_model", "store_frozen",
 ]  # fmt: skip

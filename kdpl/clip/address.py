@@ -15,12 +15,16 @@ from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 FOLDER, HUB = "local-dir:", "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A CLIP's name and model config, and the folder that it lies in, if it was given by address."""
+    """Name and model config of a CLIP, and the folder that it lies in, if given by address."""
 
     name: str
     config: Mapping[str, Any]
@@ -36,7 +40,9 @@ class Source:
         if self.is_local and self.folder is not None:
             files = [self.folder / name for name in _WEIGHTS if (self.folder / name).is_file()]
             if not files:
-                raise WeightsError(f"{self.folder} has no weights: expected one of {', '.join(_WEIGHTS)}")
+                raise WeightsError(
+                    f"{self.folder} has no weights: expected one of {', '.join(_WEIGHTS)}"
+                )
             return files[0]
         return _fetch(self.name, *_WEIGHTS)
 
@@ -51,16 +57,23 @@ def source_of(address: str) -> Source:
     folder = Path(address.removeprefix(FOLDER)).expanduser()
     file = folder / CONFIG_FILE if address.startswith(FOLDER) else _fetch(address, CONFIG_FILE)
     if not file.is_file():
-        raise WeightsError(f"{folder} is not a CLIP in open_clip's layout, because it has no {CONFIG_FILE}: check it")
+        raise WeightsError(
+            f"{folder} is not a CLIP in open_clip's layout, because it has no "
+            f"{CONFIG_FILE}: check it"
+        )
     config = read_config(file, "model_cfg")
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
-        raise WeightsError(f"model_cfg in {file} lacks embed_dim, vision_cfg or text_cfg: fetch the file again")
+        raise WeightsError(
+            f"model_cfg in {file} lacks embed_dim, vision_cfg or text_cfg: fetch the file again"
+        )
     source = Source(address, config, file.parent)
     return replace(source, config=_with_text_model(config, folder)) if source.is_local else source
 
 
 def _with_text_model(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Have open_clip read a text tower of Hugging Face from the folder, where its ``config.json`` is in it.
+    """Have open_clip read a Hugging Face text tower from the folder.
+
+    This applies if the folder has the tower's ``config.json``.
 
     The name in the config is mostly one of the hub, which open_clip would ask for the same file.
     """
@@ -89,6 +102,7 @@ def _fetch(address: str, *names: str) -> Path:
             return Path(hf_hub_download(address.removeprefix(HUB), last))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
-            f"cannot fetch {' or '.join(names)} of {address} ({reason(error)}): fetch the repository where there is a "
+            f"cannot fetch {' or '.join(names)} of {address} ({reason(error)}): fetch the "
+            "repository where there is a "
             f"network, and give its folder as {FOLDER}PATH{WITHOUT_NETWORK}"
         ) from error

@@ -1,7 +1,7 @@
 """Residual attention blocks of open_clip, run on their weights with less copying.
 
-``nn.MultiheadAttention`` copies its projections before attention and their gradients in the backward pass, which takes
-a quarter of a small tower's training step. The results are the same.
+``nn.MultiheadAttention`` copies its projections before attention and their gradients in the
+backward pass, which takes a quarter of a small tower's training step. The results are the same.
 """
 
 from typing import Any
@@ -22,7 +22,10 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     q = _heads(F.linear(normed[:, :1], weight[:width], bias[:width]), attention.num_heads)
-    k, v = (_heads(t, attention.num_heads) for t in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1))
+    k, v = (
+        _heads(t, attention.num_heads)
+        for t in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    )
     return finish(block, tokens[:, :1], merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
@@ -32,7 +35,7 @@ def in_projection(block: Any, normed: Tensor) -> Tensor:
 
 
 def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split concatenated queries, keys and values [B, L, 3 W] into three of [B, heads, L, W / heads]."""
+    """Split concatenated queries, keys, values [B, L, 3 W] into three [B, heads, L, W / heads]."""
     q, k, v = (_heads(t, block.attn.num_heads) for t in projected.chunk(3, dim=-1))
     return q, k, v
 
@@ -43,7 +46,7 @@ def merge_heads(attended: Tensor) -> Tensor:
 
 
 def finish(block: Any, x: Tensor, merged: Tensor) -> Tensor:
-    """Compute the output [..., W] from the block's input and the concatenated attention output, both [..., W]."""
+    """Compute the output from the block's input and the merged attention heads, all [..., W]."""
     x = x + block.ls_1(F.linear(merged, block.attn.out_proj.weight, block.attn.out_proj.bias))
     output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return output

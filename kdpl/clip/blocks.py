@@ -1,4 +1,4 @@
-"""Vision transformers of other kinds than CLIP's own: timm's, EVA's, and open_clip's with another pooling."""
+"""Vision transformers unlike CLIP's: timm's, EVA's, and open_clip's with another pooling."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +15,9 @@ Enter = Callable[[int, Tensor], Tensor]
 class BlocksTower(PromptableImageTower):
     """A vision transformer of any kind, whose module does everything but the prompts.
 
-    The prompts enter right before the first block and leave after the last one, so that embedding, pooling and head see
-    the tokens of the image alone. Rotary position embeddings leave them as they are.
+    The prompts enter right before the first block and leave after the last one, so that embedding,
+    pooling and head see the tokens of the image alone. Rotary position embeddings leave them as
+    they are.
     """
 
     @property
@@ -57,7 +58,7 @@ class BlocksTower(PromptableImageTower):
             return cast(Tensor, self(images))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch tokens over images [B, 3, S, S], at each of the first J layers, [J, W]."""
+        """Sum the mean patch token over images [B, 3, S, S] at the first J layers: [J, W]."""
         sums: list[Tensor] = []
 
         def look(_: int, x: Tensor) -> Tensor:
@@ -71,10 +72,15 @@ class BlocksTower(PromptableImageTower):
 
 @contextmanager
 def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
-    """Let ``enter`` change the tokens [B, L, W] that enter each block; the last ``length`` leave at the end."""
+    """Let ``enter`` change the tokens [B, L, W] before each block.
+
+    The last ``length`` tokens are dropped at the end.
+    """
 
     def before(layer: int) -> Callable[..., Any]:
-        def hook(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        def hook(
+            _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
             if kwargs.get("rope") is not None:
                 kwargs = {**kwargs, "rope": _pad_rope(kwargs["rope"], length)}
             return (enter(layer, args[0]), *args[1:]), kwargs
@@ -85,11 +91,22 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
         for layer, block in enumerate(blocks):
             hooks.callback(block.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
         if length:
-            hooks.callback(blocks[-1].register_forward_hook(lambda _, __, x: cast(Tensor, x)[:, :-length]).remove)
+            hooks.callback(
+                blocks[-1]
+                .register_forward_hook(lambda _, __, x: cast(Tensor, x)[:, :-length])
+                .remove
+            )
         yield
 
 
 def _pad_rope(rope: Tensor, length: int) -> Tensor:
-    """Rotary embeddings [..., patches, 2 d], sines before cosines, with ``length`` more places of no rotation."""
-    sines, cosines = (part[..., :1, :].expand(*part.shape[:-2], length, -1) for part in rope.chunk(2, dim=-1))
-    return torch.cat([rope, torch.cat([torch.zeros_like(sines), torch.ones_like(cosines)], dim=-1)], dim=-2)
+    """Extend rotary embeddings by ``length`` positions that are not rotated.
+
+    The embeddings are [..., patches, 2 d], with sines before cosines.
+    """
+    sines, cosines = (
+        part[..., :1, :].expand(*part.shape[:-2], length, -1) for part in rope.chunk(2, dim=-1)
+    )
+    return torch.cat(
+        [rope, torch.cat([torch.zeros_like(sines), torch.ones_like(cosines)], dim=-1)], dim=-2
+    )

@@ -1,6 +1,7 @@
-"""The kinds of towers that kdpl works with; a new one is one file with its tower and one branch here.
+"""Kinds of towers that kdpl supports; a new one is one file with its tower and one branch here.
 
-A model of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it known.
+A model of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes
+it known.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,17 @@ from kdpl.clip.whole_text import WholeTextTower
 from kdpl.errors import WeightsError
 
 ModelConfig = Mapping[str, Any]
-"""A model config in open_clip's form: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``."""
+"""A model config of open_clip.
+
+It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``.
+"""
 
 
 def _has_clip_blocks(module: Any) -> bool:
     transformer = getattr(module, "transformer", None)
-    return all(type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None]))
+    return all(
+        type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None])
+    )
 
 
 def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
@@ -40,18 +46,20 @@ def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
 
 
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Wrap the visual module that open_clip built from a model config as the first kind of tower that it fits."""
+    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
     trunk = getattr(visual, "trunk", None)
     if _pools_by_class_token(config, visual):
         return ClassTokenTower(visual, preprocessing, config)
-    if isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(visual, VisionTransformer):
+    if isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(
+        visual, VisionTransformer
+    ):
         return BlocksTower(visual, preprocessing, config)
     # a convolutional network: encodes images, and has no tokens that prompts could stand beside
     return ImageTower(visual, preprocessing, config)
 
 
 def text_tower(name: str, model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model as the first kind of tower that it fits, or raise a WeightsError.
+    """Wrap the text half of an open_clip model as the first tower that fits, or a WeightsError.
 
     ``start`` is the position of a text's first token.
     """
@@ -66,7 +74,8 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
             return PromptableTextTower(text, start, end)
     if isinstance(text, open_clip.CLIP):
         raise WeightsError(
-            f"{name} cannot be a teacher, because its text tower is of no known kind: set custom_text in it"
+            f"{name} cannot be a teacher, because its text tower is of no known kind: set "
+            "custom_text in it"
         )
     # a module of its own, such as a Hugging Face model or a CoCa's: encodes texts as they are
     return TextTower(text)
@@ -76,7 +85,8 @@ def require_image_tower(name: str, config: ModelConfig) -> None:
     """Raise a WeightsError for images that are not square."""
     if isinstance(config["vision_cfg"].get("image_size"), list | tuple):
         raise WeightsError(
-            f"{name} cannot be used, because its images are not square: use a CLIP such as ViT-B-16 or ViT-L-14"
+            f"{name} cannot be used, because its images are not square: use a CLIP such as "
+            "ViT-B-16 or ViT-L-14"
         )
 
 
@@ -89,9 +99,12 @@ _LARGEST = 1_000_000  # of any size; the memory for tensors of it is checked by 
 
 
 def require_modest(config: ModelConfig, image_size: int) -> None:
-    """Raise a ValueError for settings of an artifact that would build endlessly, or that timm would fetch or look up.
+    """Raise a ValueError for settings of an artifact that are not safe to build.
 
-    ``config`` is the image part of a model config, said to be for square images of ``image_size`` pixels.
+    They would build endlessly, or make timm fetch or look up a model.
+
+    ``config`` is the image part of a model config, said to be for square images of ``image_size``
+    pixels.
     """
     vision = config.get("vision_cfg")
     if not isinstance(vision, dict) or config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:
@@ -105,7 +118,12 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
         raise ValueError(f"image_config is not for images of {image_size} pixels")
     timm_name = vision.get("timm_model_name") or vision.get("timm", "vit_base_patch16_224")
     # names such as hf-hub:owner/model would be fetched
-    if not isinstance(timm_name, str) or ":" in timm_name or "/" in timm_name or not timm.is_model(timm_name):
+    if (
+        not isinstance(timm_name, str)
+        or ":" in timm_name
+        or "/" in timm_name
+        or not timm.is_model(timm_name)
+    ):
         raise ValueError("image_config names a model that timm does not know")
 
 

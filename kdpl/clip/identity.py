@@ -24,19 +24,22 @@ class ClipConfig:
     """Which CLIP, with which weights.
 
     Attributes:
-        model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``; or the address of
-            one in open_clip's layout, ``hf-hub:OWNER/NAME`` or ``local-dir:PATH``, which has its weights with it; for a
-            student also a network of timm, such as ``timm:mobilenetv4_conv_small``.
-        pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin), or ``random``; None
-            for an address, and for timm's own weights.
-        quick_gelu: The activation that a weights file was trained with, needed where the file does not say it: true for
-            QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp).
-        mean: Per-channel mean of the images in [0, 1] that a weights file was trained on. This and the next two are
-            needed where the model's pretrained weights differ in them and no ``open_clip_config.json`` lies beside
-            the file.
+        model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``;
+            or the address of one in open_clip's layout, ``hf-hub:OWNER/NAME`` or
+            ``local-dir:PATH``, which has its weights with it; for a student also a network of timm,
+            such as ``timm:mobilenetv4_conv_small``.
+        pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin),
+            or ``random``; None for an address, and for timm's own weights.
+        quick_gelu: The activation that a weights file was trained with, needed where the file does
+            not say it: true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION,
+            DataComp).
+        mean: Per-channel mean of the images in [0, 1] that a weights file was trained on. This and
+            the next two are needed where the model's pretrained weights differ in them and no
+            ``open_clip_config.json`` lies beside the file.
         std: Their standard deviation.
         resize_mode: Their resizing, see ``Preprocessing``.
-        image_size: Edge in pixels of the images that a network of timm is to take; None: as it was trained.
+        image_size: Edge in pixels of the images that a network of timm is to take; None: as it was
+            trained.
     """
 
     model: str
@@ -48,7 +51,9 @@ class ClipConfig:
     image_size: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}, weights {Path(self.pretrained).name}" if self.pretrained else self.model
+        return (
+            f"{self.model}, weights {Path(self.pretrained).name}" if self.pretrained else self.model
+        )
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -63,11 +68,12 @@ class ClipIdentity:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """The images that a tower expects: their edge in pixels, statistics of each channel in [0, 1], their resizing.
+    """Images as a tower expects them: size in pixels, channel statistics in [0, 1], and resizing.
 
-    ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` both edges, ``longest`` the
-    long edge and pads with black, ``border`` the same and pads with the mean colour. ``crop_pct`` is the edge of the
-    square as a share of the resized image's, 1 for a CLIP, and less for most networks of timm.
+    ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` both
+    edges, ``longest`` the long edge and pads with black, ``border`` the same and pads with the mean
+    colour. ``crop_pct`` is the edge of the square as a share of the resized image's, 1 for a CLIP,
+    and less for most networks of timm.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
@@ -79,7 +85,7 @@ class Preprocessing:
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``crop_pct`` out where it is 1, so that files of CLIPs are as they were before there was one."""
+        """Leave ``crop_pct`` out if it is 1, so that the files of CLIPs do not change."""
         fields = cast(dict[str, Any], dump(self))
         return {name: value for name, value in fields.items() if (name, value) != ("crop_pct", 1.0)}
 

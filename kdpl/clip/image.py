@@ -1,4 +1,4 @@
-"""Image towers of CLIPs: any architecture can encode images, and vision transformers also take prompts."""
+"""Image towers of CLIPs: all architectures encode images, vision transformers also take prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +16,22 @@ from kdpl.errors import ConfigError
 
 
 class Pixels(Float32Module):
-    """Normalises images [B, 3, S, S], uint8 in 0..255 or float in [0, 1], on their device and in float32."""
+    """Normalisation of images [B, 3, S, S], in float32 on their device.
+
+    Images are uint8 in 0..255, or float in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalised images, float32."""
@@ -33,13 +40,20 @@ class Pixels(Float32Module):
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture; ``config`` is the image part of its model config in open_clip's form."""
+    """An image tower of any architecture.
 
-    def __init__(self, visual: nn.Module, preprocessing: Preprocessing, config: Mapping[str, Any]) -> None:
+    ``config`` is the image part of its model config in open_clip's form.
+    """
+
+    def __init__(
+        self, visual: nn.Module, preprocessing: Preprocessing, config: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.visual: Any = visual
         self.preprocessing = preprocessing
-        self.config = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+        self.config = {
+            key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config
+        }
         self.pixels = Pixels(preprocessing)
         self.memory_format = torch.contiguous_format
         self.use_memory_format(memory_format_of(visual))
@@ -83,14 +97,18 @@ class PromptableImageTower(ImageTower, ABC):
 
     @abstractmethod
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks; features [B, embed_dim].
+        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
 
-        Layer 0's prompts are appended to the tokens of the image; at the next layers they are replaced by that layer's.
+        Layer 0's prompts are appended to the tokens of the image; at the next layers they are
+        replaced by that layer's.
         """
 
     @abstractmethod
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum, over images [B, 3, S, S], of the mean patch token where the prompts of each layer enter, [J, W]."""
+        """Sum the mean patch token over images [B, 3, S, S] at each layer's prompts: [J, W].
+
+        The sums are taken where the prompts of each layer enter.
+        """
 
 
 class ClassTokenTower(PromptableImageTower):
@@ -109,20 +127,33 @@ class ClassTokenTower(PromptableImageTower):
         return int(self.visual.conv1.out_channels)
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Those of every tower, biases of attention, and what ``embed`` adds to the patches in their type."""
+        """Yield the weights of every tower, attention biases, and what ``embed`` adds.
+
+        ``embed`` adds it to the patches in their type.
+        """
         yield from super().cast_weights()
         yield from (block.attn.in_proj_bias for block in self.blocks)
         yield from (self.visual.class_embedding, self.visual.positional_embedding)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images [B, 3, S, S], uint8 or float in [0, 1], as class token and patch tokens [B, 1 + patches, W].
+        """Embed images [B, 3, S, S] as a class token and patch tokens [B, 1 + patches, W].
+
+        Images are uint8, or float in [0, 1].
 
         They have positional embeddings, and have not been through ``ln_pre``.
         """
         visual = self.visual
-        patches = visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = (
+            visual.conv1(self.pixels(images).to(visual.conv1.weight.dtype))
+            .flatten(2)
+            .transpose(1, 2)
+        )
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        return cast(Tensor, torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
+        return cast(
+            Tensor,
+            torch.cat([class_token, patches], dim=1)
+            + visual.positional_embedding.to(patches.dtype),
+        )
 
     def compile_parts(self) -> None:
         """Compile the blocks in place; they have the same graph, which is compiled once."""
@@ -140,30 +171,32 @@ class ClassTokenTower(PromptableImageTower):
         return cast(Tensor, self.visual.ln_pre(tokens))
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Project the last block's tokens [B, L, W] to image features [B, embed_dim], not normalised."""
+        """Project the last block's tokens [B, L, W] to unnormalised features [B, embed_dim]."""
         return cast(Tensor, self.visual.ln_post(tokens[:, 0]) @ self.visual.proj)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised, without prompts."""
+        """Encode images [B, 3, S, S] into unnormalised features [B, embed_dim], without prompts."""
         tokens = self.norm(self.embed(images))
         for layer in range(len(self.blocks)):
             tokens = self.run_block(layer, tokens)
         return self.project(tokens)
 
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with prompts [J, n, W], the first of which enter before ``ln_pre``."""
+        """Encode images [B, 3, S, S] with prompts [J, n, W]; the first enter before ``ln_pre``."""
         depth, length, _ = prompts.shape
         x = self.embed(images)
         prompts = prompts.to(x.dtype)
         x = self.norm(torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1))
         for layer in range(len(self.blocks)):
             if 0 < layer < depth:
-                x = torch.cat([x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+                x = torch.cat(
+                    [x[:, :-length], prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1
+                )
             x = self.run_block(layer, x)
         return self.project(x)
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch tokens over images [B, 3, S, S], at each of the first J layers, [J, W]."""
+        """Sum the mean patch token over images [B, 3, S, S] at the first J layers: [J, W]."""
         x = self.embed(images)
         sums = []
         for layer in range(depth):
@@ -183,7 +216,8 @@ def promptable(tower: ImageTower) -> PromptableImageTower:
     """Narrow a tower to one that takes prompts; a ConfigError for a convolutional network."""
     if not isinstance(tower, PromptableImageTower):
         raise ConfigError(
-            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts could stand beside: set "
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts "
+            "could stand beside: set "
             "vision_prompts.depth to 0, or use a vision transformer"
         )
     return tower

@@ -26,10 +26,12 @@ def memory_format_of(visual: nn.Module) -> torch.memory_format:
 
 
 def _breaks(module: nn.Module) -> bool:
-    """If a convolution corrupts memory in its backward pass with channels last, as in the stem of RepVGG.
+    """Return whether the backward pass of a convolution corrupts memory with channels last.
 
-    oneDNN writes behind its buffer where a strided 1×1 convolution has fewer input channels than a vector of the
-    processor holds: https://github.com/uxlfoundation/oneDNN/issues/6035
+    The stem of RepVGG has such a convolution.
+
+    oneDNN writes behind its buffer where a strided 1×1 convolution has fewer input channels than a
+    vector of the processor holds: https://github.com/uxlfoundation/oneDNN/issues/6035
     """
     return (
         isinstance(module, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""Modules that teacher and student are built with: float32 parameters, carried and trained towers, the cosine head."""
+"""Modules of teacher and student: float32 parameters, frozen and trained towers, cosine head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +13,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Float32Module(nn.Module):
-    """A module that moves between devices but refuses to leave float32, as under Lightning's ``bf16-true``.
+    """A module that moves between devices but stays float32, even under Lightning's ``bf16-true``.
 
     Plain SGD on half-precision prompts collapses seeds.
     """
@@ -30,9 +30,10 @@ class Float32Module(nn.Module):
 
 
 class Frozen(nn.Module, Generic[ModuleT]):
-    """Carries a module along, frozen and in evaluation mode, without making it part of the owner's state.
+    """A frozen module in evaluation mode, carried along but not part of its owner's state.
 
-    The module moves with its owner, but checkpoints, optimisers and DistributedDataParallel do not see its weights.
+    The module moves with its owner, but checkpoints, optimisers and DistributedDataParallel do not
+    see its weights.
 
     Args:
         module: The module.
@@ -50,8 +51,9 @@ class Frozen(nn.Module, Generic[ModuleT]):
 
     @torch.inference_mode(False)
     def store_in(self, dtype: torch.dtype) -> None:
-        """Store the weights that autocast casts in its type, or in float32 again; ConfigError if these were not kept.
+        """Store the weights that autocast casts in its type, or in float32 again.
 
+        It is a ConfigError if the float32 weights are needed and were not kept.
         Autocast itself casts them to the same values at every use, since they take no gradient.
         """
         towers = [module for module in self.module.modules() if isinstance(module, FrozenTower)]
@@ -59,13 +61,16 @@ class Frozen(nn.Module, Generic[ModuleT]):
             source: Tensor | None = weight.data
             if weight.dtype == torch.float32 != dtype:
                 self._float32[weight] = weight.data.cpu() if self._keep else None
-            elif weight.dtype == dtype or weight not in self._float32:  # which it is not under bf16-true
+            elif (
+                weight.dtype == dtype or weight not in self._float32
+            ):  # which it is not under bf16-true
                 continue
             else:
                 source = self._float32[weight]
             if source is None:
                 raise ConfigError(
-                    f"the frozen weights were rounded to {weight.dtype} for an earlier trainer, and this one has "
+                    f"the frozen weights were rounded to {weight.dtype} for an earlier trainer, "
+                    "and this one has "
                     "another precision: build the module again"
                 )
             weight.data = source.to(weight.device, dtype)
@@ -90,7 +95,8 @@ class Frozen(nn.Module, Generic[ModuleT]):
 class Trained(Float32Module, Generic[ModuleT]):
     """Owns a tower that is trained as a whole, in float32 and as part of the owner's state.
 
-    Statistics of batch norms and dropout stay as in evaluation: a tower's ``train()`` does not flip it.
+    Statistics of batch norms and dropout stay as in evaluation: a tower's ``train()`` does not flip
+    it.
     """
 
     module: ModuleT
@@ -115,10 +121,12 @@ class FrozenTower(nn.Module):
     """A tower that no ``train()`` flips: evaluation is its only mode."""
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Weights and biases that are cast at each use under autocast: those of layers, attention and projections.
+        """Yield what is cast at each use under autocast.
 
-        Of ``nn.MultiheadAttention`` the bias is left out: with all of it in half precision it would take a fast path on
-        the CPU, which rounds differently.
+        These are the weights and biases of layers, attention and projections.
+
+        Of ``nn.MultiheadAttention`` the bias is left out: with all of it in half precision it would
+        take a fast path on the CPU, which rounds differently.
         """
         # subclasses of torch's layers may compute with their weights before
         layers, own = (nn.Linear, nn.Conv2d, nn.MultiheadAttention), "torch.nn."
@@ -135,7 +143,7 @@ class FrozenTower(nn.Module):
 
 
 class CosineHead(Float32Module):
-    """Frozen class vectors, normalised float32 [C, D], as a buffer; logits are scaled cosine similarities."""
+    """Frozen class vectors, normalised float32 [C, D]; logits are scaled cosine similarities."""
 
     class_vectors: Tensor
 
@@ -149,9 +157,10 @@ class CosineHead(Float32Module):
 
 
 def cosine_logits(features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
-    """Scaled cosine similarities [B, C] of normalised features [B, D] and class vectors [C, D], in float32.
+    """Compute scaled cosine similarities [B, C] in float32, under autocast too.
 
-    Under autocast too: at a scale of 100 half precision would move logits by tenths.
+    ``features`` [B, D] and ``class_vectors`` [C, D] are normalised. At a scale of 100, half
+    precision would move logits by tenths.
     """
     with torch.autocast(features.device.type, enabled=False):
         return logit_scale * features @ class_vectors.T

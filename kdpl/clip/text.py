@@ -1,8 +1,8 @@
-"""Text towers: of any architecture, and CLIP's, without repeated computation of shared tokens and without padding.
+"""Text towers of any architecture, and CLIP's own without padding or repeated shared tokens.
 
-CLIP's mask is causal: the states of the tokens that all texts begin with, including learnt prompts, are the same for
-all texts and computed once, and tokens after the end of a text cannot affect its feature. A few tokens per class name
-remain instead of 77, with the same features and gradients.
+CLIP's mask is causal: the states of the tokens that all texts begin with, including learnt prompts,
+are the same for all texts and computed once, and tokens after the end of a text cannot affect its
+feature. A few tokens per class name remain instead of 77, with the same features and gradients.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ from kdpl.clip.block import finish, in_projection, merge_heads, split_heads
 from kdpl.clip.modules import FrozenTower
 from kdpl.errors import ConfigError
 
-# class names whose activations are kept at a time; beyond them, activations are recomputed in the backward pass
+# class names whose activations are kept at a time; beyond them, activations are recomputed in the
+# backward pass
 CLASSES_AT_ONCE = 128
 
 _KeysValues = tuple[Tensor, Tensor]
@@ -27,22 +28,29 @@ _KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ArrangedTexts:
-    """Token ids of N texts, split into a shared prefix and the rest of each text, by the length L of the rest."""
+    """Token ids of N texts: a shared prefix, and the rest of each text by its length L."""
 
     prefix: Tensor  # ids that all texts begin with, int64 [P], at most up to the first end of text
     places: tuple[Tensor, ...]  # indices of the texts with each length, int64 [N_l]
     rests: tuple[Tensor, ...]  # their ids up to the end of text, int64 [N_l, L]
-    counts: tuple[int, ...] | None = None  # numbers of texts of the C classes, in order; None: one for each
+    counts: tuple[int, ...] | None = (
+        None  # numbers of texts of the C classes, in order; None: one for each
+    )
 
     @classmethod
     def of(cls, ids: Tensor, end: int | None = None) -> "ArrangedTexts":
-        """Arrange token ids [N, context_length]; without ``end``, the end-of-text id is the highest, as CLIP's."""
+        """Arrange token ids [N, context_length].
+
+        Without ``end``, the end-of-text id is the highest, as in CLIP.
+        """
         ends = ids.argmax(dim=-1) if end is None else (ids == end).int().argmax(dim=-1)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
         shared = min([int(ends.min()), *differs[:1].tolist()])
         lengths = sorted(set(ends.tolist()))
         places = tuple((ends == end).nonzero()[:, 0] for end in lengths)
-        rests = tuple(ids[rows, shared : end + 1] for rows, end in zip(places, lengths, strict=True))
+        rests = tuple(
+            ids[rows, shared : end + 1] for rows, end in zip(places, lengths, strict=True)
+        )
         return cls(ids[0, :shared], places, rests)
 
     @classmethod
@@ -51,7 +59,7 @@ class ArrangedTexts:
         return cls(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
 
     def averaged(self, features: Tensor) -> Tensor:
-        """Average features [N, embed_dim], not normalised, over the texts of each class, in float32; [C, embed_dim]."""
+        """Average unnormalised features [N, embed_dim] by class into float32 [C, embed_dim]."""
         if self.counts is None:
             return features
         by_class = torch.split(features.float(), list(self.counts))
@@ -59,7 +67,7 @@ class ArrangedTexts:
 
 
 class TextTower(FrozenTower):
-    """A text tower of any architecture, open_clip's module ``text``: it encodes texts, and takes no prompts."""
+    """A text tower of any architecture, open_clip's module ``text``; it takes no prompts."""
 
     def __init__(self, text: Any) -> None:
         super().__init__()
@@ -67,7 +75,10 @@ class TextTower(FrozenTower):
         self.requires_grad_(False).train()
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """None: names are encoded in float32, and open_clip's module would round its embeddings to the layers' type."""
+        """Yield nothing, since names are encoded in float32.
+
+        open_clip's module would round its embeddings to the layers' type.
+        """
         yield from ()
 
     def arrange(self, ids: Tensor) -> ArrangedTexts:
@@ -76,7 +87,9 @@ class TextTower(FrozenTower):
 
     def forward(self, texts: ArrangedTexts) -> Tensor:
         """Encode the texts of C classes into features [C, embed_dim], not normalised."""
-        return texts.averaged(torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)]))
+        return texts.averaged(
+            torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)])
+        )
 
 
 class PromptableTextTower(TextTower):
@@ -84,7 +97,8 @@ class PromptableTextTower(TextTower):
 
     Args:
         text: An ``open_clip.CLIP``, or a ``TextTransformer`` of open_clip, whose modules it takes.
-        start: Position of the first token of a text, before which the tokenizer puts its start token.
+        start: Position of the first token of a text, before which the tokenizer puts its start
+            token.
         end: The end-of-text id; None: the highest of the vocabulary.
     """
 
@@ -128,10 +142,12 @@ class PromptableTextTower(TextTower):
         """Encode the texts of C classes into features [C, embed_dim], not normalised.
 
         Args:
-            texts: The texts, which begin with the start token and the words that ``context`` replaces.
+            texts: The texts, which begin with the start token and the words that ``context``
+                replaces.
             context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
             deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
-            classes_at_once: Texts whose activations are kept at a time for the backward pass; the result is the same.
+            classes_at_once: Texts whose activations are kept at a time for the backward pass; the
+                result is the same.
         """
         prefix = self._embed(texts.prefix[None], 0)
         if context is not None:
@@ -163,7 +179,10 @@ class PromptableTextTower(TextTower):
         return pooled if projection is None else pooled @ projection
 
     def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
-        """Compute keys and values of the shared tokens [1, P, W] at every layer, each [1, heads, P, W / heads]."""
+        """Compute keys and values of the shared tokens [1, P, W] at every layer.
+
+        Each is [1, heads, P, W / heads].
+        """
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
@@ -171,7 +190,9 @@ class PromptableTextTower(TextTower):
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
-                x = finish(block, x, merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+                x = finish(
+                    block, x, merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+                )
         return layers
 
     def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
@@ -187,10 +208,17 @@ class PromptableTextTower(TextTower):
             attended, projected = [], torch.split(in_projection(block, block.ln_1(x)), sizes)
             for group, mask, part in zip(groups, masks, projected, strict=True):
                 q, *own = split_heads(block, part.view(*group.shape, -1))
-                k, v = (torch.cat([s.expand(len(t), -1, -1, -1), t], 2) for s, t in zip(keys_values, own, strict=True))
+                k, v = (
+                    torch.cat([s.expand(len(t), -1, -1, -1), t], 2)
+                    for s, t in zip(keys_values, own, strict=True)
+                )
                 if layer == last:  # only the end of text is used
                     q, mask = q[:, :, -1:], mask[-1:]
-                attended.append(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(0, 1))
+                attended.append(
+                    merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(
+                        0, 1
+                    )
+                )
             if layer == last:
                 parts = zip(groups, torch.split(x, sizes), strict=True)
                 x = torch.cat([part.view(*group.shape, -1)[:, -1] for group, part in parts])
@@ -202,13 +230,17 @@ def promptable_text(tower: TextTower) -> PromptableTextTower:
     """Narrow a tower to one that takes prompts, or a ConfigError."""
     if not isinstance(tower, PromptableTextTower):
         raise ConfigError(
-            f"a text tower of kind {type(tower.text).__name__} takes no prompts: set text_prompts.depth to 0 and give "
+            f"a text tower of kind {type(tower.text).__name__} takes no prompts: set "
+            "text_prompts.depth to 0 and give "
             "a context, or use a CLIP with open_clip's own text transformer"
         )
     return tower
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:
-    """What a text's own tokens attend to: all shared ones, and own ones up to themselves; bool [L, P + L]."""
+    """Mask what a text's own tokens attend to, bool [L, P + L].
+
+    They attend to all shared tokens, and to own ones up to themselves.
+    """
     own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return torch.cat([own.new_ones(length, before), own], dim=1)

@@ -1,4 +1,4 @@
-"""Networks of timm as students: no CLIPs, but with one feature for each image, and trained as a whole."""
+"""Networks of timm as students: not CLIPs, but with one feature per image, and trained whole."""
 
 import difflib
 from pathlib import Path
@@ -16,11 +16,18 @@ from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 TIMM = "timm:"
 
-_RESIZE_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "border"}
+_RESIZE_MODES: dict[str, ResizeMode] = {
+    "center": "shortest",
+    "squash": "squash",
+    "border": "border",
+}
 
 
 class TimmTower(ImageTower):
-    """A network of timm without its classifier; its batch norms use and note the batch when it is trained."""
+    """A network of timm without its classifier.
+
+    In training, its batch norms use and track the statistics of the batch.
+    """
 
     def train(self, mode: bool = True) -> "TimmTower":
         """Switch between training and evaluation."""
@@ -29,7 +36,10 @@ class TimmTower(ImageTower):
 
 
 def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
-    """Build a network of timm that returns one feature for an image; timm fetches its weights if ``pretrained``."""
+    """Build a network of timm that returns one feature per image.
+
+    timm fetches its weights if ``pretrained``.
+    """
     # convolutions take any size
     about: Any = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": image_size} if about.fixed_input_size else {}
@@ -37,15 +47,23 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
 
 
 def load_network(config: ClipConfig) -> TimmTower:
-    """Load ``timm:NAME`` with timm's weights, those of a file, or random ones; a WeightsError if that fails."""
+    """Load ``timm:NAME`` with timm's, a file's or random weights; a WeightsError if that fails."""
     name = config.model.removeprefix(TIMM)
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3) or ["mobilenetv4_conv_small", "resnet18"]
-        raise WeightsError(f"timm has no model called {name!r}: use one of its names, such as {', '.join(close)}")
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or [
+            "mobilenetv4_conv_small",
+            "resnet18",
+        ]
+        raise WeightsError(
+            f"timm has no model called {name!r}: use one of its names, such as {', '.join(close)}"
+        )
     about: Any = timm.get_pretrained_cfg(name)
     size = about.input_size[-1] if config.image_size is None else config.image_size
     if size < 1:
-        raise ConfigError(f"clip.image_size is {size}, expected 1 or more pixels: leave it out for the network's own")
+        raise ConfigError(
+            f"clip.image_size is {size}, expected 1 or more pixels: leave it out for "
+            "the network's own"
+        )
     if config.pretrained is None:
         network = _fetch(name, size)
     else:
@@ -56,11 +74,18 @@ def load_network(config: ClipConfig) -> TimmTower:
             _load_file(network, Path(config.pretrained), about.classifier, config.model)
     preprocessing = preprocessing_of(name, size)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-    return TimmTower(network, preprocessing, {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}})
+    return TimmTower(
+        network,
+        preprocessing,
+        {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}},
+    )
 
 
 def preprocessing_of(name: str, image_size: int) -> Preprocessing:
-    """How timm's own evaluation prepares images, which crops less at the size of its test than at that of training."""
+    """Return how timm's evaluation prepares images.
+
+    It crops less at the network's test size than at its training size.
+    """
     about: Any = timm.get_pretrained_cfg(name)
     mode, crop_pct = _RESIZE_MODES[about.crop_mode], about.crop_pct
     if about.test_input_size == (3, image_size, image_size):
@@ -75,17 +100,27 @@ def _fetch(name: str, image_size: int) -> Any:
             return build_network(name, image_size, pretrained=True)
     except Exception as error:  # whatever timm, the hub client or a proxy raises
         raise WeightsError(
-            f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a network and give "
-            f"their path as clip.pretrained, or set it to {RANDOM} to train from nothing{WITHOUT_NETWORK}"
+            f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a "
+            "network and give "
+            f"their path as clip.pretrained, or set it to {RANDOM} to train from "
+            f"nothing{WITHOUT_NETWORK}"
         ) from error
 
 
 def _load_file(network: Any, path: Path, classifier: Any, name: str) -> None:
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own")
+        raise WeightsError(
+            f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own"
+        )
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    state = {k: v for k, v in read_state(path)[0].items() if not k.startswith(tuple(f"{head}." for head in heads))}
+    state = {
+        k: v
+        for k, v in read_state(path)[0].items()
+        if not k.startswith(tuple(f"{head}." for head in heads))
+    }
     problem = mismatch(network.state_dict(), state)
     if problem is not None:
-        raise WeightsError(f"{path} does not hold the weights of {name} ({problem}): use the model it was made for")
+        raise WeightsError(
+            f"{path} does not hold the weights of {name} ({problem}): use the model it was made for"
+        )
     network.load_state_dict(state)

@@ -9,7 +9,8 @@ from torch import Tensor
 class Tokenizer:
     """Turns texts into token ids int64 [N, context_length], by a function of open_clip's kind.
 
-    Where a text begins and which id pads it, the ids themselves tell, for tokenizers of any library.
+    Where a text begins and which id pads it, the ids themselves tell, for tokenizers of any
+    library.
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
@@ -37,6 +38,9 @@ class Tokenizer:
         return own
 
     def fills(self, text: str, ids: Tensor) -> bool:
-        """If the ids [context_length] of a text have no room for one more word, so that its end may be lost."""
+        """Return whether the ids [context_length] of a text have no room for one more word.
+
+        The end of such a text may be lost.
+        """
         # padding may be the same id as the end of a text, which is there in any case
         return bool(ids[-2] != self._padding) and self([f"{text} a"])[0].equal(ids)

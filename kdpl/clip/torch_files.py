@@ -22,12 +22,16 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_openai_archive(path: Path) -> dict[str, Tensor]:
-    """Load the state dict of a TorchScript archive, whose code runs; an ArtifactError unless OpenAI published it."""
+    """Load a TorchScript archive's state dict; an ArtifactError unless OpenAI published it.
+
+    Loading an archive runs its code.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest not in openai_digests():
         raise ArtifactError(
-            f"{path} is a TorchScript archive, whose code would run, and not one of OpenAI's: save its state_dict with "
+            f"{path} is a TorchScript archive, whose code would run, and not one of OpenAI's: save "
+            "its state_dict with "
             "safetensors, and give that file"
         )
     with warnings.catch_warnings():
@@ -37,6 +41,9 @@ def read_openai_archive(path: Path) -> dict[str, Tensor]:
 
 
 def openai_digests() -> set[str]:
-    """SHA-256 of the archives that OpenAI published, as the addresses in open_clip's table have them."""
-    urls = [open_clip.get_pretrained_cfg(*pretrained).get("url", "") for pretrained in open_clip.list_pretrained()]
+    """Return the SHA-256 of OpenAI's published archives, from addresses in open_clip's table."""
+    urls = [
+        open_clip.get_pretrained_cfg(*pretrained).get("url", "")
+        for pretrained in open_clip.list_pretrained()
+    ]
     return {url.split("/")[-2] for url in urls if "/openaipublic." in url}

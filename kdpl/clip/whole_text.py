@@ -15,11 +15,13 @@ from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower
 class WholeTextTower(PromptableTextTower):
     """A text transformer of open_clip without a causal mask, as SigLIP's, CLIPA's and MobileCLIP's.
 
-    Every token affects every other, padding included: nothing is shared between texts, and all tokens are computed.
+    Every token affects every other, padding included: nothing is shared between texts, and all
+    tokens are computed.
 
     Args:
         text: As for ``PromptableTextTower``.
-        pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``, ``first`` or ``last``.
+        pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
+            ``first`` or ``last``.
         start: Position of the first token of a text.
         end: The end-of-text id, where it pools by that.
     """
@@ -39,10 +41,17 @@ class WholeTextTower(PromptableTextTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode the texts of C classes into features [C, embed_dim], not normalised; arguments as its parent's."""
-        learnt = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (context, deep))
+        """Encode the texts of C classes into unnormalised features [C, embed_dim].
+
+        The arguments are those of the parent class.
+        """
+        learnt = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (context, deep)
+        )
         recompute = learnt and len(texts.rests[0]) > classes_at_once
-        encode = partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
+        encode = (
+            partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
+        )
         parts = torch.split(texts.rests[0], classes_at_once)
         return texts.averaged(torch.cat([encode(ids, context, deep) for ids in parts]))
 

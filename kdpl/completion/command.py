@@ -26,7 +26,9 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
     parser = ArgumentParser(prog="kdpl")
     commands = parser.add_subcommands()
     for name in command_names():
-        own = ArgumentParser() if name in STAGES else build_parser(find_command(name), f"kdpl {name}")
+        own = (
+            ArgumentParser() if name in STAGES else build_parser(find_command(name), f"kdpl {name}")
+        )
         for option in _OPTIONS if name in STAGES else ():
             own.add_argument(f"--{option}")
         commands.add_subcommand(name, own, help=own.description or f"{name} a stage")

@@ -1,1 +1,1 @@
-"""The data of one domain: a few labelled images per class, many without labels, and those to be tested on."""
+"""The data of one domain: a few labelled images per class, unlabelled images, and test images."""

@@ -1,4 +1,4 @@
-"""Files that hold many images, such as tar shards. Rooms read them, by entry points of the group ``kdpl.archives``."""
+"""Files of many images, such as tar shards, which rooms read by entry points ``kdpl.archives``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,10 @@ class Archives:
 
     Attributes:
         is_one: Tells whether a path or URL is one, by its name.
-        index: Finds the images of each of several different ones, in the order in which they lie there.
-        read: Reads one from beginning to end: for each image its name, and its bytes or the reason why it has none.
+        index: Finds the images of each of several different ones, in the order in which they lie
+            there.
+        read: Reads one from beginning to end: for each image its name, and its bytes or the reason
+            why it has none.
         pool: Arranges images for training, at least one of which lies in such a file.
     """
 

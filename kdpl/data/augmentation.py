@@ -35,14 +35,19 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
     resized = functional.resize(image, edges, InterpolationMode(to.interpolation), antialias=True)
 
     # the centre is cropped along an edge that is too long, and padded along one that is too short
-    left, top = ((size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size)
+    left, top = (
+        (size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size
+    )
     square = new(image.mode, (size, size), to.fill)
     square.paste(resized, (left, top))
     return square
 
 
 def _without_ends(image: Image) -> Image:
-    """Cut the ends off an image of 20,000 x 1 pixels, say, which would fill the memory when it is enlarged."""
+    """Crop the ends of a very elongated image.
+
+    An image of 20,000 x 1 pixels, say, would fill the memory when it is enlarged.
+    """
     most = _LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
@@ -51,14 +56,18 @@ def _without_ends(image: Image) -> Image:
 
 
 def open_given(image: GivenImage, decoding: Decoding) -> Image:
-    """Open an image that a classifier is given; a ConfigError for anything else, a DataError if it is damaged."""
+    """Open an image given to a classifier.
+
+    Raises a ConfigError for an object that is not an image, and a DataError if it is damaged.
+    """
     if isinstance(image, torch.Tensor):
         return fromarray(image.permute(1, 2, 0).cpu().numpy())
     if isinstance(image, str | Path):
         return open_image(str(image), decoding=decoding)
     if not isinstance(image, Image):
         raise ConfigError(
-            f"the classifier was given a {type(image).__name__}, expected paths, PIL images or tensors: convert it "
+            f"the classifier was given a {type(image).__name__}, expected paths, PIL images or "
+            "tensors: convert it "
             "with PIL.Image.fromarray"
         )
     try:
@@ -69,7 +78,7 @@ def open_given(image: GivenImage, decoding: Decoding) -> Image:
 
 
 def to_tensor(image: Image) -> torch.Tensor:
-    """An RGB image as a uint8 tensor of shape [3, height, width], values 0 to 255, un-normalised."""
+    """Convert an RGB image to a uint8 tensor [3, height, width], values 0 to 255, un-normalised."""
     pixels: torch.Tensor = functional.pil_to_tensor(image)
     return pixels
 
@@ -83,7 +92,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
-        """Make the view of an RGB image that its parameters define, for a tower that takes images so resized."""
+        """Make the view of an RGB image that its parameters define, resized as ``to`` says."""
 
 
 class NoAugmentation(Augmentation):
@@ -99,7 +108,7 @@ class NoAugmentation(Augmentation):
 
 
 class RandomResizedCrop(Augmentation):
-    """A crop of random area and aspect ratio, resized, then flipped or not: the published augmentation.
+    """Crop of random area and aspect ratio, resized, with a random flip, as published.
 
     Args:
         scale: Smallest and largest area of the crop, as a share of the image's.
@@ -108,25 +117,37 @@ class RandomResizedCrop(Augmentation):
     """
 
     def __init__(
-        self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5
+        self,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}")
+            raise ConfigError(
+                f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}"
+            )
         if not 0 < ratio[0] <= ratio[1]:
-            raise ConfigError(f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}")
+            raise ConfigError(
+                f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}"
+            )
         if not 0 <= flip <= 1:
-            raise ConfigError(f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}")
+            raise ConfigError(
+                f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}"
+            )
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Draw (top, left, crop height, crop width, flipped), in pixels of the image; ``flipped`` is 0 or 1."""
+        """Draw (top, left, crop height, crop width, flipped) in pixels; ``flipped`` is 0 or 1."""
         # ten tries, as torchvision has it: not every area fits with every ratio
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            crop_width, crop_height = (
+                round(math.sqrt(area * aspect)),
+                round(math.sqrt(area / aspect)),
+            )
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(rng.integers(height - crop_height + 1))
                 left = int(rng.integers(width - crop_width + 1))
@@ -141,12 +162,16 @@ class RandomResizedCrop(Augmentation):
         """Crop, resize (with the tower's interpolation, antialiased) and flip."""
         top, left, height, width, flipped = (int(number) for number in parameters)
         edges, interpolation = [to.image_size, to.image_size], InterpolationMode(to.interpolation)
-        view: Image = functional.resized_crop(image, top, left, height, width, edges, interpolation, antialias=True)
+        view: Image = functional.resized_crop(
+            image, top, left, height, width, edges, interpolation, antialias=True
+        )
         return functional.horizontal_flip(view) if flipped else view
 
 
 class LightAffine(Augmentation):
-    """A small rotation, scaling and shift, without flips: for images in which left and right differ, such as digits.
+    """Small rotation, scaling and shift, without flips.
+
+    For images in which left and right differ, such as digits.
 
     Args:
         degrees: Largest rotation, either way.
@@ -154,17 +179,27 @@ class LightAffine(Augmentation):
         translate: Largest shift along each axis, as a share of the view's edge.
     """
 
-    def __init__(self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05) -> None:
+    def __init__(
+        self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05
+    ) -> None:
         if degrees < 0 or translate < 0:
-            raise ConfigError(f"degrees and translate of LightAffine must be at least 0, not {degrees} and {translate}")
+            raise ConfigError(
+                "degrees and translate of LightAffine must be at least 0, not "
+                f"{degrees} and {translate}"
+            )
         if not 0 < scale[0] <= scale[1]:
-            raise ConfigError(f"scale of LightAffine must be two rising positive numbers, not {scale}")
+            raise ConfigError(
+                f"scale of LightAffine must be two rising positive numbers, not {scale}"
+            )
         self.degrees = degrees
         self.scale = scale
         self.translate = translate
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Draw (angle in degrees, magnification, shift right, shift down); shifts are shares of the view's edge."""
+        """Draw (angle in degrees, magnification, shift right, shift down).
+
+        The shifts are shares of the view's edge.
+        """
         return (
             rng.uniform(-self.degrees, self.degrees),
             rng.uniform(*self.scale),
@@ -173,7 +208,7 @@ class LightAffine(Augmentation):
         )
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
-        """Resize and crop as in evaluation, then move the pixels (bilinear); what comes in from outside is black."""
+        """Resize and crop as in evaluation, then move the pixels (bilinear), filling with black."""
         angle, scale, right, down = parameters
         view: Image = functional.affine(
             resize_and_crop(image, to),
@@ -195,9 +230,11 @@ AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
 
 
 def build_augmentation(augmentation: str | Augmentation) -> Augmentation:
-    """Build an augmentation by its name, or return it as it is; ConfigError if the name is unknown."""
+    """Return an augmentation, built if given by name; ConfigError if the name is unknown."""
     if isinstance(augmentation, Augmentation):
         return augmentation
     if augmentation not in AUGMENTATIONS:
-        raise ConfigError(f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+        raise ConfigError(
+            f"augmentation {augmentation!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}"
+        )
     return AUGMENTATIONS[augmentation]()

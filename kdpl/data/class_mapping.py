@@ -1,8 +1,9 @@
-"""Names of classes, and texts that the text tower reads for them: a file of one's own, and a text around the name.
+"""Names of classes and their texts for the text tower: a user's file, and a text around the name.
 
-The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a fish"}}``, or CSV
-with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines ``n01440764,tench,"tench, a fish"``, or a
-``.txt`` list with a name on each line. A class may have several texts: a list in JSON, or further columns ``text``.
+The file is JSON, ``{"n01440764": "tench"}`` or ``{"n01440764": {"name": "tench", "text": "tench, a
+fish"}}``, or CSV with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines
+``n01440764,tench,"tench, a fish"``, or a ``.txt`` list with a name on each line. A class may have
+several texts: a list in JSON, or further columns ``text``.
 """
 
 import csv
@@ -18,7 +19,7 @@ from kdpl.runtime.files import read_text
 
 
 class ClassName(NamedTuple):
-    """The name of a class, and the text or texts that the text tower reads instead of it; None: the name."""
+    """Name of a class, and the text or texts for the text tower; None: the name itself."""
 
     name: str
     text: ClassText | None = None
@@ -33,16 +34,20 @@ class ClassName(NamedTuple):
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
 ) -> tuple[tuple[str, ...], tuple[ClassText, ...] | None]:
-    """Name classes; returns their names, and the texts that the text tower reads, None where these are the names.
+    """Return class names, and their texts for the text tower, None if these are the names.
 
     Args:
         keys: Their folders or labels.
-        class_names: File with their names and texts, see ``read_class_mapping``; None: the keys are their names.
-        class_text: Text around each class's name, or its texts where the file has some; ConfigError unless it has one
-            ``{}`` for it.
+        class_names: File with their names and texts, see ``read_class_mapping``; None: the keys are
+            their names.
+        class_text: Text around each class's name, or its texts where the file has some; ConfigError
+            unless it has one ``{}`` for it.
     """
     if class_text is not None and class_text.count("{}") != 1:
-        raise ConfigError(f"class_text is {class_text!r}, expected a text with one {{}}: give '{{}}, a type of pet'")
+        raise ConfigError(
+            f"class_text is {class_text!r}, expected a text with one {{}}: give "
+            f"'{{}}, a type of pet'"
+        )
     given = read_class_mapping(Path(class_names).expanduser(), keys) if class_names else {}
     named = [given.get(key, ClassName(key)) for key in keys]
     names = tuple(each.name for each in named)
@@ -71,36 +76,54 @@ def _without_stop(text: str) -> str:
     return text.strip().rstrip(".")
 
 
-def read_class_mapping(path: Path, keys: Iterable[str], complete: bool = True) -> dict[str, ClassName]:
+def read_class_mapping(
+    path: Path, keys: Iterable[str], complete: bool = True
+) -> dict[str, ClassName]:
     """Read the names of classes from a ``.txt``, ``.json`` or ``.csv`` file, in its order.
 
-    ``keys`` are the dataset's class folders or labels: all of them, or with ``complete: False`` those that it has.
-    DataError if the file cannot be read, lacks a class, names another or none, or gives two classes the same name.
+    ``keys`` are the dataset's class folders or labels: all of them, or with ``complete: False``
+    those that it has. DataError if the file cannot be read, lacks a class, names another or none,
+    or gives two classes the same name.
     """
     readers = {".json": _read_json, ".csv": _read_csv, ".txt": _read_list}
     kind = path.suffix.lower()
     if kind not in readers:
-        raise DataError(f"class names file {path} is of an unknown kind: give a .txt, .json or .csv file")
+        raise DataError(
+            f"class names file {path} is of an unknown kind: give a .txt, .json or .csv file"
+        )
     try:
         given = readers[kind](read_text(path, "class names file"))
         mapping = _unique([(composed(key), named.composed()) for key, named in given.items()])
     except (ValueError, RecursionError, csv.Error) as error:
-        raise DataError(f"class names file {path} cannot be read as {kind[1:].upper()}: {error}") from error
+        raise DataError(
+            f"class names file {path} cannot be read as {kind[1:].upper()}: {error}"
+        ) from error
     expected = set(keys)
     if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
-        fault = "names class {!r}, which the dataset does not have" if differing[0] in mapping else "lacks class {!r}"
+        fault = (
+            "names class {!r}, which the dataset does not have"
+            if differing[0] in mapping
+            else "lacks class {!r}"
+        )
         remedy = "name the dataset's classes, each once"
         if kind == ".txt" and expected:
             # a list cannot say which class a new name is of
-            example = f"{min(expected)},{next((key for key in mapping if key not in expected), 'its name')}"
+            example = (
+                f"{min(expected)},"
+                f"{next((key for key in mapping if key not in expected), 'its name')}"
+            )
             remedy += f", and give them other names by a .csv file with lines such as {example}"
         raise DataError(f"class names file {path} {fault.format(differing[0])}: {remedy}")
     if not mapping:
-        raise DataError(f"class names file {path} names no class: write a name on each line of a .txt file")
+        raise DataError(
+            f"class names file {path} names no class: write a name on each line of a .txt file"
+        )
     key_of: dict[str, str] = {}
     for key, named in mapping.items():
         if not named.name:
-            raise DataError(f"class names file {path} gives class {key!r} an empty name: write its class name")
+            raise DataError(
+                f"class names file {path} gives class {key!r} an empty name: write its class name"
+            )
         if (other := key_of.setdefault(named.name, key)) != key:
             problem = f"gives classes {other!r} and {key!r} the same name {named.name!r}"
             raise DataError(f"class names file {path} {problem}: rename one")
@@ -114,8 +137,13 @@ def _read_json(text: str) -> dict[str, ClassName]:
         fields: dict[str, Any] = value if isinstance(value, dict) else {"name": value}
         name, texts = fields.get("name", ""), fields.get("text", [])
         texts = texts if isinstance(texts, list) else [texts]
-        if not fields.keys() <= {"name", "text"} or not all(isinstance(each, str) for each in [name, *texts]):
-            raise ValueError("expected one object that maps each class to its name, or to its name and text or texts")
+        if not fields.keys() <= {"name", "text"} or not all(
+            isinstance(each, str) for each in [name, *texts]
+        ):
+            raise ValueError(
+                "expected one object that maps each class to its name, or to its name "
+                "and text or texts"
+            )
         mapping[key] = ClassName(name.strip(), _one_or_several(texts))
     return mapping
 
@@ -123,16 +151,25 @@ def _read_json(text: str) -> dict[str, ClassName]:
 def _read_csv(text: str) -> dict[str, ClassName]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     heading = [cell.lower() for cell in rows[0]] if rows else []
-    has_heading = heading[:1] in (["folder"], ["label"]) and heading[1:2] == ["name"] and {*heading[2:]} <= {"text"}
-    # a third column is a text where a heading says so, and otherwise mostly a name with a comma in it
+    has_heading = (
+        heading[:1] in (["folder"], ["label"])
+        and heading[1:2] == ["name"]
+        and {*heading[2:]} <= {"text"}
+    )
+    # a third column is a text where a heading says so, and otherwise mostly a name with a comma in
+    # it
     columns = len(heading) if has_heading else 2
     for number, row in enumerate(rows, start=1):
         if len(row) < columns or any(row[columns:]):
             texts = {2: "class and name", 3: "class, name and text"}
             expected = texts.get(columns, f"class, name and {columns - 2} texts")
             problem = f"row {number} has {len(row)} columns where {expected} are expected"
-            raise ValueError(f"{problem}: put a value with a comma in quotes" if len(row) > columns else problem)
-    return _unique([(key, ClassName(name, _one_or_several(texts))) for key, name, *texts in rows[has_heading:]])
+            raise ValueError(
+                f"{problem}: put a value with a comma in quotes" if len(row) > columns else problem
+            )
+    return _unique(
+        [(key, ClassName(name, _one_or_several(texts))) for key, name, *texts in rows[has_heading:]]
+    )
 
 
 def _one_or_several(texts: Iterable[str]) -> ClassText | None:
@@ -141,11 +178,13 @@ def _one_or_several(texts: Iterable[str]) -> ClassText | None:
 
 
 def _read_list(text: str) -> dict[str, ClassName]:
-    return _unique([(line.strip(), ClassName(line.strip())) for line in text.splitlines() if line.strip()])
+    return _unique(
+        [(line.strip(), ClassName(line.strip())) for line in text.splitlines() if line.strip()]
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs; ValueError where a key comes twice, of which a dict would silently keep the last."""
+    """Build a dict of pairs; ValueError if a key occurs twice, as a dict would keep the last."""
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"it has {key!r} twice, keep one")

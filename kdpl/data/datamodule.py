@@ -39,50 +39,67 @@ _WORKERS = 4
 class DomainDataModule(LightningDataModule):
     """A domain's images, for both stages and the test.
 
-    Images are un-normalised: every CLIP tower normalises with its own mean and standard deviation. Batches are
+    Images are un-normalised: every CLIP tower normalises with its own mean and standard deviation.
+    Batches are
 
-    - training, ``labeled``: ``LabeledBatch``, the k-shot sample (of the base classes under ``base_to_novel``);
-    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images, or those of ``unlabeled``, or a share of them,
-      and no labels anywhere;
+    - training, ``labeled``: ``LabeledBatch``, the k-shot sample (of the base classes under
+      ``base_to_novel``);
+    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images, or those of ``unlabeled``,
+      or a share of them, and no labels anywhere;
     - validation and test: ``EvaluationBatch``, each image exactly once over all processes.
 
-    Validation and test hold the images of all classes under either protocol; labels index ``class_names``. The module
-    that a trainer runs says in its property ``needs`` (``kdpl.data.needs``) which images are made, and for what.
+    Validation and test hold the images of all classes under either protocol; labels index
+    ``class_names``. The module that a trainer runs says in its property ``needs``
+    (``kdpl.data.needs``) which images are made, and for what.
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
-            (``kdpl/benchmark/readers.py``), or your own reader with its ``class_path`` and ``init_args``.
-        root: Folder of the dataset, the table's file, or the folder of all datasets of the benchmark.
-        unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists and shards, see
-            ``kdpl/data/sources.py``; None: the table's rows without a label, those of the folder ``unlabeled`` in root,
-            or the training images without labels.
-        class_names: JSON or CSV file that maps class folders or labels to names, and texts for the text tower
-            (``folder`` and ``table``), or a .txt list of them; None: they are the names. Without labelled training
-            images, its classes are those of the dataset.
-        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or text (likewise).
-        background: Colour [red, green, blue], 0 to 255, on which transparent images are put (``folder`` and ``table``);
-            None: white. The benchmark's images lose their transparency, and their orientation tags are not followed.
-        held_out: Share of each class's training images that become test images, where there are no others; None: none.
-        bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything is trained,
-            ``skip`` leaves them out.
-        scan: Whether all images are decoded to find these before a fit, and copies of test and validation images left
-            out of the rest (``folder`` and ``table``); None: your own images, not a benchmark's.
+            (``kdpl/benchmark/readers.py``), or your own reader with its ``class_path`` and
+            ``init_args``.
+        root: Folder of the dataset, the table's file, or the folder of all datasets of the
+            benchmark.
+        unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists
+            and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, those
+            of the folder ``unlabeled`` in root, or the training images without labels.
+        class_names: JSON or CSV file that maps class folders or labels to names, and texts for the
+            text tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
+            Without labelled training images, its classes are those of the dataset.
+        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or
+            text (likewise).
+        background: Colour [red, green, blue], 0 to 255, on which transparent images are put
+            (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
+            and their orientation tags are not followed.
+        held_out: Share of each class's training images that become test images, where there are no
+            others; None: none.
+        bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything
+            is trained, ``skip`` leaves them out.
+        scan: Whether all images are decoded to find these before a fit, and copies of test and
+            validation images left out of the rest (``folder`` and ``table``); None: your own
+            images, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
-        protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of the classes alone.
-        shots: Labelled training images a class; None: all; 0: no labelled image is used, for validation either.
-        val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation split.
-        unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most 1.
+        protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of
+            the classes alone.
+        shots: Labelled training images a class; None: all; 0: no labelled image is used, for
+            validation either.
+        val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
+            split.
+        unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
+            1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
-        balance_classes: Draw the labelled training images of an epoch so that each class comes equally often, however
-            many it has; an epoch is as long as without.
-        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``, or your own.
+        balance_classes: Draw the labelled training images of an epoch so that each class comes
+            equally often, however many it has; an epoch is as long as without.
+        augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``,
+            or your own.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
-        num_workers: Worker processes of each loader; None: 4, or one for each processor core where there are fewer.
-        teacher_cache: Folder with the teacher's features of views of the unlabelled images; epoch e then sees view
-            e mod V of each image, as the cache's own seed draws it. None: the teacher runs on each image of each epoch.
-            Further teachers' features of the same views are in FOLDER.2, FOLDER.3 and so on.
-        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the first epoch.
+        num_workers: Worker processes of each loader; None: 4, or one for each processor core where
+            there are fewer.
+        teacher_cache: Folder with the teacher's features of views of the unlabelled images; epoch e
+            then sees view e mod V of each image, as the cache's own seed draws it. None: the
+            teacher runs on each image of each epoch. Further teachers' features of the same views
+            are in FOLDER.2, FOLDER.3 and so on.
+        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the
+            first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
     """
 
@@ -118,17 +135,28 @@ class DomainDataModule(LightningDataModule):
 
         # the dataset, which is read later
         named = {"class_names": class_names, "class_text": class_text}
-        reader = build_reader(dataset, root=root, unlabeled=unlabeled, background=background, **named)
+        reader = build_reader(
+            dataset, root=root, unlabeled=unlabeled, background=background, **named
+        )
         self.reading = Reading(reader, bad_images, scan, skip_list, held_out)
 
         # the settings
         if protocol not in ("all", "base_to_novel"):
             raise ConfigError(f"protocol {protocol!r} is unknown: choose all or base_to_novel")
         if not 0 < unlabeled_share <= 1:
-            raise ConfigError(f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}")
+            raise ConfigError(
+                f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}"
+            )
         if fill_teacher_cache and teacher_cache is None:
-            raise ConfigError("fill_teacher_cache fills a folder, but teacher_cache names none: set it, or do not fill")
-        self.dataset = dataset if isinstance(dataset, str) else f"{type(reader).__module__}.{type(reader).__qualname__}"
+            raise ConfigError(
+                "fill_teacher_cache fills a folder, but teacher_cache names none: "
+                "set it, or do not fill"
+            )
+        self.dataset = (
+            dataset
+            if isinstance(dataset, str)
+            else f"{type(reader).__module__}.{type(reader).__qualname__}"
+        )
         self.protocol = protocol
         self.shots = shots
         self.val_shots = val_shots
@@ -145,20 +173,27 @@ class DomainDataModule(LightningDataModule):
         self.cache_settings = CacheSettings(self.dataset, reader.decoding, self.augmentation, seed)
         self._caches: list[FeatureCache] = []
 
-        minimums = {"shots": 0, "val_shots": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        minimums = {
+            "shots": 0,
+            "val_shots": 1,
+            "batch_size": 1,
+            "eval_batch_size": 1,
+            "num_workers": 0,
+            "seed": 0,
+        }
         for name, minimum in minimums.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, not {value}")
 
     def prepare_data(self) -> None:
-        """Decode all images before they are trained on, unless that was done; on one process, the others wait."""
+        """Decode all images once before training, on one process, while the others wait."""
         inform(f"reading dataset {self.dataset}")
         self.reading.file = self._decoded_file
         self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._needs_images)
         _ = self.splits  # keeps the index of shards, which the others then read
 
     def setup(self, stage: str = "fit") -> None:
-        """Read the dataset, and check it as far as the stage needs it; DataError if it lacks something."""
+        """Read the dataset and check it for the stage; DataError if it lacks something."""
         if self.trainer is None:
             _ = self.splits  # reads the dataset
             return
@@ -166,7 +201,8 @@ class DomainDataModule(LightningDataModule):
         if stage in ("fit", "test"):
             for line in self.reading.notes():
                 inform(line)
-        # what training needs: refused here rather than with the first batch, as nothing has been written yet
+        # what training needs: refused here rather than with the first batch, as nothing has been
+        # written yet
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
@@ -184,10 +220,12 @@ class DomainDataModule(LightningDataModule):
         """Batches of the split that the trainer's module asks for."""
         needs = self._needs
         teacher_resizings = [teacher.resizing for teacher in needs.teachers()]
-        return self.train_dataloader_for(needs.split, needs.resizing, *self._processes(), teacher_resizings)
+        return self.train_dataloader_for(
+            needs.split, needs.resizing, *self._processes(), teacher_resizings
+        )
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
-        """Validation batches; an empty list, which skips validation, where the dataset has no such split."""
+        """Return validation batches; without such a split an empty list, to skip validation."""
         if not self.splits.val:
             return []
         return self.evaluation_dataloader_for("val", self._needs.resizing, *self._processes())
@@ -206,19 +244,23 @@ class DomainDataModule(LightningDataModule):
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, of the kind that the split has.
 
-        ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache, unlabelled batches
-        have the cached features; otherwise, they have the same views for each of ``teacher_resizings`` that differs.
-        The epoch is set on the loader's ``sampler``.
+        ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache,
+        unlabelled batches have the cached features; otherwise, they have the same views for each of
+        ``teacher_resizings`` that differs. The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
             return self._labeled_dataloader(resizing, rank, world_size)
         return self._unlabeled_dataloader(resizing, rank, world_size, teacher_resizings)
 
-    def _labeled_dataloader(self, resizing: Resizing, rank: int, world_size: int) -> DataLoader[LabeledBatch]:
+    def _labeled_dataloader(
+        self, resizing: Resizing, rank: int, world_size: int
+    ) -> DataLoader[LabeledBatch]:
         records = self.labels.training()
         labels = np.array([record.label for record in records]) if self.balance_classes else None
         dataset = LabeledImages(records, self.view(resizing))
-        sampler = TrainSampler(len(dataset), self.batch_size, self.seed, rank, world_size, labels=labels)
+        sampler = TrainSampler(
+            len(dataset), self.batch_size, self.seed, rank, world_size, labels=labels
+        )
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def _unlabeled_dataloader(
@@ -226,13 +268,20 @@ class DomainDataModule(LightningDataModule):
     ) -> DataLoader[UnlabeledBatch]:
         caches, pool = self.teacher_caches, pool_of(self.pool.used)
 
-        # the views that the cache has, or views for student and teachers: each resizing once, in their order
+        # the views that the cache has, or views for student and teachers: each resizing once, in
+        # their order
         view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
-        others = () if caches else tuple(dict.fromkeys(each for each in teacher_resizings if each != resizing))
+        others = (
+            ()
+            if caches
+            else tuple(dict.fromkeys(each for each in teacher_resizings if each != resizing))
+        )
         images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
 
         dataset = CachedImages(images, caches) if caches else images
-        sampler = TrainSampler(len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle)
+        sampler = TrainSampler(
+            len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle
+        )
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
@@ -240,12 +289,16 @@ class DomainDataModule(LightningDataModule):
     ) -> DataLoader[EvaluationBatch]:
         """Validation or test batches without a trainer.
 
-        ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of the tower which sees
-        the images.
+        ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of
+        the tower which sees the images.
         """
         records = self.labels.evaluation(split)
-        if len(records) < world_size:  # a process without a batch would leave the others waiting for its metrics
-            problem = f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
+        if (
+            len(records) < world_size
+        ):  # a process without a batch would leave the others waiting for its metrics
+            problem = (
+                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
+            )
             raise ConfigError(f"{problem}: set trainer.devices to {len(records)} or fewer")
         dataset = EvaluationImages(records, self.splits.open_image, resizing)
         sampler = EvaluationSampler(len(records), rank, world_size)
@@ -287,7 +340,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def num_base(self) -> int | None:
-        """Number of base classes, which are the first ones; None where the protocol makes no difference."""
+        """Number of base classes, the first ones; None if the protocol has no such distinction."""
         return self.labels.num_base
 
     @property
@@ -301,7 +354,10 @@ class DomainDataModule(LightningDataModule):
         return source, self.splits.open_image(source), label
 
     def preview(self, n: int, resizing: Resizing) -> torch.Tensor:
-        """Up to n unlabelled images under the evaluation transform, spread over the list, uint8 [n, 3, S, S]."""
+        """Return up to n unlabelled images under the evaluation transform, uint8 [n, 3, S, S].
+
+        They are spread over the list.
+        """
         sources, opened = self.pool.used, self.splits.open_image
         n = min(n, len(sources))
         images = (opened(sources[i * len(sources) // n]) for i in range(n))
@@ -309,10 +365,15 @@ class DomainDataModule(LightningDataModule):
 
     def view(self, resizing: Resizing, seed: int | None = None) -> RandomView:
         """Random views of images of this domain for a tower, by default of the run's seed."""
-        return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed)
+        return RandomView(
+            self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed
+        )
 
     def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
-        """Views of all unlabelled images, whatever ``unlabeled_share``: for a teacher cache, or to prepare targets."""
+        """Return views of all unlabelled images, regardless of ``unlabeled_share``.
+
+        They serve to fill a teacher cache or to prepare targets.
+        """
         return UnlabeledImages(pool_of(self.pool.images).sources, self.view(resizing))
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
@@ -330,7 +391,11 @@ class DomainDataModule(LightningDataModule):
         return self._caches
 
     def _batches_done(self) -> int:
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) if self.trainer else 0
+        return (
+            int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            if self.trainer
+            else 0
+        )
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -346,7 +411,11 @@ class DomainDataModule(LightningDataModule):
     @property
     def _only_fills_cache(self) -> bool:
         """Whether nothing is trained, as by ``kdpl cache``, which has no run's folder."""
-        return self.fill_teacher_cache and self._needs.split == "unlabeled" and self._trainer.max_epochs == 0
+        return (
+            self.fill_teacher_cache
+            and self._needs.split == "unlabeled"
+            and self._trainer.max_epochs == 0
+        )
 
     @property
     def _needs_images(self) -> bool:

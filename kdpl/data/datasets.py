@@ -19,7 +19,7 @@ OpenImage = Callable[[str], Image]
 
 @dataclass
 class RandomView:
-    """Opens an image and makes the view of it, for a tower's ``resizing``, of a seed, an index and an epoch."""
+    """Random view of an image for a tower's ``resizing``, by seed, index and epoch."""
 
     open_image: OpenImage
     augmentation: Augmentation
@@ -36,8 +36,13 @@ class RandomView:
         rng = generator(self.seed, "augmentation", epoch=epoch, index=index)
         return self.augmentation.parameters(rng, image.width, image.height)
 
-    def make(self, image: Image, parameters: Parameters, to: Resizing | None = None) -> torch.Tensor:
-        """The view that the numbers define, uint8 [3, S, S]; for another tower if its resizing is given."""
+    def make(
+        self, image: Image, parameters: Parameters, to: Resizing | None = None
+    ) -> torch.Tensor:
+        """Make the view that the parameters define, uint8 [3, S, S].
+
+        ``to`` is the resizing of another tower.
+        """
         return to_tensor(self.augmentation.apply(image, parameters, to or self.resizing))
 
 
@@ -61,9 +66,10 @@ class LabeledImages(Dataset[LabeledBatch]):
 class UnlabeledImages(Dataset[UnlabeledBatch]):
     """Random views of unlabelled images, by (i, epoch).
 
-    It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the list of all
-    unlabelled images, None if these are all; a view belongs to an index, so that a share has the views of the whole.
-    The same views are made for each of the resizings ``others``, those of teachers.
+    It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the
+    list of all unlabelled images, None if these are all; a view belongs to an index, so that a
+    share has the views of the whole. The same views are made for each of the resizings ``others``,
+    those of teachers.
     """
 
     sources: Sequence[str]

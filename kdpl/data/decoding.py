@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from kdpl.errors import ConfigError, DataError
 
-# Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other programs
+# Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other
+# programs
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 
@@ -45,7 +46,8 @@ class Decoding:
     """How an image becomes RGB; by default, as one's own images do.
 
     Attributes:
-        background: Colour on which transparent pixels are put; None drops transparency, and the colour below it stays.
+        background: Colour on which transparent pixels are put; None drops transparency, and the
+            colour below it stays.
         orientation: Whether the image is turned as its EXIF orientation says.
     """
 
@@ -60,14 +62,17 @@ class Decoding:
             return cls((red, green, blue))
         except (TypeError, ValueError) as error:
             problem = f"background is {background!r:.100}, expected three numbers from 0 to 255"
-            raise ConfigError(f"{problem}: give for example [255, 255, 255], which is white") from error
+            raise ConfigError(
+                f"{problem}: give for example [255, 255, 255], which is white"
+            ) from error
 
     def to_rgb(self, image: Image.Image, name: str = "an image") -> Image.Image:
         """Turn an image of any mode into RGB, without its metadata.
 
         Raises:
             OSError: It is damaged.
-            DataError: Its values have no range that is known, or lie outside of it; the message begins with ``name``.
+            DataError: Its values have no range that is known, or lie outside of it; the message
+                begins with ``name``.
         """
         turn = turn_of(image) if self.orientation else None
         image = _in_bytes(image, name)
@@ -89,21 +94,27 @@ PUBLISHED = Decoding(background=None, orientation=False)
 
 
 def open_image(
-    path: str, content: bytes | None = None, decoding: Decoding = Decoding(), max_pixels: int | None = None
+    path: str,
+    content: bytes | None = None,
+    decoding: Decoding = Decoding(),
+    max_pixels: int | None = None,
 ) -> Image.Image:
     """Open and decode an image file as RGB.
 
-    The first frame of an animation is used. Of values of more than 8 bits the upper 8 are used: of 16 bits, or of as
-    many as a TIFF file says that there are.
+    The first frame of an animation is used. Of values of more than 8 bits the upper 8 are used: of
+    16 bits, or of as many as a TIFF file says that there are.
 
     Args:
-        path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image, whatever its ending.
+        path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image,
+            whatever its ending.
         content: The file's bytes, if they were read already.
         decoding: What becomes of transparency and orientation.
-        max_pixels: Largest number of pixels, looked at before the image is decoded; Pillow has its own, 179 million.
+        max_pixels: Largest number of pixels, looked at before the image is decoded; Pillow has its
+            own, 179 million.
 
     Raises:
-        DataError: The file is missing, truncated, not an image, has too many pixels, or has values of unknown range.
+        DataError: The file is missing, truncated, not an image, has too many pixels, or has values
+            of unknown range.
     """
     with opened(path, content) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -113,20 +124,31 @@ def open_image(
 
 @contextmanager
 def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image file in its own mode; a DataError as of ``open_image``, also for what the block raises."""
+    """Open an image file in its own mode.
+
+    Raises a DataError as ``open_image`` does, also for errors raised in the block.
+    """
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
             yield image
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist: restore it, or read the dataset again without it") from error
+        raise DataError(
+            f"image {path} does not exist: restore it, or read the dataset again without it"
+        ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, _size(path, content), 2 * (Image.MAX_IMAGE_PIXELS or 0)) from error
     except Exception as error:  # Pillow's decoders raise any error on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no format that Pillow knows" if unknown else str(error).rstrip(".") or type(error).__name__
-        raise DataError(f"image {path} cannot be read ({reason}): replace or remove the file") from error
+        reason = (
+            "no format that Pillow knows"
+            if unknown
+            else str(error).rstrip(".") or type(error).__name__
+        )
+        raise DataError(
+            f"image {path} cannot be read ({reason}): replace or remove the file"
+        ) from error
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -134,7 +156,9 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises any error on damaged tags, of which viewers take no notice either
+    except (
+        Exception
+    ):  # Pillow raises any error on damaged tags, of which viewers take no notice either
         return None
 
 
@@ -148,7 +172,9 @@ def translucent(image: Image.Image) -> Image.Image | None:
 
 def _too_large(path: str, size: tuple[int, int] | None, most: int) -> DataError:
     pixels = f"{size[0]} × {size[1]} pixels" if size else "too many pixels"
-    return DataError(f"image {path} has {pixels}, expected at most {most / 1e6:.0f} million: scale it down")
+    return DataError(
+        f"image {path} has {pixels}, expected at most {most / 1e6:.0f} million: scale it down"
+    )
 
 
 def _size(path: str, content: bytes | None) -> tuple[int, int] | None:
@@ -162,20 +188,31 @@ def _size(path: str, content: bytes | None) -> tuple[int, int] | None:
 
 def _in_bytes(image: Image.Image, name: str = "an image") -> Image.Image:
     """The image with the upper 8 bits of values that have more; raises as ``Decoding.to_rgb``."""
-    tags = {tag: np.ravel(value).tolist() for tag, value in getattr(image, "tag_v2", {}).items() if tag in _RANGE}
+    tags = {
+        tag: np.ravel(value).tolist()
+        for tag, value in getattr(image, "tag_v2", {}).items()
+        if tag in _RANGE
+    }
     clear = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(clear, tuple):
         # Pillow has the upper bytes of the other colours already
-        image.info["transparency"] = clear if max(clear) < 256 else tuple(value >> 8 for value in clear)
+        image.info["transparency"] = (
+            clear if max(clear) < 256 else tuple(value >> 8 for value in clear)
+        )
     if image.mode[0] not in "IF":
         bits = max(tags.get(_MAX, [_DEEP])).bit_length()
         if tags.get(_BITS, [8])[0] > 8 and bits < 16:
-            raise DataError(f"{name} has colours of {bits} bits in 16: convert it to 8 bits a colour")
+            raise DataError(
+                f"{name} has colours of {bits} bits in 16: convert it to 8 bits a colour"
+            )
         return image
     # Pillow would cut these values off at 0 and 255, which leaves images white or black
     low, high = _range_of(image.mode, tags)
     if high <= low:
-        raise DataError(f"{name} has values whose range its file does not say: convert it to 8 or 16 unsigned bits")
+        raise DataError(
+            f"{name} has values whose range its file does not say: convert it to 8 or "
+            "16 unsigned bits"
+        )
     values = np.asarray(image)
     least, most = values.min(), values.max()
     if not low <= least <= most <= high:  # NaN is not

@@ -12,5 +12,7 @@ def domain_of(trainer: Trainer) -> DomainDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, DomainDataModule):
         module = type(trainer.lightning_module).__name__
-        raise ConfigError(f"{module} needs to know the class names: run it with a DomainDataModule as datamodule")
+        raise ConfigError(
+            f"{module} needs to know the class names: run it with a DomainDataModule as datamodule"
+        )
     return data

@@ -1,9 +1,10 @@
-"""A teacher's image features of views of unlabelled images, on disk: computed once, for any number of students.
+"""Disk cache of a teacher's features of views of unlabelled images, for any number of students.
 
-A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s, ``shard-00000.npy`` and so on, is
-a float16 array [n, V, D] with the normalised features of images s·n, s·n + 1, …; ``shard-00000.json`` holds its
-checksum. A shard takes its name once it is complete, so filling resumes at the first one that is missing. View v of an
-image is the one that the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
+A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s,
+``shard-00000.npy`` and so on, is a float16 array [n, V, D] with the normalised features of images
+s·n, s·n + 1, …; ``shard-00000.json`` holds its checksum. A shard takes its name once it is
+complete, so filling resumes at the first one that is missing. View v of an image is the one that
+the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
 """
 
 import json
@@ -35,8 +36,20 @@ MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
 _MOST_SHARDS = 256  # each is an open file in each worker process
 _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
-_FILL = "fill it with python -m kdpl cache and the settings of this fit, or set data.init_args.fill_teacher_cache: true"
-_MUST_AGREE = ("teacher", "width", "dataset", "images", "sources", "resizing", "decoding", "augmentation")
+_FILL = (
+    "fill it with python -m kdpl cache and the settings of this fit, "
+    "or set data.init_args.fill_teacher_cache: true"
+)
+_MUST_AGREE = (
+    "teacher",
+    "width",
+    "dataset",
+    "images",
+    "sources",
+    "resizing",
+    "decoding",
+    "augmentation",
+)
 
 
 class Manifest(BaseModel):
@@ -48,7 +61,8 @@ class Manifest(BaseModel):
         resizing: How the teacher takes its images; the augmentation makes its views for that.
         decoding: How image files are opened.
         augmentation: Class and settings of the augmentation.
-        views: Number V of views of each image; 0 in the manifest that a run needs where any number will do.
+        views: Number V of views of each image; 0 in the manifest that a run needs where any number
+            will do.
         made_with: Versions of the libraries that made the views, for information.
     """
 
@@ -69,7 +83,9 @@ class Manifest(BaseModel):
     made_with: dict[str, str]
 
     @classmethod
-    def of(cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any) -> "Manifest":
+    def of(
+        cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any
+    ) -> "Manifest":
         """Describe the features of views of a list of images; ``settings`` are the other fields."""
         kind = type(augmentation)
         described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
@@ -78,21 +94,27 @@ class Manifest(BaseModel):
             sources=digest_of(sources),
             augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **described},
             views=views,
-            images_per_shard=max(-(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1),
+            images_per_shard=max(
+                -(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1
+            ),
             made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
             **settings,
         )
 
     @classmethod
     def load(cls, folder: Path, needed: "Manifest", views: int | None = None) -> "Manifest":
-        """Read the manifest of a cache; DataError if it is missing, damaged, of another version or of something else.
+        """Read the manifest of a cache.
 
-        ``needed`` is the manifest that a run would write; number and seed of the views may differ, unless the cache
-        must have so many ``views`` of each image.
+        DataError if it is missing, damaged, of another version or of other data or settings.
+
+        ``needed`` is the manifest that a run would write; number and seed of the views may differ,
+        unless the cache must have so many ``views`` of each image.
         """
         file = folder / MANIFEST
         if not file.is_file():
-            raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
+            raise DataError(
+                f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}"
+            )
         try:
             manifest = cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
@@ -101,18 +123,25 @@ class Manifest(BaseModel):
             problem = f"{file} is damaged ({where}: {fault['msg']:.200})"
             if where == "version":
                 problem = (
-                    f"the teacher cache {folder} has format version {describe(fault['input'])}, this kdpl reads "
+                    f"the teacher cache {folder} has format version {describe(fault['input'])}, "
+                    "this kdpl reads "
                     f"version {needed.version}"
                 )
-            raise DataError(f"{problem}: remove the folder {folder} and fill the cache again") from error
+            raise DataError(
+                f"{problem}: remove the folder {folder} and fill the cache again"
+            ) from error
         for name in _MUST_AGREE:
             theirs, ours = getattr(manifest, name), getattr(needed, name)
             if theirs != ours:
-                problem = f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
+                problem = (
+                    f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
+                )
                 raise DataError(f"the teacher cache {folder} {problem}: {_OTHER_FOLDER}")
         if views is not None and manifest.views != views:
             problem = f"has {manifest.views} views of each image, expected {views}"
-            raise DataError(f"the teacher cache {folder} {problem}: leave --views out, or {_OTHER_FOLDER}")
+            raise DataError(
+                f"the teacher cache {folder} {problem}: leave --views out, or {_OTHER_FOLDER}"
+            )
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:
@@ -128,19 +157,26 @@ class FeatureCache:
 
     folder: Path
     manifest: Manifest
-    _shards: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False)
+    _shards: dict[int, npt.NDArray[np.float16]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shards": {}}
 
     @classmethod
     def open(
-        cls, folder: Path, needed: Manifest, views: int | None = None, rank: int = 0, world_size: int = 1
+        cls,
+        folder: Path,
+        needed: Manifest,
+        views: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> "FeatureCache":
-        """Open a cache; DataError if it does not exist, is of something else, damaged or incomplete.
+        """Open a cache; DataError if it is missing, of something else, damaged or incomplete.
 
-        Further arguments are those of ``Manifest.load``. For the checksums the shards are read once: process ``rank``
-        reads every ``world_size``-th.
+        Further arguments are those of ``Manifest.load``. For the checksums the shards are read
+        once: process ``rank`` reads every ``world_size``-th.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
@@ -163,7 +199,11 @@ class FeatureCache:
 
     def mean(self, index: int, views: int) -> Tensor:
         """Mean of the features of the first views of an image, float32 [D]."""
-        return torch.from_numpy(np.stack([self.read(view, index) for view in range(views)])).float().mean(dim=0)
+        return (
+            torch.from_numpy(np.stack([self.read(view, index) for view in range(views)]))
+            .float()
+            .mean(dim=0)
+        )
 
 
 def require_same_views(caches: Sequence[FeatureCache]) -> None:
@@ -171,19 +211,24 @@ def require_same_views(caches: Sequence[FeatureCache]) -> None:
     seen = [(cache.manifest.views, cache.manifest.view_seed) for cache in caches]
     for cache, views in zip(caches, seen, strict=True):
         if views != seen[0]:
-            differing = ", but ".join("{} of each image with seed {}".format(*each) for each in (seen[0], views))
+            differing = ", but ".join(
+                "{} of each image with seed {}".format(*each) for each in (seen[0], views)
+            )
             raise DataError(
-                f"the teacher caches {caches[0].folder} and {cache.folder} have different views ({differing}): remove "
+                f"the teacher caches {caches[0].folder} and {cache.folder} have different views "
+                f"({differing}): remove "
                 "one of the two, and fill it again together with the other"
             )
 
 
 @dataclass(eq=False)
 class CachedImages(Dataset[UnlabeledBatch]):
-    """Unlabelled images and the teacher's features: item (i, epoch) is view ``epoch mod V`` of the i-th image.
+    """Unlabelled images and the teacher's features.
 
-    The seed of the images' views is the cache's, which has the features of all unlabelled images. There is one cache
-    for each teacher, of the same views.
+    Item (i, epoch) is view ``epoch mod V`` of the i-th image.
+
+    The seed of the images' views is the cache's, which has the features of all unlabelled images.
+    There is one cache for each teacher, of the same views.
     """
 
     images: UnlabeledImages
@@ -208,4 +253,6 @@ def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
         if zlib.crc32(np.ascontiguousarray(features).data) != expected:
             raise ValueError("its checksum differs")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}") from error
+        raise DataError(
+            f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Computing the teacher's features of unlabelled images that a cache lacks, on all processes together."""
+"""Computation of the teacher's features that a cache lacks, on all processes together."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from kdpl.runtime.files import atomic_path, write_text
 
 @dataclass(frozen=True)
 class Work:
-    """How this process, one of several, computes features of ``images``, which are all unlabelled ones.
+    """Share of one process in computing the features of ``images``, all unlabelled ones.
 
     Attributes:
         encode: Teacher: uint8 [B, 3, S, S] on the CPU to normalised features, float [B, D].
@@ -53,26 +53,35 @@ def fill(
 
     Args:
         folder: The cache's folder, which is made if it does not exist.
-        needed: The manifest of the cache; number and seed of the views count only where it does not exist yet.
+        needed: The manifest of the cache; number and seed of the views count only where it does not
+            exist yet.
         work: How this process computes its share.
         views: Views of each image that the cache must have; None: any number.
-        on_progress: Called after each batch with the numbers of features computed and to be computed here.
+        on_progress: Called after each batch with the numbers of features computed and to be
+            computed here.
 
     Raises:
         ConfigError: The cache does not exist, and ``needed`` has no number of views.
-        DataError: The folder holds something else, another command fills the cache, or a feature is not finite.
+        DataError: The folder holds something else, another command fills the cache, or a feature is
+            not finite.
     """
     _make(folder, needed)
     manifest = Manifest.load(folder, needed, views)
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0) if work.rank == 0 else contextlib.nullcontext():
+        with (
+            FileLock(folder / ".lock").acquire(timeout=0)
+            if work.rank == 0
+            else contextlib.nullcontext()
+        ):
             missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
             missing = missing[work.rank :: work.world_size]
             done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
             batches = _load_views(work, manifest, [indices for _, indices in missing])
             encoded = infer(partial(_encode, work), batches, torch.device("cpu"))
             for path, indices in missing:
-                features = np.empty((len(indices), manifest.views, manifest.width), dtype=np.float16)
+                features = np.empty(
+                    (len(indices), manifest.views, manifest.width), dtype=np.float16
+                )
                 flat, filled = features.reshape(-1, manifest.width), 0
                 while filled < len(flat):
                     rows, _ = next(encoded)
@@ -81,22 +90,29 @@ def fill(
                     on_progress(done, total)
                 if not np.isfinite(features).all():
                     numbers = f"{indices[0]} to {indices[-1]}"
-                    problem = f"the teacher's features of unlabelled images {numbers} are not finite"
-                    raise DataError(f"{problem}: check its weights and prompts, or set trainer.precision to 32-true")
+                    problem = (
+                        f"the teacher's features of unlabelled images {numbers} are not finite"
+                    )
+                    raise DataError(
+                        f"{problem}: check its weights and prompts, or set "
+                        "trainer.precision to 32-true"
+                    )
                 _write(path, features)
             return done
     except Timeout as error:
-        raise DataError(f"the teacher cache {folder} is being filled by another command: wait until it ends") from error
+        raise DataError(
+            f"the teacher cache {folder} is being filled by another command: wait until it ends"
+        ) from error
 
 
 def _encode(work: Work, images: Tensor) -> npt.NDArray[np.float16]:
-    """Encode all views of some images, uint8 [images, V, 3, S, S]; returns float16 [images · V, D]."""
+    """Encode all views of some images, uint8 [images, V, 3, S, S], to float16 [images · V, D]."""
     parts = torch.split(images.flatten(0, 1), work.batch_size)
     return np.concatenate([work.encode(part).half().cpu().numpy() for part in parts])
 
 
 def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Batch]:
-    """Batches of whole images, uint8 [images, V, 3, S, S], none of them across the border of a shard."""
+    """Load batches of whole images, uint8 [images, V, 3, S, S], none across a shard's border."""
     at_once = max(1, work.batch_size // manifest.views)
     starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
@@ -109,11 +125,18 @@ def _make(folder: Path, needed: Manifest) -> None:
     if (folder / MANIFEST).is_file():
         return
     if not needed.views:
-        raise ConfigError(f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs")
+        raise ConfigError(
+            f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs"
+        )
     # another process of the same command may be ahead
     own = (".", MANIFEST, "shard-")
-    if folder.is_file() or (folder.is_dir() and not all(path.name.startswith(own) for path in folder.iterdir())):
-        raise DataError(f"{folder} holds something else than a teacher cache: choose another folder, or remove it")
+    if folder.is_file() or (
+        folder.is_dir() and not all(path.name.startswith(own) for path in folder.iterdir())
+    ):
+        raise DataError(
+            f"{folder} holds something else than a teacher cache: choose another "
+            "folder, or remove it"
+        )
     write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
 
 

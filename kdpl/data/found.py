@@ -1,4 +1,4 @@
-"""Contents of somebody's own images, in a folder or a table: classes, splits, sizes, bad files, copies."""
+"""Contents of a user's images, in a folder or table: classes, splits, sizes, bad files, copies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image that was found, by its absolute path, URL, or place in a shard; ``label`` is empty if it has none.
+    """Image that was found: absolute path, URL, or place in a shard; ``label`` is empty if none.
 
-    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance. Looking at the image
-    fills in width and height, whether pixels are transparent, whether an orientation tag turns it, whether it is
-    ``plain``, of one colour or nearly so, the digest of the file's bytes, or the ``fault`` for which it cannot be used.
+    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
+    Looking at the image fills in width and height, whether pixels are transparent, whether an
+    orientation tag turns it, whether it is ``plain``, of one colour or nearly so, the digest of the
+    file's bytes, or the ``fault`` for which it cannot be used.
     """
 
     path: str
@@ -37,10 +38,11 @@ class FoundImage:
 def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
-    A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without splits; in either a
-    folder ``unlabeled``, beside the classes or the splits, holds images without labels. DataError if it does not exist
-    or is damaged, or no class has a training image, unless a file ``class_names`` lists the classes: then all images
-    of a folder without ``unlabeled`` are taken.
+    A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without
+    splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images without
+    labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
+    file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
+    taken.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
         return _find_in_table(path.absolute(), class_names)
@@ -53,21 +55,35 @@ def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
         for each in class_folders(top):
             images += [FoundImage(path, composed(each.name), split) for path in find_images(each)]
     for top in [folder, *(top for split, top in parts if split == "train")]:
-        images += [FoundImage(path, "", "train") for place in unlabeled_folders(top) for path in find_images(place)]
+        images += [
+            FoundImage(path, "", "train")
+            for place in unlabeled_folders(top)
+            for path in find_images(place)
+        ]
     if not class_names and not any(image.label and image.split == "train" for image in images):
-        problem = f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
-        raise DataError(f"{problem}, or write a list of the classes and give it as --class-names to use no labels")
+        problem = (
+            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+        )
+        raise DataError(
+            f"{problem}, or write a list of the classes and give it as --class-names "
+            "to use no labels"
+        )
     if any(image.split == "train" for image in images):
         return images
     known = {image.path for image in images}
-    return images + [FoundImage(path, "", "train") for path in find_images(folder) if path not in known]
+    return images + [
+        FoundImage(path, "", "train") for path in find_images(folder) if path not in known
+    ]
 
 
 def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
     splits = Table(str(table), class_names=class_names).read()
     if not splits.train and not class_names:
         problem = f"table {table} has no labelled training image: label a few images of each class"
-        raise DataError(f"{problem}, or write a list of the classes and give it as --class-names to use no labels")
+        raise DataError(
+            f"{problem}, or write a list of the classes and give it as --class-names "
+            "to use no labels"
+        )
     named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
     labels = {each.name: label for label, each in named.items()}
     test = HELD_OUT if splits.held_out else "test"
@@ -80,10 +96,13 @@ def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
     return images + [FoundImage(source, "", "train") for source in splits.unlabeled or ()]
 
 
-def leave_out_copies(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
-    """Leave out images with the bytes of another: a test image stays before one of val, before one of train.
+def leave_out_copies(
+    images: Sequence[FoundImage],
+) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
+    """Leave out byte-equal copies, keeping test images first, then val, then train.
 
-    Returns those that stay, in their order, and each that does not, with the one that stays in its place.
+    Returns those that stay, in their order, and each that does not, with the one that stays in its
+    place.
     """
     first: dict[str, FoundImage] = {}
     for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):

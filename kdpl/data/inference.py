@@ -15,6 +15,6 @@ OutputT = TypeVar("OutputT")
 def infer(
     network: Callable[[Tensor], OutputT], batches: Iterable[BatchT], device: torch.device
 ) -> Iterator[tuple[OutputT, BatchT]]:
-    """Yield what a network makes of each batch's images, on its device, and the batch as it came."""
+    """Yield the network's output for each batch of images, on its device, and the batch."""
     for batch in batches:
         yield network(batch.images.to(device)), batch

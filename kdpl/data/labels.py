@@ -41,7 +41,7 @@ class Labels:
 
     @property
     def num_base(self) -> int | None:
-        """Number of base classes, which are the first ones; None where the protocol makes no difference."""
+        """Number of base classes, the first ones; None if the protocol has no such distinction."""
         return base_count(len(self.read.class_names)) if self.protocol == "base_to_novel" else None
 
     @property
@@ -54,28 +54,36 @@ class Labels:
         return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
 
     def training(self) -> list[Record]:
-        """Labelled training images of the classes that the teacher is tuned on; a DataError if there are none."""
+        """Return labelled training images of the tuning classes; DataError if there are none."""
         self.splits.require_training_images()
-        # the sample comes before the base subset, so that base classes get the same images under either protocol
+        # the sample comes before the base subset, so that base classes get the same images under
+        # either protocol
         names = self.tuning_class_names
         if self.shots == 0:
-            problem = "shots is 0, so that no labelled image is used, but prompts and pool_filter need some"
-            raise DataError(f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)")
+            problem = (
+                "shots is 0, so that no labelled image is used, "
+                "but prompts and pool_filter need some"
+            )
+            raise DataError(
+                f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)"
+            )
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
-            raise DataError(f"{self.splits.origin} has no labelled training images: add some, or set shots to 0")
+            raise DataError(
+                f"{self.splits.origin} has no labelled training images: add some, or set shots to 0"
+            )
         if self.shots is not None and not self.allow_fewer_shots:
             require_shots(records, names, self.shots)
         return records
 
     def tuning(self, split: Literal["labeled", "val"]) -> list[Record]:
-        """Labelled images, or validation images, of the classes that the teacher is tuned on, with their labels."""
+        """Return labelled or validation images of the tuning classes, with their labels."""
         if split == "labeled":
             return self.training() if self.shots != 0 else []
         return with_labels(self._sample[1], range(len(self.tuning_class_names)))
 
     def seen(self, stage: int, trained: Sequence[Record]) -> str:
-        """Say how many labels are in the batches of a stage, how many it validates on, and how many no stage sees."""
+        """Describe how many labels a stage trains on, validates on, and no stage uses."""
         there, (sample, val) = self.read, self._sample
         train = with_labels(sample, range(len(self.tuning_class_names)))
         line = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
@@ -87,13 +95,25 @@ class Labels:
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
-        """Images to measure accuracies on, of all classes but for ``labeled``; a DataError if there are none."""
+        """Return images to measure accuracies on.
+
+        They are of all classes except for ``labeled``; DataError if there are none.
+        """
         if split == "labeled":
             return self.training()
         records = self._sample[1] if split == "val" else self.splits.test
         if split == "val" and self.shots == 0:
-            raise DataError("shots is 0, so that no labelled image is used for validation: set shots above 0")
+            raise DataError(
+                "shots is 0, so that no labelled image is used for validation: set shots above 0"
+            )
         if not records:
-            remedy = ", set data.init_args.held_out to 0.25 to hold some training images out" if split == "test" else ""
-            raise DataError(f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its accuracy")
+            remedy = (
+                ", set data.init_args.held_out to 0.25 to hold some training images out"
+                if split == "test"
+                else ""
+            )
+            raise DataError(
+                f"{self.splits.origin} has no {split} split: add one{remedy}, or do "
+                "without its accuracy"
+            )
         return records

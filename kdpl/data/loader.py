@@ -1,4 +1,4 @@
-"""How images come into batches: their order, their distribution over processes, and the loader of all splits.
+"""Order of images, their distribution over processes, and the loader of all splits.
 
 The samplers are distributed ones, so that Lightning does not shard them once more.
 """
@@ -17,25 +17,30 @@ from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order that are Python numbers at a time
-_AGAIN = 2**32  # epochs of the views of an image that comes once more in an epoch lie beyond all others
+_AGAIN = (
+    2**32
+)  # epochs of the views of an image that comes once more in an epoch lie beyond all others
 
 
 class TrainSampler(DistributedSampler[tuple[int, int]]):
     """Shuffled training images for one process, as (index, epoch) pairs.
 
     The order of an epoch depends on the seed and the epoch alone. Global batch b is the b-th run of
-    ``batch_size * world_size`` images of that order, whatever the number of processes, and each process takes every
-    ``world_size``-th of them. The last, short batch is dropped if there is a full one; otherwise it is all there is,
-    and it is kept, filled up from the start of the order so that every process gets as many images.
+    ``batch_size * world_size`` images of that order, whatever the number of processes, and each
+    process takes every ``world_size``-th of them. The last, short batch is dropped if there is a
+    full one; otherwise it is all there is, and it is kept, filled up from the start of the order so
+    that every process gets as many images.
 
     The order is a uniform permutation, or what ``shuffle`` draws. With ``labels``, it is that of
-    ``kdpl.data.sampling.balanced``: as many images, some of them several times and others not at all.
+    ``kdpl.data.sampling.balanced``: as many images, some of them several times and others not at
+    all.
 
-    The epoch travels with the index, so that worker processes, persistent ones too, know it. For an image that comes
-    once more in an epoch it is another number, which makes another view of it.
+    The epoch travels with the index, so that worker processes, persistent ones too, know it. For an
+    image that comes once more in an epoch it is another number, which makes another view of it.
 
     Attributes:
-        start: Images of this process that the next iteration leaves out, after an interrupted epoch.
+        start: Images of this process that the next iteration leaves out, after an interrupted
+            epoch.
     """
 
     def __init__(
@@ -69,10 +74,15 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         images: Iterator[int] = chain.from_iterable(part.tolist() for part in self._order())
         # a cycle keeps what it has seen
         images = images if self.num_used <= self.num_images else cycle(images)
-        own = islice(images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas)
+        own = islice(
+            images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas
+        )
         if self.labels is None:
             return zip(own, repeat(self.epoch))
-        return ((drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN) for drawn in own)
+        return (
+            (drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN)
+            for drawn in own
+        )
 
     def _order(self) -> Iterator[Indices]:
         rng = generator(self.seed, "order", epoch=self.epoch)
@@ -89,7 +99,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every image once, in order: process r of W takes images r, r + W, r + 2W, …, without padding."""
+    """Sampler of each image once, in order: process r of W takes r, r + W, r + 2W, …, unpadded."""
 
     def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.num_replicas = rank, world_size
@@ -103,13 +113,15 @@ class EvaluationSampler(DistributedSampler[int]):
 
 
 class LazyLoader(DataLoader[BatchT]):
-    """A DataLoader whose workers begin when the first batch is asked for, not when the iteration is set up.
+    """DataLoader whose workers start with the first batch, not when the iteration is set up.
 
-    On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that had begun by then
-    would load the images of epoch 0. A run that was interrupted within an epoch resumes with the batch that was next.
+    On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that
+    had begun by then would load the images of epoch 0. A run that was interrupted within an epoch
+    resumes with the batch that was next.
 
-    Worker processes stay from epoch to epoch, and the last batch is kept, however short. ``batches_done`` is called
-    when an iteration begins: the batches of its epoch that were trained on already.
+    Worker processes stay from epoch to epoch, and the last batch is kept, however short.
+    ``batches_done`` is called when an iteration begins: the batches of its epoch that were trained
+    on already.
     """
 
     def __init__(
@@ -128,7 +140,8 @@ class LazyLoader(DataLoader[BatchT]):
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # its own stream: a loader would draw its workers' seed from torch's global one at every epoch
+            # its own stream: a loader would draw its workers' seed from torch's global one at every
+            # epoch
             generator=torch.Generator(),
         )
         self._batches_done = batches_done
@@ -140,7 +153,10 @@ class LazyLoader(DataLoader[BatchT]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Empty, since the trainer's progress says where an epoch was interrupted; tells Lightning that it resumes."""
+        """Return an empty state, which tells Lightning that the loader can resume.
+
+        The trainer's progress says where an epoch was interrupted.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Names of images, of which there may be very many: text and numbers in arrays, without a Python object for each."""
+"""Names of very many images: text and numbers in arrays, without a Python object for each."""
 
 import hashlib
 import os
@@ -13,8 +13,10 @@ import numpy.typing as npt
 from kdpl.data.shard_image import ShardImage
 from kdpl.data.storage import is_url
 
-ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")])
-"""Numbers of an image: where its name within its folder lies in the text, its folder, and its place in a shard."""
+ROW = np.dtype(
+    [("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")]
+)
+"""Numbers of an image: where its name starts in the text, its folder, its place in a shard."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -23,17 +25,20 @@ _FEW = 8  # files of a folder that are asked for one by one whether they are lin
 
 
 class Names(Sequence[str]):
-    """Paths, URLs, and images in shards, for which a ``str`` or ``ShardImage`` is made whenever one is asked for.
+    """Paths, URLs and images in shards, made as ``str`` or ``ShardImage`` only when requested.
 
     Worker processes share the arrays, since reading them changes no reference count.
 
     Args:
         text: The names without folders, as UTF-8, uint8 [T].
-        rows: For each of N images its numbers, ``ROW`` [N]; of an image that is not in a shard the offset is 0.
+        rows: For each of N images its numbers, ``ROW`` [N]; of an image that is not in a shard the
+            offset is 0.
         folders: The folders, or shards, each with the slash behind it.
     """
 
-    def __init__(self, text: npt.NDArray[np.uint8], rows: npt.NDArray[Any], folders: Sequence[str]) -> None:
+    def __init__(
+        self, text: npt.NDArray[np.uint8], rows: npt.NDArray[Any], folders: Sequence[str]
+    ) -> None:
         self.text, self.rows, self.folders = text, rows, tuple(folders)
 
     @classmethod
@@ -48,7 +53,12 @@ class Names(Sequence[str]):
             for name in some:
                 offset = size = 0
                 if isinstance(name, ShardImage):
-                    folder, file, offset, size = f"{name.shard}/", name[len(name.shard) + 1 :], name.offset, name.size
+                    folder, file, offset, size = (
+                        f"{name.shard}/",
+                        name[len(name.shard) + 1 :],
+                        name.offset,
+                        name.size,
+                    )
                 else:
                     folder = folder_of(name)
                     file = name[len(folder) :]
@@ -61,7 +71,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
-        """Concatenate several; of each in turn, the folders that it uses come in the order that they had."""
+        """Concatenate several; the folders used come part by part, in the order within each."""
         parts = [part for part in parts if len(part)]
         # in place from here on, for the sake of memory
         rows = np.concatenate([np.empty(0, ROW), *(part.rows for part in parts)])
@@ -87,7 +97,11 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> "Names": ...
     def __getitem__(self, index: int | slice) -> "str | Names":
-        return self.take(index) if isinstance(index, slice) else next(self._read(self.rows[index, None]))
+        return (
+            self.take(index)
+            if isinstance(index, slice)
+            else next(self._read(self.rows[index, None]))
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,7 +118,10 @@ class Names(Sequence[str]):
     def _read(self, rows: npt.NDArray[Any]) -> Iterator[str]:
         text = self.text.data
         for start, length, folder, offset, size in rows.tolist():
-            name, at = str(text[start : start + length], "utf-8", "surrogatepass"), self.folders[folder]
+            name, at = (
+                str(text[start : start + length], "utf-8", "surrogatepass"),
+                self.folders[folder],
+            )
             yield ShardImage(at[:-1], name, offset, size) if offset else at + name
 
 
@@ -114,13 +131,16 @@ def folder_of(path: str) -> str:
 
 
 def places(names: Names) -> Iterator[str]:
-    """Canonical path of each file, the same for all its names: absolute, relative, or through a link. URLs stay."""
+    """Yield each file's canonical path, the same for all its names; URLs stay as they are.
+
+    The names may be absolute, relative, or through a link.
+    """
     within, links = _resolved(names)
     return (os.path.realpath(place) if place in links else place for place in within)
 
 
 def inodes(names: Names) -> Iterator[Hashable]:
-    """Device and inode of each file, the same for all its hard links; of what is not a file its name."""
+    """Yield each file's device and inode, equal for its hard links; its name if not a file."""
     for name in names:
         try:
             status = Path(name).stat()
@@ -161,7 +181,7 @@ def select(names: Names, keep: Iterable[bool]) -> Names:
 
 
 def digest_of(sources: Sequence[str]) -> str:
-    """Digest of images by their paths below the folder that holds them all, so that a dataset may be moved."""
+    """Digest images by their paths below their common folder, so that a dataset may be moved."""
     try:
         base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
     except ValueError:
@@ -183,7 +203,11 @@ def _resolved(names: Names) -> tuple[Names, set[str]]:
         for each, count in zip(names.folders, used, strict=True)
     ]
     within = Names(names.text, names.rows, real)
-    links = {link for number in np.flatnonzero(files >= _FEW).tolist() for link in _links_in(real[number])}
+    links = {
+        link
+        for number in np.flatnonzero(files >= _FEW).tolist()
+        for link in _links_in(real[number])
+    }
     links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
     return within, links
 

@@ -24,7 +24,12 @@ def cores() -> int:
 
 def progress_bar(shown: bool = True) -> Progress:
     """A bar with a title, counts and the remaining time, on a terminal's standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     # before 14.3, rich ends even a bar that is not shown with an empty line
     console.quiet = not (shown and console.is_terminal)
@@ -32,18 +37,22 @@ def progress_bar(shown: bool = True) -> Progress:
 
 
 def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], title: str, workers: int | None = None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    workers: int | None = None,
 ) -> Iterator[Result]:
-    """Call a function on each of many items, in their order, with a progress bar of this title on a terminal.
+    """Call a function on each item, in order, with a progress bar of this title on a terminal.
 
-    The function is one at module level, or a ``partial`` of one. ``workers`` are processes; None: one for each core;
-    1: this process alone.
+    The function is one at module level, or a ``partial`` of one. ``workers`` are processes; None:
+    one for each core; 1: this process alone.
     """
     import torch
     from torch.utils.data import DataLoader
 
     workers = min(workers or cores(), -(-len(items) // _CHUNK))
-    # processes, since Pillow decodes under Python's lock; torch's end with the process that started them
+    # processes, since Pillow decodes under Python's lock; torch's end with the process that started
+    # them
     loader: DataLoader[Item] = DataLoader(
         cast("Dataset[Item]", items),
         _CHUNK,

@@ -53,5 +53,7 @@ class UnlabeledPool:
         sources = self.images if self._share is None else self.images.take(self._share)
         if len(sources) <= n:
             return sources
-        chosen = generator(self.seed, "sample").choice(len(sources), n, replace=False, shuffle=False)
+        chosen = generator(self.seed, "sample").choice(
+            len(sources), n, replace=False, shuffle=False
+        )
         return sources.take(np.sort(chosen))

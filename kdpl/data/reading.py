@@ -1,4 +1,4 @@
-"""A dataset as a run takes it: read once and decoded, without images that cannot be used, with test images."""
+"""Dataset as a run takes it: read once and decoded, without unusable images, with test images."""
 
 import csv
 import hashlib
@@ -36,9 +36,10 @@ _KEPT = 10_000  # images after which is remembered how far it got
 class Checked(BaseModel):
     """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
 
-    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names it. ``digests`` are
-    those of the contents of images that have the same one as another, of which one is among the first ``measured``.
-    Fewer are ``looked`` at if it was interrupted; then all of these that were have a digest.
+    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names
+    it. ``digests`` are those of the contents of images that have the same one as another, of which
+    one is among the first ``measured``. Fewer are ``looked`` at if it was interrupted; then all of
+    these that were have a digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -53,18 +54,25 @@ class Checked(BaseModel):
 
     @classmethod
     def decode_all(
-        cls, sources: Sequence[str], decode: Callable[[str], Image | str], file: Path | None = None, measured: int = 0
+        cls,
+        sources: Sequence[str],
+        decode: Callable[[str], Image | str],
+        file: Path | None = None,
+        measured: int = 0,
     ) -> "Checked":
         """Decode every image, in parallel under a progress bar.
 
         Args:
             sources: The images.
-            decode: Opens one; or also returns the digest of its content, which it has to for ``measured`` above 0.
+            decode: Opens one; or also returns the digest of its content, which it has to for
+                ``measured`` above 0.
             file: Remembers those that are done already.
             measured: Number of images, the first ones, of which copies are looked for.
         """
         names, known = digest_names(sources), cls.load(file) if file else None
-        new = cls(names=names, images=len(sources), measured=measured, skipped={}, digests={}, looked=0)
+        new = cls(
+            names=names, images=len(sources), measured=measured, skipped={}, digests={}, looked=0
+        )
         if known is None or (known.names, known.measured) != (names, measured):
             known = new
         # a run's images are fixed when it begins, whatever becomes of them later
@@ -72,14 +80,23 @@ class Checked(BaseModel):
             return known
         # before that, bad ones may be replaced
         bad = [source for source in sources[: known.looked] if source in known.skipped]
-        looked, first = [*_decode_each(bad, decode, "looking at bad images again")], frozenset(sources[:measured])
-        if known.looked > measured and any(source in first for source, fault, _ in looked if fault is None):
+        looked, first = (
+            [*_decode_each(bad, decode, "looking at bad images again")],
+            frozenset(sources[:measured]),
+        )
+        if known.looked > measured and any(
+            source in first for source, fault, _ in looked if fault is None
+        ):
             # images that were looked at since may be copies of it
             known, looked = new, []
         skipped, digests = dict[str, str](), dict(known.digests)
         contents = set(digests.values())
-        rest = _decode_each(pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images")
-        for done, (source, fault, digest) in enumerate(chain(looked, rest), start=known.looked - len(looked) + 1):
+        rest = _decode_each(
+            pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images"
+        )
+        for done, (source, fault, digest) in enumerate(
+            chain(looked, rest), start=known.looked - len(looked) + 1
+        ):
             if fault is not None:
                 skipped[source] = fault
             elif source in first:
@@ -87,13 +104,17 @@ class Checked(BaseModel):
             if digest in contents:
                 digests[source] = digest
             if file and done % _KEPT == 0 and known.looked < done < len(sources):
-                known.model_copy(update={"skipped": skipped, "digests": digests, "looked": done}).save(file)
+                known.model_copy(
+                    update={"skipped": skipped, "digests": digests, "looked": done}
+                ).save(file)
         counts = Counter(digests.values())
         return known.model_copy(
             update={
                 # without what to do about it
                 "skipped": {source: fault.rpartition(": ")[0] for source, fault in skipped.items()},
-                "digests": {source: digest for source, digest in digests.items() if counts[digest] > 1},
+                "digests": {
+                    source: digest for source, digest in digests.items() if counts[digest] > 1
+                },
                 "looked": len(sources),
             }
         )
@@ -118,12 +139,20 @@ class Checked(BaseModel):
             return
         named = [*self.skipped.values()]
         more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-        problem = f"{len(named)} of {self.images} images cannot be used ({'; '.join(named[:_SHOWN] + more)})"
-        raise DataError(f"{problem}: convert, replace or remove them, or set data.init_args.bad_images to skip")
+        problem = (
+            f"{len(named)} of {self.images} images cannot be used "
+            f"({'; '.join(named[:_SHOWN] + more)})"
+        )
+        raise DataError(
+            f"{problem}: convert, replace or remove them, or set data.init_args.bad_images to skip"
+        )
 
 
 def faults_of(
-    sources: Sequence[str], open_image: Callable[[str], Image], title: str, workers: int | None = None
+    sources: Sequence[str],
+    open_image: Callable[[str], Image],
+    title: str,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Decode every image; yields those that fail, with the message."""
     results = _decode_each(sources, open_image, title, workers)
@@ -131,9 +160,15 @@ def faults_of(
 
 
 def _decode_each(
-    sources: Sequence[str], decode: Callable[[str], Image | str], title: str, workers: int | None = None
+    sources: Sequence[str],
+    decode: Callable[[str], Image | str],
+    title: str,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, str | None, str]]:
-    """Decode every image; yields its source, its fault if any, and the digest that ``decode`` returns, or nothing."""
+    """Decode every image; yields its source, its fault or None, and its digest or nothing.
+
+    The digest is what ``decode`` returns, if that is text.
+    """
     results = in_parallel(partial(_try_decoding, decode=decode), sources, title, workers)
     return ((source, *each) for source, each in zip(sources, results, strict=True))
 
@@ -156,9 +191,10 @@ def digest_names(sources: Iterable[str]) -> str:
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
-    """Read which images to leave out; DataError if the file is missing, of another kind or unreadable.
+    """Read a skip list; DataError if the file is missing, of another kind or unreadable.
 
-    It is a ``.txt`` file with a path on each line, or a ``.csv`` file with the path in its first column.
+    It is a ``.txt`` file with a path on each line, or a ``.csv`` file with the path in its first
+    column.
     """
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check skip_list")
@@ -172,7 +208,10 @@ def read_skip_list(file: Path) -> frozenset[str]:
 
 @dataclass
 class Reading:
-    """How a dataset is read, by the settings of ``DomainDataModule``; ``file`` remembers which images can be used."""
+    """Reading of a dataset by the settings of ``DomainDataModule``.
+
+    ``file`` remembers which images can be used.
+    """
 
     reader: Reader
     bad_images: BadImages = "error"
@@ -183,9 +222,14 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.bad_images not in get_args(BadImages):
-            raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose {' or '.join(get_args(BadImages))}")
+            raise ConfigError(
+                f"bad_images {self.bad_images!r} is unknown: choose "
+                f"{' or '.join(get_args(BadImages))}"
+            )
         if self.held_out is not None and not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none")
+            raise ConfigError(
+                f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
+            )
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -198,7 +242,11 @@ class Reading:
 
     @cached_property
     def _apart(self) -> tuple[Splits, int, list[tuple[FoundImage, FoundImage]]]:
-        """The dataset, the number of unlabelled images left out as test or validation images, and copies left out."""
+        """Dataset without test or validation images in other parts, and what was left out.
+
+        What was left out is the number of unlabelled images that are test or validation images, and
+        the copies of these.
+        """
         splits, digests = self._listed, self._digests
         # a file with several hard links, which has one content under all its names
         require_apart(_with(splits, digests.__contains__), inodes)
@@ -208,7 +256,9 @@ class Reading:
             splits = hold_out(splits, self.held_out)
         splits, same = keep_apart(splits)
         copies = _copies(splits, digests)
-        splits = leave_out(splits, [copy.path for copy, _ in copies], "but copies of test or validation images")
+        splits = leave_out(
+            splits, [copy.path for copy, _ in copies], "but copies of test or validation images"
+        )
         return splits, same, copies
 
     def prepare(self, trains: bool) -> None:
@@ -227,17 +277,28 @@ class Reading:
         """One line for each way in which the dataset differs from what lies on the disk."""
         if self._scans and self.bad_images == "skip" and self._checked.skipped:
             where = f", listed in {self.file}" if self.file else ""
-            yield f"left out {len(self._checked.skipped)} of {self._checked.images} images, which cannot be used{where}"
+            yield (
+                f"left out {len(self._checked.skipped)} of {self._checked.images} images, "
+                f"which cannot be used{where}"
+            )
         if self.splits.held_out:
-            yield f"{len(self.splits.test)} labelled images are held out for the test, for lack of others"
+            yield (
+                f"{len(self.splits.test)} labelled images are held out for the test, "
+                "for lack of others"
+            )
         _, same, copies = self._apart
         if same:
-            yield f"{same} unlabelled images are test or validation images, and are not distilled on"
+            yield (
+                f"{same} unlabelled images are test or validation images, and are not distilled on"
+            )
         if copies:
             counts = Counter(copy.split if copy.label else "unlabelled" for copy, _ in copies)
             counted = ", ".join(f"{number} {split}" for split, number in counts.items())
             copy, kept = copies[0]
-            yield f"left out as copies of test or validation images: {counted} ({copy.path} is a copy of {kept.path})"
+            yield (
+                f"left out as copies of test or validation images: {counted} "
+                f"({copy.path} is a copy of {kept.path})"
+            )
 
     @property
     def _scans(self) -> bool:
@@ -257,7 +318,10 @@ class Reading:
         named = listed.intersection(splits.sources)
         if listed and not named:
             example = next(iter(splits.sources), "photos/1.jpg")
-            raise DataError(f"skip list {self.skip_list} names no image of {splits.origin}: write paths as {example}")
+            raise DataError(
+                f"skip list {self.skip_list} names no image of {splits.origin}: write "
+                f"paths as {example}"
+            )
         return leave_out(splits, named)
 
     @cached_property
@@ -271,7 +335,7 @@ class Reading:
 
     @property
     def _measured(self) -> int:
-        """The number of images, the first ones of all, that are or may become test or validation images."""
+        """Number of images, first in the list, that are or may become test or validation images."""
         splits = self._listed
         if not isinstance(self.reader, OwnImages):
             return 0
@@ -280,14 +344,21 @@ class Reading:
 
     @property
     def _digests(self) -> Mapping[str, str]:
-        """Digests of the images that have copies; where bad images are errors, as far as a fit has found them."""
+        """Digests of images that have copies.
+
+        If bad images are errors, these are the ones that a fit has found, if any.
+        """
         if not self._scans or not self._measured:
             return {}
         if self.bad_images == "skip":
             return self._checked.digests
         known = Checked.load(self.file) if self.file else None
         # the list last, since millions of names take seconds
-        if known is None or not known.digests or (known.looked, known.measured) != (known.images, self._measured):
+        if (
+            known is None
+            or not known.digests
+            or (known.looked, known.measured) != (known.images, self._measured)
+        ):
             return {}
         return known.digests if known.names == digest_names(self._listed.sources) else {}
 
@@ -298,8 +369,12 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
     if not gone:
         return splits
     rest = _with(splits, lambda source: source not in gone)
-    for label in sorted({record.label for record in splits.train} - {record.label for record in rest.train}):
-        problem = f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
+    for label in sorted(
+        {record.label for record in splits.train} - {record.label for record in rest.train}
+    ):
+        problem = (
+            f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
+        )
         raise DataError(f"{problem}: add some, or remove the class")
     unlabeled = splits.unlabeled
     if unlabeled is not None:
@@ -317,15 +392,24 @@ def _with(splits: Splits, wanted: Callable[[str], bool]) -> Splits:
 
 
 def _copies(splits: Splits, digests: Mapping[str, str]) -> list[tuple[FoundImage, FoundImage]]:
-    """Images with the content of a test image or, but for test images, of a validation image, each with that one."""
+    """Find copies of test images, and of validation images that are not test images.
+
+    Each copy comes with the image that it is a copy of.
+    """
     if not digests:
         return []
     unlabeled = (Record(source, -1) for source in splits.unlabeled or ())
     parts = {"test": splits.test, "val": splits.val, "train": chain(splits.train, unlabeled)}
     images = {
-        source: FoundImage(source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source])
+        source: FoundImage(
+            source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source]
+        )
         for split, records in parts.items()
         for source, label in records
         if source in digests
     }
-    return [(copy, kept) for copy, kept in leave_out_copies([*images.values()])[1] if copy.split != kept.split]
+    return [
+        (copy, kept)
+        for copy, kept in leave_out_copies([*images.values()])[1]
+        if copy.split != kept.split
+    ]

@@ -1,4 +1,4 @@
-"""Random streams, and what is sampled: the k-shot sample, base classes, shares, and images that are held out."""
+"""Random streams and sampling: k-shot samples, base classes, shares, and held-out images."""
 
 import math
 import random
@@ -17,15 +17,24 @@ Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 Purpose = Literal["augmentation", "order", "share", "labels", "sample"]
 
-_PURPOSES: dict[Purpose, int] = {"augmentation": 0, "order": 1, "share": 2, "labels": 3, "sample": 4}
+_PURPOSES: dict[Purpose, int] = {
+    "augmentation": 0,
+    "order": 1,
+    "share": 2,
+    "labels": 3,
+    "sample": 4,
+}
 
 
-def generator(seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0) -> np.random.Generator:
-    """The random stream that belongs to a seed, a purpose, an epoch and an image, whoever asks for it and when.
+def generator(
+    seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0
+) -> np.random.Generator:
+    """Return the random stream that belongs to a seed, a purpose, an epoch and an image.
 
-    Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a stream's start is
-    computed from its key and counter. So the draw for (seed, image, epoch) is the same for any number of workers and
-    processes, any order of calls, and after a resume. Streams do not overlap: each has 2^64 blocks of its own.
+    Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
+    a stream's start is computed from its key and counter. So the draw for (seed, image, epoch) is
+    the same for any number of workers and processes, any order of calls, and after a resume.
+    Streams do not overlap: each has 2^64 blocks of its own.
     """
     key = np.array([seed, _PURPOSES[purpose]], dtype=np.uint64)
     counter = np.array([0, index, epoch, 0], dtype=np.uint64)
@@ -33,13 +42,17 @@ def generator(seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0) ->
 
 
 def few_shot(
-    train: Sequence[Record], val: Sequence[Record], shots: int | None, val_shots: int | None, seed: int
+    train: Sequence[Record],
+    val: Sequence[Record],
+    shots: int | None,
+    val_shots: int | None,
+    seed: int,
 ) -> tuple[list[Record], list[Record]]:
     """Draw the k-shot sample that the field uses for a seed.
 
-    One stream of Python's ``random`` serves the training list first and the validation list after it. The classes
-    come in the order of their first image in the list, and a class with fewer images than asked for is taken whole,
-    without a draw.
+    One stream of Python's ``random`` serves the training list first and the validation list after
+    it. The classes come in the order of their first image in the list, and a class with fewer
+    images than asked for is taken whole, without a draw.
 
     Args:
         train: The whole training list.
@@ -58,8 +71,9 @@ def few_shot(
 def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
     """Draw ``total`` of N images with these labels so that each class comes equally often.
 
-    The classes' numbers of draws differ by at most one, and so do those of a class's images. Returns the draws in
-    random order, int64 [total]: image i drawn for the k-th time, counted from 0, is i + k·N.
+    The classes' numbers of draws differ by at most one, and so do those of a class's images.
+    Returns the draws in random order, int64 [total]: image i drawn for the k-th time, counted from
+    0, is i + k·N.
     """
     classes = rng.permutation(np.unique(labels))
     drawn = []
@@ -93,7 +107,8 @@ def share_of(num_images: int, share: float, seed: int) -> Indices:
 def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 
-    They are the same every time, a share above 0 and below 1; at least one is drawn, and at least one stays.
+    They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
+    one stays.
     """
     chosen: set[str] = set()
     for items in by_label(images):
@@ -104,7 +119,10 @@ def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str
 
 
 def hold_out(splits: Splits, share: float) -> Splits:
-    """Set a share of each class's training images aside as test images if a dataset has none; see ``held_out_of``."""
+    """Hold out a share of each class's training images as test images if a dataset has none.
+
+    See ``held_out_of``.
+    """
     if splits.test or not splits.train:
         return splits
     chosen = held_out_of(splits.train, share)
@@ -117,7 +135,7 @@ def hold_out(splits: Splits, share: float) -> Splits:
 
 
 def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = places) -> None:
-    """Refuse a dataset that has one file in two of train, val and test, by a DataError that names both.
+    """Raise a DataError that names both if one file is in two of train, val and test.
 
     Args:
         splits: The dataset.
@@ -126,7 +144,8 @@ def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = p
     measured: dict[Hashable, tuple[str, str]] = {}
     twice = list[str]()
     for split, records in (("test", splits.test), ("val", splits.val), ("train", splits.train)):
-        # of the training images, of which there may be many, nothing is kept, and nothing asked without others
+        # of the training images, of which there may be many, nothing is kept, and nothing asked
+        # without others
         names = Names.of(record.source for record in records if split != "train" or measured)
         for name, each in zip(names, key(names), strict=True):
             other, of_other = measured.get(each, ("", split))
@@ -135,12 +154,20 @@ def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = p
             elif split != "train":
                 measured[each] = name, split
     if twice:
-        problem = f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
-        raise DataError(f"{problem}: keep each in one split, or list its other names in a file and set skip_list to it")
+        problem = (
+            f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
+        )
+        raise DataError(
+            f"{problem}: keep each in one split, or list its other names in a file and "
+            "set skip_list to it"
+        )
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:
-    """Leave out unlabelled images that are test or validation images, under any name; returns their number as well."""
+    """Leave out unlabelled images that are test or validation images, under any name.
+
+    Returns the remaining dataset and the number of images left out.
+    """
     measured = [record.source for record in (*splits.val, *splits.test)]
     if not splits.unlabeled or not measured:
         return splits, 0
@@ -153,15 +180,23 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     counts = Counter(record.label for record in records)
     for label, name in enumerate(class_names):
         if counts[label] < shots:
-            problem = f"class {name!r} has {counts[label]} training images where shots asks for {shots}"
-            raise DataError(f"{problem}: lower shots, or set allow_fewer_shots: true to take what there is")
+            problem = (
+                f"class {name!r} has {counts[label]} training images where shots asks for {shots}"
+            )
+            raise DataError(
+                f"{problem}: lower shots, or set allow_fewer_shots: true to take what there is"
+            )
 
 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
     if shots is None:
         return list(records)
     classes = by_label(records)
-    return [record for items in classes for record in (stream.sample(items, shots) if len(items) >= shots else items)]
+    return [
+        record
+        for items in classes
+        for record in (stream.sample(items, shots) if len(items) >= shots else items)
+    ]
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:

@@ -27,14 +27,21 @@ class ShardImage(str):
         return ShardImage, (self.shard, self[len(self.shard) + 1 :], self.offset, self.size)
 
     def read(self) -> bytes:
-        """Read its bytes; DataError if it is too large, or the shard is gone, cannot be reached or ends too early."""
+        """Read the image's bytes.
+
+        DataError if it is too large, or the shard is missing, unreachable or truncated.
+        """
         require_size(self, self.size)
         try:
             content = self._content()
         except OSError as error:
-            raise DataError(f"shard {self.shard} cannot be read ({reason(error)}): restore it") from error
+            raise DataError(
+                f"shard {self.shard} cannot be read ({reason(error)}): restore it"
+            ) from error
         if len(content) < self.size:
-            raise DataError(f"shard {self.shard} ends within {self}: restore the shard that the run began with")
+            raise DataError(
+                f"shard {self.shard} ends within {self}: restore the shard that the run began with"
+            )
         return content
 
     def _content(self) -> bytes:
@@ -44,4 +51,6 @@ class ShardImage(str):
 def require_size(name: str, size: int) -> None:
     """Refuse to read more than an image has into memory, by a DataError."""
     if size > LARGEST_IMAGE:
-        raise DataError(f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out")
+        raise DataError(
+            f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out"
+        )

@@ -1,4 +1,4 @@
-"""Images without labels, wherever they are, and opening any image that a dataset of one's own names."""
+"""Unlabelled images, wherever they are, and opening of any image that a user's dataset names."""
 
 import hashlib
 import os
@@ -42,22 +42,24 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     """Find the images of any number of places, in the order given, each image once.
 
     Args:
-        where: One or several of: a folder, which is searched recursively; an image; a pattern (``photos/**/*.jpg``,
-            ``shards/{000..031}.tar``); a ``.txt`` file with a path on each line, relative to the file's folder; a
-            ``.tar`` shard. Any but the list may be a URL that fsspec opens. KdplError if something is missing,
-            damaged or cannot be reached.
+        where: One or several of: a folder, which is searched recursively; an image; a pattern
+            (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
+            line, relative to the file's folder; a ``.tar`` shard. Any but the list may be a URL
+            that fsspec opens. KdplError if something is missing, damaged or cannot be reached.
 
     Returns:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if not files:
-        raise DataError(f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards")
+        raise DataError(
+            f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"
+        )
     return unfold(files)
 
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
-    """Find the image files and shards of any number of places, in the order given; see ``find_unlabeled``."""
+    """Find image files and shards of several places, in order; see ``find_unlabeled``."""
     for place in where:
         for file in resolve(place):
             if file.lower().endswith(".txt") and not is_url(file):
@@ -67,7 +69,10 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
 
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
-    """Open an image by its path, its URL, or its place in a shard, as RGB; DataError if it is missing or unreadable."""
+    """Open an image by path, URL or place in a shard, as RGB.
+
+    DataError if it is missing or unreadable.
+    """
     content = content_of(source) if isinstance(source, ShardImage) or is_url(source) else None
     return open_image(source, content, decoding)
 
@@ -78,7 +83,9 @@ def content_of(source: str) -> bytes:
         return source.read() if isinstance(source, ShardImage) else read(source)
     except OSError as error:
         problem = f"image {source} cannot be read ({error.strerror or error})"
-        raise DataError(f"{problem}: restore the file, or read the dataset again without it") from error
+        raise DataError(
+            f"{problem}: restore the file, or read the dataset again without it"
+        ) from error
 
 
 def digest_of_content(content: bytes) -> str:
@@ -87,7 +94,7 @@ def digest_of_content(content: bytes) -> str:
 
 
 def decode_and_digest(source: str, decoding: Decoding) -> str:
-    """Open an image as ``open_source`` does, and return the digest of the bytes that were read for it."""
+    """Open an image as ``open_source`` does, and return the digest of the bytes read for it."""
     content = content_of(source)
     open_image(source, content, decoding)
     return digest_of_content(content)
@@ -95,4 +102,8 @@ def decode_and_digest(source: str, decoding: Decoding) -> str:
 
 def _listed(file: Path) -> list[str]:
     lines = [line.strip() for line in read_list(file)]
-    return [line if is_url(line) else os.path.normpath(file.parent / Path(line).expanduser()) for line in lines if line]
+    return [
+        line if is_url(line) else os.path.normpath(file.parent / Path(line).expanduser())
+        for line in lines
+        if line
+    ]

@@ -15,7 +15,7 @@ from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 
 
 class Record(NamedTuple):
-    """One labelled image: its source as ``open_image`` takes it, mostly a path, and an index into the class names."""
+    """Labelled image: source for ``open_image``, usually a path, and index into the class names."""
 
     source: str
     label: int
@@ -31,10 +31,14 @@ class Splits:
         train: Labelled training images.
         val: Labelled validation images; empty where the dataset has no such split.
         test: Labelled test images; empty where the dataset has no such split.
-        unlabeled: Sources of images without labels, held as ``Names``; None: the training images, without their labels.
-        open_image: Opens a source as an RGB image. It travels to worker processes, so it has to be picklable.
-        class_texts: Text or texts that the text tower reads for each class, by label; None: its name.
-        held_out: Whether the test images are training images that were set aside, for lack of others.
+        unlabeled: Sources of images without labels, held as ``Names``; None: the training images,
+            without their labels.
+        open_image: Opens a source as an RGB image. It travels to worker processes, so it has to be
+            picklable.
+        class_texts: Text or texts that the text tower reads for each class, by label; None: its
+            name.
+        held_out: Whether the test images are training images that were set aside, for lack of
+            others.
     """
 
     origin: str
@@ -48,7 +52,7 @@ class Splits:
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        """Compose class names, and refuse those that no table, page or artifact could hold, by a DataError."""
+        """Compose class names; DataError for names that no table, page or artifact can hold."""
         object.__setattr__(self, "class_names", tuple(map(composed, self.class_names)))
         if self.unlabeled is not None:
             object.__setattr__(self, "unlabeled", Names.of(self.unlabeled))
@@ -65,7 +69,9 @@ class Splits:
     @property
     def pool(self) -> Names:
         """Images to distil on: ``unlabeled``, or the training images."""
-        return Names.of((record.source for record in self.train) if self.unlabeled is None else self.unlabeled)
+        return Names.of(
+            (record.source for record in self.train) if self.unlabeled is None else self.unlabeled
+        )
 
     def without_labels(self) -> "Splits":
         """The dataset with labels of the test images alone, and without the validation images."""
@@ -74,11 +80,13 @@ class Splits:
     def require_training_images(self) -> None:
         """Refuse a dataset that has only test images, by a DataError."""
         if not self.train and not self.unlabeled:
-            raise DataError(f"{self.origin} is for tests alone: train on another dataset, then test on this one")
+            raise DataError(
+                f"{self.origin} is for tests alone: train on another dataset, then test on this one"
+            )
 
 
 class Reader(ABC):
-    """A source of a dataset. Its constructor's parameters are the settings of the data section that it takes.
+    """Source of a dataset; its constructor's parameters are settings of the data section.
 
     Attributes:
         own: Whether the images are somebody's own, which are all decoded before the first fit.

@@ -1,7 +1,7 @@
-"""Files by path or URL: found by patterns, opened, and read in part; what is not on this machine through fsspec.
+"""Files by path or URL, found by patterns, opened and read in part; remote ones through fsspec.
 
-Functions that take a URL raise a ConfigError if it is of a kind that cannot be opened, and a DataError if it does not
-exist or cannot be reached.
+Functions that take a URL raise a ConfigError if it is of a kind that cannot be opened, and a
+DataError if it does not exist or cannot be reached.
 """
 
 import os
@@ -16,7 +16,21 @@ from typing import IO, Any
 from kdpl.errors import ConfigError, DataError, reason
 
 EXTENSIONS = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -46,21 +60,25 @@ def stays_inside(path: str) -> bool:
 
 
 def is_below(path: str) -> bool:
-    """Whether a path is relative and leads to nothing above where it begins; ``a:b`` does not, unless it is joined."""
+    """Return True if a path is relative and leads to nothing above its start.
+
+    ``a:b`` does not lead above it, unless it is joined.
+    """
     plain = path.replace("\\", "/")
     parts = PurePosixPath(plain).parts
     return bool(parts) and not plain.startswith("/") and ".." not in parts
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths of all images below a folder by their extension, sorted, without hidden ones; links are followed once."""
+    """Find images below a folder by extension, sorted, without hidden ones; follow links once."""
     return list(_walk(str(folder), os.path.realpath(folder), set()))
 
 
 def resolve(place: str) -> Iterator[str]:
-    """Find the image files and shards that a path, URL or pattern names, sorted within each folder and pattern.
+    """Find image files and shards by path, URL or pattern, sorted in each folder and pattern.
 
-    A folder is searched recursively for images; DataError if it has none. A file behind a URL is not looked for yet.
+    A folder is searched recursively for images; DataError if it has none. A file behind a URL is
+    not looked for yet.
     """
     place = place.removeprefix("file://")
     if is_url(place):
@@ -93,7 +111,7 @@ def read_list(file: Path) -> list[str]:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a file by path or URL to read bytes from any position; OSError if a file cannot be opened."""
+    """Open a file by path or URL to read bytes from any position; OSError if that fails."""
     if not is_url(path):
         return Path(path).open("rb")
     with _store(path) as (files, name):
@@ -102,7 +120,7 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
-    """Read a file, or ``size`` bytes of it from ``start`` on; fewer where it ends before; OSError as ``open_file``."""
+    """Read a file, or up to ``size`` bytes from ``start`` on; OSError as ``open_file``."""
     if not is_url(path):
         with Path(path).open("rb", buffering=0) as file:
             file.seek(start)
@@ -115,7 +133,10 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
 
 
 def stamp(path: str) -> str:
-    """Text that changes when a file does: its size and time, or what its store says instead; empty if it is gone."""
+    """Return text that changes when a file does; empty if the file is missing.
+
+    The text has the size and time, or what the file's store provides instead.
+    """
     try:
         if not is_url(path):
             status = Path(path).stat()
@@ -151,14 +172,17 @@ def _walk(folder: str, real: str, seen: set[str]) -> Iterator[str]:
 
 def _of_path(path: str) -> Iterator[str]:
     # not Path.glob, which takes no absolute pattern
-    matches = sorted(glob(path, recursive=True)) if has_magic(path) and not os.path.lexists(path) else []  # noqa: PTH207
+    is_pattern = has_magic(path) and not os.path.lexists(path)
+    matches = sorted(glob(path, recursive=True)) if is_pattern else []  # noqa: PTH207
     for match in matches or [path]:
         if Path(match).is_file():
             yield match
         elif Path(match).is_dir():
             yield from _required(match, _walk(match, os.path.realpath(match), set()))
         else:
-            raise DataError(f"{match} does not exist: give image files, folders, patterns or shards that do")
+            raise DataError(
+                f"{match} does not exist: give image files, folders, patterns or shards that do"
+            )
 
 
 def _of_url(url: str) -> Iterator[str]:
@@ -167,8 +191,13 @@ def _of_url(url: str) -> Iterator[str]:
         return iter([url])
 
     with _store(url) as (files, name):
-        urls = [files.unstrip_protocol(each) for each in sorted(files.glob(name) if is_pattern else files.find(name))]
-    return _required(url, (each for each in urls if is_image(each) or (is_pattern and is_shard(each))))
+        urls = [
+            files.unstrip_protocol(each)
+            for each in sorted(files.glob(name) if is_pattern else files.find(name))
+        ]
+    return _required(
+        url, (each for each in urls if is_image(each) or (is_pattern and is_shard(each)))
+    )
 
 
 def _required(place: str, images: Iterator[str]) -> Iterator[str]:
@@ -181,14 +210,16 @@ def _required(place: str, images: Iterator[str]) -> Iterator[str]:
 
 @contextmanager
 def _store(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system behind a URL, and the URL's name in it; what the block raises becomes a DataError."""
+    """Yield a URL's file system and its name in it; errors in the block become DataErrors."""
     # takes a fifth of a second, which most commands have no use for
     from fsspec.core import url_to_fs
 
     try:
         files, name = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url} cannot be opened ({reason(error)}): install what it needs, or give a path") from error
+        raise ConfigError(
+            f"{url} cannot be opened ({reason(error)}): install what it needs, or give a path"
+        ) from error
     try:
         yield files, name
     except FileNotFoundError as error:

@@ -11,7 +11,9 @@ from kdpl.data.names import Names
 from kdpl.data.needs import TeacherDescription
 
 
-def cache_folders(folder: str, teachers: Sequence[TeacherDescription]) -> list[tuple[Path, TeacherDescription]]:
+def cache_folders(
+    folder: str, teachers: Sequence[TeacherDescription]
+) -> list[tuple[Path, TeacherDescription]]:
     """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
     first = Path(folder).expanduser()
     further = (Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))
@@ -20,7 +22,10 @@ def cache_folders(folder: str, teachers: Sequence[TeacherDescription]) -> list[t
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What cached features depend on beside teacher and images; fields as of ``DomainDataModule``."""
+    """Settings that cached features depend on besides teacher and images.
+
+    Fields are those of ``DomainDataModule``.
+    """
 
     dataset: str
     decoding: Decoding
@@ -28,7 +33,11 @@ class CacheSettings:
     seed: int
 
     def manifest(
-        self, teacher: TeacherDescription, images: Names, views: int | None = None, view_seed: int | None = None
+        self,
+        teacher: TeacherDescription,
+        images: Names,
+        views: int | None = None,
+        view_seed: int | None = None,
     ) -> Manifest:
         """Describe the cache that a run needs, by default of any number of views, of its seed."""
         return Manifest.of(
@@ -44,9 +53,13 @@ class CacheSettings:
         )
 
     def open(
-        self, folders: Sequence[tuple[Path, TeacherDescription]], images: Names, rank: int, world_size: int
+        self,
+        folders: Sequence[tuple[Path, TeacherDescription]],
+        images: Names,
+        rank: int,
+        world_size: int,
     ) -> list[FeatureCache]:
-        """Open the complete caches of all teachers; a DataError if one is missing or has other views."""
+        """Open all teachers' complete caches; DataError if one is missing or has other views."""
         caches = [
             FeatureCache.open(folder, self.manifest(teacher, images), None, rank, world_size)
             for folder, teacher in folders

@@ -41,9 +41,15 @@ def demo(
     # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
         # no proxy for this machine's own address
-        local = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", host]))
+        local = ",".join(
+            filter(
+                None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", host]
+            )
+        )
         # gradio reads these when it is imported
-        os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", no_proxy=f"{local},localhost")
+        os.environ.update(
+            GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", no_proxy=f"{local},localhost"
+        )
         # no history of images in the browser
         os.environ["GRADIO_RUN_HISTORY"] = "False"
         try:

@@ -28,7 +28,10 @@ _CLEAN_EVERY, _KEPT = 60, 300
 
 
 class Demo:
-    """A classifier for visitors, who can add classes by an encoder; raises an ArtifactError for another teacher's."""
+    """A classifier for visitors, who can add classes by an encoder.
+
+    Raises an ArtifactError for another teacher's encoder.
+    """
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
         if encoder is not None:
@@ -44,7 +47,8 @@ class Demo:
             added: Names of further classes, separated by commas.
 
         Raises:
-            KdplError: If the image is unreadable, or a name is known or too long, or there are too many.
+            KdplError: If the image is unreadable, or a name is known or too long, or there are too
+                many.
         """
         classifier = self.classifier
         names = dict.fromkeys(composed(" ".join(each.split())) for each in added.split(","))
@@ -53,7 +57,9 @@ class Demo:
             if self.encoder is None:
                 raise ConfigError("classes cannot be added here: start the demo with --teacher RUN")
             if len(names) > MAX_ADDED:
-                raise ConfigError(f"there are {len(names)} further classes, at most {MAX_ADDED}: remove some")
+                raise ConfigError(
+                    f"there are {len(names)} further classes, at most {MAX_ADDED}: remove some"
+                )
             classifier = classifier.add_classes(self.encoder.encode([*names]))
         image = open_image(name, Path(path).read_bytes(), classifier.decoding, MAX_UPLOAD_PIXELS)
         (top,) = classifier.predict([classifier.prepare(image)], self.top_k, workers=1)
@@ -61,7 +67,10 @@ class Demo:
 
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
-    """Choose up to twelve images, evenly spread over image files and folders; raises a DataError if one is invalid."""
+    """Choose up to twelve images, evenly spread over image files and folders.
+
+    Raises a DataError if one is invalid.
+    """
     chosen = spread(list(find_files(arguments)), _EXAMPLES)
     for path in chosen:
         open_image(path)
@@ -78,21 +87,30 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         if file is None:
             return None
         try:
-            return demo.classify(file["path"], file.get("orig_name") or Path(file["path"]).name, added or "")
+            return demo.classify(
+                file["path"], file.get("orig_name") or Path(file["path"]).name, added or ""
+            )
         except KdplError as error:
             gr.Warning(escape(str(error)))
             return None
 
     page: gr.Blocks
-    with gr.Blocks(title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)) as page:
+    with gr.Blocks(
+        title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)
+    ) as page:
         gr.Markdown(
             "# What is in this image?\n"
-            f"The prediction is always one of {len(names)} classes, even if none of them fits. Images are sent only to "
+            f"The prediction is always one of {len(names)} classes, even if none of them fits. "
+            "Images are sent only to "
             "the machine that serves this page, which deletes them within ten minutes."
         )
         with gr.Row():
             image = gr.Image(
-                label="Image", sources=["upload", "clipboard"], type="filepath", height=320, elem_id="image"
+                label="Image",
+                sources=["upload", "clipboard"],
+                type="filepath",
+                height=320,
+                elem_id="image",
             )
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
         added = gr.Textbox(
@@ -105,7 +123,10 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         )
         if examples:
             gr.Examples(
-                [[path] for path in examples], [image], label="Or choose an example", examples_per_page=_EXAMPLES
+                [[path] for path in examples],
+                [image],
+                label="Or choose an example",
+                examples_per_page=_EXAMPLES,
             )
         with gr.Accordion(f"All {len(names)} classes", open=False):
             gr.Textbox(", ".join(map(visible, names)), show_label=False, container=False)
@@ -121,7 +142,9 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
     Port None is the first free one from 7860 on; a ConfigError says if there is none.
     """
     # without a screen, Python would start a browser in the terminal
-    screen = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    screen = (
+        sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    )
     try:
         page.launch(
             server_name=host,
@@ -138,5 +161,8 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
         raise ConfigError(f"{subject}: give another --host or --port") from error
     print(f"demo: {page.local_url} (Ctrl-C ends it)", flush=True)
     if host != "127.0.0.1":
-        print("everybody who can reach this machine over the network can use the page", file=sys.stderr)
+        print(
+            "everybody who can reach this machine over the network can use the page",
+            file=sys.stderr,
+        )
     page.block_thread()

@@ -1,4 +1,7 @@
-"""Doubt: calibrated probabilities, rejection at a wanted error, prediction sets, and none of the classes.
+"""Doubt about predictions.
+
+The package has calibrated probabilities, rejection at a wanted error, prediction sets, and scores
+of being none of the classes.
 
 The public names load on first use, since some of them import Lightning.
 """

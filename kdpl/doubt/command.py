@@ -1,4 +1,7 @@
-"""``python -m kdpl calibrate CLASSIFIER IMAGES``: scores of labelled images, by which predict knows its certainty."""
+"""``python -m kdpl calibrate CLASSIFIER IMAGES``: score labelled images.
+
+The scores are those by which predict knows its certainty.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -16,15 +19,17 @@ def calibrate(
     batch_size: PositiveInt = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> int:
-    """Score labelled images that a classifier was not trained on, and keep the scores in its folder.
+    """Score labelled images that a classifier was not trained on; keep the scores in its folder.
 
-    They replace those of the run's validation images. predict --max-error, --sets and --calibrated rest on them.
+    They replace those of the run's validation images. predict --max-error, --sets and --calibrated
+    rest on them.
 
     Args:
         classifier: classifier folder of a student's run
-        images: folder with a folder of images for each class, named as the class, or a .csv or .parquet table with the
-            columns image and label
-        class_names: file with the names of the classes, where folders or labels are named otherwise, as for init
+        images: folder with a folder of images for each class, named as the class, or a .csv or
+            .parquet table with the columns image and label
+        class_names: file with the names of the classes, where folders or labels are named
+            otherwise, as for init
         batch_size: images per batch
         device: auto is a GPU if there is one
     """
@@ -41,10 +46,13 @@ def calibrate(
     labeled = [image for image in find(Path(images).expanduser()) if image.label]
     if len({image.split for image in labeled}) > 1:
         raise DataError(
-            f"{images} has several splits, of which the classifier has seen one: give the images of another"
+            f"{images} has several splits, of which the classifier has seen one: give the images "
+            "of another"
         )
     keys = {image.label for image in labeled}
-    names = read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
+    names = (
+        read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
+    )
     named = {key: names[key].name if names else key for key in keys}
 
     from functools import partial
@@ -56,11 +64,14 @@ def calibrate(
     numbers = {name: number for number, name in enumerate(loaded.class_names)}
     if unknown := sorted({*named.values()} - numbers.keys()):
         raise DataError(
-            f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it out, or give "
+            f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
+            "out, or give "
             "its name by --class-names"
         )
     records = [Record(image.path, numbers[named[image.label]]) for image in labeled]
-    dataset = EvaluationImages(records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing)
+    dataset = EvaluationImages(
+        records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing
+    )
     loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
     logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
     scores = HeldOutScores.of(logits, labels)

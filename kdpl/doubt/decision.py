@@ -1,4 +1,8 @@
-"""Rules for a wanted error, a coverage of sets, calibrated probabilities, and scores of being none of the classes."""
+"""Rules for predictions under doubt.
+
+They are for a wanted error, a coverage of sets, calibrated probabilities, and scores of being none
+of the classes.
+"""
 
 from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import REMEDY, TEMPERATURES, held_out_of
@@ -19,22 +23,28 @@ def decision_rule(
 
     Args:
         classifier: The classifier, with the scores that are kept beside it.
-        max_error: Wanted error among accepted images, such as 0.02, see ``HeldOutScores.threshold``; each of the others
-            has one prediction, of class None.
-        sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image has as many
-            predictions as that takes, see ``HeldOutScores.set_threshold``.
+        max_error: Wanted error among accepted images, such as 0.02, see
+            ``HeldOutScores.threshold``; each of the others has one prediction, of class None.
+        sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image
+            has as many predictions as that takes, see ``HeldOutScores.set_threshold``.
         calibrated: Probabilities are those at the temperature fitted on held-out images.
-        per_class: ``max_error`` is kept for each predicted class, see ``HeldOutScores.class_thresholds``.
+        per_class: ``max_error`` is kept for each predicted class, see
+            ``HeldOutScores.class_thresholds``.
         unknown: Report the score of being none of the classes.
 
     Raises:
         ConfigError: Both an error and sets are wanted, or the held-out images do not show them.
-        ArtifactError: The classifier has no scores of held-out images, or of being none of the classes.
+        ArtifactError: The classifier has no scores of held-out images, or of being none of the
+            classes.
     """
     if per_class and max_error is None:
-        raise ConfigError("per_class keeps an error for each class, but none is wanted: give max_error")
+        raise ConfigError(
+            "per_class keeps an error for each class, but none is wanted: give max_error"
+        )
     if max_error is not None and sets is not None:
-        raise ConfigError("max_error rejects images and sets names several classes for them: give one of the two")
+        raise ConfigError(
+            "max_error rejects images and sets names several classes for them: give one of the two"
+        )
     if unknown:
         unknown_of(classifier)
     scores = (NAME,) if unknown else ()
@@ -42,9 +52,14 @@ def decision_rule(
         return DecisionRule(scores=scores)
     held_out = held_out_of(classifier)
     if held_out is None:
-        raise ArtifactError(f"max_error, sets and calibrated need scores that this classifier does not have: {REMEDY}")
+        raise ArtifactError(
+            "max_error, sets and calibrated need scores that this classifier does "
+            f"not have: {REMEDY}"
+        )
     if calibrated and held_out.temperature in TEMPERATURES:
-        raise ConfigError(f"on {len(held_out)} held-out images no temperature is best: calibrate on more images")
+        raise ConfigError(
+            f"on {len(held_out)} held-out images no temperature is best: calibrate on more images"
+        )
     return DecisionRule(
         held_out.temperature if calibrated else 1.0,
         held_out.threshold(max_error) if max_error is not None and not per_class else 0.0,

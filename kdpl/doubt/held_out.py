@@ -1,4 +1,7 @@
-"""Scores of labelled images that a classifier was not trained on, and what they say about the certainty of others."""
+"""Scores of labelled images that a classifier was not trained on.
+
+They say how certain the classifier's predictions for other images are.
+"""
 
 import json
 import math
@@ -35,7 +38,7 @@ TEMPERATURES = (0.05, 20.0)
 MAX_IMAGES = 5000
 """Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
 _ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Wanted errors whose thresholds, and coverages whose sets, are in the metadata of exported files."""
+"""Wanted errors and coverages whose thresholds and sets are in exported files' metadata."""
 _MOST_CLASSES = 1_000_000
 CONFIDENCE = 0.95
 """Probability, over the draw of the held-out images, with which a wanted error is kept."""
@@ -51,9 +54,12 @@ class _Fields(OfClassifier):
 
 @dataclass(frozen=True)
 class HeldOutScores(Companion):
-    """All that is kept of N held-out images; thresholds for any wanted error or coverage follow from it.
+    """All that is kept of N held-out images.
 
-    Thresholds stand on probabilities at temperature 1, since the temperature is fitted on the same images.
+    Thresholds for any wanted error or coverage follow from it.
+
+    Thresholds stand on probabilities at temperature 1, since the temperature is fitted on the same
+    images.
 
     Attributes:
         temperature: The one that the labels are most probable at.
@@ -77,7 +83,10 @@ class HeldOutScores(Companion):
         kept = spread(range(len(labels)), MAX_IMAGES)
         logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
         probabilities = MULTI_CLASS.probabilities(logits)
-        top, label_scores = probabilities.max(dim=1), probabilities.gather(1, labels[:, None]).squeeze(1)
+        top, label_scores = (
+            probabilities.max(dim=1),
+            probabilities.gather(1, labels[:, None]).squeeze(1),
+        )
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
         return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())
 
@@ -91,23 +100,28 @@ class HeldOutScores(Companion):
         return len(self.scores)
 
     def threshold(self, max_error: float) -> float:
-        """Find the smallest threshold that is shown, with 95 % confidence, to keep an error among accepted images.
+        """Find the smallest threshold that keeps an error among accepted images.
 
-        Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from the strictest one,
-        which accepts half of the held-out images, or more if fewer cannot show such an error, down to the one that
-        accepts all, until a Clopper-Pearson bound of the error exceeds ``max_error``. Which numbers of accepted images
-        are tested does not depend on the labels. In at most 5 % of all draws of held-out images the threshold has a
-        larger error on images to come, if these are exchangeable with them, and if a stricter threshold never has a
+        That it keeps the error is shown with 95 % confidence.
+
+        Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from
+        the strictest one, which accepts half of the held-out images, or more if fewer cannot show
+        such an error, down to the one that accepts all, until a Clopper-Pearson bound of the error
+        exceeds ``max_error``. Which numbers of accepted images are tested does not depend on the
+        labels. In at most 5 % of all draws of held-out images the threshold has a larger error on
+        images to come, if these are exchangeable with them, and if a stricter threshold never has a
         larger error.
 
         Raises:
-            ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are too few images.
+            ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are
+                too few images.
         """
         _require_share("max_error", max_error)
         least = _least_images(max_error)
         if len(self) < least:
             raise ConfigError(
-                f"it takes {least} held-out images or more to show an error of {_percent(max_error)}, not {len(self)}: "
+                f"it takes {least} held-out images or more to show an error of "
+                f"{_percent(max_error)}, not {len(self)}: "
                 f"{_REMEDIES}"
             )
         first = max(least, -(-len(self) // 2))
@@ -119,16 +133,19 @@ class HeldOutScores(Companion):
             threshold = candidate
         if threshold is None:
             raise ConfigError(
-                f"no threshold that accepts half of the held-out images shows an error of {_percent(max_error)}, the "
+                "no threshold that accepts half of the held-out images shows an error of "
+                f"{_percent(max_error)}, the "
                 f"least that one shows is {_percent(self.least_error())}: {_REMEDIES}"
             )
         return threshold
 
     def class_thresholds(self, max_error: float) -> list[float]:
-        """Find a threshold for each class, by label, from the images that are predicted as it, as ``threshold`` does.
+        """Find a threshold for each class, by label, as ``threshold`` does.
 
-        For each class by itself the error among its accepted images is kept with 95 % confidence. A class for which its
-        images do not show that has an infinite threshold.
+        Each is found from the images that are predicted as the class.
+
+        For each class by itself the error among its accepted images is kept with 95 % confidence. A
+        class for which its images do not show that has an infinite threshold.
 
         Raises:
             ArtifactError: The scores do not say which classes were predicted.
@@ -139,7 +156,9 @@ class HeldOutScores(Companion):
         thresholds, largest = [], 0
         for label in range(int(self.predicted.max()) + 1):
             own = self.predicted == label
-            scores = HeldOutScores(self.temperature, self.scores[own], self.label_scores[own], self.correct[own])
+            scores = HeldOutScores(
+                self.temperature, self.scores[own], self.label_scores[own], self.correct[own]
+            )
             largest = max(largest, len(scores))
             try:
                 thresholds.append(scores.threshold(max_error))
@@ -147,27 +166,38 @@ class HeldOutScores(Companion):
                 thresholds.append(math.inf)
         if min(thresholds) == math.inf:
             raise ConfigError(
-                f"for no class the images that are predicted as it show an error of {_percent(max_error)}: it takes "
-                f"{_least_images(max_error)} or more of a class, all correct, and the most are {largest}: {_REMEDIES}"
+                "for no class the images that are predicted as it show an error of "
+                f"{_percent(max_error)}: it takes "
+                f"{_least_images(max_error)} or more of a class, all correct, and the most are "
+                f"{largest}: {_REMEDIES}"
             )
         return thresholds
 
     def least_error(self) -> float:
-        """Return the smallest error that a threshold which accepts half of the held-out images keeps, rounded up."""
+        """Return the smallest error that can be kept by accepting half of the held-out images.
+
+        It is the error that a threshold which accepts half of them keeps, rounded up.
+        """
         highest_error = float(self.scores[~self.correct].max()) if not self.correct.all() else -1.0
         without_error = int((self.scores > highest_error).sum())
         _, accepted, errors = self._accepting(max(-(-len(self) // 2), without_error))
-        bound = 1.0 if errors == accepted else float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
+        bound = (
+            1.0
+            if errors == accepted
+            else float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
+        )
         return min(1.0, math.ceil(bound * 1000) / 1000)
 
     def set_threshold(self, coverage: float) -> float:
         """Return the probability from which on a class belongs to the set of an image.
 
-        Split conformal prediction with the score 1 - p (Sadinle et al., arXiv 1609.00451): of exchangeable images, at
-        least this share have their label in their set, on average over draws of the held-out images.
+        Split conformal prediction with the score 1 - p (Sadinle et al., arXiv 1609.00451): of
+        exchangeable images, at least this share have their label in their set, on average over
+        draws of the held-out images.
 
         Raises:
-            ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images for it.
+            ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images
+                for it.
         """
         _require_share("sets", coverage)
         # ceil((n + 1) coverage), where rounding must not make 19.000000000000004 of 19
@@ -175,35 +205,57 @@ class HeldOutScores(Companion):
         if rank > len(self):
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ConfigError(
-                f"it takes {least} held-out images or more for sets of {_percent(coverage)}, not {len(self)}: "
+                f"it takes {least} held-out images or more for sets of {_percent(coverage)}, not "
+                f"{len(self)}: "
                 "accept less coverage, or calibrate on more images"
             )
         return float(self.label_scores.sort(descending=True).values[rank - 1])
 
     def _accepting(self, count: int) -> tuple[float, int, int]:
-        """The threshold that accepts ``count`` images, or more where scores are equal; how many, and errors in them."""
+        """Return the threshold that accepts ``count`` images, or more where scores are equal.
+
+        Returns also how many it accepts, and the number of errors among them.
+        """
         threshold = self.scores.sort(descending=True).values[count - 1]
         accepted = self.scores >= threshold
         return float(threshold), int(accepted.sum()), int((accepted & ~self.correct).sum())
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tensors = {"scores": self.scores, "label_scores": self.label_scores, "correct": self.correct}
+        tensors = {
+            "scores": self.scores,
+            "label_scores": self.label_scores,
+            "correct": self.correct,
+        }
         tensors |= {} if self.predicted is None else {"predicted": self.predicted}
         fields = {"temperature": self.temperature, "classifier": classifier}
         write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
-        """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier."""
+        """Read the file of a folder.
+
+        Raises an ArtifactError if it is damaged, or of another classifier.
+        """
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         predicted = tensors.pop("predicted", None)
-        own = {name: tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")}
+        own = {
+            name: tensors.get(name, torch.empty(0))
+            for name in ("scores", "label_scores", "correct")
+        }
         scores, label_scores, correct = own.values()
         kinds = (torch.float32, torch.float32, torch.bool)
-        valid = len(tensors) == 3 and tuple(each.dtype for each in own.values()) == kinds and scores.ndim == 1
-        valid = valid and scores.shape == label_scores.shape == correct.shape and 1 <= len(scores) <= MAX_IMAGES
+        valid = (
+            len(tensors) == 3
+            and tuple(each.dtype for each in own.values()) == kinds
+            and scores.ndim == 1
+        )
+        valid = (
+            valid
+            and scores.shape == label_scores.shape == correct.shape
+            and 1 <= len(scores) <= MAX_IMAGES
+        )
         if predicted is not None:
             valid = valid and predicted.dtype == torch.int32 and predicted.shape == scores.shape
             valid = valid and bool(((predicted >= 0) & (predicted < _MOST_CLASSES)).all())
@@ -220,7 +272,9 @@ class HeldOutScores(Companion):
                 thresholds[f"{share:g}"] = self.threshold(share)
             # older scores do not say which classes were predicted
             with suppress(ConfigError, ArtifactError):
-                shown = [each if math.isfinite(each) else None for each in self.class_thresholds(share)]
+                shown = [
+                    each if math.isfinite(each) else None for each in self.class_thresholds(share)
+                ]
                 class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
             with suppress(ConfigError):
                 set_thresholds[f"{1 - share:g}"] = self.set_threshold(1 - share)
@@ -242,9 +296,17 @@ def held_out_of(classifier: Classifier) -> HeldOutScores | None:
 def classify(
     network: Callable[[Tensor], Tensor], batches: Iterable[EvaluationBatch], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Classify batches of labelled images; returns logits float32 [N, C], labels and indices [N]."""
-    outputs = [(logits.float(), batch.labels, batch.indices) for logits, batch in infer(network, batches, device)]
-    logits, labels, indices = (torch.cat([each.to(device) for each in column]) for column in zip(*outputs, strict=True))
+    """Classify batches of labelled images.
+
+    Returns logits float32 [N, C], labels and indices [N].
+    """
+    outputs = [
+        (logits.float(), batch.labels, batch.indices)
+        for logits, batch in infer(network, batches, device)
+    ]
+    logits, labels, indices = (
+        torch.cat([each.to(device) for each in column]) for column in zip(*outputs, strict=True)
+    )
     return logits, labels, indices
 
 
@@ -259,23 +321,31 @@ def _percent(share: float) -> str:
 
 def _require_share(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ConfigError(f"{name} is {value}, expected a share between 0 and 1: give for example 0.05")
+        raise ConfigError(
+            f"{name} is {value}, expected a share between 0 and 1: give for example 0.05"
+        )
 
 
 def _counts(first: int, last: int, max_error: float) -> list[int]:
-    """Numbers of accepted images to test: the first, those from which on one more error is permitted, and the last."""
+    """Return the numbers of accepted images to test.
+
+    These are the first, those from which on one more error is permitted, and the last.
+    """
     counts = np.arange(first, last + 1)
     permitted = binom.ppf(1 - CONFIDENCE, counts, max_error)
     return sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), last})
 
 
 def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
-    """Find the temperature that maximises the likelihood of labels [N] (Guo et al., arXiv 1706.04599, section 4.2).
+    """Find the temperature that maximises the likelihood of labels [N].
 
-    The logits [N, C] are of images that neither training nor the test used. Returns a bound of ``TEMPERATURES`` if
-    there is no maximum between them.
+    This is the method of Guo et al., arXiv 1706.04599, section 4.2.
+
+    The logits [N, C] are of images that neither training nor the test used. Returns a bound of
+    ``TEMPERATURES`` if there is no maximum between them.
     """
-    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p = softmax(βz)
+    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p
+    # = softmax(βz)
     shifted = logits - logits.max(axis=1, keepdims=True)
     labelled = shifted[np.arange(len(labels)), labels].mean()
 

@@ -1,4 +1,7 @@
-"""A small summary of a test's logits, enough to compute each prediction's confidence at any temperature."""
+"""A small summary of a test's logits.
+
+It suffices to compute each prediction's confidence at any temperature.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +31,17 @@ _REMEDY = "run the test again"
 
 @dataclass(frozen=True)
 class LogitSketch:
-    """Each image's logits in falling order, minus the first: at most 64 numbers for any number of classes.
+    """Each image's logits in falling order, minus the first.
 
-    Of more than 64 classes, the 32 highest logits are kept and the others become the means of 32 groups of neighbours:
-    confidences are right to 0.001 on average. Which class a logit belongs to is not kept.
+    These are at most 64 numbers for any number of classes.
+
+    Of more than 64 classes, the 32 highest logits are kept and the others become the means of 32
+    groups of neighbours: confidences are right to 0.001 on average. Which class a logit belongs to
+    is not kept.
 
     Attributes:
-        values: float16 [N, K], K at most 64, in the order of the test images; the first column is 0.
+        values: float16 [N, K], K at most 64, in the order of the test images; the first column is
+            0.
         counts: int64 [K], number of classes that each column stands for.
     """
 
@@ -54,14 +61,19 @@ class LogitSketch:
         return cls(torch.cat([falling[:, :_EXACT], *means], dim=1).half(), torch.tensor(counts))
 
     def confidences(self, temperature: float = 1.0) -> npt.NDArray[np.float64]:
-        """Softmax of each image's predicted class over all classes, with logits divided by a temperature; [N]."""
+        """Return the softmax of each image's predicted class over all classes, [N].
+
+        The logits are divided by a temperature.
+        """
         shares = self.counts * (self.values.double() / temperature).exp()
         confidences: npt.NDArray[np.float64] = (1 / shares.sum(dim=1)).numpy()
         return confidences
 
     def save(self, folder: Path) -> None:
         """Write the file into a run's folder, atomically."""
-        write_tensors(folder / FILE, KIND, VERSION, {"values": self.values, "counts": self.counts}, {})
+        write_tensors(
+            folder / FILE, KIND, VERSION, {"values": self.values, "counts": self.counts}, {}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "LogitSketch":
@@ -71,7 +83,11 @@ class LogitSketch:
         values, counts = tensors.get("values", nothing), tensors.get("counts", nothing)
         valid = (values.dtype, counts.dtype) == (torch.float16, torch.int64)
         valid = valid and values.ndim == 2 and counts.shape == values.shape[1:]
-        if not valid or not values.isfinite().all() or not ((counts >= 1) & (counts <= 2**31)).all():
+        if (
+            not valid
+            or not values.isfinite().all()
+            or not ((counts >= 1) & (counts <= 2**31)).all()
+        ):
             raise ArtifactError(f"{folder / FILE} is damaged (its numbers are invalid): {_REMEDY}")
         return cls(values, counts)
 
@@ -86,7 +102,9 @@ class SaveLogitSketch(Callback):
         """Forget an earlier test."""
         self._parts = []
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
+    ) -> None:
         """Summarise the logits of a batch."""
         evaluated = cast(EvalOutput, outputs)
         self._parts.append((evaluated["indices"].cpu(), LogitSketch.of(evaluated["logits"].cpu())))

@@ -1,4 +1,4 @@
-"""Negative vectors: text features of words for things that are no class, from the teacher's text tower."""
+"""Negative vectors: the teacher's text features of words for things that are not a class."""
 
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,10 @@ from kdpl.teacher import TeacherPromptTuning
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what a fit of either stage needs for negative vectors; entry point of ``kdpl.callbacks``."""
+    """Return what a fit of either stage needs for negative vectors.
+
+    This is an entry point of ``kdpl.callbacks``.
+    """
     if isinstance(module, TeacherPromptTuning):
         # Lightning sets the attribute without declaring it
         given = any(isinstance(each, NegativeVectors) for each in module.trainer.callbacks)  # type: ignore[attr-defined]
@@ -24,7 +27,9 @@ def callbacks(module: LightningModule) -> list[Callback]:
 
 
 class NegativeVectors(Handover):
-    """At the end of stage 1, encodes words for things that are no class, and writes them to the run's folder.
+    """Encodes words for things that are not a class, at the end of stage 1.
+
+    Writes them to the run's folder.
 
     Args:
         words: Text file with a word on each line, instead of everyday ones.
@@ -44,10 +49,15 @@ class NegativeVectors(Handover):
         """Leave it to the class vectors to say so."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Encode on all processes, write on one; before the class vectors, which stand for a finished stage."""
+        """Encode on all processes, write on one.
+
+        This comes before the class vectors, which stand for a finished stage.
+        """
         teacher = cast(TeacherPromptTuning, pl_module)
         words = self._others(teacher)
-        vectors = ClassVectors.of(teacher.tuned_prompts(), teacher.encode_names(words).cpu(), words, None)
+        vectors = ClassVectors.of(
+            teacher.tuned_prompts(), teacher.encode_names(words).cpu(), words, None
+        )
         if trainer.is_global_zero:
             vectors.save(folder / NEGATIVE_VECTORS_FILE)
 
@@ -64,12 +74,17 @@ class CopyNegativeVectors(Callback):
         student = cast(StudentDistillation, pl_module)
         file = student.teacher_folder / NEGATIVE_VECTORS_FILE
         # those of the teacher's text tower say nothing to a student with text features of its own
-        if not trainer.is_global_zero or not file.is_file() or student.vectors is not student.shared_vectors:
+        if (
+            not trainer.is_global_zero
+            or not file.is_file()
+            or student.vectors is not student.shared_vectors
+        ):
             return
         vectors = ClassVectors.load(file)
         if vectors.teacher != student.vectors.teacher:
             raise ArtifactError(
-                f"{file} was made by another tuned teacher than the class vectors: remove it, or run stage 1 again"
+                f"{file} was made by another tuned teacher than the class vectors: remove it, or "
+                "run stage 1 again"
             )
         other_than(student.vectors.class_names, vectors.class_names, str(file))
         vectors.save(Path(trainer.default_root_dir) / NEGATIVE_VECTORS_FILE)

@@ -23,12 +23,15 @@ def options(
     """Read the options; entry point of ``kdpl.predict``.
 
     Args:
-        max_error: wanted error among accepted images, such as 0.02; the class of the others is left empty
-        per_class: keep the wanted error for each predicted class, which takes as many held-out images of each
-        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets are a column, classes
+        max_error: wanted error among accepted images, such as 0.02; the class of the others is left
+            empty
+        per_class: keep the wanted error for each predicted class, which takes as many held-out
+            images of each
+        sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets
+            are a column, classes
         calibrated: probabilities at the temperature that was fitted on held-out images
-        unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19 validation images
-            or more, about 5 % of images of the classes are above 0.5
+        unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19
+            validation images or more, about 5 % of images of the classes are above 0.5
     """
     error, coverage = share("--max-error", max_error), share("--sets", sets)
 
@@ -46,9 +49,12 @@ def options(
 
 
 def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None:
-    """Print how many classes no image is predicted as, because ``--per-class`` has no threshold for them."""
+    """Print how many classes are never predicted, as ``--per-class`` has no threshold for them."""
     rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
     if rejected:
         which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
-        warning = f"the held-out images do not show this error for {which}: images predicted as such are rejected"
+        warning = (
+            f"the held-out images do not show this error for {which}: "
+            "images predicted as such are rejected"
+        )
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Score of an image being of none of the classes: how unusual its features are, and how close to other words."""
+"""Score of an image being of none of the classes.
+
+It rests on how unusual the image's features are, and on how close they are to other words.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +29,21 @@ VERSION = 1
 MIN_IMAGES = 20
 """Smallest number of unlabelled images whose features say what is usual."""
 USUAL = 0.95
-"""Share of images like the validation images that have a score of at most 0.5, if there are enough of these."""
+"""Share of images like the validation images that score at most 0.5, if there are enough.
+
+``MIN_HELD_OUT`` validation images are enough.
+"""
 MIN_HELD_OUT = math.ceil(USUAL / (1 - USUAL) - 1e-9)
-"""Smallest number of validation images for that: of V, the largest score is exceeded by 1 in V + 1 further images."""
+"""Smallest number of validation images for that.
+
+Of V, the largest score is exceeded by 1 in V + 1 further images.
+"""
 REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
 
 _RIDGE = 0.01  # of the mean variance, added to all
-_WORDS_WEIGHT = 0.3  # of their part, both in standard deviations; chosen on validation images of other students
+_WORDS_WEIGHT = (
+    0.3  # of their part, both in standard deviations; chosen on validation images of other students
+)
 
 _TENSORS = ("center", "whitening", "means", "negatives")
 
@@ -50,7 +61,10 @@ class _Fields(OfClassifier):
 
 
 def usual_rank(images: int) -> int:
-    """Place, from 1 on, of the score that at most 5 % of further images exceed, in the ordered scores of N images."""
+    """Return the place, from 1 on, of a score in the ordered scores of N images.
+
+    At most 5 % of further images exceed that score.
+    """
     return min(math.ceil((images + 1) * USUAL - 1e-9), images)
 
 
@@ -77,17 +91,19 @@ def fault_of_limit(held_out: int | None) -> str | None:
 class Unknown(nn.Module, Companion):
     """Scores images as being of none of the classes, by features alone.
 
-    The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the unlabelled images of
-    each predicted class, with one covariance for all (Lee et al., arXiv 1807.03888, section 2.1). The second, with M
-    negative vectors, the teacher's text features of things that are no class, is the share p of the softmax
-    probability over both that stays with the classes (NegLabel, arXiv 2403.20078, section 3.3). The score is
-    σ(z(log d²) - 0.3 z(log p/(1 - p)) - cutoff). z takes off the mean and divides by the standard deviation of the
-    unlabelled images; the cutoff is such that of images like the V validation images at most 5 % have a score above
-    0.5, on average over their draws, and 1 in V + 1 where V is below ``MIN_HELD_OUT``.
+    The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the
+    unlabelled images of each predicted class, with one covariance for all (Lee et al., arXiv
+    1807.03888, section 2.1). The second, with M negative vectors, the teacher's text features of
+    things that are no class, is the share p of the softmax probability over both that stays with
+    the classes (NegLabel, arXiv 2403.20078, section 3.3). The score is σ(z(log d²) - 0.3 z(log p/(1
+    - p)) - cutoff). z takes off the mean and divides by the standard deviation of the unlabelled
+    images; the cutoff is such that of images like the V validation images at most 5 % have a score
+    above 0.5, on average over their draws, and 1 in V + 1 where V is below ``MIN_HELD_OUT``.
 
     Attributes:
         words: Those of the negative vectors.
-        held_out: Number of the validation images that the cutoff is of; None without any, or in a file without it.
+        held_out: Number of the validation images that the cutoff is of; None without any, or in a
+            file without it.
     """
 
     file: ClassVar[str] = "unknown.safetensors"
@@ -121,7 +137,9 @@ class Unknown(nn.Module, Companion):
         known = None if evidence.held_out is None else evidence.held_out.features.cpu()
         others = distant_words(evidence.folder, evidence.vectors)
         negatives, words = (None, ()) if others is None else (others.vectors, others.class_names)
-        return cls.fit(features, evidence.vectors.vectors, evidence.logit_scale, known, negatives, words)
+        return cls.fit(
+            features, evidence.vectors.vectors, evidence.logit_scale, known, negatives, words
+        )
 
     @classmethod
     def fit(
@@ -139,8 +157,9 @@ class Unknown(nn.Module, Companion):
             features: Of at least ``MIN_IMAGES`` unlabelled images, normalised [N, D].
             class_vectors: Normalised [C, D].
             logit_scale: Factor on cosines, the classifier's.
-            held_out: Features of images that were not trained on, [V, D], which make the cutoff; None: the unlabelled
-                ones, which the encoder knows, so that more than 5 % of new images will be above it.
+            held_out: Features of images that were not trained on, [V, D], which make the cutoff;
+                None: the unlabelled ones, which the encoder knows, so that more than 5 % of new
+                images will be above it.
             negatives: Text features of things that are no class, normalised [M, D].
             words: Their words.
         """
@@ -151,24 +170,36 @@ class Unknown(nn.Module, Companion):
         centered = precise - means[members]
         covariance = centered.T @ centered / len(precise)
         floor = _RIDGE * covariance.diagonal().mean() + 1e-8
-        lower = torch.linalg.cholesky(covariance + floor * torch.eye(len(covariance)).to(covariance))
+        lower = torch.linalg.cholesky(
+            covariance + floor * torch.eye(len(covariance)).to(covariance)
+        )
         whitening, center = torch.linalg.inv(lower).T, precise.mean(dim=0)
         tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
-        made = cls({**tensors, "negatives": precise[:0] if negatives is None else negatives}, tuple(words))
+        made = cls(
+            {**tensors, "negatives": precise[:0] if negatives is None else negatives}, tuple(words)
+        )
         # an image that is alone in its class is its own mean, which says nothing of distances
         several = torch.bincount(members)[members] > 1
         usual = features[several] if several.sum() > 1 else features
         distance, share = made.parts(usual, class_vectors, logit_scale)
         made.distance = _standard(distance)
         made.share = (0.0, 1.0) if share is None else _standard(share)
-        known = made.unusualness(usual if held_out is None else held_out, class_vectors, logit_scale)
-        # a conformal quantile: of exchangeable images at most share_above(V) are above it, on average
+        known = made.unusualness(
+            usual if held_out is None else held_out, class_vectors, logit_scale
+        )
+        # a conformal quantile: of exchangeable images at most share_above(V) are above it, on
+        # average
         made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
         made.held_out = None if held_out is None else len(held_out)
         return made
 
-    def parts(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> tuple[Tensor, Tensor | None]:
-        """Return log d² and log p/(1 - p) of features [B, D], [B] each; None for the second without words."""
+    def parts(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log d² and log p/(1 - p) of features [B, D], [B] each.
+
+        The second is None without words.
+        """
         centered = features - self.center
         # |x - m|² in three terms, so that nothing is of size [B, K, D]
         lengths = (centered @ self.whitening).square().sum(dim=1, keepdim=True)
@@ -177,51 +208,85 @@ class Unknown(nn.Module, Companion):
         distance = squares.clamp(min=1e-6).log()
         if not self.words:
             return distance, None
-        of_classes, of_others = (logit_scale * (features @ v.T) for v in (class_vectors, self.negatives))
+        of_classes, of_others = (
+            logit_scale * (features @ v.T) for v in (class_vectors, self.negatives)
+        )
         return distance, of_classes.logsumexp(dim=1) - of_others.logsumexp(dim=1)
 
     def unusualness(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
         """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
         distance, share = self.parts(features, class_vectors, logit_scale)
         unusual = (distance - self.distance[0]) / self.distance[1]
-        return unusual if share is None else unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
+        return (
+            unusual
+            if share is None
+            else unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
+        )
 
     def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
-        """Return the score of images with these features, normalised float32 [B, D]: [B], high for none of the classes.
+        """Return the score of images with these features, normalised float32 [B, D].
+
+        The score, [B], is high for none of the classes.
 
         Class vectors [C, D] and the factor on cosines are the classifier's.
         """
         return torch.sigmoid(self.unusualness(features, class_vectors, logit_scale) - self.cutoff)
 
-    def further_scores(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> dict[str, Tensor]:
+    def further_scores(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float
+    ) -> dict[str, Tensor]:
         """Return the score by its name."""
         scores: Tensor = self(features, class_vectors, logit_scale)
         return {NAME: scores}
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        fields = {name: getattr(self, name) for name in ("words", "distance", "share", "cutoff", "held_out")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("words", "distance", "share", "cutoff", "held_out")
+        }
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_tensors(folder / self.file, KIND, VERSION, tensors, {**fields, "classifier": classifier})
+        write_tensors(
+            folder / self.file, KIND, VERSION, tensors, {**fields, "classifier": classifier}
+        )
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
-        """Read the file of a folder; an ArtifactError if it is damaged, or of another classifier or width D."""
+        """Read the file of a folder.
+
+        Raises an ArtifactError if it is damaged, or of another classifier or width D.
+        """
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         means = tensors.get("means")
         rows = max(1, len(means)) if means is not None and means.ndim else 1
         shapes = dict(
-            zip(_TENSORS, [(width,), (width, width), (rows, width), (len(settings.words), width)], strict=True)
+            zip(
+                _TENSORS,
+                [(width,), (width, width), (rows, width), (len(settings.words), width)],
+                strict=True,
+            )
         )
         valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
-        if not valid or not all(each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()):
+        if not valid or not all(
+            each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()
+        ):
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(tensors, settings.words, settings.distance, settings.share, settings.cutoff, settings.held_out)
+        return cls(
+            tensors,
+            settings.words,
+            settings.distance,
+            settings.share,
+            settings.cutoff,
+            settings.held_out,
+        )
 
 
 def unknown_of(classifier: Classifier) -> Unknown:
-    """Return what scores images as being none of the classes; an ArtifactError for a classifier without it."""
+    """Return what scores images as being none of the classes.
+
+    Raises an ArtifactError for a classifier without it.
+    """
     unknown = classifier.companions.get(NAME)
     if not isinstance(unknown, Unknown):
         raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
@@ -229,10 +294,12 @@ def unknown_of(classifier: Classifier) -> Unknown:
 
 
 def none_of_these(classifier: Classifier, images: Iterable[GivenImage], **options: Any) -> Tensor:
-    """Return the scores of N images of being of none of the classes, [N]; options and errors as ``predict``.
+    """Return the scores of N images of being of none of the classes, [N].
 
-    Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if there were 19 or more
-    of these, see ``fault_of_limit``.
+    Options and errors are those of ``predict``.
+
+    Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if
+    there were 19 or more of these, see ``fault_of_limit``.
     """
     unknown_of(classifier)
     return torch.tensor([each.scores[NAME] for each in classifier.predicted(images, **options)])

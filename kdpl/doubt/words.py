@@ -20,7 +20,10 @@ _FAR, _SHARE_OF_WORDS = 0.95, 0.5
 
 
 def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
-    """Return the negative vectors in a student's folder that are far from all classes; None without any."""
+    """Return the negative vectors in a student's folder that are far from all classes.
+
+    Returns None if there are none.
+    """
     file = run / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return None
@@ -29,13 +32,20 @@ def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
     if not own:
         return None
     kept = [own[i] for i in farthest(others.vectors[own], vectors.vectors)]
-    return replace(others, vectors=others.vectors[kept], class_names=tuple(others.class_names[i] for i in kept))
+    return replace(
+        others, vectors=others.vectors[kept], class_names=tuple(others.class_names[i] for i in kept)
+    )
 
 
 @cache
 def everyday_words() -> tuple[str, ...]:
     """Things that most domains do not have as a class."""
-    return tuple(files("kdpl.doubt").joinpath("everyday_words.txt").read_text(encoding="utf-8").split("\n")[:-1])
+    return tuple(
+        files("kdpl.doubt")
+        .joinpath("everyday_words.txt")
+        .read_text(encoding="utf-8")
+        .split("\n")[:-1]
+    )
 
 
 def read_words(file: str) -> tuple[str, ...]:
@@ -59,7 +69,8 @@ def other_than(class_names: Sequence[str], words: Sequence[str], source: str) ->
     clashes = [word for word in words if _plain(word) in classes and word not in everyday_words()]
     if clashes:
         raise ConfigError(
-            f"{source} has the word {clashes[0]!r}, which is a class: leave it out, since an image of a class would "
+            f"{source} has the word {clashes[0]!r}, which is a class: leave it out, since an image "
+            "of a class would "
             "count as none of them"
         )
     return [i for i, word in enumerate(words) if _plain(word) not in classes]
@@ -70,9 +81,13 @@ def _plain(name: str) -> str:
 
 
 def farthest(words: Tensor, classes: Tensor) -> list[int]:
-    """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D], by 95 % quantiles.
+    """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D].
+
+    Similarity is compared by 95 % quantiles.
 
     NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
     """
     similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
-    return sorted(similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist())
+    return sorted(
+        similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist()
+    )

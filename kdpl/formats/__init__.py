@@ -1,4 +1,7 @@
-"""Further formats of exported files, entry points of ``kdpl.formats``: how each is written and run."""
+"""Further formats of exported files: how each is written and run.
+
+They are entry points of ``kdpl.formats``.
+"""
 
 from functools import partial
 

@@ -20,14 +20,19 @@ _PERCENTILE = 99.99
 """Percentage of an activation's values that its range holds; chosen on validation images."""
 
 
-def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, images: Tensor) -> None:
-    """Write ONNX whose convolutions and products with weights compute in 8 bits, where most of the time goes.
+def write_int8_onnx(
+    classifier: Classifier, input_type: InputType, path: Path, images: Tensor
+) -> None:
+    """Write ONNX whose convolutions and products with weights compute in 8 bits.
 
-    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. What takes little time computes
-    in float32, since it would add as much to the errors as the rest: products within attention, and with weights in 16
-    bits the first convolution and products of one row for each image, such as those of the last block and the
-    projector. The product with the class vectors, the label head and the score of being none of the classes have
-    float32 weights too: the logit scale would multiply their rounding errors.
+    Most of the time goes there.
+
+    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. What takes
+    little time computes in float32, since it would add as much to the errors as the rest: products
+    within attention, and with weights in 16 bits the first convolution and products of one row for
+    each image, such as those of the last block and the projector. The product with the class
+    vectors, the label head and the score of being none of the classes have float32 weights too: the
+    logit scale would multiply their rounding errors.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -82,7 +87,9 @@ def write_int8_onnx(classifier: Classifier, input_type: InputType, path: Path, i
 
 
 def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
-    """Names of the nodes with weights, apart from the heads: those that take little time, and the others.
+    """Return the names of the nodes with weights, apart from the heads.
+
+    Those that take little time come first, then the others.
 
     The former are the first convolution, and products of one row for each image.
     """
@@ -98,28 +105,41 @@ def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
 
 
 def _store_in_16_bits(graph: Any, names: list[str]) -> None:
-    """Replace the float32 weights of these nodes by float16 ones, which a runtime casts back when it loads them."""
+    """Replace the float32 weights of these nodes by float16 ones.
+
+    A runtime casts them back when it loads them.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     weights = {each.name: each for each in graph.initializer}
     for name in [node.input[1] for node in graph.node if node.name in names]:
-        half = numpy_helper.from_array(numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_half")
+        half = numpy_helper.from_array(
+            numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_half"
+        )
         graph.initializer.remove(weights[name])
         graph.initializer.append(half)
         graph.node.insert(0, helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
 
 
-def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, dtype: torch.dtype) -> None:
-    """Write ONNX whose matrix products and convolutions compute in float16 or bfloat16, and all else in float32.
+def write_half_onnx(
+    classifier: Classifier, input_type: InputType, path: Path, dtype: torch.dtype
+) -> None:
+    """Write ONNX whose matrix products and convolutions compute in float16 or bfloat16.
 
-    That is what autocast does. The product with the class vectors, and the label head, stay in float32.
+    Everything else computes in float32.
+
+    That is what autocast does. The product with the class vectors, and the label head, stay in
+    float32.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     write_onnx(classifier, input_type, path, _BFLOAT16_CONVOLUTIONS)
     model = onnx.load(path)
-    graph, kind = model.graph, TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16
+    graph, kind = (
+        model.graph,
+        TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16,
+    )
     weights, heads = {each.name: each for each in graph.initializer}, _heads(graph)
     nodes: list[Any] = []
     halves: dict[str, str] = {}
@@ -133,7 +153,9 @@ def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, d
                 if name in weights:
                     half = torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(dtype)
                     values = half.view(torch.int16).numpy().tobytes()
-                    graph.initializer.append(helper.make_tensor(halves[name], kind, half.shape, values, raw=True))
+                    graph.initializer.append(
+                        helper.make_tensor(halves[name], kind, half.shape, values, raw=True)
+                    )
                 else:
                     nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
             node.input[i] = halves[name]
@@ -149,7 +171,7 @@ def write_half_onnx(classifier: Classifier, input_type: InputType, path: Path, d
 
 
 def _heads(graph: Any) -> list[str]:
-    """Names of the nodes that multiply the feature with class vectors or the like: the last products."""
+    """Return the names of the last products, which multiply the feature with class vectors etc."""
     makers = {output: node for node in graph.node for output in node.output}
     heads, waiting = [], [output.name for output in graph.output]
     while waiting:

@@ -12,7 +12,10 @@ from kdpl.classifier.export import ExportedModel, InputType, metadata, program, 
 from kdpl.classifier.formats import write_onnx
 
 OPENVINO_FILE = "classifier.xml"
-"""Graph in the folder of OpenVINO, beside the weights (.bin); its runtime info ``kdpl`` holds the metadata as JSON."""
+"""Graph in the folder of OpenVINO, beside the weights (.bin).
+
+Its runtime info ``kdpl`` holds the metadata as JSON.
+"""
 
 METADATA_FILE = "kdpl.json"
 """Name of the metadata within a program of torch.export."""
@@ -40,12 +43,16 @@ def load_openvino(path: Path) -> ExportedModel:
 
     # without the hint, processors with bfloat16 compute in it
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    run = openvino.Core().compile_model(path / OPENVINO_FILE if path.is_dir() else path, "CPU", hints)
+    run = openvino.Core().compile_model(
+        path / OPENVINO_FILE if path.is_dir() else path, "CPU", hints
+    )
     return lambda images: [torch.from_numpy(each) for each in run(images.numpy()).to_tuple()]
 
 
 def write_executorch(classifier: Classifier, input_type: InputType, path: Path) -> None:
-    """Write an ExecuTorch program (.pte) for one image at a time, whose products and convolutions are XNNPACK's.
+    """Write an ExecuTorch program (.pte) for one image at a time.
+
+    Its products and convolutions are XNNPACK's.
 
     Metadata are the JSON that its method ``metadata`` returns.
     """
@@ -69,7 +76,9 @@ def load_executorch(path: Path) -> ExportedModel:
 
     def run(images: Tensor) -> list[Tensor]:
         # the next image overwrites the outputs
-        outputs = [[each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)]
+        outputs = [
+            [each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)
+        ]
         return [torch.cat(each) for each in zip(*outputs, strict=True)]
 
     return run

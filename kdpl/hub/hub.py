@@ -1,4 +1,7 @@
-"""A classifier and its model card on the Hugging Face hub: safetensors, JSON and Markdown, nothing unpickled."""
+"""A classifier and its model card on the Hugging Face hub.
+
+The files are safetensors, JSON and Markdown; nothing is unpickled.
+"""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,15 +52,20 @@ def push_to_hub(
         try:
             api = HfApi(token=token)
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            url = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload classifier")
+            url = api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message="Upload classifier"
+            )
         except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
             raise ArtifactError(
-                f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, token and network"
+                f"the classifier cannot be uploaded to {repo_id} ({reason(error)}): check name, "
+                "token and network"
             ) from error
     return str(url)
 
 
-def save_pretrained(classifier: Classifier, folder: str | Path, run: str | Path | None = None) -> None:
+def save_pretrained(
+    classifier: Classifier, folder: str | Path, run: str | Path | None = None
+) -> None:
     """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md.
 
     ``Classifier.load`` reads the folder too.
@@ -114,7 +122,9 @@ def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCa
     With the folder of the student's run it has data, protocol and accuracies as well; an
     ArtifactError if the run's config or accuracies are damaged.
     """
-    of_run = _of_run(Path(run)) if run is not None else {"data": None, "seed": None, "accuracy": None}
+    of_run = (
+        _of_run(Path(run)) if run is not None else {"data": None, "seed": None, "accuracy": None}
+    )
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(
         ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),
@@ -127,7 +137,7 @@ def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCa
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    """Return data, seed and, if the student was tested, number of test images and accuracies as text."""
+    """Return data, seed and, for a tested student, test image count and accuracies as text."""
     try:
         config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
         settings = config["data"]["init_args"]
@@ -138,6 +148,7 @@ def _of_run(run: Path) -> dict[str, Any]:
         return {"data": data, "seed": config["seed_everything"], "accuracy": accuracy}
     except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{CONFIG_FILE} or {RESULTS_FILE} in {run} is missing or damaged ({reason(error)}): give the folder of a "
+            f"{CONFIG_FILE} or {RESULTS_FILE} in {run} is missing or damaged ({reason(error)}): "
+            "give the folder of a "
             "student's run, or test the student again"
         ) from error

@@ -1,4 +1,7 @@
-"""What to label: images that would teach most, and labels that look wrong, from a frozen teacher's features."""
+"""Choose what to label, from a frozen teacher's features.
+
+It finds images that would teach most, and labels that look wrong.
+"""
 
 import math
 
@@ -6,18 +9,27 @@ import torch
 from torch import Tensor
 
 _FOLDS = 5
-_SHRINKAGE = 0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
+_SHRINKAGE = (
+    0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
+)
 _TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
-_WRONG = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)])  # shares of wrong labels
+_WRONG = torch.cat(
+    [torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)]
+)  # shares of wrong labels
 _CELLS = 2**24  # of similarities at a time
 
 
-def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | None = None) -> list[int]:
-    """Choose n images that cover the others, by greedy facility location; the first ones cover most.
+def to_label(
+    features: Tensor, predictions: Tensor, n: int, labeled: Tensor | None = None
+) -> list[int]:
+    """Choose n images that cover the others, by greedy facility location.
 
-    Each step adds the image that increases Σ_i w_i max_{j ∈ S} max(f_i·f_j, 0) most, where S are the chosen and the
-    labelled images, and w_i = 1 + H(p_i) / log C, so that an image of an uncertain prediction counts up to twice. After
-    a step, only terms of images to which the chosen one is nearest are computed anew: O(N² log n) time, O(N) memory.
+    The first ones cover most.
+
+    Each step adds the image that increases Σ_i w_i max_{j ∈ S} max(f_i·f_j, 0) most, where S are
+    the chosen and the labelled images, and w_i = 1 + H(p_i) / log C, so that an image of an
+    uncertain prediction counts up to twice. After a step, only terms of images to which the chosen
+    one is nearest are computed anew: O(N² log n) time, O(N) memory.
 
     Args:
         features: Normalised features f of unlabelled images, float [N, D].
@@ -28,7 +40,9 @@ def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | No
     Returns:
         Indices of the chosen images.
     """
-    weights = 1 + torch.special.entr(predictions).sum(dim=1) / math.log(max(predictions.shape[1], 2))
+    weights = 1 + torch.special.entr(predictions).sum(dim=1) / math.log(
+        max(predictions.shape[1], 2)
+    )
     everything = torch.arange(len(features), device=features.device)
     step = max(1, _CELLS // len(features))
     covered = torch.zeros_like(weights)
@@ -37,7 +51,10 @@ def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | No
         covered = torch.cat([(part @ labeled.T).max(dim=1).values for part in parts]).clamp_min(0)
 
     def gains(of: Tensor, after: Tensor | None = None) -> Tensor:
-        """What each image adds to the terms of these images; or adds less once they are covered so well."""
+        """Return what each image adds to the terms of these images.
+
+        If ``after`` is given, returns by how much less it adds once they are covered so well.
+        """
         total = torch.zeros_like(weights, dtype=torch.float64)
         for some in torch.split(of, step):
             similarities = features @ features[some].T
@@ -57,13 +74,17 @@ def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor | No
     return chosen
 
 
-def scores_without_own_label(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Tensor:
-    """Log-likelihoods of labelled images in each class, by a model that has not seen the image, float [N, C].
+def scores_without_own_label(
+    features: Tensor, labels: Tensor, classes: int, seed: int = 0
+) -> Tensor:
+    """Return log-likelihoods of labelled images in each class, float [N, C].
 
-    They are known up to a constant of the image. The model is a linear discriminant, with class means and one shared
-    covariance, shrunk towards a multiple of the identity, fitted to the images of the other folds of five; each class
-    is spread evenly over the folds. A class of which a fold leaves nothing has -inf, and an image that is the only one
-    of its class has NaN.
+    They are by a model that has not seen the image.
+
+    They are known up to a constant of the image. The model is a linear discriminant, with class
+    means and one shared covariance, shrunk towards a multiple of the identity, fitted to the images
+    of the other folds of five; each class is spread evenly over the folds. A class of which a fold
+    leaves nothing has -inf, and an image that is the only one of its class has NaN.
 
     Args:
         features: Normalised features of the images, float [N, D].
@@ -72,30 +93,39 @@ def scores_without_own_label(features: Tensor, labels: Tensor, classes: int, see
         seed: Seed of the folds.
     """
     count = torch.bincount(labels, minlength=classes)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(
+        labels.device
+    )
     order = order[labels[order].argsort(stable=True)]
     fold = torch.empty_like(labels)
     # the place of each image within its class, whose images are next to each other in this order
-    places = torch.arange(len(labels), device=labels.device) - (count.cumsum(dim=0) - count)[labels[order]]
+    places = (
+        torch.arange(len(labels), device=labels.device)
+        - (count.cumsum(dim=0) - count)[labels[order]]
+    )
     fold[order] = places % _FOLDS
     result = features.new_full((len(labels), classes), float("nan"))
     for held_out in (fold == number for number in range(_FOLDS)):
         if held_out.any() and not held_out.all():
-            result[held_out] = discriminant(features[~held_out], labels[~held_out], classes, features[held_out])
+            result[held_out] = discriminant(
+                features[~held_out], labels[~held_out], classes, features[held_out]
+            )
     result[count[labels] < 2] = float("nan")
     return result
 
 
 def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability that each label is wrong, by a model of wrong labels that is fitted to all of them.
+    """Return the probability that each label is wrong.
 
-    With probability 1 - ε an image has the label y of its class, and otherwise any of the others, all alike; its class
-    has the probabilities p = softmax(scores / T), so that
+    It is by a model of wrong labels that is fitted to all of them.
+
+    With probability 1 - ε an image has the label y of its class, and otherwise any of the others,
+    all alike; its class has the probabilities p = softmax(scores / T), so that
 
         P(y) = (1 - ε) p_y + ε (1 - p_y) / (C - 1),    P(wrong | y) = ε (1 - p_y) / (C - 1) / P(y).
 
-    T and ε are those of a grid with the largest Σ log P(y). With ε = 0, which labels that are all right mostly give,
-    none is wrong.
+    T and ε are those of a grid with the largest Σ log P(y). With ε = 0, which labels that are all
+    right mostly give, none is wrong.
 
     Args:
         scores: ``scores_without_own_label``, float [N, C]; rows of NaN are left out of the fit.
@@ -110,7 +140,9 @@ def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     def likelihood(temperature: Tensor) -> Tensor:
         right = (scores[known] / temperature).softmax(dim=1).gather(1, own)
-        return ((1 - shares) * right + shares * (1 - right) / other).clamp_min(1e-30).log().sum(dim=0)
+        return (
+            ((1 - shares) * right + shares * (1 - right) / other).clamp_min(1e-30).log().sum(dim=0)
+        )
 
     fit = torch.stack([likelihood(each) for each in _TEMPERATURES.to(scores)])
     best, share = divmod(int(fit.argmax()), len(shares))
@@ -121,13 +153,21 @@ def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:
-    """Log-likelihoods of images [M, D] in each class, up to a constant, by those seen [N, D] with their labels."""
+    """Return log-likelihoods of images [M, D] in each class, up to a constant.
+
+    They are by the images seen [N, D] with their labels.
+    """
     count = torch.bincount(labels, minlength=classes)
-    means = seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen) / count.clamp_min(1)[:, None]
+    means = (
+        seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen)
+        / count.clamp_min(1)[:, None]
+    )
     rest = seen - means[labels]
     covariance = rest.T @ rest / len(seen)
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variance = covariance.trace().clamp_min(1e-6) / len(covariance)
-    precise = torch.linalg.solve((1 - _SHRINKAGE) * covariance + _SHRINKAGE * variance * identity, means.T)
+    precise = torch.linalg.solve(
+        (1 - _SHRINKAGE) * covariance + _SHRINKAGE * variance * identity, means.T
+    )
     scores: Tensor = asked @ precise - 0.5 * (means.T * precise).sum(dim=0)
     return scores.masked_fill(count == 0, -torch.inf)

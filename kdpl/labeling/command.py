@@ -22,14 +22,15 @@ def suggest(
 ) -> int:
     """Choose the images to label next, and point out labels that look wrong.
 
-    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, which init --labels reads, and
-    suggestions.html, a page to look through.
+    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, which init
+    --labels reads, and suggestions.html, a page to look through.
 
     Args:
         run: the --out of run, or of a stage's fit
         out: folder to write into
         images: number of images to label, by default 4 for each class
-        pool: images without a label that are looked at; if there are more, that many drawn at random
+        pool: images without a label that are looked at; if there are more, that many drawn at
+            random
         trust: the run is your own: import whatever classes its configs name
     """
     from kdpl.cli import command_names
@@ -51,13 +52,26 @@ def suggest(
     print(f"to look through: {folder / PAGE}")
     reader = suggestions.data.reading.reader
     if isinstance(reader, OwnImages) and "init" in command_names():
-        print(f"when {folder / TABLE} is filled in:\n{shlex.join(_next_command(reader, folder / TABLE))}")
+        print(
+            f"when {folder / TABLE} is filled "
+            f"in:\n{shlex.join(_next_command(reader, folder / TABLE))}"
+        )
     return 0
 
 
 def _next_command(reader: "OwnImages", table: Path) -> list[str]:
     """The command that takes the labels, with the places and class names of the run's data."""
-    command = ["python", "-m", "kdpl", "init", reader.root, "--labels", str(table), "--out", f"{table.parent}_data"]
+    command = [
+        "python",
+        "-m",
+        "kdpl",
+        "init",
+        reader.root,
+        "--labels",
+        str(table),
+        "--out",
+        f"{table.parent}_data",
+    ]
     command += ["--class-names", reader.class_names] if reader.class_names else []
     places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
     return command + [word for place in places for word in ("--unlabeled", place)]

@@ -1,4 +1,7 @@
-"""Images to label next, and labels that look wrong: chosen by a run's teacher, as a table and as a page."""
+"""Images to label next, and labels that look wrong, as a table and as a page.
+
+A run's teacher chooses them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,18 +80,28 @@ class Suggestions:
             ArtifactError: The teacher is not finished, or of other classes.
         """
         if run.teacher is None:
-            raise ArtifactError(f"{run.folder} has no teacher, whose features are needed: run stage 1 to its end")
+            raise ArtifactError(
+                f"{run.folder} has no teacher, whose features are needed: run stage 1 to its end"
+            )
         folder, data = run.teacher.folder, run.data
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
         labeled = known_labels(data)
         pool = unlisted(data.pool.images, (record.source for record in labeled))
-        number = min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
+        number = (
+            min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
+        )
         if number > min(len(pool), most):
-            there = f"{len(pool)} images without a label" if len(pool) <= most else f"{most} images looked at by --pool"
+            there = (
+                f"{len(pool)} images without a label"
+                if len(pool) <= most
+                else f"{most} images looked at by --pool"
+            )
             raise ConfigError(f"--images {number} is more than the {there}: ask for fewer")
         if not labeled and not pool:
-            raise DataError(f"{data.splits.origin} has no images to label and no labels to check: add some")
+            raise DataError(
+                f"{data.splits.origin} has no images to label and no labels to check: add some"
+            )
         if len(pool) > most:
             pool = pool.take(share_of(len(pool), most / len(pool), data.seed))
         teacher = FrozenTeacher(folder, vectors).to(device())
@@ -100,14 +113,19 @@ class Suggestions:
         if pool:
             predictions = MULTI_CLASS.probabilities(teacher.logits(others))
             for i in to_label(others, predictions, number, known):
-                chosen.append(_suggestion(records[len(labeled) + i], predictions[i], data.class_names))
+                chosen.append(
+                    _suggestion(records[len(labeled) + i], predictions[i], data.class_names)
+                )
         else:
             notes.append("there are no images without a label to choose from")
         doubtful, note = _doubtful(labeled, known, data.class_names)
         return cls(data, chosen, doubtful, notes + note)
 
     def save(self, out: Path) -> None:
-        """Write the page and then the table; images in shards are copied beside them, for the table to name."""
+        """Write the page and then the table.
+
+        Images in shards are copied beside them, for the table to name.
+        """
         rows = list[tuple[str, ...]]()
         for each in chain(self.to_label, self.doubtful):
             image = each.source
@@ -122,7 +140,9 @@ class Suggestions:
         open_image = self.data.splits.open_image
         shown = [
             {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
-            for row, each in enumerate(chain(self.to_label, self.doubtful), start=2)  # as in a spreadsheet
+            for row, each in enumerate(
+                chain(self.to_label, self.doubtful), start=2
+            )  # as in a spreadsheet
         ]
         html = fill(
             "suggestions.html.jinja",
@@ -145,13 +165,17 @@ def _doubtful(
     if not labeled:
         return [], ["there are no labels to check"]
     labels = torch.tensor([record.label for record in labeled], device=features.device)
-    wrong, probabilities = wrong_labels(scores_without_own_label(features, labels, len(class_names)), labels)
+    wrong, probabilities = wrong_labels(
+        scores_without_own_label(features, labels, len(class_names)), labels
+    )
     doubtful = torch.nonzero(wrong > 0.5).flatten()  # NaN is not
     doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     notes = [f"{one}, because no other image has the same one"] if alone else []
-    return [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()], notes
+    return [
+        _suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()
+    ], notes
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
@@ -165,13 +189,21 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
 
 
 def known_labels(data: DomainDataModule) -> Sequence[Record]:
-    """Labelled training images: all of somebody's own dataset, of another one the k-shot sample alone."""
+    """Return the labelled training images.
+
+    These are all of a user's own dataset; of another one, the k-shot sample alone.
+    """
     return data.splits.train if data.reading.reader.own else data.labels.tuning("labeled")
 
 
 def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
-    """The teacher's normalised features of images under the evaluation transform, float32 [N, D]."""
-    images = EvaluationImages(records, data.splits.open_image, teacher.vectors.preprocessing.resizing)
+    """Return the teacher's normalised features of images, float32 [N, D].
+
+    The images are under the evaluation transform.
+    """
+    images = EvaluationImages(
+        records, data.splits.open_image, teacher.vectors.preprocessing.resizing
+    )
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")

@@ -25,13 +25,20 @@ _SHOWN = 16  # digits of a fingerprint
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what logs artifacts, where W&B is among the loggers; entry point of ``kdpl.callbacks``."""
+    """Return the callbacks that log artifacts, if W&B is among the loggers.
+
+    This is an entry point of ``kdpl.callbacks``.
+    """
     uses_wandb = any(isinstance(logger, WandbLogger) for logger in module.trainer.loggers)
     return [LogArtifacts()] if uses_wandb else []
 
 
 class LogArtifacts(Callback):
-    """Logs a teacher's prompts and class vectors, or a student's classifier and the class vectors it learned from."""
+    """Logs a teacher's or a student's artifact.
+
+    A teacher's holds its prompts and class vectors, a student's its classifier and the class
+    vectors that it learned from.
+    """
 
     def __init__(self) -> None:
         self._accuracies: dict[str, float] = {}
@@ -42,13 +49,19 @@ class LogArtifacts(Callback):
             vectors = pl_module.shared_vectors
             file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
             log_input(
-                trainer.loggers, CLASS_VECTORS, artifact_name(CLASS_VECTORS, vectors.teacher), file, _about(vectors)
+                trainer.loggers,
+                CLASS_VECTORS,
+                artifact_name(CLASS_VECTORS, vectors.teacher),
+                file,
+                _about(vectors),
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the accuracies of the last validation."""
         keys = {val_key(name) for name in ACCURACY_TITLES}
-        self._accuracies = {key: float(value) for key, value in trainer.callback_metrics.items() if key in keys}
+        self._accuracies = {
+            key: float(value) for key, value in trainer.callback_metrics.items() if key in keys
+        }
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the results once a fit has written them."""
@@ -79,20 +92,30 @@ def _about(vectors: ClassVectors) -> dict[str, Any]:
 
 
 def artifact_name(kind: str, fingerprint: str) -> str:
-    """Return the name of an artifact: from the teacher's fingerprint, a student's run knows it without the server."""
+    """Return the name of an artifact, from the teacher's fingerprint.
+
+    A student's run thus knows the name without the server.
+    """
     return f"{kind}-{fingerprint[:_SHOWN]}"
 
 
-def log_output(loggers: Iterable[Logger], kind: str, name: str | None, path: Path, metadata: Mapping[str, Any]) -> None:
+def log_output(
+    loggers: Iterable[Logger], kind: str, name: str | None, path: Path, metadata: Mapping[str, Any]
+) -> None:
     """Log a file or folder as an artifact that the run made, in W&B alone; call on one process.
 
-    Without a name, the artifact is named after the run's id. The file is read when it is sent, and must not change.
+    Without a name, the artifact is named after the run's id. The file is read when it is sent, and
+    must not change.
     """
     for run in _runs(loggers):
-        run.log_artifact(_artifact(kind, name or f"{kind}-{run.id}", path, metadata), aliases=["latest", run.id])
+        run.log_artifact(
+            _artifact(kind, name or f"{kind}-{run.id}", path, metadata), aliases=["latest", run.id]
+        )
 
 
-def log_input(loggers: Iterable[Logger], kind: str, name: str, path: Path, metadata: Mapping[str, Any]) -> None:
+def log_input(
+    loggers: Iterable[Logger], kind: str, name: str, path: Path, metadata: Mapping[str, Any]
+) -> None:
     """Log in W&B which artifact the run starts from; call on one process.
 
     Its file is sent along unless the project has it already.

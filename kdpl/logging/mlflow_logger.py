@@ -24,13 +24,16 @@ ID_FILE = "mlflow_id"
 class RunMLFlowLogger(MLFlowLogger):
     """Lightning's MLFlowLogger, which continues the MLflow run when a fit is resumed or tested.
 
-    A store that cannot be used at the start is an error; one that fails later ends the log and not the training.
+    A store that cannot be used at the start is an error; one that fails later ends the log and not
+    the training.
 
     Args:
-        save_dir: The run's folder, which keeps the id of the MLflow run; a relative one is inside the run's folder.
+        save_dir: The run's folder, which keeps the id of the MLflow run; a relative one is inside
+            the run's folder.
         experiment_name: By default MLFLOW_EXPERIMENT_NAME, or kdpl.
         run_name: By default the last two parts of the folder's path.
-        tracking_uri: By default MLFLOW_TRACKING_URI, or MLflow's own default, ``mlflow.db`` in the current folder.
+        tracking_uri: By default MLFLOW_TRACKING_URI, or MLflow's own default, ``mlflow.db`` in the
+            current folder.
     """
 
     def __init__(
@@ -47,14 +50,18 @@ class RunMLFlowLogger(MLFlowLogger):
         try:
             import mlflow
         except ModuleNotFoundError as error:
-            raise ConfigError("the logger of MLflow needs its package: pip install 'kdpl[mlflow]'") from error
+            raise ConfigError(
+                "the logger of MLflow needs its package: pip install 'kdpl[mlflow]'"
+            ) from error
         self._store = tracking_uri or mlflow.get_tracking_uri()
         try:
             super().__init__(
                 experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdpl"),
                 run_name or "/".join(Path(save_dir).parts[-2:]),
                 tracking_uri=self._store,
-                run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
+                run_id=self._id_file.read_text(encoding="utf-8").strip()
+                if self._id_file.is_file()
+                else None,
             )
         except mlflow.MlflowException as error:
             raise self._refused(error) from error
@@ -62,7 +69,7 @@ class RunMLFlowLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
-        """The client of the ``mlflow`` package; the run is created or found when it is first asked for."""
+        """Client of the ``mlflow`` package; the run is created or found on first access."""
         from mlflow import MlflowException
 
         try:
@@ -97,7 +104,10 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the config, once: MLflow's parameters cannot change, and a resumed run may have other devices."""
+        """Log the config, once.
+
+        MLflow's parameters cannot change, and a resumed run may have other devices.
+        """
         _ = self.experiment
         if not self._has_config:
             self._unless_lost(super().log_hyperparams, params)
@@ -110,7 +120,9 @@ class RunMLFlowLogger(MLFlowLogger):
     @rank_zero_only
     def log_picture(self, name: str, path: Path) -> None:
         """Log a PNG file as an artifact of the run, in the folder that its name begins with."""
-        self._unless_lost(self.experiment.log_artifact, self.run_id, str(path), name.rpartition("/")[0])
+        self._unless_lost(
+            self.experiment.log_artifact, self.run_id, str(path), name.rpartition("/")[0]
+        )
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:

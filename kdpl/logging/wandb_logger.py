@@ -1,4 +1,7 @@
-"""A run in Weights & Biases that cannot fail a training: offline where the server does not answer in time."""
+"""A run in Weights & Biases that cannot fail a training.
+
+It is offline if the server does not answer in time.
+"""
 
 import os
 import secrets
@@ -29,8 +32,8 @@ _SETTINGS = {
 class RunWandbLogger(WandbLogger):
     """Lightning's WandbLogger, for a run that matters more than its log.
 
-    Where W&B cannot be used, the run is logged offline, and one sentence says so. All fits and tests of a run's folder
-    have one id and name.
+    Where W&B cannot be used, the run is logged offline, and one sentence says so. All fits and
+    tests of a run's folder have one id and name.
 
     Args:
         name: By default WANDB_NAME, or the last two parts of the folder's path.
@@ -77,11 +80,13 @@ class RunWandbLogger(WandbLogger):
             wandb.teardown()
             if os.environ.get("WANDB_MODE") == "offline":
                 raise ConfigError(
-                    f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, or leave it out"
+                    f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, "
+                    "or leave it out"
                 ) from error
             os.environ["WANDB_MODE"] = "offline"
             warn(
-                f"W&B cannot be used now ({reason(error)}): the run is logged offline, send it later with wandb sync "
+                f"W&B cannot be used now ({reason(error)}): the run is logged offline, send it "
+                "later with wandb sync "
                 f"{self.save_dir}/wandb/offline-run-*"
             )
             run = self.experiment
@@ -89,7 +94,10 @@ class RunWandbLogger(WandbLogger):
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id that all fits and tests of a run share in W&B; for a new run that of WANDB_RUN_ID, if given."""
+    """Return the id that all fits and tests of a run share in W&B.
+
+    A new run gets that of WANDB_RUN_ID, if given.
+    """
     file = folder / ID_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()

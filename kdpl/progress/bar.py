@@ -36,11 +36,13 @@ class _Label(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         epochs = f"/{self._bar.epochs}" if self._bar.epochs > 0 else ""
-        return Text(f"epoch {self._bar.epoch}{epochs}" if self._bar.trains(task) else task.description)
+        return Text(
+            f"epoch {self._bar.epoch}{epochs}" if self._bar.trains(task) else task.description
+        )
 
 
 class _TimeLeft(_Label):
-    """Time that a task will still take, at its speed so far; of a training over all of its epochs."""
+    """Remaining time of a task, at its speed so far; of a training over all of its epochs."""
 
     def render(self, task: Task) -> Text:
         batches = task.remaining
@@ -51,11 +53,16 @@ class _TimeLeft(_Label):
         if batches is None or not isfinite(batches) or not task.speed:
             return Text("--:--")
         minutes, seconds = divmod(round(batches / task.speed), 60)
-        return Text(f"{minutes:02}:{seconds:02}" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02}m")
+        return Text(
+            f"{minutes:02}:{seconds:02}" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02}m"
+        )
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's progress bar with short names of metrics, the epoch's mean loss so far, and the time left for the fit."""
+    """Rich's progress bar with short names of metrics.
+
+    It also shows the epoch's mean loss so far, and the time left for the fit.
+    """
 
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975
@@ -69,20 +76,30 @@ class ProgressBar(RichProgressBar):
         return self._begins or task.id == self.train_progress_bar_id
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the epoch, which a new line shows from its beginning, and begin a new mean of the loss with it."""
+        """Note the epoch, which a new line shows from its beginning.
+
+        Begins a new mean of the loss with it.
+        """
         self.epoch, self.epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
         self._losses, self._steps, self._read = [], 0, 0.0
         self._begins = True
         super().on_train_epoch_start(trainer, pl_module)
         self._begins = False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Begin where an epoch is resumed in its middle: Lightning does not start it again."""
         if self.is_enabled and self.train_progress_bar_id is None:
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Add the loss of a step to the mean, which is read from the device once a second."""
         self._steps += 1
@@ -95,16 +112,22 @@ class ProgressBar(RichProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the mean that is logged, over the images of all processes."""
         self._losses = []
-        # on all processes, not on the one alone that shows them: callbacks after this one may wait for one another too
+        # on all processes, not on the one alone that shows them: callbacks after this one may wait
+        # for one another too
         _ = trainer.progress_bar_metrics
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return loss, accuracy (the harmonic mean if there is one), speed and wait for data by short names."""
+        """Return loss, accuracy, speed and wait for data by short names.
+
+        The accuracy is the harmonic mean if there is one.
+        """
         metrics = super().get_metrics(trainer, pl_module)
         if self._losses:
             metrics[TRAIN_LOSS] = self._loss
-        short: dict[str, Any] = {label: metrics[name] for name, label in _NAMES.items() if name in metrics}
+        short: dict[str, Any] = {
+            label: metrics[name] for name, label in _NAMES.items() if name in metrics
+        }
         if "HM" in short:
             del short["acc"]
         for name in short.keys() & {"loss", "img/s"}:
@@ -115,7 +138,10 @@ class ProgressBar(RichProgressBar):
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Return the columns without elapsed time and steps per second, and with a bar where the console has room."""
+        """Return the columns, with a bar if the console has room for it.
+
+        Elapsed time and steps per second are left out.
+        """
         _, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = min(40, get_console().width - _WIDTH_WITHOUT_BAR)
         bars = [bar] if bar.bar_width >= _LEAST_BAR else []

@@ -14,21 +14,26 @@ from kdpl.prompts.vision import require_size
 
 
 class CoupledPrompts(IndependentPrompts):
-    """Text prompts, and learnt linear maps from each layer's text prompts to the visual prompts of the same layer.
+    """Text prompts, and learnt linear maps from these to the visual prompts of the same layer.
 
-    Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts`` do. The visual
-    prompts are saved as the maps make them, so that stage 2 reads ``IndependentPrompts``. The ``maps`` are a
-    Linear(W_t, W_v) with bias for each of the J layers, initialised as torch does.
+    Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts``
+    do. The visual prompts are saved as the maps make them, so that stage 2 reads
+    ``IndependentPrompts``. The ``maps`` are a Linear(W_t, W_v) with bias for each of the J layers,
+    initialised as torch does.
 
     Raises:
         ConfigError: The sizes of visual and text prompts differ, or do not fit the CLIP.
     """
 
-    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+    def __init__(
+        self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip
+    ) -> None:
         if vision != text:
             raise ConfigError(
-                f"coupled prompts have one size in both towers, but vision_prompts has length {vision.length} "
-                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them equal, or set "
+                "coupled prompts have one size in both towers, but vision_prompts has length "
+                f"{vision.length} "
+                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them "
+                "equal, or set "
                 "method to independent"
             )
         super().__init__(PromptConfig(depth=0), text, context, clip)
@@ -37,27 +42,39 @@ class CoupledPrompts(IndependentPrompts):
         if self.text_prompts is not None:
             tower, width = promptable(clip.image_tower), self.text_prompts.context.shape[1]
             require_size(text.length, text.depth, len(tower.blocks), "visual")
-            self.maps.extend(nn.Linear(width, tower.width, dtype=torch.float32) for _ in range(text.depth))
+            self.maps.extend(
+                nn.Linear(width, tower.width, dtype=torch.float32) for _ in range(text.depth)
+            )
 
     @property
     def tokens(self) -> Tensor | None:
-        """The visual prompts as they follow from the text prompts now, float32 [J, n, W_v]; None without prompts."""
+        """The visual prompts as the text prompts make them now, float32 [J, n, W_v], or None."""
         if self.text_prompts is None:
             return None
         layers = [self.text_prompts.context, *self.text_prompts.deep]
         # or these would be other prompts under autocast than those that stage 2 reads
         with torch.autocast(layers[0].device.type, enabled=False):
-            return torch.stack([mapped(layer) for mapped, layer in zip(self.maps, layers, strict=True)])
+            return torch.stack(
+                [mapped(layer) for mapped, layer in zip(self.maps, layers, strict=True)]
+            )
 
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with the mapped prompts; normalised features, float32 [B, embed_dim]."""
+        """Encode images [B, 3, S, S] with mapped prompts; normalised, float32 [B, embed_dim]."""
         tokens = self.tokens
-        return normalized(tower(images) if tokens is None else promptable(tower).with_prompts(images, tokens))
+        return normalized(
+            tower(images) if tokens is None else promptable(tower).with_prompts(images, tokens)
+        )
 
     def saved(self) -> dict[str, Tensor]:
         """Copies of the text prompts and of the visual prompts that follow from them."""
-        tensors = {name: tensor for name, tensor in super().saved().items() if not name.startswith("maps.")}
-        return tensors if self.tokens is None else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
+        tensors = {
+            name: tensor for name, tensor in super().saved().items() if not name.startswith("maps.")
+        }
+        return (
+            tensors
+            if self.tokens is None
+            else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
+        )
 
     @classmethod
     def restore(cls, *saved: Any) -> PromptMethod:

@@ -1,4 +1,4 @@
-"""Visual and text prompts that are learnt independently (IVLP and PromptSRC, arXiv 2307.06948, section 3.1).
+"""Independently learnt visual and text prompts (IVLP, PromptSRC: arXiv 2307.06948, section 3.1).
 
 With prompts in one tower alone this is VPT or CoOp; with none it is the zero-shot CLIP.
 """
@@ -21,10 +21,14 @@ class IndependentPrompts(PromptMethod):
         ConfigError: The sizes do not fit the CLIP, or there are neither text prompts nor a context.
     """
 
-    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+    def __init__(
+        self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip
+    ) -> None:
         super().__init__(vision, text, context, clip)
         if context is None and not text.depth:
-            raise ConfigError("with text_prompts.depth 0 the class names need words before them: give context")
+            raise ConfigError(
+                "with text_prompts.depth 0 the class names need words before them: give context"
+            )
         if isinstance(clip, Clip) and (vision.depth or text.depth):
             _require_prompts(clip)
         self.vision_prompts: VisionPrompts | None = None
@@ -32,7 +36,9 @@ class IndependentPrompts(PromptMethod):
         if vision.depth:
             self.vision_prompts = VisionPrompts(vision.length, vision.depth, clip.image_tower)
         if text.depth and isinstance(clip, Clip):
-            self.text_prompts = TextPrompts(text.length, text.depth, context, clip.text_tower, clip.tokenize)
+            self.text_prompts = TextPrompts(
+                text.length, text.depth, context, clip.text_tower, clip.tokenize
+            )
 
     @property
     def text_is_fixed(self) -> bool:
@@ -40,22 +46,33 @@ class IndependentPrompts(PromptMethod):
         return self.text_prompts is None
 
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with the visual prompts; normalised features, float32 [B, embed_dim]."""
-        return normalized(tower(images) if self.vision_prompts is None else self.vision_prompts(tower, images))
+        """Encode images [B, 3, S, S] with visual prompts; normalised, float32 [B, embed_dim]."""
+        return normalized(
+            tower(images) if self.vision_prompts is None else self.vision_prompts(tower, images)
+        )
 
-    def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode arranged class names with the text prompts; normalised features, float32 [C, embed_dim]."""
+    def encode_texts(
+        self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
+    ) -> Tensor:
+        """Encode arranged class names with text prompts; normalised, float32 [C, embed_dim]."""
         prompts = self.text_prompts
-        return normalized(tower(texts) if prompts is None else prompts(tower, texts, classes_at_once))
+        return normalized(
+            tower(texts) if prompts is None else prompts(tower, texts, classes_at_once)
+        )
 
 
 def _require_prompts(clip: Clip) -> None:
-    """Raise a ConfigError if neither tower takes prompts; the error of one tower would advise to prompt the other."""
+    """Raise a ConfigError if neither tower takes prompts.
+
+    The error of one tower would advise to prompt the other.
+    """
     image, text = clip.image_tower, clip.text_tower
     if isinstance(image, PromptableImageTower) or isinstance(text, PromptableTextTower):
         return
     raise ConfigError(
-        f"{clip.identity.model} takes no prompts, neither in its image tower ({type(image.visual).__name__}) nor in "
-        f"its text tower ({type(text.text).__name__}): use it untuned, with configs/teacher/zero_shot.yaml after the "
+        f"{clip.identity.model} takes no prompts, neither in its image tower "
+        f"({type(image.visual).__name__}) nor in "
+        f"its text tower ({type(text.text).__name__}): use it untuned, with "
+        "configs/teacher/zero_shot.yaml after the "
         "teacher's config, or use another CLIP"
     )

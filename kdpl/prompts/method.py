@@ -43,18 +43,21 @@ class PromptConfig:
 class PromptMethod(Float32Module):
     """A way of prompting: what is trained, and how images and class names are encoded with it.
 
-    This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does differently, and
-    makes its parameters in ``__init__``; they stay in float32. Further arguments of its ``__init__`` are its settings,
-    each of which it keeps in an attribute of that name.
+    This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does
+    differently, and makes its parameters in ``__init__``; they stay in float32. Further arguments
+    of its ``__init__`` are its settings, each of which it keeps in an attribute of that name.
 
     Args:
         vision: Size of the visual prompts.
         text: Size of the text prompts.
         context: Words before the class name; None for prompts that start from noise.
-        clip: A ``Clip`` in stage 1; in stage 2 its image half alone, for which the text prompts are left out.
+        clip: A ``Clip`` in stage 1; in stage 2 its image half alone, for which the text prompts are
+            left out.
     """
 
-    def __init__(self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip) -> None:
+    def __init__(
+        self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip
+    ) -> None:
         super().__init__()
         del clip
         self.vision_config = vision
@@ -63,29 +66,43 @@ class PromptMethod(Float32Module):
 
     @property
     def text_is_fixed(self) -> bool:
-        """If the text features are the same in all steps, so that they need to be encoded only once."""
+        """If the text features are the same in all steps, so that encoding them once suffices."""
         return True
 
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised features, float32 [B, embed_dim]."""
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1], to float32 [B, embed_dim].
+
+        The features are normalised.
+        """
         return normalized(tower(images))
 
-    def arrange(self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
-        """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit into the tower."""
+    def arrange(
+        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
+    ) -> ArrangedTexts:
+        """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit."""
         texts, counts = flat_texts(names)
-        return tokenize_prompts(tokenize, prompt_texts(self.context, self.text_config.length, texts), tower, counts)
+        return tokenize_prompts(
+            tokenize, prompt_texts(self.context, self.text_config.length, texts), tower, counts
+        )
 
-    def encode_texts(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
+    def encode_texts(
+        self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
+    ) -> Tensor:
         """Encode arranged class names; normalised features, float32 [C, embed_dim].
 
-        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
+        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a
+        gradient.
         """
         del classes_at_once
         return normalized(tower(texts))
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer) -> Tensor:
-        """Encode C class names without gradient, in float32 under autocast too; normalised [C, embed_dim].
+    def encode_names(
+        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
+    ) -> Tensor:
+        """Encode C class names in float32, without gradient; normalised [C, embed_dim].
+
+        Autocast does not change that.
 
         Of a class with several texts it is their mean, taken before normalising.
         """
@@ -96,17 +113,20 @@ class PromptMethod(Float32Module):
     def settings(self) -> dict[str, Any]:
         """Return the settings that a subclass has beside the arguments of this class, by name.
 
-        A ConfigError if the subclass keeps one in no attribute of its name, or it is no JSON.
+        A ConfigError if the subclass keeps one in no attribute of its name, or it is not JSON.
         """
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        own = islice(signature(type(self)).parameters.values(), len(signature(PromptMethod).parameters), None)
+        own = islice(
+            signature(type(self)).parameters.values(), len(signature(PromptMethod).parameters), None
+        )
         names = [parameter.name for parameter in own if parameter.kind not in variadic]
         try:
             settings = {name: getattr(self, name) for name in names}
             return dict(json.loads(json.dumps(settings)))
         except (AttributeError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"the settings of the prompt method {type(self).__name__} cannot be saved ({error}): keep each as a "
+                f"the settings of the prompt method {type(self).__name__} cannot be saved "
+                f"({error}): keep each as a "
                 "number, text or list in an attribute of its name"
             ) from error
 
@@ -124,7 +144,9 @@ class PromptMethod(Float32Module):
         saved: Mapping[str, Tensor],
         settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> "PromptMethod":
-        """Build the method from what ``saved`` and ``settings`` returned; with the image half of a CLIP, for images.
+        """Build the method from the results of ``saved`` and ``settings``.
+
+        For images the image half of a CLIP suffices.
 
         A ConfigError, ValueError or TypeError if sizes, settings or tensors do not fit.
         """
@@ -139,7 +161,7 @@ class PromptMethod(Float32Module):
 
 
 MethodFactory = Callable[[PromptConfig, PromptConfig, str | None, ImageClip], PromptMethod]
-"""Makes a ``PromptMethod`` of the arguments that all of them take, such as a subclass, with settings of its own."""
+"""Makes a ``PromptMethod`` of the common arguments, as a subclass does, with its own settings."""
 
 
 def normalized(features: Tensor) -> Tensor:
@@ -155,7 +177,7 @@ METHODS = {
 
 
 def prompt_method(name: str) -> type[PromptMethod]:
-    """Find a way of prompting by its name in ``METHODS``, or by the dotted path of another class, or a ConfigError."""
+    """Find a prompt method by its name in ``METHODS``, or by a class path, or a ConfigError."""
     return find_class(name, METHODS, PromptMethod, "prompt method")
 
 

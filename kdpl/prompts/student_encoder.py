@@ -1,4 +1,7 @@
-"""The student's encoder: a small CLIP image tower, with visual prompts and a projector into the teacher's embedding."""
+"""The student's encoder: a small CLIP image tower with visual prompts and a projector.
+
+The projector maps into the teacher's embedding.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ def _own(rows: Tensor) -> Tensor:
 
 
 class _AllRows(torch.autograd.Function):
-    """The rows of all processes, [B, D] to [W·B, D]; gradients of all of them reach the process that a row is from."""
+    """The rows of all processes, [B, D] to [W·B, D]; each process gets its rows' gradients."""
 
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:
@@ -44,9 +47,10 @@ class _AllRows(torch.autograd.Function):
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the images of all processes, each with as many, as one process with the whole batch computes it.
+    """Batch norm over all processes' images, as one process with the whole batch computes it.
 
-    Unlike ``nn.SyncBatchNorm`` it works on the CPU as well. Each process normalises all rows, which are few.
+    All processes have equally many images. Unlike ``nn.SyncBatchNorm`` it works on the CPU as well.
+    Each process normalises all rows, which are few.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -58,10 +62,10 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 
 class Projector(Float32Module):
-    """Maps the student's embedding to the teacher's: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
+    """Maps student to teacher embedding: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
 
-    The published code writes it as 1×1 convolutions, which is the same function. It computes in float32 always. The
-    embeddings have the widths ``in_dim`` d and ``out_dim`` D.
+    The published code writes it as 1×1 convolutions, which is the same function. It computes in
+    float32 always. The embeddings have the widths ``in_dim`` d and ``out_dim`` D.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -85,15 +89,15 @@ class StudentPrompts(PromptConfig):
     """Size of a student's visual prompts, and how they start.
 
     Attributes:
-        init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the mean patch token
-            that enters their layer, over unlabelled images, plus that noise.
+        init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the
+            mean patch token that enters their layer, over unlabelled images, plus that noise.
     """
 
     init: Literal["normal", "mean_token"] = "normal"
 
 
 class StudentEncoder(nn.Module):
-    """Image to normalised feature: in the teacher's embedding, or without a projector in the student's own.
+    """Image to normalised feature in the teacher's embedding, or the student's without a projector.
 
     Args:
         tower: The student's image tower.
@@ -104,15 +108,22 @@ class StudentEncoder(nn.Module):
     """
 
     def __init__(
-        self, tower: ImageTower, prompt_length: int, prompt_depth: int, out_dim: int | None, fine_tune: bool = False
+        self,
+        tower: ImageTower,
+        prompt_length: int,
+        prompt_depth: int,
+        out_dim: int | None,
+        fine_tune: bool = False,
     ) -> None:
         super().__init__()
-        self.tower: Frozen[ImageTower] | Trained[ImageTower] = Trained(tower) if fine_tune else Frozen(tower, keep=True)
+        self.tower: Frozen[ImageTower] | Trained[ImageTower] = (
+            Trained(tower) if fine_tune else Frozen(tower, keep=True)
+        )
         self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
         self.projector = Projector(tower.embed_dim, out_dim) if out_dim is not None else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S], uint8 or float in [0, 1], into normalised features, float32 [B, D]."""
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised, float32 [B, D]."""
         tower = self.tower.module
         features = tower(images) if self.prompts is None else self.prompts(tower, images)
         if self.projector is not None:
@@ -120,7 +131,7 @@ class StudentEncoder(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def init_at_mean_tokens(self, images: Tensor) -> None:
-        """Move the prompts, if there are any, to the mean patch tokens over images [N, 3, S, S], on all processes."""
+        """Move any prompts to mean patch tokens over images [N, 3, S, S], on all processes."""
         if self.prompts is None:
             return
         with self.tower.exact() as tower:
@@ -142,16 +153,24 @@ class EncoderSettings:
 
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
-    """The encoder's tensors under the names that they have in a classifier's file, whether it owns its tower or not."""
+    """Return the encoder's tensors by their names in a classifier's file.
+
+    The encoder may own its tower or not.
+    """
     with encoder.tower.exact() as tower:
         tensors = {f"tower.{k}": v for k, v in tower.visual.state_dict().items()}
-    return tensors | {f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("tower.")}
+    return tensors | {
+        f"encoder.{k}": v for k, v in encoder.state_dict().items() if not k.startswith("tower.")
+    }
 
 
 def read_encoder(
     settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
 ) -> StudentEncoder:
-    """Build an encoder from settings and ``encoder_tensors``, for class vectors of a width, or an ArtifactError."""
+    """Build an encoder from settings and ``encoder_tensors``, for a width of class vectors.
+
+    Raises an ArtifactError if they do not fit.
+    """
 
     def build() -> StudentEncoder:
         tower = build_image_tower(settings.image_config, settings.preprocessing)
@@ -165,17 +184,22 @@ def read_encoder(
             require_tensors(encoder_tensors(build()), tensors)
         encoder = build()
         for module, prefix in ((encoder.tower.module.visual, "tower."), (encoder, "encoder.")):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
     except Exception as error:  # whatever invalid settings make torch, open_clip or kdpl raise
         raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
     return encoder
 
 
 def require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError unless the tensors are finite and like one's own, by name, shape and type."""
+    """Raise a ValueError unless tensors are finite and match one's own names, shapes and types."""
     problem = mismatch(own, tensors)
     if problem is not None:
         raise ValueError(problem)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() != own[name].is_floating_point() or not tensor.isfinite().all():
+        if (
+            tensor.is_floating_point() != own[name].is_floating_point()
+            or not tensor.isfinite().all()
+        ):
             raise ValueError(f"tensor '{name}' has numbers of another type, or that are not finite")

@@ -1,6 +1,7 @@
 """Context and deep text prompts, and the encoding of class names with them.
 
-Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 2307.06948, section 3.1.
+Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 2307.06948, section
+3.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,50 +23,60 @@ from kdpl.runtime.class_names import ClassText
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
-    """``"{context} {name}."`` for each name, underscores as spaces; ``length`` words stand for a missing context."""
+    """Return ``"{context} {name}."`` for each name, with underscores as spaces.
+
+    ``length`` words stand for a missing context.
+    """
     words = context if context is not None else " ".join(["X"] * length)
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
 def flat_texts(texts: Sequence[ClassText]) -> tuple[list[str], tuple[int, ...] | None]:
-    """Return the texts of all classes in one list, and how many each class has; None where it is one for each."""
+    """Return all classes' texts in one list, and how many each has; None if each has one."""
     several = [(text,) if isinstance(text, str) else text for text in texts]
     counts = tuple(map(len, several))
     return [*chain.from_iterable(several)], counts if max(counts, default=1) > 1 else None
 
 
 def tokenize_prompts(
-    tokenize: Tokenizer, texts: Sequence[str], tower: TextTower, counts: tuple[int, ...] | None = None
+    tokenize: Tokenizer,
+    texts: Sequence[str],
+    tower: TextTower,
+    counts: tuple[int, ...] | None = None,
 ) -> ArrangedTexts:
-    """Tokenise prompts for a tower, on its device; a ConfigError for one that does not fit into its context."""
+    """Tokenise prompts for a tower, on its device; a ConfigError if one exceeds its context."""
     ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
         if tokenize.fills(text, row):
             raise ConfigError(
-                f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, so that its end may "
+                f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, "
+                "so that its end may "
                 "be lost: shorten the class name"
             )
     return replace(tower.arrange(ids.to(next(tower.parameters()).device)), counts=counts)
 
 
 class TextPrompts(Float32Module):
-    """A learnable context shared by all classes, and deep prompts for the next layers of a text tower.
+    """A learnable context shared by all classes, and deep prompts for a text tower's next layers.
 
-    The sequence is ``[start][context][class name]["."][end][padding]``, or what the CLIP's tokenizer makes of it. Layer
-    0 holds the context in place of the words' embeddings, with positions added; at each of the following ``depth - 1``
-    layers the context's positions are replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
+    The sequence is ``[start][context][class name]["."][end][padding]``, or what the CLIP's
+    tokenizer makes of it. Layer 0 holds the context in place of the words' embeddings, with
+    positions added; at each of the following ``depth - 1`` layers the context's positions are
+    replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
 
-    The learnt ``context`` is float32 [n, W], and ``deep``, for layers 1..J-1, float32 [J - 1, n, W], drawn from
-    N(0, 0.02²). A ConfigError if an argument does not fit.
+    The learnt ``context`` is float32 [n, W], and ``deep``, for layers 1..J-1, float32 [J - 1, n,
+    W], drawn from N(0, 0.02²). A ConfigError if an argument does not fit.
 
     Args:
         length: Context tokens, n.
         depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
-        context: Words whose token embeddings start the context, at least ``length`` tokens: the first ``length`` are
-            learnt, the others stay words. None draws N(0, 0.02²).
+        context: Words whose token embeddings start the context, at least ``length`` tokens: the
+            first ``length`` are learnt, the others stay words. None draws N(0, 0.02²).
     """
 
-    def __init__(self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenizer) -> None:
+    def __init__(
+        self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenizer
+    ) -> None:
         super().__init__()
         tower = promptable_text(tower)
         require_size(length, depth, len(tower.blocks), "text")
@@ -75,35 +86,52 @@ class TextPrompts(Float32Module):
             ids = tokenize.words(context)
             if len(ids) < length:
                 raise ConfigError(
-                    f"the context {context!r} has {len(ids)} tokens, fewer than the text prompts' length {length}: "
+                    f"the context {context!r} has {len(ids)} tokens, fewer than the text prompts' "
+                    f"length {length}: "
                     "give more words or a smaller length"
                 )
-            start = tower.token_embedding(ids[:length].to(tower.token_embedding.weight.device)).detach()
+            start = tower.token_embedding(
+                ids[:length].to(tower.token_embedding.weight.device)
+            ).detach()
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
-        self.deep = nn.Parameter(torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD)
+        self.deep = nn.Parameter(
+            torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD
+        )
         if depth == 1:
             # a parameter that never gets a gradient stops DistributedDataParallel
             self.deep.requires_grad_(False)
 
-    def forward(self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE) -> Tensor:
-        """Encode arranged ``prompt_texts`` of C classes with the prompts as context; [C, embed_dim], not normalised.
+    def forward(
+        self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
+    ) -> Tensor:
+        """Encode arranged ``prompt_texts`` of C classes with the prompts as context.
 
-        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a gradient.
+        Returns [C, embed_dim], not normalised.
+
+        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a
+        gradient.
         """
         return cast(Tensor, promptable_text(tower)(texts, self.context, self.deep, classes_at_once))
 
 
 @torch.no_grad()
 def ensemble_features(
-    tower: TextTower, tokenize: Tokenizer, class_names: Sequence[ClassText], templates: Sequence[Callable[[str], str]]
+    tower: TextTower,
+    tokenize: Tokenizer,
+    class_names: Sequence[ClassText],
+    templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
-    """Average a frozen text tower's features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
+    """Average frozen text features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 
-    The mean, also that over several texts of a class, is taken before normalising, as the published code does.
-    Underscores of the C names become spaces. A ConfigError for a name that is too long for the tower's context.
+    The mean, also that over several texts of a class, is taken before normalising, as the published
+    code does. Underscores of the C names become spaces. A ConfigError for a name that is too long
+    for the tower's context.
     """
     flat, counts = flat_texts(class_names)
     names = [name.replace("_", " ") for name in flat]
     texts = ([template(name) for name in names] for template in templates)
-    features = (tower(tokenize_prompts(tokenize, of_one_template, tower, counts)).float() for of_one_template in texts)
+    features = (
+        tower(tokenize_prompts(tokenize, of_one_template, tower, counts)).float()
+        for of_one_template in texts
+    )
     return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)

@@ -35,7 +35,9 @@ class TeacherSettings:
 
     clip: ClipIdentity
     logit_scale: LogitScale
-    context: Text | None  # words before a class name that the text prompts were started from; None if from noise
+    context: (
+        Text | None
+    )  # words before a class name that the text prompts were started from; None if from noise
     preprocessing: Preprocessing
 
 
@@ -44,13 +46,17 @@ class PromptSettings(TeacherSettings):
     """The metadata of tuned prompts."""
 
     method: Text  # name or class path
-    method_settings: dict[str, JsonValue] = field(default_factory=dict)  # those that it has of its own
+    method_settings: dict[str, JsonValue] = field(
+        default_factory=dict
+    )  # those that it has of its own
     vision: Annotated[PromptConfig, AfterValidator(_modest)]
     text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
+)
 class TunedPrompts(PromptSettings):
     """A teacher's prompts, what their method saved as float32 ``tensors``, and their metadata."""
 
@@ -81,11 +87,16 @@ class TunedPrompts(PromptSettings):
 
     @cached_property
     def teacher(self) -> str:
-        """Fingerprint of the tuned teacher: its prompts and how they are used, and the weights of both towers."""
+        """Fingerprint of the tuned teacher: its prompts and their use, and both towers' weights."""
         # without prompts to tell them apart, the words alone make two teachers of one CLIP
         words = f"{self.method} {self.vision} {self.text} {self.context!r} {self.text_fingerprint}"
-        words += f" {json.dumps(self.method_settings, sort_keys=True)}" if self.method_settings else ""
-        return fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16] + self.clip.fingerprint[:16]
+        words += (
+            f" {json.dumps(self.method_settings, sort_keys=True)}" if self.method_settings else ""
+        )
+        return (
+            fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16]
+            + self.clip.fingerprint[:16]
+        )
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
@@ -96,7 +107,7 @@ class TunedPrompts(PromptSettings):
 
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
-        """Read the file; an ArtifactError if it is missing, damaged, of another version or was changed."""
+        """Read the file; an ArtifactError if it is missing, damaged, changed or another version."""
         tensors, values = read_tensors(path, KIND, VERSION, _REMEDY)
         teacher = values.pop("teacher", None)
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
@@ -110,7 +121,7 @@ class TunedPrompts(PromptSettings):
         return prompts
 
     def load_clip(self) -> Clip:
-        """Load the CLIP that they were tuned on; a WeightsError if that fails, or it has other weights by now."""
+        """Load the CLIP that they were tuned on; a WeightsError if that fails or it has changed."""
         clip = load_clip(self._config)
         self._require_weights(clip, clip.text_fingerprint)
         return clip
@@ -125,24 +136,31 @@ class TunedPrompts(PromptSettings):
     def _config(self) -> ClipConfig:
         clip, images = self.clip, self.preprocessing
         mean, std = cast(Any, (images.mean, images.std))
-        return ClipConfig(clip.model, clip.pretrained, clip.quick_gelu, mean, std, images.resize_mode)
+        return ClipConfig(
+            clip.model, clip.pretrained, clip.quick_gelu, mean, std, images.resize_mode
+        )
 
     def _require_weights(self, clip: ImageClip, text_fingerprint: str) -> None:
-        if (clip.identity.fingerprint, text_fingerprint) != (self.clip.fingerprint, self.text_fingerprint):
+        if (clip.identity.fingerprint, text_fingerprint) != (
+            self.clip.fingerprint,
+            self.text_fingerprint,
+        ):
             raise WeightsError(
-                f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the teacher was tuned "
+                f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the "
+                "teacher was tuned "
                 "on: restore them, or run stage 1 again"
             )
 
     def restore(self, clip: ImageClip) -> PromptMethod:
-        """Build the prompts again, frozen; an ArtifactError if they are for another CLIP or of an unknown method."""
+        """Rebuild the prompts, frozen; an ArtifactError for another CLIP or an unknown method."""
         try:
             method = prompt_method(self.method).restore(
                 self.vision, self.text, self.context, clip, self.tensors, self.method_settings
             )
         except (ConfigError, ValueError, TypeError) as error:
             raise ArtifactError(
-                f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the CLIP that the teacher "
+                f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the "
+                "CLIP that the teacher "
                 "was tuned on, and the package that its prompt method is from"
             ) from error
         return method.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Deep visual prompts in a vision transformer (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
+"""Deep visual prompts (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +11,38 @@ INIT_STD = 0.02
 
 
 class VisionPrompts(Float32Module):
-    """Prompts for the first layers of an image tower: ``tokens``, float32 [J, n, W], drawn from N(0, 0.02²).
+    """Prompts of an image tower's first layers: ``tokens``, float32 [J, n, W], from N(0, 0.02²).
 
-    Layer 0's prompts are appended after class token and patches, without positional embeddings and, in CLIP's own
-    vision transformers, before ``ln_pre``; at each of the following ``depth - 1`` layers the last ``length`` tokens are
-    replaced by that layer's own prompts as they are. From layer ``depth`` on the tokens flow.
+    Layer 0's prompts are appended after class token and patches, without positional embeddings and,
+    in CLIP's own vision transformers, before ``ln_pre``; at each of the following ``depth - 1``
+    layers the last ``length`` tokens are replaced by that layer's own prompts as they are. From
+    layer ``depth`` on the tokens flow.
 
     Args:
         length: Prompt tokens per layer, n.
-        depth: Layers with prompts of their own, J; at least 1 and at most the tower's, or a ConfigError.
+        depth: Layers with prompts of their own, J; at least 1 and at most the tower's, or a
+            ConfigError.
     """
 
     def __init__(self, length: int, depth: int, tower: ImageTower) -> None:
         super().__init__()
         tower = promptable(tower)
         require_size(length, depth, len(tower.blocks), "visual")
-        self.tokens = nn.Parameter(torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD)
+        self.tokens = nn.Parameter(
+            torch.randn(depth, length, tower.width, dtype=torch.float32) * INIT_STD
+        )
 
     def forward(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; features [B, embed_dim], not normalised."""
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; [B, embed_dim], not normalised."""
         return promptable(tower).with_prompts(images, self.tokens)
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
         """Move each layer's prompts to the mean patch token that enters that layer.
 
-        A deviation from the published initialisation, which starts every prompt near the origin, far from where tokens
-        are: the drawn noise is kept, and the mean over ``images`` [N, 3, S, S] of the unprompted patch tokens is added.
+        A deviation from the published initialisation, which starts every prompt near the origin,
+        far from where tokens are: the drawn noise is kept, and the mean over ``images`` [N, 3, S,
+        S] of the unprompted patch tokens is added.
         """
         tower = promptable(tower)
         sums = torch.zeros_like(self.tokens[:, 0])
@@ -47,9 +52,10 @@ class VisionPrompts(Float32Module):
 
 
 def require_size(length: int, depth: int, layers: int, kind: str) -> None:
-    """Raise a ConfigError for a length below 1, and for a depth that is not from 1 to a tower's layers."""
+    """Raise a ConfigError for a length below 1, or a depth not from 1 to the tower's layers."""
     if length < 1 or not 1 <= depth <= layers:
         raise ConfigError(
-            f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at least 1 and "
+            f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at "
+            "least 1 and "
             f"depth 1 to {layers}, the layers of the tower"
         )

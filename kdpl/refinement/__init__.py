@@ -1,1 +1,1 @@
-"""A room: the teacher's predictions corrected by the shape of the unlabelled images, as a target of students."""
+"""A room: predictions corrected by the shape of the unlabelled images, as a target of students."""

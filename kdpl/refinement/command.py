@@ -16,9 +16,10 @@ _MOST_ROWS = 20
 def refine(*, settings: list[str]) -> int:
     """Refine the teacher's predictions for a student, and print what is taken and what changes.
 
-    All options are those of the student's fit: --config FILE, --model.init_args.teacher RUN, and --out FOLDER, into
-    which pool_targets.safetensors is written. Prints if the targets are taken and why, and the classes that change
-    most. A fit with the same settings, --model.init_args.target refined and the same --out then learns them.
+    All options are those of the student's fit: --config FILE, --model.init_args.teacher RUN, and
+    --out FOLDER, into which pool_targets.safetensors is written. Prints if the targets are taken
+    and why, and the classes that change most. A fit with the same settings,
+    --model.init_args.target refined and the same --out then learns them.
 
     Args:
         settings: Options of the student's fit.
@@ -51,7 +52,9 @@ def refine(*, settings: list[str]) -> int:
             """Do not resume."""
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-            return super().instantiate_trainer(limit_train_batches=0, num_sanity_val_steps=0, **kwargs)
+            return super().instantiate_trainer(
+                limit_train_batches=0, num_sanity_val_steps=0, **kwargs
+            )
 
         def execute(self) -> None:
             file = Path(self.config.out) / POOL_TARGETS_FILE
@@ -64,7 +67,9 @@ def refine(*, settings: list[str]) -> int:
                 inform(f"{file} {'was there already: nothing to do' if existed else 'is written'}")
 
     if not settings:
-        raise ConfigError("refine needs the settings of a student's fit: give --config FILE (--help tells more)")
+        raise ConfigError(
+            "refine needs the settings of a student's fit: give --config FILE (--help tells more)"
+        )
     return run_command(["fit", *settings], make=Refining)
 
 
@@ -82,9 +87,18 @@ def _show(targets: "PoolTargets", console: "Console") -> None:
     from rich.table import Column, Table
 
     rows = sorted(targets.changes, key=lambda row: -abs(row.after - row.before))[:_MOST_ROWS]
-    which = f"the {len(rows)} classes that change most" if len(rows) < len(targets.class_names) else "each class"
-    console.print(f"unlabelled images of {which}{'' if targets.share else '; not taken, a student learns the first'}:")
+    which = (
+        f"the {len(rows)} classes that change most"
+        if len(rows) < len(targets.class_names)
+        else "each class"
+    )
+    console.print(
+        "unlabelled images of "
+        f"{which}{'' if targets.share else '; not taken, a student learns the first'}:"
+    )
     table = Table("", *(Column(name, justify="right") for name in ("teacher", "refined", "change")))
     for row in rows:
-        table.add_row(escape(row.name), str(row.before), str(row.after), f"{row.after - row.before:+d}")
+        table.add_row(
+            escape(row.name), str(row.before), str(row.after), f"{row.after - row.before:+d}"
+        )
     console.print(table)

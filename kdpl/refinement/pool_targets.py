@@ -26,7 +26,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Moved(NamedTuple):
-    """Index among all unlabelled images of one that is assigned to another class than the teacher's, and both."""
+    """Unlabelled image that is assigned to another class than the teacher's.
+
+    Fields are its index among all unlabelled images, and both classes.
+    """
 
     image: int
     before: int
@@ -52,9 +55,11 @@ class PoolManifest:
         pool: Digest of the list of all unlabelled images.
         labels: Digest of labelled and validation images and their labels.
         settings: The settings of the refinement.
-        share: The assignments' share a of the target; 0 where the teacher's predictions were better.
+        share: The assignments' share a of the target; 0 where the teacher's predictions were
+            better.
         reason: Why they are taken or not.
-        accuracy: Of teacher and assignments on labelled images that neither saw; None without such images.
+        accuracy: Of teacher and assignments on labelled images that neither saw; None without such
+            images.
         before: Images that the teacher predicts of each class.
         after: Images that are assigned to each class.
         moved: Number of images whose class changed.
@@ -78,18 +83,28 @@ class PoolManifest:
     @property
     def changes(self) -> list[ClassChange]:
         """Images of each class before and after, by label."""
-        return list(map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True)))
+        return list(
+            map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True))
+        )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True})
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
+)
 class PoolTargets(PoolManifest):
-    """Assignments of unlabelled images: their indices among all, int64 [N], and probabilities, float16 [N, C]."""
+    """Assignments of unlabelled images.
+
+    They are indices among all, int64 [N], and probabilities, float16 [N, C].
+    """
 
     images: Tensor
     assignments: Tensor
 
     def save(self, path: Path) -> None:
-        """Write the file, atomically; beyond 1,000 classes the largest probabilities of each image alone."""
+        """Write the file atomically.
+
+        Beyond 1,000 classes only the largest probabilities of each image are written.
+        """
         tensors = {"images": self.images}
         if len(self.class_names) <= MOST_CLASSES:
             tensors["assignments"] = self.assignments.half()
@@ -101,7 +116,7 @@ class PoolTargets(PoolManifest):
 
     @classmethod
     def load(cls, path: Path) -> "PoolTargets":
-        """Read the file; an ArtifactError if it is missing, damaged, of another version or of another kind."""
+        """Read the file; ArtifactError if missing, damaged, or of another version or kind."""
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
         classes = len(manifest.class_names)
@@ -117,7 +132,10 @@ class PoolTargets(PoolManifest):
             if {len(manifest.before), len(manifest.after)} != {classes}:
                 raise ValueError("it counts images of other classes")
             numbers = [number for each in manifest.examples for number in each]
-            if min([0, *numbers]) < 0 or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes:
+            if (
+                min([0, *numbers]) < 0
+                or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes
+            ):
                 raise ValueError("it has examples of other classes")
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error

@@ -1,7 +1,7 @@
-"""Refinement of a teacher's predictions by the shape of the data that they are of: the mathematics alone.
+"""Refinement of a teacher's predictions by the shape of their data: the mathematics alone.
 
-Transductive, after the idea of TransCLIP (arXiv 2406.01837): images that lie close together are of one class, and the
-images of a class lie around its mean. Pure tensors.
+Transductive, after the idea of TransCLIP (arXiv 2406.01837): images that lie close together are of
+one class, and the images of a class lie around its mean. Pure tensors.
 """
 
 from collections.abc import Callable
@@ -26,17 +26,20 @@ class RefinementConfig:
     """Settings of the refinement of a teacher's predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` takes it only where McNemar's exact test on labelled validation images shows that it is better;
-            without validation images where the teacher saw at most one label a class; ``always``.
+        mode: ``auto`` takes it only where McNemar's exact test on labelled validation images shows
+            that it is better; without validation images where the teacher saw at most one label a
+            class; ``always``.
         views: Views of an image, whose mean feature stands for it.
         neighbors: k, nearest neighbours of an image by cosine.
         graph: γ, weight of what the neighbours are assigned to.
-        likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature depend on each other;
-            None: 0.3 where the teacher saw at most one label a class, and 0.03 where its predictions are better.
+        likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
+            depend on each other; None: 0.3 where the teacher saw at most one label a class, and
+            0.03 where its predictions are better.
         prior: λ, weight of the teacher's own predictions.
         rounds: Rounds, of five updates of the assignments and one of the Gaussians each.
         share: a, the refined assignment's share of the target, p ∝ teacher^(1−a) · assignment^a.
-        search: ``exact`` search of neighbours, or ``faiss``, approximate and for pools beyond some 100,000 images.
+        search: ``exact`` search of neighbours, or ``faiss``, approximate and for pools beyond some
+            100,000 images.
     """
 
     mode: Literal["auto", "always"] = "auto"
@@ -50,20 +53,36 @@ class RefinementConfig:
     search: Literal["exact", "faiss"] = "exact"
 
     def __post_init__(self) -> None:
-        least_values = {"views": 1, "neighbors": 1, "rounds": 1, "graph": 0, "likelihood": 0, "prior": 0}
+        least_values = {
+            "views": 1,
+            "neighbors": 1,
+            "rounds": 1,
+            "graph": 0,
+            "likelihood": 0,
+            "prior": 0,
+        }
         for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} of refined targets must be at least {least}, not {value}: correct it")
+                raise ConfigError(
+                    f"{name} of refined targets must be at least {least}, not {value}: correct it"
+                )
         if not 0 < self.share <= 1:
-            raise ConfigError(f"share of refined targets must be above 0 and at most 1, not {self.share}: correct it")
+            raise ConfigError(
+                "share of refined targets must be above 0 and at most 1, not "
+                f"{self.share}: correct it"
+            )
 
     def for_shots(self, shots: float) -> "RefinementConfig":
         """With a number for ``likelihood``, by the labels a class that the teacher saw."""
-        return self if self.likelihood is not None else replace(self, likelihood=0.03 if shots > 1 else 0.3)
+        return (
+            self
+            if self.likelihood is not None
+            else replace(self, likelihood=0.03 if shots > 1 else 0.3)
+        )
 
 
 class Refined(NamedTuple):
-    """Assignments to the classes float32 [N, C], and the classes' means [C, D] and shared variances [D]."""
+    """Class assignments float32 [N, C], class means [C, D] and shared variances [D]."""
 
     assignments: Tensor
     means: Tensor
@@ -71,7 +90,9 @@ class Refined(NamedTuple):
 
 
 def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Tensor]:
-    """Cosines and indices, both [N, k], of the k nearest other images by normalised features [N, D].
+    """Find cosines and indices, both [N, k], of the k nearest other images by features [N, D].
+
+    The features are normalised.
 
     O(N·k) memory. A ConfigError if ``search`` is ``faiss`` and it is not installed.
     """
@@ -79,7 +100,10 @@ def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Te
     k = min(k, n - 1)
     if search == "faiss":
         return _nearest_by_faiss(features, k)
-    cosines, indices = features.new_empty(n, k), torch.empty(n, k, dtype=torch.long, device=features.device)
+    cosines, indices = (
+        features.new_empty(n, k),
+        torch.empty(n, k, dtype=torch.long, device=features.device),
+    )
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
         similarity[torch.arange(len(rows), device=rows.device), rows] = -2  # not its own neighbour
@@ -91,9 +115,13 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     try:
         import faiss
     except ImportError as error:
-        raise ConfigError("the search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact") from error
+        raise ConfigError(
+            "the search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
+        ) from error
     rows = features.float().cpu().numpy()
-    lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)  # as many as faiss finds enough images to fit to
+    lists = min(
+        int(4 * len(rows) ** 0.5), len(rows) // 39 + 1
+    )  # as many as faiss finds enough images to fit to
     width = rows.shape[1]
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(rows[:: max(1, len(rows) // (64 * lists))])
@@ -109,12 +137,17 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def affinity(cosines: Tensor, indices: Tensor) -> Tensor:
-    """The symmetric sparse matrix [N, N] of neighbours [N, k]: half of each cosine both ways, negative ones 0."""
+    """Build the symmetric sparse matrix [N, N] of neighbours [N, k].
+
+    It holds half of each cosine in both directions, with negative ones set to 0.
+    """
     n, k = indices.shape
     rows = torch.arange(n, device=indices.device).repeat_interleave(k)
     halves = cosines.clamp_min(0).flatten().float() / 2
     both = torch.stack([torch.cat([rows, indices.flatten()]), torch.cat([indices.flatten(), rows])])
-    return torch.sparse_coo_tensor(both, torch.cat([halves, halves]), (n, n), check_invariants=False).coalesce()
+    return torch.sparse_coo_tensor(
+        both, torch.cat([halves, halves]), (n, n), check_invariants=False
+    ).coalesce()
 
 
 def refine(
@@ -125,17 +158,18 @@ def refine(
     config: RefinementConfig = RefinementConfig(),
     on_round: Callable[[int], object] = lambda done: None,  # noqa: ARG005
 ) -> Refined:
-    """Assign images to classes by the teacher's predictions, their neighbours, and a Gaussian for each class.
+    """Assign images to classes by the teacher's predictions, neighbours and a Gaussian per class.
 
-    From z = y, in each round means and one diagonal covariance are fitted to the assignments z, then five times
-    z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images are updated at once, so their order
-    does not matter.
+    From z = y, in each round means and one diagonal covariance are fitted to the assignments z,
+    then five times z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images
+    are updated at once, so their order does not matter.
 
     Args:
         features: Normalised features f of all images, float [N, D].
         predictions: The teacher's probabilities y, float [N, C].
         neighbors: The result a of ``affinity``, sparse [N, N].
-        labels: Classes of labelled images, whose z stays the label, and −1 for the others, [N]; None: none is labelled.
+        labels: Classes of labelled images, whose z stays the label, and −1 for the others, [N];
+            None: none is labelled.
         config: Its weights.
         on_round: Called after each round with the number of those done.
     """
@@ -155,7 +189,9 @@ def refine(
         for part in parts:
             # the terms of log N that are the same for all classes cancel in the softmax
             gaussians = features[part].float() @ (means * precision).T - bias
-            fields[part] = gaussians + config.prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
+            fields[part] = (
+                gaussians + config.prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
+            )
         for _ in range(_INNER):
             z = torch.sparse.mm(neighbors, z).mul_(config.graph).add_(fields)
             for part in parts:
@@ -166,7 +202,7 @@ def refine(
 
 
 def _fit(features: Tensor, z: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
-    """Class means [C, D] and the shared diagonal variance [D] of images [N, D] by their assignments [N, C]."""
+    """Fit class means [C, D] and one diagonal variance [D] to images [N, D], by z [N, C]."""
     mass = z.sum(dim=0).clamp_min(_LEAST_MASS)
     sums = features.new_zeros(z.shape[1], features.shape[1], dtype=torch.float32)
     squares = sums.new_zeros(features.shape[1])

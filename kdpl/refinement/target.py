@@ -30,7 +30,7 @@ _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly
 
 @dataclass(eq=False)
 class Refined(RefinementConfig, Target):
-    """Teacher's prediction and assignment z of the image, p ∝ teacher^(1−a) · z^a (docs/targets.md).
+    """Mix of the teacher's prediction and assignment z, p ∝ teacher^(1−a) · z^a (docs/targets.md).
 
     The unlabelled images are assigned to classes before the first step. The teacher's features are
     normalised means over some views. Labelled images take part with their labels; so do validation
@@ -47,14 +47,19 @@ class Refined(RefinementConfig, Target):
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
         if self._share_taken is None:
-            raise ConfigError("the refined targets are not there: fit the student by its command, which makes them")
+            raise ConfigError(
+                "the refined targets are not there: fit the student by its command, "
+                "which makes them"
+            )
         if not self._share_taken:
             return predicted
         assigned = self._log_assignments[self._rows[indices]].float()
-        return self._share_taken * assigned + (1 - self._share_taken) * MULTI_CLASS.log_probabilities(predicted)
+        return self._share_taken * assigned + (
+            1 - self._share_taken
+        ) * MULTI_CLASS.log_probabilities(predicted)
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Refine, or read what was refined; an ArtifactError if that is of other data or settings."""
+        """Refine, or read earlier results; ArtifactError if of other data or settings."""
         file = inputs.folder / POOL_TARGETS_FILE
         known = (f"{record.label} {record.source}" for record in (*inputs.labeled, *inputs.val))
         needed = {
@@ -68,23 +73,35 @@ class Refined(RefinementConfig, Target):
         if not file.is_file():
             further, labels = _further_images(inputs)
             features = self._features(inputs, further)
-            inputs.on_first_process(lambda: self._assign(inputs, features, labels, needed).save(file))
+            inputs.on_first_process(
+                lambda: self._assign(inputs, features, labels, needed).save(file)
+            )
 
         targets = PoolTargets.load(file)
-        other = next((name for name, value in needed.items() if getattr(targets, name) != value), None)
+        other = next(
+            (name for name, value in needed.items() if getattr(targets, name) != value), None
+        )
         if other is not None or not np.array_equal(targets.images.numpy(), inputs.indices):
             what = (other or "images").replace("_", " ")
-            raise ArtifactError(f"{file} was made for other {what}: remove it, or choose another --out")
+            raise ArtifactError(
+                f"{file} was made for other {what}: remove it, or choose another --out"
+            )
         inform(f"refinement: {targets.reason}")
         if targets.share:
-            inform(f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to another class: {file}")
+            inform(
+                f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to "
+                f"another class: {file}"
+            )
         self.use(targets, inputs.device)
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
         """Use these assignments, on a device."""
         self._share_taken = targets.share
         if targets.share:
-            z = targets.assignments.to(device, torch.float32) + _FLOOR / targets.assignments.shape[1]
+            z = (
+                targets.assignments.to(device, torch.float32)
+                + _FLOOR / targets.assignments.shape[1]
+            )
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
             rows = torch.full((int(targets.images.max()) + 1,), -1)
             rows[targets.images] = torch.arange(len(targets.images))
@@ -99,15 +116,20 @@ class Refined(RefinementConfig, Target):
             each.append(torch.cat(parts))
         return torch.cat(each, dim=1)
 
-    def _assign(self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]) -> PoolTargets:
-        """Refine, and decide if the student learns the result; ``known`` are labels, −1 for none."""
+    def _assign(
+        self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]
+    ) -> PoolTargets:
+        """Refine, and decide if students learn the result; ``known`` are labels, −1 for none."""
         predicted = MULTI_CLASS.probabilities(inputs.predict(features))
         features /= len(inputs.teachers) ** 0.5
         n, first = len(inputs.indices), len(features) - len(inputs.val)
         labels = torch.tensor(known, device=features.device)
         shots = len(inputs.labeled) / max(len({record.label for record in inputs.labeled}), 1)
         with progress_bar() as progress:
-            inform(f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} labels are seen")
+            inform(
+                f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} "
+                "labels are seen"
+            )
             neighbors = affinity(*nearest(features, self.neighbors, self.search))
             task = progress.add_task("refinement", total=self.rounds)
             z = refine(
@@ -115,7 +137,9 @@ class Refined(RefinementConfig, Target):
                 lambda done: progress.update(task, completed=done),
             ).assignments
 
-        truth = torch.tensor([record.label for record in inputs.val], device=z.device, dtype=torch.long)
+        truth = torch.tensor(
+            [record.label for record in inputs.val], device=z.device, dtype=torch.long
+        )
         right = [(MULTI_CLASS.labels(each[first:]) == truth).float() for each in (predicted, z)]
         before, after = (MULTI_CLASS.labels(each[:n]).cpu() for each in (predicted, z))
         classes = len(inputs.class_names)
@@ -132,13 +156,17 @@ class Refined(RefinementConfig, Target):
             before=tuple(counts[0].tolist()),
             after=tuple(counts[1].tolist()),
             moved=len(moved),
-            examples=tuple(Moved(int(inputs.indices[i]), int(before[i]), int(after[i])) for i in shown),
+            examples=tuple(
+                Moved(int(inputs.indices[i]), int(before[i]), int(after[i])) for i in shown
+            ),
             images=torch.from_numpy(np.asarray(inputs.indices)).long(),
             assignments=z[:n].half().cpu(),
         )
 
-    def _decide(self, teacher: Tensor, refined: Tensor, counts: list[Tensor], shots: float) -> tuple[bool, str]:
-        """Whether to take the assignments: by both's correct ones among held-out images, and counts.
+    def _decide(
+        self, teacher: Tensor, refined: Tensor, counts: list[Tensor], shots: float
+    ) -> tuple[bool, str]:
+        """Decide on taking the assignments, by their accuracy on held-out images and by counts.
 
         ``counts`` are those of the pool's images before and after, and ``shots`` the labelled
         images a class.
@@ -148,15 +176,23 @@ class Refined(RefinementConfig, Target):
         if n:
             gained, lost = (int((a > b).sum()) for a, b in ((refined, teacher), (teacher, refined)))
             if gained:
-                # McNemar's exact test: were it no better, each image would be as probable on either side
+                # McNemar's exact test: were it no better, each image would be as probable on either
+                # side
                 p_value = binomtest(gained, gained + lost, alternative="greater").pvalue
             after, before = (100 * each.mean() for each in (refined, teacher))
-            shares = f"{after:.1f} % of {n} validation images, the predictions before it on {before:.1f} %"
+            shares = (
+                f"{after:.1f} % of {n} validation images, "
+                f"the predictions before it on {before:.1f} %"
+            )
             measured = f"it is right on {shares} ({gained} gained, {lost} lost, p = {p_value:.2g})"
         if self.mode == "always":
             return True, f"taken, as mode is always; {measured}"
         if n:
-            return (True, f"taken: {measured}") if p_value <= _LEVEL else (False, f"not taken: {measured}")
+            return (
+                (True, f"taken: {measured}")
+                if p_value <= _LEVEL
+                else (False, f"not taken: {measured}")
+            )
         emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
         if emptied:
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
@@ -172,7 +208,11 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.label for record in inputs.labeled}
-    in_pool = {source: i for i, index in enumerate(inputs.indices) if (source := inputs.pool[index]) in label_of}
+    in_pool = {
+        source: i
+        for i, index in enumerate(inputs.indices)
+        if (source := inputs.pool[index]) in label_of
+    }
     outside = [record for record in inputs.labeled if record.source not in in_pool]
 
     labels = [-1] * len(inputs.indices)
@@ -183,4 +223,6 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
 
 
 def _digest(tensors: list[Tensor]) -> str:
-    return hashlib.blake2b(b"".join(tensor.numpy().tobytes() for tensor in tensors), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        b"".join(tensor.numpy().tobytes() for tensor in tensors), digest_size=16
+    ).hexdigest()

@@ -1,1 +1,4 @@
-"""report.html: one page that shows what was trained, on what data and how well, to people who did not train it."""
+"""report.html: one page about a run, for people who did not train it.
+
+It shows what was trained, on what data and how well.
+"""

@@ -1,4 +1,7 @@
-"""Accuracies of teacher, student and their original CLIPs, accuracies by class, confusions, and disagreements."""
+"""Accuracies of teacher, student and their original CLIPs, by model and by class.
+
+Confusions and disagreements are here as well.
+"""
 
 import base64
 from collections import Counter
@@ -36,7 +39,10 @@ _TITLES = {
 
 
 class Accuracy(NamedTuple):
-    """A share of images classified correctly, or a difference of two, with its 95 % confidence interval."""
+    """Share of correctly classified images, or difference of two, with its 95 % interval.
+
+    The interval is a confidence interval.
+    """
 
     value: float
     interval: Interval
@@ -51,7 +57,7 @@ class ModelRow(NamedTuple):
 
 
 def accuracies(run: Run) -> dict[str, Any]:
-    """Collect the accuracies of all models that were tested; raises an ArtifactError if none was."""
+    """Collect the accuracies of all tested models; raises an ArtifactError if there are none."""
     rows, gaps, images = [], [], 0
     titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else {**_TITLES}
     for key, title in titles.items():
@@ -69,11 +75,15 @@ def accuracies(run: Run) -> dict[str, Any]:
     if not rows:
         raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
     return {
-        "columns": {k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)},
+        "columns": {
+            k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
+        },
         "rows": rows,
         "images": images,
         "gaps": gaps,
-        "chart": interval_chart([(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in rows]),
+        "chart": interval_chart(
+            [(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in rows]
+        ),
         "difference": _difference(run),
     }
 
@@ -87,7 +97,9 @@ def _values(run: Run, stage: Stage) -> dict[str, Accuracy]:
     base = sum(p.label_number < num_base for p in stage.predictions)
     images = {"acc": total, "base_acc": base, "novel_acc": total - base if num_base else 0}
     shares = {key: results.get(test_key(key), float("nan")) for key in ACCURACY_TITLES}
-    correct = {key: round(shares[key] * n) for key, n in images.items() if n and not isnan(shares[key])}
+    correct = {
+        key: round(shares[key] * n) for key, n in images.items() if n and not isnan(shares[key])
+    }
     values = {key: Accuracy(shares[key], wilson(n, images[key])) for key, n in correct.items()}
     if len(values) == len(images) and not isnan(shares["hm"]):
         base_part, novel_part = ((correct[key], images[key]) for key in ("base_acc", "novel_acc"))
@@ -105,22 +117,35 @@ def _difference(run: Run) -> Accuracy | None:
 
 
 def wilson(correct: int, images: int) -> Interval:
-    """Wilson's score interval, at 95 %, of the share of images classified correctly (JASA 22, 1927)."""
+    """Return Wilson's score interval, at 95 %, of the share of correctly classified images.
+
+    The source is JASA 22, 1927.
+    """
     interval = binomtest(correct, images).proportion_ci(_LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> Interval:
-    """Bootstrap interval, at 95 %, of the harmonic mean of two accuracies, each given as correct and all images."""
-    # resampling n images of which r are correct gives Binomial(n, r/n) correct ones, at once for any n
+    """Return the bootstrap interval, at 95 %, of the harmonic mean of two accuracies.
+
+    Each accuracy is given as the numbers of correct and of all images.
+    """
+    # resampling n images of which r are correct gives Binomial(n, r/n) correct ones, at once for
+    # any n
     draw = np.random.default_rng(_SEED)
-    b, n = (draw.binomial(images, correct / images, _DRAWS) / images for correct, images in (base, novel))
+    b, n = (
+        draw.binomial(images, correct / images, _DRAWS) / images
+        for correct, images in (base, novel)
+    )
     total = b + n
     return _percentiles(np.where(total > 0, 2 * b * n / np.where(total > 0, total, 1), 0.0))
 
 
 def bootstrap_difference(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Interval:
-    """Bootstrap interval, at 95 %, of the second accuracy minus the first; both [N], True for a correct image."""
+    """Return the bootstrap interval, at 95 %, of the second accuracy minus the first.
+
+    Both are [N], True for a correct image.
+    """
     images = len(first)
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     shares = [gained / images, lost / images, (images - gained - lost) / images]
@@ -134,7 +159,7 @@ def _percentiles(values: npt.NDArray[np.float64]) -> Interval:
 
 
 class ClassRow(NamedTuple):
-    """Label, name and number of test images of a class, and the shares that each model classifies correctly."""
+    """Label, name and number of test images of a class, and the share correct by model."""
 
     number: int
     name: str
@@ -160,9 +185,14 @@ def classes(run: Run) -> dict[str, Any]:
 
 
 def class_rows(
-    names: Sequence[str], teacher: Sequence[ImagePrediction] | None, student: Sequence[ImagePrediction] | None
+    names: Sequence[str],
+    teacher: Sequence[ImagePrediction] | None,
+    student: Sequence[ImagePrediction] | None,
 ) -> list[ClassRow]:
-    """Count by class, the student's largest losses first; None stands for a model that was not tested."""
+    """Count by class, the student's largest losses first.
+
+    None stands for a model that was not tested.
+    """
     images = Counter(p.label_number for p in student or teacher or ())
 
     def share(predictions: Sequence[ImagePrediction] | None) -> dict[int, float]:
@@ -171,8 +201,12 @@ def class_rows(
 
     of_teacher, of_student = share(teacher), share(student)
     numbered = [(i, name) for i, name in enumerate(names) if images[i]]
-    rows = [ClassRow(i, name, images[i], of_teacher.get(i), of_student.get(i)) for i, name in numbered]
-    return sorted(rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None))
+    rows = [
+        ClassRow(i, name, images[i], of_teacher.get(i), of_student.get(i)) for i, name in numbered
+    ]
+    return sorted(
+        rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None)
+    )
 
 
 def confusions(run: Run) -> dict[str, Any]:
@@ -189,19 +223,30 @@ def confusions(run: Run) -> dict[str, Any]:
     }
 
 
-def confusion_matrix(names: Sequence[str], predictions: Sequence[ImagePrediction]) -> list[list[int]]:
+def confusion_matrix(
+    names: Sequence[str], predictions: Sequence[ImagePrediction]
+) -> list[list[int]]:
     """Count images by true class (rows) and predicted class (columns)."""
     counts = Counter((p.label_number, p.prediction_number) for p in predictions)
-    return [[counts[label, prediction] for prediction in range(len(names))] for label in range(len(names))]
+    return [
+        [counts[label, prediction] for prediction in range(len(names))]
+        for label in range(len(names))
+    ]
 
 
 def largest_confusions(
     names: Sequence[str], predictions: Sequence[ImagePrediction], count: int
 ) -> list[tuple[str, str, int, float]]:
-    """List at most ``count`` pairs of classes: true class, predicted class, images, share of the true class's."""
+    """List at most ``count`` pairs of classes.
+
+    Each has the true class, predicted class, images, and share of the true class's images.
+    """
     images = Counter(p.label_number for p in predictions)
     wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
-    rows = [(names[label], names[prediction], n, n / images[label]) for (label, prediction), n in wrong.items()]
+    rows = [
+        (names[label], names[prediction], n, n / images[label])
+        for (label, prediction), n in wrong.items()
+    ]
     # ties by name, so that the order is always the same
     return sorted(rows, key=lambda row: (-row[2], row))[:count]
 
@@ -213,7 +258,9 @@ def find_examples(run: Run) -> dict[str, Any]:
     try:
         read = run.tested_data().test_item
         for teacher, student in choose_examples(kinds):
-            shown.append({"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])})
+            shown.append(
+                {"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])}
+            )
     except (KdplError, OSError) as error:
         gap = str(error)
     only_teacher, only_student, neither = map(len, kinds)
@@ -229,7 +276,10 @@ def find_examples(run: Run) -> dict[str, Any]:
 
 
 def thumbnail(image: Image, edge: int = _EDGE) -> dict[str, Any]:
-    """Return a data URI of an image, at most ``edge`` pixels wide and high, with width and height in pixels."""
+    """Return a data URI of an image, with width and height in pixels.
+
+    It is at most ``edge`` pixels wide and high.
+    """
     small = image.convert("RGB")
     small.thumbnail((edge, edge))
     buffer = BytesIO()

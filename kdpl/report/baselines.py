@@ -1,4 +1,7 @@
-"""Baselines of a comparison: the original CLIPs, zero-shot and with linear probes on their frozen features."""
+"""Baselines of a comparison: the original CLIPs.
+
+They are tested zero-shot and with linear probes on their frozen features.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,20 +38,29 @@ class Features(NamedTuple):
     labels: npt.NDArray[np.int64]
 
 
-def baselines(groups: Mapping[str, Sequence[Run]], with_probes: bool) -> tuple[list[ComparisonRow], list[str]]:
-    """Make rows of the original CLIPs of teachers and students, each once; returns them, and notes about them."""
+def baselines(
+    groups: Mapping[str, Sequence[Run]], with_probes: bool
+) -> tuple[list[ComparisonRow], list[str]]:
+    """Make rows of the original CLIPs of teachers and students, each once.
+
+    Returns the rows, and notes about them.
+    """
     rows: dict[tuple[str, bytes], ComparisonRow] = {}
     probes, notes = LinearProbes(), []
     makers = {"zero-shot accuracy": _zero_shot, "linear probe": probes.row}
     if with_probes and find_spec("sklearn") is None:
-        notes.append("no linear probe, because scikit-learn is not installed: pip install 'kdpl[quickstart]'")
+        notes.append(
+            "no linear probe, because scikit-learn is not installed: pip install 'kdpl[quickstart]'"
+        )
         with_probes = False
     for what, role, (name, runs) in product(makers, ("teacher", "student"), groups.items()):
         if role not in runs[0].stages or (what == "linear probe" and not with_probes):
             continue
         try:
             row = makers[what](runs, role, _clip_of(runs[0].stages[role]))
-            rows.setdefault((row.name, b"".join(each.tobytes() for each in row.scores.values())), row)
+            rows.setdefault(
+                (row.name, b"".join(each.tobytes() for each in row.scores.values())), row
+            )
         except (KdplError, OSError) as error:
             notes.append(f"no {what} of the {role}'s CLIP for {name}: {error}")
     return list(rows.values()), list(dict.fromkeys([*probes.notes, *notes]))
@@ -74,7 +86,9 @@ def _zero_shot(runs: Sequence[Run], role: str, clip: ClipConfig) -> ComparisonRo
 
 
 class LinearProbes:
-    """Logistic regressions on frozen image features (Radford et al., arXiv 2103.00020, appendix A.3).
+    """Logistic regressions on frozen image features.
+
+    The method is that of Radford et al., arXiv 2103.00020, appendix A.3.
 
     Towers and features are kept from run to run; ``notes`` say how C was chosen.
     """
@@ -92,7 +106,9 @@ class LinearProbes:
             # the labels are those that the teacher saw
             data = (replace(run, student=None) if "teacher" in run.stages else run).data
             if data.class_names != run.vectors.class_names:
-                raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
+                raise DataError(
+                    f"the teacher of {run.folder} was tuned on other classes than were tested"
+                )
             if data.shots == 0:
                 raise DataError("shots is 0, so that there are no labelled images to fit it on")
             labeled = self._encode(clip, data, "labeled", num_base)
@@ -133,8 +149,9 @@ class LinearProbes:
 def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:
     """Fit a logistic regression on labelled images; returns it, and how its C was chosen.
 
-    C is the smallest of ``STRENGTHS`` with the best accuracy on validation images, or without any in cross-validation
-    over the labelled ones, or 1 where a class has only one of them. A DataError where all are of one class.
+    C is the smallest of ``STRENGTHS`` with the best accuracy on validation images, or without any
+    in cross-validation over the labelled ones, or 1 where a class has only one of them. A DataError
+    where all are of one class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -154,7 +171,9 @@ def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:
         # classes that a plane separates have no largest weights
         warnings.simplefilter("ignore", ConvergenceWarning)
         if cv == 1:
-            return model.fit(x, y), "for lack of validation images, and of two labelled ones of each class"
+            return model.fit(
+                x, y
+            ), "for lack of validation images, and of two labelled ones of each class"
         search = GridSearchCV(model, {"C": STRENGTHS}, cv=cv, refit=False)
         search.fit(*(np.concatenate(column) for column in zip(*images, strict=True)))
         return model.set_params(**search.best_params_).fit(x, y), how

@@ -32,7 +32,10 @@ class Axis(NamedTuple):
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, Any] | None:
-    """Lay out (epoch, value) pairs by name; empty lines are left out, and None is returned if all are empty."""
+    """Lay out (epoch, value) pairs by name.
+
+    Empty lines are left out; returns None if all are empty.
+    """
     drawn = {name: line for name, line in lines.items() if line}
     if not drawn:
         return None
@@ -41,18 +44,30 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, An
     low, high = min(values), max(values)
     x = Axis(min(epochs), max(*epochs, min(epochs) + 1), 48, width - 10)
     y = Axis(low, high if high > low else low + 1, height - 34, 12)
-    placed = [{"name": n, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]} for n, line in drawn.items()]
+    placed = [
+        {"name": n, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]}
+        for n, line in drawn.items()
+    ]
     return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": placed}
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float, float]]) -> dict[str, Any]:
-    """Lay out name, fraction, lower and upper bound of at least one accuracy, one row each, under its name."""
+    """Lay out at least one accuracy, one row each, under its name.
+
+    An accuracy is given as name, fraction, lower and upper bound.
+    """
     width, row_height = 400, 46
     low = max(0.0, 100 * min(r[2] for r in rows) - 3)
     high = min(100.0, 100 * max(r[3] for r in rows) + 3)
     x = Axis(low, high, 14, width - 14)
     marks = [
-        {"name": name, "y": row_height * (i + 0.5) + 12, "value": x(100 * v), "low": x(100 * a), "high": x(100 * b)}
+        {
+            "name": name,
+            "y": row_height * (i + 0.5) + 12,
+            "value": x(100 * v),
+            "low": x(100 * a),
+            "high": x(100 * b),
+        }
         for i, (name, v, a, b) in enumerate(rows)
     ]
     return {"width": width, "height": row_height * len(rows) + 44, "x": x, "marks": marks}

@@ -8,7 +8,10 @@ from kdpl.runtime.run_folder import REPORT_FILE
 
 
 def after_run(run: Path, changed: bool) -> None:
-    """Write the report of a whole run, unless it is there and nothing changed; entry point of ``kdpl.after_run``."""
+    """Write the report of a whole run, unless it exists and nothing changed.
+
+    This is an entry point of ``kdpl.after_run``.
+    """
     if changed or not (run / REPORT_FILE).is_file():
         report(str(run), trust=True)
 

@@ -25,15 +25,20 @@ def compare(
     A difference is called higher or lower if its 95 % interval excludes 0.
 
     Args:
-        runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the seed, of which the
-            means are compared; a pattern, as in 'NAME=runs/few_*', stands for several
+        runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the
+            seed, of which the means are compared; a pattern, as in 'NAME=runs/few_*', stands for
+            several
         out: file to write the table to as well, .md, .csv or .json
-        baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear probe
+        baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear
+            probe
         trust: the runs are your own: import whatever classes their configs name
     """
     path = output_file("--out", out) if out is not None else None
     if path is not None and path.suffix not in _ENDINGS:
-        raise ConfigError(f"--out {path} has an unknown ending, expected one of {', '.join(_ENDINGS)}: give another")
+        raise ConfigError(
+            f"--out {path} has an unknown ending, expected one of "
+            f"{', '.join(_ENDINGS)}: give another"
+        )
 
     from kdpl.report.baselines import baselines as baseline_rows
     from kdpl.report.compare import compared, find_groups, run_row
@@ -42,12 +47,15 @@ def compare(
     quiet_libraries()
     groups = find_groups(runs, trust)
     rows = [run_row(name, group) for name, group in groups.items()]
-    more, about = ([], []) if baselines == "none" else baseline_rows(groups, with_probes=baselines == "all")
+    more, about = (
+        ([], []) if baselines == "none" else baseline_rows(groups, with_probes=baselines == "all")
+    )
     images, over = rows[0].scores["acc"].shape[1], "images"
     if any(len(row.seeds) > 1 for row in rows):
         over = "images and seeds"
     notes = [
-        f"accuracy in % on {images} test images, with 95 % intervals; those of differences are paired, over {over}"
+        f"accuracy in % on {images} test images, with 95 % intervals; those of differences are "
+        f"paired, over {over}"
     ]
     if any("novel_acc" in row.scores for row in rows):
         notes.append("transductive: unlabelled images of novel classes were seen in distillation")
@@ -64,7 +72,13 @@ def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
     from kdpl.runtime.markdown import escape_markdown
 
     if ending == ".md":
-        return "\n".join([*_lines(records, escape_markdown), *(f"\n{escape_markdown(note)}" for note in notes), ""])
+        return "\n".join(
+            [
+                *_lines(records, escape_markdown),
+                *(f"\n{escape_markdown(note)}" for note in notes),
+                "",
+            ]
+        )
     if ending == ".json":
         return json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
     file = StringIO()
@@ -84,8 +98,12 @@ def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) ->
         accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(each)
         difference = ""
         if each["difference"] is not None:
-            difference = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]".format_map(each)
-        lines.append([each["classes"], name, accuracy, difference.replace("-", "−"), each["verdict"]])
+            difference = (
+                "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]".format_map(each)
+            )
+        lines.append(
+            [each["classes"], name, accuracy, difference.replace("-", "−"), each["verdict"]]
+        )
     labels = 1 if len({each["classes"] for each in records}) == 1 else 2
     cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

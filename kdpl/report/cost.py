@@ -1,4 +1,7 @@
-"""Cost of encoding an image: parameters, floating-point operations, and images per second on this machine."""
+"""Cost of encoding an image.
+
+It has parameters, floating-point operations, and images per second on this machine.
+"""
 
 import platform
 import time
@@ -25,7 +28,10 @@ _SECONDS, _MIN_ROUNDS = 2.0, 3
 
 
 class Encoder(NamedTuple):
-    """An image encoder to measure: images uint8 [B, 3, S, S] to features, the modules of its parameters, and S."""
+    """An image encoder to measure: images uint8 [B, 3, S, S] to features.
+
+    It comes with the modules of its parameters, and with S.
+    """
 
     encode: Encode
     modules: Sequence[nn.Module]
@@ -34,7 +40,9 @@ class Encoder(NamedTuple):
     @property
     def parameters(self) -> int:
         """Number of parameters; one in two modules counts once."""
-        return sum({id(p): p.numel() for module in self.modules for p in module.parameters()}.values())
+        return sum(
+            {id(p): p.numel() for module in self.modules for p in module.parameters()}.values()
+        )
 
 
 def costs(run: Run) -> dict[str, Any]:
@@ -73,7 +81,9 @@ def _teacher_encoder(run: Run) -> Encoder:
 def _student_encoder(run: Run) -> Encoder:
     encoder = run.classifier.encoder.to(device())
     # a frozen tower is not among the encoder's own parameters
-    return Encoder(encoder, [encoder, encoder.tower.module], run.classifier.preprocessing.image_size)
+    return Encoder(
+        encoder, [encoder, encoder.tower.module], run.classifier.preprocessing.image_size
+    )
 
 
 def _files(run: Run) -> dict[str, int]:
@@ -83,8 +93,12 @@ def _files(run: Run) -> dict[str, int]:
         ("the class vectors", run.teacher, CLASS_VECTORS_FILE),
     )
     paths = {title: stage.folder / name for title, stage, name in wanted if stage is not None}
-    files = {title: [f for f in (path, *path.rglob("*")) if f.is_file()] for title, path in paths.items()}
-    return {title: sum(f.stat().st_size for f in members) for title, members in files.items() if members}
+    files = {
+        title: [f for f in (path, *path.rglob("*")) if f.is_file()] for title, path in paths.items()
+    }
+    return {
+        title: sum(f.stat().st_size for f in members) for title, members in files.items() if members
+    }
 
 
 def device() -> torch.device:
@@ -104,11 +118,14 @@ def _device_name(where: torch.device) -> str:
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
     """Count parameters and operations of encoders, and time them in float32 on images in memory.
 
-    They take turns, so that other programs slow all of them alike, and the fastest batch of each counts.
+    They take turns, so that other programs slow all of them alike, and the fastest batch of each
+    counts.
     """
     batch_size = _BATCH_SIZES[where.type]
     images = {
-        name: torch.randint(0, 256, (batch_size, 3, e.image_size, e.image_size), dtype=torch.uint8, device=where)
+        name: torch.randint(
+            0, 256, (batch_size, 3, e.image_size, e.image_size), dtype=torch.uint8, device=where
+        )
         for name, e in encoders.items()
     }
     fastest = dict.fromkeys(encoders, float("inf"))
@@ -140,7 +157,10 @@ def _seconds(encode: Encode, images: Tensor) -> float:
 
 @torch.no_grad()
 def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count the operations of matrix products and convolutions; a multiplication and its addition are two."""
+    """Count the operations of matrix products and convolutions.
+
+    A multiplication and its addition count as two.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     # the counter does not know fused attention on every device
     torch.backends.mha.set_fastpath_enabled(False)

@@ -17,7 +17,10 @@ class ShowsPictures(Protocol):
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Show a PNG file in loggers that can, under a name such as ``figures/confusion``; call on one process."""
+    """Show a PNG file in loggers that can, under a name such as ``figures/confusion``.
+
+    Call this on one process.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
@@ -29,7 +32,9 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
             logger.log_picture(name, path)
 
 
-def log_images(loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]) -> None:
+def log_images(
+    loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]
+) -> None:
     """Show images with their captions as a gallery in W&B; call on one process."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):

@@ -1,4 +1,7 @@
-"""The report's page: one section after another; a section that cannot be made becomes a sentence that says why."""
+"""The report's page: one section after another.
+
+A section that cannot be made becomes a sentence that says why.
+"""
 
 import base64
 import hashlib
@@ -23,7 +26,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # as they are made; the page has its own order
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     **{"training": training, "accuracy": accuracies, "classes": classes},
-    **{"confusions": confusions, "disagreement": find_examples, "curves": learning_curves, "cost": costs},
+    **{
+        "confusions": confusions,
+        "disagreement": find_examples,
+        "curves": learning_curves,
+        "cost": costs,
+    },
 }
 
 
@@ -32,8 +40,8 @@ class Section(NamedTuple):
 
     Attributes:
         title: Its heading.
-        make: Collects its data from a run; a KdplError becomes a sentence that says why there is none. None: no
-            section.
+        make: Collects its data from a run; a KdplError becomes a sentence that says why there is
+            none. None: no section.
         template: Its part of the page, which takes the data as ``data``.
         after: Name of the section that it follows.
         wide: Whether it takes the whole width.
@@ -57,10 +65,21 @@ def render(run: Run) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """Fill in the template of a page, with its style and its one script."""
-    folders = [_TEMPLATES, *(section.template.parent for section in values.get("rooms", {}).values())]
-    environment = Environment(loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined)
+    folders = [
+        _TEMPLATES,
+        *(section.template.parent for section in values.get("rooms", {}).values()),
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "count": _count, "of": _of}
+    environment.filters |= {
+        "name": shorten,
+        "percent": _percent,
+        "points": _points,
+        "count": _count,
+        "of": _of,
+    }
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **values,

@@ -12,7 +12,10 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 
 
 def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Sort the pairs whose predictions differ: only the teacher is correct, only the student is, neither is."""
+    """Sort the pairs whose predictions differ.
+
+    The lists are: only the teacher is correct, only the student is, neither is.
+    """
     only_teacher, only_student, neither = kinds = ([], [], [])  # type: tuple[list[Pair], list[Pair], list[Pair]]
     for teacher, student in pairs:
         if teacher.prediction_number != student.prediction_number:
@@ -22,5 +25,8 @@ def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[P
 
 
 def choose_examples(kinds: Sequence[Sequence[Pair]]) -> list[Pair]:
-    """Choose ``MAX_EXAMPLES`` disagreements at most, evenly over who is correct and over the test images."""
+    """Choose at most ``MAX_EXAMPLES`` disagreements.
+
+    They are spread evenly over who is correct and over the test images.
+    """
     return [pair for kind in kinds for pair in spread(kind, MAX_EXAMPLES // len(kinds))]

@@ -1,4 +1,7 @@
-"""Pictures of a run: learning curves, confusion matrix and sheets of test images, drawn with matplotlib."""
+"""Pictures of a run, drawn with matplotlib.
+
+They are learning curves, a confusion matrix and sheets of test images.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -32,14 +35,17 @@ _CORRECT, _WRONG = "#1a7f37", "#c62828"
 
 
 class DrawPictures(Callback):
-    """Draws learning curves after a fit, and a confusion matrix and sheets of test images after a test.
+    """Draws learning curves after a fit; a confusion matrix and image sheets after a test.
 
-    One sheet shows a selection of all test images, one those on which the student disagrees with its teacher. Without
-    matplotlib it says so and draws nothing.
+    One sheet shows a selection of all test images, one those on which the student disagrees with
+    its teacher. Without matplotlib it says so and draws nothing.
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the learning curves from metrics.csv, before the results are written that stand for a finished fit."""
+        """Draw the learning curves from metrics.csv.
+
+        This comes before the results are written, since those stand for a finished fit.
+        """
         metrics = Path(trainer.default_root_dir) / METRICS_FILE
         if self._can_draw(trainer) and metrics.is_file():
             title = f"{type(pl_module).__name__}, {trainer.default_root_dir}"
@@ -55,7 +61,9 @@ class DrawPictures(Callback):
         if not self._can_draw(trainer):
             return
         try:
-            teacher = pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
+            teacher = (
+                pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
+            )
             self._draw_test(trainer, teacher)
         except Exception as error:  # such as an image that is gone; the results are written
             warn(f"cannot draw pictures of the test ({reason(error)})")
@@ -66,7 +74,10 @@ class DrawPictures(Callback):
         if len(data.class_names) <= _MOST_CLASSES:
             _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
         else:
-            inform(f"no picture of the confusions of {len(data.class_names)} classes: a report lists the largest ones")
+            inform(
+                f"no picture of the confusions of {len(data.class_names)} classes: a report "
+                "lists the largest ones"
+            )
         teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
         if [p.source for p in teacher] == [p.source for p in predictions]:
             _draw_sheets(trainer, list(zip(teacher, predictions, strict=True)))
@@ -74,7 +85,9 @@ class DrawPictures(Callback):
     def _can_draw(self, trainer: Trainer) -> bool:
         drawable = can_draw()
         if trainer.is_global_zero and not drawable:
-            inform("no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'")
+            inform(
+                "no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'"
+            )
         return trainer.is_global_zero and drawable
 
 
@@ -93,11 +106,17 @@ def _draw_sheets(trainer: Trainer, pairs: list[Pair]) -> None:
 
     sheet = [pairs[i] for i in choose_for_sheet(pairs)]
     wrong = sum(not (teacher.correct and student.correct) for teacher, student in sheet)
-    title = f"{len(sheet)} of {len(pairs)} test images, {wrong} of them misclassified by teacher or student"
+    title = (
+        f"{len(sheet)} of {len(pairs)} test images, "
+        f"{wrong} of them misclassified by teacher or student"
+    )
     draw("test_images", sheet, title)
     kinds = disagreements(pairs)
     if chosen := choose_examples(kinds):
-        title = f"{len(chosen)} of {sum(map(len, kinds))} test images on which teacher and student disagree"
+        title = (
+            f"{len(chosen)} of {sum(map(len, kinds))} test images "
+            "on which teacher and student disagree"
+        )
         images = draw("disagreements", chosen, title)
         captions = [f"{t.label}: {_line('T', t)}, {_line('S', s)}" for t, s in chosen]
         log_images(trainer.loggers, "disagreements", images, captions)
@@ -124,7 +143,10 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
 
 @cache
 def font_families(texts: tuple[str, ...]) -> list[str]:
-    """Return matplotlib's own font, and installed ones with the characters that it lacks, such as Chinese ones."""
+    """Return matplotlib's own font, and installed ones with the characters that it lacks.
+
+    Such characters are, for example, Chinese ones.
+    """
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
     families = ["DejaVu Sans"]
@@ -136,24 +158,37 @@ def font_families(texts: tuple[str, ...]) -> list[str]:
             families.append(font.family_name)
             missing -= available
     if missing:
-        warn(f"no installed font has the characters {''.join(map(chr, sorted(missing)[:5]))} of the class names")
+        warn(
+            f"no installed font has the characters {''.join(map(chr, sorted(missing)[:5]))} of "
+            "the class names"
+        )
     return families
 
 
 def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name, over epochs from 1."""
+    """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name.
+
+    They are over epochs from 1.
+    """
     epoch_of = dict(curves.get("epoch", []))
 
     def line(key: str, scale: float = 1) -> list[tuple[float, float]]:
         # a test logs values too, at steps without an epoch
-        return [(epoch_of[step] + 1, scale * value) for step, value in curves.get(key, []) if step in epoch_of]
+        return [
+            (epoch_of[step] + 1, scale * value)
+            for step, value in curves.get(key, [])
+            if step in epoch_of
+        ]
 
     accuracies = {title: line(val_key(key), 100) for key, title in ACCURACY_TITLES.items()}
     return {"training loss": {"loss": line(TRAIN_LOSS)}, "validation accuracy, %": accuracies}
 
 
 def draw_curves(curves: Curves, title: str, path: Path) -> None:
-    """Draw training loss and validation accuracies over the epochs; ``curves`` are those of ``read_metrics``."""
+    """Draw training loss and validation accuracies over the epochs.
+
+    ``curves`` are those of ``read_metrics``.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -170,11 +205,21 @@ def draw_curves(curves: Curves, title: str, path: Path) -> None:
         if len(drawn) > 1:
             axis.legend(frameon=False, fontsize=9)
         if not drawn:
-            axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes, color="0.5")
+            axis.text(
+                0.5,
+                0.5,
+                "not measured",
+                ha="center",
+                va="center",
+                transform=axis.transAxes,
+                color="0.5",
+            )
     _save(figure, path)
 
 
-def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence[str], path: Path) -> None:
+def draw_confusion(
+    predictions: Sequence[ImagePrediction], class_names: Sequence[str], path: Path
+) -> None:
     """Draw the confusion matrix of all classes, in order, as shares of each class's images."""
     from matplotlib.figure import Figure
 
@@ -190,20 +235,31 @@ def draw_confusion(predictions: Sequence[ImagePrediction], class_names: Sequence
     if len(class_names) <= _NAMED_CLASSES:
         labels = [shorten(name, 24) for name in class_names]
         style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-        axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style)
+        axis.set_xticks(
+            range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", **style
+        )
         axis.set_yticks(range(len(labels)), labels, **style)
     if len(class_names) <= _COUNTED_CLASSES:
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
-            axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=7, color=colour)
+            axis.text(
+                j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=7, color=colour
+            )
     correct = sum(p.correct for p in predictions)
-    axis.set_title(f"{correct} of {len(predictions)} test images classified correctly", loc="left", fontsize=10)
+    axis.set_title(
+        f"{correct} of {len(predictions)} test images classified correctly", loc="left", fontsize=10
+    )
     _save(figure, path)
 
 
 def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
-    """Choose at most ``count`` positions in ``pairs``, in order: half of them mistakes of either, the others spread."""
-    wrong = [i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)]
+    """Choose at most ``count`` positions in ``pairs``, in order.
+
+    Half of them are mistakes of either model, the others are spread.
+    """
+    wrong = [
+        i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)
+    ]
     chosen = set(spread(wrong, count // 2))
     rest = sorted(set(range(len(pairs))) - set(wrong))
     return sorted(chosen | set(spread(rest, count - len(chosen))))
@@ -217,10 +273,14 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
     rows = -(-len(images) // columns)
     width, height = 1.45 * columns, 1.95 * rows + 0.5
     figure = Figure(figsize=(width, height))
-    # one coordinate system for all images, in inches from the top left: axes for each would take seconds
+    # one coordinate system for all images, in inches from the top left: axes for each would take
+    # seconds
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
-    heading = f"{title}\nabove each its true class, below it the predictions of teacher (T) and student (S)"
+    heading = (
+        f"{title}\nabove each its true class, "
+        "below it the predictions of teacher (T) and student (S)"
+    )
     axis.text(0.05, 0.05, heading, fontsize=10, va="top")
 
     for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
@@ -232,10 +292,14 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
         axis.imshow(np.asarray(image), extent=extent, aspect="auto", interpolation=interpolation)
 
         style: dict[str, Any] = {"ha": "center", "parse_math": False}
-        axis.text(x, y - edges[1] - 0.04, shorten(pair[0].label, 18), va="bottom", fontsize=8, **style)
+        axis.text(
+            x, y - edges[1] - 0.04, shorten(pair[0].label, 18), va="bottom", fontsize=8, **style
+        )
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
             color, below = _CORRECT if each.correct else _WRONG, y + edges[1] + 0.06 + 0.18 * line
-            axis.text(x, below, _line(letter, each, 18), va="top", fontsize=7.5, color=color, **style)
+            axis.text(
+                x, below, _line(letter, each, 18), va="top", fontsize=7.5, color=color, **style
+            )
     _save(figure, path)
 
 

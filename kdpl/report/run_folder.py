@@ -36,8 +36,8 @@ Read = TypeVar("Read")
 class Stage:
     """Folder of one stage: a fit and its test, or the test of an original CLIP; it need not exist.
 
-    With ``trusted``, its config may name classes other than kdpl's. Each property raises a KdplError if what it reads
-    is missing or damaged.
+    With ``trusted``, its config may name classes other than kdpl's. Each property raises a
+    KdplError if what it reads is missing or damaged.
     """
 
     folder: Path
@@ -51,16 +51,25 @@ class Stage:
         sections = [config.get(name) for name in ("model", "data")]
         for name in _named_classes(sections):
             self.require_trust(name, file)
-        complete = all(isinstance(s, dict) and isinstance(s.get("init_args"), dict) for s in sections)
+        complete = all(
+            isinstance(s, dict) and isinstance(s.get("init_args"), dict) for s in sections
+        )
         if not complete or not isinstance(config.get("seed_everything"), int):
-            raise ConfigError(f"config {file} is not that of a fit, with seed_everything, model and data: restore it")
+            raise ConfigError(
+                f"config {file} is not that of a fit, with seed_everything, model "
+                "and data: restore it"
+            )
         return config
 
     def require_trust(self, name: str, file: Path) -> None:
-        """Raise a ConfigError if a file names a class other than kdpl's: importing it would run its module."""
+        """Raise a ConfigError if a file names a class other than kdpl's.
+
+        Importing such a class would run its module.
+        """
         if "." in name and not name.startswith("kdpl.") and not self.trusted:
             raise ConfigError(
-                f"{file} names the class {name[:100]}, which is not one of kdpl's and would be run: if the run is your "
+                f"{file} names the class {name[:100]}, which is not one of kdpl's and would be "
+                "run: if the run is your "
                 "own, give --trust"
             )
 
@@ -81,7 +90,10 @@ class Stage:
         return results if test_key("acc") in results else self._not_tested()
 
     def _not_tested(self) -> Any:
-        raise ArtifactError(f"{self.folder} was not tested: python -m kdpl test --config {self.folder}/{CONFIG_FILE}")
+        raise ArtifactError(
+            f"{self.folder} was not tested: python -m kdpl test --config "
+            f"{self.folder}/{CONFIG_FILE}"
+        )
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -93,7 +105,13 @@ class Stage:
 
 
 def _named_classes(tree: Any) -> Iterator[str]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in items:
         if key in _NAMING and isinstance(value, str):
             yield value
@@ -123,39 +141,61 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages in the folder of ``run``, or of a single stage, whose config names its teacher's folder.
+        """Find the stages in the folder of ``run`` or of a single stage.
+
+        The config of a single stage names its teacher's folder.
 
         Raises:
-            ConfigError: It is neither, or a config is damaged, or names a class other than kdpl's without ``trusted``.
+            ConfigError: It is neither, or a config is damaged, or names a class other than kdpl's
+                without ``trusted``.
         """
         if not folder.is_dir():
-            raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
+            raise ConfigError(
+                f"run folder {folder} does not exist: give the --out of run or of fit"
+            )
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
             settings = stage.settings("model")
             if settings.get("teacher") is None:
                 return cls(folder, stage, None)
             named = settings["teacher"]
-            teachers = [Stage(Path(each), trusted) for each in (named if isinstance(named, list) else [named])]
-            return cls(folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None)
+            teachers = [
+                Stage(Path(each), trusted)
+                for each in (named if isinstance(named, list) else [named])
+            ]
+            return cls(
+                folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None
+            )
         stages = {name: Stage(folder / name, trusted) for name in STAGE_FOLDERS}
-        finished = {name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()}
+        finished = {
+            name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()
+        }
         if not finished:
             raise ConfigError(
-                f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in it has a "
+                f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in "
+                "it has a "
                 f"{CONFIG_FILE}: give the --out of run or of fit"
             )
         for stage in finished.values():
             _ = stage.config  # a damaged one is an error, not a gap
-        clips = [Stage(folder / "zero_shot" / name, trusted) if name in finished else None for name in STAGE_FOLDERS]
+        clips = [
+            Stage(folder / "zero_shot" / name, trusted) if name in finished else None
+            for name in STAGE_FOLDERS
+        ]
         teacher, second_teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
         return cls(folder, teacher, student, clips[0], clips[2], second_teacher)
 
     @property
     def stages(self) -> dict[str, Stage]:
         """Teachers and student, those whose configs exist."""
-        named = {"teacher": self.teacher, "second teacher": self.second_teacher, "student": self.student}
-        return {n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()}
+        named = {
+            "teacher": self.teacher,
+            "second teacher": self.second_teacher,
+            "student": self.student,
+        }
+        return {
+            n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()
+        }
 
     @property
     def untuned(self) -> bool:
@@ -187,9 +227,14 @@ class Run:
     def data(self) -> DomainDataModule:
         """Data that the main stage was tested on."""
         stage = self.main
-        data = build_data([stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"])
+        data = build_data(
+            [stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"]
+        )
         if not isinstance(data, DomainDataModule):
-            raise ConfigError(f"{type(data).__name__} is not a DomainDataModule: images and validation are left out")
+            raise ConfigError(
+                f"{type(data).__name__} is not a DomainDataModule: images and "
+                "validation are left out"
+            )
         data.reading.of_run(stage.folder)
         data.splits  # noqa: B018 - reads the dataset
         return data
@@ -208,16 +253,26 @@ class Run:
         """Return the data, if its test images are those that were tested."""
         data = self.data
         if [(r.source, r.label) for r in data.splits.test] != self.tested:
-            raise DataError(f"{data.splits.origin} has other test images than were tested: restore it, or test again")
+            raise DataError(
+                f"{data.splits.origin} has other test images than were tested: restore "
+                "it, or test again"
+            )
         return data
 
     @cached_property
     def pairs(self) -> list[Pair]:
         """Predictions of teacher and student for the same test images."""
         if self.teacher is None or self.student is None:
-            raise ArtifactError(f"{self.folder} has only one stage: a comparison needs teacher and student")
+            raise ArtifactError(
+                f"{self.folder} has only one stage: a comparison needs teacher and student"
+            )
         pairs = list(zip(self.teacher.predictions, self.student.predictions, strict=False))
-        same = all((t.index, t.source, t.label_number) == (s.index, s.source, s.label_number) for t, s in pairs)
+        same = all(
+            (t.index, t.source, t.label_number) == (s.index, s.source, s.label_number)
+            for t, s in pairs
+        )
         if not same or len(self.teacher.predictions) != len(self.student.predictions):
-            raise ArtifactError("teacher and student were tested on other images: test them on the same ones")
+            raise ArtifactError(
+                "teacher and student were tested on other images: test them on the same ones"
+            )
         return pairs

@@ -34,7 +34,10 @@ def training(run: Run) -> dict[str, Any]:
         "protocol": data.get("protocol", "all"),
         "seeds": {name: stage.config["seed_everything"] for name, stage in stages.items()},
         "clips": {name: stage.settings("model").get("clip") for name, stage in stages.items()},
-        "epochs": {name: (stage.config.get("trainer") or {}).get("max_epochs") for name, stage in stages.items()},
+        "epochs": {
+            name: (stage.config.get("trainer") or {}).get("max_epochs")
+            for name, stage in stages.items()
+        },
         "settings": {name: differing_settings(stage.config) for name, stage in stages.items()},
         "sizes": sizes,
         "sizes_gap": gap,
@@ -48,13 +51,22 @@ def _labels_for(student: dict[str, Any]) -> str:
     """What saw the labels, beside validation."""
     target = student.get("target")
     name = target.get("class_path") if isinstance(target, dict) else target
-    return "the teacher and its refined targets" if str(name).endswith(("refined", ".Refined")) else "the teacher only"
+    return (
+        "the teacher and its refined targets"
+        if str(name).endswith(("refined", ".Refined"))
+        else "the teacher only"
+    )
 
 
 def _split_sizes(run: Run) -> dict[str, int]:
     splits = run.data.splits
     unlabeled = splits.unlabeled if splits.unlabeled is not None else splits.train
-    counts = {"classes": splits.class_names, "unlabelled": unlabeled, "validation": splits.val, "test": splits.test}
+    counts = {
+        "classes": splits.class_names,
+        "unlabelled": unlabeled,
+        "validation": splits.val,
+        "test": splits.test,
+    }
     return {**{name: len(items) for name, items in counts.items()}, "held_out": splits.held_out}
 
 
@@ -67,8 +79,14 @@ class Setting(NamedTuple):
 
 
 def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
-    """List the settings of model, data and trainer that differ from the defaults, from a fit's complete config."""
-    given, known = flatten(config.get("trainer") or {}, "trainer"), flatten(_defaults(Trainer), "trainer")
+    """List the settings of model, data and trainer that differ from the defaults.
+
+    They are taken from a fit's complete config.
+    """
+    given, known = (
+        flatten(config.get("trainer") or {}, "trainer"),
+        flatten(_defaults(Trainer), "trainer"),
+    )
     for section in ("data", "model"):
         settings, prefix = config[section], f"{section}.init_args"
         given = flatten(settings["init_args"], prefix) | given
@@ -76,7 +94,8 @@ def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
     return [
         Setting(name, _text(value), _text(known[name]) if name in known else None)
         for name, value in given.items()
-        if not name.startswith(_LEFT_OUT) and (value != known[name] if name in known else value is not None)
+        if not name.startswith(_LEFT_OUT)
+        and (value != known[name] if name in known else value is not None)
     ]
 
 
@@ -91,7 +110,9 @@ def _defaults_of(class_path: str) -> dict[str, Any]:
 def _defaults(kind: Any) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()}
+    return {
+        n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()
+    }
 
 
 def _text(value: Any) -> str:
@@ -110,4 +131,7 @@ def _stage_curves(stage: Stage) -> dict[str, Any]:
         return {"charts": [], "gap": str(error)}
     charts = [line_chart(title, lines) for title, lines in panels(curves).items()]
     missing = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
-    return {"charts": [chart for chart in charts if chart is not None], "gap": missing if None in charts else None}
+    return {
+        "charts": [chart for chart in charts if chart is not None],
+        "gap": missing if None in charts else None,
+    }

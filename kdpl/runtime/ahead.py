@@ -1,6 +1,7 @@
 """Many images through a network on all cores, by threads that each decode a batch and classify it.
 
-Pillow and torch release Python's lock; torch's own threads within an operation would mostly wait for each other.
+Pillow and torch release Python's lock; torch's own threads within an operation would mostly wait
+for each other.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """What a network makes of B images: probabilities and labels [B, k], features [B, D], and scores [B] by name."""
+    """Output for B images: probabilities and labels [B, k], features [B, D], scores [B] by name."""
 
     probabilities: Tensor
     labels: Tensor
@@ -31,7 +32,7 @@ Network = Callable[[Tensor], Batch]
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of one image, in falling order, its features [D], and scores by name."""
+    """Output for an image: the k most probable classes in order, features [D], scores by name."""
 
     labels: list[int]
     probabilities: list[float]
@@ -40,14 +41,19 @@ class TopK(NamedTuple):
 
 
 def classify_ahead(
-    items: Iterable[T], prepare: Callable[[T], Tensor], network: Network, batch_size: int, workers: int
+    items: Iterable[T],
+    prepare: Callable[[T], Tensor],
+    network: Network,
+    batch_size: int,
+    workers: int,
 ) -> Iterator[tuple[T, TopK | DataError]]:
     """Prepare images and run a network over them.
 
     Args:
         items: Items to prepare; read lazily, by this thread, at most ``workers`` + 3 batches ahead.
         prepare: Turns an item into an image, uint8 [3, S, S]; called in threads.
-        network: Called in threads, unless all items fit into one batch: then torch uses its own threads.
+        network: Called in threads, unless all items fit into one batch: then torch uses its own
+            threads.
         batch_size: Images per batch.
         workers: Number of threads.
 
@@ -74,10 +80,14 @@ def classify_ahead(
         batch, future = waiting.popleft()
         return zip(batch, future.result(), strict=True)
 
-    with ThreadPoolExecutor(workers, "classify", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(
+        workers, "classify", initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         try:
             if len(begin) == 1:
-                yield from zip(begin[0], _classify(list(pool.map(attempt, begin[0])), network), strict=True)
+                yield from zip(
+                    begin[0], _classify(list(pool.map(attempt, begin[0])), network), strict=True
+                )
                 return
             for batch in chain(begin, batches):
                 waiting.append((batch, pool.submit(work, batch)))
@@ -99,5 +109,7 @@ def _classify(images: list[Tensor | DataError], network: Network) -> list[TopK |
         output = network(torch.stack(readable))
         scores = {name: score.tolist() for name, score in output.scores.items()}
         each = [{name: values[i] for name, values in scores.items()} for i in range(len(readable))]
-        rows = map(TopK, output.labels.tolist(), output.probabilities.tolist(), output.features.cpu(), each)
+        rows = map(
+            TopK, output.labels.tolist(), output.probabilities.tolist(), output.features.cpu(), each
+        )
     return [image if isinstance(image, DataError) else next(rows) for image in images]

@@ -36,16 +36,23 @@ Text = Annotated[str, Field(max_length=10_000), AfterValidator(_shown)]
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
-    """Write tensors and JSON fields as one safetensors file of a kind and format version, atomically."""
+    """Write tensors and JSON fields atomically as a safetensors file of a kind and version."""
     header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
     with atomic_path(path) as temporary:
-        content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={_KEY: header})
+        content = save(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={_KEY: header}
+        )
         # not by save_file, whose error of a full disk has no number
         temporary.write_bytes(content)
 
 
-def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and fields of a file of ``write_tensors``; an ArtifactError, with ``remedy``, for any other."""
+def read_tensors(
+    path: Path, kind: str, version: int, remedy: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and fields of a file that ``write_tensors`` wrote.
+
+    Any other file raises an ArtifactError, with ``remedy``.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
     try:
@@ -66,15 +73,22 @@ def read_tensors(path: Path, kind: str, version: int, remedy: str) -> tuple[dict
 
 
 def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
-    """Validate JSON fields, in which a tuple may stand for a list, or raise an ArtifactError that names the first."""
+    """Validate JSON fields, or raise an ArtifactError that names the first invalid one.
+
+    A tuple may stand for a list.
+    """
     try:
         # as JSON, since there strict tuples and dataclasses may be read from lists and objects
-        return TypeAdapter(kind).validate_json(json.dumps(fields, default=lambda value: type(value).__name__))
+        return TypeAdapter(kind).validate_json(
+            json.dumps(fields, default=lambda value: type(value).__name__)
+        )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:80]
         what = reason(ValueError(first["msg"].removeprefix("Value error, ")))
-        raise ArtifactError(f"{source} has an invalid field '{where}' ({what}): {remedy}") from error
+        raise ArtifactError(
+            f"{source} has an invalid field '{where}' ({what}): {remedy}"
+        ) from error
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -90,7 +104,10 @@ C = TypeVar("C", bound=OfClassifier)
 def read_of_classifier(
     path: Path, kind: str, version: int, fields_of: type[C], classifier: str, remedy: str
 ) -> tuple[dict[str, Tensor], C]:
-    """Read the tensors and fields of a file beside the classifier with this fingerprint, or an ArtifactError."""
+    """Read the tensors and fields of a file that is kept beside a classifier.
+
+    It is an ArtifactError if the file is damaged, or of another classifier than this fingerprint's.
+    """
     tensors, read = read_tensors(path, kind, version, remedy)
     fields = parse_metadata(fields_of, read, str(path), remedy)
     if fields.classifier != classifier:

@@ -11,15 +11,19 @@ _LONGEST = 1000  # CLIP's text tower reads 77 tokens, which are a few hundred le
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC), as one class is spelt whichever system or program wrote its name."""
+    """Return a name in Unicode's composed form (NFC).
+
+    A class is then spelt the same, whichever system or program wrote its name.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def fault_of_name(name: object) -> str | None:
-    """The fault of a class name, as the rest of a sentence that begins with it; None if it is valid.
+    """Return the fault of a class name, as the rest of a sentence about it; None if it is valid.
 
-    Refused are characters that cannot be shown: line breaks, control characters, marks that change a line's direction,
-    and lone surrogates. Those with a meaning in tables, pages or terminals are escaped there.
+    Refused are characters that cannot be shown: line breaks, control characters, marks that change
+    a line's direction, and lone surrogates. Those with a meaning in tables, pages or terminals are
+    escaped there.
     """
     if not isinstance(name, str):
         return f"is of type {type(name).__name__} instead of text"
@@ -50,5 +54,11 @@ ClassText = str | tuple[str, ...]
 def shorten(name: str, length: int = 60) -> str:
     """Fit a name into one line: no control characters, and an ellipsis at the end of a long one."""
     line = " ".join(name[: 10 * length].split())
-    shown = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line)
-    return shown if len(shown) <= length and len(name) <= 10 * length else shown[: length - 1].rstrip() + "…"
+    shown = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line
+    )
+    return (
+        shown
+        if len(shown) <= length and len(name) <= 10 * length
+        else shown[: length - 1].rstrip() + "…"
+    )

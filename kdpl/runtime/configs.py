@@ -1,4 +1,7 @@
-"""Checks of config files, which LightningCLI composes (``kdpl/cli/stage_cli.py``), and classes that settings name."""
+"""Checks of config files and of classes that settings name.
+
+LightningCLI composes the files (``kdpl/cli/stage_cli.py``).
+"""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +31,23 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 @cache
 def shipped_configs() -> Mapping[str, Path]:
-    """The configs that ship with kdpl, by names such as ``trainer/gpu``: in a wheel's package, or beside a clone's."""
+    """Return the configs that ship with kdpl, by names such as ``trainer/gpu``.
+
+    They are in a wheel's package, or beside a clone's.
+    """
     inside = _PACKAGE / "configs"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.yaml"))
+    }
 
 
 def find_config(value: str, folder: str | None = None) -> str:
     """Return the file that an option means: itself, or a config that ships with kdpl.
 
-    A value that is no file and has no suffix is a name of ``shipped_configs``; an option whose configs lie in one
-    ``folder`` takes it without that. ConfigError if there is none of that name.
+    A value that is no file and has no suffix is a name of ``shipped_configs``; an option whose
+    configs lie in one ``folder`` takes it without that. ConfigError if there is none of that name.
     """
     if Path(value).is_file() or Path(value).suffix:
         return value
@@ -47,13 +56,18 @@ def find_config(value: str, folder: str | None = None) -> str:
         return str(known[name])
     if Path(value).is_dir():
         return value
-    near = get_close_matches(name, [each for each in known if each.startswith(folder or "")], n=3, cutoff=0)
+    near = get_close_matches(
+        name, [each for each in known if each.startswith(folder or "")], n=3, cutoff=0
+    )
     names = ", ".join(each.removeprefix(f"{folder}/") for each in near)
-    raise ConfigError(f"there is no config {value!r}: give a file, or the name of one that ships with kdpl ({names})")
+    raise ConfigError(
+        f"there is no config {value!r}: give a file, or the name of one that ships "
+        f"with kdpl ({names})"
+    )
 
 
 def with_config_files(args: Sequence[str]) -> list[str]:
-    """Replace the names that ``--config`` gives in a command's arguments by files; see ``find_config``."""
+    """Replace names that a command's ``--config`` arguments give by files; see ``find_config``."""
     expanded: list[str] = []
     for arg in args:
         if arg.startswith("--config="):
@@ -69,27 +83,40 @@ def require_configs(files: Iterable[str]) -> None:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read a config file; a ConfigError if it is missing, not a YAML mapping of plain values, or far too large."""
+    """Read a config file.
+
+    It is a ConfigError if the file is missing, not a YAML mapping of plain values, or far too
+    large.
+    """
     file = Path(name)
     if not file.is_file():
         shipped = name.removeprefix("configs/").removesuffix(".yaml")
-        remedy = f", or give {shipped}, which ships with kdpl" if shipped in shipped_configs() else ""
+        remedy = (
+            f", or give {shipped}, which ships with kdpl" if shipped in shipped_configs() else ""
+        )
         fault = "is a folder" if file.is_dir() else "does not exist"
         raise ConfigError(f"config {name} {fault}: check the path{remedy}")
     if file.stat().st_size > _MOST_BYTES:
-        raise ConfigError(f"config {name} is larger than {_MOST_BYTES} bytes, as no config is: check the path")
+        raise ConfigError(
+            f"config {name} is larger than {_MOST_BYTES} bytes, as no config is: check the path"
+        )
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         values = _size(settings, {})
     except RecursionError as error:
-        raise ConfigError(f"config {name} has sections within sections without end: correct it") from error
+        raise ConfigError(
+            f"config {name} has sections within sections without end: correct it"
+        ) from error
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"config {name} is not YAML ({_place(error)}): correct it") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"config {name} holds no settings, expected lines such as 'trainer:': correct it")
+        raise ConfigError(
+            f"config {name} holds no settings, expected lines such as 'trainer:': correct it"
+        )
     if values > _MOST_VALUES:
         raise ConfigError(
-            f"config {name} has more than {_MOST_VALUES} values once its aliases are written out: correct it"
+            f"config {name} has more than {_MOST_VALUES} values once its aliases are written out: "
+            "correct it"
         )
     return settings
 
@@ -119,18 +146,26 @@ def _place(error: Exception) -> str:
 
 
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
-    """Find a subclass of ``base`` by its name in a registry of dotted paths, or by its dotted path, or a ConfigError.
+    """Find a subclass of ``base`` by its name in a registry of dotted paths, or by its dotted path.
+
+    It is a ConfigError if there is none.
 
     ``kind`` is what such a class is called in messages.
     """
-    remedy = f"use {', '.join(registry)}, or the dotted path of a subclass of {base.__module__}.{base.__qualname__}"
+    remedy = (
+        f"use {', '.join(registry)}, or the dotted path of a subclass of "
+        f"{base.__module__}.{base.__qualname__}"
+    )
     module, _, attribute = registry.get(name, name).rpartition(".")
-    # an artifact of a stranger may name the class: nothing is imported that is known not to hold one
+    # an artifact of a stranger may name the class: nothing is imported that is known not to hold
+    # one
     known = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
     try:
         value = None if known or not module else getattr(import_module(module), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"the {kind} {name!r} cannot be imported ({reason(error)}): {remedy}") from error
+        raise ConfigError(
+            f"the {kind} {name!r} cannot be imported ({reason(error)}): {remedy}"
+        ) from error
     if not isinstance(value, type) or not issubclass(value, base):
         raise ConfigError(f"there is no {kind} {name!r}: {remedy}")
     return value

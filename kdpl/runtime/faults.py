@@ -1,4 +1,4 @@
-"""Errors that are not kdpl's own, such as a full disk or a setting that does not parse, as one sentence each.
+"""Errors from outside kdpl, such as a full disk or an invalid setting, as one sentence each.
 
 Imports no torch.
 """
@@ -54,7 +54,10 @@ def mark(error: BaseException, where: str) -> None:
 
 
 def reader_is_gone() -> bool:
-    """Return whether standard output is no longer read, as behind ``head``; what remains is then discarded."""
+    """Return whether standard output is no longer read, as behind ``head``.
+
+    What remains is then discarded.
+    """
     watch = select.poll()
     watch.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in watch.poll(0)):
@@ -71,15 +74,21 @@ def _of_another(error: BaseException) -> str | None:
             return f"{file}{error.strerror}: free some space, and {_RESUME}"
         # an error without a file is not one that a user could fix
         return f"{file}{error.strerror}: check path, permissions and disk" if file else None
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "kdpl":
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and error.name.partition(".")[0] != "kdpl"
+    ):
         return (
-            f"{sys.executable} has no package {error.name}: activate the environment that kdpl is installed in, such "
+            f"{sys.executable} has no package {error.name}: activate the environment that kdpl is "
+            "installed in, such "
             "as by source .venv/bin/activate, or install it"
         )
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            f"memory is short ({reason(error)}): lower data.init_args.batch_size or data.init_args.num_workers, and "
+            f"memory is short ({reason(error)}): lower data.init_args.batch_size or "
+            "data.init_args.num_workers, and "
             f"{_RESUME}"
         )
     return None
@@ -87,7 +96,7 @@ def _of_another(error: BaseException) -> str | None:
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """Turn errors that a user's settings raise while they are parsed or built into a KdplError; all others pass.
+    """Turn errors of a user's settings, parsed or built, into a KdplError; all others pass.
 
     Raises:
         ConfigError: Settings do not parse, or ask for a package that is missing.
@@ -105,20 +114,22 @@ def in_one_sentence() -> Iterator[None]:
             raise cause from error
         if isinstance(error, ModuleNotFoundError):
             raise ConfigError(
-                f"a package is missing ({reason(error)}): install it, or change the setting that asks for it"
+                f"a package is missing ({reason(error)}): install it, or change the setting that "
+                "asks for it"
             ) from error
         if isinstance(error, ArgumentError | ValueError):
             raise ConfigError(
-                f"{in_one_line(error)}: correct the config or the command line (--print_config shows all settings)"
+                f"{in_one_line(error)}: correct the config or the command line (--print_config "
+                "shows all settings)"
             ) from error
         raise
 
 
 def in_one_line(error: Exception) -> str:
-    """Return a parser's message in one line: its innermost report, after the headings that it stands under.
+    """Return a parser's message in one line: its innermost report, after the headings above it.
 
-    Reports on settings within settings are nested by their indents, with one report for each type that is possible, and
-    the value at the end.
+    Reports on settings within settings are nested by their indents, with one report for each type
+    that is possible, and the value at the end.
     """
     # types by their names alone
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>|\btyping\.(\w+)", r"\1\2", str(error))
@@ -126,7 +137,11 @@ def in_one_line(error: Exception) -> str:
     indents = [len(line) - len(line.lstrip(" -")) for line in lines]
     level = max(indents, default=0) + 1
     # of several, not one in a list of what is possible
-    at = max(range(len(lines)), key=lambda i: (indents[i], not lines[i].lstrip().startswith("-")), default=0)
+    at = max(
+        range(len(lines)),
+        key=lambda i: (indents[i], not lines[i].lstrip().startswith("-")),
+        default=0,
+    )
     kept: list[str] = []
     for line, indent in zip(lines[at::-1], indents[at::-1], strict=True):
         text = line.strip(" -:.")
@@ -138,4 +153,6 @@ def in_one_line(error: Exception) -> str:
     value = lines[-1].partition(": ")[2] if at < len(lines) - 1 else ""
     if value.startswith("NestedArg("):  # the parser's own object for an option
         value = ""
-    return (": ".join(kept) or type(error).__name__) + (f" ({value})" if 0 < len(value) < _LONGEST else "")
+    return (": ".join(kept) or type(error).__name__) + (
+        f" ({value})" if 0 < len(value) < _LONGEST else ""
+    )

@@ -19,22 +19,25 @@ _SUFFIX = ".unfinished"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write a file or folder to; it is renamed once it is complete.
+    """Yield a temporary name beside ``path`` for a file or folder; rename it once it is complete.
 
-    An existing file or folder of that name is replaced. If the block raises, nothing is left. The error of a full disk
-    names ``path``.
+    An existing file or folder of that name is replaced. If the block raises, nothing is left. The
+    error of a full disk names ``path``.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # a folder of its own, so that the temporary thing may be a file or a folder
         with (
-            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX) as scratch,
+            tempfile.TemporaryDirectory(
+                dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX
+            ) as scratch,
             # within: once the scratch folder is removed, there may be room again
             _naming(path),
         ):
             temporary = Path(scratch) / path.name
             yield temporary
-            # safetensors and archives make files that others may not read: give them the mode of any other new file
+            # safetensors and archives make files that others may not read: give them the mode of
+            # any other new file
             example = Path(scratch) / "example"
             example.touch()
             for written in (temporary, *temporary.rglob("*")):
@@ -45,7 +48,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _write_through(path: Path) -> None:
-    """Write a file through to the disk before it is renamed: a power cut would leave the name without content."""
+    """Write a file through to the disk before it is renamed.
+
+    Otherwise, a power failure would leave the name without content.
+    """
     with path.open("rb") as file:
         try:
             os.fsync(file.fileno())
@@ -75,7 +81,9 @@ def read_text(path: Path, what: str) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(f"{what} {path} is not in UTF-8 (line {line}): save it as UTF-8") from error
     except OSError as error:
-        raise DataError(f"{what} {path} cannot be read ({error.strerror}): give a text file") from error
+        raise DataError(
+            f"{what} {path} cannot be read ({error.strerror}): give a text file"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file in UTF-8, atomically; a path among its values keeps bytes that are not UTF-8."""
+    """Write a CSV file in UTF-8, atomically; a path in it may keep bytes that are not UTF-8."""
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -108,7 +116,7 @@ def append(path: Path, text: str) -> None:
 
 
 def cut_to_whole_lines(path: Path) -> int:
-    """Remove the line that was being written when its process was killed; returns the number of lines."""
+    """Remove a line left incomplete when its process was killed; return the number of lines."""
     lines = whole = 0
     with path.open("r+b") as file:
         for line in file:
@@ -119,7 +127,7 @@ def cut_to_whole_lines(path: Path) -> int:
 
 
 def remove_leftovers(folder: Path, but_with: str) -> None:
-    """Remove what killed processes left half-written in a folder, but not in subfolders that contain ``but_with``."""
+    """Remove partial files of killed processes, except in subfolders that contain ``but_with``."""
     for place, folders, names in os.walk(folder):
         if but_with in names and place != str(folder):
             folders.clear()
@@ -130,7 +138,7 @@ def remove_leftovers(folder: Path, but_with: str) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name a file in the error of a full disk, of which the system and libraries do not say where it struck."""
+    """Name the file in the error of a full disk, which the system and libraries leave out."""
     try:
         yield
     except KdplError:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``, which finds each name in the module below it that ``homes`` says."""
+    """Return a package's ``__getattr__``, which finds names in the modules that ``homes`` gives."""
 
     def get(name: str) -> Any:
         if name in homes:

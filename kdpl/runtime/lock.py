@@ -20,7 +20,8 @@ class RunLock:
 
     Args:
         folder: The run's folder; created if it does not exist.
-        patience: Seconds until a ConfigError; None waits as long as the lock of a killed process may stay.
+        patience: Seconds until a ConfigError; None waits as long as the lock of a killed process
+            may stay.
     """
 
     def __init__(self, folder: Path, patience: float | None = None) -> None:
@@ -32,7 +33,8 @@ class RunLock:
             self._lock.acquire(timeout=usual if patience is None else patience)
         except Timeout as error:
             raise ConfigError(
-                f"another process is running into {folder}: wait until it ends, or choose another --out"
+                f"another process is running into {folder}: wait until it ends, or choose another "
+                "--out"
             ) from error
         # stages in subfolders have locks of their own
         remove_leftovers(folder, but_with=LOCK_FILE)

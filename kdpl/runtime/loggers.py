@@ -18,8 +18,8 @@ from kdpl.runtime.run_folder import METRICS_FILE
 class MetricsCSV(Logger):
     """Appends metrics to ``metrics.csv``, also when a run is resumed or tested later.
 
-    Lightning's CSVLogger overwrites the file each time. Rows of one step belong together; of two values of one column
-    at one step the later one counts.
+    Lightning's CSVLogger overwrites the file each time. Rows of one step belong together; of two
+    values of one column at one step the later one counts.
 
     Args:
         save_dir: Folder of the file; a relative one is inside the run's folder.
@@ -53,7 +53,10 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
         path = Path(self._save_dir) / METRICS_FILE
-        row: dict[str, Any] = {"step": step if step is not None else "", **{k: float(v) for k, v in metrics.items()}}
+        row: dict[str, Any] = {
+            "step": step if step is not None else "",
+            **{k: float(v) for k, v in metrics.items()},
+        }
         if "epoch" in row:
             row["epoch"] = int(metrics["epoch"])
         if not self._columns and path.is_file():
@@ -65,7 +68,10 @@ class MetricsCSV(Logger):
             there, before = _read(path) if path.is_file() else ([], [])
             self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
             rows: list[dict[str, Any]] = [*before, row]
-            write_rows(path, [self._columns, *([each.get(key, "") for key in self._columns] for each in rows)])
+            write_rows(
+                path,
+                [self._columns, *([each.get(key, "") for key in self._columns] for each in rows)],
+            )
         else:
             line = io.StringIO(newline="")
             csv.DictWriter(line, self._columns).writerow(row)
@@ -79,7 +85,10 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read ``metrics.csv`` as curves: for each metric (step, value) in order of steps, the last value of each step."""
+    """Read ``metrics.csv`` as curves: for each metric (step, value) in order of steps.
+
+    The value is the last one of its step.
+    """
     curves: dict[str, dict[int, float]] = {}
     for row in _read(path)[1]:
         for key, value in row.items():
@@ -89,7 +98,10 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def place_loggers(loggers: Any, folder: Path) -> None:
-    """Put the relative folders of the trainer's logger settings, one, several or none, into the run's folder."""
+    """Put the relative folders of the trainer's logger settings into the run's folder.
+
+    There may be one logger, several or none.
+    """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         settings = logger.get("init_args") if isinstance(logger, Namespace) else None
         if settings is not None and settings.get("save_dir") is not None:

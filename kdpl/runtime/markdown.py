@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 
 def markdown_rows(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
-    """Return the lines of a Markdown table, head first; the last columns have numbers, which end at the right."""
+    """Return the lines of a Markdown table, head first.
+
+    The last columns, as many as ``numbers``, are numbers and aligned to the right.
+    """
     rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     rows.insert(1, "|" + "---|" * (len(lines[0]) - numbers) + "--:|" * numbers)
     return rows

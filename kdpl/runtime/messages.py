@@ -20,7 +20,9 @@ def process_rank() -> int:
 @rank_zero_only
 def inform(message: str) -> None:
     """Print a message to standard error, from the first process; a progress bar stays below it."""
-    if isinstance(sys.stderr, FileProxy):  # of a progress bar, and breaks what is longer than a line
+    if isinstance(
+        sys.stderr, FileProxy
+    ):  # of a progress bar, and breaks what is longer than a line
         get_console().out(message, highlight=False)
     else:
         print(message, file=sys.stderr, flush=True)
@@ -32,7 +34,7 @@ def warn(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave out the libraries' tips and warnings, which users of kdpl cannot act on; their errors remain."""
+    """Hide tips and warnings of libraries, which users of kdpl cannot act on; keep errors."""
     for name in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{name}\b")
     for name in ("lightning.pytorch", "lightning.fabric"):

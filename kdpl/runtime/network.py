@@ -28,13 +28,18 @@ def require_hub() -> None:
     try:
         # what it answers does not matter
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception as error:  # whatever the transport raises, which is another one in each generation of the client
-        raise HubUnreachableError(f"{constants.ENDPOINT} does not answer: {reason(error)}") from error
+    except Exception as error:  # the transport's errors differ between versions of the client
+        raise HubUnreachableError(
+            f"{constants.ENDPOINT} does not answer: {reason(error)}"
+        ) from error
 
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the hub's client use its cache alone if the hub cannot be reached; if the block then fails, say that."""
+    """Let the hub's client use only its cache if the hub cannot be reached.
+
+    If the block then fails, the error says so.
+    """
     try:
         require_hub()
     except HubUnreachableError as unreachable:

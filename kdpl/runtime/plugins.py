@@ -1,4 +1,4 @@
-"""What rooms and packages of others add, by entry points of the groups ``kdpl.commands``, ``kdpl.formats``, ….
+"""Plugins of rooms and other packages: entry points of ``kdpl.commands``, ``kdpl.formats``, ….
 
 docs/template.md lists the groups. The core names no room: it asks here what is installed.
 """
@@ -17,7 +17,9 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
     Those of a room whose folder was removed are left out, also before kdpl is installed again.
     """
-    entries = sorted(_installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name)
+    entries = sorted(
+        _installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name
+    )
     return {entry.name: entry for entry in entries if _is_there(entry.module)}
 
 
@@ -35,7 +37,8 @@ def load(group: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         package = entry.dist.name if entry.dist is not None else "its package"
         raise ConfigError(
-            f"kdpl.{group} {name!r} cannot be loaded from {entry.value} ({reason(error)}): install {package} again"
+            f"kdpl.{group} {name!r} cannot be loaded from {entry.value} ({reason(error)}): install "
+            f"{package} again"
         ) from error
 
 

@@ -17,9 +17,9 @@ T = TypeVar("T")
 class ImagePrediction:
     """The class predicted for a test image, out of all classes, with its probability.
 
-    ``label`` and ``prediction`` are names to show, which several classes may share; the numbers tell classes apart.
-    ``half_prediction_number`` is predicted out of the base or the novel classes alone, those that the label is among;
-    None without such a split.
+    ``label`` and ``prediction`` are names to show, which several classes may share; the numbers
+    tell classes apart. ``half_prediction_number`` is predicted out of the base or the novel classes
+    alone, those that the label is among; None without such a split.
     """
 
     index: int
@@ -39,11 +39,16 @@ class ImagePrediction:
 
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
     """Write predictions into a run's folder, in the order of the test split."""
-    rows = [{**asdict(p), "probability": f"{p.probability:.6f}"} for p in sorted(predictions, key=lambda p: p.index)]
+    rows = [
+        {**asdict(p), "probability": f"{p.probability:.6f}"}
+        for p in sorted(predictions, key=lambda p: p.index)
+    ]
     columns = list(ImagePrediction.__annotations__)
     if all(row[columns[-1]] is None for row in rows):
         columns.pop()  # there is no split
-    write_rows(folder / PREDICTIONS_FILE, [columns, *([row[name] for name in columns] for row in rows)])
+    write_rows(
+        folder / PREDICTIONS_FILE, [columns, *([row[name] for name in columns] for row in rows)]
+    )
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:
@@ -71,12 +76,15 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
 
 
 def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
-    """Write the number of test images and the accuracies; the file marks a finished test, so write it last."""
+    """Write the number of test images and the accuracies, last: the file marks a finished test."""
     write_text(folder / RESULTS_FILE, json.dumps({"images": images, **metrics}, indent=2))
 
 
 def read_results(folder: Path) -> dict[str, float]:
-    """Read a run's test accuracies, fractions by metric name; empty if not tested yet, a ValueError if damaged."""
+    """Read a run's test accuracies, fractions by metric name.
+
+    They are empty if the run is not tested yet; a damaged file is a ValueError.
+    """
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}

@@ -10,21 +10,21 @@ from kdpl.runtime.artifacts import STRICT
 Interpolation = Literal["bicubic", "bilinear"]
 
 CropPct = Annotated[float, Field(ge=0.5, le=2)]
-"""Edge of the crop as a share of the resized image's, as timm has it; its networks have 0.875 to 1.15."""
+"""Crop edge as a share of the resized image's, as in timm, whose networks have 0.875 to 1.15."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Resizing:
-    """The evaluation transform of a tower. Views are made for it, since training must see what evaluation sees.
+    """The evaluation transform of a tower; views use it, as training must see what evaluation sees.
 
     Two towers with equal ones see the same pixels.
 
     Attributes:
         image_size: Edge S of the square, pixels.
-        resize_mode: Resizes the short edge (``shortest``), both (``squash``) or the long one (``longest``) to S /
-            ``crop_pct`` pixels, rounded down. The centre is cropped.
+        resize_mode: Resizes the short edge (``shortest``), both (``squash``) or the long one
+            (``longest``) to S / ``crop_pct`` pixels, rounded down. The centre is cropped.
         interpolation: Of that resizing, always with antialiasing.
         crop_pct: Edge of the crop as a share of the resized image's.
         fill: Colour [red, green, blue], 0 to 255, where the image does not reach.

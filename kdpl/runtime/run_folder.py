@@ -34,7 +34,7 @@ PREVIOUS = f"{CHECKPOINTS_FOLDER}/previous.ckpt"
 
 
 def handed_over(folder: Path) -> bool:
-    """Return whether a fit in this folder is finished: prompts and class vectors, or a classifier, are there."""
+    """Return whether a fit is finished: prompts and class vectors, or a classifier, are there."""
     teacher = (folder / PROMPTS_FILE).exists() and (folder / CLASS_VECTORS_FILE).exists()
     return teacher or (folder / CLASSIFIER_FOLDER).exists()
 

@@ -11,7 +11,10 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
-        """Read a header; tarfile.ReadError if it announces notes of over a megabyte, which would fill the memory."""
+        """Read a header; tarfile.ReadError if it announces over a megabyte of notes.
+
+        Such notes would fill the memory.
+        """
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0 or (member.type in _NOTES and member.size > _LARGEST_NOTE):
             raise tarfile.ReadError(f"a header says that it has {member.size} bytes")

@@ -29,10 +29,14 @@ PATH = "/predict"
 
 _MAX_BATCH = 64
 _BATCH_SECONDS = 0.005
-_FORMAT = "send files in the field images of multipart/form-data, or one image as the body with its type, as image/jpeg"
+_FORMAT = (
+    "send files in the field images of multipart/form-data, "
+    "or one image as the body with its type, as image/jpeg"
+)
 
-# A file that a client sent: its name, made visible, and its content. Requests and responses are of no class of this
-# package, since the process of LitServe's queues would import torch to unpickle them.
+# A file that a client sent: its name, made visible, and its content. Requests and responses are of
+# no class of this package, since the process of LitServe's queues would import torch to unpickle
+# them.
 Upload = tuple[str, bytes]
 
 
@@ -46,7 +50,7 @@ async def read_uploads(
     request: Request,
     images: Annotated[list[UploadFile], File(description="image files")] = [],  # noqa: B006
 ) -> list[Upload]:
-    """Read the images of a request from its form, or from its whole body; an HTTPException says what is wrong."""
+    """Read images from a request's form or whole body; an HTTPException says what is wrong."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         uploads = [(visible(each.filename or "image"), await each.read()) for each in images]
@@ -75,8 +79,11 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
         workers: Processes on each device, which share the cores.
     """
 
-    def __init__(self, folder: str, top_k: int = 1, rule: DecisionRule = DecisionRule(), workers: int = 1) -> None:
-        # without a time for a batch to fill, an idle worker of LitServe asks for requests without a pause
+    def __init__(
+        self, folder: str, top_k: int = 1, rule: DecisionRule = DecisionRule(), workers: int = 1
+    ) -> None:
+        # without a time for a batch to fill, an idle worker of LitServe asks for requests without a
+        # pause
         super().__init__(max_batch_size=_MAX_BATCH, batch_timeout=_BATCH_SECONDS, api_path=PATH)
         self.folder, self.top_k, self.rule = folder, top_k, rule
         self.threads = max(1, cores() // workers)
@@ -84,7 +91,8 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
     def setup(self, device: str) -> None:
         """Load the classifier, in the worker's process."""
         end_with_parent()
-        # Ctrl-C is for the service's own process, which ends its workers once their requests are answered
+        # Ctrl-C is for the service's own process, which ends its workers once their requests are
+        # answered
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         configure_logging("warning", stream=sys.stderr)
         # torch's threads within an operation would mostly wait for each other
@@ -99,7 +107,9 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
         size = self.classifier.preprocessing.image_size
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])
 
-    def decode_request(self, request: Annotated[list[Upload], Depends(read_uploads)]) -> list[Upload]:
+    def decode_request(
+        self, request: Annotated[list[Upload], Depends(read_uploads)]
+    ) -> list[Upload]:
         """Return the images, which have been read before the request is queued."""
         return request
 
@@ -107,17 +117,28 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
         """Classify the images of several requests together; returns one row for each."""
         items = [upload for uploads in x for upload in uploads]
         size = min(_MAX_BATCH, -(-len(items) // self.parts))
-        pairs = self.classifier.predictions(items, self.open, self.top_k, size, self.threads, rule=self.rule)
-        rows = (to_row(self.classifier.task, name, predicted, self.columns) for (name, _), predicted in pairs)
+        pairs = self.classifier.predictions(
+            items, self.open, self.top_k, size, self.threads, rule=self.rule
+        )
+        rows = (
+            to_row(self.classifier.task, name, predicted, self.columns)
+            for (name, _), predicted in pairs
+        )
         return [list(islice(rows, len(uploads))) for uploads in x]
 
     def open(self, upload: Upload) -> Image.Image:
-        """Decode an image as RGB; a DataError if it is unreadable or too large. Its name is never a path."""
+        """Decode an image as RGB; DataError if it is unreadable or too large.
+
+        Its name is never used as a path.
+        """
         name, content = upload
         return open_image(name, content, self.classifier.decoding, MAX_UPLOAD_PIXELS)
 
     def encode_response(self, output: list[Row]) -> Predictions:
-        """Return the rows of a request, or its refusal if an image is unreadable, which must not fail its batch."""
+        """Return the rows of a request, or its refusal if an image is unreadable.
+
+        A refused request must not fail the others of its batch.
+        """
         errors = [error for row in output if (error := row.pop("error")) is not None]
         response = JSONResponse({"detail": errors[0]}, 422) if errors else {"predictions": output}
         # the annotation is for the description of the service

@@ -1,4 +1,4 @@
-"""``python -m kdpl serve CLASSIFIER``: a service that classifies the images that other programs send."""
+"""``python -m kdpl serve CLASSIFIER``: a service that classifies images sent by other programs."""
 
 import sys
 from pathlib import Path
@@ -27,8 +27,9 @@ def serve(
 ) -> int:
     """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
 
-    POST /predict takes files in the field images of a form, or one image as the body; it returns rows as in predict's
-    tables, as JSON. /health says if the service is ready, /metrics is for Prometheus, /openapi.json describes all.
+    POST /predict takes files in the field images of a form, or one image as the body; it returns
+    rows as in predict's tables, as JSON. /health says if the service is ready, /metrics is for
+    Prometheus, /openapi.json describes all.
 
     Args:
         classifier: classifier folder of a student's run
@@ -41,7 +42,8 @@ def serve(
         max_megabytes: largest body of a request, in MB
         max_images: images in a request
         max_waiting: requests at once; further ones are refused with status 503
-        timeout: seconds until a request is answered or refused, with the time that its images take to arrive
+        timeout: seconds until a request is answered or refused, with the time that its images take
+            to arrive
     """
     require_classifier(Path(classifier))
     try:
@@ -49,7 +51,9 @@ def serve(
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
     except ImportError as missing:
-        raise ConfigError("the service needs litserve and prometheus_client: pip install 'kdpl[serve]'") from missing
+        raise ConfigError(
+            "the service needs litserve and prometheus_client: pip install 'kdpl[serve]'"
+        ) from missing
     from kdpl.classifier.bulk import load_classifier
     from kdpl.serve.api import ClassifierApi
     from kdpl.serve.gate import Limits
@@ -59,11 +63,19 @@ def serve(
     # a port in use is said before the classifier is loaded
     port = free_port(host, port)
     loaded = load_classifier(classifier, None, device)
-    api = ClassifierApi(classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers)
+    api = ClassifierApi(
+        classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers
+    )
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
     server = build(api, loaded, loaded.head.class_vectors.device.type, workers, limits)
-    print(f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+    print(
+        f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
+        flush=True,
+    )
     if host != "127.0.0.1":
-        print("everybody who can reach this machine over the network can use the service", file=sys.stderr)
+        print(
+            "everybody who can reach this machine over the network can use the service",
+            file=sys.stderr,
+        )
     run(server, host, port)
     return 0

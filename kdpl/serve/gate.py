@@ -36,10 +36,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("kdpl_requests", "requests to classify images", ["status"], registry=self.registry)
+        self.requests = Counter(
+            "kdpl_requests", "requests to classify images", ["status"], registry=self.registry
+        )
         self.images = Counter("kdpl_images", "images in accepted requests", registry=self.registry)
-        self.active = Gauge("kdpl_requests_active", "requests that are read, wait or run", registry=self.registry)
-        self.seconds = Histogram("kdpl_request_seconds", "time until the answer", registry=self.registry)
+        self.active = Gauge(
+            "kdpl_requests_active", "requests that are read, wait or run", registry=self.registry
+        )
+        self.seconds = Histogram(
+            "kdpl_request_seconds", "time until the answer", registry=self.registry
+        )
 
 
 class Gate:
@@ -83,4 +89,6 @@ class Gate:
         except TimeoutError:
             detail = f"there is no answer after {self.limits.seconds:g} s: try again later"
             # what is left of a body would be taken for the next request
-            await JSONResponse({"detail": detail}, 504, {"Connection": "close"})(scope, receive, send)
+            await JSONResponse({"detail": detail}, 504, {"Connection": "close"})(
+                scope, receive, send
+            )

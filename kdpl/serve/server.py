@@ -29,11 +29,13 @@ from kdpl.version import __version__
 _MAX_CONNECTIONS = 512
 
 # what LitServe's route cannot say of itself
-_RAW_BODY = {"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
+_RAW_BODY = {
+    "requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 def free_port(host: str, port: int) -> int:
-    """Return a port that can be listened on, for 0 any; a ConfigError says why that is impossible."""
+    """Return a port to listen on, any if 0 is given; ConfigError says why this is impossible."""
     if 0 < port < 1024:
         raise ConfigError(f"--port {port} is kept for the system: give one from 1024, or 0 for any")
     try:
@@ -42,11 +44,15 @@ def free_port(host: str, port: int) -> int:
             return int(listener.getsockname()[1])
     except (OSError, OverflowError) as error:
         subject = f"the service cannot listen on {host} port {port} ({reason(error)})"
-        raise ConfigError(f"{subject}: give another --host or --port, or --port 0 for any") from error
+        raise ConfigError(
+            f"{subject}: give another --host or --port, or --port 0 for any"
+        ) from error
 
 
-def build(api: ClassifierApi, classifier: Classifier, device: str, workers: int, limits: Limits) -> LitServer:
-    """Put the service together; ``classifier`` is the one that its workers will load from its folder."""
+def build(
+    api: ClassifierApi, classifier: Classifier, device: str, workers: int, limits: Limits
+) -> LitServer:
+    """Build the service; ``classifier`` is the one that its workers load from its folder."""
     metrics = Metrics()
     server = LitServer(
         api,
@@ -71,7 +77,9 @@ def build(api: ClassifierApi, classifier: Classifier, device: str, workers: int,
     app.state.max_images, app.state.images = limits.images, metrics.images
 
     def refuse(*_: object) -> JSONResponse:
-        return JSONResponse({"detail": "the field images holds no file: give it a file name and the image"}, 422)
+        return JSONResponse(
+            {"detail": "the field images holds no file: give it a file name and the image"}, 422
+        )
 
     def count() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -88,15 +96,16 @@ def build(api: ClassifierApi, classifier: Classifier, device: str, workers: int,
 
 
 def _rule_facts(rule: DecisionRule, names: Sequence[str]) -> dict[str, Any]:
-    """A rule's fields, with thresholds of classes by name; None for a class that is always rejected."""
+    """Return a rule's fields, with thresholds by class name; None: the class is always rejected."""
     own = {name: rule.class_threshold(label) for label, name in enumerate(names)}
     finite = {name: least if math.isfinite(least) else None for name, least in own.items()}
     return {**asdict(rule), "class_thresholds": None if rule.class_thresholds is None else finite}
 
 
 def serve(server: LitServer, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C, which then is raised after the requests at that time have been answered."""
-    # a forked process of LitServe's queues would inherit the socket, and keep the port when this one is killed
+    """Serve until SIGTERM or Ctrl-C, raised again once pending requests have been answered."""
+    # a forked process of LitServe's queues would inherit the socket, and keep the port when this
+    # one is killed
     multiprocessing.set_start_method("spawn", force=True)
     own, signals = os.getpid(), []
 

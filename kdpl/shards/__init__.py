@@ -1,1 +1,1 @@
-"""Tar shards in the WebDataset format: as a pool of unlabelled images, and as images to classify."""
+"""Tar shards (WebDataset format) as a pool of unlabelled images, and as images to classify."""

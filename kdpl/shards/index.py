@@ -1,7 +1,7 @@
-"""Where the images of tar shards lie: found once, and kept for the next start and for all processes.
+"""Positions of images in tar shards: found once, and kept for later starts and all processes.
 
-The index of the shards of a folder is a file in it or, if it is distant or may not be written to, in
-``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
+The index of the shards of a folder is a file in it or, if it is distant or may not be written to,
+in ``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 2
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
-_BLOCK = 512  # least number of shards after which the index is written, so that an interruption loses little
+_BLOCK = 512  # least number of shards between writes of the index; an interruption loses little
 
 _Index = dict[str, tuple[str, Names]]
 """Stamp and images of each shard."""
@@ -39,7 +39,9 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
-        indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
+        indices = {
+            folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))
+        }
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         counts = zip(new, pool.map(_look_through, new), strict=True)
         shown = progress.track(counts, len(new), description="shards")
@@ -88,7 +90,11 @@ def _save(folder: str, index: _Index) -> None:
         # a name that is not UTF-8 is a ValueError
         with suppress(OSError, ValueError):
             write_tensors(
-                file, _KIND, _VERSION, {"rows": rows, "text": torch.from_numpy(images.text)}, {"stamps": stamps}
+                file,
+                _KIND,
+                _VERSION,
+                {"rows": rows, "text": torch.from_numpy(images.text)},
+                {"stamps": stamps},
             )
             return
 
@@ -97,7 +103,12 @@ def _files(folder: str) -> list[Path]:
     """Files that an index may be in."""
     there = folder if is_url(folder) else os.path.realpath(folder)
     kept = hashlib.blake2b(os.fsencode(there), digest_size=16).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kdpl" / "shards" / f"{kept}.safetensors"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        / "kdpl"
+        / "shards"
+        / f"{kept}.safetensors"
+    )
     return [cache] if is_url(folder) else [Path(folder) / INDEX_FILE, cache]
 
 
@@ -105,15 +116,23 @@ def _look_through(shard: str) -> Names:
     # by name: of two members of one name the later one counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
     if shard.lower().endswith(COMPRESSED_ENDINGS):
-        raise DataError(f"shard {shard} is compressed, which hides single images: make it a plain .tar")
+        raise DataError(
+            f"shard {shard} is compressed, which hides single images: make it a plain .tar"
+        )
     try:
         with open_file(shard) as file, open_tar(file, "r:") as opened:
             for member in images_of(opened):
-                members[member.name] = ShardImage(shard, member.name, member.offset_data, member.size)
+                members[member.name] = ShardImage(
+                    shard, member.name, member.offset_data, member.size
+                )
     except FileNotFoundError as error:
-        raise DataError(f"shard {shard} does not exist: restore it, or leave it out of unlabeled") from error
+        raise DataError(
+            f"shard {shard} does not exist: restore it, or leave it out of unlabeled"
+        ) from error
     except UNREADABLE as error:
-        raise DataError(f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out") from error
+        raise DataError(
+            f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out"
+        ) from error
     if not members:
         raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
     return Names.of(members.values())

@@ -1,4 +1,4 @@
-"""Pieces of a pool of shards, of some megabytes each: the unit in which training shuffles and reads it."""
+"""Pieces of a pool of shards, of some megabytes each: the unit of shuffling and reading."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ PIECE = 2**23
 """Bytes of images in a piece."""
 
 _FILE = 2**17  # bytes that an image outside of shards counts for
-_DENSE = 0.25  # least share of what is read at once that has to be wanted; small images have notes of their size
+_DENSE = 0.25  # least wanted share of one read; notes beside small images are as large as these
 _MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
 
 
@@ -29,7 +29,7 @@ def arrange(names: Names) -> Pool:
 
 
 def by_pieces(starts: Indices, num_images: int) -> Shuffle | None:
-    """Return ``shuffle`` of these pieces, or None for so few that all images would be mixed with each other."""
+    """Return ``shuffle`` of these pieces, or None if so few that all images would be mixed."""
     return partial(shuffle, starts, num_images) if len(starts) > WINDOW else None
 
 
@@ -44,10 +44,10 @@ class InPiece(ShardImage):
 
 
 class InPieces(Sequence[str]):
-    """Names of which an image in a shard, whenever it is asked for, comes with the piece to read it with.
+    """Names whose shard images, when requested, come with the piece to read them with.
 
-    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in several shards, each
-    part is read by itself. Images outside of shards are read one by one.
+    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in
+    several shards, each part is read by itself. Images outside of shards are read one by one.
 
     Attributes:
         starts: First image of each piece.
@@ -88,8 +88,8 @@ class InPieces(Sequence[str]):
 def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Iterator[Indices]:
     """Draw the order of images that lie in pieces, such that few pieces are in use at any time.
 
-    The pieces come in a random order, one at each turn. Each image of a piece is due after a random time of up to
-    ``WINDOW`` turns, so that a batch has images of about ``WINDOW`` pieces.
+    The pieces come in a random order, one at each turn. Each image of a piece is due after a random
+    time of up to ``WINDOW`` turns, so that a batch has images of about ``WINDOW`` pieces.
 
     Args:
         starts: First image of each piece, rising from 0.
@@ -105,9 +105,14 @@ def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Itera
     for first in range(0, len(order), WINDOW):
         pieces = order[first : first + WINDOW]
         last = first + len(pieces)
-        new = np.concatenate([np.arange(starts[piece], starts[piece] + sizes[piece]) for piece in pieces])
+        new = np.concatenate(
+            [np.arange(starts[piece], starts[piece] + sizes[piece]) for piece in pieces]
+        )
         turns = np.repeat(np.arange(first, last), sizes[pieces])
-        times, images = np.append(times, turns + WINDOW * rng.random(len(new))), np.append(images, new)
+        times, images = (
+            np.append(times, turns + WINDOW * rng.random(len(new))),
+            np.append(images, new),
+        )
         due = times < last
         yield images[due][np.argsort(times[due], kind="stable")]
         times, images = times[~due], images[~due]

@@ -21,7 +21,9 @@ def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
 
 
 def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members of an open shard that are images, in order; not links, hidden files and paths that leave a folder.
+    """Yield members of an open shard that are images, in order.
+
+    Links, hidden files and paths that leave a folder are left out.
 
     A tarfile.ReadError if the shard is truncated or damaged.
     """
@@ -29,7 +31,12 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         # tarfile remembers all members, of which a shard may have millions
         shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
         # a sparse file may claim any size
-        if member.isreg() and not member.issparse() and is_image(member.name) and is_below(member.name):
+        if (
+            member.isreg()
+            and not member.issparse()
+            and is_image(member.name)
+            and is_below(member.name)
+        ):
             yield member
     # tarfile takes a header that is truncated or damaged for the end
     if shard.fileobj is not None:
@@ -39,7 +46,10 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Read name and bytes of each image; of an unreadable one, and last of a damaged shard, the reason."""
+    """Read name and bytes of each image, or the reason if it is unreadable.
+
+    For a damaged shard, the last item gives the reason.
+    """
     try:
         with open_file(path) as file, open_tar(file, "r:*") as shard:
             for member in images_of(shard):
@@ -54,6 +64,10 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
     except FileNotFoundError:
         yield path, None, f"shard {path} does not exist: restore it, or leave it out"
     except UNREADABLE as error:
-        yield path, None, f"shard {path} is damaged ({reason(error)}): make it again, or leave it out"
+        yield (
+            path,
+            None,
+            f"shard {path} is damaged ({reason(error)}): make it again, or leave it out",
+        )
     except DataError as error:
         yield path, None, str(error)

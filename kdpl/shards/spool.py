@@ -1,7 +1,8 @@
 """Reading a piece of a file for the sake of many images, on behalf of all processes of a machine.
 
-A piece of a file on this machine is read whole by each process, and is then in the system's page cache. A piece behind
-a URL is downloaded by one process into a folder of temporary files, where the oldest make room for new ones.
+A piece of a file on this machine is read whole by each process, and is then in the system's page
+cache. A piece behind a URL is downloaded by one process into a folder of temporary files, where the
+oldest make room for new ones.
 """
 
 import getpass
@@ -26,7 +27,7 @@ _STEP = 2**20  # bytes, which a processor's cache holds
 
 
 class Piece(NamedTuple):
-    """Bytes ``start`` to ``stop`` of a file that is read ``since`` a time, in seconds as ``time.time`` counts them."""
+    """Bytes ``start`` to ``stop`` of a file, read ``since`` a time in seconds of ``time.time``."""
 
     start: int
     stop: int
@@ -34,7 +35,7 @@ class Piece(NamedTuple):
 
 
 def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
-    """Read bytes of a file that lie in a piece, which is fetched unless it is at hand; raises as ``read``."""
+    """Read a file's bytes that lie in a piece, fetching it if missing; raises as ``read``."""
     try:
         file, first = _fetched(path, piece)
         return read(file, start - first, size)
@@ -46,7 +47,7 @@ def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
 
 @lru_cache(MOST_PIECES)
 def _fetched(path: str, piece: Piece) -> tuple[str, int]:
-    """The file that holds a piece from now on, and the position in ``path`` at which that file begins."""
+    """Return the file that holds a piece from now on, and its start's position in ``path``."""
     if not is_url(path):
         left, buffer = piece.stop - piece.start, memoryview(bytearray(_STEP))
         with Path(path).open("rb", buffering=0) as shard:
@@ -54,7 +55,9 @@ def _fetched(path: str, piece: Piece) -> tuple[str, int]:
             while left > 0 and (count := shard.readinto(buffer[:left])):
                 left -= count
         return path, 0
-    name = hashlib.blake2b(f"{path}\0{piece[:2]}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    name = hashlib.blake2b(
+        f"{path}\0{piece[:2]}".encode(errors="surrogateescape"), digest_size=16
+    ).hexdigest()
     folder = _folder()
     file = folder / f"{name}.piece"
     with FileLock(folder / f"{int(name, 16) % _LOCKS}.lock"):
@@ -90,4 +93,6 @@ def _write(file: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         problem = f"{file.parent} cannot hold pieces of shards ({reason(error)})"
-        raise DataError(f"{problem}: set TMPDIR to a folder with room for {MOST_PIECES} times 8 MB") from error
+        raise DataError(
+            f"{problem}: set TMPDIR to a folder with room for {MOST_PIECES} times 8 MB"
+        ) from error

@@ -24,18 +24,29 @@ from kdpl.survey.images import find_further, inspect_images, overlooked, relabel
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
-_REFINED = 4  # labelled images up to which predictions refined on the pool are recommended: docs/faq.md
-_BALANCE = "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
+_REFINED = (
+    4  # labelled images up to which predictions refined on the pool are recommended: docs/faq.md
+)
+_BALANCE = (
+    "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
+)
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
 ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
-"""Validation images from which on these options keep what they promise, the last two if no prediction is wrong."""
-_WITHOUT_VALIDATION = """\
-  no validation image: nothing decides if refined targets are better than the teacher's predictions, the
-    classifier has no temperature and no thresholds (predict --max-error, --sets), more than 5 % of new
-    images exceed the limit of predict --unknown, and watch does not ask if more are of none of the
-    classes: label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%"""
-_UNINFORMATIVE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)  # names such as 7, class_07, n01440764
+"""Validation images from which these options hold, the last two if no prediction is wrong."""
+_WITHOUT_VALIDATION = (
+    "  no validation image: nothing decides if refined targets are better than the teacher's "
+    "predictions, the\n"
+    "    classifier has no temperature and no thresholds (predict --max-error, --sets), "
+    "more than 5 % of new\n"
+    "    images exceed the limit of predict --unknown, "
+    "and watch does not ask if more are of none of the\n"
+    "    classes: label some, in val/<class>/ or with split val, "
+    "or take some of the labels above by --val-share 20%"
+)
+_UNINFORMATIVE = re.compile(
+    r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE
+)  # names such as 7, class_07, n01440764
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
 
@@ -57,17 +68,21 @@ def init(
     Images that cannot be read, and copies of test images, are named and left out.
 
     Args:
-        path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a .csv or .parquet table
-            with the columns image, label and, optionally, split. With --class-names, no training image needs a label.
+        path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
+            .csv or .parquet table with the columns image, label and, optionally, split. With
+            --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
-        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a URL.
-        class_names: File with the names of all classes, where the folders or labels say too little, or there are none:
-            a .csv with lines such as 0,zero, a .json, or, where no image has a label, a .txt with a name on each line.
-        labels: Table with the columns image and label, as suggest writes it for you to fill in: its labels replace
-            those of PATH, and an image whose label is empty has none.
+        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a
+            URL.
+        class_names: File with the names of all classes, where the folders or labels say too little,
+            or there are none: a .csv with lines such as 0,zero, a .json, or, where no image has a
+            label, a .txt with a name on each line.
+        labels: Table with the columns image and label, as suggest writes it for you to fill in: its
+            labels replace those of PATH, and an image whose label is empty has none.
         shots: Labelled images a class to train on, at most; by default all of them.
-        val_share: Share of each class's labelled images to validate on, where there are no validation images; 0 for
-            none. By default a fifth, of classes with 8 labelled images or more, if that makes 19 or more in all.
+        val_share: Share of each class's labelled images to validate on, where there are no
+            validation images; 0 for none. By default a fifth, of classes with 8 labelled images or
+            more, if that makes 19 or more in all.
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
@@ -75,8 +90,12 @@ def init(
     validated = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
     for name in (_CONFIG, _TABLE):
         if (folder / name).exists() and not overwrite:
-            raise ConfigError(f"{folder / name} exists already: choose another --out, or give --overwrite")
-    places = [each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled]
+            raise ConfigError(
+                f"{folder / name} exists already: choose another --out, or give --overwrite"
+            )
+    places = [
+        each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled
+    ]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed = find(source, named)
     further = find_further(places, listed) if places else []
@@ -92,32 +111,57 @@ def init(
     tested = any(image.split in ("test", HELD_OUT) for image in good)
     images = _with_validation(good if tested else set_aside(good, HELD_OUT, _HELD_OUT), validated)
     if not labeled and not any(image.split == "train" for image in images):
-        raise DataError(f"{source} has no readable image to train on: add some, or give --unlabeled")
+        raise DataError(
+            f"{source} has no readable image to train on: add some, or give --unlabeled"
+        )
     why = {image.label: left_out[image.path] for image in seen if image.path in left_out}
     _require_classes(source, _counts(images), used | names.keys(), names, labeled, why)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
-    rows = ((image.path, image.label, image.split) for image in images if image.path not in elsewhere)
+    rows = (
+        (image.path, image.label, image.split) for image in images if image.path not in elsewhere
+    )
     write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
     skips = _write_left_out(folder, places, {image.path for image in images}, left_out, named)
     counts = _counts(images)
-    split_off = any(image.split == "val" for image in images) and not any(image.split == "val" for image in good)
+    split_off = any(image.split == "val" for image in images) and not any(
+        image.split == "val" for image in good
+    )
     least = "" if validated else f" with {_VAL_LEAST} labels or more"
-    of_val = f", {validated or _VAL_SHARE:.0%} of each class{least}, split off (--val-share)" if split_off else ""
+    of_val = (
+        f", {validated or _VAL_SHARE:.0%} of each class{least}, split off (--val-share)"
+        if split_off
+        else ""
+    )
     _write_config(folder, images, split_off, places, skips, named, shots)
     # last, since the reader of a pipe may close it
-    _print(source, images, names, shots, {HELD_OUT: ", a quarter of each class, held out", "val": of_val})
+    _print(
+        source,
+        images,
+        names,
+        shots,
+        {HELD_OUT: ", a quarter of each class, held out", "val": of_val},
+    )
     _print_not_taken([*left_out.values()], aside)
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
-        print("  no GPU was found: with the published models, training takes a day or more without one; to try things")
-        print("    out in minutes, give the command --teacher quickstart --student quickstart instead of its own")
+        print(
+            "  no GPU was found: with the published models, training takes a day or more without "
+            "one; to try things"
+        )
+        print(
+            "    out in minutes, give the command --teacher quickstart --student quickstart "
+            "instead of its own"
+        )
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher promptsrc_vit_l14 --student promptkd_vit_b16"
     if shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:
         stages += " --student refined"
     trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
-    config, run = (shlex.quote(str(p)) for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run"))
+    config, run = (
+        shlex.quote(str(p))
+        for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run")
+    )
     print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
     return 0
 
@@ -127,36 +171,52 @@ def _relabeled(
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply a table of labels to the images of the dataset and to those of further places.
 
-    Of the latter, those that now have a label belong to the dataset. DataError if a class has no label afterwards.
+    Of the latter, those that now have a label belong to the dataset. DataError if a class has no
+    label afterwards.
     """
     keys = {image.label for image in listed if image.label}
     names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
     classes = keys | names.keys()
     if not classes:
-        raise DataError("--labels needs the classes: write a list of them, and give it as --class-names")
-    written = {names[key].name if key in names else key: key for key in sorted(classes)} | {key: key for key in classes}
+        raise DataError(
+            "--labels needs the classes: write a list of them, and give it as --class-names"
+        )
+    written = {names[key].name if key in names else key: key for key in sorted(classes)} | {
+        key: key for key in classes
+    }
     images = relabel([*listed, *further], table, written, bool(names))
     used = {image.label for image in images if image.label}
     if used and (unused := sorted(classes - used)):
-        raise DataError(f"with {table} no image has the label {visible(unused[0])!r}: label one of each class")
+        raise DataError(
+            f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"
+        )
     places = {image.path for image in further}
     own = [image for image in images if image.label or image.path not in places]
     return own, [image for image in images if not image.label and image.path in places]
 
 
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
-    """Split validation images off the labelled ones, if there are none and ``share`` is not 0; None: where it pays."""
+    """Split validation images off the labelled ones if there are none, unless ``share`` is 0.
+
+    None: split them off if there are enough labels.
+    """
     if share == 0 or any(image.split == "val" for image in images):
         return images
     if share:
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
     # fewer would be too few for all that they are for
-    return divided if sum(image.split == "val" for image in divided) >= min(ENOUGH.values()) else images
+    return (
+        divided
+        if sum(image.split == "val" for image in divided) >= min(ENOUGH.values())
+        else images
+    )
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
-    other = f" of class {visible(kept.label)}, not {visible(image.label)}: correct one of the labels"
+    other = (
+        f" of class {visible(kept.label)}, not {visible(image.label)}: correct one of the labels"
+    )
     contrary = image.label and kept.label and image.label != kept.label
     return f"{image.path} is a copy of {kept.path} ({kept.split}){other if contrary else ''}"
 
@@ -170,16 +230,27 @@ def _require_classes(
     why: Mapping[str, str | None],
 ) -> None:
     if len(labels) == 1:
-        remedy = "give the folder above" if labeled else "write a name on each line of --class-names"
-        raise DataError(f"{path} has one class, {visible(min(labels))!r}, expected several: {remedy}")
+        remedy = (
+            "give the folder above" if labeled else "write a name on each line of --class-names"
+        )
+        raise DataError(
+            f"{path} has one class, {visible(min(labels))!r}, expected several: {remedy}"
+        )
     for label in sorted(labels):
-        fault = f"begins or ends with a space ({label!r})" if label != label.strip() else fault_of_name(label)
+        fault = (
+            f"begins or ends with a space ({label!r})"
+            if label != label.strip()
+            else fault_of_name(label)
+        )
         fault = fault or (fault_of_name(names[label].name) if label in names else None)
         if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
         if labeled and label not in trained:
             left_out = f" ({why[label]})" if label in why else ""
-            raise DataError(f"class {label!r} in {path} has no usable training image{left_out}: add some, or remove it")
+            raise DataError(
+                f"class {label!r} in {path} has no usable training image{left_out}: "
+                "add some, or remove it"
+            )
 
 
 def _counts(images: list[FoundImage]) -> Counter[str]:
@@ -187,7 +258,11 @@ def _counts(images: list[FoundImage]) -> Counter[str]:
 
 
 def _print(
-    path: Path, images: list[FoundImage], names: Mapping[str, ClassName], shots: int | None, notes: Mapping[str, str]
+    path: Path,
+    images: list[FoundImage],
+    names: Mapping[str, ClassName],
+    shots: int | None,
+    notes: Mapping[str, str],
 ) -> None:
     named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
@@ -201,31 +276,54 @@ def _print(
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     trained = _some([f"{name} ({count})" for name, count in fewest])
-    print(f"  labelled to train on: {trained or 'none, so that the teacher is the original CLIP (zero-shot)'}")
+    print(
+        "  labelled to train on: "
+        f"{trained or 'none, so that the teacher is the original CLIP (zero-shot)'}"
+    )
     if poor := [name for name, count in fewest if count < _FEW]:
         print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
     seen = {name: count if shots is None else min(shots, count) for name, count in fewest}
     if unused := sum(labeled.values()) - sum(seen.values()):
-        print(f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as --shots is {shots}")
+        print(
+            f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as "
+            f"--shots is {shots}"
+        )
     if fewest and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
         print(f"  very different numbers of labels: {_BALANCE}")
     if not tested:
-        print("  no test image: label some, in test/<class>/ or with split test, to measure the accuracy")
+        print(
+            "  no test image: label some, in test/<class>/ or with split test, to measure the "
+            "accuracy"
+        )
     elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if labeled and shots != 0:
         _print_validation(splits["val"])
     if uninformative := [each.name for _, each in sorted(named.items()) if _is_uninformative(each)]:
-        words = f"give words for all classes by --class-names, a .csv with lines such as {uninformative[0]},WORDS"
+        words = (
+            "give words for all classes by --class-names, "
+            f"a .csv with lines such as {uninformative[0]},WORDS"
+        )
         print(f"  names that tell the text tower nothing: {_some(uninformative)}: {words}")
-    print("  the default augmentation crops and mirrors: for digits, letters, or left and right, add to the command")
+    print(
+        "  the default augmentation crops and mirrors: for digits, letters, or left and right, "
+        "add to the command"
+    )
     print("    --data.init_args.augmentation light_affine")
     if plain := [visible(image.path) for image in images if image.plain]:
-        print(f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether they show anything")
-    transparent, turned = sum(image.transparent for image in images), sum(image.turned for image in images)
+        print(
+            f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "
+            "they show anything"
+        )
+    transparent, turned = (
+        sum(image.transparent for image in images),
+        sum(image.turned for image in images),
+    )
     if transparent or turned:
         on = "put on white (data.init_args.background)"
-        print(f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}")
+        print(
+            f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}"
+        )
 
 
 def _print_validation(number: int) -> None:
@@ -241,7 +339,10 @@ def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
         for line in lines[:_NAMED]:
             print(f"  {title}: {visible(line)}")
         if len(lines) > _NAMED:
-            print(f"  {title}: {len(lines) - _NAMED} more{f', all in {_LEFT_OUT}' if lines is left_out else ''}")
+            print(
+                f"  {title}: {len(lines) - _NAMED} "
+                f"more{f', all in {_LEFT_OUT}' if lines is left_out else ''}"
+            )
 
 
 def _is_uninformative(named: ClassName) -> bool:
@@ -260,7 +361,9 @@ def _write_left_out(
     """Write the images that are left out; returns whether a run needs the file."""
     sources = Table(str((out / _TABLE).absolute()), places or None, class_names).read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
-    more = {source: f"{source} is listed under another name" for source in sources if source not in kept}
+    more = {
+        source: f"{source} is listed under another name" for source in sources if source not in kept
+    }
     (out / _LEFT_OUT).unlink(missing_ok=True)
     if left_out or more:
         write_rows(out / _LEFT_OUT, [("image", "why"), *(more | left_out).items()])
@@ -280,10 +383,16 @@ def _write_config(
     if not smallest or shots == 0:
         taken = "0  # no labelled image is used, but to test"
     elif shots is None:
-        taken = f"null  # all labelled images, of the smallest class {smallest}; a number takes at most so many a class"
+        taken = (
+            f"null  # all labelled images, of the smallest class {smallest}; "
+            "a number takes at most so many a class"
+        )
     else:
         taken = f"{shots}  # labelled images a class; the smallest class has {smallest}"
-    fewer = "\n    allow_fewer_shots: true  # of a number of shots, classes with fewer images give all they have"
+    fewer = (
+        "\n    allow_fewer_shots: true  "
+        "# of a number of shots, classes with fewer images give all they have"
+    )
     fewer = fewer if smallest else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
@@ -294,7 +403,10 @@ def _write_config(
     if class_names:
         further += f"    class_names: {_quoted(class_names)}\n"
     if skips:
-        further += f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}  # unusable images, and copies\n"
+        further += (
+            f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}"
+            "  # unusable images, and copies\n"
+        )
     text = f"""\
 # Written by python -m kdpl init;
 # {test}.
@@ -307,8 +419,10 @@ data:
 {further}\
     shots: {taken}{fewer}
     val_shots: null  # validate on all validation images, if there are any
-    # augmentation: light_affine  # where a mirrored or closely cropped image would be of another class
-    # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no labels of
+    # augmentation: light_affine  # where a mirrored or closely cropped image would be of \
+another class
+    # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no \
+labels of
 """
     write_text(out / _CONFIG, text)
 

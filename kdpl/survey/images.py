@@ -19,12 +19,27 @@ from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
 
 # images that Pillow does not open
-_FOREIGN = frozenset({".arw", ".cr2", ".dcm", ".dng", ".eps", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
+_FOREIGN = frozenset(
+    {
+        ".arw",
+        ".cr2",
+        ".dcm",
+        ".dng",
+        ".eps",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".nef",
+        ".psd",
+        ".raw",
+        ".svg",
+    }
+)
 _NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
 
 
 def find_further(where: Sequence[str], known: Iterable[FoundImage]) -> list[FoundImage]:
-    """List unlabelled images of further places without those that are known; see ``find_unlabeled``."""
+    """List unlabelled images of further places, without known ones; see ``find_unlabeled``."""
     sources = unlisted(find_unlabeled(where), (image.path for image in known))
     return [FoundImage(source, "", "train") for source in sources]
 
@@ -32,22 +47,27 @@ def find_further(where: Sequence[str], known: Iterable[FoundImage]) -> list[Foun
 def relabel(
     images: Sequence[FoundImage], table: Path, named: Mapping[str, str], named_by_file: bool = False
 ) -> list[FoundImage]:
-    """Give images the labels that somebody wrote into a table with the columns ``image`` and ``label``.
+    """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
-    The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An image that is not
-    among the ``images`` is added for training if it has a label.
+    The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An
+    image that is not among the ``images`` is added for training if it has a label.
 
     Args:
         images: The images.
         table: A .csv or .parquet file; relative paths begin at its folder.
-        named: The classes: labels by what may be written for them, which is themselves or their names.
+        named: The classes: labels by what may be written for them, which is themselves or their
+            names.
         named_by_file: Whether a file of class names gave their names.
 
     Raises:
-        DataError: It cannot be read, gives an image two labels, or names a class that there is not, or empties the
-            label of a test or validation image.
+        DataError: It cannot be read, gives an image two labels, or names a class that there is not,
+            or empties the label of a test or validation image.
     """
-    table, number_of, written = table.absolute(), {image.path: i for i, image in enumerate(images)}, dict[str, str]()
+    table, number_of, written = (
+        table.absolute(),
+        {image.path: i for i, image in enumerate(images)},
+        dict[str, str](),
+    )
     merged = list(images)
     for number, (image, label, _) in enumerate(read_rows(table, labeled=True), start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
@@ -62,7 +82,9 @@ def relabel(
         elif source in number_of:
             old = merged[number_of[source]]
             if not label and old.split != "train":
-                fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
+                fault = (
+                    f"leaves {visible(image)} of the {old.split} images without a label: write one"
+                )
             merged[number_of[source]] = replace(old, label=named.get(label, ""))
         elif label:
             number_of[source] = len(merged)
@@ -73,7 +95,7 @@ def relabel(
 
 
 def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
-    """One line for each folder with images, and each kind of file, of a folder that ``find`` did not find."""
+    """List folders with images, and kinds of file, that ``find`` did not find, a line for each."""
     known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
     empty: list[str] = []
     for top, folders, files in os.walk(folder.absolute()):
@@ -85,9 +107,15 @@ def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
                 foreign[ending] += 1
             elif is_image(name) and os.path.join(top, name) not in known:  # noqa: PTH118
                 elsewhere[top] += 1
-    lines = [f"{_count(n, 'image')} in {visible(at)}, which is not a class folder" for at, n in elsewhere.items()]
+    lines = [
+        f"{_count(n, 'image')} in {visible(at)}, which is not a class folder"
+        for at, n in elsewhere.items()
+    ]
     lines += [f"folder {visible(top)}, which is empty" for top in empty]
-    return lines + [f"{_count(n, f'{ending} file')}, which cannot be read: convert" for ending, n in foreign.items()]
+    return lines + [
+        f"{_count(n, f'{ending} file')}, which cannot be read: convert"
+        for ending, n in foreign.items()
+    ]
 
 
 def _count(number: int, what: str) -> str:
@@ -95,16 +123,22 @@ def _count(number: int, what: str) -> str:
 
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
-    """Decode every image, on all cores, under a progress bar; returns them with size, digest and fault."""
+    """Decode images on all cores with a progress bar; returns them with size, digest and fault."""
     return list(in_parallel(_inspect, images, "looking", workers))
 
 
-def set_aside(images: list[FoundImage], split: str, share: float, least: int = 2) -> list[FoundImage]:
-    """Move a share of the labelled training images of each class with at least ``least`` to a split; always the same.
+def set_aside(
+    images: list[FoundImage], split: str, share: float, least: int = 2
+) -> list[FoundImage]:
+    """Move a share of each class's labelled training images to a split, always the same ones.
+
+    Only classes with at least ``least`` of them take part.
 
     One of them moves at least, and one stays.
     """
-    train = [(image.path, image.label) for image in images if image.label and image.split == "train"]
+    train = [
+        (image.path, image.label) for image in images if image.label and image.split == "train"
+    ]
     counts = Counter(label for _, label in train)
     chosen = held_out_of((each for each in train if counts[each[1]] >= least), share)
     return [replace(image, split=split) if image.path in chosen else image for image in images]
@@ -124,5 +158,7 @@ def _inspect(image: FoundImage) -> FoundImage:
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:
-        return replace(image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it")
+        return replace(
+            image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it"
+        )
     return replace(image, digest=digest_of_content(content))

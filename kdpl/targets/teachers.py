@@ -32,7 +32,9 @@ class Teachers(Frozen[nn.ModuleList]):
         task: The student's task, by which the predictions of several teachers are averaged.
     """
 
-    def __init__(self, folders: Sequence[str], class_vectors: str | None = None, task: Task = MULTI_CLASS) -> None:
+    def __init__(
+        self, folders: Sequence[str], class_vectors: str | None = None, task: Task = MULTI_CLASS
+    ) -> None:
         folder, *more = folders
         vectors = ClassVectors.of_teacher(folder, class_vectors)
         super().__init__(nn.ModuleList([FrozenTeacher(Path(folder), vectors)]))
@@ -62,10 +64,13 @@ class Teachers(Frozen[nn.ModuleList]):
     def describe(self) -> list[TeacherDescription]:
         """Return what a cache of its features is checked against, for each teacher."""
         vectors = [teacher.vectors for teacher in self.read()]
-        return [TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing) for v in vectors]
+        return [
+            TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing)
+            for v in vectors
+        ]
 
     def load(self, compiled: bool = False) -> None:
-        """Load image tower and prompts of each, unless that was done; errors as ``FrozenTeacher``."""
+        """Load image tower and prompts of each unless already done; errors as ``FrozenTeacher``."""
         for teacher in self.read():
             if teacher.tower is None:
                 inform(f"loading the teacher of {teacher.folder}")
@@ -86,7 +91,8 @@ class Teachers(Frozen[nn.ModuleList]):
         if not views.keys() >= {*needed}:
             ways = len({student, *needed})
             raise ConfigError(
-                f"a batch has {len(views)} views of each image, but student and teachers resize images in {ways} ways: "
+                f"a batch has {len(views)} views of each image, but student and teachers resize "
+                f"images in {ways} ways: "
                 "let the datamodule make a view for each, as DomainDataModule does"
             )
         return self.features(*(views[resizing] for resizing in needed))
@@ -98,7 +104,9 @@ class Teachers(Frozen[nn.ModuleList]):
         with the teacher's own image size S.
         """
         teachers = self.read()
-        return torch.cat([each.features(own) for each, own in zip(teachers, views, strict=True)], dim=1)
+        return torch.cat(
+            [each.features(own) for each, own in zip(teachers, views, strict=True)], dim=1
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D_1 + … + D_M], of several those of their mean."""
@@ -118,13 +126,16 @@ class Teachers(Frozen[nn.ModuleList]):
     def require_in(self, checkpoint: dict[str, Any]) -> None:
         """Raise an ArtifactError for a checkpoint that is not a student's of these teachers."""
         if _KEY not in checkpoint:
-            raise ArtifactError("this is not a student checkpoint: give one from a StudentDistillation run")
+            raise ArtifactError(
+                "this is not a student checkpoint: give one from a StudentDistillation run"
+            )
         before = [checkpoint[_KEY], *checkpoint.get(_MORE_KEY, [])]
         # a fit has read all teachers by now; a test needs the first alone, and reads no other
         unread = before[len(self.module) :] if self._unread else []
         own = [cast(FrozenTeacher, teacher).vectors.teacher for teacher in self.module] + unread
         if before != own:
             raise ArtifactError(
-                "the checkpoint was distilled from a different teacher than the one in the settings: use that of its "
+                "the checkpoint was distilled from a different teacher than the one in the "
+                "settings: use that of its "
                 "run, or start in a new folder"
             )

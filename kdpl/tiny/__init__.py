@@ -1,7 +1,7 @@
-"""Miniature CLIPs, a teacher and two students, for running the whole pipeline on a laptop without downloads.
+"""Miniature CLIPs, a teacher and two students, to run the pipeline on a laptop without downloads.
 
-They were pretrained on captioned printed glyphs (digits and letters in matplotlib's fonts), never on handwriting.
-In a clone, ``python -m benchmarks.worlds.pretrain`` creates their weights.
+They were pretrained on captioned printed glyphs (digits and letters in matplotlib's fonts), never
+on handwriting. In a clone, ``python -m benchmarks.worlds.pretrain`` creates their weights.
 """
 
 from functools import partial
@@ -10,7 +10,10 @@ from kdpl.tiny.models import CONFIGS, TAG, load_weights
 
 
 def register() -> None:
-    """Register ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet`` with the tag ``glyphs``, as an entry point."""
+    """Register the tiny CLIPs, as an entry point.
+
+    They are ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet``, with the tag ``glyphs``.
+    """
     from kdpl.clip.loading import register_model
 
     for name, config in CONFIGS.items():

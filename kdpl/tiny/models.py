@@ -1,7 +1,7 @@
 """Architectures and weights of the miniature CLIPs.
 
-The models have CLIP's vocabulary of 49,408 tokens, so any class name can be encoded. Pretraining saw about a hundred of
-them, and a weights file holds only the embeddings of these.
+The models have CLIP's vocabulary of 49,408 tokens, so any class name can be encoded. Pretraining
+saw about a hundred of them, and a weights file holds only the embeddings of these.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,10 @@ def weights_path(name: str) -> Path:
 
 
 def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:
-    """Load a complete float32 state dict for ``open_clip.CLIP`` with ``CONFIGS[name]``, by default from the package."""
+    """Load the float32 state dict of ``CONFIGS[name]``, by default from the package.
+
+    It is complete, for an ``open_clip.CLIP`` with that config.
+    """
     tensors = load_file(path or weights_path(name))
     token_ids = tensors.pop(_IDS).long()
     state_dict = {key: value.float() for key, value in tensors.items()}
@@ -55,15 +58,21 @@ def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:
 
 
 def expand_embedding(rows: Tensor, token_ids: Tensor) -> Tensor:
-    """Expand the trained embeddings, float32 [T, W], of tokens, int64 [T], to the whole vocabulary, float32 [V, W].
+    """Expand the trained token embeddings to the whole vocabulary, float32 [V, W].
 
-    Unseen tokens are drawn from the mean and standard deviation of the trained rows. The tower has only seen embeddings
-    from there; others, such as random initial ones, could dominate the words around them. Without noise, all unknown
-    names of one length would have the same feature, and no tuning could separate them.
+    ``rows``, float32 [T, W], are the embeddings of the tokens ``token_ids``, int64 [T].
+
+    Unseen tokens are drawn from the mean and standard deviation of the trained rows. The tower has
+    only seen embeddings from there; others, such as random initial ones, could dominate the words
+    around them. Without noise, all unknown names of one length would have the same feature, and no
+    tuning could separate them.
     """
     trained = rows.double().numpy()
-    # numpy freezes the stream of RandomState, on which a teacher's fingerprint depends; torch does not
+    # numpy freezes the stream of RandomState, on which a teacher's fingerprint depends; torch does
+    # not
     noise = np.random.RandomState(0).standard_normal((VOCAB_SIZE, trained.shape[1]))
-    table = torch.from_numpy((trained.mean(axis=0) + trained.std(axis=0) * noise).astype(np.float32))
+    table = torch.from_numpy(
+        (trained.mean(axis=0) + trained.std(axis=0) * noise).astype(np.float32)
+    )
     table[token_ids] = rows
     return table

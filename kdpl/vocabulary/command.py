@@ -1,4 +1,4 @@
-"""``python -m kdpl class-vectors``: class vectors of other class names, from a teacher that is tuned already."""
+"""``python -m kdpl class-vectors``: class vectors of other names from an already tuned teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,22 +20,28 @@ def class_vectors(
 ) -> int:
     """Encode class names with the prompts of a tuned teacher; nothing is trained.
 
-    The names come from one of --classes, --class-list and --config. After --config, --data.init_args.NAME VALUE changes
-    a setting of the data.
+    The names come from one of --classes, --class-list and --config. After --config,
+    --data.init_args.NAME VALUE changes a setting of the data.
 
     Args:
         teacher: Run folder of a teacher.
         out: The file to write.
         classes: The class names, in the order of their labels.
         class_list: Text file with a class name on each line, in that order.
-        config: Config whose data section names the classes, for example a run's config.yaml; may be repeated.
+        config: Config whose data section names the classes, for example a run's config.yaml; may be
+            repeated.
         settings: Settings of the data.
     """
     file = output_file("--out", out)
     if sum(map(bool, (classes, class_list, config))) != 1:
-        raise ConfigError("class-vectors takes its names from one source: give --classes, --class-list or --config")
+        raise ConfigError(
+            "class-vectors takes its names from one source: give --classes, "
+            "--class-list or --config"
+        )
     if settings and not config:
-        raise ConfigError(f"class-vectors has no option {settings[0]}, except after --config: leave it out")
+        raise ConfigError(
+            f"class-vectors has no option {settings[0]}, except after --config: leave it out"
+        )
     num_base: int | None = None
     texts: tuple[ClassText, ...] | None = None
     if config:
@@ -69,13 +75,15 @@ def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
 ) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
-    """Names, number of base classes and texts of the data that configs and further settings describe."""
+    """Return names, number of base classes and texts of the data in configs and settings."""
     from kdpl.data.from_config import build_data
     from kdpl.runtime.configs import find_config, read_config
 
     sections = [read_config(find_config(file)).get("data", {}) for file in files]
     for file, section in zip(files, sections, strict=True):
         if not isinstance(section, dict):
-            raise ConfigError(f"data in config {file} is {section!r}, expected a section of settings: correct it")
+            raise ConfigError(
+                f"data in config {file} is {section!r}, expected a section of settings: correct it"
+            )
     data = build_data(sections, settings)
     return data.class_names, data.num_base, data.class_texts

@@ -1,4 +1,4 @@
-"""New images against the pool that a classifier was distilled on, without labels: numbers, and their page."""
+"""Comparison, without labels, of new images with a classifier's pool: numbers and their page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,17 @@ from kdpl.report.accuracy import thumbnail, wilson
 from kdpl.report.page import fill
 from kdpl.tasks import DecisionRule
 from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
-from kdpl.watch.two_samples import Comparison, above_usual, compare, distances_to, distances_within, least_sure
+from kdpl.watch.two_samples import (
+    Comparison,
+    above_usual,
+    compare,
+    distances_to,
+    distances_within,
+    least_sure,
+)
 
 MIN_IMAGES = 20
-"""Smallest number of images on either side: of fewer, a share has an interval of 40 points or more."""
+"""Smallest number of images on either side: below it, a share's interval is 40 points or more."""
 
 MAX_SHOWN = 24
 """Largest number of unusual images that are shown."""
@@ -38,7 +45,10 @@ _ALARMS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what a classifier finds in them: their places in the order given, names, and those it cannot read."""
+    """Images and what a classifier finds in them.
+
+    They have places in the order given, and names; those that it cannot read are listed apart.
+    """
 
     places: list[int]
     names: list[str]
@@ -47,9 +57,14 @@ class Batch:
 
 
 def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
-    """Classify the images of files and shards that an option names; a DataError if too few can be read."""
+    """Classify images of files and shards that an option names.
+
+    It is a DataError if too few can be read.
+    """
     places, names, predicted, unreadable = [], [], [], []
-    predictions = classifier.predictions(read_items(sources), partial(Item.open, decoding=classifier.decoding))
+    predictions = classifier.predictions(
+        read_items(sources), partial(Item.open, decoding=classifier.decoding)
+    )
     for place, (item, each) in enumerate(predictions):
         if isinstance(each, DataError):
             unreadable.append((printable(item.name), str(each)))
@@ -58,22 +73,34 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
             names.append(printable(item.name))
             predicted.append(each)
     if len(predicted) < MIN_IMAGES:
-        first = f", the first of {len(unreadable)} unreadable ones because {unreadable[0][1]}" if unreadable else ""
+        first = (
+            f", the first of {len(unreadable)} unreadable ones because {unreadable[0][1]}"
+            if unreadable
+            else ""
+        )
         raise DataError(
-            f"it takes {MIN_IMAGES} images or more to compare them, and {option} has {len(predicted)}: give more{first}"
+            f"it takes {MIN_IMAGES} images or more to compare them, and {option} has "
+            f"{len(predicted)}: give more{first}"
         )
     return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
 
 
 class Limit(NamedTuple):
-    """A score of being none of the classes, and the number of images, which were not trained on, that it comes from."""
+    """A score of being none of the classes, and the number of images that it comes from.
+
+    The classifier was not trained on these images.
+    """
 
     score: float
     images: int
 
 
-def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[Limit | None, str | None]:
-    """Find the limit that new images are compared with, or why there is none; ``reference`` are images like the pool's.
+def find_limit(
+    classifier: Classifier, reference: ImageSample | None
+) -> tuple[Limit | None, str | None]:
+    """Find the limit that new images are compared with, or why there is none.
+
+    ``reference`` are images like the pool's.
 
     The pool itself says nothing of it: its images are usual to an encoder that has learnt them.
     """
@@ -85,8 +112,14 @@ def find_limit(classifier: Classifier, reference: ImageSample | None) -> tuple[L
         return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
     if unknown.held_out is None:
         # a file of before these were counted lacks their number, too
-        remedy = "distil it with some (init --val-share), or give images like those of the pool by --against"
-        return None, f"this classifier does not know its limit of 0.5 from validation images: {remedy}"
+        remedy = (
+            "distil it with some (init --val-share), "
+            "or give images like those of the pool by --against"
+        )
+        return (
+            None,
+            f"this classifier does not know its limit of 0.5 from validation images: {remedy}",
+        )
     return Limit(0.5, unknown.held_out), None
 
 
@@ -104,10 +137,16 @@ def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_
 
 
 def compare_with_limit(
-    classifier: Classifier, pool: ImageSample, new: ImageSample, rule: DecisionRule | None, limit: Limit | None
+    classifier: Classifier,
+    pool: ImageSample,
+    new: ImageSample,
+    rule: DecisionRule | None,
+    limit: Limit | None,
 ) -> Comparison:
-    """Compare as ``compare`` does, and with the limit, if there is one; without a rule it is the pool's."""
-    rejected = None if rule is None else np.concatenate([rejected_of(each, rule) for each in (pool, new)])
+    """Compare as ``compare`` does, and with the limit, if any; the default rule is the pool's."""
+    rejected = (
+        None if rule is None else np.concatenate([rejected_of(each, rule) for each in (pool, new)])
+    )
     comparison = compare(pool, new, len(classifier.class_names), rejected)
     if limit is None:
         return comparison
@@ -129,7 +168,8 @@ def compare_batches(
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
         new: The new images.
-        rule: What rejects an image; None: a largest probability that is smaller than of most of the pool.
+        rule: What rejects an image; None: a largest probability that is smaller than of most of the
+            pool.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
         trained_on: Whether the classifier was trained on the images of the pool.
 
@@ -140,10 +180,14 @@ def compare_batches(
     drawn = sample.draw(MAX_IMAGES)
     limit, missing = find_limit(classifier, None if trained_on else pool)
     comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
-    alarms = [question for question, p_value in comparison.questions.items() if p_value <= false_alarms]
+    alarms = [
+        question for question, p_value in comparison.questions.items() if p_value <= false_alarms
+    ]
     rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
     both = {"pool": pool, "new": sample}
-    counts = {who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()}
+    counts = {
+        who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()
+    }
     is_rejected = {who: rejected_of(each, rule) for who, each in both.items()}
     rejected = {who: int(each.sum()) for who, each in is_rejected.items()}
     above = 0 if limit is None else int((unknown_scores(classifier, sample) > limit.score).sum())
@@ -158,10 +202,15 @@ def compare_batches(
         for number, name in enumerate(names)
     ]
     rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
-    own, far = np.sort(distances_within(pool.features)), distances_to(pool.features, sample.features)
+    own, far = (
+        np.sort(distances_within(pool.features)),
+        distances_to(pool.features, sample.features),
+    )
     # share of the pool's own distances that are smaller
     ranks = np.searchsorted(own, far) / len(own)
-    bands = np.bincount(np.searchsorted(_BANDS[1:-1], ranks, side="right"), minlength=len(_BANDS) - 1)
+    bands = np.bincount(
+        np.searchsorted(_BANDS[1:-1], ranks, side="right"), minlength=len(_BANDS) - 1
+    )
     order = np.argsort(-far)[:MAX_SHOWN].tolist()
     summary = {
         "differs": bool(alarms),
@@ -171,7 +220,9 @@ def compare_batches(
         "rejected": round(rejected["new"] / len(sample), 4),
         "rejected_of_pool": round(rejected["pool"] / len(pool), 4),
         "unknown": None if limit is None else round(above / len(sample), 4),
-        "p_values": {question: round(p_value, 4) for question, p_value in comparison.questions.items()},
+        "p_values": {
+            question: round(p_value, 4) for question, p_value in comparison.questions.items()
+        },
         "changed_classes": [row["name"] for row in rows if row["changed"]],
     }
     return {
@@ -218,8 +269,10 @@ def compare_batches(
     }
 
 
-def render(comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None) -> str:
-    """Return the page of a comparison as HTML, with thumbnails of unusual images, which are read once more."""
+def render(
+    comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None
+) -> str:
+    """Return a comparison's HTML page, with thumbnails of unusual images, which are read again."""
     wanted = {each["place"]: each for each in comparison["unusual"]}
     for place, item in enumerate(read_items(sources)):
         if place in wanted:

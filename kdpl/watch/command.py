@@ -54,7 +54,10 @@ def watch(
     from kdpl.watch.two_samples import LEAST_RATE, QUANTILE
 
     if rate < LEAST_RATE:
-        raise ConfigError(f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: give for example 1%")
+        raise ConfigError(
+            f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: "
+            "give for example 1%"
+        )
     loaded = load_classifier(classifier, None, "auto")
     decided = rule.of(loaded) if rule.makers else None
     if against:
@@ -64,7 +67,8 @@ def watch(
         pool = ImageSample.load(Path(classifier), loaded.fingerprint(), shape)
     if len(pool) < MIN_IMAGES:
         raise ConfigError(
-            f"it takes {MIN_IMAGES} images of the pool or more, and {classifier} keeps {len(pool)}: {REMEDY}"
+            f"it takes {MIN_IMAGES} images of the pool or more, and {classifier} keeps "
+            f"{len(pool)}: {REMEDY}"
         )
     new = read_batch(loaded, sources, "IMAGES")
     comparison = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)

@@ -1,4 +1,7 @@
-"""What a classifier finds in a sample of images; that of the pool is kept with it, to compare new images with."""
+"""A classifier's results for a sample of images.
+
+The pool's sample is kept with the classifier, to compare new images with.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,7 +51,10 @@ class ImageSample(Companion):
     def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:
         """Take it from the predictions (``kdpl.tasks.Predicted``) of at least one image."""
         numbers = {name: number for number, name in enumerate(class_names)}
-        rows = [(each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name]) for each in predicted]
+        rows = [
+            (each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name])
+            for each in predicted
+        ]
         features, scores, labels = zip(*rows, strict=True)
         return cls(torch.stack(features), torch.tensor(scores), torch.tensor(labels))
 
@@ -58,29 +64,41 @@ class ImageSample(Companion):
     def draw(self, count: int) -> Self:
         """Draw at most ``count`` images, the same each time."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
-        return self if len(self) <= count else type(self)(*(each[chosen] for each in vars(self).values()))
+        return (
+            self
+            if len(self) <= count
+            else type(self)(*(each[chosen] for each in vars(self).values()))
+        )
 
     def save(self, folder: Path, classifier: str) -> None:
-        """Write the file into a classifier's folder, atomically, with the fingerprint of the classifier."""
+        """Write the file atomically into a folder, with its classifier's fingerprint."""
         write_tensors(folder / self.file, KIND, VERSION, vars(self), {"classifier": classifier})
 
     @classmethod
     def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
-        """Read the file of a folder; an ArtifactError if it is missing, damaged, or of another classifier.
+        """Read a folder's file; ArtifactError if it is missing, damaged, or of another classifier.
 
         ``classifier`` is the fingerprint and ``shape`` that of the class vectors, [C, D].
         """
         path = folder / cls.file
         if not path.is_file():
-            raise ArtifactError(f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}")
+            raise ArtifactError(
+                f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
+            )
         remedy = f"remove it, and {REMEDY}"
         tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
         own = [tensors.get(name, torch.empty(0)) for name in ("features", "scores", "labels")]
         features, scores, labels = own
         kinds = [torch.float16, torch.float32, torch.int64]
         count = scores.numel()
-        valid = len(tensors) == 3 and [each.dtype for each in own] == kinds and 1 <= count <= MAX_IMAGES
-        valid = valid and features.shape == (count, shape[1]) and scores.shape == labels.shape == (count,)
+        valid = (
+            len(tensors) == 3 and [each.dtype for each in own] == kinds and 1 <= count <= MAX_IMAGES
+        )
+        valid = (
+            valid
+            and features.shape == (count, shape[1])
+            and scores.shape == labels.shape == (count,)
+        )
         # refuses NaN too
         within = valid and (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
         if not (within and ((labels >= 0) & (labels < shape[0])).all()):

@@ -14,7 +14,7 @@ from kdpl.watch.image_sample import ImageSample
 Floats = npt.NDArray[np.float64]
 
 PERMUTED = ("rejected", "classes", "distance")
-"""What is compared: share of rejected images, frequencies of predicted classes, distance of features to the pool."""
+"""Shares of rejected images, frequencies of predicted classes, feature distances to the pool."""
 QUESTIONS = (*PERMUTED, "unknown")
 """And the share of images with a high score of being none of the classes."""
 
@@ -30,36 +30,47 @@ _DECIMALS = 9  # sums of the same numbers in another order are equal
 
 
 class Comparison(NamedTuple):
-    """P-values of a comparison: of each question, adjusted for their number, and of each class, for the classes'."""
+    """P-values of a comparison, of each question and of each class.
+
+    Both are adjusted, for the number of questions and of classes.
+    """
 
     questions: dict[str, float]
     classes: list[float]
 
     def with_unknown(self, p_value: float) -> "Comparison":
-        """Add the question that is asked of other images than the permuted ones, with its share of the rate.
+        """Add the question asked of other images than the permuted, with its share of the rate.
 
-        Bonferroni: each of the questions has the same share, and the permuted ones keep theirs in common.
+        Bonferroni: each of the questions has the same share, and the permuted ones keep theirs in
+        common.
         """
         count = len(self.questions) + 1
-        permuted = {name: min(1.0, each * count / (count - 1)) for name, each in self.questions.items()}
+        permuted = {
+            name: min(1.0, each * count / (count - 1)) for name, each in self.questions.items()
+        }
         return Comparison({**permuted, "unknown": min(1.0, count * p_value)}, self.classes)
 
 
 def compare(
-    pool: ImageSample, new: ImageSample, num_classes: int, rejected: npt.NDArray[np.bool_] | None = None
+    pool: ImageSample,
+    new: ImageSample,
+    num_classes: int,
+    rejected: npt.NDArray[np.bool_] | None = None,
 ) -> Comparison:
     """Compare N pool images and n new ones by random permutations of which image belongs to which.
 
-    The statistics are, each larger for images less like the pool: the number of new images that are ``rejected``, bool
-    [N + n], by default those with a score below the pool's ``least_sure``, of each permutation anew; the sum over
-    classes of squared differences of predicted frequencies, on the scale of Anscombe's arcsine (Biometrika 35, 1948),
-    on which those of rare and frequent classes vary alike; and the mean distance of new images to the nearest pool
-    image, minus that of pool images to the nearest other one.
+    The statistics are, each larger for images less like the pool: the number of new images that are
+    ``rejected``, bool [N + n], by default those with a score below the pool's ``least_sure``, of
+    each permutation anew; the sum over classes of squared differences of predicted frequencies, on
+    the scale of Anscombe's arcsine (Biometrika 35, 1948), on which those of rare and frequent
+    classes vary alike; and the mean distance of new images to the nearest pool image, minus that of
+    pool images to the nearest other one.
 
-    If new images are exchangeable with the pool's, all arrangements are equally probable, and each p-value is valid for
-    any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The smallest one is compared with the smallest
-    ones of the permutations (Westfall & Young, 1993), and the largest difference of a class with the largest ones: in
-    at most a share α of such comparisons any question has a p-value of α or less, and so for the classes.
+    If new images are exchangeable with the pool's, all arrangements are equally probable, and each
+    p-value is valid for any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The
+    smallest one is compared with the smallest ones of the permutations (Westfall & Young, 1993),
+    and the largest difference of a class with the largest ones: in at most a share α of such
+    comparisons any question has a p-value of α or less, and so for the classes.
     """
     search, draw = _Nearest(torch.cat([pool.features, new.features])), np.random.default_rng(0)
     labels = torch.cat([pool.labels, new.labels]).numpy()
@@ -89,7 +100,10 @@ def least_sure(scores: npt.NDArray[np.float32]) -> float:
 
 
 def above_usual(above: int, images: int, known: int) -> float:
-    """P-value of so many of n new images, or more, above the score of ``usual_rank`` in those of N known ones.
+    """Compute the p-value of ``above`` or more new images above the usual score of known ones.
+
+    ``images`` is the number of new images, and ``known`` the number N of known ones. The usual
+    score is the one of ``usual_rank`` in the N known ones.
 
     If all are exchangeable, the number is beta-binomial, whatever the scores' distribution.
     """
@@ -98,8 +112,10 @@ def above_usual(above: int, images: int, known: int) -> float:
 
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:
-    """Distance of each of n images' features [n, D] to the nearest of those of the pool [N, D]; returns [n]."""
-    return np.concatenate([_distances(some, pool).min(axis=1) for some in torch.split(features, 1000)])
+    """Compute the distance [n] of features [n, D] to the nearest of the pool's features [N, D]."""
+    return np.concatenate(
+        [_distances(some, pool).min(axis=1) for some in torch.split(features, 1000)]
+    )
 
 
 def distances_within(pool: Tensor) -> Floats:

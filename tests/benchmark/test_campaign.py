@@ -30,7 +30,11 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
     file.write_text(TEXT)
     campaign = read_campaign(file)
     student = campaign.rows["student"]
-    assert (student.stage, student.configs, student.of) == ("student", ("configs/student/quickstart.yaml",), "teacher")
+    assert (student.stage, student.configs, student.of) == (
+        "student",
+        ("configs/student/quickstart.yaml",),
+        "teacher",
+    )
     part = campaign.choose(["oxford_pets"], [2, 1])
     assert (part.datasets, part.seeds) == (("oxford_pets",), (1, 2))
     assert campaign.choose() == campaign
@@ -45,21 +49,41 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
         ({"datasets": ["dtd", "dtd"]}, "datasets names something twice"),
         ({"datasets": ["dtd", "my/dtd.yaml"]}, "two datasets have one name"),
         ({"rows": {"a": {"student": "s.yaml"}}}, "rows.a needs 'of:'"),
-        ({"rows": {"a": {"student": "s.yaml", "of": "b"}}}, "row 'a' is of 'b', which is not the row of a teacher"),
+        (
+            {"rows": {"a": {"student": "s.yaml", "of": "b"}}},
+            "row 'a' is of 'b', which is not the row of a teacher",
+        ),
         ({"rows": {"a": {"teacher": "t.yaml", "student": "s.yaml"}}}, "rows.a needs either"),
         ({"rows": {"a/b": {"teacher": "t.yaml"}}}, "'a/b' names a folder: use letters"),
-        ({"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}}, "'mine': choose from clip, coop"),
-        ({"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}}, "only teachers are imported"),
-        ({"rows": {"a": {"teacher": "t.yaml", "more": "a"}}}, "rows.a has 'more:' teachers but none in 'of:'"),
         (
-            {"rows": {"a": {"teacher": "t.yaml", "protocols": "few_shot"}, "b": {"student": "s.yaml", "of": "a"}}},
+            {"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}},
+            "'mine': choose from clip, coop",
+        ),
+        (
+            {"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}},
+            "only teachers are imported",
+        ),
+        (
+            {"rows": {"a": {"teacher": "t.yaml", "more": "a"}}},
+            "rows.a has 'more:' teachers but none in 'of:'",
+        ),
+        (
+            {
+                "rows": {
+                    "a": {"teacher": "t.yaml", "protocols": "few_shot"},
+                    "b": {"student": "s.yaml", "of": "a"},
+                }
+            },
             "row 'b' is run where its teacher 'a' is not",
         ),
         (
             {
                 "protocols": ["cross_dataset"],
                 "source": "imagenet",
-                "rows": {"a": {"teacher": "t.yaml"}, "b": {"student": "s.yaml", "of": "a", "more": "a"}},
+                "rows": {
+                    "a": {"teacher": "t.yaml"},
+                    "b": {"student": "s.yaml", "of": "a", "more": "a"},
+                },
             },
             "row 'b' has 'more:' teachers, for few_shot and base_to_novel alone",
         ),
@@ -71,7 +95,9 @@ def test_an_invalid_campaign_is_one_sentence_that_names_the_file_and_the_place(c
         parse_campaign({**yaml.safe_load(TEXT), **changes}, Path("mine.yaml"))
 
 
-@pytest.mark.parametrize("known", ["trainer/cpu", "oxford_pets", "dtd], student"], ids=["setting", "data", "exception"])
+@pytest.mark.parametrize(
+    "known", ["trainer/cpu", "oxford_pets", "dtd], student"], ids=["setting", "data", "exception"]
+)
 def test_a_config_that_does_not_exist_is_named(known, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(TEXT.replace(known, f"un{known}"))

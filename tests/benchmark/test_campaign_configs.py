@@ -17,7 +17,9 @@ from kdpl.benchmark.tasks import one_of_each_kind
 from kdpl.cli.fit import run_command
 from kdpl.cli.stage_cli import KdplCLI
 
-FILES = sorted([*(ROOT / "configs/benchmark").glob("*.yaml"), ROOT / "benchmarks/worlds/targets.yaml"])
+FILES = sorted(
+    [*(ROOT / "configs/benchmark").glob("*.yaml"), ROOT / "benchmarks/worlds/targets.yaml"]
+)
 LETTERS = "benchmarks.worlds.letters.Letters"
 
 # fits and tests of the campaigns, over 3 seeds and 2 rows
@@ -51,8 +53,12 @@ def test_every_campaign_has_known_datasets_and_settings_that_parse(name):
     tasks = tasks_of(name)
     assert {task.run.dataset for task in tasks} <= {*BENCHMARKS, "digits", "letters"}
     kinds = [task.kind for task in tasks]
-    assert (kinds.count("fit"), kinds.count("test")) == SIZES.get(name, (len(tasks) // 2, len(tasks) // 2))
-    assert kinds.count("class_vectors") == {"cross_dataset": 30, "domain_generalization": 12}.get(name, 0)
+    assert (kinds.count("fit"), kinds.count("test")) == SIZES.get(
+        name, (len(tasks) // 2, len(tasks) // 2)
+    )
+    assert kinds.count("class_vectors") == {"cross_dataset": 30, "domain_generalization": 12}.get(
+        name, 0
+    )
     for task in one_of_each_kind(tasks):
         settings = settings_of(task)
         assert settings.seed_everything == task.run.seed
@@ -62,7 +68,11 @@ def test_every_campaign_has_known_datasets_and_settings_that_parse(name):
 
 
 def settings_by_dataset(name, row, datasets=None):
-    fits = [task for task in tasks_of(name) if task.kind == "fit" and (task.run.row, task.run.seed) == (row, 1)]
+    fits = [
+        task
+        for task in tasks_of(name)
+        if task.kind == "fit" and (task.run.row, task.run.seed) == (row, 1)
+    ]
     found = {task.run.dataset: task for task in fits}
     return {dataset: settings_of(found[dataset]) for dataset in datasets or found}
 
@@ -70,11 +80,22 @@ def settings_by_dataset(name, row, datasets=None):
 def test_settings_that_differ_by_dataset_are_the_published_ones():
     some = ["dtd", "fgvc_aircraft", "oxford_flowers", "eurosat", "imagenet"]
     students = settings_by_dataset("base_to_novel", "student", some)
-    weights = {dataset: settings.model.init_args.loss.weight for dataset, settings in students.items()}
-    assert weights == {"dtd": 200, "fgvc_aircraft": 200, "oxford_flowers": 200, "eurosat": 1000, "imagenet": 1000}
+    weights = {
+        dataset: settings.model.init_args.loss.weight for dataset, settings in students.items()
+    }
+    assert weights == {
+        "dtd": 200,
+        "fgvc_aircraft": 200,
+        "oxford_flowers": 200,
+        "eurosat": 1000,
+        "imagenet": 1000,
+    }
     assert {settings.trainer.max_epochs for settings in students.values()} == {20}
     teachers = settings_by_dataset("few_shot", "teacher")
-    averaging = {d: (s.model.init_args.averaging.mean, s.model.init_args.averaging.std) for d, s in teachers.items()}
+    averaging = {
+        d: (s.model.init_args.averaging.mean, s.model.init_args.averaging.std)
+        for d, s in teachers.items()
+    }
     late = {"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"}
     assert averaging == {dataset: (45, 5) if dataset in late else (30, 30) for dataset in teachers}
     assert len(averaging) == 11
@@ -89,8 +110,12 @@ def test_a_teacher_of_imagenet_has_prompts_in_nine_layers_and_its_students_in_th
     tuned = source.model.init_args
     assert tuned.vision_prompts.depth == tuned.text_prompts.depth == 9
     assert (tuned.averaging.mean, tuned.averaging.std) == (15, 1)
-    students = [settings.model.init_args for settings in settings_by_dataset(name, "student").values()]
-    assert {(student.vision_prompts.depth, student.loss.weight) for student in students} == {(3, 1000)}
+    students = [
+        settings.model.init_args for settings in settings_by_dataset(name, "student").values()
+    ]
+    assert {(student.vision_prompts.depth, student.loss.weight) for student in students} == {
+        (3, 1000)
+    }
 
 
 def test_the_readmes_table_has_the_rows_of_its_campaign():
@@ -128,7 +153,10 @@ def test_each_run_has_a_folder_of_its_own(monkeypatch):
 @pytest.mark.parametrize("end", [0, -1], ids=["first values", "last values"])
 def test_the_parameters_are_settings_of_fit(end, tmp_path, teacher_run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    ends = {name: each.get("values") or [each["min"], each["max"]] for name, each in SWEEP["parameters"].items()}
+    ends = {
+        name: each.get("values") or [each["min"], each["max"]]
+        for name, each in SWEEP["parameters"].items()
+    }
     command = command_of({name: values[end] for name, values in ends.items()})
     fit = [word for word in command[command.index("fit") :] if "logger/wandb" not in word]
     own = [f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path / 'run'}"]

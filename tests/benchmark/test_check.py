@@ -23,7 +23,11 @@ def checked(capsys, name, root, *more):
 def test_an_intact_dataset_is_counted_and_passes(tmp_path, capsys):
     folder = make_tree("imagenet", tmp_path)
     code, (origin, classes, *splits, decoded) = checked(capsys, "imagenet", tmp_path)
-    assert (code, origin, classes) == (0, f"dataset imagenet in {folder}", "classes: tench, crane, crane (3)")
+    assert (code, origin, classes) == (
+        0,
+        f"dataset imagenet in {folder}",
+        "classes: tench, crane, crane (3)",
+    )
     assert [line.split()[1] for line in splits] == ["6", "0", "3"]
     assert decoded == "9 images decoded, 0 of them bad"
 
@@ -44,7 +48,9 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
     make_tree("imagenetv2", tmp_path)
     code, lines = checked(capsys, "imagenetv2", tmp_path)
     assert code == 1
-    assert lines[5].startswith("wrong: test has images of 3 classes, expected 12; without images: 'name 1', 'name 3', ")
+    assert lines[5].startswith(
+        "wrong: test has images of 3 classes, expected 12; without images: 'name 1', 'name 3', "
+    )
 
 
 def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
@@ -65,7 +71,10 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
         ("check dtd --root=gone --workers=0", ""),
         ("download dtd", "download needs the folder of all datasets: give --root"),
-        ("download mnist --root=gone", "dataset 'mnist' cannot be downloaded: choose one of caltech101, "),
+        (
+            "download mnist --root=gone",
+            "dataset 'mnist' cannot be downloaded: choose one of caltech101, ",
+        ),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, message):

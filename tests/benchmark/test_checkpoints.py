@@ -26,7 +26,11 @@ HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
 
 def test_prompts_of_the_first_layer_alone_are_enough(tmp_path):
-    state = {k: v for k, v in files.teacher_state().items() if k in ("prompt_learner.ctx", "image_encoder.VPT")}
+    state = {
+        k: v
+        for k, v in files.teacher_state().items()
+        if k in ("prompt_learner.ctx", "image_encoder.VPT")
+    }
     published = read_published(files.write(tmp_path / "f", state), "teacher")
     assert published.learned["vision_prompts.tokens"].shape == (1, 4, 48)
     assert published.learned["text_prompts.deep"].shape == (0, 4, 40)
@@ -39,8 +43,15 @@ DEEP, PROJECTOR = "image_encoder.transformer.resblocks.2.VPT_shallow", "VPT_imag
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        *((name, None, f"has no tensor {name}: ") for name in ("image_encoder.VPT", DEEP, f"{PROJECTOR}.1.bias")),
-        ("image_encoder.VPT", torch.zeros(4, 32).long(), "image_encoder.VPT, expected finite floats"),
+        *(
+            (name, None, f"has no tensor {name}: ")
+            for name in ("image_encoder.VPT", DEEP, f"{PROJECTOR}.1.bias")
+        ),
+        (
+            "image_encoder.VPT",
+            torch.zeros(4, 32).long(),
+            "image_encoder.VPT, expected finite floats",
+        ),
         ("image_encoder.VPT", torch.full((4, 32), torch.nan), "expected finite floats"),
         (DEEP, torch.zeros(3, 32), "image_encoder with prompts of several sizes"),
         ("image_encoder.proj", "x", "no tensor image_encoder.proj"),
@@ -106,9 +117,16 @@ def test_the_clip_that_a_file_was_made_on_is_recognised_by_weights_off_by_roundi
 @pytest.mark.parametrize(
     ("dtype", "name", "change"),
     [
-        *((HALF, name, step(2)) for name in ("image_encoder.proj", "prompt_learner.ZS_image_encoder.proj")),
+        *(
+            (HALF, name, step(2))
+            for name in ("image_encoder.proj", "prompt_learner.ZS_image_encoder.proj")
+        ),
         *((dtype, "text_encoder.ln_final.bias", step(-2)) for dtype in (HALF, BRAIN)),
-        *((dtype, "image_encoder.proj", times(factor)) for dtype in (HALF, FLOAT) for factor in (1.003, math.nan)),
+        *(
+            (dtype, "image_encoder.proj", times(factor))
+            for dtype in (HALF, FLOAT)
+            for factor in (1.003, math.nan)
+        ),
         (HALF, "image_encoder.proj", times(math.inf)),
         (HALF, "image_encoder.class_embedding", lambda tensor: tensor[:5]),
     ],
@@ -128,7 +146,10 @@ def test_another_scale_is_another_clip(compare):
 
 def settings(model, clip, depth, *more):
     """Settings of a fit that the file of a random CLIP fits."""
-    own = [f"clip={{model: {clip}, pretrained: {TAG}}}", f"vision_prompts={{length: {files.LENGTH}, depth: {depth}}}"]
+    own = [
+        f"clip={{model: {clip}, pretrained: {TAG}}}",
+        f"vision_prompts={{length: {files.LENGTH}, depth: {depth}}}",
+    ]
     options = [f"--model.init_args.{each}" for each in (*own, *more)]
     return [*runs.DATA, f"--model=kdpl.{model}", *options, "--trainer.max_epochs=20"]
 
@@ -136,8 +157,16 @@ def settings(model, clip, depth, *more):
 TEXT = f"text_prompts={{length: {files.LENGTH}, depth: {files.TEXT_DEPTH}}}"
 SETTINGS = {
     # averaging as configs in configs/teacher have it; importing leaves it aside
-    "teacher": settings("TeacherPromptTuning", files.TEACHER, files.VISION_DEPTH, TEXT, "averaging={mean: 15, std: 1}"),
-    "student": settings("StudentDistillation", files.STUDENT, files.STUDENT_DEPTH, "vision_prompts.init=mean_token"),
+    "teacher": settings(
+        "TeacherPromptTuning",
+        files.TEACHER,
+        files.VISION_DEPTH,
+        TEXT,
+        "averaging={mean: 15, std: 1}",
+    ),
+    "student": settings(
+        "StudentDistillation", files.STUDENT, files.STUDENT_DEPTH, "vision_prompts.init=mean_token"
+    ),
 }
 
 
@@ -152,7 +181,15 @@ def imported(request, tmp_path_factory):
     teacher = files.write(folder / "teacher.pth", files.teacher_state(request.param))
     student = files.write(folder / "student.pth", files.student_state(request.param))
     assert import_as("teacher", teacher, folder / "teacher") == 0
-    assert import_as("student", student, folder / "student", f"--model.init_args.teacher={folder / 'teacher'}") == 0
+    assert (
+        import_as(
+            "student",
+            student,
+            folder / "student",
+            f"--model.init_args.teacher={folder / 'teacher'}",
+        )
+        == 0
+    )
     return folder
 
 
@@ -164,11 +201,15 @@ def teacher_file(tmp_path):
     return files.write(tmp_path / "teacher.pth", files.teacher_state())
 
 
-def test_predictions_are_those_of_what_was_trained_before_the_file_rounded_it(imported, plain_of, images):
+def test_predictions_are_those_of_what_was_trained_before_the_file_rounded_it(
+    imported, plain_of, images
+):
     tolerance = 1e-3 if imported.name.startswith("half") else 1e-5
     teacher, student, drawn = plain_of(files.TEACHER), plain_of(files.STUDENT), files.originals()
     expected = normalized(
-        teacher.text_features([prompt_text("a photo of a", name) for name in CLASS_NAMES], drawn.text)
+        teacher.text_features(
+            [prompt_text("a photo of a", name) for name in CLASS_NAMES], drawn.text
+        )
     )
     vectors = ClassVectors.load(imported / "teacher/class_vectors.safetensors")
     assert vectors.class_names == CLASS_NAMES
@@ -189,7 +230,12 @@ def test_predictions_are_those_of_what_was_trained_before_the_file_rounded_it(im
 
 @half
 def test_a_folder_holds_what_fit_leaves_and_which_file_it_was(imported):
-    classifier = ("classifier.json", "model.safetensors", "held_out.safetensors", "unknown.safetensors")
+    classifier = (
+        "classifier.json",
+        "model.safetensors",
+        "held_out.safetensors",
+        "unknown.safetensors",
+    )
     vectors = ("class_vectors.safetensors", "negative_vectors.safetensors")
     for name, handed_over in (
         ("teacher", ["prompts.safetensors"]),
@@ -202,9 +248,14 @@ def test_a_folder_holds_what_fit_leaves_and_which_file_it_was(imported):
     state = torch.load(imported / "teacher/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     prompts = TunedPrompts.load(imported / "teacher/prompts.safetensors").tensors
     assert len(state) == len(prompts)
-    assert all(torch.equal(state[f"prompts.{k}"], v) and v.dtype == torch.float32 for k, v in prompts.items())
+    assert all(
+        torch.equal(state[f"prompts.{k}"], v) and v.dtype == torch.float32
+        for k, v in prompts.items()
+    )
     state = torch.load(imported / "student/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    for name, tensor in Classifier.load(imported / "student/classifier").encoder.state_dict().items():
+    for name, tensor in (
+        Classifier.load(imported / "student/classifier").encoder.state_dict().items()
+    ):
         assert torch.equal(state[f"encoder.{name}"], tensor)
 
 
@@ -212,7 +263,9 @@ def test_a_finished_import_is_finished_and_another_file_is_refused(teacher_file,
     out = tmp_path / "teacher"
     assert import_as("teacher", teacher_file, out) == 0
     before = runs.files_of(out)
-    assert import_as("teacher", teacher_file, out) == main(["fit", f"--config={out}/config.yaml"]) == 0
+    assert (
+        import_as("teacher", teacher_file, out) == main(["fit", f"--config={out}/config.yaml"]) == 0
+    )
     assert capsys.readouterr().err.count(f"{out} is finished: nothing to do") == 2
     other = files.write(tmp_path / "other.pth", {**files.teacher_state(), "more": torch.ones(1)})
     assert import_as("teacher", other, out) == 1
@@ -239,7 +292,11 @@ def test_an_interrupted_import_is_resumed(kind, imported, tmp_path):
     assert import_as(kind, imported / f"{kind}.pth", out, *more) == 0
     after, whole = runs.files_of(out), runs.files_of(imported / kind)
     assert after.keys() - {"metrics.csv", ".lock"} == whole.keys() - {"metrics.csv", ".lock"}
-    for part in whole.keys() & {"prompts.safetensors", "class_vectors.safetensors", "classifier/model.safetensors"}:
+    for part in whole.keys() & {
+        "prompts.safetensors",
+        "class_vectors.safetensors",
+        "classifier/model.safetensors",
+    }:
         assert after[part][1] == whole[part][1]
 
 
@@ -253,7 +310,11 @@ def test_the_teacher_needs_no_training_images(teacher_file, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, teacher_file, tmp_path):
-    options = [f"--trainer.precision={precision}", "--trainer.max_epochs=3", "--trainer.fast_dev_run=true"]
+    options = [
+        f"--trainer.precision={precision}",
+        "--trainer.max_epochs=3",
+        "--trainer.fast_dev_run=true",
+    ]
     assert import_as("teacher", teacher_file, tmp_path / "t", *options) == 0
     tokens = TunedPrompts.load(tmp_path / "t/prompts.safetensors").tensors["vision_prompts.tokens"]
     assert torch.equal(tokens, files.originals().vision.half().float())
@@ -263,10 +324,15 @@ def test_nothing_is_trained_or_rounded_whatever_the_settings_say(precision, teac
 
 
 def test_names_without_a_place_are_listed_and_left_out(tmp_path, capsys):
-    more = {f"something.else{i}": torch.zeros(2) for i in range(6)} | {"image_encoder.attnpool.weight": torch.zeros(2)}
+    more = {f"something.else{i}": torch.zeros(2) for i in range(6)} | {
+        "image_encoder.attnpool.weight": torch.zeros(2)
+    }
     file = files.write(tmp_path / "more.pth", {**files.teacher_state(), **more})
     assert import_as("teacher", file, tmp_path / "teacher") == 0
-    assert "no place here: 7 tensors (image_encoder.attnpool.weight, something.else0, " in capsys.readouterr().err
+    assert (
+        "no place here: 7 tensors (image_encoder.attnpool.weight, something.else0, "
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "teacher/class_vectors.safetensors").exists()
 
 
@@ -276,17 +342,49 @@ def test_names_without_a_place_are_listed_and_left_out(tmp_path, capsys):
     [
         ("student", "teacher", [], "expected a student: use the command import teacher"),
         ("teacher", "student", [], "expected a teacher: use the command import student"),
-        ("teacher", "teacher", ["vision_prompts.depth=2"], "as [3, 4, 48], the settings ask for a teacher as [2, 4,"),
-        ("teacher", "teacher", ["vision_prompts.depth=0"], "ask for a teacher without it: set depth and length"),
+        (
+            "teacher",
+            "teacher",
+            ["vision_prompts.depth=2"],
+            "as [3, 4, 48], the settings ask for a teacher as [2, 4,",
+        ),
+        (
+            "teacher",
+            "teacher",
+            ["vision_prompts.depth=0"],
+            "ask for a teacher without it: set depth and length",
+        ),
         # the student's text tower has one layer: no deep prompts in it
-        ("teacher", "teacher", [f"clip.model={files.STUDENT}", "text_prompts.depth=1"], "made on another CLIP"),
-        ("teacher", "teacher", ["method=coupled"], "model.init_args.method is 'coupled': set it to independent"),
-        ("student", "student", ["teacher={other}"], "[24, 20], the settings ask for a student as [20, 20]: set"),
-        ("student", "student", ["text_features=student"], "the settings ask for a student without it"),
+        (
+            "teacher",
+            "teacher",
+            [f"clip.model={files.STUDENT}", "text_prompts.depth=1"],
+            "made on another CLIP",
+        ),
+        (
+            "teacher",
+            "teacher",
+            ["method=coupled"],
+            "model.init_args.method is 'coupled': set it to independent",
+        ),
+        (
+            "student",
+            "student",
+            ["teacher={other}"],
+            "[24, 20], the settings ask for a student as [20, 20]: set",
+        ),
+        (
+            "student",
+            "student",
+            ["text_features=student"],
+            "the settings ask for a student without it",
+        ),
         ("teacher", "damaged", [], "is damaged"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_leaves_nothing(kind, file, options, words, imported, tmp_path, capsys):
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(
+    kind, file, options, words, imported, tmp_path, capsys
+):
     write_teacher(tmp_path, files.STUDENT, class_names=CLASS_NAMES, num_base=None)
     (tmp_path / "damaged.pth").write_bytes((imported / "teacher.pth").read_bytes()[:-100])
     teacher = [f"teacher={imported / 'teacher'}"] if kind == "student" else []
@@ -303,7 +401,10 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(kind, file, options, w
         (["pupil", "f"], "pupil"),
         (["teacher", "none.pth", "--out=x"], "none.pth does not exist: check the path"),
         (["teacher", __file__], "import needs the settings of a fit"),
-        (["teacher", __file__, *runs.DATA, *runs.STUDENT, "--model.init_args.teacher=t"], "those of a teacher"),
+        (
+            ["teacher", __file__, *runs.DATA, *runs.STUDENT, "--model.init_args.teacher=t"],
+            "those of a teacher",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line(args, word, capsys):

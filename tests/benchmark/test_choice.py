@@ -18,7 +18,10 @@ def fit(folder, accuracies, monkeypatch, **options):
     """Fit with these test accuracies, epoch by epoch; returns the student and its record."""
     given = iter(accuracies)
     monkeypatch.setattr("kdpl.benchmark.choice._base_accuracy", lambda *_: next(given))
-    student, options = new_student(folder), {"callbacks": [BestOnBaseTest()], "save": True, **options}
+    student, options = (
+        new_student(folder),
+        {"callbacks": [BestOnBaseTest()], "save": True, **options},
+    )
     return student, world.fit(student, folder, 4, domain=world.TinyDomain(3), **options)
 
 
@@ -31,7 +34,10 @@ def test_the_first_best_epoch_is_the_result_also_of_a_resumed_run(tmp_path, monk
     assert torch.equal(read(IMAGES), student.eval().class_logits(IMAGES))
     said = capsys.readouterr().err
     assert "warning: BestOnBaseTest looks at the TEST set" in said
-    assert "epoch 2 is the result, chosen by its accuracy on the base classes' TEST images (60.00 %)" in said
+    assert (
+        "epoch 2 is the result, chosen by its accuracy on the base classes' TEST images (60.00 %)"
+        in said
+    )
     for accuracy, best in ((0.3, 1), (0.7, 3)):
         resumed, again = fit(tmp_path, [accuracy], monkeypatch, ckpt_path=tmp_path / "epoch=2.ckpt")
         expected = record.epochs[1] if best == 1 else again.epochs[-1]
@@ -49,7 +55,9 @@ def test_a_number_of_steps_may_end_the_training(steps, tmp_path, monkeypatch):
 def test_the_accuracy_is_that_of_a_test_on_the_base_classes(num_base, metric, tmp_path):
     world.write_teacher(tmp_path, num_base=num_base)
     student, domain = make_student(tmp_path), world.TinyDomain(num_base)
-    chosen = world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()]).logged["choice/test_base_acc"]
+    chosen = world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()]).logged[
+        "choice/test_base_acc"
+    ]
     assert 0 < chosen == pytest.approx(world.evaluate(student, tmp_path, domain)[metric])
 
 
@@ -62,6 +70,10 @@ def test_without_test_images_it_is_refused(tmp_path):
 
 def test_a_run_that_began_without_it_is_refused(tmp_path):
     world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(3), save=True)
-    options = {"domain": world.TinyDomain(3), "ckpt_path": tmp_path / "epoch=0.ckpt", "callbacks": [BestOnBaseTest()]}
+    options = {
+        "domain": world.TinyDomain(3),
+        "ckpt_path": tmp_path / "epoch=0.ckpt",
+        "callbacks": [BestOnBaseTest()],
+    }
     with world.refused(ConfigError, "BestOnBaseTest was not there when the run began"):
         world.fit(new_student(tmp_path), tmp_path, 2, **options)

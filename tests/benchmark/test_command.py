@@ -37,15 +37,20 @@ def faults(capsys, *args):
     return err
 
 
-def test_missing_data_weights_and_files_are_named_before_anything_is_started(data, tmp_path, capsys):
-    rows = ROWS.replace("of: teacher,", "of: teacher, options: [--model.init_args.clip.pretrained=gone.pt],")
+def test_missing_data_weights_and_files_are_named_before_anything_is_started(
+    data, tmp_path, capsys
+):
+    rows = ROWS.replace(
+        "of: teacher,", "of: teacher, options: [--model.init_args.clip.pretrained=gone.pt],"
+    )
     file, out = written(tmp_path, BASE_TO_NOVEL, rows), f"--out={tmp_path / 'out'}"
     found = faults(capsys, file, f"--root={tmp_path / 'data'}", out)
     for fault, word in zip(found, ("dtd", "oxford_pets", "gone.pt"), strict=True):
         assert word in fault
     found = faults(capsys, file, out, "--rows", "teacher")
     assert found == [
-        f"error: dataset {name} needs the folder of all datasets: give it as --root" for name in ("dtd", "oxford_pets")
+        f"error: dataset {name} needs the folder of all datasets: give it as --root"
+        for name in ("dtd", "oxford_pets")
     ]
     rows = ROWS.replace('title: "teacher, tuned",', 'import: "{dataset}_{seed}.pt",')
     found = faults(capsys, written(tmp_path, BASE_TO_NOVEL, rows), f"--root={data}", out)
@@ -75,7 +80,10 @@ def test_a_wrong_option_is_one_line(args, words, data, tmp_path, capsys):
 def whole(data, tmp_path_factory):
     """A finished campaign; no test changes it."""
     folder = tmp_path_factory.mktemp("whole")
-    file, out = written(folder, BASE_TO_NOVEL.replace("[1, 2]", "[1]").replace(", oxford_pets", "")), folder / "out"
+    file, out = (
+        written(folder, BASE_TO_NOVEL.replace("[1, 2]", "[1]").replace(", oxford_pets", "")),
+        folder / "out",
+    )
     with chdir(ROOT):
         assert benchmark(file, data, out, *FEW) == 0
     return file, out
@@ -84,27 +92,50 @@ def whole(data, tmp_path_factory):
 def test_a_run_leaves_its_files_and_a_second_start_does_nothing(whole, data, capsys):
     file, out = whole
     before = files_of(out)
-    run = {name.rpartition("/")[2] for name in before if name.startswith("base_to_novel/dtd/seed_1/teacher/")}
-    assert run >= {"config.yaml", "fit.log", "command.json", "results.json", "test.json", "test.log"}
+    run = {
+        name.rpartition("/")[2]
+        for name in before
+        if name.startswith("base_to_novel/dtd/seed_1/teacher/")
+    }
+    assert run >= {
+        "config.yaml",
+        "fit.log",
+        "command.json",
+        "results.json",
+        "test.json",
+        "test.log",
+    }
     capsys.readouterr()
     assert benchmark(file, data, out, *FEW) == 0
     assert capsys.readouterr().out == f"all 2 runs are done: python -m kdpl table {out}\n"
-    assert {name: each[1] for name, each in files_of(out).items()} == {name: each[1] for name, each in before.items()}
+    assert {name: each[1] for name, each in files_of(out).items()} == {
+        name: each[1] for name, each in before.items()
+    }
 
 
 def test_a_table_is_printed_and_written_in_all_formats(whole, tmp_path, capsys):
     _, out = whole
     capsys.readouterr()
     assert main(["table", str(out), "--format=latex", f"--out={tmp_path / 'mine.tex'}"]) == 0
-    assert capsys.readouterr().out == (tmp_path / "mine.tex").read_text() == (out / "table.tex").read_text()
-    (line,) = [line for line in (out / "table.md").read_text().splitlines() if "**student, distilled** †" in line]
+    assert (
+        capsys.readouterr().out
+        == (tmp_path / "mine.tex").read_text()
+        == (out / "table.tex").read_text()
+    )
+    (line,) = [
+        line
+        for line in (out / "table.md").read_text().splitlines()
+        if "**student, distilled** †" in line
+    ]
     for figure in METHODS["promptkd"].by_dataset["dtd"].values():
         assert f"[{figure:.2f}, " in line
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert len(rows) == 2 * 3
     metrics = {r.row: r.metrics for r in read_all(out)}
     for row in rows:
-        assert float(row["mean"]) == pytest.approx(100 * metrics[row["row"]][row["metric"]], abs=1e-4)
+        assert float(row["mean"]) == pytest.approx(
+            100 * metrics[row["row"]][row["metric"]], abs=1e-4
+        )
 
 
 def test_a_finished_run_of_other_settings_is_refused_by_name(whole, data, capsys):
@@ -120,7 +151,12 @@ def test_a_finished_run_of_other_settings_is_refused_by_name(whole, data, capsys
 
 def test_job_files_are_written_and_nothing_is_run(data, tmp_path, capsys):
     out = tmp_path / "out"
-    assert benchmark(written(tmp_path, BASE_TO_NOVEL), data, out, *FEW, "--slurm", "--sbatch=--time=10") == 0
+    assert (
+        benchmark(
+            written(tmp_path, BASE_TO_NOVEL), data, out, *FEW, "--slurm", "--sbatch=--time=10"
+        )
+        == 0
+    )
     assert f"bash {out}/slurm/submit.sh" in capsys.readouterr().out
     assert not (out / "base_to_novel").exists()
     script = (out / "slurm/level_0.sbatch").read_text()
@@ -138,16 +174,24 @@ def test_a_failed_run_is_reported_with_its_log_and_its_last_error(tmp_path, caps
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 4
     fit = "base_to_novel/dtd/seed_1/teacher/fit"
-    assert re.fullmatch(rf"failed: {fit}: .*images/a/.* \(log: {tmp_path}/out/{fit}.log\)", failed[0])
+    assert re.fullmatch(
+        rf"failed: {fit}: .*images/a/.* \(log: {tmp_path}/out/{fit}.log\)", failed[0]
+    )
     assert failed[1].endswith(f"it needs {fit}, which failed")
 
 
 @pytest.mark.slow
-def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_class_names(data, tmp_path, capsys):
+def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_class_names(
+    data, tmp_path, capsys
+):
     out = tmp_path / "out"
     assert benchmark(written(tmp_path, SOURCE), data, out, *FEW) == 0, capsys.readouterr()
     found = list(read_all(out))
-    tested = {("cross_dataset", "dtd"), ("domain_generalization", "imagenet"), ("domain_generalization", "imagenet_a")}
+    tested = {
+        ("cross_dataset", "dtd"),
+        ("domain_generalization", "imagenet"),
+        ("domain_generalization", "imagenet_a"),
+    }
     assert {(r.protocol, r.dataset) for r in found} == tested
     assert (len(found), any(r.transductive for r in found)) == (6, False)
     labels = {
@@ -172,7 +216,11 @@ def test_a_campaign_can_start_from_published_teachers(data, tmp_path, capsys):
     depths = {"vision": files.VISION_DEPTH, "text": files.TEXT_DEPTH}
     depths = [f"--model.init_args.{tower}_prompts.depth={depth}" for tower, depth in depths.items()]
     own = f'import: "{tmp_path}/seed{{seed}}/{{dataset}}.pt", options: {depths}, title'
-    file = written(tmp_path, BASE_TO_NOVEL, ROWS.replace('title: "teacher, tuned"', f'{own}: "teacher, published"'))
+    file = written(
+        tmp_path,
+        BASE_TO_NOVEL,
+        ROWS.replace('title: "teacher, tuned"', f'{own}: "teacher, published"'),
+    )
     command = [file, data, out, *FEW, "--seeds", "1", "--datasets", "dtd"]
     assert benchmark(*command) == 0, capsys.readouterr()
     assert sorted(r.row for r in read_all(out)) == ["student", "teacher"]
@@ -195,6 +243,8 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
 
 
 def test_make_table_runs_the_campaign_of_the_readme():
-    said = subprocess.run(["make", "--dry-run", "table"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "--dry-run", "table"], capture_output=True, text=True, check=True
+    ).stdout
     assert "-m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table\n" in said
     assert "-m kdpl table runs/table\n" in said

@@ -80,7 +80,9 @@ def files_of(folder):
         ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
     ],
 )
-def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hub, name, archive, inside, capsys):
+def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(
+    tmp_path, hub, name, archive, inside, capsys
+):
     made = pack(hub, name, archive, inside)
     for other in ("README.md", "classnames.txt", "dtd.zip", "imagenet-annotations.zip"):
         (hub.folder / other).touch()
@@ -89,7 +91,9 @@ def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(tmp_path, hu
     folder = tmp_path / "root" / BENCHMARKS[name].folder
     assert files_of(folder) == files_of(made)
     assert [each.name for each in (tmp_path / "root").iterdir()] == [folder.name]
-    assert capsys.readouterr().out.startswith(f"dataset {name} in {folder} is there: python -m kdpl data check {name} ")
+    assert capsys.readouterr().out.startswith(
+        f"dataset {name} in {folder} is there: python -m kdpl data check {name} "
+    )
 
 
 def test_an_interrupted_download_is_resumed_and_a_complete_one_does_nothing(tmp_path, hub, capsys):
@@ -97,7 +101,10 @@ def test_an_interrupted_download_is_resumed_and_a_complete_one_does_nothing(tmp_
     # collections of data are often uploaded as a model
     hub.kind, hub.broken = "model", DTD_SPLIT
     assert fetch("dtd", tmp_path / "root") == 1
-    error_line(capsys, f"dataset dtd cannot be downloaded from {REPOSITORY} (Connection reset by peer): check")
+    error_line(
+        capsys,
+        f"dataset dtd cannot be downloaded from {REPOSITORY} (Connection reset by peer): check",
+    )
     assert not (tmp_path / "root/dtd").exists()
     (hub.folder / "dtd.zip").write_bytes(b"not asked for again")
     hub.broken = None
@@ -113,7 +120,10 @@ def test_hostile_archive_of_an_unknown_form_leaves_no_dataset(tmp_path, hub, cap
         archive.writestr("dtd/images/1.jpg", b"1")
         archive.writestr("../../outside", b"2")
     assert fetch("dtd", tmp_path / "root") == 1
-    error_line(capsys, f"holds dtd in an unknown form (dataset dtd needs the file dtd/{DTD_SPLIT}, which does not")
+    error_line(
+        capsys,
+        f"holds dtd in an unknown form (dataset dtd needs the file dtd/{DTD_SPLIT}, which does not",
+    )
     assert not list(tmp_path.rglob("outside"))
     assert [each.name for each in (tmp_path / "root").iterdir()] == [".dtd.download"]
 

@@ -29,7 +29,9 @@ def ends_well(process):
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["with its child", "alone"])
-def test_a_killed_campaign_is_completed_by_the_same_command_and_nothing_is_done_twice(whole_group, command, tmp_path):
+def test_a_killed_campaign_is_completed_by_the_same_command_and_nothing_is_done_twice(
+    whole_group, command, tmp_path
+):
     out = tmp_path / "out"
     process = started(*command)
     second_fit = out / "base_to_novel/dtd/seed_2/teacher/config.yaml"
@@ -47,7 +49,9 @@ def test_a_killed_campaign_is_completed_by_the_same_command_and_nothing_is_done_
 
 def test_two_processes_share_the_work(command, tmp_path):
     texts = [ends_well(process) for process in [started(*command), started(*command)]]
-    finished = [name for text in texts for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)]
+    finished = [
+        name for text in texts for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)
+    ]
     assert len(finished) == len(set(finished)) == 4
     assert all("all 2 runs are done" in text for text in texts)
     assert len(list((tmp_path / "out").rglob("results.json"))) == 2
@@ -58,7 +62,9 @@ def test_two_processes_share_the_work(command, tmp_path):
     [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "terminated")],
     ids=["Ctrl-C", "SIGTERM"],
 )
-def test_a_signal_ends_a_campaign_and_its_child_with_one_line(number, group, code, said, command, tmp_path):
+def test_a_signal_ends_a_campaign_and_its_child_with_one_line(
+    number, group, code, said, command, tmp_path
+):
     process = started(*command, "--trainer.max_epochs=3000")
     checkpoint = tmp_path / "out/base_to_novel/dtd/seed_1/teacher/checkpoints/last.ckpt"
     wait_for(lambda: process.poll() is not None or checkpoint.exists())

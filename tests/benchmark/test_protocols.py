@@ -14,12 +14,18 @@ BASE_TO_NOVEL = "{protocols: [base_to_novel], datasets: [dtd], seeds: [1, 2]}"
 CROSS = "{protocols: [cross_dataset], source: imagenet, datasets: [dtd], seeds: [3]}"
 SHIFT = "{protocols: [domain_generalization], source: imagenet, variants: [imagenet_a], seeds: [3]}"
 CHAIN = ["teacher/fit", "teacher/test", "student/fit", "student/test"]
-SOURCE, DTD, OTHER = "source/imagenet/seed_3", "cross_dataset/dtd/seed_3", "domain_generalization/imagenet_a/seed_3"
+SOURCE, DTD, OTHER = (
+    "source/imagenet/seed_3",
+    "cross_dataset/dtd/seed_3",
+    "domain_generalization/imagenet_a/seed_3",
+)
 
 
 def planned(text, place=(OUT, "data"), rows=ROWS, only=(), **changes):
     """The tasks by name."""
-    tasks = plan(campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), *place, rows=only)
+    tasks = plan(
+        campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), *place, rows=only
+    )
     return {task.name: task for task in tasks}
 
 
@@ -29,7 +35,9 @@ def graph(tasks):
 
 def test_base_to_novel_has_both_stages_for_each_seed():
     tasks = planned(BASE_TO_NOVEL)
-    assert list(tasks) == [f"base_to_novel/dtd/seed_{seed}/{step}" for seed in (1, 2) for step in CHAIN]
+    assert list(tasks) == [
+        f"base_to_novel/dtd/seed_{seed}/{step}" for seed in (1, 2) for step in CHAIN
+    ]
     run = "base_to_novel/dtd/seed_2"
     needs = [(), (f"{run}/teacher/fit",), (f"{run}/teacher/fit",), (f"{run}/student/fit",)]
     assert [tasks[f"{run}/{step}"].needs for step in CHAIN] == needs
@@ -42,25 +50,53 @@ def test_a_fit_is_the_command_that_a_person_would_type():
     ]
     rows = {**ROWS, "teacher": {**ROWS["teacher"], "options": ["--model.init_args.optim.lr=1"]}}
     place = (OUT, "data", ("--trainer.max_epochs", "2"))
-    tasks = planned(BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions)
-    shared = [f"--config=configs/{each}.yaml" for each in ("data/dtd", "data/base_to_novel", "trainer/cpu")]
-    run, root, epochs = "base_to_novel/dtd/seed_2", "--data.init_args.root=data", ("--trainer.max_epochs", "2")
-    teacher, student, test = (tasks[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test"))
-    own = ["--config=configs/teacher/quickstart.yaml", root, "--model.init_args.optim.lr=1", *epochs]
+    tasks = planned(
+        BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions
+    )
+    shared = [
+        f"--config=configs/{each}.yaml"
+        for each in ("data/dtd", "data/base_to_novel", "trainer/cpu")
+    ]
+    run, root, epochs = (
+        "base_to_novel/dtd/seed_2",
+        "--data.init_args.root=data",
+        ("--trainer.max_epochs", "2"),
+    )
+    teacher, student, test = (
+        tasks[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test")
+    )
+    own = [
+        "--config=configs/teacher/quickstart.yaml",
+        root,
+        "--model.init_args.optim.lr=1",
+        *epochs,
+    ]
     assert teacher.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/teacher")
-    own = [f"--config={file}" for file in ("configs/student/quickstart.yaml", exceptions[0]["student"])]
+    own = [
+        f"--config={file}" for file in ("configs/student/quickstart.yaml", exceptions[0]["student"])
+    ]
     own += [root, *epochs, f"--model.init_args.teacher=out/{run}/teacher"]
     assert student.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/student")
-    assert test.args == ("test", f"--config=out/{run}/student/config.yaml", f"--out=out/{run}/student")
+    assert test.args == (
+        "test",
+        f"--config=out/{run}/student/config.yaml",
+        f"--out=out/{run}/student",
+    )
     results = ("teacher/class_vectors.safetensors", "student/classifier", "student/results.json")
-    assert [task.result for task in (teacher, student, test)] == [Path("out", run, name) for name in results]
+    assert [task.result for task in (teacher, student, test)] == [
+        Path("out", run, name) for name in results
+    ]
 
 
 def test_few_shot_has_a_run_for_each_number_of_shots():
     tasks = planned("{protocols: [few_shot], datasets: [dtd], seeds: [1], shots: [1, 16]}")
-    assert list(tasks) == [f"few_shot/dtd/shots_{shots}/seed_1/{step}" for shots in (1, 16) for step in CHAIN]
+    assert list(tasks) == [
+        f"few_shot/dtd/shots_{shots}/seed_1/{step}" for shots in (1, 16) for step in CHAIN
+    ]
     for name, task in tasks.items():
-        assert ("--data.init_args.shots=1" in task.args) == (task.kind == "fit" and "shots_1/" in name)
+        assert ("--data.init_args.shots=1" in task.args) == (
+            task.kind == "fit" and "shots_1/" in name
+        )
         assert not any("base_to_novel" in arg for arg in task.args)
 
 
@@ -82,17 +118,26 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
     ]
     both = tasks[f"{sixteen}/both/fit"]
     assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
-    assert f'--model.init_args.teacher=["out/{sixteen}/teacher", "out/{sixteen}/second"]' in both.args
+    assert (
+        f'--model.init_args.teacher=["out/{sixteen}/teacher", "out/{sixteen}/second"]' in both.args
+    )
 
 
-@pytest.mark.parametrize(("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")])
+@pytest.mark.parametrize(
+    ("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")]
+)
 def test_rows_of_other_protocols_are_left_out_where_the_source_is_tuned_on(text, protocol):
     others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "more": "second"}}
     few = {name: {**row, "protocols": "few_shot"} for name, row in others.items()}
     places = {"protocols": ["few_shot", protocol], "shots": [1], "datasets": ["dtd"]}
     tasks = planned(text, rows={**ROWS, **few}, **places)
-    assert {task.run.row for name, task in tasks.items() if name.startswith("few_shot/")} == {*ROWS, *few}
-    assert {task.run.row for name, task in tasks.items() if not name.startswith("few_shot/")} == {*ROWS}
+    assert {task.run.row for name, task in tasks.items() if name.startswith("few_shot/")} == {
+        *ROWS,
+        *few,
+    }
+    assert {task.run.row for name, task in tasks.items() if not name.startswith("few_shot/")} == {
+        *ROWS
+    }
 
 
 def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
@@ -126,8 +171,13 @@ def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
         f"{OTHER}/student/test": {f"{SOURCE}/student/fit", f"{OTHER}/teacher/class_vectors"},
     }
     args = tasks[f"{OTHER}/student/test"].args
-    assert args[1:3] == (f"--config=out/{SOURCE}/student/config.yaml", "--config=configs/data/imagenet_a.yaml")
-    assert args[4] == f"--model.init_args.class_vectors=out/{OTHER}/teacher/class_vectors.safetensors"
+    assert args[1:3] == (
+        f"--config=out/{SOURCE}/student/config.yaml",
+        "--config=configs/data/imagenet_a.yaml",
+    )
+    assert (
+        args[4] == f"--model.init_args.class_vectors=out/{OTHER}/teacher/class_vectors.safetensors"
+    )
 
 
 def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
@@ -141,7 +191,9 @@ def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
 
 def test_chosen_rows_bring_the_fits_that_they_need_and_no_more():
     tasks = planned(BASE_TO_NOVEL, only=["student"], seeds=[1])
-    assert list(tasks) == [f"base_to_novel/dtd/seed_1/{step}" for step in CHAIN if step != "teacher/test"]
+    assert list(tasks) == [
+        f"base_to_novel/dtd/seed_1/{step}" for step in CHAIN if step != "teacher/test"
+    ]
 
 
 def test_a_published_teacher_is_imported_instead_of_fitted():
@@ -160,10 +212,15 @@ def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
     place = (OUT, None, ("--trainer.max_epochs", "2"))
     tasks = planned(BASE_TO_NOVEL, place, {"tuned": ROWS["teacher"], "untuned": zero_shot})
     assert tasks["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place[2]
-    assert tasks["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (*place[2], "--trainer.max_epochs=0")
+    assert tasks["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (
+        *place[2],
+        "--trainer.max_epochs=0",
+    )
 
 
 def test_a_dataset_of_ones_own_is_a_config_and_gets_no_root():
-    task = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])["base_to_novel/digits/seed_1/teacher/fit"]
+    task = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])[
+        "base_to_novel/digits/seed_1/teacher/fit"
+    ]
     assert task.args[1] == "--config=configs/data/digits.yaml"
     assert not any("root" in arg for arg in task.args)

@@ -15,7 +15,8 @@ from kdpl.runtime import slurm
 WHOLE = campaign(BASE_TO_NOVEL)
 DTD_1 = "base_to_novel/dtd/seed_1"
 CHAIN_1, CHAIN_2 = (
-    [f"seed_{seed}/{row}/{kind}" for row in ("teacher", "student") for kind in ("fit", "test")] for seed in (1, 2)
+    [f"seed_{seed}/{row}/{kind}" for row in ("teacher", "student") for kind in ("fit", "test")]
+    for seed in (1, 2)
 )
 METRICS = {"test/acc": 0.5, "test/base_acc": 0.25}
 
@@ -40,7 +41,9 @@ class Commands:
             chosen = [{"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}]
             settings = {"trainer": {"callbacks": chosen if "student" in name else None}}
             (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-            (folder / ("classifier" if folder.name == "student" else "class_vectors.safetensors")).touch()
+            (
+                folder / ("classifier" if folder.name == "student" else "class_vectors.safetensors")
+            ).touch()
         return 0
 
 
@@ -74,12 +77,22 @@ def test_a_result_has_its_coordinates(tmp_path):
     run(tmp_path, Commands())
     results = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path)}
     assert len(results) == 8
-    place = {"protocol": "base_to_novel", "setting": "", "dataset": "oxford_pets", "seed": 2, "row": "student"}
+    place = {
+        "protocol": "base_to_novel",
+        "setting": "",
+        "dataset": "oxford_pets",
+        "seed": 2,
+        "row": "student",
+    }
     found = {"title": "student, distilled", "metrics": METRICS, "images": 7}
     marks = {"transductive": True, "selected_on_test": True}
     assert results["oxford_pets", 2, "student"].model_dump() == {**place, **found, **marks}
     teacher = results["dtd", 1, "teacher"]
-    assert (teacher.title, teacher.transductive, teacher.selected_on_test) == ("teacher, tuned", False, False)
+    assert (teacher.title, teacher.transductive, teacher.selected_on_test) == (
+        "teacher, tuned",
+        False,
+        False,
+    )
 
 
 def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
@@ -94,7 +107,10 @@ def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(0, "it ended without {}/teacher/class_vectors.safetensors: "), (-9, "it was killed by signal 9: ")],
+    [
+        (0, "it ended without {}/teacher/class_vectors.safetensors: "),
+        (-9, "it was killed by signal 9: "),
+    ],
 )
 def test_a_command_that_leaves_no_result_has_failed(code, said, tmp_path):
     failures = run(tmp_path, lambda *_: code)
@@ -103,7 +119,12 @@ def test_a_command_that_leaves_no_result_has_failed(code, said, tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [(130, KeyboardInterrupt), (143, KeyboardInterrupt), (-2, KeyboardInterrupt), (75, slurm.Requeued)],
+    [
+        (130, KeyboardInterrupt),
+        (143, KeyboardInterrupt),
+        (-2, KeyboardInterrupt),
+        (75, slurm.Requeued),
+    ],
 )
 def test_an_interruption_ends_the_campaign_which_is_resumed(code, error, tmp_path):
     with pytest.raises(error):
@@ -126,7 +147,9 @@ def test_a_task_by_itself_needs_others_to_be_done(tmp_path):
     assert commands.ran == CHAIN_1[2:]
 
 
-@pytest.mark.parametrize("lock", [f".locks/{DTD_1.replace('/', '+')}+teacher+fit.lock", f"{DTD_1}/teacher/.lock"])
+@pytest.mark.parametrize(
+    "lock", [f".locks/{DTD_1.replace('/', '+')}+teacher+fit.lock", f"{DTD_1}/teacher/.lock"]
+)
 def test_a_task_that_another_process_works_on_is_left_to_it_and_waited_for(lock, tmp_path):
     (tmp_path / lock).parent.mkdir(parents=True)
     held = FileLock(tmp_path / lock)

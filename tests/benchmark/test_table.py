@@ -36,7 +36,12 @@ def harmonic_mean(base, novel):
 
 
 def base_novel(base, novel):
-    return {"test/acc": 0.1, "test/base_acc": base, "test/novel_acc": novel, "test/hm": harmonic_mean(base, novel)}
+    return {
+        "test/acc": 0.1,
+        "test/base_acc": base,
+        "test/novel_acc": novel,
+        "test/hm": harmonic_mean(base, novel),
+    }
 
 
 RESULTS = [
@@ -56,7 +61,10 @@ def text_of(made, group, title):
 def test_notes_of_a_campaign_stand_below_each_of_its_tables():
     notes = campaigns.campaign(CAMPAIGN + "notes: validation labels chose 5 %, none is seen\n")
     other = campaigns.campaign(CAMPAIGN)
-    for write, note in ((markdown, "validation labels chose 5 %, none is seen"), (latex, r"labels chose 5 \%, none")):
+    for write, note in (
+        (markdown, "validation labels chose 5 %, none is seen"),
+        (latex, r"labels chose 5 \%, none"),
+    ):
         assert write(tables(notes, RESULTS) * 2).count(note) == 2
         assert note not in write(tables(other, RESULTS))
     assert to_csv(tables(notes, RESULTS)) == to_csv(tables(other, RESULTS))
@@ -93,9 +101,14 @@ def test_published_figures_are_complete_and_their_average_takes_the_harmonic_mea
 
 
 def test_a_row_stands_where_it_is_run_alone():
-    rows = {"teacher": {"teacher": "t.yaml"}, "few": {"teacher": "t.yaml", "protocols": "few_shot", "shots": 4}}
+    rows = {
+        "teacher": {"teacher": "t.yaml"},
+        "few": {"teacher": "t.yaml", "protocols": "few_shot", "shots": 4},
+    }
     places = {"protocols": ["few_shot", "base_to_novel"], "shots": [1, 4], "seeds": [1]}
-    few_shot, base_to_novel = tables(campaign(rows=rows, **places), [result("dtd", 1, "few", "few_shot", "shots_4")])
+    few_shot, base_to_novel = tables(
+        campaign(rows=rows, **places), [result("dtd", 1, "few", "few_shot", "shots_4")]
+    )
     assert text_of(few_shot, "dtd", "few")[2:] == ["", "50.0"]
     assert text_of(few_shot, "dtd", "teacher")[2:] == ["missing (0 of 1 seed)"] * 2
     assert "few" not in markdown([base_to_novel])
@@ -123,7 +136,9 @@ def test_other_methods_stand_below_the_average_of_the_eleven_datasets_alone():
 
 
 def test_one_dataset_has_its_protocols_side_by_side():
-    one = campaign(protocols=["few_shot", "base_to_novel"], datasets=["digits"], shots=[16], seeds=[1])
+    one = campaign(
+        protocols=["few_shot", "base_to_novel"], datasets=["digits"], shots=[16], seeds=[1]
+    )
     found = [
         result("digits", 1, "teacher", "few_shot", "shots_16", metrics={"test/acc": 0.695}),
         result("digits", 1, "student", metrics=base_novel(0.5, 0.25)),
@@ -141,7 +156,10 @@ def test_one_dataset_has_its_protocols_side_by_side():
 def test_few_shot_has_a_column_for_each_number_of_shots():
     few = campaign(protocols=["few_shot"], shots=[1, 16], seeds=[1])
     values = {("dtd", 1): 0.1, ("oxford_pets", 1): 0.3, ("dtd", 16): 0.4}
-    found = [result(d, 1, "teacher", "few_shot", f"shots_{n}", metrics={"test/acc": v}) for (d, n), v in values.items()]
+    found = [
+        result(d, 1, "teacher", "few_shot", f"shots_{n}", metrics={"test/acc": v})
+        for (d, n), v in values.items()
+    ]
     (made,) = tables(few, found)
     assert made.columns == ("1 shot", "16 shots")
     assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
@@ -151,8 +169,16 @@ def test_few_shot_has_a_column_for_each_number_of_shots():
 def test_targets_are_columns_and_the_source_is_not_averaged():
     first, second = protocols = ["cross_dataset", "domain_generalization"]
     both = campaign(protocols=protocols, source="imagenet", variants=["imagenet_a"], seeds=[1])
-    values = {(first, "dtd"): 0.2, (first, "oxford_pets"): 0.4, (second, "imagenet"): 0.7, (second, "imagenet_a"): 0.5}
-    found = [result(data, 1, "student", name, metrics={"test/acc": acc}) for (name, data), acc in values.items()]
+    values = {
+        (first, "dtd"): 0.2,
+        (first, "oxford_pets"): 0.4,
+        (second, "imagenet"): 0.7,
+        (second, "imagenet_a"): 0.5,
+    }
+    found = [
+        result(data, 1, "student", name, metrics={"test/acc": acc})
+        for (name, data), acc in values.items()
+    ]
     cross, shift = tables(both, found)
     assert cross.columns == ("dtd", "oxford_pets", "average")
     assert text_of(cross, "", "**student**")[1:] == ["20.0", "40.0", "30.0"]
@@ -164,7 +190,10 @@ def test_targets_are_columns_and_the_source_is_not_averaged():
 
 
 def test_an_epoch_that_was_chosen_on_test_images_is_marked_and_explained():
-    found = [result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True), *RESULTS]
+    found = [
+        result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True),
+        *RESULTS,
+    ]
     text = markdown(tables(campaign(), found))
     for start in ("| dtd | teacher ‡ |", "| oxford\\_pets | teacher |", "| dtd | **student** † |"):
         assert start in text
@@ -178,15 +207,23 @@ def test_csv_has_one_row_for_each_cell():
         "protocol setting dataset row title metric mean standard_deviation seeds seeds_expected published difference "
         "transductive selected_on_test"
     )
-    cells = {(row["dataset"], row["row"], row["metric"]): ",".join(list(row.values())[6:]) for row in rows}
-    assert cells["dtd", "student", "test/base_acc"] == "85.0000,7.0711,2,2,85.8400,-0.8400,true,false"
+    cells = {
+        (row["dataset"], row["row"], row["metric"]): ",".join(list(row.values())[6:])
+        for row in rows
+    }
+    assert (
+        cells["dtd", "student", "test/base_acc"] == "85.0000,7.0711,2,2,85.8400,-0.8400,true,false"
+    )
     assert cells["dtd", "teacher", "test/hm"] == ",,0,2,,,false,false"
 
 
 def test_markdown_and_latex_escape_their_own_signs():
     hostile = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
     made = tables(campaign(rows=hostile, seeds=[1]), [])
-    assert r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing" in markdown(made)
+    assert (
+        r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing"
+        in markdown(made)
+    )
     title = r"50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d`"
     assert rf"oxford\_pets & {title} & missing" in latex(made)
 

@@ -11,7 +11,9 @@ from kdpl.prompts import PromptConfig
 from kdpl.teacher import AveragingConfig, TeacherPromptTuning
 
 
-@pytest.mark.parametrize(("epochs", "mean", "std"), [(20, 15, 1), (20, 6, 10), (50, 45, 5), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("epochs", "mean", "std"), [(20, 15, 1), (20, 6, 10), (50, 45, 5), (1, 1, 1)]
+)
 def test_weights_are_the_normal_density_and_sum_to_one(epochs, mean, std):
     weights = gaussian_weights(epochs, mean, std)
     density = torch.distributions.Normal(torch.tensor(mean).double(), torch.tensor(std).double())
@@ -28,9 +30,13 @@ def test_weights_are_the_normal_density_and_sum_to_one(epochs, mean, std):
         (-1, 15, 1, "set trainer.max_epochs"),
     ],
 )
-def test_an_average_that_cannot_be_is_refused_before_the_first_step(epochs, mean, std, match, tmp_path):
+def test_an_average_that_cannot_be_is_refused_before_the_first_step(
+    epochs, mean, std, match, tmp_path
+):
     none = PromptConfig(depth=0)
     clip, averaging = ClipConfig("test-student", world.TAG), AveragingConfig(mean, std)
-    teacher = TeacherPromptTuning(clip, vision_prompts=PromptConfig(2, 1), text_prompts=none, averaging=averaging)
+    teacher = TeacherPromptTuning(
+        clip, vision_prompts=PromptConfig(2, 1), text_prompts=none, averaging=averaging
+    )
     with world.refused(ConfigError, match):
         world.fit(teacher, tmp_path, epochs, [world.NoStep()], max_steps=5)

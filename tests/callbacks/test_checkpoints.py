@@ -13,14 +13,25 @@ from safetensors.torch import load_file
 from kdpl.callbacks.checkpoints import CheckpointFiles, SameSteps, newest, require_intact
 from kdpl.callbacks.run_config import RunConfig
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, CLASS_VECTORS_FILE, CONFIG_FILE, LAST, PREVIOUS, PROMPTS_FILE
+from kdpl.runtime.run_folder import (
+    CHECKPOINTS_FOLDER,
+    CLASS_VECTORS_FILE,
+    CONFIG_FILE,
+    LAST,
+    PREVIOUS,
+    PROMPTS_FILE,
+)
 
 # five steps an epoch, and a checkpoint after each
 STEPS = ["--trainer.limit_train_batches=5", "--checkpoint_every=1"]
 
 
 def checkpoint(epoch):
-    return {"epoch": epoch, "state_dict": {"w": torch.full((100,), float(epoch))}, "pytorch-lightning_version": "2"}
+    return {
+        "epoch": epoch,
+        "state_dict": {"w": torch.full((100,), float(epoch))},
+        "pytorch-lightning_version": "2",
+    }
 
 
 def save(folder, *epochs):
@@ -41,7 +52,11 @@ def test_the_one_before_is_kept_and_there_is_a_last_at_any_moment(links, tmp_pat
 
     save(tmp_path, 0)
     there, replace = [], Path.replace
-    monkeypatch.setattr(Path, "replace", lambda *args: (there.append((tmp_path / LAST).is_file()), replace(*args))[1])
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda *args: (there.append((tmp_path / LAST).is_file()), replace(*args))[1],
+    )
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     save(tmp_path, 1, 2)
@@ -89,7 +104,12 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
 
 
 def test_checkpoints_can_be_left_out(tmp_path):
-    assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false") == 0
+    assert (
+        fit_teacher(
+            tmp_path / "out", "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false"
+        )
+        == 0
+    )
     assert not (tmp_path / "out" / CHECKPOINTS_FOLDER).exists()
     assert (tmp_path / "out" / CONFIG_FILE).is_file()
     assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
@@ -136,7 +156,18 @@ def test_on_several_processes_the_images_of_each_are_named(processes, words):
 def test_a_fit_resumes_with_the_same_images_on_another_number_of_processes(interrupted, tmp_path):
     assert fit_teacher(tmp_path / "whole", *STEPS) == 0
     two = ["--trainer.devices=2", "--data.init_args.batch_size=8"]
-    command = [sys.executable, "-m", "kdpl", "fit", *DATA, *TEACHER, *SHORT, *STEPS, f"--out={interrupted}", *two]
+    command = [
+        sys.executable,
+        "-m",
+        "kdpl",
+        "fit",
+        *DATA,
+        *TEACHER,
+        *SHORT,
+        *STEPS,
+        f"--out={interrupted}",
+        *two,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     whole, resumed = (load_file(run / PROMPTS_FILE) for run in (tmp_path / "whole", interrupted))
     assert whole.keys() == resumed.keys()

@@ -44,7 +44,9 @@ def test_the_images_of_the_step_are_named_and_the_next_start_ends_as_an_uninterr
     assert (tmp_path / weights).read_bytes() == (student_run / weights).read_bytes()
 
 
-def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(tmp_path, capsys, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(
+    tmp_path, capsys, monkeypatch
+):
     original = TeacherPromptTuning.on_train_batch_end
 
     def poison(self, outputs, batch, batch_idx):

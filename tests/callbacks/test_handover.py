@@ -57,7 +57,15 @@ class At(Callback):
             self.action(trainer, pl_module)
 
 
-def fit(folder, max_epochs=2, *callbacks, module=None, handover=FreezeClassVectors, ckpt_path=None, **options):
+def fit(
+    folder,
+    max_epochs=2,
+    *callbacks,
+    module=None,
+    handover=FreezeClassVectors,
+    ckpt_path=None,
+    **options,
+):
     module = module or Teacher()
     trainer = world.quiet_trainer(folder, max_epochs, callbacks=[handover(), *callbacks], **options)
     trainer.fit(module, datamodule=Steps(), ckpt_path=ckpt_path, weights_only=True)
@@ -101,7 +109,10 @@ def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, ca
     module.teacher_folder = tmp_path
     stop = At(lambda trainer, _: setattr(trainer, "should_stop", True))
     fit(tmp_path, 2, stop, module=module, handover=handover)
-    assert "training ended early: rerun the same command to resume; nothing was" in capsys.readouterr().err
+    assert (
+        "training ended early: rerun the same command to resume; nothing was"
+        in capsys.readouterr().err
+    )
     assert module.frozen == 0
     # a student's run has the class vectors that it learns from
     assert files(tmp_path) == ([FILES[0]] if handover is SaveClassifier else [])
@@ -120,13 +131,20 @@ def test_too_few_validation_images_are_refused_before_the_first_epoch(tmp_path):
 
     world.write_teacher(tmp_path)
     with pytest.raises(ConfigError, match="for 2 processes"):
-        world.fit(world.make_student(tmp_path), tmp_path, domain=Few(num_base=3), callbacks=[world.NoStep()])
+        world.fit(
+            world.make_student(tmp_path),
+            tmp_path,
+            domain=Few(num_base=3),
+            callbacks=[world.NoStep()],
+        )
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_resumed_fit_hands_over_at_its_end_also_after_its_last_epoch(epochs, tmp_path):
     checkpoints = ModelCheckpoint(tmp_path / "checkpoints", filename="saved")
-    trainer = world.quiet_trainer(tmp_path, epochs, callbacks=[checkpoints], enable_checkpointing=True)
+    trainer = world.quiet_trainer(
+        tmp_path, epochs, callbacks=[checkpoints], enable_checkpointing=True
+    )
     trainer.fit(Teacher(), datamodule=Steps())
     fit(tmp_path, ckpt_path=tmp_path / "checkpoints" / "saved.ckpt")
     assert number_in(tmp_path) == 4

@@ -62,20 +62,27 @@ def test_after_the_notice_a_job_ends_the_step_saves_and_resumes_as_if_uninterrup
     assert curves_of(out)["val/acc"] == curves_of(uninterrupted)["val/acc"]
 
 
-def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(tmp_path, monkeypatch, capsys):
+def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(
+    tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "out"
     pretend(monkeypatch, tmp_path, refusal="Requeue is disabled")
     notice_at(monkeypatch, 0, 0)
     assert fit_teacher(out) == 1
     kept = f"{out / LAST} is kept: submit it again to resume {out}"
-    assert error_line(capsys) == f"error: job 17 could not be requeued (Requeue is disabled); {kept}"
+    assert (
+        error_line(capsys) == f"error: job 17 could not be requeued (Requeue is disabled); {kept}"
+    )
     assert torch.load(out / LAST, weights_only=True)["global_step"] == 1
 
 
 def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch, student_run):
     asked = pretend(monkeypatch, tmp_path)
     monkeypatch.setattr(slurm, "signalled", lambda: True)
-    assert run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}") == slurm.REQUEUED
+    assert (
+        run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}")
+        == slurm.REQUEUED
+    )
     assert asked.read_text() == "requeue 17\n"
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
 

@@ -13,7 +13,9 @@ from kdpl.metrics import DomainAccuracy
 from kdpl.runtime.predictions import read_predictions, read_results
 from kdpl.tasks import MULTI_CLASS
 
-LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]])
+LOGITS = torch.tensor(
+    [[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 4.0, 0.0], [0.5, 0.2, 0.1], [0.0, 9.0, 0.0]]
+)
 LABELS = torch.tensor([0, 1, 1, 2, 1])
 NAMES = ("a, b", 'c "d"', "e")
 
@@ -35,7 +37,9 @@ class Fixed(LightningModule):
 class Images(DomainDataModule):
     class_names = NAMES
     num_base = None
-    splits = SimpleNamespace(test=[Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS)], held_out=False)
+    splits = SimpleNamespace(
+        test=[Record(f"image {i}.png", int(y)) for i, y in enumerate(LABELS)], held_out=False
+    )
 
     def __init__(self):
         super().__init__("digits")
@@ -72,7 +76,10 @@ def test_predictions_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path
     assert [p.prediction_number for p in found] == [0, 2, 1, 0, 1]
     expected = [float((row.double().exp() / row.double().exp().sum()).max()) for row in LOGITS]
     assert [p.probability for p in found] == pytest.approx(expected, abs=1e-6)
-    assert read_results(tmp_path) == {"images": 5, "test/acc": pytest.approx(sum(p.correct for p in found) / 5)}
+    assert read_results(tmp_path) == {
+        "images": 5,
+        "test/acc": pytest.approx(sum(p.correct for p in found) / 5),
+    }
 
 
 def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(tmp_path):
@@ -84,7 +91,9 @@ def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(t
     accuracy = DomainAccuracy(num_base=2)
     accuracy.update(LOGITS, LABELS)
     correct = [p.half_prediction_number == p.label_number for p in found]
-    assert accuracy.compute()["base_acc"] == pytest.approx(sum(correct[i] for i in (0, 1, 2, 4)) / 4)
+    assert accuracy.compute()["base_acc"] == pytest.approx(
+        sum(correct[i] for i in (0, 1, 2, 4)) / 4
+    )
     assert accuracy.compute()["novel_acc"] == correct[3]
     run_test(tmp_path, SaveTestResults())
     assert {p.half_prediction_number for p in read_predictions(tmp_path)} == {None}

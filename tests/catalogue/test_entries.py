@@ -34,7 +34,13 @@ def build(config):
     }
     is_coca, is_separate = "multimodal_cfg" in config, not takes_text_prompts(config)
     with torch.device("meta"):
-        return (open_clip.CoCa if is_coca else open_clip.CustomTextCLIP if is_separate else open_clip.CLIP)(**config)
+        return (
+            open_clip.CoCa
+            if is_coca
+            else open_clip.CustomTextCLIP
+            if is_separate
+            else open_clip.CLIP
+        )(**config)
 
 
 @pytest.mark.slow
@@ -47,11 +53,16 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     if config["text_cfg"].get("hf_model_name"):
         assert not takes_text_prompts(config)
     else:
-        assert takes_text_prompts(config) == isinstance(text_tower(name, model, 1), PromptableTextTower)
+        assert takes_text_prompts(config) == isinstance(
+            text_tower(name, model, 1), PromptableTextTower
+        )
     size = config["vision_cfg"].get("image_size", 224)
     with torch.no_grad():
         features = model.visual(torch.zeros(1, 3, size, size, device="meta"))
-    assert (features[0] if isinstance(features, tuple) else features).shape == (1, config["embed_dim"])
+    assert (features[0] if isinstance(features, tuple) else features).shape == (
+        1,
+        config["embed_dim"],
+    )
     counted = json.loads((files("kdpl.catalogue") / PARAMETERS_FILE).read_text(encoding="utf-8"))
     assert counted[name] == sum(each.numel() for each in model.visual.parameters())
 
@@ -86,7 +97,9 @@ def test_every_pretrained_pair_is_listed_once():
 
 def test_the_page_of_all_models_agrees_with_the_rules():
     assert PAGE.read_text(encoding="utf-8") == page(), "make models writes it again"
-    accepted = [each for each in catalogue() if each.model in NAMES and "cannot be used" not in each.teacher]
+    accepted = [
+        each for each in catalogue() if each.model in NAMES and "cannot be used" not in each.teacher
+    ]
     assert sum(len(each.tags) for each in accepted) >= 190
 
 

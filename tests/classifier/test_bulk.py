@@ -40,12 +40,25 @@ def predict(classifier, pictures, out, *more):
 
 
 @pytest.mark.slow
-def test_a_killed_command_resumes_with_each_image_once_in_order(classifier, pictures, tmp_path, capsys):
+def test_a_killed_command_resumes_with_each_image_once_in_order(
+    classifier, pictures, tmp_path, capsys
+):
     out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
-    options = ["predict", str(classifier), str(pictures), f"--out={out}", "--batch-size=2", "--workers=1"]
+    options = [
+        "predict",
+        str(classifier),
+        str(pictures),
+        f"--out={out}",
+        "--batch-size=2",
+        "--workers=1",
+    ]
     for lines in (4, 20):
-        process = subprocess.Popen([sys.executable, "-c", SLOWLY, *options], stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= lines):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOWLY, *options], stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (
+            partial.exists() and partial.read_bytes().count(b"\n") >= lines
+        ):
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.2))  # noqa: S311
         process.kill()
@@ -56,7 +69,9 @@ def test_a_killed_command_resumes_with_each_image_once_in_order(classifier, pict
     assert "resuming after " in capsys.readouterr().err
     assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
     resumed, at_once = rows_of(out), rows_of(tmp_path / "at_once.csv")
-    assert [{**row, "probability": None} for row in resumed] == [{**row, "probability": None} for row in at_once]
+    assert [{**row, "probability": None} for row in resumed] == [
+        {**row, "probability": None} for row in at_once
+    ]
     assert [Path(row["path"]).stem for row in resumed] == [f"{i:02}" for i in range(60)]
     assert [row["path"] for row in resumed if row["error"]] == [str(pictures / "17.png")]
     assert not partial.exists()
@@ -73,7 +88,11 @@ def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures,
     assert predict(classifier, pictures, out, "--top-k=2") == 1
     assert predict(classifier, pictures / "18.png", out) == 1
     assert predict(classifier, pictures, out, "--precision=bf16-mixed") == 1
-    assert re.findall("differ in ([a-z_]+)", capsys.readouterr().err) == ["top_k", "images", "precision"]
+    assert re.findall("differ in ([a-z_]+)", capsys.readouterr().err) == [
+        "top_k",
+        "images",
+        "precision",
+    ]
     assert out.read_bytes() == before
 
 
@@ -102,12 +121,16 @@ def test_the_parts_in_order_are_the_complete_table(classifier, pictures, tmp_pat
     tables["1/1"] = tmp_path / "all.csv"
     for part, table in tables.items():
         assert predict(classifier, pictures, table, f"--part={part}", "--batch-size=7") == 0
-    complete, *parts = ([(row["path"], row["class"]) for row in rows_of(table)] for table in tables.values())
+    complete, *parts = (
+        [(row["path"], row["class"]) for row in rows_of(table)] for table in tables.values()
+    )
     assert [len(part) for part in parts] == [15] * 4
     assert [row for part in parts for row in part] == complete
 
 
-def test_predict_and_the_classifier_predict_as_the_student_in_its_test(classifier, student_run, tmp_path):
+def test_predict_and_the_classifier_predict_as_the_student_in_its_test(
+    classifier, student_run, tmp_path
+):
     tested, out = rows_of(student_run / "test_predictions.csv"), tmp_path / "table.csv"
     assert len(tested) == 899
     for row in tested:
@@ -117,7 +140,9 @@ def test_predict_and_the_classifier_predict_as_the_student_in_its_test(classifie
     loaded = Classifier.load(classifier)
     with torch.inference_mode():
         logits = loaded(torch.stack([loaded.prepare(open_digit(row["source"])) for row in tested]))
-    assert [loaded.class_names[label] for label in logits.argmax(dim=1)] == [row["prediction"] for row in tested]
+    assert [loaded.class_names[label] for label in logits.argmax(dim=1)] == [
+        row["prediction"] for row in tested
+    ]
     saved = torch.tensor([float(row["probability"]) for row in tested])
     torch.testing.assert_close(logits.softmax(dim=1).amax(dim=1), saved, atol=2e-6, rtol=0)
 
@@ -132,12 +157,16 @@ def embeddings_of(file):
     column = pytest.importorskip("pyarrow.parquet").read_table(file)["embedding"]
     # pyarrow 23 does not read lists of a fixed length back if one is null
     assert str(column.type) in ("list<element: float>", "list<item: float>")
-    return np.array([[np.nan] * len(column[0]) if row is None else row for row in column.to_pylist()], "f4")
+    return np.array(
+        [[np.nan] * len(column[0]) if row is None else row for row in column.to_pylist()], "f4"
+    )
 
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])
 @pytest.mark.parametrize("table", ["table.csv", "table.jsonl"])
-def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(ending, table, classifier, pictures, tmp_path):
+def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(
+    ending, table, classifier, pictures, tmp_path
+):
     out, file, loaded = tmp_path / table, tmp_path / f"e{ending}", Classifier.load(classifier)
     assert predict(classifier, pictures, tmp_path / f"alone_{table}", "--batch-size=7") == 0
     assert predict(classifier, pictures, out, f"--embeddings={file}", "--batch-size=7") == 0
@@ -156,7 +185,9 @@ def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(ending, 
 
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_embeddings_of_an_interrupted_command_are_resumed(ending, classifier, pictures, tmp_path, monkeypatch, capsys):
+def test_embeddings_of_an_interrupted_command_are_resumed(
+    ending, classifier, pictures, tmp_path, monkeypatch, capsys
+):
     out, file, plain, calls = tmp_path / "table.csv", tmp_path / f"e{ending}", Item.open, []
 
     def stops(item, decoding):
@@ -176,11 +207,20 @@ def test_embeddings_of_an_interrupted_command_are_resumed(ending, classifier, pi
     assert predict(classifier, pictures, out, *options) == 0
     assert "resuming after" in capsys.readouterr().err
     assert len(calls) < 70
-    assert predict(classifier, pictures, tmp_path / "once.csv", f"--embeddings={tmp_path}/once{ending}") == 0
-    np.testing.assert_allclose(embeddings_of(file), embeddings_of(tmp_path / f"once{ending}"), atol=1e-5)
+    assert (
+        predict(
+            classifier, pictures, tmp_path / "once.csv", f"--embeddings={tmp_path}/once{ending}"
+        )
+        == 0
+    )
+    np.testing.assert_allclose(
+        embeddings_of(file), embeddings_of(tmp_path / f"once{ending}"), atol=1e-5
+    )
 
 
-def test_a_command_that_ends_between_both_files_writes_them_again(classifier, pictures, tmp_path, monkeypatch):
+def test_a_command_that_ends_between_both_files_writes_them_again(
+    classifier, pictures, tmp_path, monkeypatch
+):
     out, file = tmp_path / "table.csv", tmp_path / "e.npy"
 
     def stops(*_):
@@ -194,7 +234,10 @@ def test_a_command_that_ends_between_both_files_writes_them_again(classifier, pi
     assert predict(classifier, pictures, out, f"--embeddings={file}") == 0
     assert len(rows_of(out)) == 60
     assert file.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir() if "job" not in path.name) == ["e.npy", "table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "job" not in path.name) == [
+        "e.npy",
+        "table.csv",
+    ]
 
 
 def test_a_file_of_embeddings_belongs_to_one_table(classifier, pictures, tmp_path, capsys):
@@ -223,6 +266,8 @@ def test_a_file_of_embeddings_belongs_to_one_table(classifier, pictures, tmp_pat
         ),
     ],
 )
-def test_embeddings_without_a_table_or_of_an_unknown_kind_are_refused(options, words, classifier, pictures, capsys):
+def test_embeddings_without_a_table_or_of_an_unknown_kind_are_refused(
+    options, words, classifier, pictures, capsys
+):
     assert main(["predict", str(classifier), str(pictures), *options]) == 1
     assert words in capsys.readouterr().err

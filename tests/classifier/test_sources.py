@@ -17,7 +17,16 @@ def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
     arguments = ["deep/c.PNG", "", "**/*.[jp][pn]g", "[1].png"]
     found = find_sources([f"{pictures}/{each}" for each in arguments], listed)
     assert [path.removeprefix(f"{pictures}/") for path in found] == [
-        *("deep/c.PNG", "[1].png", "a.png", "deep/b.jpg", "deep/c.PNG", "[1].png", "a.png", "deep/b.jpg"),
+        *(
+            "deep/c.PNG",
+            "[1].png",
+            "a.png",
+            "deep/b.jpg",
+            "deep/c.PNG",
+            "[1].png",
+            "a.png",
+            "deep/b.jpg",
+        ),
         *("[1].png", "x y.png", "not there.jpg", "a.png"),
     ]
 

@@ -42,7 +42,10 @@ DEFAULTS = {"images": [], "out": None, "top_k": 1, "format": "csv", "tags": [], 
         (["s", "--out", "x", "--quick", "a"], {"out": "x", "quick": True, "images": ["a"]}),
         (["--top-k=3", "s"], {"top_k": 3}),
         (["s", "--top_k", "3", "--quick"], {"top_k": 3, "quick": True}),
-        (["s", "--tags", "a", "b", "--format=json", "--tags=c"], {"tags": ["a", "b", "c"], "format": "json"}),
+        (
+            ["s", "--tags", "a", "b", "--format=json", "--tags=c"],
+            {"tags": ["a", "b", "c"], "format": "json"},
+        ),
     ],
 )
 def test_arguments_are_those_of_the_signature(argv, values):
@@ -98,7 +101,17 @@ def test_an_option_is_compared_within_its_section(given, meant):
 
 
 def test_options_of_another_command_are_handed_on():
-    argv = ["--teacher=a", "--data.init_args.shots", "4", "--out", "o", "--trainer.max_epochs=3", "--teacher", "b", "c"]
+    argv = [
+        "--teacher=a",
+        "--data.init_args.shots",
+        "4",
+        "--out",
+        "o",
+        "--trainer.max_epochs=3",
+        "--teacher",
+        "b",
+        "c",
+    ]
     assert parse(other, argv, "kdpl other") == {
         "teacher": ["a", "b", "c"],
         "out": "o",
@@ -113,5 +126,12 @@ def test_help_is_that_of_the_docstring(capsys):
         call(one, ["--help"], "kdpl one")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in ("usage: kdpl one", "Classify images.", "They may be anything.", "--top-k", "number of classes", "1"):
+    for text in (
+        "usage: kdpl one",
+        "Classify images.",
+        "They may be anything.",
+        "--top-k",
+        "number of classes",
+        "1",
+    ):
         assert text in out

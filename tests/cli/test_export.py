@@ -30,21 +30,51 @@ def export(classifier, kind, out, *more):
 @pytest.mark.parametrize(
     ("kind", "name", "options", "words"),
     [
-        ("torch", "c.pt2", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
-        ("torch", "c.pt2", ["--input=float"], "32 of 32 images (100.0%), logits off by at most"),
-        ("onnx", "c.onnx", ["--check={}"], "the same class for 60 of 60 images (100.0%), logits off by at most"),
-        ("openvino", "c-v1.2", ["--check={}", "--input=float"], "60 of 60 images (100.0%), logits off by at most"),
-        pytest.param("onnx-fp16", "h.onnx", ["--check={}"], "of 60 images (", marks=pytest.mark.slow),
-        pytest.param(
-            "onnx-bf16", "h.onnx", ["--check={}", "--agreement=0.9"], "of 60 images (", marks=pytest.mark.slow
+        (
+            "torch",
+            "c.pt2",
+            ["--check={}"],
+            "the same class for 60 of 60 images (100.0%), logits off by at most",
         ),
-        pytest.param("executorch", "c.pte", ["--check={}"], "60 of 60 images (100.0%)", marks=pytest.mark.slow),
+        ("torch", "c.pt2", ["--input=float"], "32 of 32 images (100.0%), logits off by at most"),
+        (
+            "onnx",
+            "c.onnx",
+            ["--check={}"],
+            "the same class for 60 of 60 images (100.0%), logits off by at most",
+        ),
+        (
+            "openvino",
+            "c-v1.2",
+            ["--check={}", "--input=float"],
+            "60 of 60 images (100.0%), logits off by at most",
+        ),
         pytest.param(
-            *("onnx-int8", "q.onnx", ["--calibration={}", "--agreement=0.9"], "of 60 images ("), marks=pytest.mark.slow
+            "onnx-fp16", "h.onnx", ["--check={}"], "of 60 images (", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "onnx-bf16",
+            "h.onnx",
+            ["--check={}", "--agreement=0.9"],
+            "of 60 images (",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "executorch",
+            "c.pte",
+            ["--check={}"],
+            "60 of 60 images (100.0%)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("onnx-int8", "q.onnx", ["--calibration={}", "--agreement=0.9"], "of 60 images ("),
+            marks=pytest.mark.slow,
         ),
     ],
 )
-def test_a_file_is_written_and_compared(kind, name, options, words, classifier, digits, tmp_path, capsys):
+def test_a_file_is_written_and_compared(
+    kind, name, options, words, classifier, digits, tmp_path, capsys
+):
     capsys.readouterr()
     out = tmp_path / "new" / name
     assert export(classifier, kind, out, *[option.format(digits) for option in options]) == 0
@@ -57,46 +87,98 @@ def test_a_file_is_written_and_compared(kind, name, options, words, classifier, 
     assert [path.name for path in out.parent.iterdir()] == [name]
 
 
-def test_a_file_that_differs_too_much_is_not_kept(classifier, digits, tmp_path, capsys, monkeypatch):
+def test_a_file_that_differs_too_much_is_not_kept(
+    classifier, digits, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "c.pt2"
     code = export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1")
     refused(capsys, code, "60 of 60 images", "was not kept", "--tolerance")
-    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=1, same=1, logits=float("nan")))
+    monkeypatch.setattr(
+        "kdpl.classifier.export.compare",
+        lambda *_: Difference(images=1, same=1, logits=float("nan")),
+    )
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
-    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1))
+    monkeypatch.setattr(
+        "kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1)
+    )
     known = formats()
     fake = known["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
     monkeypatch.setattr("kdpl.classifier.formats.formats", lambda: {**known, "onnx-int8": fake})
     quantized = tmp_path / "q.onnx"
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
-    refused(capsys, code, "97 of 100 images (97.0%)", "expected 98.0% or more", "was not kept", "--agreement")
-    assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
+    refused(
+        capsys,
+        code,
+        "97 of 100 images (97.0%)",
+        "expected 98.0% or more",
+        "was not kept",
+        "--agreement",
+    )
+    assert (
+        export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97")
+        == 0
+    )
     quantized.unlink()
     capsys.readouterr()
     sides = Difference(images=100, same=100, logits=0.0, scores=0.2, same_side=97, names="unknown")
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: sides)
-    refused(capsys, export(classifier, "torch", out), "unknown on the same side", "off by at most 0.2", "--tolerance")
+    refused(
+        capsys,
+        export(classifier, "torch", out),
+        "unknown on the same side",
+        "off by at most 0.2",
+        "--tolerance",
+    )
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
-    refused(capsys, code, "unknown on the same side of 0.5 for 97 (97.0%)", "expected 98.0% or more", "--agreement")
-    assert export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97") == 0
+    refused(
+        capsys,
+        code,
+        "unknown on the same side of 0.5 for 97 (97.0%)",
+        "expected 98.0% or more",
+        "--agreement",
+    )
+    assert (
+        export(classifier, "onnx-int8", quantized, f"--calibration={digits}", "--agreement=0.97")
+        == 0
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
 
 
 def test_a_file_that_exists_is_not_overwritten(classifier, tmp_path, capsys):
     out = tmp_path / "c.pt2"
     out.write_text("older")
-    refused(capsys, export(classifier, "torch", out), f"--out {out} exists already: choose another --out, or remove it")
+    refused(
+        capsys,
+        export(classifier, "torch", out),
+        f"--out {out} exists already: choose another --out, or remove it",
+    )
     assert out.read_text() == "older"
 
 
 def test_classes_are_added(classifier, teacher_run, digits, tmp_path, capsys):
     further, out = tmp_path / "further.safetensors", tmp_path / "c.pt2"
-    assert main(["class-vectors", f"--teacher={teacher_run}", f"--out={further}", "--classes", "cross", "ring"]) == 0
+    assert (
+        main(
+            [
+                "class-vectors",
+                f"--teacher={teacher_run}",
+                f"--out={further}",
+                "--classes",
+                "cross",
+                "ring",
+            ]
+        )
+        == 0
+    )
     assert export(classifier, "torch", out, f"--add-classes={further}", f"--check={digits}") == 0
     assert "the same class for 60 of 60 images" in capsys.readouterr().out
     files = {METADATA_FILE: ""}
     module = torch.export.load(out, extra_files=files).module()
-    assert json.loads(json.loads(files[METADATA_FILE])["class_names"])[-3:] == ["nine", "cross", "ring"]
+    assert json.loads(json.loads(files[METADATA_FILE])["class_names"])[-3:] == [
+        "nine",
+        "cross",
+        "ring",
+    ]
     more = Classifier.load(classifier).add_classes(ClassVectors.load(further))
     images = torch.stack([more.prepare(Image.open(path)) for path in sorted(digits.iterdir())[:3]])
     assert torch.allclose(module(images)[0], more(images), atol=1e-4)
@@ -120,7 +202,9 @@ def test_a_difference_is_written_plainly(logits, said):
         ("onnx", "c.onnx", ["--check=bad"], ["broken.png cannot be read"]),
     ],
 )
-def test_wrong_settings_are_named(kind, out, options, words, classifier, tmp_path, capsys, monkeypatch):
+def test_wrong_settings_are_named(
+    kind, out, options, words, classifier, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
@@ -140,7 +224,9 @@ def test_wrong_settings_are_named(kind, out, options, words, classifier, tmp_pat
         ("executorch", "c.pte", "executorch", "executorch"),
     ],
 )
-def test_a_missing_package_is_named(kind, name, package, extra, classifier, tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_named(
+    kind, name, package, extra, classifier, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, package, None)
     code = export(classifier, kind, tmp_path / name, f"--calibration={tmp_path}")
     refused(capsys, code, f"needs {package}", f"pip install 'kdpl[{extra}]'")

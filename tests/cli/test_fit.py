@@ -48,9 +48,15 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ("model: {class_path: kdpl.TeacherTuning}", ["kdpl.TeacherTuning"]),
         ("model: {init_args: {optim: {learning_rate: 1}}}", ["optim", "learning_rate"]),
         ("data: {init_args: {shot: 4}}", ["'shot'", "did you mean --data.init_args.shots"]),
-        ([*FIT, "--data.init_args.shot=4"], ["'shot' is not accepted: did you mean --data.init_args.shots"]),
+        (
+            [*FIT, "--data.init_args.shot=4"],
+            ["'shot' is not accepted: did you mean --data.init_args.shots"],
+        ),
         ([*FIT, "--shot=4"], ["--shot=4: did you mean --data.init_args.shots"]),
-        ([*FIT, "--model.init_args.clip.pretraind=x"], ["did you mean --model.init_args.clip.pretrained"]),
+        (
+            [*FIT, "--model.init_args.clip.pretraind=x"],
+            ["did you mean --model.init_args.clip.pretrained"],
+        ),
         ([*FIT, "--trainer.max_epoch=3"], ["did you mean --trainer.max_epochs"]),
         ("trainr: {max_epochs: 1}", ["trainr"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
@@ -61,18 +67,35 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ("model: {init_args: {clip: {model: tiny-techer}}}", ["'tiny-techer'", "tiny-teacher"]),
         ("model: {init_args: {clip: {pretrained: gone/w.safetensors}}}", ["gone/w.safetensors"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
-        ("model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}", ["trains nothing"]),
+        (
+            "model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}",
+            ["trains nothing"],
+        ),
         ("trainer: {max_time: '00:00:10:00'}", ["trainer.max_time"]),
         ("trainer: {accelerator: tpu}", ["torch_xla", "install"]),
         ("trainer: {devices: 0}", ["devices"]),
-        (f"trainer: {{logger: {COMET}}}", ["the logger CometLogger cannot be built (", "comet-ml", "install"]),
-        (f"trainer: {{logger: [{CSV}, {COMET}]}}", ["the logger CometLogger cannot be built (", "comet-ml", "install"]),
-        (f"trainer: {{logger: [{CSV}, {{class_path: {TENSORBOARD}, init_args: {{foo: 1}}}}]}}", [TENSORBOARD, "'foo'"]),
-        (f"trainer: {{callbacks: [{EARLY_STOPPING}]}}", ["the callback EarlyStopping cannot be built (", "`mode`"]),
+        (
+            f"trainer: {{logger: {COMET}}}",
+            ["the logger CometLogger cannot be built (", "comet-ml", "install"],
+        ),
+        (
+            f"trainer: {{logger: [{CSV}, {COMET}]}}",
+            ["the logger CometLogger cannot be built (", "comet-ml", "install"],
+        ),
+        (
+            f"trainer: {{logger: [{CSV}, {{class_path: {TENSORBOARD}, init_args: {{foo: 1}}}}]}}",
+            [TENSORBOARD, "'foo'"],
+        ),
+        (
+            f"trainer: {{callbacks: [{EARLY_STOPPING}]}}",
+            ["the callback EarlyStopping cannot be built (", "`mode`"],
+        ),
         pytest.param(
             "trainer: {accelerator: gpu}",
             ["--config trainer/cpu"],
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU"),
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="needs a machine without a GPU"
+            ),
         ),
         ("model:\n\tx: 1", ["wrong.yaml", "line 2", "not YAML"]),
         ("model", ["wrong.yaml", "no settings"]),
@@ -86,7 +109,10 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ([*FIT, "--out=out", "--trainer.max_epoch=4"], ["max_epoch"]),
         (["test", *DATA, *TEACHER, "--ckpt_path=gone.ckpt", "--out=out"], ["gone.ckpt"]),
         (["test", *DATA, *TEACHER, "--out=out"], ["out", "last.ckpt", "--ckpt_path"]),
-        (["fit", *DATA, *STUDENT, "--model.init_args.teacher=t", "--out=out"], ["t/class_vectors.s"]),
+        (
+            ["fit", *DATA, *STUDENT, "--model.init_args.teacher=t", "--out=out"],
+            ["t/class_vectors.s"],
+        ),
     ],
 )
 def test_a_wrong_setting_or_option_is_named_in_one_line_and_nothing_is_written(
@@ -102,7 +128,9 @@ def test_a_wrong_setting_or_option_is_named_in_one_line_and_nothing_is_written(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in kept]
 
 
-def test_a_folder_that_holds_something_else_is_refused_and_left_alone(teacher_run, tmp_path, capsys):
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
+    teacher_run, tmp_path, capsys
+):
     before = files_of(teacher_run)
     assert fit_teacher(teacher_run, *AVERAGING, "--data.init_args.shots=4") == 1
     error_line(capsys, str(teacher_run), "data.init_args.shots", "16", "4", "choose another --out")
@@ -116,7 +144,9 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(teacher_ru
 
 
 @pytest.mark.parametrize(("command", "size"), [("fit", 5000), ("fit", None), ("test", 0)])
-def test_a_truncated_foreign_or_empty_checkpoint_is_named(command, size, teacher_run, tmp_path, capsys):
+def test_a_truncated_foreign_or_empty_checkpoint_is_named(
+    command, size, teacher_run, tmp_path, capsys
+):
     file = tmp_path / "out" / "checkpoints" / "last.ckpt"
     file.parent.mkdir(parents=True)
     if size is None:
@@ -124,7 +154,18 @@ def test_a_truncated_foreign_or_empty_checkpoint_is_named(command, size, teacher
     else:
         file.write_bytes((teacher_run / "checkpoints" / "last.ckpt").read_bytes()[:size])
     before = files_of(file.parent)
-    assert main([command, *DATA, *TEACHER, *(SHORT if command == "fit" else []), f"--out={tmp_path / 'out'}"]) == 1
+    assert (
+        main(
+            [
+                command,
+                *DATA,
+                *TEACHER,
+                *(SHORT if command == "fit" else []),
+                f"--out={tmp_path / 'out'}",
+            ]
+        )
+        == 1
+    )
     error_line(capsys, str(file))
     assert files_of(file.parent) == before
 
@@ -189,10 +230,25 @@ INTERRUPTIONS = {
     "last epoch of a teacher": ("teacher", at_end_of(6), [], 4),
     "last epoch of a student": ("student", at_end_of(6), [], 4),
     "within an epoch": ("student", at_end_of(4), ["--checkpoint_every=1"], 3),
-    "ahead of workers": ("student", at_end_of(4), ["--checkpoint_every=1", "--data.init_args.num_workers=2"], 3),
+    "ahead of workers": (
+        "student",
+        at_end_of(4),
+        ["--checkpoint_every=1", "--data.init_args.num_workers=2"],
+        3,
+    ),
     # a checkpoint of an epoch's last step would be resumed without the validation of this epoch
-    "validation": ("teacher", (TeacherPromptTuning, "on_validation_start", at_validation), ["--checkpoint_every=2"], 2),
-    "right after a checkpoint": ("teacher", (CheckpointFiles, "save_checkpoint", after_an_epoch, True), [], 4),
+    "validation": (
+        "teacher",
+        (TeacherPromptTuning, "on_validation_start", at_validation),
+        ["--checkpoint_every=2"],
+        2,
+    ),
+    "right after a checkpoint": (
+        "teacher",
+        (CheckpointFiles, "save_checkpoint", after_an_epoch, True),
+        [],
+        4,
+    ),
     "freezing": ("teacher", (FreezeClassVectors, "write", always), [], 6),
     "after freezing": ("teacher", (FreezeClassVectors, "write", always, True), [], 6),
     "writing the classifier": ("student", (SaveClassifier, "write", always), [], 6),
@@ -209,14 +265,21 @@ def test_an_interrupted_fit_ends_as_one_that_was_not(where, tmp_path, capsys, fi
     if step is not None:
         assert torch.load(last, weights_only=True)["global_step"] == step
     assert fits[stage](out, *more) == 0
-    assert ("resuming from" in capsys.readouterr().err) == (step is not None and where != "after freezing")
+    assert ("resuming from" in capsys.readouterr().err) == (
+        step is not None and where != "after freezing"
+    )
     # config.yaml names the folder; of an epoch that was resumed within, the row has the means of the later steps
     means = ["metrics.csv: train/loss", "metrics.csv: train/agreement"] if step == 3 else []
-    assert differences(uninterrupted / stage, out) == ["config.yaml differs", *(f"{each} differs" for each in means)]
+    assert differences(uninterrupted / stage, out) == [
+        "config.yaml differs",
+        *(f"{each} differs" for each in means),
+    ]
     assert curves_of(out)["val/acc"] == curves_of(uninterrupted / stage)["val/acc"]
 
 
-def test_where_the_last_checkpoint_is_damaged_a_fit_resumes_from_the_one_before(tmp_path, capsys, fits, uninterrupted):
+def test_where_the_last_checkpoint_is_damaged_a_fit_resumes_from_the_one_before(
+    tmp_path, capsys, fits, uninterrupted
+):
     out = tmp_path / "student"
     interrupted(lambda: fits["student"](out), *at_end_of(6))
     last, previous = (out / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
@@ -231,7 +294,9 @@ def test_where_the_last_checkpoint_is_damaged_a_fit_resumes_from_the_one_before(
 
 
 @pytest.mark.parametrize("command", [FIT, ["run", *DATA, *STAGES]], ids=["fit", "run"])
-def test_a_second_start_into_a_folder_is_refused_while_the_first_runs(command, tmp_path, capsys, monkeypatch):
+def test_a_second_start_into_a_folder_is_refused_while_the_first_runs(
+    command, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("kdpl.runtime.lock._PATIENCE_SECONDS", 0)
     first = RunLock(tmp_path)
     assert main([*command, f"--out={tmp_path}"]) == 1
@@ -239,12 +304,18 @@ def test_a_second_start_into_a_folder_is_refused_while_the_first_runs(command, t
     first.release()
 
 
-def test_the_config_of_a_copied_run_does_not_lead_back_to_the_original(teacher_run, tmp_path, capsys):
+def test_the_config_of_a_copied_run_does_not_lead_back_to_the_original(
+    teacher_run, tmp_path, capsys
+):
     copy = shutil.copytree(teacher_run, tmp_path / "copy")
     before = files_of(teacher_run)
     for command in ("test", "validate", "fit"):
         assert main([command, f"--config={copy}/config.yaml"]) == 1
-        error_line(capsys, f"{copy}/config.yaml is the config of a run in {teacher_run}", f"give --out {copy}")
+        error_line(
+            capsys,
+            f"{copy}/config.yaml is the config of a run in {teacher_run}",
+            f"give --out {copy}",
+        )
     assert main(["test", f"--config={copy}/config.yaml", f"--out={copy}"]) == 0
     assert files_of(teacher_run) == before
     assert f"using {copy}/checkpoints/last.ckpt" in capsys.readouterr().err
@@ -258,17 +329,30 @@ def test_a_finished_fit_says_so_and_touches_nothing(teacher_run, student_run, ca
         assert files_of(run) == before
 
 
-def test_the_config_in_the_folder_makes_the_run_again_and_another_seed_another_one(teacher_run, tmp_path):
+def test_the_config_in_the_folder_makes_the_run_again_and_another_seed_another_one(
+    teacher_run, tmp_path
+):
     again, other = tmp_path / "again", tmp_path / "other"
     assert main(["fit", f"--config={teacher_run}/config.yaml", f"--out={again}"]) == 0
-    assert main(["fit", f"--config={teacher_run}/config.yaml", f"--out={other}", "--seed_everything=2"]) == 0
+    assert (
+        main(
+            ["fit", f"--config={teacher_run}/config.yaml", f"--out={other}", "--seed_everything=2"]
+        )
+        == 0
+    )
     for name in ("class_vectors.safetensors", "prompts.safetensors"):
         assert (again / name).read_bytes() == (teacher_run / name).read_bytes()
         assert (other / name).read_bytes() != (teacher_run / name).read_bytes()
 
 
-def test_a_test_and_a_validation_leave_the_config_and_the_checkpoint_of_the_fit_alone(teacher_run, capsys):
-    kept = {k: v for k, v in files_of(teacher_run).items() if k.startswith(("config", "checkpoints", "class", "prom"))}
+def test_a_test_and_a_validation_leave_the_config_and_the_checkpoint_of_the_fit_alone(
+    teacher_run, capsys
+):
+    kept = {
+        k: v
+        for k, v in files_of(teacher_run).items()
+        if k.startswith(("config", "checkpoints", "class", "prom"))
+    }
     results = json.loads((teacher_run / "test.json").read_text())
     left = teacher_run / "figures" / ".confusion.png.x.unfinished"
     if left.parent.is_dir():  # pictures are of the report
@@ -303,11 +387,17 @@ def printed(capsys, *args):
 def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(capsys, tmp_path):
     more = tmp_path / "more.yaml"
     more.write_text("data: {init_args: {shots: 3}}\n")
-    config = printed(capsys, *DATA, *TEACHER, f"--config={more}", "--trainer.max_epochs=7", "--out=x")
+    config = printed(
+        capsys, *DATA, *TEACHER, f"--config={more}", "--trainer.max_epochs=7", "--out=x"
+    )
     data = config["data"]["init_args"]
     assert (data["shots"], data["dataset"], data["batch_size"]) == (3, "digits", 16)
     assert config["model"]["init_args"]["clip"]["model"] == "tiny-teacher"
-    assert (config["trainer"]["accelerator"], config["trainer"]["max_epochs"], config["out"]) == ("cpu", 7, "x")
+    assert (config["trainer"]["accelerator"], config["trainer"]["max_epochs"], config["out"]) == (
+        "cpu",
+        7,
+        "x",
+    )
     parts = [*DATA, *configs("logger/csv.yaml"), *TEACHER]
     assert printed(capsys, *parts[::-1]) == printed(capsys, *parts)
 
@@ -319,12 +409,20 @@ def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
         assert lines[0].startswith(f"usage: python -m kdpl {command} --config FILE … --out FOLDER")
         assert len(lines) <= 25
         options = [line.split()[0] for line in lines if line.startswith("  --")]
-        assert options[:5] == ["--config", "--out", "--seed_everything", "--ckpt_path", "--checkpoint_every"]
+        assert options[:5] == [
+            "--config",
+            "--out",
+            "--seed_everything",
+            "--ckpt_path",
+            "--checkpoint_every",
+        ]
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--full_help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(option in out for option in ("--out", "--trainer.max_epochs", "--model.help", "--data.help"))
+    assert all(
+        option in out for option in ("--out", "--trainer.max_epochs", "--model.help", "--data.help")
+    )
 
 
 def test_nothing_of_a_run_lands_in_the_working_directory(tmp_path, monkeypatch):

@@ -62,12 +62,18 @@ def raising(monkeypatch, error):
     [
         (ConfigError("that is wrong: do this"), 1, "error: that is wrong: do this\n"),
         (PermissionError(13, "No", "/a"), 1, "error: /a: No: check path, permissions and disk\n"),
-        (ModuleNotFoundError("", name="rich"), 1, f"error: {sys.executable} has no package rich: {ACTIVATE}\n"),
+        (
+            ModuleNotFoundError("", name="rich"),
+            1,
+            f"error: {sys.executable} has no package rich: {ACTIVATE}\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (Terminated(), 143, "terminated\n"),
     ],
 )
-def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(error, code, line, monkeypatch, capsys):
+def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
+    error, code, line, monkeypatch, capsys
+):
     raising(monkeypatch, error)
     assert main(["fit"]) == code
     assert capsys.readouterr().err == line
@@ -76,7 +82,9 @@ def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(error, code, l
             main(args)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")]
+)
 def test_a_bug_is_not_hidden(error, monkeypatch):
     raising(monkeypatch, error)
     monkeypatch.setattr("kdpl.runtime.faults.reader_is_gone", lambda: False)

@@ -23,7 +23,9 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     (folder / "b" / "deep").mkdir(parents=True)
     images = pytest.importorskip("sklearn.datasets").load_digits().images
-    for i, name in enumerate(["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]):
+    for i, name in enumerate(
+        ["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]
+    ):
         Image.fromarray((images[i] * 15).astype("uint8")).resize((40, 40)).save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder
@@ -33,7 +35,9 @@ def rows(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_images_of_folders_are_predicted_to_standard_output_or_a_file(classifier, digits, tmp_path, capsys):
+def test_images_of_folders_are_predicted_to_standard_output_or_a_file(
+    classifier, digits, tmp_path, capsys
+):
     arguments = ["predict", str(classifier), str(digits / "b"), str(digits), "--batch-size=2"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -66,7 +70,19 @@ def test_half_precision_agrees_but_for_rounding(precision, classifier, digits, t
     paths = sorted(map(str, digits.rglob("*.png")))
     dtypes = set()
     whole.encoder.projector.register_forward_pre_hook(lambda _, args: dtypes.add(args[0].dtype))
-    assert main(["predict", str(classifier), *paths, f"--precision={precision}", "--top-k=10", "--batch-size=1"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(classifier),
+                *paths,
+                f"--precision={precision}",
+                "--top-k=10",
+                "--batch-size=1",
+            ]
+        )
+        == 0
+    )
     found, half = rows(capsys.readouterr().out), whole.predict(paths, 10, 1, precision=precision)
     assert dtypes == {{"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]}
     exact = whole.predict(paths, 10)
@@ -81,13 +97,18 @@ def test_half_precision_agrees_but_for_rounding(precision, classifier, digits, t
 def test_an_unknown_precision_is_refused_in_a_sentence(classifier, digits, capsys):
     code = main(["predict", str(classifier), str(digits), "--precision=bf16"])
     refused(capsys, code, "precision", "bf16-mixed")
-    with world.refused(ConfigError, r"precision is 'bf16', expected one of 32-true, bf16-mixed, 16-mixed: correct it"):
+    with world.refused(
+        ConfigError,
+        r"precision is 'bf16', expected one of 32-true, bf16-mixed, 16-mixed: correct it",
+    ):
         Classifier.load(classifier).predict([], precision="bf16")
 
 
 @pytest.mark.slow
 def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
-    process = start_process(["predict", str(classifier), *[str(digits)] * 400], stdout=subprocess.PIPE)
+    process = start_process(
+        ["predict", str(classifier), *[str(digits)] * 400], stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == "path,class,probability,error\n"
     process.stdout.close()
     assert process.stderr.read() == ""
@@ -98,15 +119,33 @@ def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
 def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits, tmp_path, capsys):
     pytest.importorskip("kdpl.vocabulary")
     path = tmp_path / "further.safetensors"
-    assert main(["class-vectors", f"--teacher={teacher_run}", f"--out={path}", "--classes", "cross", "circle"]) == 0
+    assert (
+        main(
+            [
+                "class-vectors",
+                f"--teacher={teacher_run}",
+                f"--out={path}",
+                "--classes",
+                "cross",
+                "circle",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
-    assert main(["predict", str(classifier), str(digits), f"--add-classes={path}", "--top-k=12"]) == 0
+    assert (
+        main(["predict", str(classifier), str(digits), f"--add-classes={path}", "--top-k=12"]) == 0
+    )
     found = rows(capsys.readouterr().out)
     more = Classifier.load(classifier).add_classes(ClassVectors.load(path))
-    for row, expected in zip(found, more.predict([row["path"] for row in found], top_k=12), strict=True):
+    for row, expected in zip(
+        found, more.predict([row["path"] for row in found], top_k=12), strict=True
+    ):
         values = list(row.values())[1:-1]
         assert values[::2] == [each.class_name for each in expected]
-        assert [float(p) for p in values[1::2]] == pytest.approx([each.probability for each in expected], abs=2e-6)
+        assert [float(p) for p in values[1::2]] == pytest.approx(
+            [each.probability for each in expected], abs=2e-6
+        )
         assert {"cross", "circle", "nine"} < set(values)
 
 
@@ -139,10 +178,15 @@ def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, mo
         (["predict", "C", "gone.png"], "gone.png does not exist"),
         (["predict", "C", "D", "--list=gone.txt"], "gone.txt"),
         (["predict", "C", "D", "--add-classes=gone"], "--add-classes gone does not exist"),
-        (["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"], "--add-classes gone does not exist"),
+        (
+            ["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"],
+            "--add-classes gone does not exist",
+        ),
     ],
 )
-def test_a_path_that_does_not_exist_is_named_before_torch_is_imported(args, words, classifier, digits):
+def test_a_path_that_does_not_exist_is_named_before_torch_is_imported(
+    args, words, classifier, digits
+):
     places = {"C": str(classifier), "D": str(digits)}
     code = f"""
 import sys
@@ -161,7 +205,9 @@ def test_a_missing_gpu_is_not_replaced_silently(classifier, digits, capsys):
     assert "--device cuda was asked for, and torch finds no GPU" in capsys.readouterr().err
 
 
-def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(classifier, digits, tmp_path, capsys):
+def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(
+    classifier, digits, tmp_path, capsys
+):
     pytest.importorskip("kdpl.shards")
     (tmp_path / "empty.png").touch()
     name = os.fsdecode(b"caf\xe9.png")
@@ -183,4 +229,7 @@ def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(classi
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "t.parquet").to_pylist()
     for row, expected in zip(table, found, strict=True):
         assert list(row) == list(expected)
-        assert {k: "" if v is None else f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} == expected
+        assert {
+            k: "" if v is None else f"{v:.6f}" if isinstance(v, float) else v
+            for k, v in row.items()
+        } == expected

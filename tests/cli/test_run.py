@@ -48,7 +48,11 @@ def test_the_single_commands_give_the_same_bit_for_bit(finished, tmp_path):
 def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
     looked = []
     good = (None, "")
-    monkeypatch.setattr(reading, "in_parallel", lambda _, items, *__: looked.append(len(items)) or [good] * len(items))
+    monkeypatch.setattr(
+        reading,
+        "in_parallel",
+        lambda _, items, *__: looked.append(len(items)) or [good] * len(items),
+    )
     options = ("--data.init_args.scan=true", "--data.init_args.bad_images=skip")
     assert run_into(tmp_path / "out", *options) == 0
     assert len([number for number in looked if number]) == 1
@@ -61,11 +65,15 @@ def test_the_results_are_those_of_the_four_tests(finished):
     assert len({row["test/acc"] for row in results.values()}) >= 3
     assert {row["images"] for row in results.values()} == {899}
     # what an evaluation of the shipped weights gives, whatever was tuned
-    zero_shot = [read_results(finished / "zero_shot" / stage)["test/acc"] for stage in ("teacher", "student")]
+    zero_shot = [
+        read_results(finished / "zero_shot" / stage)["test/acc"] for stage in ("teacher", "student")
+    ]
     assert zero_shot == pytest.approx([0.695, 0.667], abs=0.01)
 
 
-def test_the_folder_holds_all_of_the_run_and_nothing_unfinished_and_options_reached_both_stages(finished):
+def test_the_folder_holds_all_of_the_run_and_nothing_unfinished_and_options_reached_both_stages(
+    finished,
+):
     files = set(files_of(finished))
     for stage in ("teacher", "student"):
         for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "test.json"):
@@ -75,7 +83,11 @@ def test_the_folder_holds_all_of_the_run_and_nothing_unfinished_and_options_reac
         assert config["trainer"]["max_epochs"] == 2
     assert config["model"]["init_args"]["teacher"] == str(finished / "teacher")
     if find_spec("kdpl.report") is not None:
-        assert {"student/figures/test_images.png", "teacher/figures/confusion.png", "report.html"} <= files
+        assert {
+            "student/figures/test_images.png",
+            "teacher/figures/confusion.png",
+            "report.html",
+        } <= files
     assert {Path(name).name for name in files if "/." in f"/{name}"} <= {".lock"}
 
 
@@ -106,7 +118,9 @@ def test_other_settings_are_refused_by_name(finished, capsys):
         ([*RUN, "--out=."], ["error: --out . contains something other than a run (broken.yaml): "]),
     ],
 )
-def test_a_wrong_start_is_one_line_and_nothing_is_written(args, words, tmp_path, capsys, monkeypatch):
+def test_a_wrong_start_is_one_line_and_nothing_is_written(
+    args, words, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("broken.yaml").write_text("model: [")
     Path("misspelt.yaml").write_text("model: {init_args: {kd_wieght: 1}}")
@@ -125,7 +139,11 @@ def test_what_takes_long_is_announced_and_an_interruption_early_in_stage_2_says_
     assert run_into(tmp_path / "out") == 130
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if re.match("loading|reading|encoding", line)] == [
-        *("loading tiny-teacher, weights glyphs", "reading dataset digits", "encoding 10 classes in 60 templates"),
+        *(
+            "loading tiny-teacher, weights glyphs",
+            "reading dataset digits",
+            "encoding 10 classes in 60 templates",
+        ),
         *("loading tiny-student, weights glyphs", "reading dataset digits"),
         f"loading the teacher of {tmp_path}/out/teacher",
     ]
@@ -153,9 +171,14 @@ def test_a_run_interrupted_between_any_two_steps_is_resumed(step, finished, tmp_
     assert capsys.readouterr().err.endswith(kept)
     assert run_into(out) == 0
     text = capsys.readouterr().out
-    assert [n for n in range(1, STEPS + 1) if f"{n}/{STEPS} " in text] == list(range(step, STEPS + 1))
+    assert [n for n in range(1, STEPS + 1) if f"{n}/{STEPS} " in text] == list(
+        range(step, STEPS + 1)
+    )
     # the configs name the folder
-    assert set(differences(finished, out)) == {"teacher/config.yaml differs", "student/config.yaml differs"}
+    assert set(differences(finished, out)) == {
+        "teacher/config.yaml differs",
+        "student/config.yaml differs",
+    }
 
 
 def test_a_run_interrupted_in_stage_2_is_resumed_there_and_may_have_other_devices_and_workers(
@@ -165,11 +188,18 @@ def test_a_run_interrupted_in_stage_2_is_resumed_there_and_may_have_other_device
     # files are complete or missing, so this is what an interruption in stage 2 leaves
     shutil.copytree(finished, out)
     shutil.rmtree(out / "student" / "classifier")
-    for name in ("student/test.json", "student/test_predictions.csv", "zero_shot/student/test.json", "results.json"):
+    for name in (
+        "student/test.json",
+        "student/test_predictions.csv",
+        "zero_shot/student/test.json",
+        "results.json",
+    ):
         (out / name).unlink()
     for file in out.glob("*/config.yaml"):
         file.write_text(file.read_text().replace(str(finished), str(out)))
-    teacher = {name: content for name, content in files_of(out / "teacher").items() if name != ".lock"}
+    teacher = {
+        name: content for name, content in files_of(out / "teacher").items() if name != ".lock"
+    }
     assert run_into(out, "--data.init_args.num_workers=1") == 0
     text, err = capsys.readouterr()
     assert [n for n in "123456" if f"{n}/6 " in text] == ["2", "4", "6"]
@@ -183,7 +213,8 @@ def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeyp
     asked, begun = pretend(monkeypatch, tmp_path), []
     monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
     monkeypatch.setattr(
-        "kdpl.cli.fit.run_command", lambda args, check_only=False: None if check_only else begun.append(args)
+        "kdpl.cli.fit.run_command",
+        lambda args, check_only=False: None if check_only else begun.append(args),
     )
     assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"

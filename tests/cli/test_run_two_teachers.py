@@ -32,7 +32,9 @@ def interrupted(tmp_path_factory, teacher2):
         assert run_into(out, teacher2) == 130
     tuned = files_of(out / "teacher2")["prompts.safetensors"]
     assert run_into(out, teacher2) == 0
-    assert files_of(out / "teacher2")["prompts.safetensors"] == tuned, "with the time of the first start"
+    assert files_of(out / "teacher2")["prompts.safetensors"] == tuned, (
+        "with the time of the first start"
+    )
     return out
 
 
@@ -51,7 +53,9 @@ def test_both_teachers_are_tuned_tested_and_shown(interrupted, teacher2, capsys)
 
 
 def test_the_student_learns_from_both(interrupted):
-    settings = yaml.safe_load((interrupted / "student/config.yaml").read_text())["model"]["init_args"]
+    settings = yaml.safe_load((interrupted / "student/config.yaml").read_text())["model"][
+        "init_args"
+    ]
     teachers = settings["teacher"]
     assert teachers == [str(interrupted / "teacher"), str(interrupted / "teacher2")]
     configs = [yaml.safe_load(Path(each, "config.yaml").read_text()) for each in teachers]
@@ -61,4 +65,8 @@ def test_the_student_learns_from_both(interrupted):
 
 def test_another_second_teacher_is_refused(interrupted, teacher2, capsys):
     assert run_into(interrupted, teacher2[:1]) == 1
-    error_line(capsys, "teacher2 holds a run with other settings", "model.init_args.clip.model is tiny-student there")
+    error_line(
+        capsys,
+        "teacher2 holds a run with other settings",
+        "model.init_args.clip.model is tiny-student there",
+    )

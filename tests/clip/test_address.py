@@ -40,7 +40,9 @@ def test_a_folder_brings_its_weights_tokenizer_and_preprocessing(folder):
     assert (clip.identity.model, clip.identity.pretrained) == (address, address)
     assert clip.tokenize.start == 0
     ids = clip.tokenize(["Sea horse!", "a crab"])
-    assert torch.equal(ids[0], clip.tokenize(["sea horse"])[0]), "it lower-cases and drops punctuation"
+    assert torch.equal(ids[0], clip.tokenize(["sea horse"])[0]), (
+        "it lower-cases and drops punctuation"
+    )
     features = clip.text_tower(clip.text_tower.arrange(ids))
     assert relative_error(features, folder.model.encode_text(ids)) < 1e-5
     half = load_image_clip(ClipConfig(address, address))
@@ -61,11 +63,27 @@ def test_a_repository_in_the_hubs_cache_serves_without_a_network(folder, tmp_pat
 
 
 LACKS = {
-    "no config": ("open_clip_config.json", None, "is not a CLIP in open_clip's layout, because it has no"),
+    "no config": (
+        "open_clip_config.json",
+        None,
+        "is not a CLIP in open_clip's layout, because it has no",
+    ),
     "no model": ("open_clip_config.json", "{}", r"open_clip_config\.json has no model_cfg"),
-    "half a model": ("open_clip_config.json", '{"model_cfg": {"embed_dim": 4}}', "lacks embed_dim, vision_cfg or text"),
-    "no weights": ("open_clip_model.safetensors", None, "has no weights: expected one of open_clip_model"),
-    "bad weights": ("open_clip_model.safetensors", "odd", r"open_clip_model\.safetensors cannot be read"),
+    "half a model": (
+        "open_clip_config.json",
+        '{"model_cfg": {"embed_dim": 4}}',
+        "lacks embed_dim, vision_cfg or text",
+    ),
+    "no weights": (
+        "open_clip_model.safetensors",
+        None,
+        "has no weights: expected one of open_clip_model",
+    ),
+    "bad weights": (
+        "open_clip_model.safetensors",
+        "odd",
+        r"open_clip_model\.safetensors cannot be read",
+    ),
     "bad tokenizer": ("tokenizer.json", "{}", "cannot load the tokenizer '.*' of local-dir:"),
 }
 
@@ -91,7 +109,9 @@ def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(tmp
 
 
 def test_other_weights_beside_an_address_are_refused(folder):
-    with world.refused(ConfigError, r"local-dir:.* has its own weights, not 'webli': remove clip\.pretrained"):
+    with world.refused(
+        ConfigError, r"local-dir:.* has its own weights, not 'webli': remove clip\.pretrained"
+    ):
         load_clip(ClipConfig(f"local-dir:{folder.path}", "webli"))
 
 
@@ -101,15 +121,22 @@ def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_no_p
     ids = clip.tokenize(["a sea horse", "crab"])
     features = clip.text_tower(clip.text_tower.arrange(ids))
     assert relative_error(features, written.model.encode_text(ids)) < 1e-5
-    with world.refused(ConfigError, r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0"):
+    with world.refused(
+        ConfigError,
+        r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0",
+    ):
         TextPrompts(1, 1, None, clip.text_tower, clip.tokenize)
 
 
 def test_loading_a_text_tower_of_hugging_face_prints_nothing(tmp_path):
     folder = write_with_bert(tmp_path / "biomed").path
-    script = f"from kdpl.clip import ClipConfig, load_clip; load_clip(ClipConfig('local-dir:{folder}'))"
+    script = (
+        f"from kdpl.clip import ClipConfig, load_clip; load_clip(ClipConfig('local-dir:{folder}'))"
+    )
     # a process of its own, as torchao warns once
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -124,24 +151,37 @@ def test_a_text_tower_that_the_folder_lacks_is_named_with_the_file_to_put_there(
 RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
 
 
-def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_untuned(tmp_path, capsys):
+def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_untuned(
+    tmp_path, capsys
+):
     address = f"local-dir:{write_with_bert(tmp_path / 'clip', vision=RESNET).path}"
     fit = ["fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]
     clip = [f"--model.init_args.clip={{model: '{address}', pretrained: null}}"]
-    vision, text = ("--model.init_args.vision_prompts.depth=0", "--model.init_args.text_prompts.depth=0")
+    vision, text = (
+        "--model.init_args.vision_prompts.depth=0",
+        "--model.init_args.text_prompts.depth=0",
+    )
     for less in ([], [vision], [text]):
         assert main([*fit, *clip, *less]) == 1
         said = error_line(capsys)
         assert f"{address} takes no prompts, neither in its image tower (ModifiedResNet)" in said
-        assert "its text tower (HFTextEncoder): use it untuned, with configs/teacher/zero_shot.yaml" in said
+        assert (
+            "its text tower (HFTextEncoder): use it untuned, with configs/teacher/zero_shot.yaml"
+            in said
+        )
     assert main([*fit, *clip, vision, text]) == 1
-    assert "trains nothing: use it untuned, with configs/teacher/zero_shot.yaml after" in error_line(capsys)
+    assert (
+        "trains nothing: use it untuned, with configs/teacher/zero_shot.yaml after"
+        in error_line(capsys)
+    )
     assert main([*fit, *clip, *configs("teacher/zero_shot.yaml")]) == 0
     assert (tmp_path / "out/class_vectors.safetensors").is_file()
 
 
 def test_a_size_of_images_is_for_networks_of_timm_alone(folder):
-    with world.refused(ConfigError, r"is a CLIP, which takes images of its own size: remove clip\.image_size"):
+    with world.refused(
+        ConfigError, r"is a CLIP, which takes images of its own size: remove clip\.image_size"
+    ):
         load_image_clip(ClipConfig(f"local-dir:{folder.path}", image_size=64))
 
 
@@ -152,7 +192,9 @@ def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_p
         "student": "{model: 'timm:test_resnet', pretrained: random, image_size: 32}",
     }
     for stage, clip in clips.items():
-        (tmp_path / f"{stage}.yaml").write_text(f"model: {{init_args: {{clip: {clip}, vision_prompts: {{depth: 0}}}}}}")
+        (tmp_path / f"{stage}.yaml").write_text(
+            f"model: {{init_args: {{clip: {clip}, vision_prompts: {{depth: 0}}}}}}"
+        )
     changes = [f"--{stage}={tmp_path / stage}.yaml" for stage in clips]
     out = tmp_path / "out"
     normal = ["--student", str(tmp_path / "normal.yaml")]
@@ -167,7 +209,12 @@ def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_p
     for seed, path in enumerate(paths):
         noise(40, 30, seed=seed).save(path)
     exported = tmp_path / "c.onnx"
-    assert main(["export", str(out / "student" / "classifier"), "--format", "onnx", f"--out={exported}"]) == 0
+    assert (
+        main(
+            ["export", str(out / "student" / "classifier"), "--format", "onnx", f"--out={exported}"]
+        )
+        == 0
+    )
     session = pytest.importorskip("onnxruntime").InferenceSession(exported)
     images = torch.stack([classifier.prepare(Image.open(path)) for path in paths])
     (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})

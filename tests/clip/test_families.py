@@ -34,7 +34,12 @@ def config(vision, text=TEXT, embed_dim=16, **more):
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, **more}
 
 
-SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+SIGLIP_TEXT = {
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": True,
+    "norm_kwargs": {"eps": 1e-6},
+}
 COCA = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
 COCA_TEXT = {**TEXT, "context_length": 19, "embed_cls": True, "output_tokens": True}
 
@@ -53,9 +58,17 @@ def small(name, base, **settings):
 CONVOLUTIONS = VitCfg(embed_dim=(8, 16, 24), depths=(1, 1, 1), stem_width=8, head_type="1d")
 CONVOLUTIONS.conv_cfg = VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
 EVA = small("small_eva", "eva02_tiny_patch14_224", img_size=28, embed_dim=36, depth=3, num_heads=3)
-PE = small("small_pe", "vit_pe_core_tiny_patch16_384", img_size=48, embed_dim=32, depth=2, num_heads=4)
+PE = small(
+    "small_pe", "vit_pe_core_tiny_patch16_384", img_size=48, embed_dim=32, depth=2, num_heads=4
+)
 HYBRID = small(
-    "small_vitamin", "vitamin_small_224", img_size=32, embed_dim=24, depth=2, num_heads=2, embed_cfg=CONVOLUTIONS
+    "small_vitamin",
+    "vitamin_small_224",
+    img_size=32,
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    embed_cfg=CONVOLUTIONS,
 )
 STEM = small("small_mci", "vit_base_mci_224", img_size=32, depth=2)
 
@@ -63,20 +76,33 @@ FAMILIES = {
     "CLIP, text apart": config(VIT, custom_text=True),
     "EVA-02": config(timm_vision(EVA, 28, "token"), custom_text=True),
     "SigLIP": config(
-        timm_vision("test_vit", 160, "map", "none"), {**TEXT, **SIGLIP_TEXT}, custom_text=True, embed_dim=64
+        timm_vision("test_vit", 160, "map", "none"),
+        {**TEXT, **SIGLIP_TEXT},
+        custom_text=True,
+        embed_dim=64,
     ),
     "PE-Core": config(timm_vision(PE, 48, "map"), {**TEXT, "context_length": 18}, custom_text=True),
-    "MobileCLIP": config(timm_vision("fastvit_mci0", 64, "avg"), {**TEXT, "no_causal_mask": True}, custom_text=True),
+    "MobileCLIP": config(
+        timm_vision("fastvit_mci0", 64, "avg"), {**TEXT, "no_causal_mask": True}, custom_text=True
+    ),
     "MobileCLIP-B": config(timm_vision(STEM, 32, "token"), custom_text=True),
     "ViTamin": config(timm_vision(HYBRID, 32), custom_text=True),
     "CLIPA": config(
-        {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
+        {
+            **VIT,
+            "pool_type": "avg",
+            "final_ln_after_pool": True,
+            "no_ln_pre": True,
+            "pos_embed_type": "sin_cos_2d",
+        },
         {**TEXT, "no_causal_mask": True, "pool_type": "last"},
     ),
     "MetaCLIP 2": config(VIT, {**TEXT, "pool_type": "eos", "eos_id": 49407}),
     "ConvNeXt": config(timm_vision("test_convnext", 48, "avg"), custom_text=True),
     "ResNet": config({"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}),
-    "CoCa": config({**VIT, **COCA}, COCA_TEXT, multimodal_cfg={"width": 24, "heads": 3, "layers": 1}),
+    "CoCa": config(
+        {**VIT, **COCA}, COCA_TEXT, multimodal_cfg={"width": 24, "heads": 3, "layers": 1}
+    ),
 }
 """Model configs as open_clip's, with few layers."""
 
@@ -102,7 +128,9 @@ def plain_model(family):
             if not tensor.is_floating_point() or "logit" in name:
                 continue
             if tensor.ndim < 2:
-                tensor.copy_((1 if "running_var" in name or name.endswith("weight") else 0) + 0.1 * noise)
+                tensor.copy_(
+                    (1 if "running_var" in name or name.endswith("weight") else 0) + 0.1 * noise
+                )
             else:
                 tensor.copy_(noise / tensor[0].numel() ** 0.5)
     return model
@@ -128,7 +156,9 @@ def some_images(clip):
 
 
 def normalised(clip, images):
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (clip.preprocessing.mean, clip.preprocessing.std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (clip.preprocessing.mean, clip.preprocessing.std)
+    )
     return (images / 255 - mean) / std
 
 
@@ -138,7 +168,10 @@ def test_features_are_those_of_open_clip(family):
     images, ids = some_images(clip), clip.tokenize(NAMES)
     with torch.no_grad():
         assert (
-            relative_error(clip.image_tower(images), plain.encode_image(normalised(clip, images), normalize=False))
+            relative_error(
+                clip.image_tower(images),
+                plain.encode_image(normalised(clip, images), normalize=False),
+            )
             < 1e-5
         )
         features = clip.text_tower(clip.text_tower.arrange(ids))
@@ -173,7 +206,9 @@ def test_weights_stored_in_autocasts_type_change_no_bit(family):
     expected = half_precision(clip)
     for tower in (clip.image_tower, clip.text_tower):
         cast = list(tower.cast_weights())
-        rest = sum(p.numel() for name, p in tower.named_parameters() if "token_embedding" not in name)
+        rest = sum(
+            p.numel() for name, p in tower.named_parameters() if "token_embedding" not in name
+        )
         assert sum(p.numel() for p in cast) > 0.9 * rest or family in ZERO_SHOT
         Frozen(tower).store_in(torch.bfloat16)
         assert {p.dtype for p in cast} <= {torch.bfloat16}
@@ -194,10 +229,18 @@ def plain_image_features(visual, images, prompts):
             block.attn.num_prefix_tokens += length
 
         def run(x, block=block, layer=layer, **options):
-            own = prompts[layer].expand(len(x), -1, -1) if layer < depth else x[:, first : first + length]
+            own = (
+                prompts[layer].expand(len(x), -1, -1)
+                if layer < depth
+                else x[:, first : first + length]
+            )
             rest = x[:, first:] if layer == 0 else x[:, first + length :]
             x = block(torch.cat([x[:, :first], own, rest], dim=1), **options)
-            return torch.cat([x[:, :first], x[:, first + length :]], dim=1) if layer == len(blocks) - 1 else x
+            return (
+                torch.cat([x[:, :first], x[:, first + length :]], dim=1)
+                if layer == len(blocks) - 1
+                else x
+            )
 
         block.step = run
     swapped = deepcopy(visual)
@@ -208,7 +251,9 @@ def plain_image_features(visual, images, prompts):
     return features[0] if isinstance(features, tuple) else features
 
 
-@pytest.mark.parametrize("family", [name for name in TOKENS if name not in ("CLIP, text apart", "MetaCLIP 2")])
+@pytest.mark.parametrize(
+    "family", [name for name in TOKENS if name not in ("CLIP, text apart", "MetaCLIP 2")]
+)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_visual_prompts_and_their_gradients_are_the_plain_ones(family, depth):
     clip, visual = clip_of_family(family), deepcopy(plain_model(family).visual).double()
@@ -227,7 +272,9 @@ def test_visual_prompts_and_their_gradients_are_the_plain_ones(family, depth):
 def plain_text_features(model, ids, prompts, start=1):
     """Encode token ids [N, L] with prompts [J, n, W] at the positions from ``start`` on."""
     text = deepcopy(getattr(model, "text", model)).double()
-    pool_type, end = (getattr(text, f"text_{name}", getattr(text, name, None)) for name in ("pool_type", "eos_id"))
+    pool_type, end = (
+        getattr(text, f"text_{name}", getattr(text, name, None)) for name in ("pool_type", "eos_id")
+    )
 
     def insert(x, layer):
         own = prompts[layer].expand(len(x), -1, -1)
@@ -241,18 +288,24 @@ def plain_text_features(model, ids, prompts, start=1):
     return projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
 
 
-@pytest.mark.parametrize("family", ["CLIP, text apart", "SigLIP", "PE-Core", "MobileCLIP", "CLIPA", "MetaCLIP 2"])
+@pytest.mark.parametrize(
+    "family", ["CLIP, text apart", "SigLIP", "PE-Core", "MobileCLIP", "CLIPA", "MetaCLIP 2"]
+)
 @pytest.mark.parametrize(("depth", "at_once"), [(1, 128), (3, 128), (3, 2)])
 def test_text_prompts_and_their_gradients_are_the_plain_ones(family, depth, at_once):
     clip, model = clip_of_family(family), plain_model(family)
-    prompts = world.disturbed(TextPrompts(3, depth, "a photo of", clip.text_tower, clip.tokenize), 0.5)
+    prompts = world.disturbed(
+        TextPrompts(3, depth, "a photo of", clip.text_tower, clip.tokenize), 0.5
+    )
     layers = torch.cat([prompts.context[None], prompts.deep]).detach().double().requires_grad_()
     ids = clip.tokenize([f"a photo of {name}" for name in NAMES])
 
     features = prompts(clip.text_tower, clip.text_tower.arrange(ids), at_once)
     expected = plain_text_features(model, ids, layers)
     assert relative_error(features, expected) < 1e-5
-    assert relative_error(features, clip.text_tower(clip.text_tower.arrange(ids))) > 1e-3, "the prompts must matter"
+    assert relative_error(features, clip.text_tower(clip.text_tower.arrange(ids))) > 1e-3, (
+        "the prompts must matter"
+    )
     backward(features, expected)
     learnt = torch.cat([prompts.context.grad[None], *([prompts.deep.grad] if depth > 1 else [])])
     assert relative_error(learnt, layers.grad) < 1e-5
@@ -262,19 +315,31 @@ def test_text_prompts_and_their_gradients_are_the_plain_ones(family, depth, at_o
 def test_every_text_tower_averages_the_texts_of_a_class(family):
     tower, tokenize = (clip := clip_of_family(family)).text_tower, clip.tokenize
     method = PromptMethod(PromptConfig(depth=0), PromptConfig(depth=0), "a", clip)
-    one, two, other = (tower(tower.arrange(tokenize([f"a {name}."]))) for name in ("cat", "large cat", "dog"))
+    one, two, other = (
+        tower(tower.arrange(tokenize([f"a {name}."]))) for name in ("cat", "large cat", "dog")
+    )
     found = method.encode_names([("cat", "large cat"), "dog"], tower, tokenize)
     assert relative_error(found, normalized(torch.cat([(one + two) / 2, other]))) < 1e-5
 
 
-def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one_is_refused(monkeypatch):
+def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one_is_refused(
+    monkeypatch,
+):
     text = {**TEXT, "pool_type": "last"}
-    for name, model_config in {"apart": config(VIT, text, custom_text=True), "within": config(VIT, text)}.items():
+    for name, model_config in {
+        "apart": config(VIT, text, custom_text=True),
+        "within": config(VIT, text),
+    }.items():
         monkeypatch.setitem(kdpl.clip.loading._REGISTRY, name, (model_config, {}))
     clip = load_clip(ClipConfig("apart", "random"))
     ids = clip.tokenize(NAMES)
-    assert relative_error(clip.text_tower(clip.text_tower.arrange(ids)), clip.text_tower.text(ids)) < 1e-6
-    with world.refused(WeightsError, "within cannot be a teacher, because its text tower is of no known kind: set"):
+    assert (
+        relative_error(clip.text_tower(clip.text_tower.arrange(ids)), clip.text_tower.text(ids))
+        < 1e-6
+    )
+    with world.refused(
+        WeightsError, "within cannot be a teacher, because its text tower is of no known kind: set"
+    ):
         load_clip(ClipConfig("within", "random"))
 
 
@@ -282,7 +347,8 @@ def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one
 def test_a_text_tower_of_another_kind_takes_no_prompts(family):
     clip = clip_of_family(family)
     with world.refused(
-        ConfigError, r"a text tower of kind TextTransformer takes no prompts: set text_prompts\.depth to 0"
+        ConfigError,
+        r"a text tower of kind TextTransformer takes no prompts: set text_prompts\.depth to 0",
     ):
         TextPrompts(2, 1, "a photo of", clip.text_tower, clip.tokenize)
 
@@ -291,11 +357,24 @@ def test_a_text_tower_of_another_kind_takes_no_prompts(family):
 def test_an_image_tower_without_tokens_takes_no_prompts(family):
     tower = clip_of_family(family).image_tower
     assert not isinstance(tower, PromptableImageTower)
-    with world.refused(ConfigError, r"no tokens that prompts could stand beside: set vision_prompts\.depth to 0"):
+    with world.refused(
+        ConfigError, r"no tokens that prompts could stand beside: set vision_prompts\.depth to 0"
+    ):
         VisionPrompts(2, 2, tower)
 
 
-SHAPES = [(32, 32), (33, 20), (20, 33), (1, 7), (200, 7), (64, 65), (31, 32), (97, 41), (500, 375), (5, 4)]
+SHAPES = [
+    (32, 32),
+    (33, 20),
+    (20, 33),
+    (1, 7),
+    (200, 7),
+    (64, 65),
+    (31, 32),
+    (97, 41),
+    (500, 375),
+    (5, 4),
+]
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
@@ -311,7 +390,9 @@ def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
         assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "PE-Core-T-16-384", "MobileCLIP-S1", "ViT-B-16"])
+@pytest.mark.parametrize(
+    "name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "PE-Core-T-16-384", "MobileCLIP-S1", "ViT-B-16"]
+)
 def test_a_pretrained_tag_says_how_images_are_prepared(name, monkeypatch):
     monkeypatch.setattr("kdpl.clip.weights.read_state", lambda _: ({}, None))
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: "w.safetensors")

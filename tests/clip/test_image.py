@@ -18,7 +18,9 @@ def test_features_are_those_of_the_plain_tower(name, clip_of, plain_of, images):
 
 @pytest.mark.parametrize("name", world.CLIPS)
 @pytest.mark.parametrize("layer", [0, -1])
-def test_a_block_gives_the_tokens_and_gradients_that_open_clips_own_forward_gives(layer, name, clip_of, images):
+def test_a_block_gives_the_tokens_and_gradients_that_open_clips_own_forward_gives(
+    layer, name, clip_of, images
+):
     tower = clip_of(name).image_tower
     layer %= len(tower.blocks)
     ours, theirs = (tower.norm(tower.embed(images)).detach().requires_grad_() for _ in range(2))
@@ -39,7 +41,9 @@ def test_half_precision_does_not_round_the_statistics_that_images_are_normalised
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
-    tower, compiled = (load_clip(ClipConfig("test-teacher", world.TAG)).image_tower for _ in range(2))
+    tower, compiled = (
+        load_clip(ClipConfig("test-teacher", world.TAG)).image_tower for _ in range(2)
+    )
     compiled.compile_parts()
     assert compiled.state_dict().keys() == tower.state_dict().keys()
     prompts = VisionPrompts(2, 2, tower)

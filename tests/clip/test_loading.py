@@ -28,7 +28,9 @@ def refused(config, match, kind=WeightsError, load=load_clip):
 
 def file(path, state, **metadata):
     """Write weights as safetensors, with metadata, or as ``torch.save`` does."""
-    save_file(state, path, metadata=metadata or None) if path.suffix == ".safetensors" else torch.save(state, path)
+    save_file(
+        state, path, metadata=metadata or None
+    ) if path.suffix == ".safetensors" else torch.save(state, path)
     return str(path)
 
 
@@ -48,9 +50,15 @@ class TestRegistry:
         clip = load_clip(ClipConfig(NAME, world.TAG))
         assert same_weights(clip)
         assert clip.logit_scale == pytest.approx(30)
-        assert clip.preprocessing == Preprocessing(32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        assert clip.preprocessing == Preprocessing(
+            32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        )
         assert clip.tokenize(["crab", "a blue whale"]).shape == (2, 77)
-        assert (clip.identity.model, clip.identity.pretrained, clip.identity.quick_gelu) == (NAME, world.TAG, False)
+        assert (clip.identity.model, clip.identity.pretrained, clip.identity.quick_gelu) == (
+            NAME,
+            world.TAG,
+            False,
+        )
         assert load_clip(ClipConfig(QUICK, world.TAG)).identity.quick_gelu
 
     def test_random_weights_are_the_same_each_time_and_said_to_be_random(self):
@@ -60,7 +68,9 @@ class TestRegistry:
             before = torch.random.get_rng_state()
             with pytest.warns(UserWarning, match="test-teacher has random weights"):
                 found.append(load_clip(ClipConfig(NAME, "random")))
-            assert torch.equal(torch.random.get_rng_state(), before), "the caller's random stream is its own"
+            assert torch.equal(torch.random.get_rng_state(), before), (
+                "the caller's random stream is its own"
+            )
         assert found[0].identity == found[1].identity
         assert not same_weights(found[0])
 
@@ -73,7 +83,9 @@ class TestRegistry:
         fewer = dict(list(state.items())[1:])
         digests = [fingerprint(s.items()) for s in (state, changed, renamed, reshaped, fewer)]
         assert len(set(digests)) == 5
-        assert fingerprint(reversed(state.items())) == digests[0] == clip_of(NAME).identity.fingerprint
+        assert (
+            fingerprint(reversed(state.items())) == digests[0] == clip_of(NAME).identity.fingerprint
+        )
         assert len(digests[0]) == 32
 
 
@@ -81,11 +93,23 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "match"),
         [
-            ("vit-l-14", "no CLIP model is called 'vit-l-14': use a name .*ViT-L-14.* or the address"),
+            (
+                "vit-l-14",
+                "no CLIP model is called 'vit-l-14': use a name .*ViT-L-14.* or the address",
+            ),
             ("test-techer", f"no CLIP model is called 'test-techer': use a name .*{NAME}"),
-            ("timm:resnet18", "timm:resnet18 is no CLIP and cannot read class names: use it as a student"),
-            ("ViT-B-16-SigLIP", r"cannot load the tokenizer 'timm/ViT-B-16-SigLIP' .*: fetch .* as local-dir:PATH"),
-            ("nllb-clip-base", r"cannot load the tokenizer 'facebook/nllb-200-distilled-600M' of nllb-clip-base \("),
+            (
+                "timm:resnet18",
+                "timm:resnet18 is no CLIP and cannot read class names: use it as a student",
+            ),
+            (
+                "ViT-B-16-SigLIP",
+                r"cannot load the tokenizer 'timm/ViT-B-16-SigLIP' .*: fetch .* as local-dir:PATH",
+            ),
+            (
+                "nllb-clip-base",
+                r"cannot load the tokenizer 'facebook/nllb-200-distilled-600M' of nllb-clip-base \(",
+            ),
         ],
     )
     def test_a_model_that_is_unknown_or_out_of_reach_is_named(self, name, match):
@@ -95,19 +119,30 @@ class TestNames:
 
     def test_a_missing_package_is_named_with_its_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        match = r"ViT-B-16-SigLIP needs the package transformers: pip install 'kdpl\[transformers\]'$"
+        match = (
+            r"ViT-B-16-SigLIP needs the package transformers: pip install 'kdpl\[transformers\]'$"
+        )
         refused(ClipConfig("ViT-B-16-SigLIP", "random"), match)
 
     def test_images_that_are_not_square_are_refused(self, monkeypatch):
-        config = {**world.CONFIGS[NAME], "vision_cfg": {**world.CONFIGS[NAME]["vision_cfg"], "image_size": [32, 48]}}
+        config = {
+            **world.CONFIGS[NAME],
+            "vision_cfg": {**world.CONFIGS[NAME]["vision_cfg"], "image_size": [32, 48]},
+        }
         monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-odd", (config, {}))
-        refused(ClipConfig("test-odd", "random"), "test-odd cannot be used, because its images are not square")
+        refused(
+            ClipConfig("test-odd", "random"),
+            "test-odd cannot be used, because its images are not square",
+        )
 
     @pytest.mark.parametrize(("name", "tags"), [(NAME, world.TAG), ("ViT-B-16", "openai, ")])
     def test_an_unknown_tag_or_a_missing_file_gets_the_known_ones(self, name, tags, monkeypatch):
         monkeypatch.setattr("kdpl.clip.loading._build", lambda _: None)
         for tag in ("opnai", "none.pt"):
-            refused(ClipConfig(name, tag), f"{name} has no weights called '{tag}', nor .*: use one of {tags}")
+            refused(
+                ClipConfig(name, tag),
+                f"{name} has no weights called '{tag}', nor .*: use one of {tags}",
+            )
 
 
 @pytest.fixture
@@ -116,7 +151,9 @@ def tag(monkeypatch, tmp_path):
     path = tmp_path / "downloaded.pt"
     torch.save(world.weights(NAME), path)
     entry = {"url": "https://example.org/weights.pt", "quick_gelu": False}
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entry if name == "hub" else {})
+    monkeypatch.setattr(
+        open_clip, "get_pretrained_cfg", lambda _, name: entry if name == "hub" else {}
+    )
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(path))
     return entry
 
@@ -130,28 +167,40 @@ class TestTags:
         assert clip.preprocessing == Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
         normalised = (images.double() / 255 - mean) / std
-        first = (normalised[:, None, :, :8, :8] * world.weights(NAME)["visual.conv1.weight"].double()).flatten(2).sum(2)
+        first = (
+            (normalised[:, None, :, :8, :8] * world.weights(NAME)["visual.conv1.weight"].double())
+            .flatten(2)
+            .sum(2)
+        )
         expected = first + world.weights(NAME)["visual.positional_embedding"][1].double()
         assert relative_error(clip.image_tower.embed(images)[:, 1], expected) < 1e-5
 
     @pytest.mark.parametrize(
         ("model", "changes", "match"),
         [
-            ("test-student", {}, r"does not hold the weights of test-student \(.*\): use the model"),
+            (
+                "test-student",
+                {},
+                r"does not hold the weights of test-student \(.*\): use the model",
+            ),
         ],
     )
     def test_weights_that_do_not_fit_the_model_are_refused(self, model, changes, match, tag):
         tag.update(changes)
         refused(ClipConfig(model, "hub"), match)
 
-    def test_every_pair_of_open_clips_list_has_the_activation_that_its_weights_were_trained_with(self, monkeypatch):
+    def test_every_pair_of_open_clips_list_has_the_activation_that_its_weights_were_trained_with(
+        self, monkeypatch
+    ):
         built = []
         monkeypatch.setattr("kdpl.clip.loading._build", built.append)
         monkeypatch.setattr("kdpl.clip.loading._image_half", lambda *_: None)
         for model, name in open_clip.list_pretrained():
             load_image_clip(ClipConfig(model, name))
             either = (open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, name))
-            assert built[-1].get("quick_gelu", False) == any(each.get("quick_gelu") for each in either), (model, name)
+            assert built[-1].get("quick_gelu", False) == any(
+                each.get("quick_gelu") for each in either
+            ), (model, name)
         assert sum(bool(config.get("quick_gelu")) for config in built) > 50
 
 
@@ -162,7 +211,9 @@ def write_archive(path, half=False):
     for name, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
         vars(model).pop(name, None)
         model.register_buffer(name, torch.tensor(value))
-    archive = torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)))
+    archive = torch.jit.trace(
+        model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long))
+    )
     for weight in archive.parameters():
         weight.data = weight.data.half() if half and weight.ndim > 1 else weight.data
     archive.save(str(path))
@@ -176,31 +227,56 @@ class TestFiles:
         assert same_weights(clip)
         assert clip.identity.pretrained == path
 
-    @pytest.mark.parametrize("model", ["MobileCLIP-S1", "MobileCLIP2-S0", "PE-Core-T-16-384", "ViT-B-16-SigLIP"])
+    @pytest.mark.parametrize(
+        "model", ["MobileCLIP-S1", "MobileCLIP2-S0", "PE-Core-T-16-384", "ViT-B-16-SigLIP"]
+    )
     def test_its_images_are_prepared_as_for_the_models_pretrained_weights(self, model):
         (expected,) = {
             tuple(map(str, (tag["mean"], tag["std"], tag["resize_mode"], tag["interpolation"])))
-            for tag in (open_clip.get_pretrained_cfg(*pair) for pair in open_clip.list_pretrained() if pair[0] == model)
+            for tag in (
+                open_clip.get_pretrained_cfg(*pair)
+                for pair in open_clip.list_pretrained()
+                if pair[0] == model
+            )
         }
         shown = preprocessing_of_file(ClipConfig(model, "w.pt"))
-        assert tuple(str(tuple(v) if isinstance(v, list) else v) for v in shown.values()) == expected
+        assert (
+            tuple(str(tuple(v) if isinstance(v, list) else v) for v in shown.values()) == expected
+        )
 
-    def test_where_those_differ_the_config_or_the_file_beside_it_tells(self, tag, monkeypatch, tmp_path):
+    def test_where_those_differ_the_config_or_the_file_beside_it_tells(
+        self, tag, monkeypatch, tmp_path
+    ):
         entries = {"a": {"mean": (0.5,) * 3}, "b": {"resize_mode": "squash"}}
-        monkeypatch.setattr(open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries])
+        monkeypatch.setattr(
+            open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries]
+        )
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entries.get(name, {}))
         path = file(tmp_path / "w.pt", world.weights(NAME))
-        mean, std, told = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"quick_gelu": False, "mean": (0.1, 0.2, 0.3)}
-        refused(ClipConfig(NAME, path, False), r"w\.pt does not say .* differ in mean: set clip\.mean, or put")
-        refused(ClipConfig(NAME, path, **told), r"differ in resize_mode: set clip\.resize_mode, or put")
+        mean, std, told = (
+            (0.1, 0.2, 0.3),
+            (0.4, 0.5, 0.6),
+            {"quick_gelu": False, "mean": (0.1, 0.2, 0.3)},
+        )
+        refused(
+            ClipConfig(NAME, path, False),
+            r"w\.pt does not say .* differ in mean: set clip\.mean, or put",
+        )
+        refused(
+            ClipConfig(NAME, path, **told), r"differ in resize_mode: set clip\.resize_mode, or put"
+        )
         squashed = load_image_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="squash"))
         assert squashed.preprocessing == Preprocessing(32, mean, std, "squash")
         clip = load_clip(ClipConfig(NAME, path, **told, std=std, resize_mode="shortest"))
         assert clip.preprocessing == Preprocessing(32, mean, std)
         beside = tmp_path / "open_clip_config.json"
         beside.write_text(json.dumps({"preprocess_cfg": {"mean": mean, "std": std}}))
-        assert load_image_clip(ClipConfig(NAME, path, False)).preprocessing == Preprocessing(32, mean, std)
-        beside.write_text('{"preprocess_cfg": {"resize_mode": "longest", "interpolation": "bilinear"}}')
+        assert load_image_clip(ClipConfig(NAME, path, False)).preprocessing == Preprocessing(
+            32, mean, std
+        )
+        beside.write_text(
+            '{"preprocess_cfg": {"resize_mode": "longest", "interpolation": "bilinear"}}'
+        )
         usual = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         prepared = load_image_clip(ClipConfig(NAME, path, False)).preprocessing
         assert prepared == Preprocessing(32, *usual, "longest", "bilinear")
@@ -209,14 +285,21 @@ class TestFiles:
 
     def test_no_setting_is_advised_that_does_not_exist(self, tag, monkeypatch, tmp_path):
         entries = {"a": {"interpolation": "bilinear"}, "b": {}}
-        monkeypatch.setattr(open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries])
+        monkeypatch.setattr(
+            open_clip, "list_pretrained", lambda: [(NAME, name) for name in entries]
+        )
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, name: entries.get(name, {}))
         path = file(tmp_path / "w.pt", world.weights(NAME))
-        refused(ClipConfig(NAME, path, False), r"differ in interpolation: put the weights' own open_clip_config\.json")
+        refused(
+            ClipConfig(NAME, path, False),
+            r"differ in interpolation: put the weights' own open_clip_config\.json",
+        )
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     @pytest.mark.parametrize("half", [False, True])
-    def test_an_archive_that_openai_published_is_loaded_and_known_to_want_quickgelu(self, half, tmp_path, monkeypatch):
+    def test_an_archive_that_openai_published_is_loaded_and_known_to_want_quickgelu(
+        self, half, tmp_path, monkeypatch
+    ):
         path = str(tmp_path / "ViT.pt")
         write_archive(tmp_path / "ViT.pt", half)
         refused(ClipConfig(QUICK, path), r"whose code would run, and not one of OpenAI's: save its")
@@ -224,11 +307,15 @@ class TestFiles:
         monkeypatch.setattr("kdpl.clip.torch_files.openai_digests", lambda: {digest})
         clip = load_clip(ClipConfig(QUICK, path))
         if half:
-            assert torch.equal(clip.image_tower.visual.proj, world.weights(QUICK)["visual.proj"].half().float())
+            assert torch.equal(
+                clip.image_tower.visual.proj, world.weights(QUICK)["visual.proj"].half().float()
+            )
         else:
             assert same_weights(clip, QUICK)
         assert clip.text_tower.positional_embedding.dtype == torch.float32
-        refused(ClipConfig(NAME, path), f"trained with QuickGELU but {NAME} has GELU: use model {QUICK}")
+        refused(
+            ClipConfig(NAME, path), f"trained with QuickGELU but {NAME} has GELU: use model {QUICK}"
+        )
         match = r"clip\.quick_gelu is False but .*ViT\.pt says True: remove the setting"
         refused(ClipConfig(QUICK, path, quick_gelu=False), match, ConfigError)
 
@@ -237,11 +324,19 @@ class TestFiles:
         path = file(tmp_path / f"w{suffix}", world.weights(NAME))
         match = rf"w{suffix} does not say with which activation it was trained: set clip\.quick_gelu to true"
         refused(ClipConfig(NAME, path), match)
-        refused(ClipConfig(NAME, path, quick_gelu=True), f"with QuickGELU but {NAME} has GELU: use model {QUICK}")
-        refused(ClipConfig(QUICK, path, quick_gelu=False), f"with GELU but {QUICK} has QuickGELU: use model {NAME}")
+        refused(
+            ClipConfig(NAME, path, quick_gelu=True),
+            f"with QuickGELU but {NAME} has GELU: use model {QUICK}",
+        )
+        refused(
+            ClipConfig(QUICK, path, quick_gelu=False),
+            f"with GELU but {QUICK} has QuickGELU: use model {NAME}",
+        )
         assert same_weights(load_clip(ClipConfig(QUICK, path, quick_gelu=True)))
 
-    @pytest.mark.parametrize(("said", "model", "right"), [("true", NAME, QUICK), ("false", QUICK, NAME)])
+    @pytest.mark.parametrize(
+        ("said", "model", "right"), [("true", NAME, QUICK), ("false", QUICK, NAME)]
+    )
     def test_a_file_that_says_its_activation_is_believed(self, said, model, right, tmp_path):
         path = file(tmp_path / "w.safetensors", world.weights(NAME), quick_gelu=said)
         refused(ClipConfig(model, path), f"use model {right}$")
@@ -256,7 +351,10 @@ class TestFiles:
         path = tmp_path / f"w{suffix}"
         file(path, world.weights(NAME))
         path.write_bytes(path.read_bytes()[:length])
-        refused(ClipConfig(NAME, str(path), quick_gelu=False), rf"w{suffix} (cannot be read|is damaged).*: ")
+        refused(
+            ClipConfig(NAME, str(path), quick_gelu=False),
+            rf"w{suffix} (cannot be read|is damaged).*: ",
+        )
 
     @pytest.mark.parametrize("content", [{}, [], {"state_dict": {}}, None], ids=repr)
     def test_a_file_without_weights_is_refused(self, content, tmp_path):
@@ -268,10 +366,16 @@ class TestFiles:
             ("visual.proj", None, "visual.proj' is missing"),
             ("visual.proj", {"a": 1}, "visual.proj' is missing"),
             ("extra", torch.ones(1), "extra' is unknown"),
-            ("visual.proj", torch.ones(48, 25), r"visual.proj' has shape \(48, 25\) instead of \(48, 24\)"),
+            (
+                "visual.proj",
+                torch.ones(48, 25),
+                r"visual.proj' has shape \(48, 25\) instead of \(48, 24\)",
+            ),
         ],
     )
-    def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(self, name, value, first, tmp_path):
+    def test_weights_of_another_model_are_refused_by_the_first_that_does_not_fit(
+        self, name, value, first, tmp_path
+    ):
         path = file(tmp_path / "w.pt", {**world.weights(NAME), name: value})
         match = rf"w\.pt does not hold the weights of {NAME} \(tensor '{first}\): use the model"
         refused(ClipConfig(NAME, path, quick_gelu=False), match)
@@ -296,7 +400,9 @@ class TestImageHalf:
             assert getattr(half, name) == getattr(whole, name)
         assert not hasattr(half, "text_tower")
 
-    @pytest.mark.parametrize(("name", "kind"), [("test-resnet", "CLIP"), ("test-timm", "CustomTextCLIP")])
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("test-resnet", "CLIP"), ("test-timm", "CustomTextCLIP")]
+    )
     def test_towers_of_other_architectures_give_open_clips_features(self, name, kind):
         half = load_image_clip(ClipConfig(name, world.TAG))
         config = {k: v for k, v in world.CONFIGS[name].items() if k != "custom_text"}
@@ -304,7 +410,9 @@ class TestImageHalf:
         model.load_state_dict(world.weights(name))
         size = config["vision_cfg"]["image_size"]
         images = world.images_of(torch.tensor([0, 1, 2]), seed=1, size=size)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (half.preprocessing.mean, half.preprocessing.std))
+        mean, std = (
+            torch.tensor(v).view(3, 1, 1) for v in (half.preprocessing.mean, half.preprocessing.std)
+        )
         with torch.no_grad():
             expected = model.encode_image((images / 255 - mean) / std)
         assert relative_error(half.image_tower.train()(images), expected) < 1e-6
@@ -315,13 +423,22 @@ class TestImageHalf:
 
     def test_weights_of_a_whole_clip_in_a_file_serve(self, tmp_path):
         state = world.weights("test-timm")
-        path = file(tmp_path / "mobile.pt", {**state, "logit_scale": state["logit_scale"].reshape(1)})
+        path = file(
+            tmp_path / "mobile.pt", {**state, "logit_scale": state["logit_scale"].reshape(1)}
+        )
         half = load_image_clip(ClipConfig("test-timm", path, quick_gelu=False))
         assert half.logit_scale == pytest.approx(23)
-        assert half.identity.fingerprint == load_image_clip(ClipConfig("test-timm", world.TAG)).identity.fingerprint
+        assert (
+            half.identity.fingerprint
+            == load_image_clip(ClipConfig("test-timm", world.TAG)).identity.fingerprint
+        )
 
     def test_a_missing_weight_is_named_but_for_the_count_of_batches(self, tmp_path):
-        state = {k: v for k, v in world.weights("test-resnet").items() if not k.endswith("num_batches_tracked")}
+        state = {
+            k: v
+            for k, v in world.weights("test-resnet").items()
+            if not k.endswith("num_batches_tracked")
+        }
         config = ClipConfig("test-resnet", file(tmp_path / "rn.pt", state), quick_gelu=False)
         load_image_clip(config)
         del state["visual.bn1.running_mean"]

@@ -31,7 +31,9 @@ def both(config):
 
 def pixels(tower, n=5):
     size = tower.preprocessing.image_size
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONAL)
@@ -43,17 +45,26 @@ def test_features_and_gradients_are_the_same_up_to_rounding(kind):
         tower.requires_grad_(True).train().visual.double()
         features = tower(images)
         features.square().sum().backward()
-        found.append((features.detach(), {name: each.grad for name, each in tower.visual.named_parameters()}))
+        found.append(
+            (features.detach(), {name: each.grad for name, each in tower.visual.named_parameters()})
+        )
     (features, gradients), (usual, of_usual) = found
     assert relative_error(features, usual) < 1e-9
     largest = max(float(each.abs().max()) for each in of_usual.values())
-    assert all(torch.allclose(each, of_usual[name], rtol=0, atol=1e-9 * largest) for name, each in gradients.items())
+    assert all(
+        torch.allclose(each, of_usual[name], rtol=0, atol=1e-9 * largest)
+        for name, each in gradients.items()
+    )
     formats = [any(_is_last(each) for each in tower.visual.parameters()) for tower in towers]
     assert formats == [True, False]
 
 
 def _is_last(weight):
-    return weight.ndim == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    return (
+        weight.ndim == 4
+        and not weight.is_contiguous()
+        and weight.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONAL)
@@ -72,7 +83,10 @@ def test_weights_have_the_same_names_values_and_digest(kind):
 
 @pytest.mark.parametrize("kind", LEFT_ALONE)
 def test_networks_that_gain_nothing_are_left_as_they_are(kind):
-    assert memory_format_of(timm.create_model(LEFT_ALONE[kind], num_classes=0)) == torch.contiguous_format
+    assert (
+        memory_format_of(timm.create_model(LEFT_ALONE[kind], num_classes=0))
+        == torch.contiguous_format
+    )
 
 
 def test_a_network_in_which_a_library_would_corrupt_memory_is_left_as_it_is():

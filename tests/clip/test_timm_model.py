@@ -30,10 +30,17 @@ def images():
 @pytest.mark.filterwarnings("ignore:.*random weights")
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("test_resnet", 32), ("test_efficientnet", 48), ("test_vit", 32), ("test_convnext.r160_in1k", 64)],
+    [
+        ("test_resnet", 32),
+        ("test_efficientnet", 48),
+        ("test_vit", 32),
+        ("test_convnext.r160_in1k", 64),
+    ],
 )
 def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
-    plain = timm.create_model(name, pretrained=False, **({"img_size": size} if "vit" in name else {})).eval()
+    plain = timm.create_model(
+        name, pretrained=False, **({"img_size": size} if "vit" in name else {})
+    ).eval()
     save_file(plain.state_dict(), tmp_path / "w.safetensors")
     config = ClipConfig(f"timm:{name}", str(tmp_path / "w.safetensors"), image_size=size)
     tower = load_image_clip(config).image_tower.eval()
@@ -41,7 +48,9 @@ def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
     pictures = world.images_of(torch.tensor([0, 1, 2]), seed=1, size=size)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (about.mean, about.std))
     with torch.no_grad():
-        expected = plain.forward_head(plain.forward_features((pictures / 255 - mean) / std), pre_logits=True)
+        expected = plain.forward_head(
+            plain.forward_features((pictures / 255 - mean) / std), pre_logits=True
+        )
         assert relative_error(tower(pictures), expected) < 1e-6
     assert tower.embed_dim == expected.shape[1]
     assert (about.image_size, list(about.mean)) == (size, list(plain.pretrained_cfg["mean"]))
@@ -56,8 +65,14 @@ def test_random_weights_are_the_same_each_time():
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (ClipConfig("timm:mobilnetv4", "random"), "timm has no model called 'mobilnetv4': use .* such as mobilenetv"),
-        (ClipConfig("timm:resnet18"), r"cannot fetch timm's weights of resnet18 \(.*\): fetch .* or set it to random"),
+        (
+            ClipConfig("timm:mobilnetv4", "random"),
+            "timm has no model called 'mobilnetv4': use .* such as mobilenetv",
+        ),
+        (
+            ClipConfig("timm:resnet18"),
+            r"cannot fetch timm's weights of resnet18 \(.*\): fetch .* or set it to random",
+        ),
         (
             ClipConfig("timm:resnet18", "none.pt"),
             "weights file none.pt does not exist: give a file, random, or nothing",
@@ -95,7 +110,9 @@ def test_it_is_trained_as_a_whole_and_its_classifier_gives_the_same_logits(tmp_p
     before = {name: tensor.clone() for name, tensor in tower.visual.state_dict().items()}
     world.quiet_trainer(tmp_path, 2).fit(student, datamodule=world.TinyDomain(num_base=3))
     after = tower.visual.state_dict()
-    assert not [name for name in before if "tracked" not in name and torch.equal(before[name], after[name])]
+    assert not [
+        name for name in before if "tracked" not in name and torch.equal(before[name], after[name])
+    ]
     assert student.logit_scale == student.shared_vectors.logit_scale
     expected = student.eval().class_logits(images)
     loaded = Classifier.load(tmp_path / "classifier")
@@ -125,19 +142,26 @@ def test_a_classifier_crops_as_timm_does_and_one_written_before_does_not(tmp_pat
 
 def test_it_may_stay_frozen_under_the_projector(tmp_path):
     student = make(tmp_path, fine_tune=False)
-    before = {name: tensor.clone() for name, tensor in student.encoder.tower.module.visual.state_dict().items()}
+    before = {
+        name: tensor.clone()
+        for name, tensor in student.encoder.tower.module.visual.state_dict().items()
+    }
     world.quiet_trainer(tmp_path, 1).fit(student, datamodule=world.TinyDomain(num_base=3))
     after = student.encoder.tower.module.visual.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_images_without_pixels_are_refused():
-    with world.refused(ConfigError, r"clip\.image_size is 0, expected 1 or more pixels: leave it out"):
+    with world.refused(
+        ConfigError, r"clip\.image_size is 0, expected 1 or more pixels: leave it out"
+    ):
         load_image_clip(ClipConfig("timm:test_resnet", "random", image_size=0))
 
 
 def test_it_takes_no_prompts(tmp_path):
-    with world.refused(ConfigError, r"of kind ResNet has no tokens .*: set vision_prompts\.depth to 0"):
+    with world.refused(
+        ConfigError, r"of kind ResNet has no tokens .*: set vision_prompts\.depth to 0"
+    ):
         make(tmp_path, vision_prompts=StudentPrompts(2, 2))
 
 
@@ -156,13 +180,18 @@ class Averages(EMAWeightAveraging):
 
 def test_lightnings_moving_average_of_the_weights_is_what_ships(tmp_path):
     averages = Averages()
-    world.quiet_trainer(tmp_path, 2, callbacks=[averages]).fit(make(tmp_path), datamodule=world.TinyDomain(num_base=3))
+    world.quiet_trainer(tmp_path, 2, callbacks=[averages]).fit(
+        make(tmp_path), datamodule=world.TinyDomain(num_base=3)
+    )
     shipped = Classifier.load(tmp_path / "classifier").encoder.projector.layers[0].weight
     assert relative_error(shipped, averages.mean) < 1e-5
 
 
 def test_the_rate_rises_and_falls_by_steps_and_vectors_do_not_decay(tmp_path):
-    student = make(tmp_path, optim=OptimConfig("adamw", 0.01, weight_decay=0.1, warmup_steps=2, decay_vectors=False))
+    student = make(
+        tmp_path,
+        optim=OptimConfig("adamw", 0.01, weight_decay=0.1, warmup_steps=2, decay_vectors=False),
+    )
     rates, groups = [], []
 
     class Rates(Callback):
@@ -175,7 +204,11 @@ def test_the_rate_rises_and_falls_by_steps_and_vectors_do_not_decay(tmp_path):
     # by hand: 2 epochs of 3 batches, of which 2 steps warm up; then ½ (1 + cos(π s / 4)) for s = 0, 1, 2, 3
     expected = [0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645]
     assert rates == [pytest.approx([rate] * 2, rel=1e-4) for rate in expected]
-    assert [step_factor(step, 6, 2) * 0.01 for step in range(6)] == pytest.approx(expected, rel=1e-4)
+    assert [step_factor(step, 6, 2) * 0.01 for step in range(6)] == pytest.approx(
+        expected, rel=1e-4
+    )
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert [{p.ndim > 1 for p in group["params"]} for group in groups] == [{True}, {False}]
-    assert sum(len(group["params"]) for group in groups) == len([p for p in student.parameters() if p.requires_grad])
+    assert sum(len(group["params"]) for group in groups) == len(
+        [p for p in student.parameters() if p.requires_grad]
+    )

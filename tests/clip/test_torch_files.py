@@ -29,7 +29,9 @@ class CreatesAFile(torch.nn.Module):
         self.path, self.training = state[1], state[2]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:`torch.jit.*` is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:`torch.jit.*` is deprecated"
+)
 class TestOpenAiArchives:
     def test_the_code_of_another_archive_does_not_run(self, tmp_path):
         trace, file = tmp_path / "trace", tmp_path / "f"
@@ -37,7 +39,9 @@ class TestOpenAiArchives:
         torch.jit.load(file)
         assert trace.exists(), "the file was harmless: this test shows nothing"
         trace.unlink()
-        with world.refused(ArtifactError, "whose code would run, and not one of OpenAI's: save its"):
+        with world.refused(
+            ArtifactError, "whose code would run, and not one of OpenAI's: save its"
+        ):
             read_openai_archive(file)
         assert not trace.exists()
 

@@ -64,7 +64,9 @@ def test_where_no_crop_fits_the_largest_centre_is_taken(width, height, expected)
 
 def test_applied_crop_is_torchvisions():
     image, bicubic = noise(50, 40), v2.InterpolationMode.BICUBIC
-    plain = v2.functional.resized_crop(image, 5, 7, 20, 30, [24, 24], interpolation=bicubic, antialias=True)
+    plain = v2.functional.resized_crop(
+        image, 5, 7, 20, 30, [24, 24], interpolation=bicubic, antialias=True
+    )
     crop = RandomResizedCrop()
     assert crop.apply(image, (5, 7, 20, 30, 0), Resizing(24)).tobytes() == plain.tobytes()
     flipped = to_tensor(crop.apply(image, (5, 7, 20, 30, 1), Resizing(24)))
@@ -85,7 +87,9 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
     still = LightAffine().apply(noise(50, 40), (0, 1, 0, 0), Resizing(32))
     assert still.tobytes() == resize_and_crop(noise(50, 40), Resizing(32)).tobytes()
     # shifts are shares of the edge, and what comes in is black
-    shifted = to_tensor(LightAffine().apply(Image.new("RGB", (40, 40), "white"), (0, 1, 0.25, 0), Resizing(40)))
+    shifted = to_tensor(
+        LightAffine().apply(Image.new("RGB", (40, 40), "white"), (0, 1, 0.25, 0), Resizing(40))
+    )
     assert shifted[:, :, :10].eq(0).all()
     assert shifted[:, :, 11:].eq(255).all()
     square = Image.new("RGB", (40, 40))
@@ -101,7 +105,10 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: build_augmentation("cutmix"), "augmentation 'cutmix' is unknown: choose one of random_resized_crop"),
+        (
+            lambda: build_augmentation("cutmix"),
+            "augmentation 'cutmix' is unknown: choose one of random_resized_crop",
+        ),
         (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "scale of RandomResizedCrop"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio of RandomResizedCrop"),
         (lambda: RandomResizedCrop(flip=1.5), "flip of RandomResizedCrop"),

@@ -53,7 +53,9 @@ def test_lightning_moves_every_field_to_another_device(batch):
     moved = world.Probe().transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert type(moved) is type(batch)
     for name, value in vars(batch).items():
-        before, after = (each if isinstance(each, dict) else {"": each} for each in (value, vars(moved)[name]))
+        before, after = (
+            each if isinstance(each, dict) else {"": each} for each in (value, vars(moved)[name])
+        )
         assert list(after) == list(before)
         assert all(each is None or each.device.type == "meta" for each in after.values())
     assert batch.images.device.type == "cpu"
@@ -62,12 +64,16 @@ def test_lightning_moves_every_field_to_another_device(batch):
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_field_is_pinned(batch, monkeypatch):
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone()
+    )
     made = batch.pin_memory()
     assert type(made) is type(batch)
     assert same(vars(made), vars(batch))
     tensors = [
-        each for value in vars(batch).values() for each in (value.values() if isinstance(value, dict) else [value])
+        each
+        for value in vars(batch).values()
+        for each in (value.values() if isinstance(value, dict) else [value])
     ]
     assert list(map(id, pinned)) == [id(each) for each in tensors if each is not None]
 
@@ -88,7 +94,9 @@ def test_a_module_that_does_not_say_what_it_needs_is_refused(tmp_path):
     assert needs_of(world.Probe("unlabeled", SMALL)) == Needs("unlabeled", SMALL)
     for module in (Mute(), torch.nn.Linear(1, 1)):
         name = type(module).__name__
-        with world.refused(ConfigError, f"{name} does not say which images it needs: give it a property needs"):
+        with world.refused(
+            ConfigError, f"{name} does not say which images it needs: give it a property needs"
+        ):
             needs_of(module)
     with world.refused(ConfigError, "Mute does not say which images it needs"):
         world.quiet_trainer(tmp_path).fit(Mute(), datamodule=world.digits(8))

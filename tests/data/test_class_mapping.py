@@ -22,21 +22,33 @@ def written(tmp_path, name, content):
 )
 def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
     path = written(tmp_path, name, content)
-    assert read_class_mapping(path, FOLDERS) == {"n01": ClassName("tench"), "n02": ClassName("crane, the bird")}
+    assert read_class_mapping(path, FOLDERS) == {
+        "n01": ClassName("tench"),
+        "n02": ClassName("crane, the bird"),
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("names.json", '{"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"}'),
+        (
+            "names.json",
+            '{"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"}',
+        ),
         ("names.csv", 'label,name,text\nn02,shark,"shark, a large fish."\nn01,tench,\n'),
     ],
 )
 def test_a_class_may_have_a_text_beside_its_name(tmp_path, name, content):
     file = str(written(tmp_path, name, content))
-    assert name_classes(FOLDERS, file, None) == (("tench", "shark"), ("tench", "shark, a large fish"))
+    assert name_classes(FOLDERS, file, None) == (
+        ("tench", "shark"),
+        ("tench", "shark, a large fish"),
+    )
     around = name_classes(FOLDERS, file, "{}, seen from a boat")
-    assert around == (("tench", "shark"), ("tench, seen from a boat", "shark, a large fish, seen from a boat"))
+    assert around == (
+        ("tench", "shark"),
+        ("tench, seen from a boat", "shark, a large fish, seen from a boat"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,10 @@ def test_a_class_is_found_by_either_spelling_of_its_name_in_unicode(tmp_path, na
 
 
 def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
-    assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == ("n01, a type of pet", "n02, a type of pet")
+    assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == (
+        "n01, a type of pet",
+        "n02, a type of pet",
+    )
     assert name_classes(FOLDERS, None, None) == (("n01", "n02"), None)
     for text in ("a type of pet", "{} or {}", ""):
         with pytest.raises(ConfigError, match=r"expected a text with one \{\}"):
@@ -80,19 +95,39 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
     ("name", "content", "message"),
     [
         ("a.json", '{"n01": "tench"}', "lacks class 'n02': name the dataset's classes, .*"),
-        ("a.json", '{"n01": "a", "n02": "b", "n3": "c"}', "names class 'n3', which the dataset does not have: .*"),
-        ("a.json", '{"n01": "a", "n02": "a"}', "gives classes 'n01' and 'n02' the same name 'a': .*"),
-        ("a.json", '{"n01": "a", "n01": "b", "n02": "c"}', "cannot be read as JSON: it has 'n01' twice, keep one"),
+        (
+            "a.json",
+            '{"n01": "a", "n02": "b", "n3": "c"}',
+            "names class 'n3', which the dataset does not have: .*",
+        ),
+        (
+            "a.json",
+            '{"n01": "a", "n02": "a"}',
+            "gives classes 'n01' and 'n02' the same name 'a': .*",
+        ),
+        (
+            "a.json",
+            '{"n01": "a", "n01": "b", "n02": "c"}',
+            "cannot be read as JSON: it has 'n01' twice, keep one",
+        ),
         ("a.json", '{"n01": "a", "n02": " "}', "gives class 'n02' an empty name: .*"),
         ("a.json", '["n01", "n02"]', "cannot be read as JSON: expected one object .*"),
         pytest.param("a.json", '{"n01": ' + "[" * 10_000, "cannot be read as JSON: .*", id="deep"),
-        ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", "cannot be read as CSV: row 3 has 2 columns where class, .*"),
+        (
+            "a.csv",
+            "label,name,text\nn01,a,b\nn02,c\n",
+            "cannot be read as CSV: row 3 has 2 columns where class, .*",
+        ),
         (
             "a.csv",
             "label,name,text,text\nn01,a,b\n",
             "cannot be read as CSV: row 2 has 3 .* class, name and 2 texts .*",
         ),
-        ("a.json", '{"n01": {"name": "a", "text": ["b", 3]}, "n02": "c"}', "cannot be read as JSON: expected .* texts"),
+        (
+            "a.json",
+            '{"n01": {"name": "a", "text": ["b", 3]}, "n02": "c"}',
+            "cannot be read as JSON: expected .* texts",
+        ),
         ("a.csv", b"n01,a\nn02,K\xe4fer\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
         ("a.txt", b"n01\nn02\xe4\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
         ("a.csv", None, r"cannot be read \(No such file or directory\): give a text file"),
@@ -103,8 +138,16 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ),
         ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
         ("a.txt", "n01\nn02\nn01\n", "cannot be read as TXT: it has 'n01' twice, keep one"),
-        ("a.txt", "jos\u00e9\njose\u0301\n", "cannot be read as TXT: it has 'jos\u00e9' twice, keep one"),
-        ("a.json", '{"n01": "jos\u00e9", "n02": "jose\u0301"}', "gives classes 'n01' and 'n02' the same name .*"),
+        (
+            "a.txt",
+            "jos\u00e9\njose\u0301\n",
+            "cannot be read as TXT: it has 'jos\u00e9' twice, keep one",
+        ),
+        (
+            "a.json",
+            '{"n01": "jos\u00e9", "n02": "jose\u0301"}',
+            "gives classes 'n01' and 'n02' the same name .*",
+        ),
         ("a.txt", "n01\n", "lacks class 'n02': name the dataset's classes, .*"),
     ],
 )
@@ -119,13 +162,23 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [
-        ("names.txt", "\ufeffsea otter\r\n\r\n  tench \nant, red\n", ["sea otter", "tench", "ant, red"]),
+        (
+            "names.txt",
+            "\ufeffsea otter\r\n\r\n  tench \nant, red\n",
+            ["sea otter", "tench", "ant, red"],
+        ),
         ("names.csv", "n02,tench\nn01,ant\n", ["tench", "ant"]),
         ("names.csv", "n02,tench,\nn01,ant, ,\n", ["tench", "ant"]),
-        ("names.json", '{"n02": "tench", "n01": {"name": "ant", "text": "ant, red"}}', ["tench", "ant"]),
+        (
+            "names.json",
+            '{"n02": "tench", "n01": {"name": "ant", "text": "ant, red"}}',
+            ["tench", "ant"],
+        ),
     ],
 )
-def test_without_labels_the_classes_are_those_of_the_file_in_its_order(tmp_path, name, content, names):
+def test_without_labels_the_classes_are_those_of_the_file_in_its_order(
+    tmp_path, name, content, names
+):
     file = str(written(tmp_path, name, content))
     keys = list_classes(file, ["n02"] if "n02" in content else [])
     assert list(name_classes(keys, file, None)[0]) == names

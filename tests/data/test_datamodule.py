@@ -24,7 +24,9 @@ SQUARE = Resizing(8)
 
 
 def digits(**options):
-    return DomainDataModule("digits", **{"num_workers": 0, "augmentation": "light_affine", **options})
+    return DomainDataModule(
+        "digits", **{"num_workers": 0, "augmentation": "light_affine", **options}
+    )
 
 
 @pytest.fixture
@@ -45,13 +47,25 @@ def in_folder(folder, **options):
 
 
 def trainer(folder, **options):
-    return world.quiet_trainer(folder, **{"limit_val_batches": 1.0, "use_distributed_sampler": False, **options})
+    return world.quiet_trainer(
+        folder, **{"limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
+    )
 
 
-def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelled_all_training_images(folder):
+def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelled_all_training_images(
+    folder,
+):
     every, base = in_folder(folder, seed=3), in_folder(folder, seed=3, protocol="base_to_novel")
-    assert (every.class_names, every.num_base, every.tuning_class_names) == (tuple("abcde"), None, tuple("abcde"))
-    assert (base.class_names, base.num_base, base.tuning_class_names) == (tuple("abcde"), 3, tuple("abc"))
+    assert (every.class_names, every.num_base, every.tuning_class_names) == (
+        tuple("abcde"),
+        None,
+        tuple("abcde"),
+    )
+    assert (base.class_names, base.num_base, base.tuning_class_names) == (
+        tuple("abcde"),
+        3,
+        tuple("abc"),
+    )
     sample, _ = few_shot(every.splits.train, every.splits.val, 4, 4, 3)
     assert Counter(record.label for record in sample) == dict.fromkeys(range(5), 4)
     assert list(every.train_dataloader_for("labeled", SQUARE).dataset.records) == sample
@@ -60,7 +74,9 @@ def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelle
     for datamodule in (every, base):
         unlabelled = datamodule.train_dataloader_for("unlabeled", SQUARE).dataset
         assert isinstance(unlabelled, UnlabeledImages)
-        assert list(unlabelled.sources) == [record.source for record in every.splits.train], "of all classes"
+        assert list(unlabelled.sources) == [record.source for record in every.splits.train], (
+            "of all classes"
+        )
 
 
 def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
@@ -78,7 +94,12 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 
 
 def test_validation_is_capped_and_test_is_not(folder):
-    for options, count in (({}, 4), ({"val_shots": None}, 5), ({"shots": 2}, 2), ({"protocol": "base_to_novel"}, 4)):
+    for options, count in (
+        ({}, 4),
+        ({"val_shots": None}, 5),
+        ({"shots": 2}, 2),
+        ({"protocol": "base_to_novel"}, 4),
+    ):
         datamodule = in_folder(folder, **options)
         assert len(datamodule.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
         assert len(datamodule.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
@@ -88,7 +109,8 @@ def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
     batches = list(datamodule.evaluation_dataloader_for("test", SQUARE))
     images, labels, indices = (
-        torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices")
+        torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("images", "labels", "indices")
     )
     assert indices.tolist() == list(range(15))
     assert labels.tolist() == [record.label for record in datamodule.splits.test]
@@ -112,11 +134,16 @@ def numbers(batch):
 
 def same_batches(some, others):
     pairs = zip(some, others, strict=True)
-    return all(torch.equal(one.images, other.images) and numbers(one).equal(numbers(other)) for one, other in pairs)
+    return all(
+        torch.equal(one.images, other.images) and numbers(one).equal(numbers(other))
+        for one, other in pairs
+    )
 
 
 @pytest.mark.parametrize("background", [None, (0, 90, 200)])
-def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_up(background, folder):
+def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_up(
+    background, folder
+):
     odd, even = folder / "data", folder / "even"
     shutil.copytree(odd, even)
     for number, path in enumerate(sorted(odd.glob("*/*/*.png"))):
@@ -124,13 +151,20 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
         image.putalpha(noise(9, 14, "L", seed=1000 + number))
         image.save(path, exif=tag(8))
         on = Image.new("RGBA", image.size, background or "white")
-        upright = Image.alpha_composite(on, image).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        upright = (
+            Image.alpha_composite(on, image).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        )
         upright.save(even / path.relative_to(odd))
     views = []
     for root, settings in ((odd, {"background": background}), (even, {})):
         module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
-        training = [module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")]
-        loaders = [*training, *(module.evaluation_dataloader_for(split, SQUARE) for split in ("val", "test"))]
+        training = [
+            module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")
+        ]
+        loaders = [
+            *training,
+            *(module.evaluation_dataloader_for(split, SQUARE) for split in ("val", "test")),
+        ]
         images = [batch.images for loader in loaders for batch in loader]
         views.append([*images, module.preview(5, SQUARE), to_tensor(module.test_item(3)[1])])
     for odd_view, even_view in zip(*views, strict=True):
@@ -161,9 +195,15 @@ def test_preview_is_spread_over_the_unlabelled_images(folder):
     datamodule = in_folder(folder)
     preview = datamodule.preview(5, SQUARE)
     assert (preview.shape, preview.dtype) == ((5, 3, 8, 8), torch.uint8)
-    chosen = [datamodule.splits.open_image(datamodule.splits.train[i].source) for i in (0, 6, 12, 18, 24)]
-    assert torch.equal(preview, torch.stack([to_tensor(resize_and_crop(image, SQUARE)) for image in chosen]))
-    assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, SQUARE)[:, 0, 0, 0].tolist() == [
+    chosen = [
+        datamodule.splits.open_image(datamodule.splits.train[i].source) for i in (0, 6, 12, 18, 24)
+    ]
+    assert torch.equal(
+        preview, torch.stack([to_tensor(resize_and_crop(image, SQUARE)) for image in chosen])
+    )
+    assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, SQUARE)[
+        :, 0, 0, 0
+    ].tolist() == [
         71,
         72,
         73,
@@ -176,22 +216,32 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
     assert probe.names_at_setup == tuple("abcde")
     assert [batch.images.shape for batch in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
-    assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(range(30))
+    assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(
+        range(30)
+    )
     assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 20
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
     for i in range(1, 6):
         (folder / f"data/train/a/{i}.png").unlink()
-    options = {"allow_fewer_shots": True, "shots": 6, "batch_size": 5, "augmentation": "random_resized_crop"}
+    options = {
+        "allow_fewer_shots": True,
+        "shots": 6,
+        "batch_size": 5,
+        "augmentation": "random_resized_crop",
+    }
     plain, even = (
-        in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", SQUARE) for on in (0, 1)
+        in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", SQUARE)
+        for on in (0, 1)
     )
     assert (len(plain), len(even), len(plain.dataset)) == (5, 5, 25)
     for epoch in range(3):
         even.sampler.set_epoch(epoch)
         batches = list(even)
-        assert Counter(torch.cat([batch.labels for batch in batches]).tolist()) == dict.fromkeys(range(5), 5)
+        assert Counter(torch.cat([batch.labels for batch in batches]).tolist()) == dict.fromkeys(
+            range(5), 5
+        )
     keys = [key for key in even.sampler if even.dataset.records[key[0]].label == 0]
     assert len({even.dataset.view.draw(Image.new("RGB", (10, 8)), *key) for key in keys}) == 5
 
@@ -221,19 +271,29 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
     assert not probe.val_batches
     (folder / "data/test").rename(folder / "data/later too")
     for use, split in ((trainer(folder).validate, "val"), (trainer(folder).test, "test")):
-        with pytest.raises(DataError, match=rf"^dataset folder .*data has no {split} split: [^\n]*$"):
+        with pytest.raises(
+            DataError, match=rf"^dataset folder .*data has no {split} split: [^\n]*$"
+        ):
             use(probe, datamodule=in_folder(folder))
 
 
 def test_fewer_test_images_than_processes_are_refused(folder):
-    with pytest.raises(ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"):
+    with pytest.raises(
+        ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"
+    ):
         in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=0, world_size=16)
-    assert len(in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=14, world_size=15)) == 1
+    assert (
+        len(in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=14, world_size=15))
+        == 1
+    )
 
 
 def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
     probe = Probe()
-    with pytest.raises(DataError, match=r"^class 'a' has 6 training images where shots asks for 16: lower shots, or"):
+    with pytest.raises(
+        DataError,
+        match=r"^class 'a' has 6 training images where shots asks for 16: lower shots, or",
+    ):
         trainer(folder).fit(probe, datamodule=in_folder(folder, shots=16))
     assert not hasattr(probe, "names_at_setup")
     fewer = in_folder(folder, shots=16, allow_fewer_shots=True)
@@ -246,12 +306,16 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     for val_shots in (4, None):
         none, probe = in_folder(folder, shots=0, val_shots=val_shots), Probe("unlabeled")
         trainer(folder).fit(probe, datamodule=none)
-        assert sum(len(batch.indices) for batch in probe.train_batches) == 24, "30, less those of a short batch"
+        assert sum(len(batch.indices) for batch in probe.train_batches) == 24, (
+            "30, less those of a short batch"
+        )
         assert not probe.val_batches
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
         trainer(folder).validate(probe, datamodule=none)
     for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), none.labels.training):
-        with world.refused(DataError, "shots is 0, so that no labelled image is used, but prompts and pool_filter"):
+        with world.refused(
+            DataError, "shots is 0, so that no labelled image is used, but prompts and pool_filter"
+        ):
             use()
     assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)
 
@@ -260,23 +324,37 @@ def test_base_to_novel_needs_two_classes(folder):
     (folder / "single/train").mkdir(parents=True)
     (folder / "data/train/a").rename(folder / "single/train/a")
     datamodule = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
-    with pytest.raises(DataError, match=r"^dataset folder .* has one class, but protocol base_to_novel needs two"):
+    with pytest.raises(
+        DataError, match=r"^dataset folder .* has one class, but protocol base_to_novel needs two"
+    ):
         datamodule.setup()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "mnist"}, "dataset 'mnist' is unknown: choose one of .*, or give a Reader's class path"),
+        (
+            {"dataset": "mnist"},
+            "dataset 'mnist' is unknown: choose one of .*, or give a Reader's class path",
+        ),
         ({"dataset": "folder"}, "dataset 'folder' needs root: set it to where the dataset lies"),
         ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
-        ({"background": (0, 0, 0)}, "dataset 'digits' takes no background: remove background: .0, 0, 0."),
-        ({"dataset": Digits(), "root": "x"}, "dataset is a Digits with init_args of its own: remove root"),
+        (
+            {"background": (0, 0, 0)},
+            "dataset 'digits' takes no background: remove background: .0, 0, 0.",
+        ),
+        (
+            {"dataset": Digits(), "root": "x"},
+            "dataset is a Digits with init_args of its own: remove root",
+        ),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"shots": -1}, "shots must be at least 0, not -1"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
-        ({"fill_teacher_cache": True}, "fill_teacher_cache fills a folder, but teacher_cache names none: set it"),
+        (
+            {"fill_teacher_cache": True},
+            "fill_teacher_cache fills a folder, but teacher_cache names none: set it",
+        ),
         ({"held_out": 1.0}, "held_out"),
         ({"bad_images": "ignore"}, "bad_images"),
     ],
@@ -288,6 +366,8 @@ def test_arguments_that_cannot_be_are_refused_at_once(options, message):
 
 def test_config_may_set_an_augmentation_up():
     augmentation = {"class_path": "LightAffine", "init_args": {"scale": [0.5, 2.0]}}
-    built = build_data([{"init_args": {"dataset": "digits", "augmentation": augmentation}}], ["--data.shots=null"])
+    built = build_data(
+        [{"init_args": {"dataset": "digits", "augmentation": augmentation}}], ["--data.shots=null"]
+    )
     assert built.augmentation.scale == (0.5, 2.0)
     assert built.shots is None

@@ -84,7 +84,8 @@ def fit(folder, epochs=VIEWS, **options):
 
 def same_images(some, others):
     return all(
-        torch.equal(x.images, y.images) and torch.equal(x.indices, y.indices) for x, y in zip(some, others, strict=True)
+        torch.equal(x.images, y.images) and torch.equal(x.indices, y.indices)
+        for x, y in zip(some, others, strict=True)
     )
 
 
@@ -99,7 +100,9 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     cache = opened(folder)
     for each in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
         for index, view in np.ndindex(10, VIEWS):
-            assert np.array_equal(each.read(view, index), encode(images[index, view].images[None])[0].half().numpy())
+            assert np.array_equal(
+                each.read(view, index), encode(images[index, view].images[None])[0].half().numpy()
+            )
             assert np.array_equal(each.read(view, index), stored[index, view])
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
@@ -109,13 +112,17 @@ def test_a_filling_lists_images_as_it_comes_to_them(folder):
     images, drawn = data(folder).unlabeled_images(SIZE), []
     shards = (drawn.append(index) or range(index, index + 1) for index in range(10))
     manifest = needed(data(folder))
-    views = feature_filling._load_views(Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards)
+    views = feature_filling._load_views(
+        Work(images, encode, batch_size=VIEWS, num_workers=0), manifest, shards
+    )
     assert torch.equal(next(views).images[0, 1], images[0, 1].images)
     assert drawn == [0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same_files(folder, num_workers):
+def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same_files(
+    folder, num_workers
+):
     filled(folder, "whole")
     parts = iter(range(2))  # of at most 7 views
 
@@ -126,7 +133,9 @@ def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same
 
     with pytest.raises(KeyboardInterrupt):
         filled(folder, encode=interrupted, num_workers=num_workers)
-    with pytest.raises(DataError, match=r"incomplete, 2 of 3 shards are missing: fill it with python -m kdpl cache"):
+    with pytest.raises(
+        DataError, match=r"incomplete, 2 of 3 shards are missing: fill it with python -m kdpl cache"
+    ):
         opened(folder)
     assert filled(folder, num_workers=num_workers) == 6 * VIEWS
     assert filled(folder) == 0
@@ -146,7 +155,9 @@ def test_features_that_are_not_finite_are_named_and_not_written(folder):
     bad = data(folder).unlabeled_images(SIZE)[3, 1].images
 
     def broken(images):
-        return encode(images).masked_fill((images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan)
+        return encode(images).masked_fill(
+            (images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan
+        )
 
     with pytest.raises(DataError, match="images 0 to 3 are not finite: check its weights"):
         filled(folder, encode=broken)
@@ -154,22 +165,32 @@ def test_features_that_are_not_finite_are_named_and_not_written(folder):
 
 
 def test_a_cache_is_made_in_an_empty_folder_by_one_command_with_a_known_number_of_views(folder):
-    with pytest.raises(ConfigError, match=r"number of views .* is unknown: set trainer\.max_epochs"):
+    with pytest.raises(
+        ConfigError, match=r"number of views .* is unknown: set trainer\.max_epochs"
+    ):
         filled(folder, views=None)
     (folder / "cache").mkdir()
     (folder / "cache/notes.txt").touch()
     with pytest.raises(DataError, match="holds something else than a teacher cache"):
         filled(folder)
-    with pytest.raises(DataError, match=r"is not a teacher cache \(it has no manifest\.json\): choose another folder"):
+    with pytest.raises(
+        DataError,
+        match=r"is not a teacher cache \(it has no manifest\.json\): choose another folder",
+    ):
         opened(folder)
     (folder / "cache/notes.txt").unlink()
-    with FileLock(folder / "cache/.lock"), pytest.raises(DataError, match="is being filled by another command: wait"):
+    with (
+        FileLock(folder / "cache/.lock"),
+        pytest.raises(DataError, match="is being filled by another command: wait"),
+    ):
         filled(folder)
     filled(folder)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(folder, num_workers):
+def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(
+    folder, num_workers
+):
     plain = fit(folder, teacher_cache=None)
     assert all(batch.teacher_features is None for batch in plain.train_batches)
     filled(folder)
@@ -199,7 +220,9 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     every = fit(folder).train_batches
     other = fit(folder, seed=7, unlabeled_share=0.5).train_batches
     views = {
-        x.numpy().tobytes(): f for batch in every for x, f in zip(batch.images, batch.teacher_features, strict=True)
+        x.numpy().tobytes(): f
+        for batch in every
+        for x, f in zip(batch.images, batch.teacher_features, strict=True)
     }
     assert sum(len(batch.images) for batch in other) == 5 * VIEWS
     for batch in other:
@@ -214,12 +237,18 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        (lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))), "augmentation is {"),
+        (
+            lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))),
+            "augmentation is {",
+        ),
         (
             lambda folder: needed(data(folder, background=(0, 0, 0))),
             "decoding is Decoding(background=(255, 255",
         ),
-        (lambda folder: needed(data(folder, unlabeled=f"{folder}/data/train/a")), "images is 10 there and 5 here"),
+        (
+            lambda folder: needed(data(folder, unlabeled=f"{folder}/data/train/a")),
+            "images is 10 there and 5 here",
+        ),
     ],
 )
 def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, manifest, words):
@@ -227,17 +256,26 @@ def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, 
     for use in (FeatureCache.open, lambda *args: fill(*args, None)):
         with world.refused(DataError, re.escape(words)) as error:
             use(folder / "cache", manifest(folder))
-        assert str(error.value).endswith(": choose another folder as data.init_args.teacher_cache, or remove it")
+        assert str(error.value).endswith(
+            ": choose another folder as data.init_args.teacher_cache, or remove it"
+        )
 
 
 def test_a_cache_that_says_nothing_of_decoding_is_one_of_images_as_published(folder):
     filled(folder)
     file = folder / "cache/manifest.json"
-    fields = {name: value for name, value in json.loads(file.read_text()).items() if name != "decoding"}
+    fields = {
+        name: value for name, value in json.loads(file.read_text()).items() if name != "decoding"
+    }
     file.write_text(json.dumps(fields))
-    with world.refused(DataError, r"is of something else \(decoding is Decoding\(background=None, orientation=False\)"):
+    with world.refused(
+        DataError,
+        r"is of something else \(decoding is Decoding\(background=None, orientation=False\)",
+    ):
         opened(folder)
-    FeatureCache.open(folder / "cache", needed(data(folder)).model_copy(update={"decoding": PUBLISHED}))
+    FeatureCache.open(
+        folder / "cache", needed(data(folder)).model_copy(update={"decoding": PUBLISHED})
+    )
 
 
 def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are_asked_for(folder):
@@ -254,9 +292,29 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
 
 
 def test_sources_are_told_apart_whatever_they_are():
-    rest = {"teacher": "t", "width": 1, "dataset": "d", "resizing": Resizing(1), "view_seed": 0, "views": 1}
-    lists = [["/x/ab.png", "/x/.png"], ["/x/a.png", "/x/b.png"], ["/x/\udcff.png"] * 2, ["/x/\udcfe.png", "/x/a.png"]]
-    assert len({Manifest.of(sources=each, augmentation=LightAffine(), **rest).sources for each in lists}) == 4
+    rest = {
+        "teacher": "t",
+        "width": 1,
+        "dataset": "d",
+        "resizing": Resizing(1),
+        "view_seed": 0,
+        "views": 1,
+    }
+    lists = [
+        ["/x/ab.png", "/x/.png"],
+        ["/x/a.png", "/x/b.png"],
+        ["/x/\udcff.png"] * 2,
+        ["/x/\udcfe.png", "/x/a.png"],
+    ]
+    assert (
+        len(
+            {
+                Manifest.of(sources=each, augmentation=LightAffine(), **rest).sources
+                for each in lists
+            }
+        )
+        == 4
+    )
 
 
 def npy(array):
@@ -273,8 +331,16 @@ DAMAGED = r"shard-00001\.npy is damaged \(.*\): remove shard-00001\.npy and fill
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("manifest.json", lambda content: content[:100], rf"{MANIFEST} \(the file: .*: remove the folder"),
-        ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"'), rf"{MANIFEST} \(width: "),
+        (
+            "manifest.json",
+            lambda content: content[:100],
+            rf"{MANIFEST} \(the file: .*: remove the folder",
+        ),
+        (
+            "manifest.json",
+            lambda content: content.replace(b'"width"', b'"breadth"'),
+            rf"{MANIFEST} \(width: ",
+        ),
         ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2'), OLDER),
         (SHARDS[1], lambda content: content[:-1], DAMAGED),
         (SHARDS[1], lambda content: content[:-1] + bytes([content[-1] ^ 4]), DAMAGED),
@@ -282,7 +348,9 @@ DAMAGED = r"shard-00001\.npy is damaged \(.*\): remove shard-00001\.npy and fill
         (SHARDS[1], lambda _: npy(np.array([{}])), DAMAGED),
     ],
 )
-def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(folder, name, damage, words):
+def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(
+    folder, name, damage, words
+):
     filled(folder)
     file = folder / "cache" / name
     file.write_bytes(damage(file.read_bytes()))

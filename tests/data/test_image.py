@@ -24,7 +24,9 @@ from kdpl.runtime.resizing import Resizing
 def test_evaluation_transform_is_torchvisions(width, height, tmp_path):
     runs.noise(width, height).save(tmp_path / "image.png")
     bicubic = v2.InterpolationMode.BICUBIC
-    reference = v2.Compose([v2.Resize(32, bicubic, antialias=True), v2.CenterCrop(32), v2.PILToTensor()])
+    reference = v2.Compose(
+        [v2.Resize(32, bicubic, antialias=True), v2.CenterCrop(32), v2.PILToTensor()]
+    )
     tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "image.png")), Resizing(32)))
     assert (tensor.dtype, tensor.shape) == (torch.uint8, (3, 32, 32))
     assert torch.equal(tensor, reference(runs.noise(width, height)))
@@ -71,7 +73,9 @@ def test_transparent_pixels_are_mixed_with_the_background_and_opaque_ones_stay(m
     found = np.asarray(Decoding(background).to_rgb(image)).astype(float)
     assert np.abs(found - (alpha * seen[..., :3] + (1 - alpha) * background)).max() < 1
     assert np.array_equal(found[:32], seen[:32, :, :3])
-    assert np.array_equal(found[pixels[..., 3] == 0], np.broadcast_to(background, found.shape)[pixels[..., 3] == 0])
+    assert np.array_equal(
+        found[pixels[..., 3] == 0], np.broadcast_to(background, found.shape)[pixels[..., 3] == 0]
+    )
 
 
 DEEP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
@@ -96,35 +100,59 @@ def test_of_16_bits_the_upper_byte_is_taken(name, tmp_path):
 
 
 # 281 is MaxSampleValue: the largest value of a camera, or of an image
-@pytest.mark.parametrize(("largest", "bits"), [(65535, 16), (4095, 12), (2500, 12), (1023, 10), (255, 8)])
+@pytest.mark.parametrize(
+    ("largest", "bits"), [(65535, 16), (4095, 12), (2500, 12), (1023, 10), (255, 8)]
+)
 def test_of_the_bits_that_a_tiff_file_says_it_has_the_upper_8_are_taken(largest, bits, tmp_path):
     values = DEEP.ravel()[: 2**bits].reshape(-1, 16)
     assert np.array_equal(grey_of(tmp_path, values, t281=largest), values >> (bits - 8))
     # 262 is PhotometricInterpretation: 0 is white
-    assert np.array_equal(grey_of(tmp_path, values, t281=largest, t262=0), 255 - (values >> (bits - 8)))
-    Image.fromarray(values).save(tmp_path / "turned.tif", tiffinfo={281: largest, zoo.ORIENTATION: 3})
+    assert np.array_equal(
+        grey_of(tmp_path, values, t281=largest, t262=0), 255 - (values >> (bits - 8))
+    )
+    Image.fromarray(values).save(
+        tmp_path / "turned.tif", tiffinfo={281: largest, zoo.ORIENTATION: 3}
+    )
     turned = np.asarray(open_image(str(tmp_path / "turned.tif")))[..., 0]
     assert np.array_equal(turned, np.rot90(values >> (bits - 8), 2))
 
 
 def tiff(bits, *pixels):
     """A TIFF file of one row of two grey values, as Pillow does not write them."""
-    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(pixels))]
+    tags = [
+        (256, 2),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, len(pixels)),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return struct.pack("<2sHI8B", b"II", 42, 16, *pixels, *bytes(8 - len(pixels))) + bytes([9, 0]) + entries + bytes(4)
+    return (
+        struct.pack("<2sHI8B", b"II", 42, 16, *pixels, *bytes(8 - len(pixels)))
+        + bytes([9, 0])
+        + entries
+        + bytes(4)
+    )
 
 
 def test_values_that_are_stored_in_12_bits_are_12_bits_and_32_are_refused(tmp_path):
     (tmp_path / "12.tif").write_bytes(tiff(12, 0xAB, 0xC1, 0x23))
     assert np.asarray(open_image(str(tmp_path / "12.tif")))[0, :, 0].tolist() == [0xAB, 0x12]
     (tmp_path / "32.tif").write_bytes(tiff(32, *range(8)))
-    with world.refused(DataError, "32.tif has values whose range its file does not say: convert it to 8 or 16"):
+    with world.refused(
+        DataError, "32.tif has values whose range its file does not say: convert it to 8 or 16"
+    ):
         open_image(str(tmp_path / "32.tif"))
 
 
 # 340 and 341 are SMinSampleValue and SMaxSampleValue
 @pytest.mark.parametrize(
-    ("kind", "low", "high"), [("f4", 0.0, 1.0), ("f4", -3.0, 250.0), ("i4", -1000.0, 3000.0), ("i4", 0.0, 2.0**30)]
+    ("kind", "low", "high"),
+    [("f4", 0.0, 1.0), ("f4", -3.0, 250.0), ("i4", -1000.0, 3000.0), ("i4", 0.0, 2.0**30)],
 )
 def test_other_numbers_are_scaled_by_the_range_that_the_file_says(kind, low, high, tmp_path):
     values = np.linspace(low, high, 64).astype(kind).reshape(8, 8)
@@ -139,25 +167,65 @@ def test_other_numbers_are_scaled_by_the_range_that_the_file_says(kind, low, hig
     [
         (np.float32([[0, 0.5, 1]]), {}, "whose range its file does not say"),
         (np.int32([[0, 5, 255]]), {}, "whose range its file does not say"),
-        (np.float32([[0, 0.5, 1]]), {"t340": 1.0, "t341": 1.0}, "whose range its file does not say"),
-        (np.float32([[0, 0.5, 1.5]]), {"t340": 0.0, "t341": 1.0}, "from 0 to 1.5 where its file says 0 to 1"),
-        (np.float32([[0, np.nan, 1]]), {"t340": 0.0, "t341": 1.0}, "from nan to nan where its file says 0 to 1"),
+        (
+            np.float32([[0, 0.5, 1]]),
+            {"t340": 1.0, "t341": 1.0},
+            "whose range its file does not say",
+        ),
+        (
+            np.float32([[0, 0.5, 1.5]]),
+            {"t340": 0.0, "t341": 1.0},
+            "from 0 to 1.5 where its file says 0 to 1",
+        ),
+        (
+            np.float32([[0, np.nan, 1]]),
+            {"t340": 0.0, "t341": 1.0},
+            "from nan to nan where its file says 0 to 1",
+        ),
         (np.uint16([[0, 7, 5000]]), {"t281": 4095}, "from 0 to 5000 where its file says 0 to 4095"),
     ],
 )
-def test_values_of_unknown_range_or_beyond_it_are_refused_with_what_to_do(values, tags, said, tmp_path):
-    with world.refused(DataError, f"image {tmp_path}/deep.tif has values {said}: convert it to 8 or 16 unsigned bits"):
+def test_values_of_unknown_range_or_beyond_it_are_refused_with_what_to_do(
+    values, tags, said, tmp_path
+):
+    with world.refused(
+        DataError,
+        f"image {tmp_path}/deep.tif has values {said}: convert it to 8 or 16 unsigned bits",
+    ):
         grey_of(tmp_path, values, **tags)
 
 
 def test_colours_of_12_bits_in_16_are_refused_since_pillow_keeps_the_upper_byte(tmp_path):
-    tags = [(256, 1), (257, 1), (258, 146), (259, 1), (262, 2), (273, 8), (277, 3), (278, 1), (279, 6), (281, 4095)]
-    entries = b"".join(struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, v) for tag, v in tags)
+    tags = [
+        (256, 1),
+        (257, 1),
+        (258, 146),
+        (259, 1),
+        (262, 2),
+        (273, 8),
+        (277, 3),
+        (278, 1),
+        (279, 6),
+        (281, 4095),
+    ]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, v)
+        for tag, v in tags
+    )
     colour, bits = struct.pack("<3H", 4095, 100, 0), struct.pack("<3H", 16, 16, 16)
-    file = struct.pack("<2sHI", b"II", 42, 16) + colour + bytes(2) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    file = (
+        struct.pack("<2sHI", b"II", 42, 16)
+        + colour
+        + bytes(2)
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
     assert len(file) == 142
     (tmp_path / "rgb.tif").write_bytes(file + bytes(4) + bits)
-    with world.refused(DataError, "rgb.tif has colours of 12 bits in 16: convert it to 8 bits a colour"):
+    with world.refused(
+        DataError, "rgb.tif has colours of 12 bits in 16: convert it to 8 bits a colour"
+    ):
         open_image(str(tmp_path / "rgb.tif"))
     (tmp_path / "rgb.tif").write_bytes(
         file.replace(struct.pack("<I", 4095), struct.pack("<I", 65535)) + bytes(4) + bits
@@ -166,19 +234,25 @@ def test_colours_of_12_bits_in_16_are_refused_since_pillow_keeps_the_upper_byte(
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp", "gif", "bmp", "ppm", "jp2"])
-def test_an_image_of_too_many_pixels_is_refused_by_its_size_and_a_large_one_opens_without_a_warning(ending, tmp_path):
+def test_an_image_of_too_many_pixels_is_refused_by_its_size_and_a_large_one_opens_without_a_warning(
+    ending, tmp_path
+):
     file = str(tmp_path / f"scan.{ending}")
     runs.noise(1500, 1000).save(file)
     code = "import sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = int(sys.argv[1]); "
     code += "from kdpl.data.decoding import open_image; open_image(sys.argv[2], open(sys.argv[2], 'rb').read())"
     large, too_large = (
-        subprocess.run([sys.executable, "-c", code, limit, file], capture_output=True, text=True, check=False)
+        subprocess.run(
+            [sys.executable, "-c", code, limit, file], capture_output=True, text=True, check=False
+        )
         for limit in ("1000000", "700000")
     )
     assert (large.returncode, large.stderr) == (0, "")
     # Pillow 13 does not open a WebP image of too many pixels even for its size
     size = "1500 × 1000|too many" if ending == "webp" else "1500 × 1000"
-    said = rf"DataError: image {file} has ({size}) pixels, expected at most 1 million: scale it down$"
+    said = (
+        rf"DataError: image {file} has ({size}) pixels, expected at most 1 million: scale it down$"
+    )
     assert re.search(said, too_large.stderr.splitlines()[-1])
 
 
@@ -218,7 +292,9 @@ def test_damaged_tags_do_not_spoil_an_image(exif, tmp_path):
 
 @pytest.mark.parametrize("background", ["white", [255, 255], [0, 0, 256], [0, 0, 0.5], 7])
 def test_a_background_that_is_not_a_colour_is_refused(background):
-    with world.refused(ConfigError, r"background is .*, expected three numbers from 0 to 255: give for example"):
+    with world.refused(
+        ConfigError, r"background is .*, expected three numbers from 0 to 255: give for example"
+    ):
         DomainDataModule("folder", root="somewhere", background=background)
 
 

@@ -8,7 +8,9 @@ from kdpl.data.inference import infer
 def batches(taken):
     for i in range(3):
         taken.append(i)
-        yield EvaluationBatch(torch.full((2, 3), i, dtype=torch.uint8), torch.tensor([i, 7]), torch.tensor([i, 9]))
+        yield EvaluationBatch(
+            torch.full((2, 3), i, dtype=torch.uint8), torch.tensor([i, 7]), torch.tensor([i, 9])
+        )
 
 
 def test_a_network_sees_the_images_of_one_batch_after_the_other_without_gradients():
@@ -25,7 +27,8 @@ def test_a_network_sees_the_images_of_one_batch_after_the_other_without_gradient
 
 def test_images_are_moved_to_the_device_and_the_batch_stays_where_it_is():
     devices = [
-        (output, batch.images.device.type) for output, batch in infer(_device, batches([]), torch.device("meta"))
+        (output, batch.images.device.type)
+        for output, batch in infer(_device, batches([]), torch.device("meta"))
     ]
     assert devices == [("meta", "cpu")] * 3
 

@@ -15,7 +15,9 @@ from kdpl.data.sources import find_unlabeled
 from kdpl.runtime.resizing import Resizing
 
 # any text that Python has, lone surrogates and empty names among it
-paths = st.lists(st.text(st.characters(exclude_characters="\0") | st.just("/"), max_size=9), max_size=9)
+paths = st.lists(
+    st.text(st.characters(exclude_characters="\0") | st.just("/"), max_size=9), max_size=9
+)
 
 
 @given(paths, paths, st.integers(0, 9), st.integers(0, 9))
@@ -34,7 +36,11 @@ def test_names_are_those_of_a_list_however_they_are_cut_and_joined(first, second
 
 
 def test_images_in_shards_keep_their_place_also_in_another_process():
-    images = [ShardImage("a/1.tar", "x/1.png", 512, 10), "b.png", ShardImage("2.tar", "é.png", 2**40, 2**33)]
+    images = [
+        ShardImage("a/1.tar", "x/1.png", 512, 10),
+        "b.png",
+        ShardImage("2.tar", "é.png", 2**40, 2**33),
+    ]
     for names in (Names.of(images), pickle.loads(pickle.dumps(Names.of(images)))):  # noqa: S301
         assert list(names) == images
         assert [vars_of(name) for name in names] == [vars_of(name) for name in images]
@@ -58,7 +64,12 @@ def tree(tmp_path):
 
 def test_places_are_the_real_paths_of_files(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    found = [*find_unlabeled(str(tree / "many")), "many/train/x/3.png", "few/to_many/train/x/link.png", "not/there.png"]
+    found = [
+        *find_unlabeled(str(tree / "many")),
+        "many/train/x/3.png",
+        "few/to_many/train/x/link.png",
+        "not/there.png",
+    ]
     found += [f"few/train/x/{name}.png" for name in ("0", "link", "gone")]
     assert list(places(Names.of(found))) == [os.path.realpath(path) for path in found]
     shard = ShardImage("few/to_many/1.tar", "a/1.png", 512, 9)
@@ -79,7 +90,8 @@ def test_each_image_counts_once_and_the_first_name_stays(tree, monkeypatch, same
     assert list(find_unlabeled(given)) == list(plain.values())
     assert len(distinct(Names.of(["a", "b", "a"]), key=iter)) == 2
     left = unlisted(
-        Names.of(plain.values()), [str(tree / "elsewhere/train/x/0.png"), f"{tree}/few/../many/train/x/5.png"]
+        Names.of(plain.values()),
+        [str(tree / "elsewhere/train/x/0.png"), f"{tree}/few/../many/train/x/5.png"],
     )
     assert [name for name in plain.values() if name not in left] == [
         str(tree / "few/to_many/train/x/5.png"),
@@ -91,13 +103,17 @@ def test_a_listing_takes_no_system_call_for_each_file(tree, monkeypatch):
     asked = []
     for name in ("lstat", "stat", "readlink"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda path, *a, _real=real, **k: asked.append(path) or _real(path, *a, **k))
+        monkeypatch.setattr(
+            os, name, lambda path, *a, _real=real, **k: asked.append(path) or _real(path, *a, **k)
+        )
     assert len(find_unlabeled(str(tree / "many"))) == 13
     within = {path for path in map(str, asked) if path.startswith(f"{tree}/many/train/x/")}
     assert within == {f"{tree}/many/train/x/link.png"}
 
 
-@pytest.mark.parametrize("options", [{}, {"unlabeled": "many"}, {"unlabeled": "many", "unlabeled_share": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"unlabeled": "many"}, {"unlabeled": "many", "unlabeled_share": 0.5}]
+)
 def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, options):
     monkeypatch.chdir(tree)
     data = DomainDataModule("folder", root="many", num_workers=0, scan=False, **options)
@@ -108,4 +124,6 @@ def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, o
     assert list(images.sources) == every
     held = runs.reachable(images).values()
     assert not any(each in every for each in held if isinstance(each, str))
-    assert not any(len(each) >= len(every) for each in held if isinstance(each, (list, tuple, dict)))
+    assert not any(
+        len(each) >= len(every) for each in held if isinstance(each, (list, tuple, dict))
+    )

@@ -28,7 +28,9 @@ CAT = "cat/0.png"
 def pets(tmp_path):
     """Two classes of three images in each split, and two without a label, all different."""
     shown = iter(range(100))
-    for folder in [f"{split}/{name}" for split in SPLITS for name in ("cat", "dog")] + ["unlabeled"]:
+    for folder in [f"{split}/{name}" for split in SPLITS for name in ("cat", "dog")] + [
+        "unlabeled"
+    ]:
         (tmp_path / "pets" / folder).mkdir(parents=True)
         for number in range(2 if folder == "unlabeled" else 3):
             runs.noise(9, 8, seed=next(shown)).save(tmp_path / "pets" / folder / f"{number}.png")
@@ -51,7 +53,14 @@ def write_table(pets, rows=None):
 
 def dataset(kind, pets, **options):
     root = str(pets) if kind == "folder" else write_table(pets)
-    own = {"root": root, "num_workers": 0, "augmentation": "none", "shots": None, "val_shots": None, **options}
+    own = {
+        "root": root,
+        "num_workers": 0,
+        "augmentation": "none",
+        "shots": None,
+        "val_shots": None,
+        **options,
+    }
     return DomainDataModule(kind, **own)
 
 
@@ -85,10 +94,30 @@ def replace_by_link(pets, split, other):
 
 
 REFUSED = {
-    "symlink of a folder, val to test": (lambda pets: replace_by_link(pets, "val", "test"), 6, "test", "val"),
-    "symlink of a folder, test to train": (lambda pets: replace_by_link(pets, "test", "train"), 6, "test", "train"),
-    "symlink of a folder, val to train": (lambda pets: replace_by_link(pets, "val", "train"), 6, "val", "train"),
-    "symlink of a file": (lambda pets: (pets / "train/cat/9.png").symlink_to(f"../../test/{CAT}"), 1, "test", "train"),
+    "symlink of a folder, val to test": (
+        lambda pets: replace_by_link(pets, "val", "test"),
+        6,
+        "test",
+        "val",
+    ),
+    "symlink of a folder, test to train": (
+        lambda pets: replace_by_link(pets, "test", "train"),
+        6,
+        "test",
+        "train",
+    ),
+    "symlink of a folder, val to train": (
+        lambda pets: replace_by_link(pets, "val", "train"),
+        6,
+        "val",
+        "train",
+    ),
+    "symlink of a file": (
+        lambda pets: (pets / "train/cat/9.png").symlink_to(f"../../test/{CAT}"),
+        1,
+        "test",
+        "train",
+    ),
     "hard link, train to test": (
         lambda pets: (pets / "train/cat/9.png").hardlink_to(pets / "test" / CAT),
         1,
@@ -110,9 +139,7 @@ def test_one_file_in_two_splits_is_refused_by_both_names(kind, way, pets, tmp_pa
     overlap, count, first, second = REFUSED[way]
     overlap(pets)
     probe = Probe()
-    said = (
-        rf"has {count} files in two splits at once, such as \S*{first}/\S+ \({first}\) and \S*{second}/\S+ \({second}\)"
-    )
+    said = rf"has {count} files in two splits at once, such as \S*{first}/\S+ \({first}\) and \S*{second}/\S+ \({second}\)"
     with world.refused(DataError, said):
         fitted(dataset(kind, pets), tmp_path / "run", probe)
     assert not probe.train_batches
@@ -123,33 +150,56 @@ def test_one_file_in_two_splits_is_refused_by_both_names(kind, way, pets, tmp_pa
 def test_relative_and_absolute_paths_of_one_file_are_refused(pets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table(pets, [*rows_of(pets), (str(pets / "test" / CAT), "cat", "val")])
-    with world.refused(DataError, r"such as pets/test/cat/0\.png \(test\) and /.*/test/cat/0\.png \(val\)"):
+    with world.refused(
+        DataError, r"such as pets/test/cat/0\.png \(test\) and /.*/test/cat/0\.png \(val\)"
+    ):
         _ = DomainDataModule("table", root="pets/images.csv").splits
 
 
-def test_a_relative_root_and_an_absolute_place_of_unlabelled_images_are_one(pets, tmp_path, monkeypatch, capsys):
+def test_a_relative_root_and_an_absolute_place_of_unlabelled_images_are_one(
+    pets, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     data = fitted(dataset("folder", Path("pets"), unlabeled=str(pets)), tmp_path / "run")
-    assert names(data.splits.unlabeled, pets) == [*of_split("train"), "unlabeled/0.png", "unlabeled/1.png"]
-    assert "12 unlabelled images are test or validation images, and are not distilled on" in capsys.readouterr().err
+    assert names(data.splits.unlabeled, pets) == [
+        *of_split("train"),
+        "unlabeled/0.png",
+        "unlabeled/1.png",
+    ]
+    assert (
+        "12 unlabelled images are test or validation images, and are not distilled on"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_table_against_a_folder_of_its_test_images_distils_on_none_and_says_so(pets, tmp_path, capsys):
+def test_a_table_against_a_folder_of_its_test_images_distils_on_none_and_says_so(
+    pets, tmp_path, capsys
+):
     (tmp_path / "link").symlink_to(pets / "test")
-    data = fitted(dataset("table", pets, unlabeled=[str(tmp_path / "link"), str(pets / "val")]), tmp_path / "run")
+    data = fitted(
+        dataset("table", pets, unlabeled=[str(tmp_path / "link"), str(pets / "val")]),
+        tmp_path / "run",
+    )
     assert names(data.splits.unlabeled, pets) == ["unlabeled/0.png", "unlabeled/1.png"]
-    assert "12 unlabelled images are test or validation images, and are not distilled on" in capsys.readouterr().err
+    assert (
+        "12 unlabelled images are test or validation images, and are not distilled on"
+        in capsys.readouterr().err
+    )
 
 
 @kinds
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_unlabelled_images_that_are_test_images_are_not_distilled_on(kind, link, pets, tmp_path, capsys):
+def test_unlabelled_images_that_are_test_images_are_not_distilled_on(
+    kind, link, pets, tmp_path, capsys
+):
     getattr(pets / "unlabeled/9.png", link)(pets / "test" / CAT)
     data = fitted(dataset(kind, pets), tmp_path / "run")
     assert names(data.splits.unlabeled, pets) == ["unlabeled/0.png", "unlabeled/1.png"]
     said = capsys.readouterr().err
     by_place = "1 unlabelled images are test or validation images"
-    assert (by_place if link == "symlink_to" else "of test or validation images: 1 unlabelled (") in said
+    assert (
+        by_place if link == "symlink_to" else "of test or validation images: 1 unlabelled ("
+    ) in said
 
 
 COPIES = {
@@ -164,16 +214,16 @@ COPIES = {
 @kinds
 @pytest.mark.parametrize("bad_images", ["error", "skip"])
 @pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(kind, bad_images, copy, pets, tmp_path, capsys):
+def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(
+    kind, bad_images, copy, pets, tmp_path, capsys
+):
     split, said = COPIES[copy]
     expected = parts(fitted(dataset(kind, pets, bad_images=bad_images), tmp_path / "before"))
     assert "copies" not in capsys.readouterr().err
     shutil.copyfile(pets / split / CAT, pets / copy)
     data = fitted(dataset(kind, pets, bad_images=bad_images), tmp_path / "run")
     assert parts(data) == expected
-    line = (
-        f"left out as copies of test or validation images: {said} ({pets}/{copy} is a copy of {pets}/{split}/{CAT})\n"
-    )
+    line = f"left out as copies of test or validation images: {said} ({pets}/{copy} is a copy of {pets}/{split}/{CAT})\n"
     assert capsys.readouterr().err.count(line) == 1
     # and so it is for the other processes, and for reports
     again = dataset(kind, pets, bad_images=bad_images)
@@ -186,7 +236,12 @@ def test_copies_within_a_split_stay(pets, tmp_path, capsys):
         first = "0.png" if split == "unlabeled" else CAT
         shutil.copyfile(pets / split / first, (pets / split / first).with_name("9.png"))
     splits = fitted(dataset("folder", pets), tmp_path / "run").splits
-    assert [len(part) for part in (splits.train, splits.val, splits.test, splits.unlabeled)] == [7, 7, 7, 3]
+    assert [len(part) for part in (splits.train, splits.val, splits.test, splits.unlabeled)] == [
+        7,
+        7,
+        7,
+        3,
+    ]
     assert "copies" not in capsys.readouterr().err
     assert len(Checked.load(tmp_path / "run" / DECODED_FILE).digests) == 4, "those of val and test"
 
@@ -196,9 +251,13 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
         shutil.rmtree(pets / split)
     for name in ("cat", "dog"):
         for number in range(3):
-            shutil.copyfile(pets / f"train/{name}/{number}.png", pets / f"train/{name}/copy {number}.png")
+            shutil.copyfile(
+                pets / f"train/{name}/{number}.png", pets / f"train/{name}/copy {number}.png"
+            )
     splits = fitted(dataset("folder", pets, held_out=0.2), tmp_path / "run").splits
-    held, trained = ({Path(source).read_bytes() for source, _ in part} for part in (splits.test, splits.train))
+    held, trained = (
+        {Path(source).read_bytes() for source, _ in part} for part in (splits.test, splits.train)
+    )
     assert (len(splits.test), len(splits.train)) == (2, 8)
     assert held.isdisjoint(trained)
     assert "left out as copies of test or validation images: 2 train (" in capsys.readouterr().err
@@ -207,7 +266,9 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
 def test_a_class_of_copies_alone_is_named(pets, tmp_path):
     for number in range(3):
         shutil.copyfile(pets / f"test/cat/{number}.png", pets / f"train/cat/{number}.png")
-    said = r"class 'cat' of .* has no training image but copies of test or validation images: add some"
+    said = (
+        r"class 'cat' of .* has no training image but copies of test or validation images: add some"
+    )
     with world.refused(DataError, said):
         fitted(dataset("folder", pets), tmp_path / "run")
 
@@ -224,7 +285,14 @@ def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_pat
 def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     (tmp_path / "skip.txt").write_text(f"{pets}/val/cat/9.png\n")
-    assert len(fitted(dataset("folder", pets, skip_list=str(tmp_path / "skip.txt")), tmp_path / "run").splits.val) == 6
+    assert (
+        len(
+            fitted(
+                dataset("folder", pets, skip_list=str(tmp_path / "skip.txt")), tmp_path / "run"
+            ).splits.val
+        )
+        == 6
+    )
 
 
 def test_an_interrupted_look_finds_the_same_copies(pets, tmp_path, monkeypatch):
@@ -247,8 +315,13 @@ def test_an_interrupted_look_finds_the_same_copies(pets, tmp_path, monkeypatch):
 
         return Checked.decode_all(sources, decode, file, 12)
 
-    whole = Checked.decode_all(sources, lambda source: decode_and_digest(source, data.decoding), None, 12)
-    assert names(whole.digests, pets) == [*(f"test/dog/{number}.png" for number in range(3)), *copies]
+    whole = Checked.decode_all(
+        sources, lambda source: decode_and_digest(source, data.decoding), None, 12
+    )
+    assert names(whole.digests, pets) == [
+        *(f"test/dog/{number}.png" for number in range(3)),
+        *copies,
+    ]
     for index, source in enumerate(sources):
         if index:
             with pytest.raises(KeyboardInterrupt):
@@ -283,7 +356,9 @@ def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_pa
 
     def watch(owner, name, kind):
         call = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda path, *a, **k: calls[kind].append(str(path)) or call(path, *a, **k))
+        monkeypatch.setattr(
+            owner, name, lambda path, *a, **k: calls[kind].append(str(path)) or call(path, *a, **k)
+        )
 
     watch(io, "open", "open")
     watch(builtins, "open", "open")
@@ -303,7 +378,9 @@ def test_the_command_line_refuses_a_val_that_is_test(command, pets, tmp_path, ca
     stages = runs.STAGES if command == "run" else runs.TEACHER
     assert main([command, *data, *stages, *runs.SHORT, f"--out={tmp_path / 'out'}"]) == 1
     runs.error_line(
-        capsys, f"has 6 files in two splits at once, such as {pets}/test/{CAT} (test)", f"{pets}/val/{CAT} (val)"
+        capsys,
+        f"has 6 files in two splits at once, such as {pets}/test/{CAT} (test)",
+        f"{pets}/val/{CAT} (val)",
     )
 
 
@@ -311,11 +388,18 @@ def test_both_stages_leave_copies_out_and_say_so(pets, tmp_path, capsys):
     for copy in ("train/cat/9.png", "unlabeled/9.png"):
         shutil.copyfile(pets / "test" / CAT, pets / copy)
     data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    few = [*runs.SHORT, "--data.init_args.shots=3", "--data.init_args.batch_size=2", "--data.init_args.num_workers=0"]
+    few = [
+        *runs.SHORT,
+        "--data.init_args.shots=3",
+        "--data.init_args.batch_size=2",
+        "--data.init_args.num_workers=0",
+    ]
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     assert main(["fit", *data, *runs.TEACHER, *few, f"--out={teacher}"]) == 0
     of = f"--model.init_args.teacher={teacher}"
-    assert main(["fit", *data, *runs.STUDENT, *few, of, f"--out={student}"]) == runs.test(student) == 0
+    assert (
+        main(["fit", *data, *runs.STUDENT, *few, of, f"--out={student}"]) == runs.test(student) == 0
+    )
     said = "left out as copies of test or validation images: 1 train, 1 unlabelled ("
     assert capsys.readouterr().err.count(said) == 3
     assert Checked.load(teacher / DECODED_FILE) == Checked.load(student / DECODED_FILE)

@@ -112,7 +112,9 @@ def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
         assert len(in_pets(pets, skip_list=str(file)).splits.train) == 11
 
 
-@pytest.mark.parametrize(("name", "content"), [("gone.txt", None), ("x.json", "{}"), ("x.txt", "1.png")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("gone.txt", None), ("x.json", "{}"), ("x.txt", "1.png")]
+)
 def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_text(content)

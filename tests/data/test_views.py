@@ -25,7 +25,18 @@ from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.resizing import Resizing
 
-SHAPES = [(57, 32), (20, 33), (97, 41), (33, 20), (32, 32), (200, 7), (41, 90), (5, 4), (64, 65), (50, 37)]
+SHAPES = [
+    (57, 32),
+    (20, 33),
+    (97, 41),
+    (33, 20),
+    (32, 32),
+    (200, 7),
+    (41, 90),
+    (5, 4),
+    (64, 65),
+    (50, 37),
+]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 CROPS = {"shortest": "center", "squash": "squash", "border": "border"}
 
@@ -38,11 +49,18 @@ def reference(images):
     """The evaluation transform of open_clip or timm, uint8 [3, S, S]."""
     size, interpolation = images.image_size, images.interpolation
     if images.resize_mode == "longest":
-        own = {"mean": (0, 0, 0), "std": (1, 1, 1), "resize_mode": "longest", "interpolation": interpolation}
+        own = {
+            "mean": (0, 0, 0),
+            "std": (1, 1, 1),
+            "resize_mode": "longest",
+            "interpolation": interpolation,
+        }
         prepare = open_clip.image_transform(size, False, **own)
         return lambda image: (prepare(image) * 255).round().to(torch.uint8)
     crop = {"crop_pct": images.crop_pct, "crop_mode": CROPS[images.resize_mode]}
-    return create_transform(size, mean=images.mean, interpolation=interpolation, use_prefetcher=True, **crop)
+    return create_transform(
+        size, mean=images.mean, interpolation=interpolation, use_prefetcher=True, **crop
+    )
 
 
 def expected(images, pictures):
@@ -59,8 +77,12 @@ TOWERS = [
 @pytest.mark.parametrize("images", TOWERS, ids=str)
 def test_the_evaluation_transform_is_open_clips_and_timms_pixel_by_pixel(images):
     rng = np.random.default_rng(0)
-    pictures = [noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (100, 2))])]
-    made = torch.stack([to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures])
+    pictures = [
+        noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (100, 2))])
+    ]
+    made = torch.stack(
+        [to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures]
+    )
     assert torch.equal(made, expected(images, pictures))
 
 
@@ -95,7 +117,10 @@ def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
 def pictures(tmp_path_factory):
     """Folders of two classes, train, val and test, and a pool beside them; every image of another shape and noise."""
     root, seed = tmp_path_factory.mktemp("pictures"), 0
-    for place, count in [*((f"data/{split}/{name}", 3) for split in ("train", "val") for name in "ab"), ("pool", 10)]:
+    for place, count in [
+        *((f"data/{split}/{name}", 3) for split in ("train", "val") for name in "ab"),
+        ("pool", 10),
+    ]:
         (root / place).mkdir(parents=True)
         for number in range(count):
             noise(*SHAPES[seed % len(SHAPES)], seed=seed).save(root / place / f"{number}.png")
@@ -104,8 +129,15 @@ def pictures(tmp_path_factory):
 
 
 def images_in(root, **options):
-    own = {"root": str(root / "data"), "unlabeled": str(root / "pool"), "augmentation": "none", "num_workers": 0}
-    return DomainDataModule("folder", **{**own, "shots": None, "val_shots": None, "batch_size": 5, **options})
+    own = {
+        "root": str(root / "data"),
+        "unlabeled": str(root / "pool"),
+        "augmentation": "none",
+        "num_workers": 0,
+    }
+    return DomainDataModule(
+        "folder", **{**own, "shots": None, "val_shots": None, "batch_size": 5, **options}
+    )
 
 
 def opened(sources):
@@ -119,15 +151,21 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     labeled, pool = [record.source for record in data.labels.training()], list(data.pool.images)
 
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
-    assert torch.equal(torch.stack([dataset[i, 3].images for i in range(6)]), expected(student, opened(labeled)))
+    assert torch.equal(
+        torch.stack([dataset[i, 3].images for i in range(6)]), expected(student, opened(labeled))
+    )
 
     # one view for each other way of resizing, in the order of the teachers
-    others = [each for each in (tower("squash"), tower("border", "bilinear", 0.9, 48)) if each != student]
+    others = [
+        each for each in (tower("squash"), tower("border", "bilinear", 0.9, 48)) if each != student
+    ]
     resizings = [teacher.resizing for teacher in teachers]
     loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
     items = [loader.dataset[i, 2] for i in range(10)]
     assert [int(item.indices) for item in items] == list(range(10))
-    assert torch.equal(torch.stack([item.images for item in items]), expected(student, opened(pool)))
+    assert torch.equal(
+        torch.stack([item.images for item in items]), expected(student, opened(pool))
+    )
     assert all(list(item.teacher_views) == [other.resizing for other in others] for item in items)
     for other in others:
         views = torch.stack([item.teacher_views[other.resizing] for item in items])
@@ -140,12 +178,21 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
 
     # the cache, and what refinement and pool filter encode
     encoded = []
-    work = Work(data.unlabeled_images(student.resizing), lambda x: encoded.append(x) or x[:, :, 0, 0] / 255, 4, 0)
-    manifest = data.cache_settings.manifest(TeacherDescription("t", 3, student.resizing), data.pool.images, 1)
+    work = Work(
+        data.unlabeled_images(student.resizing),
+        lambda x: encoded.append(x) or x[:, :, 0, 0] / 255,
+        4,
+        0,
+    )
+    manifest = data.cache_settings.manifest(
+        TeacherDescription("t", 3, student.resizing), data.pool.images, 1
+    )
     fill(tmp_path / "cache", manifest, work)
     assert torch.equal(torch.cat(encoded), expected(student, opened(pool)))
     images = data.images_of(pool[3:5], student.resizing)
-    assert torch.equal(torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5])))
+    assert torch.equal(
+        torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5]))
+    )
 
 
 FITS = {
@@ -159,7 +206,9 @@ FITS = {
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
 @pytest.mark.parametrize("name", FITS)
-def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pictures, tmp_path, monkeypatch):
+def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
+    name, pictures, tmp_path, monkeypatch
+):
     """Start of prompts, refinement, pool filter, cache, steps, validation and classifier."""
     teacher, ways, options = FITS[name]
     options = dict(options)
@@ -187,11 +236,20 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(name, pic
         (tmp_path / folder).mkdir()
         changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": images}
         world.write_teacher(tmp_path / folder, seed=number, **changes)
-    folders = [str(tmp_path / name) for name in (teachers if "more_teachers" in options else ["first"])]
-    cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True} if options.pop("cache", 0) else {}
+    folders = [
+        str(tmp_path / name) for name in (teachers if "more_teachers" in options else ["first"])
+    ]
+    cache = (
+        {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
+        if options.pop("cache", 0)
+        else {}
+    )
     prompts = PromptConfig(2, 3)
     if ways is None:
-        config, prompts = ClipConfig("timm:test_resnet", "random", image_size=32), PromptConfig(depth=0)
+        config, prompts = (
+            ClipConfig("timm:test_resnet", "random", image_size=32),
+            PromptConfig(depth=0),
+        )
     else:
         config = ClipConfig("test-student", world.TAG)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
@@ -224,7 +282,8 @@ def test_light_affine_moves_the_squashed_image_whose_ends_stay():
     wide.paste("lime", (120, 0, 160, 32))
     affine = LightAffine(degrees=0, scale=(1, 1), translate=0.05)
     squash, shortest = (
-        to_tensor(affine.apply(wide, (0, 1, 0.05, 0), Resizing(40, mode))) for mode in ("squash", "shortest")
+        to_tensor(affine.apply(wide, (0, 1, 0.05, 0), Resizing(40, mode)))
+        for mode in ("squash", "shortest")
     )
     # both ends are there, moved right by two pixels of the view; a crop of the middle has neither
     assert squash[0, 20, 2:9].ge(250).all()
@@ -239,12 +298,20 @@ def test_a_random_crop_is_squared_by_the_towers_interpolation_alone():
     picture, box = noise(50, 40), (5, 7, 20, 30, 0)
     cropped = picture.crop((7, 5, 37, 25))
     for way in ("bicubic", "bilinear"):
-        for images in (Resizing(24, "squash", way), Resizing(24, "longest", way, 0.9), Resizing(24, "shortest", way)):
+        for images in (
+            Resizing(24, "squash", way),
+            Resizing(24, "longest", way, 0.9),
+            Resizing(24, "shortest", way),
+        ):
             plain = cropped.resize((24, 24), Image.Resampling[way.upper()])
             assert RandomResizedCrop().apply(picture, box, images).tobytes() == plain.tobytes()
 
 
 def test_equal_pixels_are_one_view_whatever_the_normalisation():
-    assert tower("squash").resizing == replace(tower("squash"), mean=(0, 0, 0), std=(1, 1, 1)).resizing
-    assert tower("border").resizing != replace(tower("border"), mean=(0, 0, 0)).resizing, "the padding is the mean"
+    assert (
+        tower("squash").resizing == replace(tower("squash"), mean=(0, 0, 0), std=(1, 1, 1)).resizing
+    )
+    assert tower("border").resizing != replace(tower("border"), mean=(0, 0, 0)).resizing, (
+        "the padding is the mean"
+    )
     assert tower("border").resizing.fill == (123, 117, 104)

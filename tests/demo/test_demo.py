@@ -79,7 +79,11 @@ def test_examples_are_spread_evenly_and_missing_ones_are_named(tmp_path):
     folder = image_folder(tmp_path / "images", classes=("a", "b", "c"))
     chosen = find_examples([str(folder), str(folder / "test/a/0.png")])
     assert len(chosen) == len(set(chosen)) == 12
-    assert {name for name in "abc" if any(f"/{name}/" in path for path in chosen)} == {"a", "b", "c"}
+    assert {name for name in "abc" if any(f"/{name}/" in path for path in chosen)} == {
+        "a",
+        "b",
+        "c",
+    }
     assert find_examples([]) == []
     with refused(DataError, "does not exist"):
         find_examples([str(tmp_path / "a.png")])
@@ -94,7 +98,9 @@ def test_control_characters_of_names_are_made_visible(demo, photo):
 
 def test_an_image_that_would_fill_the_memory_is_refused(demo, tmp_path):
     Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
-    with refused(DataError, "image large.png has .* pixels, expected at most 50 million: scale it down"):
+    with refused(
+        DataError, "image large.png has .* pixels, expected at most 50 million: scale it down"
+    ):
         demo.classify(str(tmp_path / "large.png"), "large.png")
 
 

@@ -65,7 +65,9 @@ def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(page,
     assert err.startswith("error: the demo cannot listen on 127.0.0.1 (")
     assert err.endswith("give another --host or --port\n")
     assert other.returncode == 1
-    (uploads,) = [path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))]
+    (uploads,) = [
+        path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))
+    ]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")

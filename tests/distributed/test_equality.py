@@ -44,7 +44,9 @@ class WithoutBatchNorm(StudentDistillation):
 def teacher(_=None):
     torch.manual_seed(0)
     prompts = PromptConfig(2, 3)
-    return TeacherPromptTuning(ClipConfig("test-teacher", world.TAG), vision_prompts=prompts, text_prompts=prompts)
+    return TeacherPromptTuning(
+        ClipConfig("test-teacher", world.TAG), vision_prompts=prompts, text_prompts=prompts
+    )
 
 
 def student(folder, kind=StudentDistillation, **options):
@@ -68,7 +70,9 @@ class Notes(Callback):
 
     def on_train_batch_end(self, _, pl_module, outputs, *__):
         self.steps[-1]["loss"] = outputs["loss"].item()
-        self.statistics.append({n: t.clone() for n, t in pl_module.named_buffers() if "running" in n})
+        self.statistics.append(
+            {n: t.clone() for n, t in pl_module.named_buffers() if "running" in n}
+        )
 
     def on_train_end(self, trainer, pl_module):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -79,14 +83,23 @@ class Notes(Callback):
         return {}
 
 
-def fit(module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, callbacks=(), **options):
+def fit(
+    module, data, folder, processes=1, notes=Notes, epochs=2, steps=10, callbacks=(), **options
+):
     """Fit with notes in a new folder; returns those of each process."""
     folder.mkdir()
     # commands leave it behind, and with it Lightning seeds several processes again, but not one alone
     os.environ.pop("PL_GLOBAL_SEED", None)
     several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
-    settings = {"limit_train_batches": steps, "limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
-    trainer = world.quiet_trainer(folder, epochs, callbacks=[*callbacks, notes(folder)], **several, **settings)
+    settings = {
+        "limit_train_batches": steps,
+        "limit_val_batches": 1.0,
+        "use_distributed_sampler": False,
+        **options,
+    }
+    trainer = world.quiet_trainer(
+        folder, epochs, callbacks=[*callbacks, notes(folder)], **several, **settings
+    )
     trainer.fit(module, datamodule=data)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -105,14 +118,20 @@ def fitted(request, tmp_path_factory, teacher_folder):
     make, root = MODULES[request.param], tmp_path_factory.mktemp(request.param)
 
     def otherwise(name, batch_size, data=None, **options):
-        return fit(make(teacher_folder), world.digits(batch_size, **(data or {})), root / name, **options)
+        return fit(
+            make(teacher_folder), world.digits(batch_size, **(data or {})), root / name, **options
+        )
 
     return otherwise("one", 24)[0], otherwise
 
 
 def together(seen, per_step=1):
     """The steps of all processes as those of one that has all their images."""
-    parts = [step for steps in zip(*(process["steps"] for process in seen), strict=True) for step in steps]
+    parts = [
+        step
+        for steps in zip(*(process["steps"] for process in seen), strict=True)
+        for step in steps
+    ]
     size = len(seen) * per_step
     groups = [parts[i : i + size] for i in range(0, len(parts), size)]
     return [
@@ -147,16 +166,29 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
     assert losses
     for process in seen:
         # what is logged is of all images: the same on all processes
-        assert {name: process["metrics"][name] for name in losses} == pytest.approx(losses, rel=1e-5)
+        assert {name: process["metrics"][name] for name in losses} == pytest.approx(
+            losses, rel=1e-5
+        )
         assert process["metrics"]["val/acc"] == one["metrics"]["val/acc"]
         for name, first_step in one["statistics"][0].items():
-            assert torch.allclose(process["statistics"][0][name], first_step, rtol=1e-5, atol=1e-6), name
-            assert torch.equal(process["statistics"][-1][name], seen[0]["statistics"][-1][name]), name
+            assert torch.allclose(
+                process["statistics"][0][name], first_step, rtol=1e-5, atol=1e-6
+            ), name
+            assert torch.equal(process["statistics"][-1][name], seen[0]["statistics"][-1][name]), (
+                name
+            )
 
 
 def test_balanced_classes_are_drawn_alike_by_two_processes(tmp_path):
     fits = [
-        fit(teacher(), world.digits(24 // n, balance_classes=True), tmp_path / str(n), n, epochs=2, steps=10)
+        fit(
+            teacher(),
+            world.digits(24 // n, balance_classes=True),
+            tmp_path / str(n),
+            n,
+            epochs=2,
+            steps=10,
+        )
         for n in (1, 2)
     ]
     require_same(fits[1], fits[0][0])
@@ -167,13 +199,17 @@ class Prompts(Notes):
         return {"prompts": trainer.lightning_module.encoder.prompts.tokens.data}
 
 
-def test_prompts_that_a_process_rounds_differently_start_equal(teacher_folder, tmp_path, monkeypatch):
+def test_prompts_that_a_process_rounds_differently_start_equal(
+    teacher_folder, tmp_path, monkeypatch
+):
     def init(prompts, *_):
         prompts.tokens.data += distributed.get_rank()
 
     monkeypatch.setattr(VisionPrompts, "init_at_mean_tokens", init)
     module = student(teacher_folder, prompt_init="mean_token")
-    first, second = fit(module, world.digits(12), tmp_path / "fit", 2, notes=Prompts, epochs=1, steps=1)
+    first, second = fit(
+        module, world.digits(12), tmp_path / "fit", 2, notes=Prompts, epochs=1, steps=1
+    )
     assert torch.equal(first["prompts"], second["prompts"])
 
 
@@ -187,14 +223,19 @@ def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
     chosen = []
     for processes in (1, 2):
         module = student(teacher_folder)
-        data, options = world.digits(24 // processes), {"notes": Chosen, "steps": 5, "callbacks": [BestOnBaseTest()]}
+        data, options = (
+            world.digits(24 // processes),
+            {"notes": Chosen, "steps": 5, "callbacks": [BestOnBaseTest()]},
+        )
         seen = fit(module, data, tmp_path / str(processes), processes, **options)
         chosen += [(process["accuracy"], process["epoch"]) for process in seen]
     assert chosen[0][0] > 0
     assert len(set(chosen)) == 1
 
 
-def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(teacher_folder, tmp_path):
+def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(
+    teacher_folder, tmp_path
+):
     found = []
     for processes in (1, 4):  # of which two have fewer of the 198 images
         module, data = student(teacher_folder, kind=WithoutBatchNorm), world.digits(24 // processes)
@@ -208,14 +249,25 @@ def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(te
 
 
 @pytest.mark.parametrize("ranks", [(0,), (0, 1)], ids=["one has all", "each has all"])
-def test_validation_images_count_once_however_processes_share_them(ranks, teacher_folder, tmp_path, monkeypatch):
+def test_validation_images_count_once_however_processes_share_them(
+    ranks, teacher_folder, tmp_path, monkeypatch
+):
     def unshared(data):
         has = data.trainer.global_rank in ranks
-        return data.evaluation_dataloader_for("val", data.trainer.lightning_module.needs.resizing) if has else []
+        return (
+            data.evaluation_dataloader_for("val", data.trainer.lightning_module.needs.resizing)
+            if has
+            else []
+        )
 
     # a process that waits in vain ends with an error
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=30))
-    several = {"devices": 2, "strategy": strategy, "limit_val_batches": 0, "use_distributed_sampler": False}
+    several = {
+        "devices": 2,
+        "strategy": strategy,
+        "limit_val_batches": 0,
+        "use_distributed_sampler": False,
+    }
     monkeypatch.setattr(DomainDataModule, "val_dataloader", unshared)
     found = []
     for options in ({}, several):
@@ -246,14 +298,25 @@ def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
-        settings = {"callbacks": [SaveTestResults()], "use_distributed_sampler": processes == 3, **several}
-        world.quiet_trainer(folder, **settings).test(teacher(), datamodule=world.digits(8), verbose=False)
-        rows[processes], results[processes] = rows_of(folder / "test_predictions.csv"), read_results(folder)
+        settings = {
+            "callbacks": [SaveTestResults()],
+            "use_distributed_sampler": processes == 3,
+            **several,
+        }
+        world.quiet_trainer(folder, **settings).test(
+            teacher(), datamodule=world.digits(8), verbose=False
+        )
+        rows[processes], results[processes] = (
+            rows_of(folder / "test_predictions.csv"),
+            read_results(folder),
+        )
     assert [int(row["index"]) for row in rows[1]] == list(range(899))
     for processes in (2, 3):
         assert results[processes] == results[1]
         for row, expected in zip(rows[processes], rows[1], strict=True):
-            assert float(row.pop("probability")) == pytest.approx(float(expected["probability"]), abs=2e-6)
+            assert float(row.pop("probability")) == pytest.approx(
+                float(expected["probability"]), abs=2e-6
+            )
             assert row == {name: value for name, value in expected.items() if name != "probability"}
 
 
@@ -273,7 +336,9 @@ class Sent(Notes):
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_path):
     module = MODULES[stage](teacher_folder)
-    seen, _ = fit(module, world.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2)
+    seen, _ = fit(
+        module, world.digits(12), tmp_path / "fit", processes=2, notes=Sent, epochs=1, steps=2
+    )
     assert all(seen["parameters"].values())
     assert all("prompts" in name or "projector" in name for name in seen["parameters"])
     assert all("projector" in name for name in seen["buffers"]), "nor the class vectors"
@@ -289,6 +354,8 @@ def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(teacher_fold
         "enable_progress_bar": True,
         "use_distributed_sampler": False,
     }
-    trainer = world.quiet_trainer(tmp_path, 1, devices=2, strategy=strategy, limit_train_batches=2, **bar)
+    trainer = world.quiet_trainer(
+        tmp_path, 1, devices=2, strategy=strategy, limit_train_batches=2, **bar
+    )
     trainer.fit(module, datamodule=data)
     assert trainer.state.finished

@@ -10,15 +10,27 @@ from soak.comparison import differences
 
 pytestmark = pytest.mark.slow
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kdpl"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node=2",
+    "-m",
+    "kdpl",
+]
 TWO = "--trainer.devices=2"
 
 
 def started(*command):
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
-@pytest.mark.parametrize("command", [["fit", *DATA, *TEACHER], ["run", *DATA, *STAGES]], ids=["fit", "run"])
+@pytest.mark.parametrize(
+    "command", [["fit", *DATA, *TEACHER], ["run", *DATA, *STAGES]], ids=["fit", "run"]
+)
 def test_torchrun_gives_what_lightnings_launcher_gives(command, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other"
     for launcher in ([sys.executable, "-m", "kdpl"], TORCHRUN):
@@ -33,7 +45,9 @@ def test_torchrun_gives_what_lightnings_launcher_gives(command, tmp_path):
 def test_torchrun_with_other_devices_is_refused(tmp_path):
     done = started(*TORCHRUN, "fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}")
     assert done.returncode != 0
-    assert any(line.startswith("error: ") and "devices" in line for line in done.stderr.splitlines()), done.stderr
+    assert any(
+        line.startswith("error: ") and "devices" in line for line in done.stderr.splitlines()
+    ), done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -42,7 +56,17 @@ def test_stages_on_different_numbers_of_processes(tmp_path):
     for stage, number in devices.items():
         (tmp_path / f"{stage}.yaml").write_text(f"trainer: {{devices: {number}}}")
     own = [f"--{stage}={tmp_path / stage}.yaml" for stage in devices]
-    command = [sys.executable, "-m", "kdpl", "run", *DATA, *STAGES, *own, *SHORT, f"--out={tmp_path / 'out'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "kdpl",
+        "run",
+        *DATA,
+        *STAGES,
+        *own,
+        *SHORT,
+        f"--out={tmp_path / 'out'}",
+    ]
     refused = started(*command)
     assert refused.returncode == 1
     assert "run the same command again" in refused.stderr

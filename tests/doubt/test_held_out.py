@@ -22,7 +22,9 @@ def classifier_with(held_out):
 
 def scores_of(scores, correct, label_scores=None):
     scores, correct = torch.tensor(scores, dtype=torch.float32), torch.tensor(correct)
-    label_scores = torch.where(correct, scores, 0) if label_scores is None else torch.tensor(label_scores)
+    label_scores = (
+        torch.where(correct, scores, 0) if label_scores is None else torch.tensor(label_scores)
+    )
     return HeldOutScores(1.0, scores, label_scores.float(), correct)
 
 
@@ -41,7 +43,9 @@ def plain_threshold(scores, correct, max_error):
             continue
         if found is None or more > permitted or count == len(scores):
             threshold = sorted(scores, reverse=True)[count - 1]
-            accepted = [right for score, right in zip(scores, correct, strict=True) if score >= threshold]
+            accepted = [
+                right for score, right in zip(scores, correct, strict=True) if score >= threshold
+            ]
             if bound(accepted.count(False), len(accepted)) > max_error:
                 break
             found = threshold
@@ -58,9 +62,14 @@ def test_the_threshold_is_that_of_a_plain_loop_and_so_is_the_least_error(max_err
     correct = draw.random(160) < scores ** (0.02 + 0.06 * seed)
     # equal scores, which no threshold can tell apart
     scores = scores.round(1) if rounded else scores
-    held_out, expected = scores_of(scores, correct), plain_threshold(scores.tolist(), correct.tolist(), max_error)
+    held_out, expected = (
+        scores_of(scores, correct),
+        plain_threshold(scores.tolist(), correct.tolist(), max_error),
+    )
     if expected is None:
-        with world.refused(ConfigError, f"shows an error of {100 * max_error:.3g}%, the least that one shows is "):
+        with world.refused(
+            ConfigError, f"shows an error of {100 * max_error:.3g}%, the least that one shows is "
+        ):
             held_out.threshold(max_error)
     else:
         assert held_out.threshold(max_error) == expected
@@ -100,7 +109,9 @@ def test_a_wanted_error_is_kept_in_95_percent_of_many_splits(max_error, count):
         except ConfigError:
             continue
         reached += 1
-        broken += errors[np.searchsorted(-falling, -np.float32(threshold), side="right") - 1] > max_error
+        broken += (
+            errors[np.searchsorted(-falling, -np.float32(threshold), side="right") - 1] > max_error
+        )
     assert reached > 100
     # 400 splits with 5 % broken each: 31 or more have a probability of 1 %
     assert broken <= 30
@@ -125,14 +136,22 @@ def test_the_set_threshold_is_the_finite_sample_quantile():
     # ceil(20 * 0.95) = 19 of 19 labels belong to their sets, and ceil(20 * 0.9) = 18
     assert held_out.set_threshold(0.95) == 0
     assert held_out.set_threshold(0.9) == pytest.approx(1 / 19)
-    with world.refused(ConfigError, "it takes 49 held-out images or more for sets of 98%, not 19: accept less"):
+    with world.refused(
+        ConfigError, "it takes 49 held-out images or more for sets of 98%, not 19: accept less"
+    ):
         held_out.set_threshold(0.98)
 
 
 @pytest.mark.parametrize(("max_error", "least"), [(0.01, 299), (0.02, 149), (0.05, 59)])
 def test_without_errors_a_wanted_error_takes_a_number_of_images_that_is_named(max_error, least):
-    assert scores_of(np.linspace(0.5, 1, least), np.ones(least, dtype=bool)).threshold(max_error) == 0.5
-    with world.refused(ConfigError, f"it takes {least} held-out images or more to show an error of .*not {least - 1}:"):
+    assert (
+        scores_of(np.linspace(0.5, 1, least), np.ones(least, dtype=bool)).threshold(max_error)
+        == 0.5
+    )
+    with world.refused(
+        ConfigError,
+        f"it takes {least} held-out images or more to show an error of .*not {least - 1}:",
+    ):
         scores_of(np.ones(least - 1), np.ones(least - 1, dtype=bool)).threshold(max_error)
 
 
@@ -147,7 +166,9 @@ def test_shares_outside_of_0_and_1_are_refused(wrong):
 
 def test_a_temperature_that_no_image_bounds_is_not_used():
     held_out = HeldOutScores.of(torch.eye(3), torch.arange(3))
-    with world.refused(ConfigError, "on 3 held-out images no temperature is best: calibrate on more images"):
+    with world.refused(
+        ConfigError, "on 3 held-out images no temperature is best: calibrate on more images"
+    ):
         decision_rule(classifier_with(held_out), calibrated=True)
     assert decision_rule(classifier_with(held_out), sets=0.5).temperature == 1
 
@@ -155,7 +176,8 @@ def test_a_temperature_that_no_image_bounds_is_not_used():
 def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_path):
     logits, labels = draw_logits(np.random.default_rng(5), 50)
     batches = [
-        EvaluationBatch(logits[part], labels[part], torch.arange(50)[part]) for part in (slice(30), slice(30, 50))
+        EvaluationBatch(logits[part], labels[part], torch.arange(50)[part])
+        for part in (slice(30), slice(30, 50))
     ]
     held_out = HeldOutScores.of(*classify(torch.nn.Identity(), batches, "cpu")[:2])
     for i in range(50):
@@ -167,9 +189,13 @@ def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_pa
     held_out.save(tmp_path, "ab")
     read = HeldOutScores.read(tmp_path, "ab")
     assert read.temperature == held_out.temperature > 1
-    assert all(torch.equal(getattr(read, k), getattr(held_out, k)) for k in ("scores", "label_scores", "correct"))
+    assert all(
+        torch.equal(getattr(read, k), getattr(held_out, k))
+        for k in ("scores", "label_scores", "correct")
+    )
     with world.refused(
-        ArtifactError, f"{tmp_path}/held_out.safetensors is of another classifier .*: remove it, or run"
+        ArtifactError,
+        f"{tmp_path}/held_out.safetensors is of another classifier .*: remove it, or run",
     ):
         HeldOutScores.read(tmp_path, "cd")
 
@@ -194,19 +220,29 @@ def test_each_class_has_the_threshold_of_the_images_predicted_as_it():
     found = scores.class_thresholds(0.05)
     for label in (0, 1):
         own = scores.predicted == label
-        alone = HeldOutScores(1.0, scores.scores[own], scores.label_scores[own], scores.correct[own])
+        alone = HeldOutScores(
+            1.0, scores.scores[own], scores.label_scores[own], scores.correct[own]
+        )
         assert found[label] == alone.threshold(0.05)
     assert found[2:] == [math.inf, math.inf]
     rule = decision_rule(classifier_with(scores), 0.05, per_class=True)
-    decided = [[len(MULTI_CLASS.decide([label, 5], [p, 0.0], rule)) for label in range(5)] for p in (0.45, 1.0)]
+    decided = [
+        [len(MULTI_CLASS.decide([label, 5], [p, 0.0], rule)) for label in range(5)]
+        for p in (0.45, 1.0)
+    ]
     assert decided == [[0, 2, 0, 0, 0], [2, 2, 0, 0, 0]]
 
 
 def test_thresholds_of_classes_that_cannot_be_had_are_refused():
     scores = of_classes((58, []), (20, [0.9]))
-    with world.refused(ConfigError, "for no class .* it takes 59 or more of a class, all correct, and the most are 58"):
+    with world.refused(
+        ConfigError,
+        "for no class .* it takes 59 or more of a class, all correct, and the most are 58",
+    ):
         scores.class_thresholds(0.05)
-    with world.refused(ArtifactError, "do not say which classes were predicted: run python -m kdpl calibrate"):
+    with world.refused(
+        ArtifactError, "do not say which classes were predicted: run python -m kdpl calibrate"
+    ):
         replace(scores, predicted=None).class_thresholds(0.05)
     with world.refused(ConfigError, "but none is wanted: give max_error"):
         decision_rule(classifier_with(scores), per_class=True)

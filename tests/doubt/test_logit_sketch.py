@@ -14,7 +14,9 @@ def logits_of(images, classes):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize(("classes", "largest", "mean"), [(2, 2e-3, 2e-3), (64, 2e-3, 2e-3), (1000, 5e-3, 1e-3)])
+@pytest.mark.parametrize(
+    ("classes", "largest", "mean"), [(2, 2e-3, 2e-3), (64, 2e-3, 2e-3), (1000, 5e-3, 1e-3)]
+)
 def test_confidences_are_those_of_the_logits(classes, largest, mean, temperature):
     logits = logits_of(200, classes)
     expected = (logits.double() / temperature).softmax(dim=1).amax(dim=1)

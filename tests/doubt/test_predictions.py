@@ -20,7 +20,9 @@ from kdpl.prompts.student_encoder import StudentEncoder
 
 def like(given, held_out=None):
     beside = {} if held_out is None else {"held_out": held_out}
-    return Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, companions=beside)
+    return Classifier(
+        given.encoder, given.vectors, given.logit_scale, given.clip, companions=beside
+    )
 
 
 def median_of(classifier, images):
@@ -29,7 +31,9 @@ def median_of(classifier, images):
 
 def with_scores(given, threshold_at):
     """The classifier with held-out scores that lead to this threshold: those below it are wrong."""
-    scores = torch.cat([torch.full((200,), 1.0), torch.full((100,), float(threshold_at)), torch.zeros(100)])
+    scores = torch.cat(
+        [torch.full((200,), 1.0), torch.full((100,), float(threshold_at)), torch.zeros(100)]
+    )
     correct = scores > 0
     return like(given, HeldOutScores(1.7, scores, scores.clone(), correct))
 
@@ -45,7 +49,9 @@ def sure(clip_of):
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(400, generator=draw).sort(descending=True).values * 0.8 + 0.2
     correct = torch.arange(400) < 392
-    made.companions["held_out"] = HeldOutScores(1.7, scores, torch.where(correct, scores, 0.01), correct)
+    made.companions["held_out"] = HeldOutScores(
+        1.7, scores, torch.where(correct, scores, 0.01), correct
+    )
     return made
 
 
@@ -76,7 +82,9 @@ def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure,
     sizes = set()
     for coverage in (0.5, 0.9, 0.97, 0.99):
         threshold = sure.companions["held_out"].set_threshold(coverage)
-        for row, found in zip(sure.predict(many, 5), predict(sure, many, sets=coverage), strict=True):
+        for row, found in zip(
+            sure.predict(many, 5), predict(sure, many, sets=coverage), strict=True
+        ):
             assert found == [p for i, p in enumerate(row) if i == 0 or p.probability >= threshold]
             sizes.add(len(found))
     assert min(sizes) == 1 < max(sizes)
@@ -85,7 +93,9 @@ def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure,
 def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
     expected = (sure(torch.stack(many)).double() / 1.7).softmax(dim=1)
     for row, of_image in zip(predict(sure, many, 5, calibrated=True), expected, strict=True):
-        assert [p.probability for p in row] == pytest.approx(of_image.sort(descending=True).values.tolist(), rel=1e-4)
+        assert [p.probability for p in row] == pytest.approx(
+            of_image.sort(descending=True).values.tolist(), rel=1e-4
+        )
 
 
 def test_they_are_kept_in_the_folder_and_only_for_their_own_weights(sure, many, tmp_path):
@@ -95,20 +105,28 @@ def test_they_are_kept_in_the_folder_and_only_for_their_own_weights(sure, many, 
     assert predict(read, many, max_error=0.05) == predict(sure, many, max_error=0.05)
     Classifier(sure.encoder, world.frozen_vectors(seed=9), 17.0, sure.clip).save(tmp_path / "other")
     shutil.copy(tmp_path / "c" / "held_out.safetensors", tmp_path / "other")
-    with world.refused(ArtifactError, "held_out.safetensors is of another classifier than .*: remove it, or run"):
+    with world.refused(
+        ArtifactError, "held_out.safetensors is of another classifier than .*: remove it, or run"
+    ):
         Classifier.load(tmp_path / "other")
 
 
 def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many):
-    further = replace(world.frozen_vectors(seed=3), class_names=("eel", "ray", "cod", "carp", "pike"))
+    further = replace(
+        world.frozen_vectors(seed=3), class_names=("eel", "ray", "cod", "carp", "pike")
+    )
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
-            with world.refused(ArtifactError, "does not have: run python -m kdpl calibrate with labelled images"):
+            with world.refused(
+                ArtifactError, "does not have: run python -m kdpl calibrate with labelled images"
+            ):
                 predict(given, many, **option)
 
 
 def test_a_wanted_error_and_sets_at_once_are_refused(sure, many):
-    with world.refused(ConfigError, "max_error rejects images and sets names several .*: give one of the two"):
+    with world.refused(
+        ConfigError, "max_error rejects images and sets names several .*: give one of the two"
+    ):
         predict(sure, many, max_error=0.05, sets=0.9)
 
 
@@ -160,28 +178,54 @@ class NoImages(world.TinyDomain):
 def test_a_fit_without_validation_images_keeps_none(tmp_path):
     world.write_teacher(tmp_path, num_base=None)
     world.fit(world.make_student(tmp_path), tmp_path, domain=NoImages())
-    assert sorted(path.name for path in (tmp_path / "classifier").iterdir()) == ["classifier.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "classifier").iterdir()) == [
+        "classifier.json",
+        "model.safetensors",
+    ]
     assert "held_out" not in Classifier.load(tmp_path / "classifier").companions
 
 
 @pytest.mark.parametrize("table", [False, True])
 def test_calibrate_replaces_them_by_those_of_a_folder_or_table(table, folder, photos, capsys):
-    before = {name: content for name, content in runs.files_of(folder).items() if name != "held_out.safetensors"}
+    before = {
+        name: content
+        for name, content in runs.files_of(folder).items()
+        if name != "held_out.safetensors"
+    }
     images = photos
     if table:
         images = folder.parent / "held_out.csv"
-        rows = [f"{path},number {world.DIGITS.index(path.parent.name)}" for path in sorted(photos.rglob("*.png"))]
+        rows = [
+            f"{path},number {world.DIGITS.index(path.parent.name)}"
+            for path in sorted(photos.rglob("*.png"))
+        ]
         images.write_text("\n".join(["image,label", *rows]))
         names = folder.parent / "names.csv"
         names.write_text("\n".join(f"number {i},{name}" for i, name in enumerate(world.DIGITS)))
-    assert main(["calibrate", str(folder), str(images), *([f"--class-names={names}"] if table else [])]) == 0
+    assert (
+        main(
+            ["calibrate", str(folder), str(images), *([f"--class-names={names}"] if table else [])]
+        )
+        == 0
+    )
     read = Classifier.load(folder)
-    found = torch.stack([read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1)
-    torch.testing.assert_close(torch.tensor(sorted(found.tolist())), plain_scores(read, photos), rtol=1e-4, atol=1e-6)
+    found = torch.stack(
+        [read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1
+    )
+    torch.testing.assert_close(
+        torch.tensor(sorted(found.tolist())), plain_scores(read, photos), rtol=1e-4, atol=1e-6
+    )
     accuracy = (found[:, 0] == found[:, 1]).double().mean().item()
     said = capsys.readouterr().out
-    assert said == f"300 images: accuracy {accuracy:.1%}, temperature {read.companions['held_out'].temperature:.3g}\n"
-    after = {name: content for name, content in runs.files_of(folder).items() if name != "held_out.safetensors"}
+    assert (
+        said
+        == f"300 images: accuracy {accuracy:.1%}, temperature {read.companions['held_out'].temperature:.3g}\n"
+    )
+    after = {
+        name: content
+        for name, content in runs.files_of(folder).items()
+        if name != "held_out.safetensors"
+    }
     assert after == before
 
 
@@ -191,17 +235,26 @@ def rows_of(capsys):
 
 def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folder, photos, capsys):
     paths = sorted(map(str, photos.rglob("*.png")))[::10]
-    made = like(read := Classifier.load(folder), with_scores(read, median_of(read, paths)).companions["held_out"])
+    made = like(
+        read := Classifier.load(folder),
+        with_scores(read, median_of(read, paths)).companions["held_out"],
+    )
     made.companions["held_out"].save(folder, made.fingerprint())
     for options, given in (
         (["--max-error=2%"], {"max_error": 0.02}),
-        (["--max-error=0.02", "--calibrated", "--top-k=2"], {"max_error": 0.02, "calibrated": True}),
+        (
+            ["--max-error=0.02", "--calibrated", "--top-k=2"],
+            {"max_error": 0.02, "calibrated": True},
+        ),
     ):
         assert main(["predict", str(folder), *paths, *options]) == 0
         found = rows_of(capsys)
         assert 0 < sum(row["class"] == "" for row in found) < len(paths)
         for row, (top,) in zip(found, predict(made, paths, **given), strict=True):
-            assert (row["class"] or None, float(row["probability"])) == (top[0], pytest.approx(top[1], abs=2e-6))
+            assert (row["class"] or None, float(row["probability"])) == (
+                top[0],
+                pytest.approx(top[1], abs=2e-6),
+            )
             assert bool(row.get("class_2", row["class"])) == bool(row["class"])
     assert main(["predict", str(folder), *paths, "--sets=70%"]) == 0
     found = rows_of(capsys)
@@ -211,7 +264,9 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
         assert row["class"] == expected[0].class_name
 
 
-def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_rejected(folder, photos, capsys):
+def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_rejected(
+    folder, photos, capsys
+):
     read, paths = Classifier.load(folder), sorted(map(str, photos.rglob("*.png")))[::10]
     of_paths = [row[0].class_name for row in read.predict(paths)]
     seen = sorted({read.class_names.index(name) for name in of_paths})
@@ -227,7 +282,14 @@ def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_
     again = predict(Classifier.load(folder), paths, max_error=0.05, per_class=True)
     assert [top.class_name or "" for (top,) in again] == [row["class"] for row in rows]
     assert "do not show this error for 9 of 10 classes, such as" in err
-    arguments = ["predict", str(folder), *paths, "--max-error=5%", "--per-class", f"--out={folder.parent}/t.csv"]
+    arguments = [
+        "predict",
+        str(folder),
+        *paths,
+        "--max-error=5%",
+        "--per-class",
+        f"--out={folder.parent}/t.csv",
+    ]
     assert main(arguments) == main(arguments) == 0
 
 
@@ -243,7 +305,10 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--max-error=1%"], ["it takes 299 held-out images or more to show an error of 1%, not 198"]),
+        (
+            ["--max-error=1%"],
+            ["it takes 299 held-out images or more to show an error of 1%, not 198"],
+        ),
         (["--sets=99.9%"], ["it takes 999 held-out images or more for sets of 99.9%, not 198"]),
         (["--max-error=many"], ["--max-error is 'many', expected a share between 0% and 100%"]),
         (["--sets=100%"], ["--sets is '100%'", "give for example 5%"]),
@@ -251,7 +316,10 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys):
         (["--per-class"], ["but none is wanted: give max_error"]),
         (["--max-error=5%", "--per-class"], ["it takes 59 or more of a class"]),
         (["--sets=90%", "--top-k=2"], ["leave out --top-k"]),
-        (["--calibrated", "--add-classes=ADDED"], ["have none of the added classes: leave out --add-classes"]),
+        (
+            ["--calibrated", "--add-classes=ADDED"],
+            ["have none of the added classes: leave out --add-classes"],
+        ),
     ],
 )
 def test_a_wrong_wish_is_one_sentence(options, words, folder, photos, capsys):
@@ -267,6 +335,10 @@ def test_calibrate_refuses_images_that_it_cannot_take(folder, photos, tmp_path, 
         for name in names:
             shutil.copytree(photos / "one", images / name)
         code = main(["calibrate", str(folder), str(images)])
-        words = ["the class 'cat', which the classifier does not have"] if "cat" in names else ["has several splits"]
+        words = (
+            ["the class 'cat', which the classifier does not have"]
+            if "cat" in names
+            else ["has several splits"]
+        )
         runs.refused(capsys, code, *words)
     assert (folder / "held_out.safetensors").read_bytes() == kept

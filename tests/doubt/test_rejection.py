@@ -26,7 +26,9 @@ def like_test_images(predictions):
 def run(tmp_path_factory, teacher_run, student_run):
     folder = put_together(tmp_path_factory.mktemp("rejecting") / "run", teacher_run, student_run)
     read = Classifier.load(folder / "student/classifier")
-    like_test_images(read_predictions(student_run)).save(folder / "student/classifier", read.fingerprint())
+    like_test_images(read_predictions(student_run)).save(
+        folder / "student/classifier", read.fingerprint()
+    )
     return folder
 
 
@@ -42,7 +44,9 @@ def test_the_table_and_the_images_are_those_of_the_thresholds(run, student_run):
         assert f"{100 * wanted:.3g} % {threshold:.3f} {shares}" in text
         rejected = rejected or [p for p in predictions if p.probability < threshold]
     saved = sum(not p.correct for p in rejected)
-    assert f"{len(rejected)} test images are rejected, of which {saved} would have been wrong" in text
+    assert (
+        f"{len(rejected)} test images are rejected, of which {saved} would have been wrong" in text
+    )
     least = [a["alt"] for a in page.of("img") if a["alt"].startswith("rejected")]
     assert len(least) == 24
     first = min(rejected, key=lambda p: p.probability)
@@ -52,7 +56,8 @@ def test_the_table_and_the_images_are_those_of_the_thresholds(run, student_run):
 
 def student_of(scores, correct):
     predictions = [
-        SimpleNamespace(probability=score, correct=right) for score, right in zip(scores, correct, strict=True)
+        SimpleNamespace(probability=score, correct=right)
+        for score, right in zip(scores, correct, strict=True)
     ]
     stage = SimpleNamespace(predictions=predictions)
     return SimpleNamespace(student=stage, classifier=SimpleNamespace(companions={}))
@@ -80,11 +85,17 @@ def test_a_classifier_without_scores_and_a_run_without_student_say_so():
         rejection(SimpleNamespace(student=None))
 
 
-def test_an_error_that_is_not_shown_is_a_sentence_in_its_row(run, teacher_run, student_run, tmp_path):
+def test_an_error_that_is_not_shown_is_a_sentence_in_its_row(
+    run, teacher_run, student_run, tmp_path
+):
     folder = put_together(tmp_path / "run", teacher_run, student_run)
     read = Classifier.load(folder / "student/classifier")
     scores = torch.linspace(0, 1, 40)
-    HeldOutScores(1.0, scores, scores.clone(), scores > 0).save(folder / "student/classifier", read.fingerprint())
+    HeldOutScores(1.0, scores, scores.clone(), scores > 0).save(
+        folder / "student/classifier", read.fingerprint()
+    )
     text = Page(make(folder)).texts["rejection"]
-    assert re.search("1 % it takes 299 held-out images or more to show an error of 1%, not 40", text)
+    assert re.search(
+        "1 % it takes 299 held-out images or more to show an error of 1%, not 40", text
+    )
     assert "Rejected at 10 %" in text

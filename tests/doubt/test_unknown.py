@@ -27,7 +27,9 @@ WORDS = ("sun", "moon", "star", "sky")
 
 def around(vectors, count, noise, seed):
     draw = np.random.RandomState(seed)
-    rows = vectors[torch.arange(count) % len(vectors)].numpy() + noise * draw.randn(count, vectors.shape[1])
+    rows = vectors[torch.arange(count) % len(vectors)].numpy() + noise * draw.randn(
+        count, vectors.shape[1]
+    )
     return normalized(torch.from_numpy(rows)).float()
 
 
@@ -44,7 +46,9 @@ class Plain:
     def __post_init__(self):
         groups = {}
         for f in self.pool:
-            groups.setdefault(max(range(3), key=lambda c: sum(f * CLASSES[c].double().numpy())), []).append(f)
+            groups.setdefault(
+                max(range(3), key=lambda c: sum(f * CLASSES[c].double().numpy())), []
+            ).append(f)
         self.means = [sum(g) / len(g) for g in groups.values()]
         rest = [f - m for g, m in zip(groups.values(), self.means, strict=True) for f in g]
         covariance = sum(np.outer(r, r) for r in rest) / len(rest)
@@ -75,7 +79,9 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
         monkeypatch.setattr(Plain, "share", lambda *_: 0.0)
     words = () if negatives is None else WORDS
     made = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, negatives, words)
-    plain = Plain([*POOL.double().numpy()], [] if negatives is None else [*negatives.double().numpy()])
+    plain = Plain(
+        [*POOL.double().numpy()], [] if negatives is None else [*negatives.double().numpy()]
+    )
     # of 39 images the 38th: 5 % of 40 are above it
     cutoff = sorted(plain.unusual(f) for f in HELD_OUT.double().numpy())[37]
     images = torch.cat([drawn(4, 20, 6), HELD_OUT])
@@ -101,7 +107,10 @@ def test_the_share_above_the_limit_is_that_of_draws_and_at_most_5_percent_from_1
 
 def test_an_image_that_is_alone_in_its_class_does_not_count_as_usual():
     usual = POOL[(POOL @ CLASSES.T).argmax(dim=1) < 2]
-    made = [Unknown.fit(pool, CLASSES, SCALE, HELD_OUT) for pool in (usual, torch.cat([usual, CLASSES[2:]]))]
+    made = [
+        Unknown.fit(pool, CLASSES, SCALE, HELD_OUT)
+        for pool in (usual, torch.cat([usual, CLASSES[2:]]))
+    ]
     assert made[1].means.shape[0] == made[0].means.shape[0] + 1
     assert made[1].distance == pytest.approx(made[0].distance, abs=0.05)
 
@@ -115,7 +124,10 @@ def test_equal_features_are_scored():
 
 def test_the_words_that_are_least_similar_to_the_classes_are_chosen():
     words = torch.cat([around(CLASSES, 6, 0.1, seed=5), NEGATIVES])
-    plain = [np.quantile([sum(w * c) for c in CLASSES.double().numpy()], 0.95) for w in words.double().numpy()]
+    plain = [
+        np.quantile([sum(w * c) for c in CLASSES.double().numpy()], 0.95)
+        for w in words.double().numpy()
+    ]
     assert farthest(words, CLASSES) == sorted(np.argsort(plain)[:5])
     assert farthest(words[:1], CLASSES) == [0]
 
@@ -124,7 +136,9 @@ def test_an_everyday_word_that_is_a_class_is_left_out_and_a_chosen_one_is_refuse
     words = ("dog", "Traffic  Light", "traffic light", "crane")
     assert [words[i] for i in other_than(["Dog", "tram"], words, "my.txt")] == [*words[1:]]
     assert other_than(["traffic_light"], words[2:], "my.txt") == [1]
-    with refused(ConfigError, "my.txt has the word 'Traffic  Light', which is a class: leave it out"):
+    with refused(
+        ConfigError, "my.txt has the word 'Traffic  Light', which is a class: leave it out"
+    ):
         other_than(["traffic_light"], words, "my.txt")
     with refused(ConfigError, "which is a class"):
         other_than(["caf\u00e9"], ["cafe\u0301"], "my.txt")
@@ -172,7 +186,9 @@ def test_a_file_gives_the_same_scores(folder):
 
 
 def test_a_file_of_another_classifier_or_width_is_refused(folder):
-    with refused(ArtifactError, "unknown.safetensors is of another classifier than .*: remove it, or distil"):
+    with refused(
+        ArtifactError, "unknown.safetensors is of another classifier than .*: remove it, or distil"
+    ):
         Unknown.read(folder, "cd34", 6)
     with refused(ArtifactError, "its numbers are invalid"):
         Unknown.read(folder, "ab12", 5)

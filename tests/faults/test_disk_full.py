@@ -65,11 +65,22 @@ def test_metrics_that_do_not_fit_leave_complete_rows(disk):
     assert read_metrics(disk.folder / "metrics.csv")["train/loss"][-1] == (step, 7.0)
 
 
-def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(disk, classifier, tmp_path, capsys):
+def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(
+    disk, classifier, tmp_path, capsys
+):
     images = image_folder(tmp_path / f"{'x' * 200}", images=24)
 
     def predict(out):
-        return main(["predict", str(classifier), str(images), f"--out={out}", "--batch-size=8", "--workers=1"])
+        return main(
+            [
+                "predict",
+                str(classifier),
+                str(images),
+                f"--out={out}",
+                "--batch-size=8",
+                "--workers=1",
+            ]
+        )
 
     out = disk.folder / "predictions.csv"
     disk.fill(leave=20_000)

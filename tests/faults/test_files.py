@@ -2,7 +2,16 @@ import os
 import subprocess
 
 import pytest
-from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder, start_process
+from runs import (
+    STUDENT,
+    at_step,
+    configs,
+    error_line,
+    files_of,
+    folder_fit,
+    image_folder,
+    start_process,
+)
 
 from kdpl.__main__ import main
 
@@ -19,7 +28,12 @@ def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(workers, 
     assert fit(root, tmp_path / "whole", number) == 0
     with at_step(2, lambda: image.rename(away)):
         assert fit(root, out, number) == 1
-    error_line(capsys, f"error: image {image} does not exist: ", "(after ", f"{out}/checkpoints/last.ckpt is kept)")
+    error_line(
+        capsys,
+        f"error: image {image} does not exist: ",
+        "(after ",
+        f"{out}/checkpoints/last.ckpt is kept)",
+    )
     away.rename(image)
     assert fit(root, out, number) == 0
     for name in ("class_vectors.safetensors", "prompts.safetensors"):
@@ -32,8 +46,16 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
     before = files_of(data)
     root = read_only(data)
     assert fit(root, tmp_path / "out") == 0
-    place = [f"--model.init_args.teacher={tmp_path}/out", f"--data.init_args.teacher_cache={tmp_path}/cache"]
-    student = [*configs("data/folder.yaml", "trainer/cpu.yaml"), *STUDENT, f"--data.init_args.root={root}", *place]
+    place = [
+        f"--model.init_args.teacher={tmp_path}/out",
+        f"--data.init_args.teacher_cache={tmp_path}/cache",
+    ]
+    student = [
+        *configs("data/folder.yaml", "trainer/cpu.yaml"),
+        *STUDENT,
+        f"--data.init_args.root={root}",
+        *place,
+    ]
     assert main(["cache", *student, "--views=1"]) == 0
     assert main(["init", str(root), f"--out={tmp_path}/init"]) == 0
     assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/predictions.csv"]) == 0
@@ -42,9 +64,15 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
 
 @pytest.mark.parametrize(
     ("place", "words"),
-    [("read-only", "Read-only file system"), ("file/below", "Not a directory"), ("x" * 256, "File name too long")],
+    [
+        ("read-only", "Read-only file system"),
+        ("file/below", "Not a directory"),
+        ("x" * 256, "File name too long"),
+    ],
 )
-def test_a_place_that_cannot_hold_results_is_named(place, words, tmp_path, classifier, capsys, request):
+def test_a_place_that_cannot_hold_results_is_named(
+    place, words, tmp_path, classifier, capsys, request
+):
     pytest.importorskip("kdpl.survey")
     root, path = image_folder(tmp_path / "data"), tmp_path / place
     (tmp_path / "file").write_text("mine")
@@ -87,7 +115,9 @@ def test_a_locale_without_umlauts_another_date_and_a_name_that_is_not_utf8_chang
     output(folder_fit(root, tmp_path / "Läufe"))
     assert main(folder_fit(root, tmp_path / "runs")) == 0
     for file in ("class_vectors.safetensors", "prompts.safetensors", "checked_images.json"):
-        assert (tmp_path / "Läufe" / file).read_bytes() == (tmp_path / "runs" / file).read_bytes(), file
+        assert (tmp_path / "Läufe" / file).read_bytes() == (
+            tmp_path / "runs" / file
+        ).read_bytes(), file
     assert main(["test", f"--config={tmp_path}/runs/config.yaml"]) == 0
     assert os.fsencode(image) in (tmp_path / "runs" / "test_predictions.csv").read_bytes()
     capsys.readouterr()

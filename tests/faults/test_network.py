@@ -24,7 +24,12 @@ def unreachable(monkeypatch):
 
 def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsys):
     assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
-    error_line(capsys, "dtd cannot be downloaded from", f"({unreachable} does not answer: ", "check the network")
+    error_line(
+        capsys,
+        "dtd cannot be downloaded from",
+        f"({unreachable} does not answer: ",
+        "check the network",
+    )
     assert not (tmp_path / "root").exists()
     # what is there needs no network
     make_tree("dtd", tmp_path / "root")
@@ -34,7 +39,11 @@ def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsy
 @pytest.mark.parametrize(
     ("clip", "origin", "quick"),
     [
-        (("ViT-B-32-quickgelu", "metaclip_400m"), "timm/vit_base_patch32_clip_224.metaclip_400m", "true"),
+        (
+            ("ViT-B-32-quickgelu", "metaclip_400m"),
+            "timm/vit_base_patch32_clip_224.metaclip_400m",
+            "true",
+        ),
         (("ViT-B-32", "laion2b_s34b_b79k"), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "false"),
     ],
 )
@@ -43,8 +52,13 @@ def test_missing_weights_without_network_are_one_sentence(clip, origin, quick, u
         load_image_clip(ClipConfig(*clip))
     assert f"({unreachable} does not answer: " in str(error.value)
     files = f"open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/{origin}; give"
-    assert f"fetch {files} the path of the weights as clip.pretrained, and clip.quick_gelu {quick}" in str(error.value)
-    assert str(error.value).endswith("to try things out without, run with --teacher quickstart --student quickstart")
+    assert (
+        f"fetch {files} the path of the weights as clip.pretrained, and clip.quick_gelu {quick}"
+        in str(error.value)
+    )
+    assert str(error.value).endswith(
+        "to try things out without, run with --teacher quickstart --student quickstart"
+    )
     assert "\n" not in str(error.value)
     assert not capfd.readouterr().err
 

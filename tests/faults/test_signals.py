@@ -10,7 +10,11 @@ from runs import DATA, SHORT, STAGES, TEACHER, processes_of, start_process, wait
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false", "--data.init_args.num_workers=1"]
+QUICK = [
+    "--trainer.limit_train_batches=3",
+    "--trainer.enable_progress_bar=false",
+    "--data.init_args.num_workers=1",
+]
 LONG = "--trainer.max_epochs=3000"
 FIT = ["fit", *DATA, *TEACHER, *QUICK]
 ON = {1: [], 2: ["--trainer.devices=2", "--trainer.strategy=ddp"]}
@@ -20,7 +24,14 @@ def run_of(folder):
     """The arguments of a run whose second stage does not end by itself."""
     for name, number in {"teacher": 1, "student": 3000}.items():
         (folder / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {number}}}")
-    return ["run", *DATA, *STAGES, f"--teacher={folder}/teacher.yaml", f"--student={folder}/student.yaml", *QUICK]
+    return [
+        "run",
+        *DATA,
+        *STAGES,
+        f"--teacher={folder}/teacher.yaml",
+        f"--student={folder}/student.yaml",
+        *QUICK,
+    ]
 
 
 @pytest.fixture
@@ -51,7 +62,9 @@ def ended(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("processes", ON)
 @pytest.mark.parametrize("command", ["fit", "run"])
-def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(command, processes, number, tmp_path, started):
+def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(
+    command, processes, number, tmp_path, started
+):
     out = tmp_path / "out"
     args = [*FIT, LONG] if command == "fit" else run_of(tmp_path)
     last = (out if command == "fit" else out / "student") / "checkpoints" / "last.ckpt"
@@ -64,7 +77,11 @@ def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(command,
     assert err.count(f"{word}: ") == 1, err
     line = err.splitlines()[-1]
     assert line.startswith(f"{word}: rerun the same command to resume (after "), err
-    assert line.removesuffix("; step 1 of 6 is finished and kept)").removesuffix(")").endswith(f"{last} is kept"), err
+    assert (
+        line.removesuffix("; step 1 of 6 is finished and kept)")
+        .removesuffix(")")
+        .endswith(f"{last} is kept")
+    ), err
     assert torch.load(last, weights_only=True)["global_step"] > 0
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
@@ -72,7 +89,9 @@ def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(command,
 @pytest.mark.parametrize("which", [0, 1])
 def test_where_one_of_two_processes_is_killed_the_other_ends(which, tmp_path, started):
     last = tmp_path / "checkpoints" / "last.ckpt"
-    process = started([*FIT, LONG, *ON[2], "--data.init_args.num_workers=0", f"--out={tmp_path}"], last)
+    process = started(
+        [*FIT, LONG, *ON[2], "--data.init_args.num_workers=0", f"--out={tmp_path}"], last
+    )
     other = next(pid for pid in processes_of(process.pid) if pid != process.pid)
     os.kill((process.pid, other)[which], signal.SIGKILL)
     ended(process)
@@ -108,7 +127,10 @@ def test_an_error_of_one_of_two_processes_is_printed_and_ends_both(rank, tmp_pat
     process = start_process(args, PYTHONPATH=path)
     err = ended(process)
     assert process.returncode != 0
-    assert f"error: step 5 is refused: give another (after 4 steps; {out}/checkpoints/last.ckpt is kept)" in err
+    assert (
+        f"error: step 5 is refused: give another (after 4 steps; {out}/checkpoints/last.ckpt is kept)"
+        in err
+    )
     assert not (out / "class_vectors.safetensors").exists()
 
 

@@ -30,7 +30,12 @@ from kdpl.formats.runtime_files import (
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.version import __version__
 
-KINDS = {"test-student": (3, 24), "test-resnet": (0, 24), "test-timm": (0, None), "timm:test_resnet": (0, 24)}
+KINDS = {
+    "test-student": (3, 24),
+    "test-resnet": (0, 24),
+    "test-timm": (0, None),
+    "timm:test_resnet": (0, 24),
+}
 """Depth of the prompts and width of the projector by model."""
 
 FORMATS = formats()
@@ -38,7 +43,11 @@ FORMATS = formats()
 
 def make_classifier(name):
     depth, out_dim = KINDS[name]
-    config = ClipConfig(name, "random", image_size=32) if name.startswith("timm:") else ClipConfig(name, world.TAG)
+    config = (
+        ClipConfig(name, "random", image_size=32)
+        if name.startswith("timm:")
+        else ClipConfig(name, world.TAG)
+    )
     clip = load_image_clip(config)
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)
@@ -49,7 +58,9 @@ def make_classifier(name):
 
 def images_for(classifier, count):
     size = classifier.preprocessing.image_size
-    return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    return torch.randint(
+        256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,9 @@ def student():
     ("kind", "input_type"),
     [("torch", "float"), ("onnx", "uint8"), ("openvino", "float"), ("executorch", "uint8")],
 )
-def test_a_file_is_the_classifier_for_every_architecture_and_batch_size(kind, input_type, name, tmp_path):
+def test_a_file_is_the_classifier_for_every_architecture_and_batch_size(
+    kind, input_type, name, tmp_path
+):
     classifier, path = make_classifier(name), tmp_path / f"c{FORMATS[kind].ending}"
     FORMATS[kind].write(classifier, input_type, path)
     run, images = FORMATS[kind].load(path), images_for(classifier, 5)
@@ -83,15 +96,25 @@ def test_onnx_of_floats_is_the_classifier_and_says_how_to_use_it(student, tmp_pa
     write_onnx(student, "float", path)
     session = onnxruntime.InferenceSession(path)
     (inputs,) = session.get_inputs()
-    assert (inputs.name, inputs.type, inputs.shape) == ("images", "tensor(float)", ["batch", 3, 32, 32])
+    assert (inputs.name, inputs.type, inputs.shape) == (
+        "images",
+        "tensor(float)",
+        ["batch", 3, 32, 32],
+    )
     outputs = {each.name: each.shape for each in session.get_outputs()}
     assert outputs == {"logits": ["batch", 5], "probabilities": ["batch", 5]}
-    logits, probabilities = (torch.from_numpy(x) for x in session.run(None, {"images": (images / 255).numpy()}))
+    logits, probabilities = (
+        torch.from_numpy(x) for x in session.run(None, {"images": (images / 255).numpy()})
+    )
     assert torch.allclose(logits, student(images), atol=1e-4)
     assert torch.allclose(probabilities, student(images).softmax(dim=1), atol=1e-5)
     found = session.get_modelmeta().custom_metadata_map
     assert json.loads(found["class_names"]) == list(world.NAMES)
-    assert (found["image_size"], found["logit_scale"], found["kdpl_version"]) == ("32", "17.0", __version__)
+    assert (found["image_size"], found["logit_scale"], found["kdpl_version"]) == (
+        "32",
+        "17.0",
+        __version__,
+    )
     assert json.loads(found["decoding"]) == {"background": [255, 255, 255], "orientation": True}
     assert "short" in found["resize"]
     assert "float32 in 0..1" in found["input"]
@@ -125,7 +148,9 @@ def test_8_bits_are_used_where_most_of_the_time_goes(tmp_path):
     heads = [each.data_type for each in model.graph.initializer if sorted(each.dims) == [5, 24]]
     assert heads == [onnx.TensorProto.FLOAT]
     scales = [each for each in model.graph.initializer if each.name.endswith("_scale")]
-    assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales), "no weight is scaled by channel"
+    assert any(len(each.dims) == 1 and each.dims[0] > 1 for each in scales), (
+        "no weight is scaled by channel"
+    )
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
 
 
@@ -145,7 +170,9 @@ def test_products_compute_in_16_bits_except_for_the_head(kind, stored, largest, 
     model = onnx.load(path)
     weights = {each.name: each for each in model.graph.initializer}
     types = {name: each.data_type for name, each in weights.items()}
-    types |= {node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
+    types |= {
+        node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"
+    }
     products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     whole = [node for node in products if {types.get(name) for name in node.input} != {stored}]
     assert len(products) > len(whole) + 10
@@ -154,7 +181,10 @@ def test_products_compute_in_16_bits_except_for_the_head(kind, stored, largest, 
 
 
 def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
-    student, images = make_classifier("test-student"), images_for(make_classifier("test-student"), 40)
+    student, images = (
+        make_classifier("test-student"),
+        images_for(make_classifier("test-student"), 40),
+    )
     predicted = torch.tensor([0] * 100 + [2] * 100 + [3], dtype=torch.int32)
     scores = torch.linspace(0.21, 0.9, 201)
     correct = scores > torch.where(predicted == 0, 0.3, 0.6)
@@ -168,7 +198,9 @@ def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
         probabilities_of = student(images).detach().softmax(dim=1)
         for (prediction,), probabilities in zip(found, probabilities_of, strict=True):
             label = int(probabilities.argmax())
-            accepted = of_class[label] is not None and float(probabilities[label]) >= of_class[label]
+            accepted = (
+                of_class[label] is not None and float(probabilities[label]) >= of_class[label]
+            )
             assert prediction.class_name == (student.class_names[label] if accepted else None)
     student.companions["held_out"] = HeldOutScores(1.0, scores, scores.clone(), correct)
     assert json.loads(metadata(student, "uint8")["class_thresholds"]) == {}
@@ -188,10 +220,16 @@ def test_openvino_holds_metadata_and_probabilities(tmp_path):
     core = openvino.Core()
     model = core.read_model(folder / OPENVINO_FILE)
     assert json.loads(model.get_rt_info("kdpl").value) == metadata(student, "float")
-    assert [each.get_any_name() for each in model.inputs + model.outputs] == ["images", "logits", "probabilities"]
+    assert [each.get_any_name() for each in model.inputs + model.outputs] == [
+        "images",
+        "logits",
+        "probabilities",
+    ]
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     probabilities = core.compile_model(model, "CPU", hints)((images / 255).numpy())["probabilities"]
-    assert torch.allclose(torch.from_numpy(probabilities), student(images).softmax(dim=1), atol=1e-5)
+    assert torch.allclose(
+        torch.from_numpy(probabilities), student(images).softmax(dim=1), atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -212,12 +250,16 @@ def test_executorch_holds_metadata_and_probabilities(tmp_path):
 
 def with_unknown(student, cutoff=0.0):
     vectors = student.head.class_vectors
-    student.companions["unknown"] = Unknown.fit(student.embed(images_for(student, 40)), vectors, student.logit_scale)
+    student.companions["unknown"] = Unknown.fit(
+        student.embed(images_for(student, 40)), vectors, student.logit_scale
+    )
     student.companions["unknown"].cutoff = cutoff
     return student
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx", "openvino", pytest.param("executorch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["torch", "onnx", "openvino", pytest.param("executorch", marks=pytest.mark.slow)]
+)
 def test_the_score_of_none_of_the_classes_is_compared_as_well(kind, tmp_path):
     given, other = (with_unknown(make_classifier("test-student"), cutoff) for cutoff in (0.0, 3.0))
     path, images = tmp_path / f"c{FORMATS[kind].ending}", images_for(given, 40)
@@ -238,7 +280,9 @@ def test_the_score_of_none_of_the_classes_is_compared_as_well(kind, tmp_path):
 
 
 def test_no_product_of_constants_is_rounded(tmp_path):
-    FORMATS["onnx-fp16"].write(with_unknown(make_classifier("test-student")), "uint8", tmp_path / "h.onnx")
+    FORMATS["onnx-fp16"].write(
+        with_unknown(make_classifier("test-student")), "uint8", tmp_path / "h.onnx"
+    )
     graph = onnx.load(tmp_path / "h.onnx").graph
     halves = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16}
     assert len(halves) > 10
@@ -267,4 +311,6 @@ def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_pa
     difference = compare(other, load_program(tmp_path / "c.pt2"), images, "uint8")
     expected, found = other(images), student(images)
     assert difference.same == int((expected.argmax(1) == found.argmax(1)).sum())
-    assert difference.logits == pytest.approx((expected - found).abs().max().item(), rel=1e-3, nan_ok=True)
+    assert difference.logits == pytest.approx(
+        (expected - found).abs().max().item(), rel=1e-3, nan_ok=True
+    )

@@ -32,7 +32,20 @@ from kdpl.watch.image_sample import ImageSample
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
 PIECES = (
-    *(b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"x"', b"true", b"9" * 30, b"[" * 2000, b"\xff\xfe", b"\0"),
+    *(
+        b"null",
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"true",
+        b"9" * 30,
+        b"[" * 2000,
+        b"\xff\xfe",
+        b"\0",
+    ),
     *(b'""', b"\\ud800", b"../", b"\n", b",", b'"', b"\xe2\x80\xae", b"\x1b[2J"),
 )
 READERS = {
@@ -61,21 +74,44 @@ def folder(tmp_path_factory, clip_of):
     folder = tmp_path_factory.mktemp("files")
     vectors, clip = world.frozen_vectors(), clip_of("test-student")
     vectors.save(folder / "vectors.safetensors")
-    world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)}).save(folder / "prompts.safetensors")
+    world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)}).save(
+        folder / "prompts.safetensors"
+    )
     encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
     Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
     LogitSketch.of(torch.randn(6, 5)).save(folder)
     HeldOutScores.of(torch.randn(6, 5), torch.arange(6) % 5).save(folder, "ab")
     ImageSample(torch.ones(3, 4).half(), torch.ones(3), torch.tensor([0, 1, 4])).save(folder, "ab")
     features = torch.nn.functional.normalize(torch.randn(30, 24), dim=1)
-    Unknown.fit(features, vectors.vectors, 17.0, negatives=features[:2], words=("sun", "sky")).save(folder, "ab")
-    counts = {"before": (2, 1), "after": (1, 2), "moved": 1, "examples": (Moved(7, 0, 1),), "accuracy": (0.5, 0.75)}
-    ties = {"teacher": "t", "class_names": ("a", "b"), "class_vectors": "v", "pool": "p", "labels": "l", "settings": {}}
+    Unknown.fit(features, vectors.vectors, 17.0, negatives=features[:2], words=("sun", "sky")).save(
+        folder, "ab"
+    )
+    counts = {
+        "before": (2, 1),
+        "after": (1, 2),
+        "moved": 1,
+        "examples": (Moved(7, 0, 1),),
+        "accuracy": (0.5, 0.75),
+    }
+    ties = {
+        "teacher": "t",
+        "class_names": ("a", "b"),
+        "class_vectors": "v",
+        "pool": "p",
+        "labels": "l",
+        "settings": {},
+    }
     pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}
-    PoolTargets(**counts, **ties, **pool, share=1.0, reason="taken").save(folder / "targets.safetensors")
+    PoolTargets(**counts, **ties, **pool, share=1.0, reason="taken").save(
+        folder / "targets.safetensors"
+    )
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": random.Random}, folder / "published.pt")
-    (folder / "names.json").write_text(json.dumps({"a": "cat", "b": {"name": "dog", "text": "a dog"}}))
-    (folder / "table.csv").write_text("image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n")
+    (folder / "names.json").write_text(
+        json.dumps({"a": "cat", "b": {"name": "dog", "text": "a dog"}})
+    )
+    (folder / "table.csv").write_text(
+        "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n"
+    )
     for ending in ("png", "jpeg"):
         noise(9, 7).save(folder / f"image.{ending}")
     with zipfile.ZipFile(folder / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:

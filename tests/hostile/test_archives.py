@@ -50,7 +50,10 @@ def unpacked(path):
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_own_folder_is_left_out(tmp_path, kind):
-    path = packed(tmp_path / f"x.{kind}", {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""})
+    path = packed(
+        tmp_path / f"x.{kind}",
+        {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""},
+    )
     assert unpacked(path) == {"images/a/1.jpg": b"one", "labels.txt": b"two"}
     assert (tmp_path / "in/out/empty").is_dir()
 
@@ -67,7 +70,10 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path, name, kind):
     path = packed(tmp_path / f"bad.{kind}", {"dtd/fine.jpg": b"1", name: b"2"})
     with suppress(DataError):
         unpacked(path)
-    assert {each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("*")} == {path.name, "in"}
+    assert {each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("*")} == {
+        path.name,
+        "in",
+    }
     assert [each.name for each in (tmp_path / "in").iterdir()] == ["out"]
 
 
@@ -91,13 +97,20 @@ def test_a_damaged_archive_is_named(tmp_path, content):
     flipped = bytearray(path.read_bytes())
     flipped[45] ^= 1
     path.write_bytes(flipped if content is None else content)
-    with world.refused(DataError, r"^archive .*bad\.zip is damaged or unsafe \(.*\): remove it and download it"):
+    with world.refused(
+        DataError, r"^archive .*bad\.zip is damaged or unsafe \(.*\): remove it and download it"
+    ):
         unpacked(path)
 
 
-def test_a_zip_bomb_or_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_zip_bomb_or_more_than_the_disk_holds_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+):
     archive = packed(tmp_path / "x.zip", {"zeros.bin": bytes(2**23)})
-    with monkeypatch.context() as patch, world.refused(DataError, "as no dataset does: do not use it"):
+    with (
+        monkeypatch.context() as patch,
+        world.refused(DataError, "as no dataset does: do not use it"),
+    ):
         patch.setattr("kdpl.benchmark.archive._ANY_UNPACKED", 2**20)
         unpacked(archive)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
@@ -132,7 +145,13 @@ def png_with_100_megabytes_of_text():
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     png, text = file.getvalue(), b"zTXt" + b"k\0\0" + zlib.compress(bytes(100_000_000))
-    return png[:33] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + png[33:]
+    return (
+        png[:33]
+        + struct.pack(">I", len(text) - 4)
+        + text
+        + struct.pack(">I", zlib.crc32(text))
+        + png[33:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +170,9 @@ def test_a_file_that_is_no_plain_image_is_named(content, tmp_path):
         open_image(str(tmp_path / "x.png"))
 
 
-@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "", "  ", "\u202egpj", "\ud800", "x" * 1001, "a\x00b"])
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mred", "two\nlines", "", "  ", "\u202egpj", "\ud800", "x" * 1001, "a\x00b"]
+)
 def test_data_with_a_class_name_that_cannot_be_shown_is_refused_before_training(name):
     with world.refused(DataError, "has a class name that "):
         Splits("here", ("cat", name), (), (), (), None, open_image)

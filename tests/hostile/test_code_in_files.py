@@ -22,7 +22,11 @@ def calls():
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                yield file, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+                yield (
+                    file,
+                    ast.unparse(node.func),
+                    {k.arg: ast.unparse(k.value) for k in node.keywords},
+                )
 
 
 def test_nothing_in_the_sources_unpickles_or_builds_what_a_file_says():
@@ -37,13 +41,20 @@ def test_nothing_in_the_sources_unpickles_or_builds_what_a_file_says():
     }  # fmt: skip
     assert [(file.name, name) for file, name, _ in found if name in forbidden] == []
     for option in ("allow_pickle", "shell"):
-        assert [file.name for file, _, keywords in found if keywords.get(option, "False") != "False"] == []
+        assert [
+            file.name for file, _, keywords in found if keywords.get(option, "False") != "False"
+        ] == []
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped, tmp_path):
     written, file = tmp_path / "written", tmp_path / "last.ckpt"
-    content = {"state_dict": {}, "epoch": 0, "pytorch-lightning_version": "2", "x": world.Call(Path.touch, written)}
+    content = {
+        "state_dict": {},
+        "epoch": 0,
+        "pytorch-lightning_version": "2",
+        "x": world.Call(Path.touch, written),
+    }
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     with world.refused(KdplError, r"last\.ckpt is damaged"):
         require_intact(file)
@@ -53,7 +64,9 @@ def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped,
 
 
 @pytest.mark.parametrize("place", ["model", "data", "augmentation", "augmentation as a section"])
-def test_a_report_imports_no_class_that_an_untrusted_run_names(place, tmp_path, monkeypatch, capsys):
+def test_a_report_imports_no_class_that_an_untrusted_run_names(
+    place, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
     stranger = {"class_path": "stranger.Thing"}
@@ -65,7 +78,9 @@ def test_a_report_imports_no_class_that_an_untrusted_run_names(place, tmp_path, 
     if place in config:
         config[place] |= stranger
     else:
-        config["data"]["init_args"]["augmentation"] = stranger if place.endswith("section") else "stranger.Thing"
+        config["data"]["init_args"]["augmentation"] = (
+            stranger if place.endswith("section") else "stranger.Thing"
+        )
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(config))

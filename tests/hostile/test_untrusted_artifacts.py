@@ -46,7 +46,10 @@ def fits(path, title):
         (title == "a text" and name in TEXTS)
         or (title == "null" and name in ("num_base", "context", "class_texts", "background"))
         or (title == "true" and name in ("quick_gelu", "projector", "orientation"))
-        or (title == "left out" and path in ("class_texts", "class_vectors.class_texts", "text.length"))
+        or (
+            title == "left out"
+            and path in ("class_texts", "class_vectors.class_texts", "text.length")
+        )
         or (title == "left out" and path.startswith("decoding"))
         or (title == "left out" and name in ("resize_mode", "interpolation"))
     )
@@ -122,15 +125,36 @@ def test_every_invalid_field_of_a_classifier_is_refused_with_its_own_remedy(clas
     path = classifier_folder / "classifier.json"
     for text in invalid(json.loads(path.read_text())):
         path.write_text(text)
-        refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a")
+        refused(
+            lambda: Classifier.load(classifier_folder),
+            classifier_folder,
+            "give the classifier folder of a",
+        )
 
 
 @pytest.mark.parametrize(
-    "last", [(), (5,), (None,), ("",), (" \t",), ("two\nlines",), ("\x1b[31mred",), ("\u202egpj.exe",), ("x" * 10_000,)]
+    "last",
+    [
+        (),
+        (5,),
+        (None,),
+        ("",),
+        (" \t",),
+        ("two\nlines",),
+        ("\x1b[31mred",),
+        ("\u202egpj.exe",),
+        ("x" * 10_000,),
+    ],
 )
 def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, tmp_path):
     path, names = tmp_path / "v.safetensors", ["a", "b", "c", "d", *last]
-    write_tensors(path, VECTORS_KIND, 1, {"class_vectors": vectors.vectors}, {**vectors.fields(), "class_names": names})
+    write_tensors(
+        path,
+        VECTORS_KIND,
+        1,
+        {"class_vectors": vectors.vectors},
+        {**vectors.fields(), "class_names": names},
+    )
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
 
@@ -138,7 +162,9 @@ def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, 
 def scored_folder(classifier_folder):
     """A classifier with scores of three held-out images."""
     classifier, scores = Classifier.load(classifier_folder), torch.tensor([0.9, 0.8, 0.7])
-    classifier.companions["held_out"] = HeldOutScores(1.5, scores, scores.clone(), torch.tensor([True, True, True]))
+    classifier.companions["held_out"] = HeldOutScores(
+        1.5, scores, scores.clone(), torch.tensor([True, True, True])
+    )
     classifier.save(classifier_folder)
     return classifier_folder
 
@@ -173,11 +199,19 @@ def test_every_invalid_field_of_held_out_scores_is_refused(scored_folder):
 def test_held_out_scores_that_cannot_be_are_refused(changes, scored_folder):
     path = scored_folder / "held_out.safetensors"
     tensors = {**load_file(path), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"kdpl": json.dumps(header_of(path))})
+    save_file(
+        {k: v for k, v in tensors.items() if v is not None},
+        path,
+        metadata={"kdpl": json.dumps(header_of(path))},
+    )
     refused(partial(Classifier.load, scored_folder), path, "its numbers are invalid")
 
 
-SAMPLE = {"features": torch.ones(3, 4).half(), "scores": torch.ones(3), "labels": torch.tensor([0, 1, 4])}
+SAMPLE = {
+    "features": torch.ones(3, 4).half(),
+    "scores": torch.ones(3),
+    "labels": torch.tensor([0, 1, 4]),
+}
 
 
 def load_sample(path):
@@ -209,15 +243,27 @@ def test_every_invalid_field_of_a_pool_sample_is_refused(tmp_path):
         {"scores": torch.tensor([0.5, 0.5, float("nan")])},
         {"labels": torch.tensor([0, 1, 5])},
         {"labels": torch.tensor([0, 1, -1])},
-        {"features": torch.ones(1001, 4).half(), "scores": torch.ones(1001), "labels": torch.ones(1001).long()},
-        {"features": torch.ones(0, 4).half(), "scores": torch.ones(0), "labels": torch.ones(0).long()},
+        {
+            "features": torch.ones(1001, 4).half(),
+            "scores": torch.ones(1001),
+            "labels": torch.ones(1001).long(),
+        },
+        {
+            "features": torch.ones(0, 4).half(),
+            "scores": torch.ones(0),
+            "labels": torch.ones(0).long(),
+        },
     ],
 )
 def test_a_pool_sample_that_cannot_be_is_refused(changes, tmp_path):
     path = tmp_path / "pool_sample.safetensors"
     ImageSample(**SAMPLE).save(tmp_path, "ab")
     header = json.dumps(header_of(path))
-    save_file({k: v for k, v in {**SAMPLE, **changes}.items() if v is not None}, path, metadata={"kdpl": header})
+    save_file(
+        {k: v for k, v in {**SAMPLE, **changes}.items() if v is not None},
+        path,
+        metadata={"kdpl": header},
+    )
     refused(partial(load_sample, path), path, "its numbers are invalid")
 
 
@@ -235,7 +281,9 @@ HEADERS = {
     "10^9 classes": raw({"t": entry(shape=(10**9, 512), offsets=(0, 2048 * 10**9))}),
     "edges that overflow": raw({"t": entry(shape=(2**63, 2, 2**62), offsets=(0, 64))}),
     "other size than its offsets": raw({"t": entry(shape=(4, 5))}),
-    "double keys": raw(b'{"t":' + json.dumps(entry()).encode() + b',"t":' + json.dumps(entry()).encode() + b"}"),
+    "double keys": raw(
+        b'{"t":' + json.dumps(entry()).encode() + b',"t":' + json.dumps(entry()).encode() + b"}"
+    ),
     "10^6 edges": raw({"t": entry(shape=(1,) * 1_000_000, offsets=(0, 4))}),
     "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
     "no edges": raw({"t": entry(shape=(0, 5), offsets=(0, 0))}, b""),
@@ -248,7 +296,11 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
     path.write_bytes(header)
     refused(lambda: ClassVectors.load(path), path, ": run stage 1 again")
     (classifier_folder / "model.safetensors").write_bytes(header)
-    refused(lambda: Classifier.load(classifier_folder), classifier_folder, "give the classifier folder of a student's")
+    refused(
+        lambda: Classifier.load(classifier_folder),
+        classifier_folder,
+        "give the classifier folder of a student's",
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,7 +314,9 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
     ],
     ids=str,
 )
-def test_a_tower_that_would_fill_the_memory_or_be_fetched_is_refused_before_it_is_built(settings, classifier_folder):
+def test_a_tower_that_would_fill_the_memory_or_be_fetched_is_refused_before_it_is_built(
+    settings, classifier_folder
+):
     path = classifier_folder / "classifier.json"
     config = json.loads(path.read_text())
     vision = {**config["image_config"]["vision_cfg"], **settings.pop("vision_cfg", {})}
@@ -284,7 +338,11 @@ def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompt
     path = tmp_path / "a.safetensors"
     write_tensors(path, SKETCH_KIND, "\n", {"values": torch.zeros(1, 1)}, {})
     path.rename(tmp_path / "test_logits.safetensors")
-    refused(lambda: LogitSketch.load(tmp_path), tmp_path, r"has format version \n, this kdpl reads version")
+    refused(
+        lambda: LogitSketch.load(tmp_path),
+        tmp_path,
+        r"has format version \n, this kdpl reads version",
+    )
     prompts.save(path)
     header = {"kind": "tuned prompts", **header_of(path)}
     save_file({"\n": torch.full((2,), float("nan"))}, path, metadata={"kdpl": json.dumps(header)})

@@ -30,8 +30,14 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     data = {"dataset": "dtd", "protocol": "base_to_novel", "shots": 16, "root": "/secret/place"}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, "data": {"init_args": data}}))
-    write_results(folder, 11, {"test/acc": 0.5, "test/base_acc": 0.625, "test/novel_acc": 0.25, "test/hm": 0.35714})
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"seed_everything": 3, "data": {"init_args": data}})
+    )
+    write_results(
+        folder,
+        11,
+        {"test/acc": 0.5, "test/base_acc": 0.625, "test/novel_acc": 0.25, "test/hm": 0.35714},
+    )
     return folder
 
 
@@ -77,7 +83,13 @@ def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, im
     pushed = hub / "me" / "digits"
     assert json.loads((pushed / "asked.json").read_text()) == [True, True, "secret"]
     names = sorted(path.name for path in pushed.iterdir())
-    assert names == ["README.md", "asked.json", "classifier.json", "config.json", "model.safetensors"]
+    assert names == [
+        "README.md",
+        "asked.json",
+        "classifier.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((pushed / "config.json").read_text()) == {"library_name": "kdpl"}
     read = from_pretrained("me/digits")
     assert torch.equal(read(images), classifier(images))
@@ -87,8 +99,14 @@ def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, im
 
 def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier, run, tmp_path):
     clip = replace(classifier.clip, pretrained="/somebody/weights.pt")
-    save_pretrained(Classifier(classifier.encoder, classifier.vectors, 17.0, clip), tmp_path / "saved", run=run)
-    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".md", ".safetensors"}
+    save_pretrained(
+        Classifier(classifier.encoder, classifier.vectors, 17.0, clip), tmp_path / "saved", run=run
+    )
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {
+        ".json",
+        ".md",
+        ".safetensors",
+    }
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("kdpl", "image-classification")
     for words in (
@@ -105,7 +123,9 @@ def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier
         assert words in card.text, words
     assert "/secret" not in card.content
     assert "/somebody" not in card.content
-    assert torch.equal(Classifier.load(tmp_path / "saved").vectors.vectors, classifier.vectors.vectors)
+    assert torch.equal(
+        Classifier.load(tmp_path / "saved").vectors.vectors, classifier.vectors.vectors
+    )
 
 
 def test_the_card_says_what_was_not_recorded(classifier, run):
@@ -132,7 +152,8 @@ def test_the_card_says_which_labels_were_seen(shots, words, classifier, run):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("config.yaml", "data: 3"), ("test.json", "{"), ("test.json", '{"images": []}')]
+    ("name", "content"),
+    [("config.yaml", "data: 3"), ("test.json", "{"), ("test.json", '{"images": []}')],
 )
 def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
     (run / name).write_text(content)
@@ -142,7 +163,10 @@ def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
 
 @pytest.mark.parametrize("name", ["me/gone", "no such folder/a/b"])
 def test_a_classifier_that_is_not_on_the_hub_is_one_sentence(name, hub):
-    with world.refused(ArtifactError, f"{name} cannot be downloaded from the hub .* fetch classifier.json and model"):
+    with world.refused(
+        ArtifactError,
+        f"{name} cannot be downloaded from the hub .* fetch classifier.json and model",
+    ):
         from_pretrained(name)
 
 

@@ -14,7 +14,10 @@ def features_of(n, seed, width=6):
 def plainly(features, predictions, n, labeled):
     """The greedy choice as it is written, one candidate at a time."""
     classes = predictions.shape[1]
-    weights = [1 - sum(p * np.log(p) for p in row if p > 0) / np.log(classes) for row in predictions.double().numpy()]
+    weights = [
+        1 - sum(p * np.log(p) for p in row if p > 0) / np.log(classes)
+        for row in predictions.double().numpy()
+    ]
     rows = features.double().numpy()
     seen, chosen = [*labeled.double().numpy()], []
     for _ in range(n):
@@ -22,7 +25,8 @@ def plainly(features, predictions, n, labeled):
         for j in range(len(rows)):
             if j not in chosen:
                 gains[j] = sum(
-                    w * max([0, f @ rows[j], *(f @ s for s in seen)]) for w, f in zip(weights, rows, strict=True)
+                    w * max([0, f @ rows[j], *(f @ s for s in seen)])
+                    for w, f in zip(weights, rows, strict=True)
                 )
         chosen.append(max(gains, key=gains.get))
         seen.append(rows[chosen[-1]])
@@ -35,7 +39,9 @@ def plainly(features, predictions, n, labeled):
 def test_the_choice_is_the_greedy_one(seed, labeled, cells, monkeypatch):
     monkeypatch.setattr(labeling, "_CELLS", cells)
     features, known = features_of(24, seed), features_of(labeled, seed + 10)
-    predictions = torch.randn(24, 4, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(dim=1)
+    predictions = (
+        torch.randn(24, 4, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(dim=1)
+    )
     assert to_label(features, predictions, 9, known) == plainly(features, predictions, 9, known)
 
 
@@ -47,7 +53,10 @@ def test_all_images_can_be_chosen_duplicates_and_certain_predictions_too():
 def test_of_two_groups_the_uncertain_one_comes_first_and_a_labelled_one_last():
     axes = torch.eye(3)
     features = torch.cat([axes[:1].expand(3, 3), axes[1:2].expand(3, 3), axes[2:].expand(3, 3)])
-    certain, uncertain = torch.tensor([1.0, 0.0]).expand(3, 2), torch.tensor([0.5, 0.5]).expand(3, 2)
+    certain, uncertain = (
+        torch.tensor([1.0, 0.0]).expand(3, 2),
+        torch.tensor([0.5, 0.5]).expand(3, 2),
+    )
     predictions = torch.cat([certain, uncertain, uncertain])
     assert [i // 3 for i in to_label(features, predictions, 3, axes[2:])] == [1, 0, 0]
     assert [i // 3 for i in to_label(features, predictions, 3)[2:]] == [0]
@@ -62,7 +71,9 @@ def groups(a_class, classes=3, seed=5, noise=0.1):
 
 def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
     discriminant = pytest.importorskip("sklearn.discriminant_analysis").LinearDiscriminantAnalysis
-    features, labels = groups(10)  # as many of each class in a fold, or else scikit-learn weights the covariances
+    features, labels = groups(
+        10
+    )  # as many of each class in a fold, or else scikit-learn weights the covariances
     found = scores_without_own_label(features, labels, 3, seed=2).softmax(dim=1)
     fold, count = {}, [0, 0, 0]
     for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
@@ -81,7 +92,9 @@ def plant(labels, share, classes, seed):
     draw = torch.Generator().manual_seed(seed)
     wrong = torch.randperm(len(labels), generator=draw)[: round(share * len(labels))]
     labels = labels.clone()
-    labels[wrong] = (labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=draw)) % classes
+    labels[wrong] = (
+        labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=draw)
+    ) % classes
     return labels, set(wrong.tolist())
 
 
@@ -99,7 +112,8 @@ def plainly_wrong(scores, labels):
         p /= p.sum(axis=1, keepdims=True)
         for share in [0.0, *(2 ** (half / 2) for half in range(-20, -2))]:
             terms = [
-                ((1 - share) * p[i, label], share * (1 - p[i, label]) / (classes - 1)) for i, label in enumerate(labels)
+                ((1 - share) * p[i, label], share * (1 - p[i, label]) / (classes - 1))
+                for i, label in enumerate(labels)
             ]
             likelihood = sum(np.log(max(right + wrong, 1e-30)) for right, wrong in terms)
             if best is None or likelihood > best[0] + 1e-6:

@@ -26,7 +26,9 @@ def store(request, tmp_path, monkeypatch):
         pytest.importorskip("alembic", reason="needs the extra mlflow")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    uri = f"file:{tmp_path}/mlruns" if request.param == "file" else f"sqlite:///{tmp_path}/mlflow.db"
+    uri = (
+        f"file:{tmp_path}/mlruns" if request.param == "file" else f"sqlite:///{tmp_path}/mlflow.db"
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(None)
     yield mlflow.MlflowClient(uri)
@@ -38,7 +40,9 @@ def runs_of(client):
     return client.search_runs([experiment.experiment_id])
 
 
-def test_an_interrupted_fit_its_resume_and_its_test_are_one_run_with_config_numbers_and_pictures(store, tmp_path):
+def test_an_interrupted_fit_its_resume_and_its_test_are_one_run_with_config_numbers_and_pictures(
+    store, tmp_path
+):
     out = tmp_path / "runs/teacher"
 
     def interrupt():
@@ -55,33 +59,54 @@ def test_an_interrupted_fit_its_resume_and_its_test_are_one_run_with_config_numb
     (run,) = runs_of(store)
     assert run.info.status == "FINISHED"
     assert run.data.params["model/init_args/optim/lr"] == "0.002"
-    assert run.data.params["data/init_args/num_workers"] == str(given["data.init_args.num_workers"]) != "1"
+    assert (
+        run.data.params["data/init_args/num_workers"]
+        == str(given["data.init_args.num_workers"])
+        != "1"
+    )
     rows = rows_of(out / METRICS_FILE)
     for name in ("train/loss", "val/acc", "test/acc"):
         # those of steps after the checkpoint are logged again, with the same values
-        found = {metric.step: metric.value for metric in store.get_metric_history(run.info.run_id, name)}
-        assert found == {int(row["step"]): pytest.approx(float(row[name])) for row in rows if row[name]} != {}, name
+        found = {
+            metric.step: metric.value for metric in store.get_metric_history(run.info.run_id, name)
+        }
+        assert (
+            found
+            == {int(row["step"]): pytest.approx(float(row[name])) for row in rows if row[name]}
+            != {}
+        ), name
     pictures = [Path(each.path).name for each in store.list_artifacts(run.info.run_id, "figures")]
     assert pictures == ["confusion.png", "learning_curves.png"]
 
 
 @pytest.mark.parametrize("store", ["file"], indirect=True)
-def test_a_store_that_fails_later_ends_the_log_and_not_the_training(store, tmp_path, monkeypatch, capsys):
+def test_a_store_that_fails_later_ends_the_log_and_not_the_training(
+    store, tmp_path, monkeypatch, capsys
+):
     def fail(*_, **__):
         raise ConnectionError("no route to host. And more.")
 
     with at_step(4, lambda: monkeypatch.setattr("mlflow.tracking.MlflowClient.log_batch", fail)):
         assert fit_teacher(tmp_path / "out", *LOGGER) == 0
-    assert capsys.readouterr().err.count("warning: MLflow stops logging (no route to host); metrics.csv") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "warning: MLflow stops logging (no route to host); metrics.csv"
+        )
+        == 1
+    )
     (run,) = runs_of(store)
-    steps = [int(row["step"]) for row in rows_of(tmp_path / "out" / METRICS_FILE) if row["train/loss"]]
+    steps = [
+        int(row["step"]) for row in rows_of(tmp_path / "out" / METRICS_FILE) if row["train/loss"]
+    ]
     kept = [metric.step for metric in store.get_metric_history(run.info.run_id, "train/loss")]
     assert kept == [step for step in steps if step < 4] != steps
 
 
 @pytest.mark.parametrize("store", ["file"], indirect=True)
 @pytest.mark.parametrize("case", ["unknown run", "unknown scheme", "no package"])
-def test_a_store_that_cannot_be_used_at_the_start_is_one_sentence(case, store, tmp_path, monkeypatch, capsys):
+def test_a_store_that_cannot_be_used_at_the_start_is_one_sentence(
+    case, store, tmp_path, monkeypatch, capsys
+):
     out, words = tmp_path / "out", ["MLflow cannot log to", "MLFLOW_TRACKING_URI", "mlflow_id"]
     if case == "unknown run":
         out.mkdir()

@@ -16,7 +16,13 @@ from kdpl.errors import ConfigError
 from kdpl.logging.artifacts import artifact_name
 from kdpl.logging.wandb_logger import ID_FILE, RunWandbLogger
 from kdpl.runtime.predictions import read_predictions, read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, METRICS_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CLASSIFIER_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    PROMPTS_FILE,
+)
 
 LOGGER = configs("logger/wandb.yaml")
 
@@ -55,7 +61,9 @@ def records_of(run, seconds=60):
     """The records of a run's processes by kind, once complete: the client writes them from a process of its own."""
     end, found = time.monotonic() + seconds, {}
     for file in sorted(run.rglob("*.wandb")):
-        while "exit" not in {record.WhichOneof("record_type") for record in _records(file.read_bytes())[-3:]}:
+        while "exit" not in {
+            record.WhichOneof("record_type") for record in _records(file.read_bytes())[-3:]
+        }:
             assert time.monotonic() < end, f"{file} was not closed"
             time.sleep(0.1)
         for record in _records(file.read_bytes()):
@@ -73,7 +81,9 @@ def logged(run, name):
     return [float(row[name]) for row in rows_of(run / METRICS_FILE) if row[name]]
 
 
-def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name_those_before(tmp_path, monkeypatch):
+def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name_those_before(
+    tmp_path, monkeypatch
+):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     teacher, student = tmp_path / "runs/teacher", tmp_path / "runs/student"
@@ -86,25 +96,37 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
     prompts, made = records_of(teacher)["artifact"]
     assert (prompts.type, prompts.name) == ("teacher", artifact_name("teacher", vectors.teacher))
-    assert (made.type, made.name) == ("class-vectors", artifact_name("class-vectors", vectors.teacher))
+    assert (made.type, made.name) == (
+        "class-vectors",
+        artifact_name("class-vectors", vectors.teacher),
+    )
     files = [content.path for artifact in (prompts, made) for content in artifact.manifest.contents]
     assert files == [PROMPTS_FILE, CLASS_VECTORS_FILE]
     assert set(made.aliases) == {"latest", (teacher / ID_FILE).read_text()}
     metadata = json.loads(made.metadata)
     about = {"teacher": vectors.teacher, "num_classes": 10}
-    assert metadata.items() >= {**about, "made_with": prompts.name, "val/acc": logged(teacher, "val/acc")[-1]}.items()
+    assert (
+        metadata.items()
+        >= {**about, "made_with": prompts.name, "val/acc": logged(teacher, "val/acc")[-1]}.items()
+    )
 
     found, number = records_of(student), (student / ID_FILE).read_text()
-    assert {(run.run_id, run.project, run.display_name) for run in found["run"]} == {(number, "kdpl", "runs/student")}
+    assert {(run.run_id, run.project, run.display_name) for run in found["run"]} == {
+        (number, "kdpl", "runs/student")
+    }
     updates = [values_of(config.update) for config in found["config"]]
     whole = [values for values in updates if "model" in values]
-    assert whole == [yaml.safe_load((student / CONFIG_FILE).read_text())], "the config is logged once"
+    assert whole == [yaml.safe_load((student / CONFIG_FILE).read_text())], (
+        "the config is logged once"
+    )
     # offline the config alone says that the run used those very class vectors
     (inputs,) = [values["inputs"] for values in updates if "inputs" in values]
     assert inputs["class-vectors"] == {"artifact": made.name, "digest": made.digest, **about}
     (classifier,) = found["artifact"]
     assert (classifier.type, classifier.name) == ("classifier", f"classifier-{number}")
-    assert {c.path for c in classifier.manifest.contents} == {p.name for p in (student / CLASSIFIER_FOLDER).iterdir()}
+    assert {c.path for c in classifier.manifest.contents} == {
+        p.name for p in (student / CLASSIFIER_FOLDER).iterdir()
+    }
     metadata = json.loads(classifier.metadata)
     assert (metadata["made_with"], metadata["clip"]["model"]) == (made.name, "tiny-student")
 
@@ -118,9 +140,15 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     pairs = zip(read_predictions(teacher), read_predictions(student), strict=True)
 
     def said(by, each):
-        return f"{by} {'✓' if each.correct else '✗'} {each.prediction} {100 * each.probability:.0f} %"
+        return (
+            f"{by} {'✓' if each.correct else '✗'} {each.prediction} {100 * each.probability:.0f} %"
+        )
 
-    different = {f"{t.label}: {said('T', t)}, {said('S', s)}" for t, s in pairs if t.prediction != s.prediction}
+    different = {
+        f"{t.label}: {said('T', t)}, {said('S', s)}"
+        for t, s in pairs
+        if t.prediction != s.prediction
+    }
     assert captions
     assert set(captions) <= different
     assert len(list(student.rglob("media/images/disagreements*.png"))) == len(captions) <= 30

@@ -16,15 +16,22 @@ from kdpl.runtime.messages import inform
 @pytest.mark.parametrize(
     ("metrics", "shown"),
     [
-        ({"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5}, "loss: 0.5, acc: 0.9, img/s: 152"),
+        (
+            {"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5},
+            "loss: 0.5, acc: 0.9, img/s: 152",
+        ),
         ({"train/images_per_s": 0.2345, "train/loss": 1391.6}, "loss: 1392, img/s: 0.234"),
         ({"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}, "HM: 0.64"),
         ({}, ""),
     ],
 )
-def test_metrics_have_short_names_and_of_base_and_novel_accuracies_the_harmonic_mean_is_shown(metrics, shown):
+def test_metrics_have_short_names_and_of_base_and_novel_accuracies_the_harmonic_mean_is_shown(
+    metrics, shown
+):
     trainer = SimpleNamespace(progress_bar_metrics=metrics, loggers=[], is_global_zero=True)
-    assert ", ".join(f"{k}: {v}" for k, v in ProgressBar().get_metrics(trainer, None).items()) == shown
+    assert (
+        ", ".join(f"{k}: {v}" for k, v in ProgressBar().get_metrics(trainer, None).items()) == shown
+    )
 
 
 class Long(LightningModule):
@@ -48,9 +55,13 @@ class Long(LightningModule):
 
 
 @pytest.mark.parametrize(("columns", "bar"), [(80, 0), (100, 20), (200, 40)])
-def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(columns, bar, tmp_path, monkeypatch, capsys):
+def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(
+    columns, bar, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("COLUMNS", str(columns))
-    trainer = world.quiet_trainer(tmp_path, 100, callbacks=[ProgressBar()], enable_progress_bar=True, max_steps=1)
+    trainer = world.quiet_trainer(
+        tmp_path, 100, callbacks=[ProgressBar()], enable_progress_bar=True, max_steps=1
+    )
     trainer.fit(Long())
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert len(lines) == 1
@@ -80,21 +91,29 @@ class Seen(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(self.bar.get_metrics(trainer, pl_module)["loss"]))
         label, *_, left = self.bar.configure_columns(trainer)
-        task = SimpleNamespace(id=self.bar.train_progress_bar_id, total=3, remaining=2 - batch_idx, speed=1.5)
+        task = SimpleNamespace(
+            id=self.bar.train_progress_bar_id, total=3, remaining=2 - batch_idx, speed=1.5
+        )
         self.lines.append(f"{label.render(task)} {left.render(task)}")
 
 
-def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_after_each_batch(tmp_path, monkeypatch):
+def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_after_each_batch(
+    tmp_path, monkeypatch
+):
     seconds = count(2, 2)
     monkeypatch.setattr("kdpl.progress.bar.time.monotonic", lambda: next(seconds))
     bar = ProgressBar()
     seen = Seen(bar)
-    world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], enable_progress_bar=True).fit(Counting())
+    world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], enable_progress_bar=True).fit(
+        Counting()
+    )
     assert seen.losses == [1, 1.5, 2, 1, 1.5, 2]
     assert seen.lines == [
         f"epoch {epoch} {left}"
         for epoch, left in zip(
-            ["1/2"] * 3 + ["2/2"] * 3, ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"], strict=True
+            ["1/2"] * 3 + ["2/2"] * 3,
+            ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"],
+            strict=True,
         )
     ]
 
@@ -113,12 +132,16 @@ class SaveAfter(Callback):
 def printed(folder, monkeypatch, capsys, callbacks=(), ckpt_path=None):
     """What is printed to a terminal while two epochs are trained."""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    trainer = world.quiet_trainer(folder, 2, callbacks=[ProgressBar(), *callbacks], enable_progress_bar=True)
+    trainer = world.quiet_trainer(
+        folder, 2, callbacks=[ProgressBar(), *callbacks], enable_progress_bar=True
+    )
     trainer.fit(Counting(), ckpt_path=ckpt_path)
     return capsys.readouterr().out
 
 
-def test_epochs_are_counted_from_one_from_the_first_moment_and_where_one_is_resumed(tmp_path, monkeypatch, capsys):
+def test_epochs_are_counted_from_one_from_the_first_moment_and_where_one_is_resumed(
+    tmp_path, monkeypatch, capsys
+):
     saved = tmp_path / "middle.ckpt"
     for options in ({"callbacks": [SaveAfter(saved)]}, {"ckpt_path": saved}):
         out = printed(tmp_path, monkeypatch, capsys, **options)

@@ -7,7 +7,13 @@ from plain import backward, normalized, prompt_text, relative_error
 
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.errors import ConfigError
-from kdpl.prompts import CoupledPrompts, IndependentPrompts, PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts import (
+    CoupledPrompts,
+    IndependentPrompts,
+    PromptConfig,
+    PromptMethod,
+    prompt_method,
+)
 
 NONE = PromptConfig(depth=0)
 WORDS = "a photo of a"
@@ -15,7 +21,9 @@ WORDS = "a photo of a"
 
 def independent(clip, vision=(3, 2), text=(4, 3), context=WORDS):
     torch.manual_seed(0)
-    return world.disturbed(IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip), 0.5)
+    return world.disturbed(
+        IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip), 0.5
+    )
 
 
 def coupled(clip, depth=3, length=2):
@@ -31,7 +39,16 @@ def text_layers(method):
 
 
 @pytest.mark.parametrize(
-    "name", ["couple", "", ".", "os.system", "no_such_package.Prompts", "antigravity.fly", "pip.__main__.main"]
+    "name",
+    [
+        "couple",
+        "",
+        ".",
+        "os.system",
+        "no_such_package.Prompts",
+        "antigravity.fly",
+        "pip.__main__.main",
+    ],
 )
 def test_another_name_is_refused_and_imports_no_script(name):
     with world.refused(ConfigError, r"use independent, coupled, or the dotted path"):
@@ -48,8 +65,15 @@ class TestEncoding:
         assert not method.saved()
         features = method.encode_images(clip.image_tower, images)
         assert relative_error(features, normalized(plain.image_features(images))) < 1e-5
-        expected = normalized(plain.text_features([prompt_text(WORDS, name) for name in world.NAMES]))
-        assert relative_error(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), expected) < 1e-5
+        expected = normalized(
+            plain.text_features([prompt_text(WORDS, name) for name in world.NAMES])
+        )
+        assert (
+            relative_error(
+                method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), expected
+            )
+            < 1e-5
+        )
 
     def test_independent_prompts_in_both_towers(self, clip_of, plain_of, images):
         clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
@@ -58,14 +82,18 @@ class TestEncoding:
         tokens = method.vision_prompts.tokens.detach().double()
         features = method.encode_images(clip.image_tower, images)
         assert relative_error(features, normalized(plain.image_features(images, tokens))) < 1e-5
-        expected = normalized(plain.text_features([prompt_text(WORDS, n) for n in world.NAMES], text_layers(method)))
+        expected = normalized(
+            plain.text_features([prompt_text(WORDS, n) for n in world.NAMES], text_layers(method))
+        )
         texts = method.arrange(world.NAMES, clip.text_tower, clip.tokenize)
         assert relative_error(method.encode_texts(clip.text_tower, texts), expected) < 1e-5
         names = method.encode_names(world.NAMES, clip.text_tower, clip.tokenize)
         assert relative_error(names, expected) < 1e-5
         assert not names.requires_grad
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), names)
+            assert torch.equal(
+                method.encode_names(world.NAMES, clip.text_tower, clip.tokenize), names
+            )
 
 
 class TestRestoring:
@@ -76,12 +104,18 @@ class TestRestoring:
         sizes = method.vision_config, method.text_config, method.context
         restored = type(method).restore(*sizes, clip, method.saved())
         tower = clip.image_tower
-        assert torch.equal(restored.encode_images(tower, images), method.encode_images(tower, images))
-        names = [m.encode_names(world.NAMES, clip.text_tower, clip.tokenize) for m in (restored, method)]
+        assert torch.equal(
+            restored.encode_images(tower, images), method.encode_images(tower, images)
+        )
+        names = [
+            m.encode_names(world.NAMES, clip.text_tower, clip.tokenize) for m in (restored, method)
+        ]
         assert torch.equal(*names)
         half = load_image_clip(ClipConfig("test-teacher", world.TAG))
         image_half = type(method).restore(*sizes, half, method.saved())
-        assert torch.equal(image_half.encode_images(tower, images), method.encode_images(tower, images))
+        assert torch.equal(
+            image_half.encode_images(tower, images), method.encode_images(tower, images)
+        )
         assert [name for name, _ in image_half.named_parameters()] == ["vision_prompts.tokens"]
 
 
@@ -115,7 +149,9 @@ class TestSettings:
 
 class TestCoupled:
     @pytest.mark.parametrize("depth", [1, 3])
-    def test_features_and_gradients_are_those_of_mapped_text_prompts(self, depth, clip_of, plain_of, images):
+    def test_features_and_gradients_are_those_of_mapped_text_prompts(
+        self, depth, clip_of, plain_of, images
+    ):
         clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
         method = coupled(clip, depth)
         layers = text_layers(method)

@@ -25,7 +25,9 @@ def arranged(clip, texts):
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
 @pytest.mark.parametrize(("depth", "length"), [(1, 4), (2, 4), (4, 4), (3, 2)])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 128])
-def test_prompted_features_and_gradients_are_the_plain_ones(at_once, depth, length, name, clip_of, plain_of):
+def test_prompted_features_and_gradients_are_the_plain_ones(
+    at_once, depth, length, name, clip_of, plain_of
+):
     clip, plain = clip_of(name), plain_of(name)
     prompts = noisy_prompts(clip, depth, length)
     texts = [prompt_text(WORDS, n) for n in world.NAMES]
@@ -45,7 +47,9 @@ def test_prompted_features_and_gradients_are_the_plain_ones(at_once, depth, leng
     assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
     if length < 4:
         other = arranged(clip, prompt_texts("a photo with no", length, world.NAMES))
-        assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, "the words that stay must matter"
+        assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, (
+            "the words that stay must matter"
+        )
 
 
 @pytest.mark.parametrize("length", [2, 4])
@@ -53,7 +57,10 @@ def test_the_context_starts_at_copies_of_the_first_words(length, clip_of, plain_
     clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
     prompts = TextPrompts(length, 1, WORDS, clip.text_tower, clip.tokenize)
     texts = ["a photo of a sea horse.", "a photo of a crab."]
-    assert relative_error(prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts)) < 1e-5
+    assert (
+        relative_error(prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts))
+        < 1e-5
+    )
     embeddings = world.weights("test-teacher")["token_embedding.weight"]
     assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1 : 1 + length]])
     with torch.no_grad():
@@ -77,7 +84,9 @@ def test_a_name_that_does_not_fit_is_refused(clip_of):
     clip = clip_of("test-teacher")
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 69]), clip.text_tower)
     assert len(texts.prefix) + texts.rests[0].shape[1] == 76
-    with world.refused(ConfigError, r"'a photo of a crab crab .*all 77 tokens.*shorten the class name"):
+    with world.refused(
+        ConfigError, r"'a photo of a crab crab .*all 77 tokens.*shorten the class name"
+    ):
         tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
 
 
@@ -88,10 +97,14 @@ def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
     assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES[:60])) < 1e-5
     assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES)) > 1e-3
     each_normalised = [
-        normalized(plain.text_features([t(n.replace("_", " ")) for t in PROMPTSRC_TEMPLATES])).mean(dim=0)
+        normalized(plain.text_features([t(n.replace("_", " ")) for t in PROMPTSRC_TEMPLATES])).mean(
+            dim=0
+        )
         for n in names
     ]
-    assert relative_error(features, normalized(torch.stack(each_normalised))) > 1e-4, "the order must matter here"
+    assert relative_error(features, normalized(torch.stack(each_normalised))) > 1e-4, (
+        "the order must matter here"
+    )
     assert not features.requires_grad
     assert len(PROMPTSRC_TEMPLATES) == 60
 
@@ -113,7 +126,9 @@ def test_sizes_and_words_that_do_not_fit_are_refused(length, depth, words, match
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_classes(clip_of):
     clip = clip_of("test-teacher")
     prompts = noisy_prompts(clip, 4)
-    names = [f"a photo of a {one} {other}." for one in ("sea", "river", "lake") for other in "abcdefghij"]
+    names = [
+        f"a photo of a {one} {other}." for one in ("sea", "river", "lake") for other in "abcdefghij"
+    ]
 
     def kept(classes, at_once):
         """Bytes that autograd holds between forward and backward."""

@@ -24,7 +24,9 @@ def tuned(**changes):
     return world.tuned_prompts(changes.pop("tensors", tensors()), "test-teacher", **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context": None}, {"tensors": {}}, {"method_settings": {"rank": 2}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"context": None}, {"tensors": {}}, {"method_settings": {"rank": 2}}]
+)
 def test_prompts_come_back_as_they_were_saved(changes, tmp_path):
     written = tuned(**changes)
     written.save(tmp_path / "run" / "prompts.safetensors")
@@ -84,5 +86,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
     tuned().save(path)
     kept, read = read_tensors(path, KIND, VERSION, "")
     write_tensors(path, KIND, VERSION, kept, {**read, "context": "other words"})
-    with world.refused(ArtifactError, r"prompts\.safetensors holds other prompts than its fingerprint says"):
+    with world.refused(
+        ArtifactError, r"prompts\.safetensors holds other prompts than its fingerprint says"
+    ):
         TunedPrompts.load(path)

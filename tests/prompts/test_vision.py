@@ -10,7 +10,9 @@ from kdpl.prompts import VisionPrompts
 @pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("length", [1, 4])
-def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of, images):
+def test_prompted_features_and_gradients_are_the_plain_ones(
+    name, depth, length, clip_of, plain_of, images
+):
     tower, plain = clip_of(name).image_tower, plain_of(name)
     prompts = world.disturbed(VisionPrompts(length, depth, tower), 1)
     tokens = prompts.tokens.detach().double().requires_grad_()
@@ -27,7 +29,9 @@ def test_prompted_features_and_gradients_are_the_plain_ones(name, depth, length,
 def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(clip_of, plain_of):
     tower, plain = clip_of("test-teacher").image_tower, plain_of("test-teacher")
     # more images than are taken at once, so that the last batch is smaller
-    pictures = torch.randint(0, 256, (35, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(
+        0, 256, (35, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     torch.manual_seed(0)
     prompts = VisionPrompts(2, 3, tower)
     noise = prompts.tokens.detach().clone()
@@ -46,7 +50,10 @@ def test_mean_tokens_are_the_plain_means_of_the_patches_that_enter_each_layer(cl
             sums[layer] += x[1:].mean(dim=0)
     for layer in range(3):
         for token in range(2):
-            assert relative_error(prompts.tokens[layer, token], sums[layer] / 35 + noise[layer, token]) < 1e-5
+            assert (
+                relative_error(prompts.tokens[layer, token], sums[layer] / 35 + noise[layer, token])
+                < 1e-5
+            )
     assert prompts.tokens.requires_grad
 
 

@@ -34,12 +34,16 @@ mappings = st.lists(
 @example([("label", "name", None), ("folder", "text", None)])
 def test_class_names_come_back_from_either_kind_of_file(folder, rows):
     expected = {key: ClassName(name, text) for key, name, text in rows}
-    objects = {key: name if text is None else {"name": name, "text": text} for key, name, text in rows}
+    objects = {
+        key: name if text is None else {"name": name, "text": text} for key, name, text in rows
+    }
     for ascii_only in (True, False):
         content = json.dumps(objects, ensure_ascii=ascii_only)
         (folder / "names.json").write_text(content, encoding="utf-8")
         assert read_class_mapping(folder / "names.json", expected) == expected
-    write_rows(folder / "names.csv", [("label", "name", "text"), *((k, n, t or "") for k, n, t in rows)])
+    write_rows(
+        folder / "names.csv", [("label", "name", "text"), *((k, n, t or "") for k, n, t in rows)]
+    )
     assert read_class_mapping(folder / "names.csv", expected) == expected
 
 
@@ -55,18 +59,27 @@ table_rows = st.lists(
 def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(folder, first, rows):
     # an image of a test or validation split has a label
     rows = [(image, label, split if label else "") for image, label, split in rows]
-    rows = [(*first, "train"), *(row for row in rows if os.path.normpath(row[0]) != os.path.normpath(first[0]))]
+    rows = [
+        (*first, "train"),
+        *(row for row in rows if os.path.normpath(row[0]) != os.path.normpath(first[0])),
+    ]
     write_rows(folder / "table.csv", [("image", "label", "split"), *rows])
     splits = Table(str(folder / "table.csv")).read()
     expected = {"train": [], "val": [], "test": [], "unlabeled": []}
     for image, label, split in rows:
-        source = image if is_url(image) else os.path.normpath(image if image.startswith("/") else f"{folder}/{image}")
+        source = (
+            image
+            if is_url(image)
+            else os.path.normpath(image if image.startswith("/") else f"{folder}/{image}")
+        )
         if label:
             expected[split or "train"].append((source, label))
         else:
             expected["unlabeled"].append(source)
     for split in ("train", "val", "test"):
-        there = [(record.source, splits.class_names[record.label]) for record in getattr(splits, split)]
+        there = [
+            (record.source, splits.class_names[record.label]) for record in getattr(splits, split)
+        ]
         assert there == expected[split]
     assert list(splits.unlabeled or ()) == expected["unlabeled"]
     assert list(splits.class_names) == sorted({label for _, label, _ in rows if label})

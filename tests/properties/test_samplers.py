@@ -15,7 +15,9 @@ def in_parts(rng):
     return iter([order[:7], order[7:8], order[8:]])
 
 
-uneven = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
+uneven = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(
+    lambda sizes: np.repeat(np.arange(len(sizes)), sizes)
+)
 pools = st.tuples(st.integers(1, 80), st.none()) | st.just((40, in_parts))
 batches = st.integers(1, 9)
 processes = st.integers(1, 5)
@@ -26,7 +28,8 @@ epochs = st.integers(0, 5)
 def train_samplers(pool, batch_size, world_size, seed, epoch):
     num_images, shuffle, *labels = pool
     made = [
-        TrainSampler(num_images, batch_size, seed, rank, world_size, shuffle, *labels) for rank in range(world_size)
+        TrainSampler(num_images, batch_size, seed, rank, world_size, shuffle, *labels)
+        for rank in range(world_size)
     ]
     for sampler in made:
         sampler.set_epoch(epoch)
@@ -50,7 +53,9 @@ def test_an_epoch_has_each_image_once_in_full_batches(pool, batch_size, world_si
 
 
 @given(pools, batches, processes, seeds, epochs)
-def test_what_processes_see_together_is_what_one_sees_alone(pool, batch_size, world_size, seed, epoch):
+def test_what_processes_see_together_is_what_one_sees_alone(
+    pool, batch_size, world_size, seed, epoch
+):
     together = batch_size * world_size
     lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
     (alone,) = train_samplers(pool, together, 1, seed, epoch)
@@ -63,11 +68,15 @@ def in_classes(labels):
 
 
 @given(uneven, batches, processes, seeds, epochs)
-def test_balanced_each_class_comes_equally_often_and_so_do_its_images(labels, batch_size, world_size, seed, epoch):
+def test_balanced_each_class_comes_equally_often_and_so_do_its_images(
+    labels, batch_size, world_size, seed, epoch
+):
     pool, together = in_classes(labels), batch_size * world_size
     (alone,) = train_samplers(pool, together, 1, seed, epoch)
     drawn = list(alone)
-    assert len(drawn) == len(alone) == (len(labels) // together * together or len(labels)), "as long as without"
+    assert len(drawn) == len(alone) == (len(labels) // together * together or len(labels)), (
+        "as long as without"
+    )
     assert len(set(drawn)) == len(drawn), "an image that comes again is another view"
     times = np.bincount([index for index, _ in drawn], minlength=len(labels))
     of_class = np.bincount(labels, times)
@@ -91,8 +100,17 @@ def test_over_epochs_all_images_of_a_large_class_come_and_no_class_comes_more_of
 
 
 def test_the_order_is_a_shuffle_drawn_from_seed_and_epoch():
-    orders = [list(*train_samplers((40, None), 8, 1, seed, epoch)) for seed in (1, 2) for epoch in range(3)]
-    assert len({tuple(index for index, _ in order) for order in [*orders, [(i, 0) for i in range(40)]]}) == 7
+    orders = [
+        list(*train_samplers((40, None), 8, 1, seed, epoch))
+        for seed in (1, 2)
+        for epoch in range(3)
+    ]
+    assert (
+        len(
+            {tuple(index for index, _ in order) for order in [*orders, [(i, 0) for i in range(40)]]}
+        )
+        == 7
+    )
 
 
 @given(pools, seeds, epochs)
@@ -104,7 +122,9 @@ def test_the_order_is_a_uniform_permutation_or_what_is_drawn_in_its_place(pool, 
 
 
 @given(pools | uneven.map(in_classes), batches, processes, seeds, epochs, st.data())
-def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(pool, batch_size, world_size, seed, epoch, data):
+def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(
+    pool, batch_size, world_size, seed, epoch, data
+):
     for sampler in train_samplers(pool, batch_size, world_size, seed, epoch):
         whole = list(sampler)
         sampler.start = data.draw(st.integers(0, len(whole)), "start")

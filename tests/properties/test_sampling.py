@@ -21,7 +21,9 @@ CLASSES = 5
 
 # so many images of each class, in any order
 labels = st.lists(st.integers(0, 8), min_size=CLASSES, max_size=CLASSES).flatmap(
-    lambda counts: st.permutations([label for label, count in enumerate(counts) for _ in range(count)])
+    lambda counts: st.permutations(
+        [label for label, count in enumerate(counts) for _ in range(count)]
+    )
 )
 shots = st.sampled_from([1, 2, 3, 4, 5, 6, None])
 seeds = st.integers(0, 2**31)
@@ -29,14 +31,26 @@ shares = st.floats(0.01, 0.99)
 
 
 def test_stream_is_philox_at_its_documented_key_and_counter():
-    literal = np.random.Generator(np.random.Philox(key=7 + (0 << 64), counter=(5 << 64) + (3 << 128)))
-    assert generator(7, "augmentation", epoch=3, index=5).random(4).tolist() == literal.random(4).tolist()
+    literal = np.random.Generator(
+        np.random.Philox(key=7 + (0 << 64), counter=(5 << 64) + (3 << 128))
+    )
+    assert (
+        generator(7, "augmentation", epoch=3, index=5).random(4).tolist()
+        == literal.random(4).tolist()
+    )
 
 
 def test_every_key_has_its_own_stream_whatever_the_order_of_calls():
-    keys = [(s, p, e, i) for s in range(3) for p in ("augmentation", "order") for e in range(3) for i in range(3)]
+    keys = [
+        (s, p, e, i)
+        for s in range(3)
+        for p in ("augmentation", "order")
+        for e in range(3)
+        for i in range(3)
+    ]
     forward, backward = (
-        {key: generator(*key[:2], epoch=key[2], index=key[3]).random() for key in order} for order in (keys, keys[::-1])
+        {key: generator(*key[:2], epoch=key[2], index=key[3]).random() for key in order}
+        for order in (keys, keys[::-1])
     )
     assert forward == backward
     assert len(set(forward.values())) == len(keys)
@@ -55,7 +69,10 @@ def community_sample(train, val, k, val_shots, seed):
     state = random.getstate()
     random.seed(seed)
     samples = []
-    for split, shots in ((train, k), (val, val_shots if None in (k, val_shots) else min(k, val_shots))):
+    for split, shots in (
+        (train, k),
+        (val, val_shots if None in (k, val_shots) else min(k, val_shots)),
+    ):
         labels_in_order = []
         for record in split:
             if record.label not in labels_in_order:
@@ -75,7 +92,9 @@ def community_sample(train, val, k, val_shots, seed):
 @given(labels, labels, shots, shots, seeds)
 def test_sample_is_the_communitys_for_the_seed(train, val, shots, val_shots, seed):
     train, val = records("train", train), records("val", val)
-    assert few_shot(train, val, shots, val_shots, seed) == community_sample(train, val, shots, val_shots, seed)
+    assert few_shot(train, val, shots, val_shots, seed) == community_sample(
+        train, val, shots, val_shots, seed
+    )
 
 
 def test_sample_of_seed_1_by_hand():
@@ -138,5 +157,7 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
     if unlabeled is None:
         assert (apart, number) == (after, 0)
     else:
-        assert list(apart.unlabeled) == [source for source in before.unlabeled if source not in tested]
+        assert list(apart.unlabeled) == [
+            source for source in before.unlabeled if source not in tested
+        ]
         assert number == len(before.unlabeled) - len(apart.unlabeled)

@@ -50,7 +50,9 @@ def test_it_writes_the_targets_alone_and_shows_what_changes(written, capsys):
         ]
 
 
-def test_a_second_start_says_that_it_is_done_and_changes_nothing(written, teacher_run, capsys, monkeypatch):
+def test_a_second_start_says_that_it_is_done_and_changes_nothing(
+    written, teacher_run, capsys, monkeypatch
+):
     out, printed = written
     monkeypatch.setattr(refined_target, "refine", None)
     before = without_lock(out)
@@ -62,21 +64,32 @@ def test_a_second_start_says_that_it_is_done_and_changes_nothing(written, teache
     assert without_lock(out) == before
 
 
-def test_a_fit_learns_them_and_is_not_touched_afterwards(written, teacher_run, tmp_path, capsys, monkeypatch):
+def test_a_fit_learns_them_and_is_not_touched_afterwards(
+    written, teacher_run, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "student"
     out.mkdir()
     (out / POOL_TARGETS_FILE).write_bytes((written[0] / POOL_TARGETS_FILE).read_bytes())
     monkeypatch.setattr(refined_target, "refine", None)
     assert main(["fit", *options(teacher_run, out, REFINED, "--seed_everything=2")]) == 1
-    error_line(capsys, f"{out / POOL_TARGETS_FILE} was made for other labels: remove it, or choose another --out")
+    error_line(
+        capsys,
+        f"{out / POOL_TARGETS_FILE} was made for other labels: remove it, or choose another --out",
+    )
     assert main(["fit", *options(teacher_run, out, REFINED)]) == 0
     before = without_lock(out)
     assert main(["refine", *options(teacher_run, out)]) == 0
     assert capsys.readouterr().err.endswith("was there already: nothing to do\n")
     assert without_lock(out) == before
-    other = ["--model.init_args.target=kdpl.refinement.target.Refined", "--model.init_args.target.init_args.rounds=3"]
+    other = [
+        "--model.init_args.target=kdpl.refinement.target.Refined",
+        "--model.init_args.target.init_args.rounds=3",
+    ]
     assert main(["refine", *options(teacher_run, out, *other)]) == 1
-    error_line(capsys, f"{out} holds a run with other settings (model.init_args.target is refined there and None here)")
+    error_line(
+        capsys,
+        f"{out} holds a run with other settings (model.init_args.target is refined there and None here)",
+    )
 
 
 def test_interrupted_it_leaves_nothing_behind(teacher_run, tmp_path, monkeypatch):
@@ -92,12 +105,17 @@ def test_interrupted_it_leaves_nothing_behind(teacher_run, tmp_path, monkeypatch
     ("args", "words"),
     [
         ([], "refine needs the settings of a student's fit"),
-        ([*DATA, *STUDENT, "--model.init_args.teacher=t"], "the run has no folder to write to: give --out FOLDER"),
+        (
+            [*DATA, *STUDENT, "--model.init_args.teacher=t"],
+            "the run has no folder to write to: give --out FOLDER",
+        ),
         ([*DATA, *TEACHER, "--out=o"], "expected those of a student"),
         (options("t", "o"), "t/class_vectors.safetensors does not exist"),
     ],
 )
-def test_wrong_settings_are_one_line_and_nothing_is_written(args, words, tmp_path, capsys, monkeypatch):
+def test_wrong_settings_are_one_line_and_nothing_is_written(
+    args, words, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(["refine", *args]) == 1
     error_line(capsys, words)
@@ -111,6 +129,9 @@ def test_of_many_classes_those_that_change_most_are_shown(written):
     console = Console(file=io.StringIO(), width=100)
     _show(many, console)
     title, _, _, _, first, *others = console.file.getvalue().splitlines()
-    assert title == "unlabelled images of the 20 classes that change most; not taken, a student learns the first:"
+    assert (
+        title
+        == "unlabelled images of the 20 classes that change most; not taken, a student learns the first:"
+    )
     assert cells(first) == ["[b]29", "5", "29", "+24"]
     assert sum("[b]" in line for line in others) == 19

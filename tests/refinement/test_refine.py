@@ -25,8 +25,12 @@ def pool():
     draw = torch.Generator().manual_seed(1)
     classes = torch.arange(N) % C
     centres = torch.eye(D)[:C] + 0.4
-    features = torch.nn.functional.normalize(centres[classes] + 0.3 * torch.randn(N, D, generator=draw), dim=1)
-    predictions = (features @ centres.T + 0.5 * torch.randn(N, C, generator=draw)).mul(3).softmax(dim=1)
+    features = torch.nn.functional.normalize(
+        centres[classes] + 0.3 * torch.randn(N, D, generator=draw), dim=1
+    )
+    predictions = (
+        (features @ centres.T + 0.5 * torch.randn(N, C, generator=draw)).mul(3).softmax(dim=1)
+    )
     labels = torch.full((N,), -1)
     labels[torch.tensor([3, 8, 21])] = classes[torch.tensor([3, 8, 21])]
     return features, predictions, labels
@@ -56,7 +60,9 @@ def plain_refine(features, predictions, labels, config):
         return z
 
     def fit(z):
-        means = torch.stack([sum(z[i, c] * f[i] for i in range(N)) / z[:, c].sum() for c in range(C)])
+        means = torch.stack(
+            [sum(z[i, c] * f[i] for i in range(N)) / z[:, c].sum() for c in range(C)]
+        )
         variance = sum(z[i, c] * (f[i] - means[c]) ** 2 for i in range(N) for c in range(C)) / N
         return means, variance
 
@@ -74,14 +80,20 @@ def plain_refine(features, predictions, labels, config):
                     )
                     neighbors = sum(a[i, j] * z[j, c] for j in range(N) if a[i, j])
                     prior = math.log(max(y[i, c], 1e-9))
-                    new[i, c] = config.likelihood * log_density + config.graph * neighbors + config.prior * prior
+                    new[i, c] = (
+                        config.likelihood * log_density
+                        + config.graph * neighbors
+                        + config.prior * prior
+                    )
             z = clamp(new.softmax(dim=1))
     return z, *fit(z)
 
 
 def refined(pool, config, labels=None):
     features, predictions, _ = pool
-    return refine(features, predictions, affinity(*nearest(features, config.neighbors)), labels, config)
+    return refine(
+        features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
+    )
 
 
 @pytest.mark.parametrize("labeled", [False, True])
@@ -104,7 +116,9 @@ def test_the_order_of_images_and_the_size_of_chunks_do_not_matter(pool, monkeypa
     monkeypatch.setattr(refinement, "_CELLS", 7 * N)
     assert (refined(pool, config, labels).assignments - whole).abs().max() < 1e-5
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
-    shuffled = refined((features[order], predictions[order], None), config, labels[order]).assignments
+    shuffled = refined(
+        (features[order], predictions[order], None), config, labels[order]
+    ).assignments
     assert (shuffled - whole[order]).abs().max() < 1e-5
 
 
@@ -124,7 +138,9 @@ def test_neighbours_are_the_nearest_others_and_found_by_faiss_as_well(pool):
 
 def test_without_faiss_the_extra_is_named(pool, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with world.refused(ConfigError, r"search faiss needs faiss: pip install 'kdpl\[faiss\]', or set it to exact"):
+    with world.refused(
+        ConfigError, r"search faiss needs faiss: pip install 'kdpl\[faiss\]', or set it to exact"
+    ):
         nearest(pool[0], 5, "faiss")
 
 
@@ -167,7 +183,9 @@ def targets(pool):
 def test_the_file_holds_all_of_it(targets, classes, tmp_path):
     padded = torch.nn.functional.pad(targets.assignments, (0, classes - C))
     names = tuple(f"class {i}" for i in range(classes))
-    whole = replace(targets, assignments=padded, class_names=names, before=(1,) * classes, after=(1,) * classes)
+    whole = replace(
+        targets, assignments=padded, class_names=names, before=(1,) * classes, after=(1,) * classes
+    )
     whole.save(tmp_path / "file")
     read = PoolTargets.load(tmp_path / "file")
     assert read.assignments.equal(padded)
@@ -187,9 +205,13 @@ def test_the_target_mixes_assignment_and_prediction(targets):
     z = torch.nn.functional.pad(targets.assignments, (0, 6))
     target.use(replace(targets, assignments=z), torch.device("cpu"))
     floored = z[indices // 2].double() + 1e-4
-    powers = (floored / floored.sum(dim=1, keepdim=True)) ** 0.75 * predicted.double().softmax(1) ** 0.25
+    powers = (floored / floored.sum(dim=1, keepdim=True)) ** 0.75 * predicted.double().softmax(
+        1
+    ) ** 0.25
     expected = powers / powers.sum(dim=1, keepdim=True)
-    assert (target.logits(predicted, indices).double().softmax(dim=1) - expected).abs().max() < 2e-3  # float16
+    assert (
+        target.logits(predicted, indices).double().softmax(dim=1) - expected
+    ).abs().max() < 2e-3  # float16
     target.use(replace(targets, share=0.0), torch.device("cpu"))
     assert target.logits(predicted, indices).equal(predicted)
 
@@ -216,5 +238,8 @@ def test_a_file_that_does_not_fit_itself_is_refused(changes, targets, tmp_path):
     fields |= {name: value for name, value in changes.items() if name in fields}
     tensors = {name: whole[name] for name in ("images", "assignments")}
     write_tensors(tmp_path / "file", KIND, 1, tensors, fields)
-    with world.refused(ArtifactError, "file (is damaged|has an invalid field).*: remove it, and run the same command"):
+    with world.refused(
+        ArtifactError,
+        "file (is damaged|has an invalid field).*: remove it, and run the same command",
+    ):
         PoolTargets.load(tmp_path / "file")

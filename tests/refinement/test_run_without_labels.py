@@ -49,17 +49,30 @@ def settings(stage):
     return yaml.safe_load((stage / "config.yaml").read_text())
 
 
-def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as_asked(finished, tmp_path):
-    assert fit_teacher(tmp_path / "teacher", *configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0") == 0
+def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as_asked(
+    finished, tmp_path
+):
+    assert (
+        fit_teacher(
+            tmp_path / "teacher", *configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"
+        )
+        == 0
+    )
     by_config, by_run = (settings(folder / "teacher") for folder in (tmp_path, finished))
     assert by_config.pop("out") != by_run.pop("out")
     assert by_config == by_run
-    vectors = [ClassVectors.load(folder / "teacher/class_vectors.safetensors") for folder in (tmp_path, finished)]
+    vectors = [
+        ClassVectors.load(folder / "teacher/class_vectors.safetensors")
+        for folder in (tmp_path, finished)
+    ]
     assert torch.equal(vectors[0].vectors, vectors[1].vectors)
     student = settings(finished / "student")
     assert (student["data"]["init_args"]["shots"], student["trainer"]["max_epochs"]) == (0, 2)
     target = student["model"]["init_args"]["target"]
-    assert (target["class_path"], target["init_args"]["views"]) == ("kdpl.refinement.target.Refined", 2)
+    assert (target["class_path"], target["init_args"]["views"]) == (
+        "kdpl.refinement.target.Refined",
+        2,
+    )
     assert (finished / "student/pool_targets.safetensors").is_file()
     assert "train/loss" in curves_of(finished / "student")
     assert not any(name.startswith("val/") for name in curves_of(finished / "student"))
@@ -67,7 +80,11 @@ def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as
 
 def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert list(results) == ["teacher, zero-shot", "student's CLIP, zero-shot", "student, distilled"]
+    assert list(results) == [
+        "teacher, zero-shot",
+        "student's CLIP, zero-shot",
+        "student, distilled",
+    ]
     assert results["teacher, zero-shot"]["test/acc"] == pytest.approx(0.695, abs=0.01)
     assert {row["images"] for row in results.values()} == {899}
     page = (finished / "report.html").read_text()
@@ -120,7 +137,9 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
         (["--shots=0", f"--student={CONFIGS}/student/feature_l1.yaml"], True, []),
     ],
 )
-def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_shot, target, tmp_path, monkeypatch):
+def test_what_configs_and_options_say_of_labels_and_target_decides(
+    more, zero_shot, target, tmp_path, monkeypatch
+):
     for name, text in {
         "none": "data: {init_args: {shots: 0}}",
         "four": "data: {init_args: {shots: 4}}",
@@ -135,7 +154,11 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(more, zero_sh
         main([*RUN, "--out=out", *more])
     teacher, student = fits
     assert ("--trainer.max_epochs=0" in teacher) == zero_shot
-    assert [arg.partition("=")[2] for arg in student if arg.startswith("--model.init_args.target=refined")] == target
+    assert [
+        arg.partition("=")[2]
+        for arg in student
+        if arg.startswith("--model.init_args.target=refined")
+    ] == target
 
 
 @pytest.mark.parametrize(
@@ -157,7 +180,11 @@ def test_what_needs_labels_is_one_sentence(more, words, tmp_path, capsys):
 def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path, capsys):
     root, out = image_folder(tmp_path / "pets", splits=("train",)), tmp_path / "out"
     data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
-    own = ["--data.init_args.held_out=null", "--data.init_args.batch_size=4", "--data.init_args.num_workers=0"]
+    own = [
+        "--data.init_args.held_out=null",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.num_workers=0",
+    ]
     command = ["run", *data, *STAGES, *SHORT, *own, "--shots=0", f"--out={out}"]
     assert main(command) == 0
     said = capsys.readouterr().out

@@ -20,9 +20,19 @@ from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
-POOL = {"shots": 2, "unlabeled_share": 0.12}  # 20 labelled images, 84 unlabelled ones, of which some are both
+POOL = {
+    "shots": 2,
+    "unlabeled_share": 0.12,
+}  # 20 labelled images, 84 unlabelled ones, of which some are both
 SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
-SETTINGS = {"mode": "always", "neighbors": 4, "graph": 1.0, "likelihood": 0.05, "rounds": 3, "views": 2}
+SETTINGS = {
+    "mode": "always",
+    "neighbors": 4,
+    "graph": 1.0,
+    "likelihood": 0.05,
+    "rounds": 3,
+    "views": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +42,22 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def distil(teacher, folder, callbacks=(), ckpt_path=None, data=(), epochs=1, save=False, trainer=(), **options):
+def distil(
+    teacher,
+    folder,
+    callbacks=(),
+    ckpt_path=None,
+    data=(),
+    epochs=1,
+    save=False,
+    trainer=(),
+    **options,
+):
     """Fit a student for two steps an epoch in a folder; returns its record."""
     settings = {**SETTINGS, **options.pop("refinement", {})}
-    student = world.make_student(teacher, kd_weight=20, **{"target": Refined(**settings), **options})
+    student = world.make_student(
+        teacher, kd_weight=20, **{"target": Refined(**settings), **options}
+    )
     domain = world.digits(7, **{**POOL, **dict(data)})
     steps = {"limit_train_batches": 2, "save": save, **dict(trainer)}
     return world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **steps)
@@ -69,15 +91,21 @@ def plainly(teacher, plain_of):
         return normalized(normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True))
 
     further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
-    features = [feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()]
+    features = [
+        feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()
+    ]
     features = torch.cat([*features, *(feature(further, i) for i in range(len(further)))]).float()
-    known = torch.tensor([labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation))
+    known = torch.tensor(
+        [labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation)
+    )
     return features, (SCALE * features @ vectors.float().T).softmax(dim=1), known, validation
 
 
 def refined_plainly(features, predictions, labels):
     config = RefinementConfig(**SETTINGS)
-    return refine(features, predictions, affinity(*nearest(features, config.neighbors)), labels, config).assignments
+    return refine(
+        features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
+    ).assignments
 
 
 def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
@@ -108,28 +136,72 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
     pool_alone[n:] = -1
     with_validation[-len(validation) :] = torch.tensor([record.label for record in validation])
     for other in (pool_alone, with_validation):
-        assert (refined_plainly(features, predictions, other)[:n] - made.assignments.float()).abs().max() > 0.05
+        assert (
+            refined_plainly(features, predictions, other)[:n] - made.assignments.float()
+        ).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(
     ("mode", "teacher", "refined", "after", "shots", "taken", "words"),
     [
-        ("auto", [0] * 5 + [1] * 5, [1] * 10, (5, 5), 16, True, "100.0 % of 10 validation images, the predictions"),
-        ("auto", [0] * 5 + [1] * 5, [1] * 10, (5, 5), 16, True, "on 50.0 % (5 gained, 0 lost, p = 0.031)"),
+        (
+            "auto",
+            [0] * 5 + [1] * 5,
+            [1] * 10,
+            (5, 5),
+            16,
+            True,
+            "100.0 % of 10 validation images, the predictions",
+        ),
+        (
+            "auto",
+            [0] * 5 + [1] * 5,
+            [1] * 10,
+            (5, 5),
+            16,
+            True,
+            "on 50.0 % (5 gained, 0 lost, p = 0.031)",
+        ),
         ("auto", [0] * 4 + [1] * 6, [1] * 10, (5, 5), 1, False, "(4 gained, 0 lost, p = 0.062)"),
-        ("auto", [0], [1], (5, 5), 1, False, "100.0 % of 1 validation images, the predictions before it on 0.0 % (1 g"),
+        (
+            "auto",
+            [0],
+            [1],
+            (5, 5),
+            1,
+            False,
+            "100.0 % of 1 validation images, the predictions before it on 0.0 % (1 g",
+        ),
         ("auto", [1] * 10, [1] * 10, (5, 5), 1, False, "(0 gained, 0 lost, p = 1)"),
         ("auto", [1, *[0] * 9], [0, *[1] * 8, 0], (5, 5), 1, True, "(8 gained, 1 lost, p = 0.02)"),
         ("auto", [1] * 10, [0] * 10, (5, 5), 1, False, "(0 gained, 10 lost, p = 1)"),
-        ("always", [1] * 10, [0] * 10, (0, 10), 16, True, "as mode is always; it is right on 0.0 %"),
-        ("auto", [], [], (5, 5), 0, True, "no held-out labels to measure it on, and there is at most one label"),
+        (
+            "always",
+            [1] * 10,
+            [0] * 10,
+            (0, 10),
+            16,
+            True,
+            "as mode is always; it is right on 0.0 %",
+        ),
+        (
+            "auto",
+            [],
+            [],
+            (5, 5),
+            0,
+            True,
+            "no held-out labels to measure it on, and there is at most one label",
+        ),
         ("auto", [], [], (5, 5), 1, True, "at most one label a class"),
         ("auto", [], [], (5, 5), 1.5, False, "with more than one label a class it may harm"),
         ("auto", [], [], (0, 10), 0, False, "it leaves 1 class without an image"),
         ("always", [], [], (0, 10), 0, True, "there are no held-out labels"),
     ],
 )
-def test_it_is_taken_where_it_is_better_or_nothing_is_against_it(mode, teacher, refined, after, shots, taken, words):
+def test_it_is_taken_where_it_is_better_or_nothing_is_against_it(
+    mode, teacher, refined, after, shots, taken, words
+):
     decision = decided(teacher, refined, [[5, 5], after], shots, mode)
     assert decision[0] == taken
     assert decision[1].startswith("taken" if taken else "not taken")
@@ -160,7 +232,9 @@ def test_the_p_value_is_the_share_of_sign_changes_that_gain_as_much():
         assert said.endswith(f"({gained} gained, {lost} lost, p = {expected:.2g})")
 
 
-def test_where_it_is_not_taken_the_student_learns_the_published_target(teacher, whole, tmp_path, monkeypatch):
+def test_where_it_is_not_taken_the_student_learns_the_published_target(
+    teacher, whole, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Refined, "_decide", lambda *_: (False, "not taken"))
     losses = distil(teacher, tmp_path / "not_taken", epochs=2).losses
     assert losses == distil(teacher, tmp_path / "published", epochs=2, target="teacher").losses
@@ -172,7 +246,10 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
     record, folder = whole
     before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
     monkeypatch.setattr(Refined, "_features", None)
-    assert distil(teacher, folder, ckpt_path=folder / "epoch=0.ckpt", epochs=2).losses == record.losses[2:]
+    assert (
+        distil(teacher, folder, ckpt_path=folder / "epoch=0.ckpt", epochs=2).losses
+        == record.losses[2:]
+    )
     assert distil(teacher, folder).losses == record.losses[:2]
     assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
 
@@ -188,14 +265,19 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
 )
 def test_a_file_of_something_else_is_refused(changes, words, teacher, whole, tmp_path):
     (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
-    with world.refused(ArtifactError, f"{POOL_TARGETS_FILE} was made for other {words}: remove it, or choose another"):
+    with world.refused(
+        ArtifactError,
+        f"{POOL_TARGETS_FILE} was made for other {words}: remove it, or choose another",
+    ):
         distil(teacher, tmp_path, [world.NoStep()], **changes)
 
 
 @pytest.mark.parametrize(("seed", "words"), [(1, "teacher"), (0, "class vectors")])
 def test_a_file_of_another_teacher_or_other_class_vectors_is_refused(seed, words, whole, tmp_path):
     (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
-    world.write_teacher(tmp_path, seed=seed, class_names=world.DIGITS, num_base=None, logit_scale=SCALE)
+    world.write_teacher(
+        tmp_path, seed=seed, class_names=world.DIGITS, num_base=None, logit_scale=SCALE
+    )
     if seed == 0:
         file = tmp_path / CLASS_VECTORS_FILE
         vectors = ClassVectors.load(file)
@@ -212,7 +294,9 @@ def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_pa
     assert len(targets_in(tmp_path).images) == 84 - gone
 
 
-def test_a_cache_changes_nothing_but_for_rounding_and_then_no_teacher_is_loaded(teacher, whole, tmp_path, monkeypatch):
+def test_a_cache_changes_nothing_but_for_rounding_and_then_no_teacher_is_loaded(
+    teacher, whole, tmp_path, monkeypatch
+):
     data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
     cached = distil(teacher, tmp_path, [FillTeacherCache()], data=data, epochs=2)
     made = targets_in(tmp_path)
@@ -227,9 +311,12 @@ def test_a_cache_changes_nothing_but_for_rounding_and_then_no_teacher_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("data", "seen", "shown"), [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)]
+    ("data", "seen", "shown"),
+    [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)],
 )
-def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(data, seen, shown, teacher, tmp_path, monkeypatch):
+def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(
+    data, seen, shown, teacher, tmp_path, monkeypatch
+):
     labels = []
 
     def watched(features, predictions, neighbors, known, *more):

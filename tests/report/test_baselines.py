@@ -27,7 +27,9 @@ def blobs(images, seed):
     draw = np.random.default_rng(seed)
     labels = np.minimum(np.arange(images) % 5, 2)
     values = np.eye(8)[labels] + 0.5 * draw.normal(size=(images, 8))
-    return Features((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels)
+    return Features(
+        (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels
+    )
 
 
 def test_c_is_the_first_with_the_best_accuracy_on_validation_images():
@@ -43,7 +45,10 @@ def test_c_is_the_first_with_the_best_accuracy_on_validation_images():
 
 def test_without_validation_images_c_is_cross_validated_as_far_as_there_are_labels():
     labeled = blobs(20, 3)
-    shares = [cross_val_score(LogisticRegression(C=c, max_iter=1000), *labeled, cv=4).mean() for c in STRENGTHS]
+    shares = [
+        cross_val_score(LogisticRegression(C=c, max_iter=1000), *labeled, cv=4).mean()
+        for c in STRENGTHS
+    ]
     model, how = fit_probe(labeled, None)
     assert (model.C, how) == (
         STRENGTHS[int(np.argmax(shares))],
@@ -83,7 +88,10 @@ def plain_features(name, sources):
     """Features of digits, image by image."""
     tower = load_image_clip(ClipConfig(name, "glyphs")).image_tower
     images = [digits.open_digit(source) for source in sources]
-    pixels = [torch.from_numpy(np.array(image.resize((32, 32), 3))).permute(2, 0, 1)[None] for image in images]
+    pixels = [
+        torch.from_numpy(np.array(image.resize((32, 32), 3))).permute(2, 0, 1)[None]
+        for image in images
+    ]
     with torch.no_grad():
         found = torch.cat([tower(each) for each in pixels])
     return torch.nn.functional.normalize(found, dim=1).numpy()
@@ -92,12 +100,20 @@ def plain_features(name, sources):
 def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
     shown, notes = compared
     expected = ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
-    assert list(shown) == expected + [f"linear probe: {clip}, 160 labels" for clip in CLIPS.values()]
-    for name, stage in zip(expected, ("student", "zero_shot/teacher", "zero_shot/student"), strict=True):
+    assert list(shown) == expected + [
+        f"linear probe: {clip}, 160 labels" for clip in CLIPS.values()
+    ]
+    for name, stage in zip(
+        expected, ("student", "zero_shot/teacher", "zero_shot/student"), strict=True
+    ):
         correct, row = correct_of(run / stage), shown[name]
-        assert row["accuracy"] == pytest.approx(100 * read_results(run / stage)["test/acc"], abs=1e-4)
+        assert row["accuracy"] == pytest.approx(
+            100 * read_results(run / stage)["test/acc"], abs=1e-4
+        )
         low, high = wilson(int(correct.sum()), correct.size)
-        assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((100 * low, 100 * high), abs=1e-4)
+        assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(
+            (100 * low, 100 * high), abs=1e-4
+        )
         if name != "run":
             interval = bootstrap_difference(correct_of(run / "student"), correct)
             found = [row["difference_low"], row["difference_high"]]
@@ -148,7 +164,10 @@ def without_scikit_learn(patch, _):
 
 
 def without_data(patch, _):
-    patch.setattr("kdpl.data.readers.digits.Digits.read", Mock(side_effect=DataError("dataset digits is gone")))
+    patch.setattr(
+        "kdpl.data.readers.digits.Digits.read",
+        Mock(side_effect=DataError("dataset digits is gone")),
+    )
 
 
 def without_labels(_, run):
@@ -159,12 +178,17 @@ def without_labels(_, run):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (without_scikit_learn, "no linear probe, because scikit-learn is not installed: pip install"),
+        (
+            without_scikit_learn,
+            "no linear probe, because scikit-learn is not installed: pip install",
+        ),
         (without_data, "no linear probe of the teacher's CLIP for run: dataset digits is gone"),
         (without_labels, "no linear probe of the teacher's CLIP for run: shots is 0"),
     ],
 )
-def test_where_something_is_missing_a_line_says_why_there_is_no_probe(break_it, words, run, tmp_path, monkeypatch):
+def test_where_something_is_missing_a_line_says_why_there_is_no_probe(
+    break_it, words, run, tmp_path, monkeypatch
+):
     copy = shutil.copytree(run, tmp_path / "run")
     break_it(monkeypatch, copy)
     shown, notes = compare(copy)

@@ -9,11 +9,21 @@ from runs import fit_teacher, noise
 from runs import test as run_test
 
 from kdpl.errors import DataError
-from kdpl.report.pictures import choose_for_sheet, draw_confusion, draw_curves, draw_sheet, font_families
+from kdpl.report.pictures import (
+    choose_for_sheet,
+    draw_confusion,
+    draw_curves,
+    draw_sheet,
+    font_families,
+)
 from kdpl.runtime.predictions import ImagePrediction
 from kdpl.runtime.run_folder import RESULTS_FILE
 
-CURVES = {"epoch": [(9, 0.0), (29, 2.0)], "train/loss": [(9, 2.0), (19, 1.0), (29, 0.5)], "val/acc": [(9, 0.3)]}
+CURVES = {
+    "epoch": [(9, 0.0), (29, 2.0)],
+    "train/loss": [(9, 2.0), (19, 1.0), (29, 0.5)],
+    "val/acc": [(9, 0.3)],
+}
 
 
 def predictions_of(labels, predictions, names):
@@ -25,7 +35,13 @@ def predictions_of(labels, predictions, names):
 
 def pairs_of(teacher, student, names=("a", "b")):
     labels = [0] * len(teacher)
-    return list(zip(predictions_of(labels, teacher, names), predictions_of(labels, student, names), strict=True))
+    return list(
+        zip(
+            predictions_of(labels, teacher, names),
+            predictions_of(labels, student, names),
+            strict=True,
+        )
+    )
 
 
 def noises(n):
@@ -59,7 +75,11 @@ PICTURES = {
             CURVES,
             {**CURVES, "train/loss": [(9, 0.5), (19, 1.0), (29, 2.0)]},
             {**CURVES, "val/acc": [(9, 0.9), (29, 0.3)]},
-            {**CURVES, "val/base_acc": [(9, 0.5), (29, 0.7)], "val/novel_acc": [(9, 0.2), (29, 0.3)]},
+            {
+                **CURVES,
+                "val/base_acc": [(9, 0.5), (29, 0.7)],
+                "val/novel_acc": [(9, 0.2), (29, 0.3)],
+            },
             {},
         )
     ],
@@ -86,7 +106,9 @@ def test_pictures_show_what_they_are_drawn_of(kind, tmp_path):
     for draw in PICTURES[kind]:
         draw(tmp_path / "picture.png")
         drawn.append(pixels(tmp_path / "picture.png"))
-    assert not any(a.shape == b.shape and (a == b).all() for i, a in enumerate(drawn) for b in drawn[:i])
+    assert not any(
+        a.shape == b.shape and (a == b).all() for i, a in enumerate(drawn) for b in drawn[:i]
+    )
 
 
 # matplotlib reads text between dollar signs as mathematics
@@ -100,7 +122,9 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
 
 def test_characters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypatch, capsys):
     other = findfont("STIXGeneral")
-    lacking = set(get_font(other).get_charmap()) - set(get_font(findfont("DejaVu Sans")).get_charmap())
+    lacking = set(get_font(other).get_charmap()) - set(
+        get_font(findfont("DejaVu Sans")).get_charmap()
+    )
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [other])
     assert font_families(("cat", chr(min(lacking)))) == ["DejaVu Sans", "STIXGeneral"]
     assert not capsys.readouterr().err
@@ -118,16 +142,28 @@ def test_half_of_the_sheet_are_mistakes_of_either_and_the_rest_is_spread_evenly(
     assert [i for i in chosen if i not in mistakes] == list(range(30, 90, 6))
 
 
-@pytest.mark.parametrize(("images", "wrong", "shown"), [(0, 0, 0), (5, 0, 5), (5, 5, 5), (99, 1, 20), (99, 99, 10)])
+@pytest.mark.parametrize(
+    ("images", "wrong", "shown"), [(0, 0, 0), (5, 0, 5), (5, 5, 5), (99, 1, 20), (99, 99, 10)]
+)
 def test_a_sheet_is_never_larger_than_asked_nor_than_there_are_images(images, wrong, shown):
-    chosen = choose_for_sheet(pairs_of([0] * images, [1] * wrong + [0] * (images - wrong)), count=20)
+    chosen = choose_for_sheet(
+        pairs_of([0] * images, [1] * wrong + [0] * (images - wrong)), count=20
+    )
     assert len(chosen) == len(set(chosen)) == shown
 
 
 def test_a_fit_and_a_test_leave_pictures(teacher_run, student_run):
-    names = {run: sorted(p.name for p in (run / "figures").iterdir()) for run in (teacher_run, student_run)}
+    names = {
+        run: sorted(p.name for p in (run / "figures").iterdir())
+        for run in (teacher_run, student_run)
+    }
     assert names[teacher_run] == ["confusion.png", "learning_curves.png"]
-    assert names[student_run] == ["confusion.png", "disagreements.png", "learning_curves.png", "test_images.png"]
+    assert names[student_run] == [
+        "confusion.png",
+        "disagreements.png",
+        "learning_curves.png",
+        "test_images.png",
+    ]
     for path in student_run.glob("figures/*"):
         pixels(path)
 
@@ -139,7 +175,9 @@ def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch,
     assert not (tmp_path / "figures").exists()
 
 
-def test_a_picture_that_fails_or_would_be_too_large_does_not_end_the_test(tmp_path, teacher_run, monkeypatch, capsys):
+def test_a_picture_that_fails_or_would_be_too_large_does_not_end_the_test(
+    tmp_path, teacher_run, monkeypatch, capsys
+):
     def broken(*_):
         raise MemoryError("no memory for that")
 
@@ -165,7 +203,10 @@ def test_an_image_that_is_gone_does_not_end_the_test(tmp_path, student_run, monk
 
     monkeypatch.setattr("kdpl.data.datamodule.DomainDataModule.test_item", gone)
     assert run_test(copy, f"--out={copy}") == 0
-    assert "warning: cannot draw pictures of the test (image 0.png does not exist" in capsys.readouterr().err
+    assert (
+        "warning: cannot draw pictures of the test (image 0.png does not exist"
+        in capsys.readouterr().err
+    )
     assert (copy / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()
 
 
@@ -179,12 +220,19 @@ def test_a_student_is_tested_from_its_folder_alone_without_a_sheet(tmp_path, stu
 
 def test_the_title_of_a_sheet_counts_what_it_shows(tmp_path, student_run, monkeypatch):
     titles = {}
-    monkeypatch.setattr("kdpl.report.pictures.draw_sheet", lambda *args: titles.update({args[3].stem: args[1:3]}))
+    monkeypatch.setattr(
+        "kdpl.report.pictures.draw_sheet", lambda *args: titles.update({args[3].stem: args[1:3]})
+    )
     copy = tmp_path / "student"
     shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
     assert run_test(copy, f"--out={copy}") == 0
     pairs, title = titles["test_images"]
     wrong = [pair for pair in pairs if not all(each.correct for each in pair)]
-    assert title == f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified by teacher or student"
+    assert (
+        title
+        == f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified by teacher or student"
+    )
     pairs, title = titles["disagreements"]
-    assert re.fullmatch(rf"{len(pairs)} of \d+ test images on which teacher and student disagree", title)
+    assert re.fullmatch(
+        rf"{len(pairs)} of \d+ test images on which teacher and student disagree", title
+    )

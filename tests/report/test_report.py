@@ -34,7 +34,9 @@ def run(tmp_path, teacher_run, student_run):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory, teacher_run, student_run):
-    return make(put_together(tmp_path_factory.mktemp("complete") / "my run", teacher_run, student_run))
+    return make(
+        put_together(tmp_path_factory.mktemp("complete") / "my run", teacher_run, student_run)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +56,39 @@ def gaps_of(page):
 # --- content ---
 
 
-def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(page, teacher_run, student_run):
+def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(
+    page, teacher_run, student_run
+):
     assert tuple(page.texts)[1:] == SECTIONS
     assert gaps_of(page) == []
     for section, words in {
         "header": ("my run", "the teacher's speed"),
         "training": (
-            *("digits", "899 test, 198 validation, 700 unlabelled", "10 classes", "16 images per class"),
-            *("tiny-teacher, weights glyphs; 2 epochs, seed 1", "tiny-student", "vision_prompts.init", "mean_token"),
+            *(
+                "digits",
+                "899 test, 198 validation, 700 unlabelled",
+                "10 classes",
+                "16 images per class",
+            ),
+            *(
+                "tiny-teacher, weights glyphs; 2 epochs, seed 1",
+                "tiny-student",
+                "vision_prompts.init",
+                "mean_token",
+            ),
         ),
         "curves": ("training loss", "Teacher", "Student"),
         "classes": ("seven",),
         "calibration": ("maximises the likelihood of 198 images of the validation split",),
-        "cost": ("teacher", "student", "FLOPs per image", "batch", "thread", "the classifier", "32 px"),
+        "cost": (
+            "teacher",
+            "student",
+            "FLOPs per image",
+            "batch",
+            "thread",
+            "the classifier",
+            "32 px",
+        ),
         "accuracy": ("Wilson", "original CLIP (zero-shot)"),
     }.items():
         assert [each for each in words if each not in page.texts[section]] == []
@@ -84,7 +106,10 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
 def test_the_head_has_the_accuracies_before_training_too(page, run, teacher_run):
     for stage in ("teacher", "student"):
         shown = f"{100 * read_results(run / 'zero_shot' / stage)['test/acc']:.1f}"
-        assert f"accuracy of the {stage} its original CLIP, zero-shot: {shown} %" in page.texts["header"]
+        assert (
+            f"accuracy of the {stage} its original CLIP, zero-shot: {shown} %"
+            in page.texts["header"]
+        )
     assert "zero-shot" not in Page(make(teacher_run, run / "teacher.html")).texts["header"]
 
 
@@ -98,7 +123,11 @@ def test_one_of_something_is_not_many(run):
 
 @pytest.mark.parametrize(
     ("student", "words"),
-    [(500, "1/2 of the teacher's parameters"), (1026, "1.03 × the teacher's parameters"), (1000, "1 × the teacher's")],
+    [
+        (500, "1/2 of the teacher's parameters"),
+        (1026, "1.03 × the teacher's parameters"),
+        (1000, "1 × the teacher's"),
+    ],
 )
 def test_the_head_compares_the_parameters_of_a_larger_student_too(student, words, run, monkeypatch):
     same = {"flops": 1, "images_per_s": 1.0, "batch_size": 8, "image_size": 32}
@@ -114,7 +143,9 @@ def test_disagreements_are_counted_and_shown(page, teacher_run, student_run):
     images = [image for image in page.of("img") if not image["alt"].startswith("rejected")]
     assert 10 <= len(images) <= 30
     assert all(re.match(r"data:image/webp;base64,", image["src"]) for image in images)
-    assert {image["alt"] for image in images} <= {f"test image {s.index}, of class {s.label}" for s in differing}
+    assert {image["alt"] for image in images} <= {
+        f"test image {s.index}, of class {s.label}" for s in differing
+    }
 
 
 # --- one file, for everybody ---
@@ -142,7 +173,9 @@ def test_hostile_class_names_stay_text(run, monkeypatch):
     page = Page(html)
     assert gaps_of(page) == []
     assert len(page.of("script")) == len(page.of("h1")) == 1
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not [
+        name for _, attributes in page.elements for name in attributes if name.startswith("on")
+    ]
     assert [a["src"] for a in page.of("img") if not a["src"].startswith("data:image/")] == []
     script = "<script>document.documentElement.dataset.broken = 'yes'</sc…"
     for shown in (script, "[red]two[/red] | lines \\ and **marks**", "long long", "{{ 7 * 7 }}"):
@@ -188,7 +221,11 @@ def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkey
 
 
 def test_damaged_files_are_sentences_in_their_sections(run):
-    damaged = ("student/test.json", "teacher/test_predictions.csv", "student/test_logits.safetensors")
+    damaged = (
+        "student/test.json",
+        "teacher/test_predictions.csv",
+        "student/test_logits.safetensors",
+    )
     damaged += ("teacher/metrics.csv",)
     for name in damaged:
         (run / name).write_text("{ 7,\nx,y\n1,2")
@@ -238,10 +275,17 @@ def test_base_and_novel_classes_have_intervals_and_remarks(run):
         file = run / stage / "config.yaml"
         config = yaml.safe_load(file.read_text())
         config["data"]["init_args"]["protocol"] = "base_to_novel"
-        config["trainer"]["callbacks"] = [{"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}]
+        config["trainer"]["callbacks"] = [
+            {"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}
+        ]
         file.write_text(yaml.safe_dump(config))
         for folder in (run / stage, run / "zero_shot" / stage):
-            results = {**read_results(folder), "test/base_acc": 0.8, "test/novel_acc": 0.6, "test/hm": 0.96 / 1.4}
+            results = {
+                **read_results(folder),
+                "test/base_acc": 0.8,
+                "test/novel_acc": 0.6,
+                "test/hm": 0.96 / 1.4,
+            }
             (folder / "test.json").write_text(json.dumps(results))
     change_vectors(run / "student", num_base=5)
     text = Page(make(run)).texts["accuracy"]
@@ -304,7 +348,10 @@ def set_in(stage, **settings):
     [
         ({"target": "teacher"}, "the teacher only"),
         ({"target": "refined"}, "the teacher and its refined targets"),
-        ({"target": {"class_path": "kdpl.refinement.target.Refined"}}, "the teacher and its refined targets"),
+        (
+            {"target": {"class_path": "kdpl.refinement.target.Refined"}},
+            "the teacher and its refined targets",
+        ),
     ],
 )
 def test_the_page_says_who_saw_the_labels(settings, words, run):
@@ -316,12 +363,20 @@ def test_the_page_says_who_saw_the_labels(settings, words, run):
 def refined(run):
     """Refined targets in the student's folder, of which the second image moved from class 1 to class 3."""
     config = set_in(run / "student", target="refined")
-    data, teacher = build_data([config["data"]]), ClassVectors.of_teacher(str(run / "teacher")).teacher
+    data, teacher = (
+        build_data([config["data"]]),
+        ClassVectors.of_teacher(str(run / "teacher")).teacher,
+    )
     targets = PoolTargets(
         **{"teacher": teacher, "class_names": CLASS_NAMES, "class_vectors": "v", "labels": "l"},
         pool=digest_of(data.pool.images),
         **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
-        **{"before": (1,) * 10, "after": (1, 0, 1, 2, *(1,) * 6), "moved": 1, "examples": (Moved(1, 1, 3),)},
+        **{
+            "before": (1,) * 10,
+            "after": (1, 0, 1, 2, *(1,) * 6),
+            "moved": 1,
+            "examples": (Moved(1, 1, 3),),
+        },
         **{"images": torch.arange(10), "assignments": torch.eye(10).half()},
     )
     targets.save(run / "student/pool_targets.safetensors")
@@ -332,9 +387,14 @@ class TestRefinedTargets:
     def test_decision_classes_and_images_that_moved_are_shown(self, run, refined):
         page = Page(make(run))
         text = page.texts["refined"]
-        assert "Taken: it is better. 1 of 10 unlabelled images is assigned to another class than the teacher's." in text
+        assert (
+            "Taken: it is better. 1 of 10 unlabelled images is assigned to another class than the teacher's."
+            in text
+        )
         (image,) = (image for image in page.of("img") if image["alt"] == "unlabelled image 1")
-        pool = build_data([yaml.safe_load((run / "student/config.yaml").read_text())["data"]]).pool.images
+        pool = build_data(
+            [yaml.safe_load((run / "student/config.yaml").read_text())["data"]]
+        ).pool.images
         assert image["src"] == thumbnail(open_digit(pool[1]))["uri"]
         assert re.search("teacher one refined three", text)
         assert re.search(r"change one 1 0 −1 three 1 2 \+1", text)

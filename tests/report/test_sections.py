@@ -82,7 +82,12 @@ def test_settings_of_a_real_fit_are_listed_with_value_and_default(teacher_run, s
     assert found["model.init_args.optim.lr"] == ("0.003", str(0.005))
     assert found["data.init_args.dataset"] == ("digits", None)
     assert found["trainer.max_epochs"] == ("2", "none")
-    for default in ("model.init_args.loss.weight", "data.init_args.shots", "trainer.num_nodes", "data.init_args.root"):
+    for default in (
+        "model.init_args.loss.weight",
+        "data.init_args.shots",
+        "trainer.num_nodes",
+        "data.init_args.root",
+    ):
         assert default not in found
     assert not [name for name in found if name.startswith("trainer.logger")]
     # a group whose default is None is listed part by part
@@ -121,8 +126,16 @@ def test_rows_start_with_the_students_largest_losses_or_the_only_models_worst_cl
 
 
 def test_the_matrix_has_true_classes_as_rows_and_the_largest_confusions_come_first():
-    assert confusion_matrix(NAMES, STUDENT) == [[2, 1, 1, 0], [1, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-    assert largest_confusions(NAMES, predictions("abbcbbacc"), 2) == [("a", "b", 2, 0.5), ("a", "c", 1, 0.25)]
+    assert confusion_matrix(NAMES, STUDENT) == [
+        [2, 1, 1, 0],
+        [1, 2, 0, 0],
+        [0, 0, 2, 0],
+        [0, 0, 0, 0],
+    ]
+    assert largest_confusions(NAMES, predictions("abbcbbacc"), 2) == [
+        ("a", "b", 2, 0.5),
+        ("a", "c", 1, 0.25),
+    ]
 
 
 def test_two_classes_of_one_name_are_not_correct_for_each_other():
@@ -137,7 +150,10 @@ def test_two_classes_of_one_name_are_not_correct_for_each_other():
 def test_ten_thousand_classes_take_no_memory_for_their_pairs():
     names = tuple(f"class {i}" for i in range(10_000))
     labels = [(i, i * i % len(names)) for i in range(len(names))] * 2
-    predictions = [ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5, y, p) for i, (y, p) in enumerate(labels)]
+    predictions = [
+        ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5, y, p)
+        for i, (y, p) in enumerate(labels)
+    ]
     run = SimpleNamespace(vectors=SimpleNamespace(class_names=names), student=None)
     run.main = SimpleNamespace(predictions=predictions)
     tracemalloc.start()

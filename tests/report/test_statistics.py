@@ -11,7 +11,12 @@ from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, 
 @pytest.mark.parametrize(
     ("correct", "images", "interval"),
     # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+    [
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
 )
 def test_wilsons_interval_is_the_published_one(correct, images, interval):
     assert wilson(correct, images) == pytest.approx(interval, abs=5e-5)
@@ -22,7 +27,9 @@ def test_the_interval_of_a_difference_is_that_of_resampling_pairs():
     teacher = draw.random(300) < 0.8
     student = np.where(draw.random(300) < 0.9, teacher, draw.random(300) < 0.5)
     chosen = draw.integers(0, 300, (4000, 300))
-    expected = np.quantile(student[chosen].mean(axis=1) - teacher[chosen].mean(axis=1), [0.025, 0.975])
+    expected = np.quantile(
+        student[chosen].mean(axis=1) - teacher[chosen].mean(axis=1), [0.025, 0.975]
+    )
     assert bootstrap_difference(teacher, student) == pytest.approx(expected, abs=0.006)
     assert bootstrap_difference(teacher, teacher) == (0, 0)
 
@@ -42,8 +49,12 @@ def test_the_calibration_error_is_that_of_torchmetrics():
     draw = np.random.default_rng(5)
     confidences = draw.random(500)
     correct = draw.random(500) < confidences**2
-    expected = binary_calibration_error(torch.from_numpy(confidences), torch.from_numpy(correct), n_bins=15)
-    assert calibration_error(reliability(confidences, correct)) == pytest.approx(float(expected), abs=1e-6)
+    expected = binary_calibration_error(
+        torch.from_numpy(confidences), torch.from_numpy(correct), n_bins=15
+    )
+    assert calibration_error(reliability(confidences, correct)) == pytest.approx(
+        float(expected), abs=1e-6
+    )
 
 
 def test_bins_include_their_upper_bound_and_exclude_their_lower_one():
@@ -61,7 +72,9 @@ def test_the_temperature_maximises_the_likelihood(factor):
     found = fit_temperature(factor * logits, labels)
     assert found == pytest.approx(factor, rel=0.03)  # the temperature that the labels were drawn at
     losses = [
-        torch.nn.functional.cross_entropy(torch.from_numpy(factor * logits / t), torch.from_numpy(labels))
+        torch.nn.functional.cross_entropy(
+            torch.from_numpy(factor * logits / t), torch.from_numpy(labels)
+        )
         for t in (found, 0.999 * found, 1.001 * found)
     ]
     assert losses[0] == min(losses)

@@ -24,7 +24,9 @@ def network(images):
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("items", [[], [5], list(range(23)), [3, -1, 5, -2, -3, -4, 7]])
-def test_every_item_comes_once_in_order_with_its_own_classes_or_its_own_error(batch_size, workers, items):
+def test_every_item_comes_once_in_order_with_its_own_classes_or_its_own_error(
+    batch_size, workers, items
+):
     found = list(classify_ahead(iter(items), prepare, network, batch_size, workers))
     assert [item for item, _ in found] == items
     for item, classes in found:

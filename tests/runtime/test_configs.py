@@ -11,7 +11,9 @@ from kdpl.runtime.configs import find_config, shipped_configs, with_config_files
 
 def test_every_config_that_ships_is_found_by_its_path_below_configs_without_the_suffix():
     files = sorted(CONFIGS.rglob("*.yaml"))
-    assert [shipped_configs()[str(file.relative_to(CONFIGS)).removesuffix(".yaml")] for file in files] == files
+    assert [
+        shipped_configs()[str(file.relative_to(CONFIGS)).removesuffix(".yaml")] for file in files
+    ] == files
     assert len(shipped_configs()) == len(files)
 
 
@@ -30,15 +32,39 @@ def test_a_file_comes_before_a_name_and_a_name_before_a_folder(tmp_path, monkeyp
 
 def test_names_after_config_become_files_and_other_arguments_stay():
     cpu = str(CONFIGS / "trainer/cpu.yaml")
-    args = ["--config", "trainer/cpu", "--config=trainer/cpu", "--out", "trainer/cpu", "--config", "a.yaml"]
-    assert with_config_files(args) == ["--config", cpu, f"--config={cpu}", "--out", "trainer/cpu", "--config", "a.yaml"]
+    args = [
+        "--config",
+        "trainer/cpu",
+        "--config=trainer/cpu",
+        "--out",
+        "trainer/cpu",
+        "--config",
+        "a.yaml",
+    ]
+    assert with_config_files(args) == [
+        "--config",
+        cpu,
+        f"--config={cpu}",
+        "--out",
+        "trainer/cpu",
+        "--config",
+        "a.yaml",
+    ]
 
 
 @pytest.mark.parametrize(
     ("value", "folder", "words"),
     [
-        ("promptsrc", "teacher", ["there is no config 'promptsrc': ", "ships with kdpl (promptsrc_vit_l14, "]),
-        ("trainer/gpus", None, ["there is no config 'trainer/gpus': ", "ships with kdpl (trainer/gpu, "]),
+        (
+            "promptsrc",
+            "teacher",
+            ["there is no config 'promptsrc': ", "ships with kdpl (promptsrc_vit_l14, "],
+        ),
+        (
+            "trainer/gpus",
+            None,
+            ["there is no config 'trainer/gpus': ", "ships with kdpl (trainer/gpu, "],
+        ),
         ("../teacher/quickstart", "teacher", ["there is no config '../teacher/quickstart'"]),
     ],
 )
@@ -48,10 +74,15 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest_ones(value, folder
     assert all(word in str(refused.value) for word in words)
 
 
-def test_the_path_of_a_config_that_ships_is_answered_with_its_name_elsewhere(tmp_path, capsys, monkeypatch):
+def test_the_path_of_a_config_that_ships_is_answered_with_its_name_elsewhere(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config=configs/trainer/cpu.yaml", "--out=out"]) == 1
-    error_line(capsys, "configs/trainer/cpu.yaml does not exist: check the path, or give trainer/cpu, which ships")
+    error_line(
+        capsys,
+        "configs/trainer/cpu.yaml does not exist: check the path, or give trainer/cpu, which ships",
+    )
 
 
 def test_both_stages_and_a_fit_take_names_in_any_folder_and_a_run_is_the_same_as_with_paths(
@@ -59,7 +90,14 @@ def test_both_stages_and_a_fit_take_names_in_any_folder_and_a_run_is_the_same_as
 ):
     monkeypatch.chdir(tmp_path)
     short = [*SHORT, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
-    named = ["--config", "data/digits", "--config=trainer/cpu", "--teacher", "quickstart", "--student=quickstart"]
+    named = [
+        "--config",
+        "data/digits",
+        "--config=trainer/cpu",
+        "--teacher",
+        "quickstart",
+        "--student=quickstart",
+    ]
     assert main(["run", *named, "--out=run", *short]) == 0
     paths = [f"--config={CONFIGS}/data/digits.yaml", f"--config={CONFIGS}/trainer/cpu.yaml"]
     paths += [f"--{stage}={CONFIGS}/{stage}/quickstart.yaml" for stage in ("teacher", "student")]
@@ -68,5 +106,8 @@ def test_both_stages_and_a_fit_take_names_in_any_folder_and_a_run_is_the_same_as
     assert json.loads((tmp_path / "run/run.json").read_text())["configs"][3] == []
     fit = ["fit", "--config=data/digits", "--config", "trainer/cpu", "--config=teacher/quickstart"]
     assert main([*fit, "--out=teacher", *short]) == 0
-    fitted, of_run = (yaml.safe_load((tmp_path / f"{at}/config.yaml").read_text()) for at in ("teacher", "run/teacher"))
+    fitted, of_run = (
+        yaml.safe_load((tmp_path / f"{at}/config.yaml").read_text())
+        for at in ("teacher", "run/teacher")
+    )
     assert fitted["model"] == of_run["model"]

@@ -33,12 +33,18 @@ def test_the_parsers_own_reports_name_setting_and_value_and_no_python_type(kind,
 @pytest.mark.parametrize(
     ("cause", "kind", "match"),
     [
-        (ArtifactError("no such file: give another"), ArtifactError, "^no such file: give another$"),
+        (
+            ArtifactError("no such file: give another"),
+            ArtifactError,
+            "^no such file: give another$",
+        ),
         (ModuleNotFoundError("No module named 'x'"), ConfigError, "No module named 'x'"),
         (ZeroDivisionError(), ZeroDivisionError, None),
     ],
 )
-def test_an_own_error_is_raised_as_it_is_a_missing_package_named_and_a_bug_passes(cause, kind, match):
+def test_an_own_error_is_raised_as_it_is_a_missing_package_named_and_a_bug_passes(
+    cause, kind, match
+):
     def build():
         try:
             raise cause

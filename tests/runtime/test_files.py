@@ -13,7 +13,9 @@ from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
 def test_a_file_in_a_new_folder_is_written_beside_its_place(tmp_path):
     with atomic_path(tmp_path / "deep" / "a.txt") as temporary:
         temporary.write_text("complete")
-        assert temporary.parent.parent == tmp_path / "deep", "a rename across file systems is not atomic"
+        assert temporary.parent.parent == tmp_path / "deep", (
+            "a rename across file systems is not atomic"
+        )
     assert [path.read_text() for path in (tmp_path / "deep").iterdir()] == ["complete"]
 
 
@@ -48,7 +50,11 @@ def test_what_was_there_stays_until_it_is_replaced_as_a_whole(new, existing, fai
         path.write_text(text)
 
     def content():
-        return {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(tmp_path)): path.read_text()
+            for path in tmp_path.rglob("*")
+            if path.is_file()
+        }
 
     def replace():
         with atomic_path(tmp_path / "a") as temporary:
@@ -71,7 +77,15 @@ def test_others_may_read_what_was_written(tmp_path):
         temporary.mkdir()
         save_file(tensors, temporary / "a.safetensors")
     (tmp_path / "usual").touch()
-    assert len({stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("folder/a.safetensors", "usual")}) == 1
+    assert (
+        len(
+            {
+                stat.S_IMODE((tmp_path / name).stat().st_mode)
+                for name in ("folder/a.safetensors", "usual")
+            }
+        )
+        == 1
+    )
 
 
 def test_text_is_appended_and_an_unfinished_line_removed(tmp_path):

@@ -20,9 +20,14 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         "import sys; from pathlib import Path; from kdpl.runtime.lock import RunLock; "
         f"lock = RunLock(Path({str(tmp_path)!r})); print('locked', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
         assert first.stdout.readline() == b"locked\n"
-        with pytest.raises(ConfigError, match=r"another process is running into .*: wait .* or choose another --out"):
+        with pytest.raises(
+            ConfigError,
+            match=r"another process is running into .*: wait .* or choose another --out",
+        ):
             RunLock(tmp_path)
         first.kill()
         first.wait()

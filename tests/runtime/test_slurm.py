@@ -24,7 +24,9 @@ def test_the_notice_interrupts_nothing_and_stays_until_it_is_asked_for(tmp_path,
 
 
 @pytest.mark.parametrize("array", [False, True])
-def test_a_job_or_an_element_of_an_array_is_requeued_under_its_number(array, tmp_path, monkeypatch, capsys):
+def test_a_job_or_an_element_of_an_array_is_requeued_under_its_number(
+    array, tmp_path, monkeypatch, capsys
+):
     asked = pretend(monkeypatch, tmp_path)
     if array:
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
@@ -39,9 +41,13 @@ def test_where_slurm_refuses_the_reason_and_the_checkpoint_are_named(tmp_path, m
     pretend(monkeypatch, tmp_path, refusal="Requeue is disabled")
     refused = slurm.requeue("runs/a", tmp_path / "last.ckpt")
     assert isinstance(refused, slurm.RequeueError)
-    assert re.search(r"17 .*\(Requeue is disabled\); .*last.ckpt is kept: submit it again", str(refused))
+    assert re.search(
+        r"17 .*\(Requeue is disabled\); .*last.ckpt is kept: submit it again", str(refused)
+    )
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert re.search(r"could not be requeued \(.*scontrol.*: submit it again", str(slurm.requeue("runs/a")))
+    assert re.search(
+        r"could not be requeued \(.*scontrol.*: submit it again", str(slurm.requeue("runs/a"))
+    )
 
 
 @pytest.mark.parametrize(

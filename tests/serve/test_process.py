@@ -37,13 +37,17 @@ sys.addaudithook(forbid)
 def service(folder, classifier, *options, **variables):
     """Serve on a free port, without a network of its own; yields the process and its address."""
     (folder / "hooks").mkdir()
-    (folder / "hooks" / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(folder / "network")))
+    (folder / "hooks" / "sitecustomize.py").write_text(
+        NO_NETWORK.format(log=str(folder / "network"))
+    )
     paths = f"{folder / 'hooks'}:{os.environ.get('PYTHONPATH', '')}"
     args = ["serve", str(classifier), "--host=127.0.0.1", "--port=0", *options]
     process = start_process(args, stdout=subprocess.PIPE, PYTHONPATH=paths, **variables)
     try:
         line = process.stdout.readline()
-        assert re.fullmatch(r"service: http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", line), process.stderr.read()
+        assert re.fullmatch(r"service: http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", line), (
+            process.stderr.read()
+        )
         address = line.split()[1].removeprefix("http://")
         wait_for(lambda: process.poll() is not None or not is_refused(place_of(address)))
         yield process, address
@@ -60,14 +64,18 @@ def test_it_stays_alive_under_load_and_attack(classifier, tmp_path):
         ((expected,),) = Classifier.load(classifier).predict([tmp_path / "a.png"])
         with httpx.Client(base_url=f"http://{address}", timeout=60) as client:
             assert client.get("/health").text == "ok"
-            answer = client.post("/predict", files={"images": ("a.png", (tmp_path / "a.png").read_bytes())}).json()
+            answer = client.post(
+                "/predict", files={"images": ("a.png", (tmp_path / "a.png").read_bytes())}
+            ).json()
             (row,) = answer["predictions"]
             assert (row["path"], row["class"]) == ("a.png", expected.class_name)
             assert row["probability"] == pytest.approx(expected.probability, abs=2e-6)
             statuses = at_once(address, 60, 64)
             assert set(statuses) == {200, 503}
             assert statuses[200] >= 8
-            assert [send(address, body)[0] for body in (bytes(30_000_000), bomb(20_000), b"x", b"")] == [
+            assert [
+                send(address, body)[0] for body in (bytes(30_000_000), bomb(20_000), b"x", b"")
+            ] == [
                 413,
                 422,
                 422,
@@ -98,9 +106,16 @@ def test_requests_at_the_time_of_sigterm_are_answered(classifier, tmp_path):
     with service(tmp_path, classifier, LIT_SERVER_API_KEY="secret") as (process, address):
         assert send(address, image)[0] == 401
         place = place_of(address)
-        with socket.create_connection(place) as connection, socket.create_connection(place) as unused:
-            connection.sendall(head.replace("Host", "X-API-Key: secret\r\nHost").encode() + image[:100])
-            wait_for(lambda: "kdpl_requests_active 1.0" in httpx.get(f"http://{address}/metrics").text)
+        with (
+            socket.create_connection(place) as connection,
+            socket.create_connection(place) as unused,
+        ):
+            connection.sendall(
+                head.replace("Host", "X-API-Key: secret\r\nHost").encode() + image[:100]
+            )
+            wait_for(
+                lambda: "kdpl_requests_active 1.0" in httpx.get(f"http://{address}/metrics").text
+            )
             process.send_signal(signal.SIGTERM)
             # the end has begun
             assert unused.recv(4096) == b""
@@ -125,7 +140,9 @@ def is_refused(place):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(number, code, classifier, tmp_path):
+def test_a_signal_to_all_of_its_processes_ends_them_without_a_traceback(
+    number, code, classifier, tmp_path
+):
     with service(tmp_path, classifier) as (process, address):
         assert send(address, picture(40))[0] == 200
         os.killpg(process.pid, number)

@@ -113,7 +113,10 @@ def form(*files):
 
 def counts(client):
     lines = client.get("/metrics").text.splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+    }
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,10 @@ def counts(client):
     ],
 )
 def test_answers_are_the_rows_of_predict(options, rule, sure, photos, tmp_path):
-    assert main(["predict", sure, *map(str, photos), *options, f"--out={tmp_path / 'rows.jsonl'}"]) == 0
+    assert (
+        main(["predict", sure, *map(str, photos), *options, f"--out={tmp_path / 'rows.jsonl'}"])
+        == 0
+    )
     expected = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     client = client_of(sure, **rule)
     answer = client.post(PATH, **form(*((str(path), path.read_bytes()) for path in photos)))
@@ -143,7 +149,9 @@ def test_answers_are_the_rows_of_predict(options, rule, sure, photos, tmp_path):
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "IMAGE/PNG; x=y"])
 def test_an_image_can_be_the_whole_body(kind, client):
     (of_form,) = client.post(PATH, **form(("body", PICTURE))).json()["predictions"]
-    assert client.post(PATH, content=PICTURE, headers={"content-type": kind}).json() == {"predictions": [of_form]}
+    assert client.post(PATH, content=PICTURE, headers={"content-type": kind}).json() == {
+        "predictions": [of_form]
+    }
 
 
 BOMB = png(Image.new("1", (8000, 8000)))
@@ -152,17 +160,33 @@ BOMB = png(Image.new("1", (8000, 8000)))
 @pytest.mark.parametrize(
     ("request_", "status", "words"),
     [
-        ({"content": b"", "headers": PNG}, 400, "there is no image in the request: send files in the field images"),
+        (
+            {"content": b"", "headers": PNG},
+            400,
+            "there is no image in the request: send files in the field images",
+        ),
         ({"files": [("photos", ("a.png", PICTURE))]}, 400, "there is no image in the request"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": PICTURE}, 415, "the Content-Type is missing: send"),
         ({"json": {"images": []}}, 415, "the Content-Type is application/json: send"),
         ({"content": bytes(LIMITS.size + 1), "headers": PNG}, 413, "Payload too large"),
         (form(*[("a.png", PICTURE)] * 6), 413, "there are 6 images, at most 5: send fewer"),
-        ({"data": {"images": "x"}, "files": {"b": b""}}, 422, "the field images holds no file: give it"),
-        ({"content": b"garbage", "headers": PNG}, 422, "body cannot be read (no format that Pillow knows): replace"),
+        (
+            {"data": {"images": "x"}, "files": {"b": b""}},
+            422,
+            "the field images holds no file: give it",
+        ),
+        (
+            {"content": b"garbage", "headers": PNG},
+            422,
+            "body cannot be read (no format that Pillow knows): replace",
+        ),
         (form(("a.png", PICTURE), ("b.png", PICTURE[:900])), 422, "image b.png cannot be read"),
-        (form(("bomb.png", BOMB)), 422, "image bomb.png has 8000 × 8000 pixels, expected at most 50 million: scale"),
+        (
+            form(("bomb.png", BOMB)),
+            422,
+            "image bomb.png has 8000 × 8000 pixels, expected at most 50 million: scale",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_with_one_sentence(request_, status, words, client):
@@ -177,9 +201,14 @@ def test_a_bad_request_is_refused_with_one_sentence(request_, status, words, cli
 def test_a_name_is_never_taken_as_a_path(client, photos):
     path = photos[0]
     assert client.post(PATH, **form((str(path), b"garbage"))).status_code == 422
-    answers = [client.post(PATH, **form((name, PICTURE))).json() for name in (str(path), "http://localhost/a.png")]
+    answers = [
+        client.post(PATH, **form((name, PICTURE))).json()
+        for name in (str(path), "http://localhost/a.png")
+    ]
     (expected,) = client.post(PATH, **form(("a.png", PICTURE))).json()["predictions"]
-    assert [{**row, "path": "a.png"} for answer in answers for row in answer["predictions"]] == [expected] * 2
+    assert [{**row, "path": "a.png"} for answer in answers for row in answer["predictions"]] == [
+        expected
+    ] * 2
     assert answers[0]["predictions"][0]["path"] == str(path)
 
 
@@ -198,7 +227,9 @@ def test_characters_of_a_name_that_cannot_be_written_are_escaped(client):
 def test_an_unreadable_image_does_not_fail_the_requests_beside_it(sure):
     api = worker(sure)
     good, bad = ("good.png", PICTURE), ("bad.png", PICTURE[:900])
-    first, second, third = map(api.encode_response, api.predict([[good, good], [good, bad], [good]]))
+    first, second, third = map(
+        api.encode_response, api.predict([[good, good], [good, bad], [good]])
+    )
     assert [row["path"] for row in first["predictions"]] == ["good.png"] * 2
     # but for the last digit, in another batch
     assert third["predictions"] == [pytest.approx(first["predictions"][0], abs=2e-6)]
@@ -212,7 +243,9 @@ def test_metrics_count_requests_images_and_time(client):
     after = counts(client)
     changes = {name: after[name] - before.get(name, 0) for name in after}
     assert changes["kdpl_images_total"] == 2
-    assert changes['kdpl_requests_total{status="200"}'] == changes["kdpl_request_seconds_count"] == 1
+    assert (
+        changes['kdpl_requests_total{status="200"}'] == changes["kdpl_request_seconds_count"] == 1
+    )
     assert after["kdpl_requests_active"] == 0
 
 
@@ -227,7 +260,9 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
     described = client.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
     assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Predictions")
+    assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "/Predictions"
+    )
     assert "4XX" in operation["responses"]
     assert "422" not in operation["responses"]
     model = client.get("/info").json()["model"]
@@ -249,7 +284,10 @@ def test_the_thresholds_of_classes_are_shown_by_name(sure):
     made = Classifier.load(sure)
     rule = client_of(sure, max_error=0.02, per_class=True).get("/info").json()["model"]["rule"]
     threshold = made.companions["held_out"].class_thresholds(0.02)[LABEL]
-    assert rule["class_thresholds"] == {**dict.fromkeys(made.class_names), made.class_names[LABEL]: threshold}
+    assert rule["class_thresholds"] == {
+        **dict.fromkeys(made.class_names),
+        made.class_names[LABEL]: threshold,
+    }
     assert 0 < threshold < 1
 
 
@@ -282,7 +320,10 @@ def ask(*apps_and_bodies, limits):
     return found, metrics
 
 
-WHOLE, PART = [{"type": "http.request", "body": b"x"}], [{"type": "http.request", "body": b"x", "more_body": True}]
+WHOLE, PART = (
+    [{"type": "http.request", "body": b"x"}],
+    [{"type": "http.request", "body": b"x", "more_body": True}],
+)
 
 
 async def answering(scope, receive, send):
@@ -393,17 +434,38 @@ def test_requests_pass_the_documented_nginx(service_address, client, tmp_path):
 
 
 def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
-    refused(capsys, main(["serve", str(tmp_path / "none")]), "does not exist: give the classifier folder")
+    refused(
+        capsys,
+        main(["serve", str(tmp_path / "none")]),
+        "does not exist: give the classifier folder",
+    )
     refused(capsys, main(["serve", sure, "--sets=90%", "--top-k=2"]), "leave out --top-k")
-    refused(capsys, main(["serve", sure, "--per-class", "--port=0"]), "but none is wanted: give max_error")
+    refused(
+        capsys,
+        main(["serve", sure, "--per-class", "--port=0"]),
+        "but none is wanted: give max_error",
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(capsys, main(["serve", sure, f"--port={port}"]), f"port {port} (", "give another --host or --port")
+        refused(
+            capsys,
+            main(["serve", sure, f"--port={port}"]),
+            f"port {port} (",
+            "give another --host or --port",
+        )
     refused(capsys, main(["serve", sure, "--port=99999"]), "cannot listen on 127.0.0.1 port 99999")
-    refused(capsys, main(["serve", sure, "--port=80"]), "--port 80 is kept for the system: give one from 1024")
+    refused(
+        capsys,
+        main(["serve", sure, "--port=80"]),
+        "--port 80 is kept for the system: give one from 1024",
+    )
     refused(capsys, main(["serve", sure, "--host=192.0.2.1"]), "192.0.2.1", "127.0.0.1")
     bare = tmp_path / "bare"
     made = Classifier.load(sure)
     del made.companions["held_out"]
     made.save(bare)
-    refused(capsys, main(["serve", str(bare), "--max-error=5%", "--port=0"]), "run python -m kdpl calibrate")
+    refused(
+        capsys,
+        main(["serve", str(bare), "--max-error=5%", "--port=0"]),
+        "run python -m kdpl calibrate",
+    )

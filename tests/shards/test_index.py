@@ -27,13 +27,16 @@ def shards(tmp_path, monkeypatch):
 def looked(monkeypatch):
     """The shards that were looked through, by name."""
     seen, real = [], shard_index._look_through
-    monkeypatch.setattr(shard_index, "_look_through", lambda shard: seen.append(shard[-5:]) or real(shard))
+    monkeypatch.setattr(
+        shard_index, "_look_through", lambda shard: seen.append(shard[-5:]) or real(shard)
+    )
     return seen
 
 
 def described(index):
     return {
-        shard: [(str(name), name.shard, name.offset, name.size) for name in names] for shard, names in index.items()
+        shard: [(str(name), name.shard, name.offset, name.size) for name in names]
+        for shard, names in index.items()
     }
 
 
@@ -65,7 +68,9 @@ def _elsewhere(file, **changes):
     tensors, fields = read_tensors(file, KIND, VERSION, "")
     rows = tensors["rows"].clone()
     for column, value in changes.items():
-        rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = value
+        rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = (
+            value
+        )
     write_tensors(file, KIND, VERSION, {**tensors, "rows": rows}, fields)
 
 
@@ -75,7 +80,9 @@ def _elsewhere(file, **changes):
         lambda file: file.write_bytes(file.read_bytes()[:-20]),
         lambda file: file.write_bytes(b"\xff" * 200),
         lambda file: file.write_bytes(b""),
-        lambda file: write_tensors(file, KIND, VERSION, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}),
+        lambda file: write_tensors(
+            file, KIND, VERSION, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}
+        ),
         lambda file: write_tensors(file, KIND, VERSION, {}, {}),
         lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
         lambda file: _elsewhere(file, start=2**20),
@@ -96,7 +103,9 @@ def test_a_damaged_index_is_made_anew(shards, looked, damage):
     assert file.read_bytes() == whole
 
 
-def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(shards, looked, monkeypatch, tmp_path):
+def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
+    shards, looked, monkeypatch, tmp_path
+):
     index_shards(shards[:1])
 
     def write(path, *args):
@@ -110,12 +119,16 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(shard
     assert len(list((tmp_path / "cache/kdpl/shards").iterdir())) == 2
     assert len(looked) == 4 + 2 * 4, "the others are those of the plain list"
     # nor need it be kept at all
-    monkeypatch.setattr(shard_index, "write_tensors", lambda path, *_: write(path.with_name(INDEX_FILE)))
+    monkeypatch.setattr(
+        shard_index, "write_tensors", lambda path, *_: write(path.with_name(INDEX_FILE))
+    )
     (tmp_path / "cache").rename(tmp_path / "gone")
     assert described(index_shards(shards)) == plain(shards)
 
 
-def test_shards_that_were_looked_through_before_an_interruption_are_kept(shards, looked, monkeypatch):
+def test_shards_that_were_looked_through_before_an_interruption_are_kept(
+    shards, looked, monkeypatch
+):
     monkeypatch.setattr(shard_index, "_BLOCK", 1)
     whole = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(whole[:700])

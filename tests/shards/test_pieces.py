@@ -55,7 +55,10 @@ def pool(tmp_path, monkeypatch):
     spool._fetched.cache_clear()
     files = fsspec.filesystem("memory")
     for number in range(20):
-        files.pipe(f"/pool/{number:02d}.tar", shard_of(range(10 * number, 10 * number + 10), note=b"a note"))
+        files.pipe(
+            f"/pool/{number:02d}.tar",
+            shard_of(range(10 * number, 10 * number + 10), note=b"a note"),
+        )
     names = find_unlabeled("memory://pool/{00..19}.tar")
     reads, read = [], spool.read
     monkeypatch.setattr(spool, "read", lambda path, *args: reads.append(path) or read(path, *args))
@@ -68,12 +71,16 @@ def distant(reads):
 
 
 @pytest.mark.parametrize("size", [2 * IMAGE, 5 * IMAGE, 10**6])
-def test_an_epoch_is_one_read_for_each_piece_of_a_shard_whatever_process_reads(pool, monkeypatch, size):
+def test_an_epoch_is_one_read_for_each_piece_of_a_shard_whatever_process_reads(
+    pool, monkeypatch, size
+):
     names, reads = pool
     monkeypatch.setattr(pieces, "PIECE", size)
     sources = InPieces(names)
     assert len(sources.starts) == -(-200 * IMAGE // size)
-    for number, (index, _) in enumerate(TrainSampler(200, 8, seed=1, shuffle=by_pieces(sources.starts, 200))):
+    for number, (index, _) in enumerate(
+        TrainSampler(200, 8, seed=1, shuffle=by_pieces(sources.starts, 200))
+    ):
         if number % 50 == 0:
             spool._fetched.cache_clear()  # as in another process
         assert content_of(sources[index]) == content(index)
@@ -95,23 +102,35 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
     noise(8, 8).save(tmp_path / "data/train/a/0.png")
 
     def batches(rank=0, world_size=1, batch_size=8):
-        own = {"root": str(tmp_path / "data"), "unlabeled": str(tmp_path / "{0..9}.tar"), "augmentation": "none"}
-        datamodule = DomainDataModule("folder", **own, batch_size=batch_size, num_workers=num_workers, seed=3)
+        own = {
+            "root": str(tmp_path / "data"),
+            "unlabeled": str(tmp_path / "{0..9}.tar"),
+            "augmentation": "none",
+        }
+        datamodule = DomainDataModule(
+            "folder", **own, batch_size=batch_size, num_workers=num_workers, seed=3
+        )
         return datamodule.train_dataloader_for("unlabeled", Resizing(40), rank, world_size)
 
     alone = batches()
     seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
     assert len(alone.dataset.sources.starts) > WINDOW
     assert [int(index) for _, index in seen] == [index for index, _ in alone.sampler]
-    assert all(torch.equal(pixels, to_tensor(noise(40, 40, seed=int(index)))) for pixels, index in seen)
+    assert all(
+        torch.equal(pixels, to_tensor(noise(40, 40, seed=int(index)))) for pixels, index in seen
+    )
     two = zip(*(batches(rank, 2, 4) for rank in range(2)), strict=True)
-    merged = [torch.stack([batch.indices for batch in both], dim=1).flatten().tolist() for both in two]
+    merged = [
+        torch.stack([batch.indices for batch in both], dim=1).flatten().tolist() for both in two
+    ]
     assert merged == [batch.indices.tolist() for batch in alone]
     resumed = LazyLoader(alone.dataset, alone.sampler, 8, num_workers, batches_done=lambda: 7)
     assert [batch.indices.tolist() for batch in resumed] == merged[7:]
 
 
-def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_once_it_made_room(pool, monkeypatch):
+def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_once_it_made_room(
+    pool, monkeypatch
+):
     names, reads = pool
     content_of(InPieces(names)[0])
     spool._fetched.cache_clear()
@@ -127,7 +146,9 @@ def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_onc
         content_of(sources[index])
     kept = [path for path in spool._folder().iterdir() if path.suffix != ".lock"]
     assert len(kept) == 3
-    assert [path[-6:] for path in distant(reads)] == [f"{i}.tar" for i in ("00", "00", "01", "02", "03", "04", "00")]
+    assert [path[-6:] for path in distant(reads)] == [
+        f"{i}.tar" for i in ("00", "00", "01", "02", "03", "04", "00")
+    ]
 
 
 def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp_path):
@@ -163,7 +184,9 @@ def test_a_folder_that_cannot_hold_pieces_is_one_sentence(pool, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with world.refused(DataError, r"kdpl-.* cannot hold pieces of shards \(.*No space left on device\): set TMPDIR"):
+    with world.refused(
+        DataError, r"kdpl-.* cannot hold pieces of shards \(.*No space left on device\): set TMPDIR"
+    ):
         content_of(InPieces(names)[0])
 
 
@@ -207,7 +230,9 @@ def served(folder):
             self.send_response(206)
             part = content[first : last + 1]
             self.send_header("Content-Length", str(len(part)))
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+            self.send_header(
+                "Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+            )
             self.end_headers()
             self.wfile.write(part)
 
@@ -229,7 +254,12 @@ def test_ten_thousand_shards_are_trained_on_with_few_files_open(tmp_path, monkey
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
         sources = InPieces(find_unlabeled(str(tmp_path / "{0000..9999}.tar")))
-        order = [index for index, _ in TrainSampler(10_000, 8, seed=1, shuffle=by_pieces(sources.starts, 10_000))]
+        order = [
+            index
+            for index, _ in TrainSampler(
+                10_000, 8, seed=1, shuffle=by_pieces(sources.starts, 10_000)
+            )
+        ]
         assert all(content_of(sources[index]) == content(index % 200) for index in order)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

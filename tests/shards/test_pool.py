@@ -38,9 +38,15 @@ def pixels(source):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["{}/{{001..002}}.tar"], ["001.tar/0002.png", "001.tar/0003.png", "002.tar/0004.png", "002.tar/0005.png"]),
+        (
+            ["{}/{{001..002}}.tar"],
+            ["001.tar/0002.png", "001.tar/0003.png", "002.tar/0004.png", "002.tar/0005.png"],
+        ),
         (["{}/list.txt"], ["p/b/2.png", "000.tar/0000.png", "000.tar/0001.png", "p/a/1.png"]),
-        (["{}/p/b", "{}/p", "{}/000.tar"], ["p/b/2.png", "p/a/1.png", "000.tar/0000.png", "000.tar/0001.png"]),
+        (
+            ["{}/p/b", "{}/p", "{}/000.tar"],
+            ["p/b/2.png", "p/a/1.png", "000.tar/0000.png", "000.tar/0001.png"],
+        ),
     ],
 )
 def test_shards_among_files_are_read_in_their_order_each_image_once(places, given, expected):
@@ -50,7 +56,8 @@ def test_shards_among_files_are_read_in_their_order_each_image_once(places, give
 
 def test_an_image_in_a_shard_opens_also_after_it_has_travelled_to_another_process(places):
     source = find_unlabeled(str(places / "001.tar"))[1]
-    assert pixels(pickle.loads(pickle.dumps(source))) == pixels(source) == noise(9, 7, seed=3).tobytes()  # noqa: S301
+    travelled = pickle.loads(pickle.dumps(source))  # noqa: S301
+    assert pixels(travelled) == pixels(source) == noise(9, 7, seed=3).tobytes()
 
 
 def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
@@ -62,11 +69,19 @@ def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
     files.pipe("/store/000.tar", (places / "000.tar").read_bytes())
     try:
         found = find_unlabeled(["memory://store/x", "memory://store/{000..000}.tar"])
-        assert [pixels(each) for each in found] == [noise(9, 7, seed=s).tobytes() for s in (7, 0, 1)]
-        assert [each[-8:] for each in find_unlabeled("memory://store/*.tar")] == ["0000.png", "0001.png"]
+        assert [pixels(each) for each in found] == [
+            noise(9, 7, seed=s).tobytes() for s in (7, 0, 1)
+        ]
+        assert [each[-8:] for each in find_unlabeled("memory://store/*.tar")] == [
+            "0000.png",
+            "0001.png",
+        ]
         with monkeypatch.context() as patched:
             patched.setattr(shard_index, "open_tar", None)
-            assert [each[-8:] for each in find_unlabeled("memory://store/000.tar")] == ["0000.png", "0001.png"]
+            assert [each[-8:] for each in find_unlabeled("memory://store/000.tar")] == [
+                "0000.png",
+                "0001.png",
+            ]
         with world.refused(DataError, r"memory://store/gone\.tar does not exist"):
             find_unlabeled("memory://store/gone.tar")
     finally:
@@ -87,10 +102,18 @@ def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
         add(shard, "a:b?.png", encoded(3))
         add(shard, "c:\\d*.png", encoded(4))
     found = find_unlabeled(str(tmp_path / "evil.tar"))
-    assert short(found, tmp_path) == ["evil.tar/good.png", "evil.tar/a:b?.png", "evil.tar/c:\\d*.png"]
-    assert [pixels(each) for each in found] == [noise(9, 7, seed=seed).tobytes() for seed in (2, 3, 4)]
+    assert short(found, tmp_path) == [
+        "evil.tar/good.png",
+        "evil.tar/a:b?.png",
+        "evil.tar/c:\\d*.png",
+    ]
+    assert [pixels(each) for each in found] == [
+        noise(9, 7, seed=seed).tobytes() for seed in (2, 3, 4)
+    ]
     assert [each.name for each in read_items([str(tmp_path / "evil.tar")])] == list(found)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"], "nothing is unpacked"
+    assert sorted(each.name for each in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"], (
+        "nothing is unpacked"
+    )
 
 
 @pytest.mark.parametrize(

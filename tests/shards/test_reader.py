@@ -27,11 +27,21 @@ def write_shard(path, members, mode="w", links=()):
 
 
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("TAR", "w")])
-def test_a_shard_gives_its_images_in_order_without_unpacking_them_or_following_links(ending, mode, tmp_path):
-    members = {"b/2.png": encoded(2), "b/2.json": b"{}", "1.jpg": encoded(1, "JPEG"), "._1.jpg": b"x", "bad.png": b"no"}
+def test_a_shard_gives_its_images_in_order_without_unpacking_them_or_following_links(
+    ending, mode, tmp_path
+):
+    members = {
+        "b/2.png": encoded(2),
+        "b/2.json": b"{}",
+        "1.jpg": encoded(1, "JPEG"),
+        "._1.jpg": b"x",
+        "bad.png": b"no",
+    }
     shard = write_shard(tmp_path / f"s.{ending}", members, mode, links=[("link.png", __file__)])
     items = list(read_items([str(shard)]))
-    assert [item.name for item in items] == [f"{shard}/{name}" for name in ("b/2.png", "1.jpg", "bad.png")]
+    assert [item.name for item in items] == [
+        f"{shard}/{name}" for name in ("b/2.png", "1.jpg", "bad.png")
+    ]
     assert items[0].open(Decoding()).getpixel((0, 0)) == (2, 4, 7)
     items[1].open(Decoding())
     with refused(DataError, r"image .*s\.\S+/bad\.png cannot be read"):
@@ -45,7 +55,9 @@ def test_a_damaged_shard_gives_what_it_has_and_then_an_error(damage, tmp_path):
     content = encoded(1)[:20] + bytes(600)
     shard = write_shard(tmp_path / "s.tar", {f"{i}.png": content for i in range(3)})
     content = shard.read_bytes()
-    shard.write_bytes(content[:1536] + b"?" * 300 + content[1836:] if damage == "garbled" else content[:damage])
+    shard.write_bytes(
+        content[:1536] + b"?" * 300 + content[1836:] if damage == "garbled" else content[:damage]
+    )
     *images, error = read_items([str(shard)])
     assert len(images) == (1 if damage == "garbled" else damage // 1536)
     with refused(DataError, r"shard .*s\.tar is damaged \("):

@@ -26,7 +26,9 @@ many_pieces = st.lists(st.integers(1, 4), min_size=WINDOW + 1, max_size=2 * WIND
 
 def sampler(pool, seed, epoch, batch_size=1, rank=0, world_size=1):
     num_images, pieces = pool
-    made = TrainSampler(num_images, batch_size, seed, rank, world_size, by_pieces(pieces, num_images))
+    made = TrainSampler(
+        num_images, batch_size, seed, rank, world_size, by_pieces(pieces, num_images)
+    )
     made.set_epoch(epoch)
     return made
 
@@ -39,7 +41,9 @@ def test_the_order_is_that_of_plain_sorting_by_the_times_that_images_wait(pool, 
 
 
 @given(many_pieces, st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31), st.data())
-def test_processes_see_together_what_one_sees_alone_and_a_resumed_epoch_is_the_rest(pool, batch, processes, seed, data):
+def test_processes_see_together_what_one_sees_alone_and_a_resumed_epoch_is_the_rest(
+    pool, batch, processes, seed, data
+):
     together = [list(sampler(pool, seed, 1, batch, rank, processes)) for rank in range(processes)]
     alone = sampler(pool, seed, 1, batch * processes)
     merged = [pair for step in zip(*together, strict=True) for pair in step]

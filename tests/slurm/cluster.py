@@ -66,7 +66,11 @@ class Cluster:
         self.state.chmod(0o755)
         self._daemons = []
         self._hastened = set()
-        self._env = {**os.environ, "SLURM_CONF": str(self.state / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        self._env = {
+            **os.environ,
+            "SLURM_CONF": str(self.state / "slurm.conf"),
+            "OMP_NUM_THREADS": "1",
+        }
         try:
             self._start()
         except BaseException:
@@ -95,21 +99,31 @@ class Cluster:
     def _daemon(self, name, *args):
         log = (self.state / f"{name}.out").open("w")
         command = ["setpriv", "--pdeathsig", "KILL", name, *args]
-        options = {"stdout": log, "stderr": log, "env": self._env, "start_new_session": True, "cwd": self.state}
+        options = {
+            "stdout": log,
+            "stderr": log,
+            "env": self._env,
+            "start_new_session": True,
+            "cwd": self.state,
+        }
         self._daemons.append(subprocess.Popen(command, **options))
 
     def _wait(self, condition, seconds=60):
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                logs = (f"{file.name}: {file.read_text()[-1500:]}" for file in self.state.glob("*.out"))
+                logs = (
+                    f"{file.name}: {file.read_text()[-1500:]}" for file in self.state.glob("*.out")
+                )
                 raise AssertionError("\n".join(logs))
             time.sleep(0.5)
 
     def run(self, *command, cwd=None, check=True, **variables):
         """Run a command to its end, with these variables in its environment."""
         environment = {**self._env, **variables}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=cwd, check=False
+        )
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -122,7 +136,9 @@ class Cluster:
         """Send the notice to a job, as Slurm does before its time limit."""
         # scancel retries for long if the job is requeued at once
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(["scancel", "--signal=USR1", *options, job], env=self._env, timeout=3, check=False)
+            subprocess.run(
+                ["scancel", "--signal=USR1", *options, job], env=self._env, timeout=3, check=False
+            )
 
     def hasten(self, job):
         """Start a requeued job in seconds, not after two minutes as Slurm would.
@@ -130,19 +146,31 @@ class Cluster:
         Returns the fields of the job, or of each element of an array.
         """
         text = self.run("scontrol", "show", "job", job, "-o").stdout
-        known = [dict(pair.partition("=")[::2] for pair in line.split()) for line in text.splitlines() if line]
+        known = [
+            dict(pair.partition("=")[::2] for pair in line.split())
+            for line in text.splitlines()
+            if line
+        ]
         for each in known:
             life = (each["JobId"], each.get("Restarts"))
             # once for each restart, or it would be delayed again and again; not at once, as the job is still ending
-            if each["JobState"] == "PENDING" and each["Reason"] == "BeginTime" and life not in self._hastened:
+            if (
+                each["JobState"] == "PENDING"
+                and each["Reason"] == "BeginTime"
+                and life not in self._hastened
+            ):
                 self._hastened.add(life)
-                self.run("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False)
+                self.run(
+                    "scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False
+                )
         return known
 
     def finish(self, job):
         """Wait for a job's end, through requeues; returns its fields, or those of each element of an array."""
         running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
-        self._wait(lambda: all(each["JobState"] not in running for each in self.hasten(job)), seconds=1500)
+        self._wait(
+            lambda: all(each["JobState"] not in running for each in self.hasten(job)), seconds=1500
+        )
         return self.hasten(job)
 
     def queued(self):

@@ -13,7 +13,11 @@ from soak.comparison import differences
 from kdpl.benchmark.tasks import read_all
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
+SHORT = [
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=3",
+    "--trainer.enable_progress_bar=false",
+]
 ONE = ["--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1"]
 TWO = ["--ntasks-per-node=2", "--gres=gpu:2", "--cpus-per-task=1"]
 REQUEUED = "is requeued, to resume"
@@ -36,7 +40,9 @@ def _no_job_stays(slurm):
 
 def submit(slurm, script, *args, options, log, **more):
     variables = {"PYTHON": sys.executable, "WANDB_MODE": "offline", **more}
-    return slurm.submit(ROOT / "slurm" / script, *args, options=[*options, f"--output={log}"], cwd=ROOT, **variables)
+    return slurm.submit(
+        ROOT / "slurm" / script, *args, options=[*options, f"--output={log}"], cwd=ROOT, **variables
+    )
 
 
 def kdpl(slurm, *args):
@@ -51,7 +57,9 @@ def require_same(slurm, tmp_path, out, *args):
     kdpl(slurm, *args)
     # another id in W&B; and of an epoch that was resumed within, a row has the means of the later steps
     said = differences(out, job)
-    assert not [each for each in said if "wandb" not in each and "metrics.csv: train/" not in each], said
+    assert not [
+        each for each in said if "wandb" not in each and "metrics.csv: train/" not in each
+    ], said
 
 
 def require_one_run(out):
@@ -90,12 +98,20 @@ class SlowSteps(Callback):
 def test_a_fit_that_needs_more_than_its_time_is_requeued_until_it_is_finished(slurm, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     (tmp_path / "slow.py").write_text(SLOW)
-    fit = [*DATA, *TEACHER, *configs("logger/wandb.yaml"), "--trainer.enable_progress_bar=false", f"--out={out}"]
+    fit = [
+        *DATA,
+        *TEACHER,
+        *configs("logger/wandb.yaml"),
+        "--trainer.enable_progress_bar=false",
+        f"--out={out}",
+    ]
     # 300 steps in over 30 s on a machine however fast, and the notice 25 s after each start
     fit += ["--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30"]
     options = [*ONE, "--time=1", "--signal=USR1@35"]
     slow = ["--trainer.callbacks+=slow.SlowSteps"]
-    job = submit(slurm, "fit.sbatch", *fit, *slow, options=options, log=log, PYTHONPATH=str(tmp_path))
+    job = submit(
+        slurm, "fit.sbatch", *fit, *slow, options=options, log=log, PYTHONPATH=str(tmp_path)
+    )
     (done,) = slurm.finish(job)
     text = log.read_text()
     assert done["JobState"] == "COMPLETED", text
@@ -128,17 +144,37 @@ def test_a_run_that_is_requeued_in_each_stage_ends_as_one_that_was_not(tasks, sl
 def test_an_array_does_all_pairs(slurm, tmp_path):
     args = ["--config", CONFIGS / "trainer/cpu.yaml", *STAGES, *SHORT]
     pairs = {"DATASETS": "digits", "SEEDS": "1 2", "OUT": str(tmp_path)}
-    job = submit(slurm, "array.sbatch", *args, options=[*ONE, "--array=0-2"], log=tmp_path / "%a.log", **pairs)
+    job = submit(
+        slurm,
+        "array.sbatch",
+        *args,
+        options=[*ONE, "--array=0-2"],
+        log=tmp_path / "%a.log",
+        **pairs,
+    )
     states = {each["ArrayTaskId"]: each["JobState"] for each in slurm.finish(job)}
-    assert states == {"0": "COMPLETED", "1": "COMPLETED", "2": "FAILED"}, (tmp_path / "0.log").read_text()
-    assert "element 2 of 2 pairs of dataset and seed: give --array=0-1" in (tmp_path / "2.log").read_text()
-    models = [tmp_path / f"digits/seed_{seed}/student/classifier/model.safetensors" for seed in (1, 2)]
+    assert states == {"0": "COMPLETED", "1": "COMPLETED", "2": "FAILED"}, (
+        tmp_path / "0.log"
+    ).read_text()
+    assert (
+        "element 2 of 2 pairs of dataset and seed: give --array=0-1"
+        in (tmp_path / "2.log").read_text()
+    )
+    models = [
+        tmp_path / f"digits/seed_{seed}/student/classifier/model.safetensors" for seed in (1, 2)
+    ]
     assert models[0].read_bytes() != models[1].read_bytes()
 
 
 def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    fit = [*DATA, *TEACHER, "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3000", f"--out={out}"]
+    fit = [
+        *DATA,
+        *TEACHER,
+        "--trainer.enable_progress_bar=false",
+        "--trainer.max_epochs=3000",
+        f"--out={out}",
+    ]
     job = submit(slurm, "fit.sbatch", *fit, options=ONE, log=log)
     wait_for((out / "checkpoints/last.ckpt").exists)
     slurm.run("scancel", "--signal=KILL", job)
@@ -164,15 +200,21 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
 )
 def test_a_job_that_would_hang_is_refused(command, devices, words, slurm, tmp_path):
     fit = [*DATA, *TEACHER, *SHORT, f"--trainer.devices={devices}", f"--out={tmp_path / 'out'}"]
-    done = slurm.run(*command.split(), sys.executable, "-m", "kdpl", "fit", *fit, cwd=ROOT, check=False)
+    done = slurm.run(
+        *command.split(), sys.executable, "-m", "kdpl", "fit", *fit, cwd=ROOT, check=False
+    )
     assert done.returncode != 0
-    assert any(line.startswith("error: ") and words in line for line in done.stderr.splitlines()), done.stderr
+    assert any(line.startswith("error: ") and words in line for line in done.stderr.splitlines()), (
+        done.stderr
+    )
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_the_jobs_of_a_campaign_do_all_its_runs_also_when_requeued(slurm, tmp_path):
     data, out = make_trees(tmp_path / "data"), tmp_path / "out"
-    file = written(tmp_path, BASE_TO_NOVEL.replace("dtd, oxford_pets", "dtd").replace("1, 2", "1"), ROWS)
+    file = written(
+        tmp_path, BASE_TO_NOVEL.replace("dtd, oxford_pets", "dtd").replace("1, 2", "1"), ROWS
+    )
     sbatch = [f"--sbatch={option}" for option in ONE]
     kdpl(slurm, "benchmark", file, f"--root={data}", f"--out={out}", *FEW, "--slurm", *sbatch)
     done = slurm.run("bash", str(out / "slurm/submit.sh"), cwd=tmp_path)

@@ -51,7 +51,9 @@ class Soak:
         begin = time.monotonic()
         code = attempt(self.command(processes), self.log)
         if code != 0:
-            raise SystemExit(f"the run fails without a kill, on {processes}: {self.log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"the run fails without a kill, on {processes}: {self.log.read_text()[-2000:]}"
+            )
         self.seconds[processes] = time.monotonic() - begin
         self.run.rename(self.out / f"reference-{processes}")
 
@@ -59,7 +61,10 @@ class Soak:
         """Kill a run so often, and let it end; returns the moments of the kills, and what is wrong."""
         moments, faults = [], []
         while len(moments) < kills:
-            moment, alone = self.draw.uniform(1, 0.9 * self.seconds[processes]), self.draw.random() < 0.3
+            moment, alone = (
+                self.draw.uniform(1, 0.9 * self.seconds[processes]),
+                self.draw.random() < 0.3,
+            )
             code = attempt(self.command(processes), self.log, moment, alone)
             if code == 0:
                 break
@@ -68,7 +73,11 @@ class Soak:
                 faults.append(f"ended with {code} before it was killed")
                 break
         code = attempt(self.command(processes), self.log)
-        faults += [f"ended with {code}"] if code else differences(self.out / f"reference-{processes}", self.run)
+        faults += (
+            [f"ended with {code}"]
+            if code
+            else differences(self.out / f"reference-{processes}", self.run)
+        )
         if not faults:
             shutil.rmtree(self.run)
         return moments, faults
@@ -78,8 +87,12 @@ def main():
     """Kill runs until there were enough kills; 0 if all of them ended as those that were not interrupted."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills in total (default: 20)")
-    parser.add_argument("--epochs", type=int, help="epochs of either stage (default: those of the quickstart)")
-    parser.add_argument("--seed", type=int, help="seed of the kills (default: another one each time)")
+    parser.add_argument(
+        "--epochs", type=int, help="epochs of either stage (default: those of the quickstart)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of the kills (default: another one each time)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
@@ -92,10 +105,15 @@ def main():
     kills = runs = 0
     while kills < options.kills:
         processes = 1 + runs % len(ON)
-        moments, faults = soak.killed(processes, min(soak.draw.randint(1, MOST_KILLS), options.kills - kills))
+        moments, faults = soak.killed(
+            processes, min(soak.draw.randint(1, MOST_KILLS), options.kills - kills)
+        )
         runs, kills = runs + 1, kills + len(moments)
         said = "; ".join(faults) or "same as without"
-        print(f"run {runs}, processes {processes}, killed after {', '.join(moments) or '-'}: {said}", flush=True)
+        print(
+            f"run {runs}, processes {processes}, killed after {', '.join(moments) or '-'}: {said}",
+            flush=True,
+        )
         if faults:
             print(f"its folder is {soak.run}, its messages are in {soak.log}")
             return 1

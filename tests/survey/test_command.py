@@ -39,7 +39,11 @@ def plain_folders(root, classes=("cat", "dog"), images=8):
 def pets_table(folder):
     """A table beside its images, in the order of its rows, with one of six images of each class for the test."""
     plain_folders(folder / "photos", images=6)
-    rows = [(f"photos/{name}/{i}.png", name, "" if i else "test") for name in ("cat", "dog") for i in range(6)]
+    rows = [
+        (f"photos/{name}/{i}.png", name, "" if i else "test")
+        for name in ("cat", "dog")
+        for i in range(6)
+    ]
     with (folder / "mine.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "label", "split"), *rows])
     return folder / "mine.csv"
@@ -50,7 +54,9 @@ def init(folder, out, *more):
 
 
 def listed(out):
-    return [(Path(row["image"]).name, row["label"], row["split"]) for row in rows_of(out / "images.csv")]
+    return [
+        (Path(row["image"]).name, row["label"], row["split"]) for row in rows_of(out / "images.csv")
+    ]
 
 
 def settings(out):
@@ -122,7 +128,10 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     out = capsys.readouterr().out
     assert "test: 5, a quarter of each class, held out by chance" in out
     assert "fewer than 4 of: eel: label more" in out
-    assert "shots: null  # all labelled images, of the smallest class 2" in (tmp_path / "out/data.yaml").read_text()
+    assert (
+        "shots: null  # all labelled images, of the smallest class 2"
+        in (tmp_path / "out/data.yaml").read_text()
+    )
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
@@ -132,7 +141,9 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
 
 
 @pytest.mark.parametrize(("fewest", "refined"), [(4, True), (5, False)])
-def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_labels(fewest, refined, tmp_path, capsys):
+def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_labels(
+    fewest, refined, tmp_path, capsys
+):
     root = image_folder(tmp_path / "pets", images=6)
     for i in range(fewest, 6):
         (root / f"train/cat/{i}.png").unlink()
@@ -142,17 +153,23 @@ def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_label
 
 
 @pytest.mark.parametrize(("rare", "said"), [(1, True), (3, False)])
-def test_balanced_classes_are_mentioned_where_the_numbers_of_labels_differ_much(rare, said, tmp_path, capsys):
+def test_balanced_classes_are_mentioned_where_the_numbers_of_labels_differ_much(
+    rare, said, tmp_path, capsys
+):
     root = image_folder(tmp_path / "pets", images=9)
     for i in range(rare, 9):
         (root / f"train/cat/{i}.png").unlink()
     assert init(root, tmp_path / "out") == 0
-    assert ("add --data.init_args.balance_classes true to the command" in capsys.readouterr().out) == said
+    assert (
+        "add --data.init_args.balance_classes true to the command" in capsys.readouterr().out
+    ) == said
 
 
 def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, capsys):
     root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
-    for number, path in enumerate(("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")):
+    for number, path in enumerate(
+        ("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")
+    ):
         picture(root / path, 1, 2, number)
     (root / "eel").mkdir()
     for name in ("a.heic", "b.HEIC"):
@@ -161,13 +178,26 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, c
     out = capsys.readouterr().out
     assert "unlabelled: 1" in out
     assert "val: 6" in out
-    folders = [f"1 image in {root}{place}, which is not a class folder" for place in ("", "/train", "/old/cat")]
-    not_taken = {line.removeprefix("  not taken: ") for line in out.splitlines() if "not taken" in line}
-    assert not_taken == {*folders, "2 .heic files, which cannot be read: convert", f"folder {root}/eel, which is empty"}
+    folders = [
+        f"1 image in {root}{place}, which is not a class folder"
+        for place in ("", "/train", "/old/cat")
+    ]
+    not_taken = {
+        line.removeprefix("  not taken: ") for line in out.splitlines() if "not taken" in line
+    }
+    assert not_taken == {
+        *folders,
+        "2 .heic files, which cannot be read: convert",
+        f"folder {root}/eel, which is empty",
+    }
 
 
-def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_next_command_is_quoted(tmp_path, capsys):
-    root = plain_folders(tmp_path / "my pets", classes=("7", "class_07", "n01440764", "b", "cat2 dog"))
+def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_next_command_is_quoted(
+    tmp_path, capsys
+):
+    root = plain_folders(
+        tmp_path / "my pets", classes=("7", "class_07", "n01440764", "b", "cat2 dog")
+    )
     assert init(root, tmp_path / "my out") == 0
     out = capsys.readouterr().out
     mute = "7, b, class_07, n01440764: give words for all classes by --class-names, a .csv with lines such as 7,WORDS"
@@ -189,7 +219,9 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
         ("names.json", '{"7": {"name": "tench", "text": "tench, a fish"}, "class_07": "hen"}'),
     ],
 )
-def test_words_for_such_names_are_read_from_a_file_and_a_run_takes_them(name, text, tmp_path, capsys, monkeypatch):
+def test_words_for_such_names_are_read_from_a_file_and_a_run_takes_them(
+    name, text, tmp_path, capsys, monkeypatch
+):
     plain_folders(tmp_path / "pets", classes=("7", "class_07"))
     (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -217,7 +249,10 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
     assert init(root, tmp_path / "out") == 0
     own = [settings(tmp_path / "out")]
     own += [
-        {**yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())["data"]["init_args"], "root": str(where)}
+        {
+            **yaml.safe_load((CONFIGS / f"data/{name}.yaml").read_text())["data"]["init_args"],
+            "root": str(where),
+        }
         for name, where in (("folder", root), ("table", tmp_path / "out/images.csv"))
     ]
     for each in own:
@@ -225,7 +260,9 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
         assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 12
 
 
-def test_transparent_and_turned_images_are_counted_and_what_becomes_of_them_is_said(tmp_path, capsys):
+def test_transparent_and_turned_images_are_counted_and_what_becomes_of_them_is_said(
+    tmp_path, capsys
+):
     root = plain_folders(tmp_path / "pets")
     assert init(root, tmp_path / "plain") == 0
     assert "transparent images" not in capsys.readouterr().out
@@ -245,7 +282,9 @@ def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys)
     picture(tmp_path / "more" / "\udcff.png", 3, 2, 1)
     assert init(root, tmp_path / "out", f"--unlabeled={tmp_path / 'more'}") == 0
     said = capsys.readouterr().out
-    assert all(rf"{place}/\udcff.png has a path that is not UTF-8" in said for place in ("cat", "more"))
+    assert all(
+        rf"{place}/\udcff.png has a path that is not UTF-8" in said for place in ("cat", "more")
+    )
     assert len(listed(tmp_path / "out")) == 15
     sources = splits_of(tmp_path / "out").sources
     assert len(sources) == 16
@@ -267,7 +306,9 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert not splits.held_out
 
 
-def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(tmp_path, capsys, monkeypatch):
+def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(
+    tmp_path, capsys, monkeypatch
+):
     pytest.importorskip("kdpl.shards")
     table, more = pets_table(tmp_path), tmp_path / "more"
     write_shard(tmp_path / "a.tar", [1, 2])
@@ -281,14 +322,28 @@ def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_ou
     places = ["more", "{a,b}.tar", "photos"]
     assert init(table, tmp_path / "out", *(f"--unlabeled={each}" for each in places)) == 0
     said = capsys.readouterr().out
-    for words in ("unlabelled: 4", "bad.png cannot be read", "b.tar/0003.png cannot be read", "test copy.png is"):
+    for words in (
+        "unlabelled: 4",
+        "bad.png cannot be read",
+        "b.tar/0003.png cannot be read",
+        "test copy.png is",
+    ):
         assert words in said
     assert settings(tmp_path / "out")["unlabeled"] == [f"{tmp_path}/{each}" for each in places]
     monkeypatch.chdir("/")
-    found = [source.removeprefix(f"{tmp_path}/") for source in splits_of(tmp_path / "out").unlabeled]
+    found = [
+        source.removeprefix(f"{tmp_path}/") for source in splits_of(tmp_path / "out").unlabeled
+    ]
     assert found == ["more/new.png", "a.tar/0001.png", "a.tar/0002.png", "b.tar/0004.png"]
-    left_out = [row["image"].removeprefix(f"{tmp_path}/") for row in rows_of(tmp_path / "out/left_out.csv")]
-    assert sorted(left_out) == ["b.tar/0003.png", "more/bad.png", "more/test copy.png", "more/test link.png"]
+    left_out = [
+        row["image"].removeprefix(f"{tmp_path}/") for row in rows_of(tmp_path / "out/left_out.csv")
+    ]
+    assert sorted(left_out) == [
+        "b.tar/0003.png",
+        "more/bad.png",
+        "more/test copy.png",
+        "more/test link.png",
+    ]
 
 
 @pytest.mark.slow
@@ -306,23 +361,35 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
     for stage in ("teacher", "student"):
         assert len(rows_of(run / stage / "test_predictions.csv")) == 2
     tested = rows_of(run / "student/test_predictions.csv")
-    predictions = Classifier.load(run / "student/classifier").predict([row["source"] for row in tested])
+    predictions = Classifier.load(run / "student/classifier").predict(
+        [row["source"] for row in tested]
+    )
     for row, (found,) in zip(tested, predictions, strict=True):
-        assert (row["prediction"], float(row["probability"])) == (found.class_name, pytest.approx(found.probability))
+        assert (row["prediction"], float(row["probability"])) == (
+            found.class_name,
+            pytest.approx(found.probability),
+        )
 
 
 def run_as_printed(printed, *more):
     """Run the last line that init printed, where it was printed, but with the CLIPs that need no network."""
-    words = shlex.split(re.sub(r"--(teacher|student) prompt\w+", r"--\1 quickstart", printed.splitlines()[-1]))
+    words = shlex.split(
+        re.sub(r"--(teacher|student) prompt\w+", r"--\1 quickstart", printed.splitlines()[-1])
+    )
     assert words[:3] == ["python", "-m", "kdpl"]
-    return main([*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", *more])
+    return main(
+        [*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", *more]
+    )
 
 
 def strangers_folder(root):
     """Photos with the common flaws: transparency, orientation tags, a folder Train, numbers as names, a rare class."""
     for number, count in enumerate((20, 12, 1)):
         for i in range(count + 4):
-            split, image = "Train" if i < count else "Validation", noise(96, 72, seed=100 * number + i)
+            split, image = (
+                "Train" if i < count else "Validation",
+                noise(96, 72, seed=100 * number + i),
+            )
             if i % 4 == 1:
                 image.putalpha(image.convert("L"))
             path = root / split / str(number) / f"IMG_{i:04}.{'png' if i % 4 == 1 else 'jpg'}"
@@ -334,14 +401,20 @@ def strangers_folder(root):
 
 
 @pytest.mark.slow
-def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edited(tmp_path, capsys, monkeypatch):
+def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edited(
+    tmp_path, capsys, monkeypatch
+):
     root = strangers_folder(tmp_path / "my photos")
     monkeypatch.chdir(tmp_path)
     assert init(root, "first look") == 0
     out = capsys.readouterr().out
     for words in (
         *("3 classes", "train: 25", "test: 8, a quarter of each class, held out", "val: 12"),
-        *("fewer than 4 of: 2: label more", "no test image of: 2", "text tower nothing: 0, 1, 2: give words"),
+        *(
+            "fewer than 4 of: 2: label more",
+            "no test image of: 2",
+            "text tower nothing: 0, 1, 2: give words",
+        ),
         *("transparent images: 11, put on white", "turned upright by their EXIF tag: 11"),
         *("1 .heic file, which cannot be read: convert", "torn.jpg cannot be read"),
     ):
@@ -370,7 +443,9 @@ def photos(folder, count, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tested", [False, True])
-def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(tested, tmp_path, capsys, monkeypatch):
+def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(
+    tested, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     photos(Path("my photos/unlabeled" if tested else "my photos"), 9)
     (tmp_path / "names.txt").write_text("red ball\ngreen box\nblue tent\n")
@@ -380,10 +455,14 @@ def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(tested,
     out = capsys.readouterr().out
     for words in ("3 classes", "unlabelled: 9", "none, so that the teacher is the original CLIP"):
         assert words in out
-    assert ("no test image of: blue tent" if tested else "no test image: label some, in test/<class>/") in out
+    assert (
+        "no test image of: blue tent" if tested else "no test image: label some, in test/<class>/"
+    ) in out
     assert settings(tmp_path / "mine")["shots"] == 0
     assert run_as_printed(out) == 0
-    assert ("accuracy on 4 test images" if tested else "nothing was tested") in capsys.readouterr().out
+    assert (
+        "accuracy on 4 test images" if tested else "nothing was tested"
+    ) in capsys.readouterr().out
     classifier = Classifier.load("mine_run/student/classifier")
     assert classifier.class_names == ("red ball", "green box", "blue tent")
     assert Path("mine_run/report.html").is_file()
@@ -396,7 +475,9 @@ def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(tested,
         ("image,label,split\nphotos/cat/1.png,7,test\nphotos/dog/2.png,,\n", ["7"]),
     ],
 )
-def test_a_table_without_a_label_to_train_on_and_names_is_written_as_a_run_takes_it(content, labels, tmp_path):
+def test_a_table_without_a_label_to_train_on_and_names_is_written_as_a_run_takes_it(
+    content, labels, tmp_path
+):
     plain_folders(tmp_path / "photos")
     (tmp_path / "mine.csv").write_text(content)
     (tmp_path / "names.csv").write_text("8,hen\n7,tench\n")
@@ -413,7 +494,9 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert init(tmp_path / "photos", tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 0
     data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "out"), "shots": 16})
-    with pytest.raises(DataError, match="has no labelled training images: add some, or set shots to 0"):
+    with pytest.raises(
+        DataError, match="has no labelled training images: add some, or set shots to 0"
+    ):
         data.train_dataloader_for("labeled", Resizing(32))
 
 
@@ -421,9 +504,21 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
     ("source", "more", "words"),
     [
         ("empty", [], "has no images in folders of classes: "),
-        ("empty", [], "or write a list of the classes and give it as --class-names to use no labels"),
-        ("empty", ["--class-names=names.txt"], "has no readable image to train on: add some, or give --unlabeled"),
-        ("loose", ["--class-names=one.txt"], "has one class, 'cat', expected several: write a name on each line"),
+        (
+            "empty",
+            [],
+            "or write a list of the classes and give it as --class-names to use no labels",
+        ),
+        (
+            "empty",
+            ["--class-names=names.txt"],
+            "has no readable image to train on: add some, or give --unlabeled",
+        ),
+        (
+            "loose",
+            ["--class-names=one.txt"],
+            "has one class, 'cat', expected several: write a name on each line",
+        ),
         ("loose", ["--class-names=odd.json"], "has a class name that"),
         ("loose", ["--class-names=none.txt"], "none.txt names no class: write a name on each line"),
         ("untested", ["--class-names=one.txt"], "one.txt lacks class 'dog'"),
@@ -436,10 +531,16 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
         ("pets", ["--unlabeled=torn.tar"], "torn.tar is damaged"),
         ("pets", ["--class-names=gone.csv"], "gone.csv cannot be read (No such file"),
         ("pets", ["--class-names=few.csv"], "few.csv lacks class 'dog'"),
-        ("pets", ["--class-names=more.csv"], "more.csv names class 'eel', which the dataset does not have"),
+        (
+            "pets",
+            ["--class-names=more.csv"],
+            "more.csv names class 'eel', which the dataset does not have",
+        ),
     ],
 )
-def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(source, more, words, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(
+    source, more, words, tmp_path, capsys, monkeypatch
+):
     if "torn.tar" in words:
         pytest.importorskip("kdpl.shards")
     (tmp_path / "empty").mkdir()
@@ -500,7 +601,9 @@ def many(root, **classes):
     return root
 
 
-def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_said(tmp_path, capsys):
+def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_said(
+    tmp_path, capsys
+):
     root = many(tmp_path / "pets", cat=32, dog=12)
     assert init(root, tmp_path / "all") == 0
     assert "are used in no stage" not in capsys.readouterr().out
@@ -508,14 +611,20 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     assert settings(tmp_path / "all")["shots"] is None
     assert len(data.labels.training()) == 24 + 9
     assert (
-        data.labels.seen(1, data.labels.training()) == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
+        data.labels.seen(1, data.labels.training())
+        == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
     )
     assert init(root, tmp_path / "few", "--shots=10") == 0
-    assert "  14 of these 33 labels are used in no stage, as --shots is 10\n" in capsys.readouterr().out
+    assert (
+        "  14 of these 33 labels are used in no stage, as --shots is 10\n"
+        in capsys.readouterr().out
+    )
     data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "few")})
     # the class that has fewer gives all it has
     assert len(data.labels.training()) == 10 + 9
-    said = "labels in the batches of stage 2: 0 of 33; validation: 0 of 0; in no stage: 14 (shots 10)"
+    said = (
+        "labels in the batches of stage 2: 0 of 33; validation: 0 of 0; in no stage: 14 (shots 10)"
+    )
     assert data.labels.seen(2, []) == said
 
 
@@ -524,7 +633,11 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     [
         ("all", None, "0 of 12; validation: 6 of 6"),
         ("all", 0, "0 of 12; validation: 0 of 6; in no stage: 18 (shots 0)"),
-        ("base_to_novel", 3, "0 of 12; validation: 6 of 6; in no stage: 6 (shots 3, protocol base_to_novel)"),
+        (
+            "base_to_novel",
+            3,
+            "0 of 12; validation: 6 of 6; in no stage: 6 (shots 3, protocol base_to_novel)",
+        ),
     ],
 )
 def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
@@ -532,13 +645,17 @@ def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
     for name in ("cat", "dog", "eel"):
         for i in range(2):
             picture(root / "val" / name / f"{i}.png", ord(name[0]), i, 200)
-    data = DomainDataModule("folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0)
+    data = DomainDataModule(
+        "folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0
+    )
     assert data.labels.seen(2, []) == f"labels in the batches of stage 2: {said}"
     if shots != 0:
         assert f"validation: {len(data.labels.evaluation('val'))} of 6" in said
 
 
-def test_validation_images_are_split_off_where_labels_are_many_and_config_and_list_say_so(tmp_path, capsys):
+def test_validation_images_are_split_off_where_labels_are_many_and_config_and_list_say_so(
+    tmp_path, capsys
+):
     root, out = many(tmp_path / "pets", cat=80, dog=48, eel=9), tmp_path / "out"
     assert init(root, out) == 0
     rows, counts = listed(out), Counter(row[1:] for row in listed(out))
@@ -581,7 +698,9 @@ def test_how_many_validation_images_are_split_off(classes, more, val, tmp_path, 
     assert ("split off (--val-share)" in said) == (val > 0)
 
 
-def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those_of_the_code(tmp_path, capsys):
+def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those_of_the_code(
+    tmp_path, capsys
+):
     assert init(plain_folders(tmp_path / "pets"), tmp_path / "out") == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in (
@@ -594,7 +713,10 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
     ):
         assert words in said
     # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most
-    assert min(n for n in range(1, 99) if usual_rank(n) / (n + 1) >= USUAL) == ENOUGH["predict --unknown"]
+    assert (
+        min(n for n in range(1, 99) if usual_rank(n) / (n + 1) >= USUAL)
+        == ENOUGH["predict --unknown"]
+    )
     for error in (0.05, 0.01):
         right = ENOUGH[f"--max-error {error:.0%}"]
         for images, enough in ((right, True), (right - 1, False)):
@@ -607,7 +729,9 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
                     scores.threshold(error)
 
 
-def test_a_list_of_names_for_folders_with_other_names_is_answered_with_what_to_write(tmp_path, capsys):
+def test_a_list_of_names_for_folders_with_other_names_is_answered_with_what_to_write(
+    tmp_path, capsys
+):
     root = plain_folders(tmp_path / "digits", classes=("0", "1"))
     (tmp_path / "names.txt").write_text("zero\none\n")
     assert init(root, tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 1
@@ -630,18 +754,33 @@ def test_each_command_that_is_printed_runs_in_another_folder_with_the_options_th
     assert init("my digits", "first look", *given) == 0
     printed = capsys.readouterr().out
     (option,) = (line for line in printed.splitlines() if "--data.init_args.augmentation" in line)
-    assert run_as_printed(printed, *option.split(), "--trainer.max_epochs=1", "--data.init_args.num_workers=0") == 0
+    assert (
+        run_as_printed(
+            printed, *option.split(), "--trainer.max_epochs=1", "--data.init_args.num_workers=0"
+        )
+        == 0
+    )
     trained = capsys.readouterr()
-    assert "labels in the batches of stage 1: 10 of 12; validation: 6 of 6; in no stage: 2 (shots 5)" in trained.err
-    assert "labels in the batches of stage 2: 0 of 12; validation: 6 of 6; in no stage: 2 (shots 5)" in trained.err
-    predict = shlex.split(trained.out.splitlines()[-1].removeprefix("use it: ").replace("IMAGES…", "'more images'"))
+    assert (
+        "labels in the batches of stage 1: 10 of 12; validation: 6 of 6; in no stage: 2 (shots 5)"
+        in trained.err
+    )
+    assert (
+        "labels in the batches of stage 2: 0 of 12; validation: 6 of 6; in no stage: 2 (shots 5)"
+        in trained.err
+    )
+    predict = shlex.split(
+        trained.out.splitlines()[-1].removeprefix("use it: ").replace("IMAGES…", "'more images'")
+    )
     assert main(predict[3:]) == 0
     assert capsys.readouterr().out.count("more images/") == 6
     assert main(["suggest", "first look_run", "--out=to label", "--images=2"]) == 0
     *_, command = capsys.readouterr().out.splitlines()
     rows = rows_of("to label/labels.csv")
     with Path("to label/labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "label"), *((row["image"], row["label"] or "one") for row in rows)])
+        csv.writer(file).writerows(
+            [("image", "label"), *((row["image"], row["label"] or "one") for row in rows)]
+        )
     assert main(shlex.split(command)[3:]) == 0
     *_, command = capsys.readouterr().out.splitlines()
     assert "'to label_data/data.yaml'" in command

@@ -30,7 +30,9 @@ class Seen(Callback):
         self.steps.append(batch.indices.tolist())
 
 
-def distil(teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options):
+def distil(
+    teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options
+):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
     student, seen = world.make_student(teacher, kd_weight=20, pool_filter=share), Seen()
     domain = world.digits(batch_size, **{**POOL, **dict(data)})
@@ -50,9 +52,13 @@ def whole(teacher_folder, tmp_path_factory):
     return distil(teacher_folder, folder, save=True), folder
 
 
-def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_folder, whole, plain_of):
+def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
+    teacher_folder, whole, plain_of
+):
     record, folder = whole
-    prompts = TunedPrompts.load(teacher_folder / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
+    prompts = (
+        TunedPrompts.load(teacher_folder / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
+    )
     vectors = ClassVectors.load(teacher_folder / CLASS_VECTORS_FILE).vectors.double()
     domain, clip = world.digits(7, **POOL), plain_of("test-teacher-quickgelu")
 
@@ -77,10 +83,14 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(teacher_fol
 def cached(teacher, folder, cache, views=None, **options):
     """``distil`` from a cache, which is filled where ``views`` are given."""
     data = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
-    return distil(teacher, folder, callbacks=[FillTeacherCache(views)] if views else [], data=data, **options)
+    return distil(
+        teacher, folder, callbacks=[FillTeacherCache(views)] if views else [], data=data, **options
+    )
 
 
-def test_a_cache_of_too_few_views_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_path):
+def test_a_cache_of_too_few_views_changes_nothing_of_what_is_left_out(
+    teacher_folder, whole, tmp_path
+):
     record = cached(teacher_folder, tmp_path, tmp_path / "cache", views=2)
     assert record.seen == whole[0].seen
     assert record.losses == pytest.approx(whole[0].losses, rel=2e-3)
@@ -129,14 +139,22 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     shape = classifier.vectors.vectors.shape
     sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)
     assert len(sample) == 42
-    torch.testing.assert_close(sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3)
-    usual = [image for source, image in zip(pool, images, strict=True) if source not in left_out(whole[1])]
+    torch.testing.assert_close(
+        sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3
+    )
+    usual = [
+        image
+        for source, image in zip(pool, images, strict=True)
+        if source not in left_out(whole[1])
+    ]
     assert 20 <= len(usual) < 42
     center = classifier.companions["unknown"].center
     torch.testing.assert_close(center, classifier.embed(usual).mean(dim=0), atol=1e-3, rtol=1e-3)
 
 
-def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(teacher_folder, whole, monkeypatch):
+def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(
+    teacher_folder, whole, monkeypatch
+):
     record, folder = whole
     monkeypatch.setattr(pool_filter, "_similarities", None)
     resumed = distil(teacher_folder, folder, ckpt_path=folder / "epoch=0.ckpt")
@@ -144,7 +162,9 @@ def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(teacher_f
 
 
 @pytest.mark.parametrize(("protocol", "said"), [("all", False), ("base_to_novel", True)])
-def test_the_log_says_that_base_classes_alone_make_the_limit(protocol, said, teacher_folder, tmp_path, capsys):
+def test_the_log_says_that_base_classes_alone_make_the_limit(
+    protocol, said, teacher_folder, tmp_path, capsys
+):
     with pytest.raises(AssertionError, match="training began"):
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()], data={"protocol": protocol})
     output = capsys.readouterr().err
@@ -161,7 +181,9 @@ def test_by_default_nothing_is_left_out(teacher_folder, tmp_path):
 
 def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypatch):
     for share in (0.0, 1.0):
-        with world.refused(ConfigError, f"pool_filter must be above 0 and below 1, not {share}: set 0.05"):
+        with world.refused(
+            ConfigError, f"pool_filter must be above 0 and below 1, not {share}: set 0.05"
+        ):
             distil(teacher_folder, tmp_path, share)
     values = iter([torch.ones(10), torch.zeros(42)])
     monkeypatch.setattr(pool_filter, "_similarities", lambda *_: next(values))

@@ -28,7 +28,10 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("teachers")
     digits = {"class_names": world.DIGITS, "num_base": None}
     scales = {name: {"logit_scale": float(scale)} for name, scale in SCALES.items()}
-    return root, {name: world.write_teacher(root / name, MODELS[name], **digits, **scales[name]) for name in MODELS}
+    return root, {
+        name: world.write_teacher(root / name, MODELS[name], **digits, **scales[name])
+        for name in MODELS
+    }
 
 
 def settings(root, **options):
@@ -40,7 +43,10 @@ def plain_mean(rows, vectors):
     mixed = np.zeros((len(rows["first"]), len(world.DIGITS)))
     for image, row in enumerate(mixed):
         for name in MODELS:
-            powers = [math.exp(SCALES[name] * float(rows[name][image] @ vector)) for vector in vectors[name]]
+            powers = [
+                math.exp(SCALES[name] * float(rows[name][image] @ vector))
+                for vector in vectors[name]
+            ]
             row += 0.5 * np.array([power / sum(powers) for power in powers])
     return torch.from_numpy(mixed)
 
@@ -49,16 +55,24 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_predictions(written
     root, teachers = written
     vectors = {name: made[0].vectors.double().numpy() for name, made in teachers.items()}
     mixed = Teachers([str(root / name) for name in MODELS])
-    rows = {name: torch.randn(7, width, generator=torch.Generator().manual_seed(3)) for name, width in WIDTHS.items()}
+    rows = {
+        name: torch.randn(7, width, generator=torch.Generator().manual_seed(3))
+        for name, width in WIDTHS.items()
+    }
     # so that some predictions are sharp and others are not
-    rows = {name: normalized(each.double()) * torch.linspace(0.1, 1, 7)[:, None] for name, each in rows.items()}
+    rows = {
+        name: normalized(each.double()) * torch.linspace(0.1, 1, 7)[:, None]
+        for name, each in rows.items()
+    }
     probabilities = mixed.logits(torch.cat(list(rows.values()), dim=1).float()).exp()
     expected = plain_mean({name: each.numpy() for name, each in rows.items()}, vectors)
     assert relative_error(probabilities, expected) < 1e-5
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(7))
 
 
-def test_a_student_learns_from_all_teachers_each_with_its_own_clip_and_image_size(written, tmp_path, plain_of):
+def test_a_student_learns_from_all_teachers_each_with_its_own_clip_and_image_size(
+    written, tmp_path, plain_of
+):
     root, teachers = written
     seen = Distilled(root / "first", tmp_path, trainer={"limit_train_batches": 1}, **settings(root))
     batch = seen.batches[0]
@@ -74,18 +88,26 @@ def test_a_student_learns_from_all_teachers_each_with_its_own_clip_and_image_siz
     start = world.make_student(root / "first", kd_weight=20, **settings(root))
     own = normalized(
         PlainProjector(start.encoder.projector.state_dict())(
-            plain_of("test-student").image_features(images, start.encoder.prompts.tokens.detach().double()), True
+            plain_of("test-student").image_features(
+                images, start.encoder.prompts.tokens.detach().double()
+            ),
+            True,
         )
     )
     logits = 17 * own @ torch.from_numpy(vectors["first"]).T
-    assert seen.losses[0] == pytest.approx(plain.distillation(logits, target, 20, 1).item(), rel=1e-5)
+    assert seen.losses[0] == pytest.approx(
+        plain.distillation(logits, target, 20, 1).item(), rel=1e-5
+    )
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"temperature": 2.0}, "their mean is defined at temperature 1, not 2.0: set loss.kind: kl and"),
+            (
+                {"temperature": 2.0},
+                "their mean is defined at temperature 1, not 2.0: set loss.kind: kl and",
+            ),
             ({"distill": "mse"}, "several teachers have no features in common for loss.kind mse"),
         ],
     )
@@ -108,22 +130,35 @@ class TestRefusals:
         root, resume = written[0], {"ckpt_path": tmp_path / "epoch=0.ckpt"}
         Distilled(root / "first", tmp_path, trainer={"save": True}, **settings(root))
         for others in ([], [str(root / "first")]):
-            with world.refused(ArtifactError, "distilled from a different teacher than the one in the settings"):
+            with world.refused(
+                ArtifactError, "distilled from a different teacher than the one in the settings"
+            ):
                 Distilled(root / "first", tmp_path, more_teachers=others, **resume)
 
 
 def test_a_fit_that_fills_its_cache_is_not_resumed_with_another_second_teacher(written, tmp_path):
     root = written[0]
-    Distilled(root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root))
-    world.write_teacher(tmp_path / "retrained", MODELS["second"], class_names=world.DIGITS, num_base=None, seed=1)
-    changed = {"more_teachers": [str(tmp_path / "retrained")], "ckpt_path": tmp_path / "epoch=0.ckpt"}
-    with world.refused(ArtifactError, "distilled from a different teacher than the one in the settings"):
+    Distilled(
+        root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root)
+    )
+    world.write_teacher(
+        tmp_path / "retrained", MODELS["second"], class_names=world.DIGITS, num_base=None, seed=1
+    )
+    changed = {
+        "more_teachers": [str(tmp_path / "retrained")],
+        "ckpt_path": tmp_path / "epoch=0.ckpt",
+    }
+    with world.refused(
+        ArtifactError, "distilled from a different teacher than the one in the settings"
+    ):
         Distilled(root / "first", tmp_path, tmp_path / "new", fill=True, **changed)
 
 
 def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, monkeypatch):
     root = written[0]
-    Distilled(root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root))
+    Distilled(
+        root / "first", tmp_path, trainer={"save": True, "limit_train_batches": 1}, **settings(root)
+    )
     copy = tmp_path / CLASS_VECTORS_FILE
     monkeypatch.setattr(TunedPrompts, "load", None)
     nowhere = {"class_vectors": str(copy), "more_teachers": [str(tmp_path / "gone")]}
@@ -146,13 +181,17 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
         pool = images.unlabeled_images(teachers[name][0].preprocessing.resizing)
         views = torch.stack([pool[int(index), 0].images for index in images.pool.indices])
         vectors[name] = teachers[name][0].vectors.double().numpy()
-        rows[name] = normalized(plain_of(model).image_features(views, teachers[name][1].double())).numpy()
+        rows[name] = normalized(
+            plain_of(model).image_features(views, teachers[name][1].double())
+        ).numpy()
     predicted = plain_mean(rows, vectors).argmax(dim=1)
     assert list(made.before) == torch.bincount(predicted, minlength=10).tolist()
 
 
 class TestCaches:
-    def test_distillation_from_caches_is_distillation_with_the_teachers(self, written, tmp_path, monkeypatch):
+    def test_distillation_from_caches_is_distillation_with_the_teachers(
+        self, written, tmp_path, monkeypatch
+    ):
         root, cache = written[0], tmp_path / "cache"
         plain_run = Distilled(root / "first", tmp_path, **settings(root))
         Distilled(root / "first", tmp_path, cache, fill=True, **settings(root))
@@ -163,13 +202,18 @@ class TestCaches:
         assert cached.batches[0].teacher_features.shape == (50, 24 + 28)
         # and that of the first serves a student of this teacher alone
         alone = Distilled(root / "first", tmp_path, cache)
-        assert torch.equal(alone.batches[0].teacher_features, cached.batches[0].teacher_features[:, :24])
+        assert torch.equal(
+            alone.batches[0].teacher_features, cached.batches[0].teacher_features[:, :24]
+        )
 
     def test_a_cache_of_a_further_teacher_gets_the_views_of_the_first(self, written, tmp_path):
         root, cache = written[0], tmp_path / "cache"
         Distilled(root / "first", tmp_path, cache, fill=True, data={"seed": 5})
         Distilled(root / "first", tmp_path, cache, fill=True, **settings(root))
-        manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("cache", "cache.2")]
+        manifests = [
+            json.loads((tmp_path / name / "manifest.json").read_text())
+            for name in ("cache", "cache.2")
+        ]
         assert [(m["view_seed"], m["width"], m["resizing"]["image_size"]) for m in manifests] == [
             (5, 24, 32),
             (5, 28, 48),
@@ -181,7 +225,9 @@ class TestCaches:
         Distilled(root / "second", tmp_path, tmp_path / "cache.2", fill=True, data={"seed": 5})
         said = "2 of each image with seed 1, but 2 of each image with seed 5"
         for fill in (False, True):
-            with world.refused(DataError, rf"cache and {cache}\.2 have different views \({said}\): remove one"):
+            with world.refused(
+                DataError, rf"cache and {cache}\.2 have different views \({said}\): remove one"
+            ):
                 Distilled(root / "first", tmp_path, cache, fill=fill, **settings(root))
 
     def test_a_missing_cache_of_a_further_teacher_is_named(self, written, tmp_path):

@@ -11,7 +11,10 @@ from kdpl.data.readers.digits import CLASS_NAMES, open_digit, read_digits
 from kdpl.tiny import models, register
 from kdpl.tiny.models import CONFIGS, load_weights, weights_path
 
-MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+MEAN, STD = (
+    torch.tensor(v).view(1, 3, 1, 1)
+    for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+)
 tokenize = open_clip.SimpleTokenizer(context_length=models.CONTEXT_LENGTH)
 
 
@@ -53,8 +56,20 @@ def test_unseen_embeddings_differ_and_have_the_mean_and_spread_of_the_trained_on
 
 
 def test_any_class_name_has_finite_features_different_from_others(plain):
-    names = ["cat", "dog", "Übergrößenträger", "猫", "forklift truck", "7", "a_b", "!?", "word " * 60]
-    features = plain.encode_text(tokenize([f"a photo of a {each}." for each in names]), normalize=True)
+    names = [
+        "cat",
+        "dog",
+        "Übergrößenträger",
+        "猫",
+        "forklift truck",
+        "7",
+        "a_b",
+        "!?",
+        "word " * 60,
+    ]
+    features = plain.encode_text(
+        tokenize([f"a photo of a {each}." for each in names]), normalize=True
+    )
     assert features.isfinite().all()
     assert (features @ features.T - torch.eye(len(names))).max() < 0.9999
 
@@ -64,7 +79,9 @@ def test_zero_shot_accuracy_on_handwriting_leaves_room_to_learn(name, plain):
     records = read_digits().train
     images = torch.stack([to_tensor(open_digit(record.source)) for record in records])
     labels = torch.tensor([record.label for record in records])
-    class_vectors = plain.encode_text(tokenize([f"a photo of a {digit}." for digit in CLASS_NAMES]), normalize=True)
+    class_vectors = plain.encode_text(
+        tokenize([f"a photo of a {digit}." for digit in CLASS_NAMES]), normalize=True
+    )
     logits = plain.encode_image((images - MEAN) / STD, normalize=True) @ class_vectors.T
     assert lowest <= (logits.argmax(dim=1) == labels).float().mean().item() <= highest
 
@@ -76,4 +93,6 @@ def test_a_registered_model_equals_its_weights_file(name, plain):
     assert clip.logit_scale == pytest.approx(plain.logit_scale.exp().item())
     assert clip.preprocessing.image_size == 32
     assert clip.tokenize(["a photo of a seven.", "a llama"]).shape == (2, 32)
-    assert torch.allclose(clip.image_tower(images), plain.encode_image((images - MEAN) / STD), atol=1e-4)
+    assert torch.allclose(
+        clip.image_tower(images), plain.encode_image((images - MEAN) / STD), atol=1e-4
+    )

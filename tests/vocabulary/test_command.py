@@ -46,7 +46,10 @@ def test_base_and_novel_classes_have_the_class_vectors_of_their_teachers_run(tmp
     data = ["data/digits.yaml", "data/base_to_novel.yaml"]
     assert fit_teacher(tmp_path / "run", *configs(data[1]), *AVERAGING) == 0
     assert ClassVectors.load(tmp_path / "run" / "class_vectors.safetensors").num_base == 5
-    for settings in (configs(*data), [*configs(data[0]), "--data.init_args.protocol", "base_to_novel"]):
+    for settings in (
+        configs(*data),
+        [*configs(data[0]), "--data.init_args.protocol", "base_to_novel"],
+    ):
         assert encode(tmp_path / "run", out, *settings) == 0
         require_frozen(out, tmp_path / "run")
 
@@ -61,8 +64,17 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     vectors = ClassVectors.load(out)
     texts = [prompt_text("X X X X", name) for name in ("hermit_crab", "eel")]
     layers = torch.cat([context[None], deep]).double()
-    assert relative_error(vectors.vectors, normalized(plain_of("test-teacher").text_features(texts, layers))) < 1e-5
-    assert (vectors.class_names, vectors.num_base, vectors.context) == (("hermit_crab", "eel"), None, None)
+    assert (
+        relative_error(
+            vectors.vectors, normalized(plain_of("test-teacher").text_features(texts, layers))
+        )
+        < 1e-5
+    )
+    assert (vectors.class_names, vectors.num_base, vectors.context) == (
+        ("hermit_crab", "eel"),
+        None,
+        None,
+    )
     assert vectors.logit_scale == pytest.approx(30)
     assert (vectors.clip, vectors.teacher) == (prompts.clip, prompts.teacher)
     assert vectors.preprocessing == prompts.preprocessing
@@ -77,7 +89,10 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
         (["--classes", "word " * 100], ["all 32 tokens", "shorten the class name"]),
         (["--class-list=empty.txt"], ["empty.txt", "no class names"]),
         (["--class-list=latin.txt"], ["latin.txt", "not in UTF-8 (line 1): save it as UTF-8"]),
-        (["--classes", "one", "--teacher=."], ["prompts.safetensors", "does not exist", "run folder of a teacher"]),
+        (
+            ["--classes", "one", "--teacher=."],
+            ["prompts.safetensors", "does not exist", "run folder of a teacher"],
+        ),
         ([], ["one source: give --classes, --class-list or --config"]),
         (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
         (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),

@@ -26,7 +26,11 @@ from kdpl.watch.image_sample import ImageSample
 def batches(tmp_path_factory):
     """Folders of test digits: as they are, with others among them, and of few classes."""
     folder, test = tmp_path_factory.mktemp("batches"), read_digits().test
-    for name, records in (("same", test[:60]), ("mixed", test[60:120]), ("few", [r for r in test if r.label < 3][:60])):
+    for name, records in (
+        ("same", test[:60]),
+        ("mixed", test[60:120]),
+        ("few", [r for r in test if r.label < 3][:60]),
+    ):
         (folder / name).mkdir()
         for number, record in enumerate(records):
             image = open_digit(record.source)
@@ -53,7 +57,9 @@ def here(tmp_path, monkeypatch):
 
 def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(student_run):
     read = Classifier.load(student_run / "classifier")
-    kept = ImageSample.load(student_run / "classifier", read.fingerprint(), (10, read.vectors.vectors.shape[1]))
+    kept = ImageSample.load(
+        student_run / "classifier", read.fingerprint(), (10, read.vectors.vectors.shape[1])
+    )
     data = world.digits(batch_size=8)
     images = [data.splits.open_image(record.source) for record in data.splits.train]
     assert len(kept) == len(images) == 700
@@ -64,7 +70,9 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(student_run):
 
 
 def test_of_a_larger_pool_images_are_drawn_by_the_seed():
-    one, again, other = (world.digits(batch_size=8, seed=seed).pool.sample(100) for seed in (1, 1, 2))
+    one, again, other = (
+        world.digits(batch_size=8, seed=seed).pool.sample(100) for seed in (1, 1, 2)
+    )
     everything = [record.source for record in read_digits().train]
     assert [*one] == [*again] != [*other]
     assert [*one] == [source for source in everything if source in {*one}]
@@ -85,7 +93,12 @@ def test_a_dataset_without_training_images_has_none(tmp_path):
 def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):
     world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
     names = {path.name for path in (tmp_path / "classifier").iterdir()}
-    assert names == {"classifier.json", "model.safetensors", "held_out.safetensors", "unknown.safetensors"}
+    assert names == {
+        "classifier.json",
+        "model.safetensors",
+        "held_out.safetensors",
+        "unknown.safetensors",
+    }
 
 
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(classifier, tmp_path):
@@ -129,13 +142,18 @@ def test_classes_at_other_frequencies_end_with_3_and_are_named(classifier, batch
     loaded = Classifier.load(classifier)
     pool = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     (_, counts) = torch.tensor(
-        [loaded.class_names.index(top.class_name) for (top,) in loaded.predict(sorted((batches / "few").iterdir()))]
+        [
+            loaded.class_names.index(top.class_name)
+            for (top,) in loaded.predict(sorted((batches / "few").iterdir()))
+        ]
     ).unique(return_counts=True)
     assert counts.max() > 10
     shares = pool.labels.bincount(minlength=10) / len(pool)
     assert summary["changed_classes"]
     for name in summary["changed_classes"]:
-        assert f"{name} {100 * shares[loaded.class_names.index(name)]:.1f} %" in page.texts["classes"]
+        assert (
+            f"{name} {100 * shares[loaded.class_names.index(name)]:.1f} %" in page.texts["classes"]
+        )
     assert page.texts["classes"].count("▲ more") + page.texts["classes"].count("▼ fewer") == len(
         summary["changed_classes"]
     )
@@ -146,7 +164,9 @@ def test_the_same_images_give_the_same_figures(classifier, batches, here, capsys
     assert found[0] == found[1]
 
 
-def test_images_of_a_shard_and_a_list_are_read_and_unreadable_ones_named(classifier, batches, here, capsys):
+def test_images_of_a_shard_and_a_list_are_read_and_unreadable_ones_named(
+    classifier, batches, here, capsys
+):
     with tarfile.open(here / "new.tar", "w") as shard:
         shard.add(batches / "mixed", "in")
     (here / "broken.png").write_bytes(b"no image")
@@ -163,15 +183,22 @@ def test_a_wanted_error_sets_the_threshold(classifier, batches, here, capsys):
     loaded = Classifier.load(classifier)
     scores = torch.full((400,), 0.1)
     scores[:300] = 0.3
-    loaded.companions["held_out"] = type(loaded.companions["held_out"])(1.5, scores, scores.clone(), scores > 0.2)
+    loaded.companions["held_out"] = type(loaded.companions["held_out"])(
+        1.5, scores, scores.clone(), scores > 0.2
+    )
     folder = shutil.copytree(classifier, here / "classifier")
     loaded.companions["held_out"].save(folder, loaded.fingerprint())
     threshold = loaded.companions["held_out"].threshold(0.02)
     pool = ImageSample.load(folder, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
     page, summary = watch(folder, batches / "same", "--max-error=2%", capsys=capsys)
-    expected = [top.probability < threshold for (top,) in loaded.predict(sorted((batches / "same").iterdir()))]
+    expected = [
+        top.probability < threshold
+        for (top,) in loaded.predict(sorted((batches / "same").iterdir()))
+    ]
     assert summary["rejected"] == pytest.approx(sum(expected) / 60, abs=1e-4)
-    assert summary["rejected_of_pool"] == pytest.approx((pool.scores < threshold).float().mean().item(), abs=1e-4)
+    assert summary["rejected_of_pool"] == pytest.approx(
+        (pool.scores < threshold).float().mean().item(), abs=1e-4
+    )
     assert "The threshold is that of --max-error 2%" in page.texts["rejected"]
 
 
@@ -199,14 +226,19 @@ def test_a_threshold_for_each_class_rejects_by_the_predicted_one(classifier, bat
     assert "--max-error 2% --per-class; 9 classes have none" in page.texts["rejected"]
 
 
-def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, batches, here, capsys):
+def test_images_like_none_of_the_classes_are_counted_by_their_score(
+    classifier, batches, here, capsys
+):
     scores = none_of_these(Classifier.load(classifier), sorted((batches / "mixed").iterdir()))
     page, summary = watch(classifier, batches / "mixed", code=3, capsys=capsys)
     assert summary["unknown"] == pytest.approx((scores > 0.5).float().mean().item(), abs=1e-4)
     assert summary["p_values"]["unknown"] < 0.01
     assert "more images look like none of the classes" in summary["because"]
     assert "score of being none of the classes above 0.5" in page.texts["unknown"]
-    assert "comes from 198 images, which the classifier was not trained on: of further" in page.texts["unknown"]
+    assert (
+        "comes from 198 images, which the classifier was not trained on: of further"
+        in page.texts["unknown"]
+    )
     assert "at most 4.5 % are above it, on average. Images" in page.texts["unknown"]
     assert "Four questions" in page.texts["tests"]
     options = [batches / "mixed", "--against", batches / "mixed"]
@@ -215,19 +247,28 @@ def test_images_like_none_of_the_classes_are_counted_by_their_score(classifier, 
     assert "comes from 60 images, those compared with: of further" in page.texts["unknown"]
 
 
-def test_the_page_says_what_a_limit_of_few_validation_images_holds(classifier, batches, here, capsys):
+def test_the_page_says_what_a_limit_of_few_validation_images_holds(
+    classifier, batches, here, capsys
+):
     folder = shutil.copytree(classifier, here / "classifier")
     loaded = Classifier.load(folder)
     loaded.companions["unknown"].held_out = 4
     loaded.companions["unknown"].save(folder, loaded.fingerprint())
     page, _ = watch(folder, batches / "same", capsys=capsys)
-    assert "at most 20.0 % are above it, on average, and it takes 19 images or more for 5 %." in page.texts["unknown"]
+    assert (
+        "at most 20.0 % are above it, on average, and it takes 19 images or more for 5 %."
+        in page.texts["unknown"]
+    )
     assert "≤ 20.0 %" in page.texts["tests"]
     assert "of images like the pool at most 20.0 %" in page.texts["header"]
 
 
-@pytest.mark.parametrize("words", ["does not know its limit of 0.5 from validation images", "has no scores of that"])
-def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(words, classifier, batches, here, capsys):
+@pytest.mark.parametrize(
+    "words", ["does not know its limit of 0.5 from validation images", "has no scores of that"]
+)
+def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(
+    words, classifier, batches, here, capsys
+):
     folder = shutil.copytree(classifier, here / "classifier")
     loaded = Classifier.load(folder)
     if "score" in words:
@@ -256,7 +297,13 @@ def without(classifier, here):
 
 def test_a_classifier_without_a_sample_takes_images_to_compare_with(without, batches, here, capsys):
     code = main(["watch", str(without), str(batches / "same")])
-    refused(capsys, code, "has no sample of the pool that it was trained on", "give images like those", "by --against")
+    refused(
+        capsys,
+        code,
+        "has no sample of the pool that it was trained on",
+        "give images like those",
+        "by --against",
+    )
     assert not (here / "watch.html").exists()
     options = ["--against", batches / "same"]
     page, summary = watch(without, batches / "same", *options, capsys=capsys)
@@ -293,7 +340,9 @@ def test_hostile_names_stay_text(classifier, batches, here, capsys):
         (["SAME", "--per-class"], ["none is wanted: give max_error"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_1(options, words, classifier, batches, here, capsys):
+def test_bad_input_is_one_sentence_and_exit_code_1(
+    options, words, classifier, batches, here, capsys
+):
     (here / "EMPTY").mkdir()
     (here / "BROKEN").mkdir()
     for number in range(25):
@@ -311,14 +360,23 @@ def test_a_run_is_not_a_classifier(student_run, batches, here, capsys):
 
 def test_a_sample_of_another_classifier_is_refused(classifier, without, batches, capsys):
     loaded = Classifier.load(classifier)
-    ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1])).save(without, "ab")
+    ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1])).save(
+        without, "ab"
+    )
     code = main(["watch", str(without), str(batches / "same")])
-    refused(capsys, code, "pool_sample.safetensors is of another classifier than", "remove it, and give images")
+    refused(
+        capsys,
+        code,
+        "pool_sample.safetensors is of another classifier than",
+        "remove it, and give images",
+    )
 
 
 def test_a_pool_of_few_images_is_too_small(classifier, without, batches, capsys):
     loaded = Classifier.load(classifier)
-    sample = ImageSample.load(classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1]))
+    sample = ImageSample.load(
+        classifier, loaded.fingerprint(), (10, loaded.vectors.vectors.shape[1])
+    )
     sample.draw(19).save(without, loaded.fingerprint())
     code = main(["watch", str(without), str(batches / "same")])
     refused(capsys, code, "it takes 20 images of the pool or more", "keeps 19")

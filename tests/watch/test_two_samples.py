@@ -17,7 +17,9 @@ def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
     labels = numbers.choice(CLASSES, count, p=np.array([rare, 1, 1, 1]) / (3 + rare))
     features = numbers.normal(size=(count, width)) + shift * (labels == 1)[:, None]
     scores = numbers.random(count) * (1 - unsure)
-    return ImageSample(*map(torch.from_numpy, (features.astype(np.float16), scores.astype(np.float32), labels)))
+    return ImageSample(
+        *map(torch.from_numpy, (features.astype(np.float16), scores.astype(np.float32), labels))
+    )
 
 
 def distance(one, other):
@@ -37,32 +39,53 @@ def plain_statistics(pool, new, threshold):
         angles.append([math.asin(math.sqrt((n + 3 / 8) / (len(part) + 3 / 4))) for n in counts])
     differences = [abs(a - b) for a, b in zip(*angles, strict=True)]
     far = [min(distance(x, y) for y, *_ in pool) for x, *_ in new]
-    own = [min(distance(x, y) for j, (y, *_) in enumerate(pool) if i != j) for i, (x, *_) in enumerate(pool)]
+    own = [
+        min(distance(x, y) for j, (y, *_) in enumerate(pool) if i != j)
+        for i, (x, *_) in enumerate(pool)
+    ]
     difference = sum(far) / len(far) - sum(own) / len(own)
     return [rejected, sum(each**2 for each in differences), difference], differences
 
 
 def plain_comparison(pool, new, threshold, permutations):
-    images = [[*zip(*(column.tolist() for column in vars(each).values()), strict=True)] for each in (pool, new)]
+    images = [
+        [*zip(*(column.tolist() for column in vars(each).values()), strict=True)]
+        for each in (pool, new)
+    ]
     everything, numbers = images[0] + images[1], np.random.default_rng(0)
     given, rows = [False] * len(pool) + [True] * len(new), []
     for number in range(permutations + 1):
         is_new = numbers.permutation(given) if number else given
-        parts = [[x for x, there in zip(everything, is_new, strict=True) if there == which] for which in (False, True)]
+        parts = [
+            [x for x, there in zip(everything, is_new, strict=True) if there == which]
+            for which in (False, True)
+        ]
         rows.append(plain_statistics(*parts, threshold))
     close = 1e-9
-    p_values = [[sum(r[0][k] >= row[0][k] - close for r in rows) / len(rows) for k in range(3)] for row in rows]
+    p_values = [
+        [sum(r[0][k] >= row[0][k] - close for r in rows) / len(rows) for k in range(3)]
+        for row in rows
+    ]
     adjusted = [sum(min(each) <= p + 1e-12 for each in p_values) / len(rows) for p in p_values[0]]
     return adjusted, [sum(max(r[1]) >= own - close for r in rows) / len(rows) for own in rows[0][1]]
 
 
 def below(threshold, *samples):
-    return None if threshold is None else np.concatenate([each.scores.numpy() < threshold for each in samples])
+    return (
+        None
+        if threshold is None
+        else np.concatenate([each.scores.numpy() < threshold for each in samples])
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "near", "threshold"),
-    [({}, 32, 0.3), ({"shift": 3.0}, 1, 0.3), ({"unsure": 0.3, "rare": 5.0}, 2, 0.3), ({"unsure": 0.9}, 3, None)],
+    [
+        ({}, 32, 0.3),
+        ({"shift": 3.0}, 1, 0.3),
+        ({"unsure": 0.3, "rare": 5.0}, 2, 0.3),
+        ({"unsure": 0.9}, 3, None),
+    ],
     ids=["same", "far", "other", "unsure"],
 )
 def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, monkeypatch):
@@ -114,9 +137,13 @@ def test_each_question_sees_its_own_difference(changes, question):
 
 
 @pytest.mark.parametrize(("known", "rank"), [(40, 39), (19, 19), (7, 7)])
-def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(known, rank):
+def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(
+    known, rank
+):
     def arrangements(above):
-        return math.comb(12 - above + rank - 1, rank - 1) * math.comb(above + known - rank, known - rank)
+        return math.comb(12 - above + rank - 1, rank - 1) * math.comb(
+            above + known - rank, known - rank
+        )
 
     for least in range(13):
         expected = sum(map(arrangements, range(least, 13))) / math.comb(known + 12, known)
@@ -124,6 +151,10 @@ def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_im
 
 
 def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
-    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1]).with_unknown(0.004)
-    assert one.questions == pytest.approx({"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016})
+    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1]).with_unknown(
+        0.004
+    )
+    assert one.questions == pytest.approx(
+        {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
+    )
     assert one.classes == [0.1]

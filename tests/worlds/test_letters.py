@@ -29,7 +29,9 @@ def test_every_writer_of_a_split_writes_every_letter_once_and_writes_in_no_other
     for records, number in ((splits.train, 60), (splits.val, 10), (splits.test, 50)):
         assert Counter(record.label for record in records) == dict.fromkeys(range(26), number)
         pairs = [record.source.split("/")[1:] for record in records]
-        assert [letter for _, letter in pairs] == [splits.class_names[record.label][-1] for record in records]
+        assert [letter for _, letter in pairs] == [
+            splits.class_names[record.label][-1] for record in records
+        ]
         writers.append({writer for writer, _ in pairs})
         assert len({*map(tuple, pairs)}) == len(records) == 26 * len(writers[-1])
     assert len(set.union(*writers)) == sum(map(len, writers))
@@ -80,14 +82,19 @@ def test_the_writing_is_darker_than_its_paper_and_covers_a_part_of_it(splits):
 def test_without_the_extra_quickstart_reading_is_refused(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(letters, "_photographs", letters._photographs.__wrapped__)
-    with pytest.raises(DataError, match=r"dataset letters needs .*: pip install 'kdpl\[quickstart\]'$"):
+    with pytest.raises(
+        DataError, match=r"dataset letters needs .*: pip install 'kdpl\[quickstart\]'$"
+    ):
         letters.read_letters()
 
 
 def test_a_matplotlib_that_lacks_a_font_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     monkeypatch.setattr(letters, "load_font", fonts.load_font.__wrapped__)
-    with pytest.raises(DataError, match=r"matplotlib \S+ lacks the font DejaVuSans: install matplotlib 3.11 or newer$"):
+    with pytest.raises(
+        DataError,
+        match=r"matplotlib \S+ lacks the font DejaVuSans: install matplotlib 3.11 or newer$",
+    ):
         letters.read_letters()
 
 
@@ -99,5 +106,18 @@ def test_half_of_the_letters_are_base_classes():
 
 def test_the_config_names_the_reader_by_its_class_path_and_runs(tmp_path):
     args = [*configs("trainer/cpu.yaml"), f"--config={LETTERS}", *TEACHER, *SHORT]
-    assert main(["fit", *args, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", f"--out={tmp_path}"]) == 0
-    assert ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names == letters.CLASS_NAMES
+    assert (
+        main(
+            [
+                "fit",
+                *args,
+                "--trainer.max_epochs=1",
+                "--trainer.limit_train_batches=2",
+                f"--out={tmp_path}",
+            ]
+        )
+        == 0
+    )
+    assert (
+        ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names == letters.CLASS_NAMES
+    )

@@ -9,7 +9,14 @@ from safetensors import safe_open
 
 from benchmarks.worlds import glyphs, pretrain
 from benchmarks.worlds.glyphs import CLASSES, FONTS, augment, render_bank
-from benchmarks.worlds.pretrain import PLAIN_TEMPLATES, RECIPES, CaptionBank, caption_bank, contrastive_loss, main
+from benchmarks.worlds.pretrain import (
+    PLAIN_TEMPLATES,
+    RECIPES,
+    CaptionBank,
+    caption_bank,
+    contrastive_loss,
+    main,
+)
 from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
 
 # the first that ships all fonts
@@ -28,7 +35,10 @@ def captions():
 @pytest.fixture(scope="module")
 def world(captions):
     """The glyphs, and the plain captions, with which models are pretrained here."""
-    bank, plain = render_bank(), CaptionBank(captions.tokens[:, :PLAIN], captions.shares[:PLAIN], captions.token_ids)
+    bank, plain = (
+        render_bank(),
+        CaptionBank(captions.tokens[:, :PLAIN], captions.shares[:PLAIN], captions.token_ids),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "render_bank", lambda: bank)
         patch.setattr(pretrain, "caption_bank", lambda: plain)
@@ -50,7 +60,9 @@ def test_captions_are_every_template_with_every_noun_and_half_of_those_drawn_are
     assert len(drawn.unique()) == captions.tokens.shape[1]
 
 
-def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font_with_a_margin(world):
+def test_the_bank_has_every_character_of_ten_digits_and_26_letters_in_every_font_with_a_margin(
+    world,
+):
     bank = world[0]
     assert len(CLASSES) == 36
     expected = {index: len(FONTS) * len(each.characters) for index, each in enumerate(CLASSES)}
@@ -72,14 +84,18 @@ def test_ink_contrasts_with_the_background_and_is_mostly_light_on_dark():
     half = torch.zeros(400, 64, 64)
     half[:, 20:44, 20:44] = 1
     images = augment(half, torch.Generator().manual_seed(0)).mean(dim=1)
-    contrast = images[:, 14:18, 14:18].mean(dim=(1, 2)) - images[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(dim=1)
+    contrast = images[:, 14:18, 14:18].mean(dim=(1, 2)) - images[
+        :, [0, 0, -1, -1], [0, -1, 0, -1]
+    ].mean(dim=1)
     assert (contrast.abs() > 0.15).float().mean() > 0.97
     assert 0.8 < (contrast > 0).float().mean() < 0.97
 
 
 def plain_loss(logits, classes):
     """InfoNCE with several images per text, image by image and text by text."""
-    to_text = [-torch.log(row.softmax(dim=0)[index]) for row, index in zip(logits, classes, strict=True)]
+    to_text = [
+        -torch.log(row.softmax(dim=0)[index]) for row, index in zip(logits, classes, strict=True)
+    ]
     texts = classes.unique().tolist()
     to_image = [-logits[:, text].log_softmax(dim=0)[classes == text].mean() for text in texts]
     return (sum(to_text) / len(to_text) + sum(to_image) / len(to_image)) / 2
@@ -110,8 +126,15 @@ def test_the_text_tower_is_frozen_during_its_locked_share(world):
     model = pretrain.build_model("tiny-student", len(captions.token_ids), seed=0)
     recipe = replace(SHORT, steps=4, locked_share=0.5)
     before = model.text_projection.detach().clone()
-    steps = pretrain.train_contrastively(model, captions, bank, recipe, torch.Generator().manual_seed(0))
-    assert [not torch.equal(before, model.text_projection) for _ in steps] == [False, False, True, True]
+    steps = pretrain.train_contrastively(
+        model, captions, bank, recipe, torch.Generator().manual_seed(0)
+    )
+    assert [not torch.equal(before, model.text_projection) for _ in steps] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.slow
@@ -120,7 +143,9 @@ def test_the_losses_of_both_phases_fall(world):
     losses = pretrain.learn_agreement(model, world[1], 40, torch.Generator().manual_seed(0))
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     recipe = replace(RECIPES["tiny-student"], steps=60, batch_size=64)
-    steps = pretrain.train_contrastively(model, world[1], world[0], recipe, torch.Generator().manual_seed(1))
+    steps = pretrain.train_contrastively(
+        model, world[1], world[0], recipe, torch.Generator().manual_seed(1)
+    )
     losses = [loss for loss, _ in steps]
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
 

@@ -1,7 +1,7 @@
 """Real handwriting that needs no download: scikit-learn's copy of the UCI handwritten digits.
 
-1,797 grey images of 8 x 8 pixels (Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", 1998). They are
-enlarged to 24 x 24 and set into a black 32 x 32 frame.
+1,797 grey images of 8 x 8 pixels (Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits",
+1998). They are enlarged to 24 x 24 and set into a black 32 x 32 frame.
 """
 
 from functools import cache
@@ -29,11 +29,15 @@ class Digits(Reader):
 
 
 def read_digits() -> Splits:
-    """700 training, 198 validation and 899 test images; DataError if scikit-learn is not installed."""
+    """Read 700 training, 198 validation and 899 test images; DataError without scikit-learn."""
     labels = _arrays()[1]
     order = np.random.RandomState(0).permutation(len(labels))
     records = tuple(Record(f"digits/{i:04d}", int(labels[i])) for i in order)
-    train, val, test = records[:700], records[700:898], records[898:]  # hyperparameters are chosen on val
+    train, val, test = (
+        records[:700],
+        records[700:898],
+        records[898:],
+    )  # hyperparameters are chosen on val
     return Splits("dataset digits", CLASS_NAMES, train, val, test, None, open_digit)
 
 
@@ -50,6 +54,8 @@ def _arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'") from error
+        raise DataError(
+            "dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'"
+        ) from error
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target

@@ -1,4 +1,7 @@
-"""A dataset of one's own: ``root/train/<class>/…``, optional ``root/val`` and ``root/test``, unlabelled images."""
+"""Dataset in folders: ``root/train/<class>/…``, optional ``root/val`` and ``root/test``.
+
+It may also have unlabelled images.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,39 +23,53 @@ _SPELLINGS = {
 
 
 def split_folders(top: Path) -> list[tuple[str, Path]]:
-    """Find the folders of the splits ``train``, ``val`` and ``test`` below a folder, in any usual spelling."""
+    """Find the folders ``train``, ``val`` and ``test`` below a folder, in any usual spelling."""
     folders = sorted(path for path in top.iterdir() if path.is_dir())
-    return [(split, path) for split, names in _SPELLINGS.items() for path in folders if path.name.lower() in names]
+    return [
+        (split, path)
+        for split, names in _SPELLINGS.items()
+        for path in folders
+        if path.name.lower() in names
+    ]
 
 
 def class_folders(top: Path) -> list[Path]:
-    """Find the folders of classes below a folder, sorted, without hidden ones and those of images without labels."""
-    folders = sorted(path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir())
+    """Find the class folders below a folder, sorted, without hidden and unlabelled ones."""
+    folders = sorted(
+        path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir()
+    )
     return [path for path in folders if path.name.lower() not in _UNLABELED]
 
 
 def unlabeled_folders(top: Path) -> list[Path]:
-    """Find the folders of images without labels beside those of splits or classes, in any usual spelling."""
-    return sorted(path for path in top.iterdir() if path.name.lower() in _UNLABELED and path.is_dir())
+    """Find folders of unlabelled images beside splits or classes, in any usual spelling."""
+    return sorted(
+        path for path in top.iterdir() if path.name.lower() in _UNLABELED and path.is_dir()
+    )
 
 
 @dataclass
 class Folder(OwnImages):
-    """A folder that holds ``train`` and, if there are any, ``val`` and ``test``, each with a folder for each class.
+    """Folder with ``train`` and optional ``val`` and ``test``, each with a folder for each class.
 
-    ``Train``, ``validation`` and the like are known as well. A folder ``unlabeled`` beside the splits, or in ``train``
-    beside the classes, holds images without labels, unless the setting ``unlabeled`` names other places.
+    ``Train``, ``validation`` and the like are known as well. A folder ``unlabeled`` beside the
+    splits, or in ``train`` beside the classes, holds images without labels, unless the setting
+    ``unlabeled`` names other places.
 
-    The classes are the sorted union of the folders of all splits; within a class images come in the sorted order of
-    their paths. Hidden files and folders are skipped. Without ``train``, no label is used: the classes are those of the
-    file ``class_names``, and the images without labels are those of their folder, or else all in ``root``.
+    The classes are the sorted union of the folders of all splits; within a class images come in the
+    sorted order of their paths. Hidden files and folders are skipped. Without ``train``, no label
+    is used: the classes are those of the file ``class_names``, and the images without labels are
+    those of their folder, or else all in ``root``.
     """
 
     def read(self) -> Splits:
-        """Read the dataset; sources are paths that begin with ``root`` or ``unlabeled`` as given."""
+        """Read the dataset; sources are paths below ``root`` or ``unlabeled`` as given."""
         top = Path(self.root).expanduser()
         if not top.is_dir():
-            raise DataError(f"dataset folder {top} does not exist: set root to the folder that holds train/<class>/")
+            raise DataError(
+                f"dataset folder {top} does not exist: set root to the folder that "
+                "holds train/<class>/"
+            )
         images: dict[str, dict[str, list[str]]] = {split: {} for split in _SPELLINGS}
         beside = [top]
         for split, folder in split_folders(top):
@@ -64,24 +81,40 @@ class Folder(OwnImages):
         if not images["train"]:
             if not self.class_names:
                 raise DataError(
-                    f"dataset folder {top} has no folder train: put images into {top}/train/<class>/, or write a list "
+                    f"dataset folder {top} has no folder train: put images into "
+                    f"{top}/train/<class>/, or write a list "
                     "of the classes, give it as class_names, and set shots to 0"
                 )
             folders = list_classes(self.class_names, folders)
             where = where or str(top)
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (
-            tuple(Record(path, label) for label, folder in enumerate(folders) for path in by_class.get(folder, ()))
+            tuple(
+                Record(path, label)
+                for label, folder in enumerate(folders)
+                for path in by_class.get(folder, ())
+            )
             for by_class in images.values()
         )
         unlabeled = find_unlabeled(where) if where else None
-        return Splits(f"dataset folder {top}", names, train, val, test, unlabeled, self.open_source, class_texts=texts)
+        return Splits(
+            f"dataset folder {top}",
+            names,
+            train,
+            val,
+            test,
+            unlabeled,
+            self.open_source,
+            class_texts=texts,
+        )
 
 
 def _images_by_class(split: Path) -> dict[str, list[str]]:
     folders = class_folders(split)
     if not folders:
-        raise DataError(f"folder {split} has no class folders: put the images into {split}/<class>/")
+        raise DataError(
+            f"folder {split} has no class folders: put the images into {split}/<class>/"
+        )
     images: dict[str, list[str]] = {}
     for folder in folders:
         paths = find_images(folder)

@@ -16,29 +16,38 @@ READERS: dict[str, Callable[..., Reader]] = {
     "folder": Folder,
     "table": Table,
 }
-"""Readers of the core. Entry points ``kdpl.datasets`` name further mappings from names to readers."""
+"""Readers of the core; entry points ``kdpl.datasets`` add mappings from names to readers."""
 
 
 def readers() -> dict[str, Callable[..., Reader]]:
     """Return all readers by their names."""
-    return {name: reader for some in (READERS, *plugins.load_all("datasets").values()) for name, reader in some.items()}
+    return {
+        name: reader
+        for some in (READERS, *plugins.load_all("datasets").values())
+        for name, reader in some.items()
+    }
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
-    """Build the reader of a dataset from settings of the data section, of which None means not given.
+    """Build a dataset's reader from settings of the data section, where None means not given.
 
-    A reader is returned as it is. ConfigError if the name is unknown, or the settings are not the reader's.
+    A reader is returned as it is. ConfigError if the name is unknown, or the settings are not the
+    reader's.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Reader):
         if given:
             name = next(iter(given))
-            raise ConfigError(f"dataset is a {type(dataset).__name__} with init_args of its own: remove {name}")
+            raise ConfigError(
+                f"dataset is a {type(dataset).__name__} with init_args of its own: remove {name}"
+            )
         return dataset
     known_readers = readers()
     if dataset not in known_readers:
         known = ", ".join(sorted(known_readers))
-        raise ConfigError(f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path")
+        raise ConfigError(
+            f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path"
+        )
     parameters = signature(known_readers[dataset]).parameters
     for name in given.keys() - parameters:
         raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {given[name]}")

@@ -1,4 +1,4 @@
-"""A dataset of one's own as a table: a row for each image, with its label and, where it has one, its split."""
+"""Dataset as a table: a row for each image, with its label and, if it has one, its split."""
 
 import csv
 import os
@@ -25,11 +25,12 @@ _SPLITS = ("train", "val", "test", HELD_OUT)
 
 @dataclass
 class Table(OwnImages):
-    """A CSV or Parquet file with the columns ``image``, ``label`` and, if there are several splits, ``split``.
+    """CSV or Parquet file with columns ``image``, ``label`` and, for several splits, ``split``.
 
-    Images without a label are unlabelled ones. The split ``held_out`` is of test images that were set aside by chance,
-    for lack of others, as ``init`` does. The classes are the sorted labels, or, where no training image has one, those
-    of the file ``class_names``. Relative paths begin at the table's folder; URLs are taken as they are.
+    Images without a label are unlabelled ones. The split ``held_out`` is of test images that were
+    set aside by chance, for lack of others, as ``init`` does. The classes are the sorted labels,
+    or, where no training image has one, those of the file ``class_names``. Relative paths begin at
+    the table's folder; URLs are taken as they are.
     """
 
     def read(self) -> Splits:
@@ -37,7 +38,9 @@ class Table(OwnImages):
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
-        for number, (image, label, split) in enumerate(read_rows(table, not self.class_names), start=1):
+        for number, (image, label, split) in enumerate(
+            read_rows(table, not self.class_names), start=1
+        ):
             fault = None
             if not image:
                 fault = "names no image: fill in the column image, or remove the row"
@@ -47,7 +50,10 @@ class Table(OwnImages):
                 fault = f"has split {split!r} and no label: label it, or leave split empty"
             source = image if is_url(image) else os.path.normpath(table.parent / image)
             if source in split_of and not fault:
-                fault = f"names {image} again, which is in {split_of[source]} already: keep one row for each image"
+                fault = (
+                    f"names {image} again, which is in {split_of[source]} already: "
+                    "keep one row for each image"
+                )
             if fault:
                 raise DataError(f"row {number} of {table} {fault}")
             split_of[source] = split if label else _UNLABELED
@@ -60,14 +66,18 @@ class Table(OwnImages):
             keys = list_classes(self.class_names, keys)
         if not keys:
             raise DataError(
-                f"{table} has no row with a label: fill in the column label for a few images of each class, or write a "
+                f"{table} has no row with a label: fill in the column label for a few images of "
+                "each class, or write a "
                 "list of the classes, give it as class_names, and set shots to 0"
             )
         if records["test"] and records[HELD_OUT]:
-            raise DataError(f"{table} has images of split test and of split {HELD_OUT}: use one of the two")
+            raise DataError(
+                f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
+            )
         labels = {key: label for label, key in enumerate(keys)}
         train, val, test, held_out = (
-            tuple(Record(source, labels[key]) for source, key in records[split]) for split in _SPLITS
+            tuple(Record(source, labels[key]) for source, key in records[split])
+            for split in _SPLITS
         )
         unlabeled = Names.of(without_label)
         if self.unlabeled:
@@ -80,20 +90,24 @@ class Table(OwnImages):
 
 
 def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
-    """Read image, label and split of each row; the split of an empty cell is ``train``, and labels are composed.
+    """Read image, label in composed form, and split of each row; an empty split is ``train``.
 
-    DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a row has a value
-    beyond the columns, as a comma without quotes makes it.
+    DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
+    row has a value beyond the columns, as a comma without quotes makes it.
     """
     if table.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"table {table} is of an unknown kind: give a .csv or .parquet file as root")
+        raise DataError(
+            f"table {table} is of an unknown kind: give a .csv or .parquet file as root"
+        )
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
     columns = _parquet_columns(table) if table.suffix.lower() == ".parquet" else _csv_columns(table)
     for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
             problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
-            raise DataError(f"table {table} {problem}: its first row must be image,label or image,label,split")
+            raise DataError(
+                f"table {table} {problem}: its first row must be image,label or image,label,split"
+            )
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     labels = map(composed, columns.get("label", none))
@@ -110,12 +124,19 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
         for row in lines:
             cells = [cell.strip() for cell in row]
             if any(cells[len(names) :]):
-                problem = f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
-                raise DataError(f'{problem}: put a value with a comma in quotes, as in "Prunus avium, wild cherry"')
+                problem = (
+                    f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
+                )
+                raise DataError(
+                    f'{problem}: put a value with a comma in quotes, as in "Prunus '
+                    'avium, wild cherry"'
+                )
             if cells:
                 rows.append(cells + [""] * (len(names) - len(cells)))
     except csv.Error as error:
-        raise DataError(f"line {lines.line_num} of {table} cannot be read ({error}): correct it") from error
+        raise DataError(
+            f"line {lines.line_num} of {table} cannot be read ({error}): correct it"
+        ) from error
     return {name: [row[names.index(name)] for row in rows] for name in names}
 
 
@@ -125,14 +146,19 @@ def _parquet_columns(table: Path) -> dict[str, list[str]]:
 
         columns = ParquetFile(table).read().to_pydict()
     except ImportError as error:
-        raise ConfigError("a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or give a .csv") from error
+        raise ConfigError(
+            "a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or give a .csv"
+        ) from error
     except Exception as error:  # pyarrow raises its own
-        raise DataError(f"table {table} cannot be read ({reason(error)}): write it again") from error
+        raise DataError(
+            f"table {table} cannot be read ({reason(error)}): write it again"
+        ) from error
     return {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
 
 
 def _text(value: object) -> str:
-    # numbers are labels like any other, and pandas makes whole numbers floats where others are missing
+    # numbers are labels like any other, and pandas makes whole numbers floats where others are
+    # missing
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

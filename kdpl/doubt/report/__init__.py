@@ -1,4 +1,4 @@
-"""The sections of the report on doubt, entry points of ``kdpl.report``; nothing but the report loads them."""
+"""The report's sections on doubt: entry points of ``kdpl.report``, loaded by it alone."""
 
 from pathlib import Path
 
@@ -8,5 +8,7 @@ from kdpl.report.page import Section
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-CALIBRATION = Section("Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False)
+CALIBRATION = Section(
+    "Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False
+)
 REJECTION = Section("Rejection", rejection, _TEMPLATES / "rejection.html.jinja", "calibration")

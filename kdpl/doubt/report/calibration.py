@@ -20,24 +20,33 @@ Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 15
 MAX_IMAGES = 2000
-"""Largest number of validation images that the temperature is fitted on: one number needs no more."""
+"""Largest number of validation images to fit the temperature on: one number needs no more."""
 
 
 def calibrate(run: Run) -> dict[str, Any]:
-    """Measure the student's calibration on the test images, before and after a fitted temperature."""
+    """Measure the student's calibration on the test images.
+
+    It is measured before and after a fitted temperature.
+    """
     stage = run.student
     if stage is None:
         raise ArtifactError("there is no student: calibration is that of a classifier")
     confidences = np.array([p.probability for p in stage.predictions])
     correct = np.array([p.correct for p in stage.predictions])
-    facts: dict[str, Any] = {"before": _diagram("as it is", confidences, correct), "after": None, "gap": None}
+    facts: dict[str, Any] = {
+        "before": _diagram("as it is", confidences, correct),
+        "after": None,
+        "gap": None,
+    }
     try:
         sketch = LogitSketch.load(stage.folder)
         logits, labels = validation_logits(run)
         temperature, images = fit_temperature(logits, labels), len(labels)
         if temperature in TEMPERATURES:
             low, high = TEMPERATURES
-            raise DataError(f"on {images} validation images no temperature from {low} to {high} is best")
+            raise DataError(
+                f"on {images} validation images no temperature from {low} to {high} is best"
+            )
     except (KdplError, OSError) as error:
         return {**facts, "gap": str(error)}
     after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), correct)
@@ -50,7 +59,10 @@ def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
 
 
 def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Classify validation images with the student's classifier; returns logits [N, C] and labels [N]."""
+    """Classify validation images with the student's classifier.
+
+    Returns logits [N, C] and labels [N].
+    """
     data, where = run.data, device()
     classifier = run.classifier.to(where)
     classifier.vectors.require_names(data.class_names, "the classifier")
@@ -64,7 +76,10 @@ def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
 
 
 class Bin(NamedTuple):
-    """Predictions with ``low`` < confidence <= ``high``; an empty bin has accuracy and mean confidence 0."""
+    """Predictions with ``low`` < confidence <= ``high``.
+
+    An empty bin has accuracy and mean confidence 0.
+    """
 
     low: float
     high: float
@@ -74,19 +89,27 @@ class Bin(NamedTuple):
 
 
 def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
-    """Sort predictions [N] into 15 bins by confidence in (0, 1] (Guo et al., arXiv 1706.04599, section 2)."""
+    """Sort predictions [N] into 15 bins by confidence in (0, 1].
+
+    The bins are those of Guo et al., arXiv 1706.04599, section 2.
+    """
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a confidence of 1
+    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a
+    # confidence of 1
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
     bins = []
     for i in range(NUM_BINS):
         inside = number == i
         count = int(inside.sum())
-        means = (float(values[inside].mean()) if count else 0.0 for values in (correct, confidences))
+        means = (
+            float(values[inside].mean()) if count else 0.0 for values in (correct, confidences)
+        )
         bins.append(Bin(float(edges[i]), float(edges[i + 1]), count, *means))
     return bins
 
 
 def calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error: mean distance of accuracy and confidence over all predictions."""
-    return sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / sum(b.images for b in bins)
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / sum(
+        b.images for b in bins
+    )

@@ -1,4 +1,7 @@
-"""Rejection: error against coverage on the test images, wanted errors, and the images that one of them rejects."""
+"""Rejection on the test images: error against coverage, wanted errors, and rejected images.
+
+The rejected images are those of one of the wanted errors.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +31,12 @@ def rejection(run: Run) -> dict[str, Any]:
     predictions = stage.predictions
     scores = np.array([p.probability for p in predictions])
     correct = np.array([p.correct for p in predictions])
-    facts: dict[str, Any] = {"chart": _risk_coverage(scores, correct), "rows": [], "rejects": None, "gap": None}
+    facts: dict[str, Any] = {
+        "chart": _risk_coverage(scores, correct),
+        "rows": [],
+        "rejects": None,
+        "gap": None,
+    }
     try:
         held_out = held_out_of(run.classifier)
         if held_out is None:
@@ -38,7 +46,13 @@ def rejection(run: Run) -> dict[str, Any]:
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
     kept = next((row for row in rows if row["gap"] is None), None)
     rejects = None if kept is None else _rejects(run, kept, predictions)
-    return {**facts, "rows": rows, "rejects": rejects, "images": len(held_out), "confidence": CONFIDENCE}
+    return {
+        **facts,
+        "rows": rows,
+        "rejects": rejects,
+        "images": len(held_out),
+        "confidence": CONFIDENCE,
+    }
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
@@ -51,28 +65,52 @@ def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools)
     # of a Wilson interval of the correct ones
     low, high = wilson(right, count) if count else (0.0, 1.0)
     wrong = (1 - right / count, 1 - high, 1 - low) if count else None
-    return {"wanted": wanted, "gap": None, "threshold": threshold, "coverage": count / len(scores), "error": wrong}
+    return {
+        "wanted": wanted,
+        "gap": None,
+        "threshold": threshold,
+        "coverage": count / len(scores),
+        "error": wrong,
+    }
 
 
-def _rejects(run: Run, kept: dict[str, Any], predictions: Sequence[ImagePrediction]) -> dict[str, Any]:
+def _rejects(
+    run: Run, kept: dict[str, Any], predictions: Sequence[ImagePrediction]
+) -> dict[str, Any]:
     """Images that a threshold rejects, the least probable first, and some of them to look at."""
     below = [p for p in predictions if p.probability < kept["threshold"]]
     below.sort(key=lambda p: p.probability)
     shown, gap = [], None
     try:
         read = run.tested_data().test_item
-        shown = [{"image": each, **thumbnail(read(each.index)[1])} for each in spread(below, MAX_IMAGES)]
+        shown = [
+            {"image": each, **thumbnail(read(each.index)[1])} for each in spread(below, MAX_IMAGES)
+        ]
     except (KdplError, OSError) as error:
         gap = str(error)
     wrong = sum(not p.correct for p in below)
-    return {"wanted": kept["wanted"], "count": len(below), "wrong": wrong, "shown": shown, "gap": gap}
+    return {
+        "wanted": kept["wanted"],
+        "count": len(below),
+        "wrong": wrong,
+        "shown": shown,
+        "gap": gap,
+    }
 
 
 def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
-    """Error in % among the images of the highest scores, by their share in %; images of equal scores together."""
+    """Return the error in % among the images of the highest scores, by their share in %.
+
+    Images of equal scores are taken together.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-1.0))
     errors = np.cumsum(~correct[order])[ends] / (ends + 1)
-    points = list(zip((100 * (ends + 1) / len(scores)).tolist(), (100 * errors).tolist(), strict=True))
+    points = list(
+        zip((100 * (ends + 1) / len(scores)).tolist(), (100 * errors).tolist(), strict=True)
+    )
     # the last one is that of all images
-    return line_chart("error of the accepted images, %", {"student": [*spread(points[:-1], _MAX_POINTS), points[-1]]})
+    return line_chart(
+        "error of the accepted images, %",
+        {"student": [*spread(points[:-1], _MAX_POINTS), points[-1]]},
+    )

@@ -1,4 +1,4 @@
-"""The report's section on refined targets: if they were taken, images of each class before and after, moved ones."""
+"""Report section on refined targets: their use, class counts before and after, moved images."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ MAX_MOVED = 24
 
 
 def refined_targets(run: Run) -> dict[str, Any] | None:
-    """Collect what the refinement of the student's targets changed; None for a student of other targets."""
+    """Collect what refinement changed in the student's targets; None for other targets."""
     if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
         return None
     if run.student.settings("model").get("target", "teacher") == "teacher":
@@ -26,11 +26,15 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     try:
         data = run.data
         if digest_of(data.pool.images) != targets.pool:
-            raise DataError(f"{data.splits.origin} has other unlabelled images than were refined: restore it")
+            raise DataError(
+                f"{data.splits.origin} has other unlabelled images than were refined: restore it"
+            )
         sources = data.pool.images
         for image, before, after in spread(targets.examples, MAX_MOVED):
             classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
-            shown.append({**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))})
+            shown.append(
+                {**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))}
+            )
     except (KdplError, OSError, IndexError) as error:
         gap = str(error)
     return {
@@ -46,5 +50,8 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
 
 
 SECTION = Section(
-    "Refined targets", refined_targets, Path(__file__).parent / "templates" / "refined.html.jinja", "training"
+    "Refined targets",
+    refined_targets,
+    Path(__file__).parent / "templates" / "refined.html.jinja",
+    "training",
 )

@@ -25,8 +25,17 @@ def found(root):
     return [path.removeprefix(f"{root}/") for path in find_images(root)]
 
 
-def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(tmp_path, monkeypatch):
-    make(tmp_path, "train/dog/1.png", "train/cat/1.png", "train/cat/0.png", "val/dog/1.png", "test/ant_lion/1.png")
+def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(
+    tmp_path, monkeypatch
+):
+    make(
+        tmp_path,
+        "train/dog/1.png",
+        "train/cat/1.png",
+        "train/cat/0.png",
+        "val/dog/1.png",
+        "test/ant_lion/1.png",
+    )
     make(tmp_path, "train/.ipynb_checkpoints/1.png", "train/loose.png")
     (tmp_path / "names.csv").write_text("dog,a dog\nant_lion,an ant\ncat,a cat\n")
     monkeypatch.setenv("HOME", str(tmp_path.parent))
@@ -44,41 +53,82 @@ def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(
 
 
 def test_splits_are_known_in_their_usual_spellings(tmp_path):
-    make(tmp_path, "Train/cat/1.png", "training/cat/2.png", "validation/cat/3.png", "TEST/cat/4.png")
+    make(
+        tmp_path, "Train/cat/1.png", "training/cat/2.png", "validation/cat/3.png", "TEST/cat/4.png"
+    )
     splits = Folder(str(tmp_path)).read()
-    parts = [[Path(record.source).name for record in part] for part in (splits.train, splits.val, splits.test)]
+    parts = [
+        [Path(record.source).name for record in part]
+        for part in (splits.train, splits.val, splits.test)
+    ]
     assert parts == [["1.png", "2.png"], ["3.png"], ["4.png"]]
 
 
 @pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled", "train/unlabeled"])
 def test_a_folder_of_images_without_labels_beside_splits_or_classes_is_the_pool(folder, tmp_path):
-    make(tmp_path, "train/cat/1.png", "test/cat/2.png", f"{folder}/3.png", f"{folder}/deep/4.png", "pool/5.png")
+    make(
+        tmp_path,
+        "train/cat/1.png",
+        "test/cat/2.png",
+        f"{folder}/3.png",
+        f"{folder}/deep/4.png",
+        "pool/5.png",
+    )
     splits = Folder(str(tmp_path)).read()
     assert splits.class_names == ("cat",)
-    assert list(splits.unlabeled) == [f"{tmp_path}/{folder}/3.png", f"{tmp_path}/{folder}/deep/4.png"]
+    assert list(splits.unlabeled) == [
+        f"{tmp_path}/{folder}/3.png",
+        f"{tmp_path}/{folder}/deep/4.png",
+    ]
     assert [record.source for record in splits.train] == [f"{tmp_path}/train/cat/1.png"]
     # what is asked for by name comes instead
-    assert list(Folder(str(tmp_path), str(tmp_path / "pool")).read().unlabeled) == [f"{tmp_path}/pool/5.png"]
+    assert list(Folder(str(tmp_path), str(tmp_path / "pool")).read().unlabeled) == [
+        f"{tmp_path}/pool/5.png"
+    ]
 
 
-def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their_own_paths(tmp_path):
-    made = ["train/jose\u0301/1.png", "train/jos\u00e9/0.png", "test/jose\u0301/2.png", "train/zoe/3.png"]
+def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their_own_paths(
+    tmp_path,
+):
+    made = [
+        "train/jose\u0301/1.png",
+        "train/jos\u00e9/0.png",
+        "test/jose\u0301/2.png",
+        "train/zoe/3.png",
+    ]
     make(tmp_path, *made)
     (tmp_path / "names.json").write_text('{"jose\\u0301": "Jose\\u0301", "zoe": "Zoe"}')
     splits = Folder(str(tmp_path), class_names=str(tmp_path / "names.json")).read()
     assert splits.class_names == ("Jos\u00e9", "Zoe")
-    found = [(record.source.removeprefix(f"{tmp_path}/"), record.label) for record in (*splits.train, *splits.test)]
+    found = [
+        (record.source.removeprefix(f"{tmp_path}/"), record.label)
+        for record in (*splits.train, *splits.test)
+    ]
     assert found == [(made[0], 0), (made[1], 0), (made[3], 1), (made[2], 0)]
     (tmp_path / "images.csv").write_text(
         "image,label\n1.png,jose\u0301\n2.png,jos\u00e9\n3.png,zoe\n", encoding="utf-8"
     )
     assert Table(str(tmp_path / "images.csv")).read().class_names == ("jos\u00e9", "zoe")
-    assert [image.label for image in find(tmp_path / "images.csv")] == ["jos\u00e9", "jos\u00e9", "zoe"]
+    assert [image.label for image in find(tmp_path / "images.csv")] == [
+        "jos\u00e9",
+        "jos\u00e9",
+        "zoe",
+    ]
     assert {image.label for image in find(tmp_path)} == {"jos\u00e9", "zoe"}
 
 
 def test_images_are_found_recursively_by_extension_without_hidden_ones(tmp_path):
-    make(tmp_path, "b/2.PNG", "b/10.png", "a.JPG", "b/c/x.webp", ".hidden.png", ".cache/1.png", "c.jpeg", "b.tiff")
+    make(
+        tmp_path,
+        "b/2.PNG",
+        "b/10.png",
+        "a.JPG",
+        "b/c/x.webp",
+        ".hidden.png",
+        ".cache/1.png",
+        "c.jpeg",
+        "b.tiff",
+    )
     (tmp_path / "notes.txt").write_text("no image")
     assert found(tmp_path) == ["a.JPG", "b/10.png", "b/2.PNG", "b/c/x.webp", "b.tiff", "c.jpeg"]
 
@@ -100,14 +150,20 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         (["test/dog/1.png", "val/cat/1.png", "unlabeled/3.png"], None, ["unlabeled/3.png"]),
     ],
 )
-def test_without_a_folder_train_the_classes_are_listed_and_no_image_has_a_label(tmp_path, paths, unlabeled, found):
+def test_without_a_folder_train_the_classes_are_listed_and_no_image_has_a_label(
+    tmp_path, paths, unlabeled, found
+):
     root = tmp_path / "data"
     make(root, *paths)
     (tmp_path / "names.txt").write_text("dog\ncat\nant\n")
-    splits = Folder(str(root), unlabeled and str(root / unlabeled), str(tmp_path / "names.txt")).read()
+    splits = Folder(
+        str(root), unlabeled and str(root / unlabeled), str(tmp_path / "names.txt")
+    ).read()
     assert (splits.class_names, splits.train) == (("dog", "cat", "ant"), ())
     assert [source.removeprefix(f"{root}/") for source in splits.unlabeled] == found
-    assert [(record.label, record.source.split("/")[-2]) for record in (*splits.test, *splits.val)] == [
+    assert [
+        (record.label, record.source.split("/")[-2]) for record in (*splits.test, *splits.val)
+    ] == [
         *((0, "dog") for path in paths if "test" in path),
         *((1, "cat") for path in paths if "val" in path),
     ]
@@ -117,7 +173,11 @@ def test_without_a_folder_train_the_classes_are_listed_and_no_image_has_a_label(
     ("paths", "unlabeled", "message"),
     [
         ([], None, "^dataset folder .*data does not exist: "),
-        (["test/cat/1.png"], None, "^dataset folder .* has no folder train: .* write a list of the classes"),
+        (
+            ["test/cat/1.png"],
+            None,
+            "^dataset folder .* has no folder train: .* write a list of the classes",
+        ),
         (["train/"], None, "^folder .*train has no class folders: "),
         (["train/cat/1.png", "train/dog/"], None, "^class folder .*train/dog has no images: "),
         (["train/cat/1.png"], "gone", "^.*gone does not exist: "),

@@ -36,7 +36,11 @@ def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabel
             for part in (splits.train, splits.val, splits.test)
         ]
         assert labels == [[("a/1.png", 1), ("a/2.png", 0)], [("b/4.png", 0)], [("b/5.png", 1)]]
-        assert [os.path.relpath(s, tmp_path) for s in splits.unlabeled] == ["b/3.png", "b/6.png", *further]
+        assert [os.path.relpath(s, tmp_path) for s in splits.unlabeled] == [
+            "b/3.png",
+            "b/6.png",
+            *further,
+        ]
     assert splits.open_image(splits.unlabeled[-1]).tobytes() == noise(4, 4).tobytes()
 
 
@@ -73,13 +77,33 @@ def test_a_table_for_tests_alone_keeps_the_order_of_its_labels(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("x.csv", b"file,label\n1.png,cat\n", "has no column 'image' but file, label: its first row must be"),
+        (
+            "x.csv",
+            b"file,label\n1.png,cat\n",
+            "has no column 'image' but file, label: its first row must be",
+        ),
         ("x.csv", b"image,label\n,cat\n", "row 1 of .* names no image"),
-        ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training': use train, val, test"),
-        ("x.csv", b"image,label,split\n1.png,cat,train\n./1.png,dog,test\n", "row 2 of .* again, .*train"),
+        (
+            "x.csv",
+            b"image,label,split\n1.png,cat,training\n",
+            "row 1 .* has split 'training': use train, val, test",
+        ),
+        (
+            "x.csv",
+            b"image,label,split\n1.png,cat,train\n./1.png,dog,test\n",
+            "row 2 of .* again, .*train",
+        ),
         ("x.csv", b"image,label\n", "no row with a label: .* write a list of the classes"),
-        ("x.csv", b'image,label\n1.png,"cat\n2.png,dog\n', "line 3 of .* cannot be read .*: correct it"),
-        ("x.csv", "image,label\n1.png,cat\n2.png,Kätzchen\n".encode("latin-1"), r"UTF-8 \(line 3\): save it as UTF-8"),
+        (
+            "x.csv",
+            b'image,label\n1.png,"cat\n2.png,dog\n',
+            "line 3 of .* cannot be read .*: correct it",
+        ),
+        (
+            "x.csv",
+            "image,label\n1.png,cat\n2.png,Kätzchen\n".encode("latin-1"),
+            r"UTF-8 \(line 3\): save it as UTF-8",
+        ),
         ("x.csv", None, "x.csv does not exist: check root"),
         ("x.txt", b"image,label", "of an unknown kind: give a .csv or .parquet"),
         ("x.parquet", b"no parquet", "cannot be read"),
@@ -99,7 +123,9 @@ UNQUOTED = 'line {} of .*x.csv has 3 values, expected 2: put a value with a comm
 
 
 @pytest.mark.parametrize("line", [2, 3, 5])
-def test_an_unquoted_comma_is_refused_in_any_row_and_a_quoted_one_is_part_of_the_label(line, tmp_path):
+def test_an_unquoted_comma_is_refused_in_any_row_and_a_quoted_one_is_part_of_the_label(
+    line, tmp_path
+):
     rows = ["image,label", "1.png,Prunus avium", "2.png,Prunus padus", "", "3.png,Prunus padus"]
     image = rows[line - 1].partition(",")[0]
     rows[line - 1] = f"{image},{COMMA}"
@@ -110,7 +136,9 @@ def test_an_unquoted_comma_is_refused_in_any_row_and_a_quoted_one_is_part_of_the
     (tmp_path / "x.csv").write_text("\n".join(rows))
     splits = Table(str(tmp_path / "x.csv")).read()
     assert COMMA in splits.class_names
-    assert [record.source for record in splits.train] == [str(tmp_path / f"{i}.png") for i in (1, 2, 3)]
+    assert [record.source for record in splits.train] == [
+        str(tmp_path / f"{i}.png") for i in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("heading", ["image,label", "image,label,,"])
@@ -118,7 +146,10 @@ def test_an_unquoted_comma_is_refused_in_any_row_and_a_quoted_one_is_part_of_the
 def test_commas_at_the_end_of_a_line_hold_no_value(heading, ends, tmp_path):
     first, second = ends
     (tmp_path / "x.csv").write_text(f"{heading}\n1.png,cat{first}\n2.png,dog{second}\n")
-    assert Table(str(tmp_path / "x.csv")).read().train == ((str(tmp_path / "1.png"), 0), (str(tmp_path / "2.png"), 1))
+    assert Table(str(tmp_path / "x.csv")).read().train == (
+        (str(tmp_path / "1.png"), 0),
+        (str(tmp_path / "2.png"), 1),
+    )
 
 
 def test_a_value_beyond_an_empty_heading_is_refused(tmp_path):
