@@ -21,6 +21,7 @@ from zoo import add
 from kdpl import DomainDataModule
 from kdpl.data.archives import pool_of
 from kdpl.data.augmentation import to_tensor
+from kdpl.data.batches import LabeledBatch
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.sources import content_of, find_unlabeled
@@ -202,7 +203,7 @@ def test_workers_get_a_piece_behind_a_url_by_one_request(tmp_path, monkeypatch):
         requests.clear()
         sampler = TrainSampler(200, 8, seed=1, shuffle=by_pieces(sources.starts, 200))
         loader = LazyLoader(Contents(sources), sampler, 8, num_workers=2)
-        seen = [number for batch in loader for number in batch.tolist()]
+        seen = [number for batch in loader for number in batch.labels.tolist()]
     assert sorted(seen) == list(range(200))
     assert len(requests) == len(set(requests)) == len(sources.starts) == 40
 
@@ -214,7 +215,7 @@ class Contents(Dataset):
         self.sources = sources
 
     def __getitem__(self, key):
-        return content_of(self.sources[key[0]])[0] - 1
+        return LabeledBatch(torch.zeros(1), content_of(self.sources[key[0]])[0] - 1)
 
 
 @contextmanager
