@@ -17,6 +17,7 @@ from benchmarks.teacher import random_weights_are_meant
 from benchmarks.texts import Texts
 from kdpl import TeacherPromptTuning
 from kdpl.clip import RANDOM, ClipConfig, store_frozen
+from kdpl.data.batches import LabeledBatch
 from kdpl.prompts import PromptConfig
 
 PUBLISHED_TEXTS, KDPL_TEXTS, STAGE_1 = "published-texts", "kdpl-texts", "stage-1"
@@ -60,13 +61,13 @@ def _stage_1(settings: Settings, classes: int) -> Callable[[], object]:
     images = torch.randint(
         256, (settings.batch_size, 3, edge, edge), dtype=torch.uint8, device=device
     )
-    labels = torch.arange(settings.batch_size, device=device) % classes
+    batch = LabeledBatch(images, torch.arange(settings.batch_size, device=device) % classes)
 
     def run() -> None:
         with torch.autocast(
             settings.device, settings.autocast, enabled=settings.autocast is not None
         ):
-            loss = teacher.training_step((images, labels), 0)
+            loss = teacher.training_step(batch, 0)
         loss.backward()
 
     return run

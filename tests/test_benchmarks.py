@@ -179,7 +179,7 @@ def test_what_is_measured_of_doubt_has_a_row_for_each_wish_and_each_kind_of_othe
     assert [row.partition(":")[0].strip() for row in rows] == wishes + kinds
     # what the fit of the student has left is what is made again
     read = Classifier.load(student_run / "classifier")
-    again = doubt.unknown_of(tmp_path, read, doubt.read_digits())
+    again = doubt.unknown_of(tmp_path, read, read_digits())
     assert again.cutoff == pytest.approx(read.companions["unknown"].cutoff, rel=1e-3)
 
 
