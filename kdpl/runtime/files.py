@@ -73,10 +73,14 @@ def _take_place(new: Path, path: Path, replaced: Path) -> None:
         raise
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a text file that somebody wrote, in UTF-8; a DataError says ``what`` cannot be read."""
+def read_text(path: Path, what: str, newline: str | None = None) -> str:
+    """Read a text file that somebody wrote, in UTF-8; a DataError says ``what`` cannot be read.
+
+    ``newline`` is that of ``open``.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(f"{what} {path} is not in UTF-8 (line {line}): save it as UTF-8") from error

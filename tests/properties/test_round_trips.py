@@ -55,7 +55,8 @@ table_rows = st.lists(
 )
 
 
-@given(st.tuples(images, class_names()), table_rows)
+@example(first=("0", "0"), rows=[("a\rb", "0", ""), ("a\nb", "", "")])
+@given(first=st.tuples(images, class_names()), rows=table_rows)
 def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(folder, first, rows):
     # an image of a test or validation split has a label
     rows = [(image, label, split if label else "") for image, label, split in rows]

@@ -115,7 +115,9 @@ def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
-    lines = csv.reader(StringIO(read_text(table, "table")), skipinitialspace=True, strict=True)
+    # a name in quotes may have a line break, which stays as it is
+    text = StringIO(read_text(table, "table", newline=""), newline="")
+    lines = csv.reader(text, skipinitialspace=True, strict=True)
     try:
         names = [name.strip() for name in next(lines, [])]
         while names and not names[-1]:  # spreadsheets leave commas at the end of a line
