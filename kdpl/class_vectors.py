@@ -53,7 +53,7 @@ class ClassVectors(VectorSettings):
 
     @property
     def texts(self) -> tuple[ClassText, ...]:
-        """What the text tower read for each class: its text or texts, or its name."""
+        """Text that the text tower read for each class: its text or texts, or its name."""
         return self.class_texts or self.class_names
 
     @classmethod

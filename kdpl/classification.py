@@ -65,7 +65,7 @@ class ClassifyingModule(LightningModule, ABC):
 
     @property
     def resizing(self) -> Resizing:
-        """How the CLIP takes its images, in training as in evaluation."""
+        """The CLIP's resizing of images, in training as in evaluation."""
         return self.preprocessing.resizing
 
     @property

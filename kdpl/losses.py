@@ -11,7 +11,7 @@ from kdpl.errors import ConfigError
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """What is minimised in stage 2: weight · distance between student and target.
+    """Settings of the loss of stage 2: weight · distance between student and target.
 
     Attributes:
         kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features,

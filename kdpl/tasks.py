@@ -1,4 +1,4 @@
-"""What a prediction is: how it is trained, distilled and measured, and what is said of an image."""
+"""Meaning of predictions: their loss, divergence, accuracy, decision and columns."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What is said of an image, and its embedding: the encoder's normalised features, float32 [D].
+    """Predictions for an image, and its embedding: the encoder's normalised features, float32 [D].
 
     ``scores`` are those of the classifier's companions, by name.
     """
@@ -34,7 +34,7 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """What is predicted for an image, given the probabilities of the classes.
+    """Thresholds that decide what is predicted for an image, given its probabilities.
 
     Attributes:
         temperature: Divides the logits of the probabilities that are returned; those that decide
@@ -54,7 +54,7 @@ class DecisionRule:
     scores: tuple[str, ...] = ()
 
     def rejects(self, probability: float, label: int) -> bool:
-        """Return if an image is rejected, by its most probable class and the probability."""
+        """Return whether an image is rejected, by its most probable class and the probability."""
         return probability < self.class_threshold(label)
 
     def class_threshold(self, label: int) -> float:
@@ -65,7 +65,7 @@ class DecisionRule:
 
 
 class Task(ABC):
-    """What logits [B, C] of the C classes of a domain mean.
+    """Meaning of the logits [B, C] of the C classes of a domain.
 
     Nothing else knows how logits become probabilities, labels and losses, but for methods that are
     defined for one task alone. Both modules have one as ``task``, which the student passes to its

@@ -60,7 +60,7 @@ class Cell(NamedTuple):
 
     @property
     def difference(self) -> float | None:
-        """How far the mean is above the published figure."""
+        """Mean minus published figure."""
         return None if self.mean is None or self.published is None else self.mean - self.published
 
 

@@ -146,7 +146,7 @@ class SaveClassifier(Handover):
 
 
 def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
-    """What it makes of the validation images of all processes, in their order; None without any."""
+    """Classify the validation images of all processes, in order; None without any."""
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         features = classifier.encoder(images)

@@ -1,4 +1,4 @@
-"""What a student learns is prepared before its first step: images, then the target."""
+"""Preparation of a student's pool and target, before its first step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -30,7 +30,7 @@ class Distillation(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """The device that it computes on."""
         ...
 
     def load_teachers(self) -> None:

@@ -25,7 +25,7 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finished student makes of images, from which companions are made.
+    """A finished student's view of images, from which companions are made.
 
     Attributes:
         folder: The student's run.

@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 
 class Difference(NamedTuple):
-    """How an exported file differs from its classifier on some images.
+    """Differences between an exported file and its classifier on some images.
 
     Attributes:
         images: Number of images compared.
@@ -145,7 +145,7 @@ class Difference(NamedTuple):
         return (self.same if self.scores is None else min(self.same, self.same_side)) / self.images
 
     def within(self, tolerance: float) -> bool:
-        """If no logit and no score differs by more than that; False for NaN."""
+        """Return whether no logit and no score differs by more than that; False for NaN."""
         return self.logits <= tolerance and (self.scores is None or self.scores <= tolerance)
 
     def __str__(self) -> str:

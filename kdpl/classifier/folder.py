@@ -48,7 +48,7 @@ class _Settings(EncoderSettings):
 
 
 class Stored(NamedTuple):
-    """What a classifier's two files hold, which are the first arguments of ``Classifier``."""
+    """Contents of a classifier's two files: the first arguments of ``Classifier``."""
 
     encoder: StudentEncoder
     vectors: ClassVectors

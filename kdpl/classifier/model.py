@@ -95,7 +95,7 @@ class Classifier(nn.Module):
         return {name: score for scores in of_companions for name, score in scores.items()}
 
     def card_facts(self) -> dict[str, Any]:
-        """What the model card says of the classifier: classes, images and models."""
+        """Return the facts of the model card: classes, images and models."""
         # only the name of a weights file: its folder is private
         clips = {"student": self.clip, "teacher": self.vectors.clip}
         named = {

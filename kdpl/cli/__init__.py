@@ -31,7 +31,7 @@ COMMANDS = {
         "write a finished classifier as a file that runs without kdpl, and check it",
     ),
 }
-"""Where each command of the core is in this package, and its line in the usage text."""
+"""Place of each command of the core in this package, and its line in the usage text."""
 
 
 def command_names() -> list[str]:

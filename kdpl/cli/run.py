@@ -69,7 +69,7 @@ class _Step:
 
     @property
     def done(self) -> bool:
-        """If its result exists, or none is due, as for a network of timm before distillation."""
+        """True if its result exists, or none is due, as for a timm network before distillation."""
         from kdpl.clip.timm_model import TIMM
 
         fitted = self.clip_of is not None and (self.clip_of / CONFIG_FILE).is_file()

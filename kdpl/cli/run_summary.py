@@ -1,4 +1,4 @@
-"""What a finished run prints: its accuracies, and where its classifier, report and pictures are."""
+"""Summary of a finished run: accuracies, and the paths of classifier, report and pictures."""
 
 import json
 import shlex

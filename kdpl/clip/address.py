@@ -32,7 +32,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """If the folder was given as such, and holds the tokenizer's files as well."""
+        """True if the folder was given as such, and holds the tokenizer's files as well."""
         return self.name.startswith(FOLDER)
 
     def weights(self) -> Path:
@@ -48,7 +48,7 @@ class Source:
 
 
 def is_address(name: str) -> bool:
-    """If a model is given by address, and not by name."""
+    """Return whether a model is given by address, and not by name."""
     return name.startswith((FOLDER, HUB))
 
 

@@ -13,7 +13,7 @@ from kdpl.errors import ArtifactError
 
 
 def is_torchscript(path: Path) -> bool:
-    """If a file is a TorchScript archive; False also for a damaged one."""
+    """Return whether a file is a TorchScript archive; False also for a damaged one."""
     try:
         with zipfile.ZipFile(path) as file:
             return any(name.endswith("/constants.pkl") for name in file.namelist())

@@ -325,7 +325,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def decoding(self) -> Decoding:
-        """How image files are opened."""
+        """Conversion of image files to RGB."""
         return self.reading.reader.decoding
 
     @property
@@ -410,7 +410,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def _only_fills_cache(self) -> bool:
-        """Whether nothing is trained, as by ``kdpl cache``, which has no run's folder."""
+        """True if nothing is trained, as by ``kdpl cache``, which has no run's folder."""
         return (
             self.fill_teacher_cache
             and self._needs.split == "unlabeled"

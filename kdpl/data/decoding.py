@@ -43,7 +43,7 @@ _Byte = Annotated[int, Field(ge=0, le=255)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Decoding:
-    """How an image becomes RGB; by default, as one's own images do.
+    """Conversion of images to RGB; by default that of one's own images.
 
     Attributes:
         background: Colour on which transparent pixels are put; None drops transparency, and the
@@ -90,7 +90,7 @@ class Decoding:
 
 
 PUBLISHED = Decoding(background=None, orientation=False)
-"""How the benchmark's images are decoded in the field."""
+"""Conversion of the benchmark's images, as in the field."""
 
 
 def open_image(
@@ -152,7 +152,7 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """How an image is to be turned or mirrored by its orientation tag; None if it is upright."""
+    """Return the turn or mirroring that an orientation tag asks for; None if upright."""
     image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,4 +1,4 @@
-"""What the datamodule must know of the LightningModule: which images, made for which towers."""
+"""Needs of a LightningModule that the datamodule serves: images, made for which towers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -38,24 +38,24 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL, such as ``s3://bucket/photos`` or ``https://host/shard.tar``."""
+    """Return whether a path is a URL, such as ``s3://bucket/photos`` or ``https://host/shard.tar``."""
     return "://" in path
 
 
 def is_shard(path: str) -> bool:
-    """Whether a path is that of a tar archive, by its ending."""
+    """Return whether a path is that of a tar archive, by its ending."""
     return _plain(path).endswith((".tar", *COMPRESSED_ENDINGS))
 
 
 def is_image(path: str) -> bool:
-    """Whether a path is that of an image that is not hidden, by its name."""
+    """Return whether a path is that of an image that is not hidden, by its name."""
     # no Path: there are millions
     name = os.path.basename(_plain(path))  # noqa: PTH119
     return os.path.splitext(name)[1] in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a relative path, joined to a folder, names something below it, on any system."""
+    """Return whether a relative path names something below a folder, on any system."""
     return is_below(path) and not PureWindowsPath(path).drive
 
 

@@ -1,1 +1,1 @@
-"""What to label next, and labels that look wrong."""
+"""Images to label next, and labels that look wrong."""

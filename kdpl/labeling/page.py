@@ -51,7 +51,7 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What to label.
+    """Suggestions of what to label.
 
     Attributes:
         data: The images.

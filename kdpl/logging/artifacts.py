@@ -1,4 +1,4 @@
-"""What stages hand over, as artifacts in Weights & Biases; each run names those that it used."""
+"""Results of stages as artifacts in Weights & Biases; each run names those that it used."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

@@ -66,7 +66,7 @@ class PromptMethod(Float32Module):
 
     @property
     def text_is_fixed(self) -> bool:
-        """If the text features are the same in all steps, so that encoding them once suffices."""
+        """True if the text features are the same in all steps and need be encoded only once."""
         return True
 
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:

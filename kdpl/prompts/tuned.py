@@ -31,7 +31,7 @@ def _modest(size: PromptConfig) -> PromptConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherSettings:
-    """What prompts and class vectors say of their teacher and of the CLIP that it was tuned on."""
+    """Metadata of prompts and class vectors: their teacher, and the CLIP that it was tuned on."""
 
     clip: ClipIdentity
     logit_scale: LogitScale

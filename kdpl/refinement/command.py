@@ -74,7 +74,7 @@ def refine(*, settings: list[str]) -> int:
 
 
 def _is_refined(target: Any) -> bool:
-    """If a target of a config is refined already, with settings of its own."""
+    """Return whether a config's target is refined already, with settings of its own."""
     from kdpl.refinement.target import Refined
 
     path = getattr(target, "class_path", None)

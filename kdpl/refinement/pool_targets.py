@@ -1,4 +1,4 @@
-"""What the unlabelled images were assigned to, as a file in a run's folder."""
+"""Assignments of the unlabelled images to classes, as a file in a run's folder."""
 
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -46,7 +46,7 @@ class ClassChange(NamedTuple):
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolManifest:
-    """What the assignments of a pool depend on, what was decided about them, and why.
+    """Inputs of a pool's assignments, and the decision about them with its reason.
 
     Attributes:
         teacher: Fingerprint of the teacher, or of several with ``mean`` between them.

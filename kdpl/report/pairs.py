@@ -1,4 +1,4 @@
-"""Where the predictions of teacher and student differ."""
+"""Images for which the predictions of teacher and student differ."""
 
 from collections.abc import Iterable, Sequence
 

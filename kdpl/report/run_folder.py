@@ -199,7 +199,7 @@ class Run:
 
     @property
     def untuned(self) -> bool:
-        """Whether the teacher is the original CLIP, without prompts and so without labels."""
+        """True if the teacher is the original CLIP, without prompts and so without labels."""
         try:
             settings = self.stages["teacher"].settings("model")
             return all(settings[f"{tower}_prompts"]["depth"] == 0 for tower in ("vision", "text"))

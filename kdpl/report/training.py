@@ -1,4 +1,4 @@
-"""What was trained on what data, with which settings, and the learning curves."""
+"""Section on training: data, settings and learning curves."""
 
 import inspect
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def training(run: Run) -> dict[str, Any]:
 
 
 def _labels_for(student: dict[str, Any]) -> str:
-    """What saw the labels, beside validation."""
+    """Name what saw the labels, beside validation."""
     target = student.get("target")
     name = target.get("class_path") if isinstance(target, dict) else target
     return (

@@ -17,7 +17,7 @@ from kdpl.runtime.files import atomic_path
 _KEY = "kdpl"
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""How metadata is validated: each field of exactly its type, and no other fields."""
+"""Validation of metadata: each field of exactly its type, and no other fields."""
 
 T = TypeVar("T")
 

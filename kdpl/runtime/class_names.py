@@ -48,7 +48,7 @@ ClassName = Annotated[str, AfterValidator(_valid)]
 
 
 ClassText = str | tuple[str, ...]
-"""What the text tower reads for a class; of several texts, the features are averaged."""
+"""Text that the text tower reads for a class; of several texts, the features are averaged."""
 
 
 def shorten(name: str, length: int = 60) -> str:

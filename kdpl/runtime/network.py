@@ -12,7 +12,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # r
 from kdpl.errors import KdplError, reason
 
 WITHOUT_NETWORK = "; to try things out without, run with --teacher quickstart --student quickstart"
-"""What ends the message of weights that cannot be fetched: the miniature CLIPs ship with kdpl."""
+"""End of the message about weights that cannot be fetched: the miniature CLIPs ship with kdpl."""
 
 _SECONDS = 5.0
 

@@ -1,4 +1,4 @@
-"""How an image becomes the square that a tower takes: its pixels, before they are normalised."""
+"""Resizing of an image to the square that a tower takes, before it is normalised."""
 
 from typing import Annotated, Literal
 

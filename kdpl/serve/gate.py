@@ -1,4 +1,4 @@
-"""What stands before the workers: limits on requests, and their counts for Prometheus."""
+"""Limits on requests, before they reach the workers, and their counts for Prometheus."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _CLIENT_CLOSED = 499
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may be.
+    """Limits of a request.
 
     Attributes:
         size: Bytes of its body.

@@ -1,4 +1,4 @@
-"""What the core asks of archives, for tar shards.
+"""The core's interface to archives, for tar shards.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
 indexed once, and a view is one read of an image's own bytes, or of the piece of its shard that

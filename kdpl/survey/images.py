@@ -1,4 +1,4 @@
-"""What is in images of one's own: sizes, bad files, other labels, and what was not found."""
+"""Survey of one's own images: sizes, bad files, other labels, and what was not found."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What the student learns from, behind ``Target``; rooms and packages bring further kinds."""
+"""Targets of the student, behind ``Target``; rooms and packages bring further kinds."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What targets are prepared from: teachers, the pool, and the labels that may be seen."""
+"""Inputs of targets: teachers, the pool, and the labels that may be seen."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class FeatureFunction(Protocol):
 
 @dataclass(frozen=True)
 class TargetInputs:
-    """What ``Target.prepare`` gets before the first step of a fit, the same on every process.
+    """Inputs of ``Target.prepare`` before the first step of a fit, the same on every process.
 
     Attributes:
         folder: The run's folder.

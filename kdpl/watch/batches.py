@@ -131,7 +131,7 @@ def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
 
 
 def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
-    """Whether each image is rejected, [N]."""
+    """Return which images are rejected, bool [N]."""
     pairs = zip(sample.scores.tolist(), sample.labels.tolist(), strict=True)
     return np.array([rule.rejects(score, label) for score, label in pairs])
 

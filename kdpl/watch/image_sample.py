@@ -26,7 +26,7 @@ REMEDY = "give images like those it was trained on by --against"
 
 @dataclass(frozen=True)
 class ImageSample(Companion):
-    """What a classifier finds in N images.
+    """A classifier's features and predictions of N images.
 
     Attributes:
         features: Its encoder's normalised features, float16 [N, D].
