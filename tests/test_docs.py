@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import browser
-import onnx
 import pytest
 import torch
 import yaml
@@ -284,6 +283,7 @@ def run_without(packages, script, image, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def exported(classifier, tmp_path_factory):
     """The classifier as ONNX."""
+    pytest.importorskip("onnx")
     path = tmp_path_factory.mktemp("exported") / "classifier.onnx"
     assert main(["export", str(classifier), "--format=onnx", f"--out={path}"]) == 0
     return path
@@ -320,6 +320,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
     )
     made.save(folder)
     # the network is the same for all ways of preparing images, which are metadata
+    onnx = pytest.importorskip("onnx")
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, metadata(Classifier.load(folder), "uint8"))
     onnx.save(model, tmp_path / "classifier.onnx")
