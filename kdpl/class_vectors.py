@@ -147,15 +147,13 @@ class ClassVectors(VectorSettings):
         if made.teacher != self.teacher:
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than those of the "
-                "classifier: "
-                "make them with the teacher that it was distilled from"
+                "classifier: make them with the teacher that it was distilled from"
             )
         if made.clip.fingerprint != self.clip.fingerprint:
             raise ArtifactError(
                 f"the classifier knows its classes by text features of {self.clip.model} and not "
-                "of its teacher "
-                f"{made.clip.model}: classes can be added only to one distilled with "
-                "text_features: teacher"
+                f"of its teacher {made.clip.model}: classes can be added only to one distilled "
+                "with text_features: teacher"
             )
 
     def require_names(
@@ -232,8 +230,7 @@ class FrozenTeacher(nn.Module):
         if prompts.teacher != self.vectors.teacher:
             raise ArtifactError(
                 f"the class vectors were frozen by another teacher than the one in {self.folder}: "
-                "give the class "
-                "vectors and the folder of one run"
+                "give the class vectors and the folder of one run"
             )
         clip = prompts.load_image_clip()
         device = self.head.class_vectors.device

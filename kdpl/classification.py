@@ -123,8 +123,7 @@ class ClassifyingModule(LightningModule, ABC):
         if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
             raise WeightsError(
                 f"the checkpoint was made with other weights than {self.clip.pretrained!r} of "
-                f"{self.clip.model}: "
-                "use the clip settings of its run"
+                f"{self.clip.model}: use the clip settings of its run"
             )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvalOutput:

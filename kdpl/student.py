@@ -243,13 +243,11 @@ class StudentDistillation(ClassifyingModule):
         if teachers > 1 and (kind != "kl" or self.loss.temperature != 1):
             raise ConfigError(
                 f"several teachers have no features in common for loss.kind {kind}, and their mean "
-                "is defined at "
-                f"temperature 1, not {self.loss.temperature}: set loss.kind: kl and "
+                f"is defined at temperature 1, not {self.loss.temperature}: set loss.kind: kl and "
                 "loss.temperature: 1, or one teacher"
             )
         if text_features == "student" and not trains_tower:
             raise ConfigError(
                 "with text_features: student there is no projector, and without visual prompts "
-                "nothing to train: set "
-                "vision_prompts.depth above 0, or fine_tune: true"
+                "nothing to train: set vision_prompts.depth above 0, or fine_tune: true"
             )

@@ -191,8 +191,7 @@ def require_same_clip(
         ):
             raise WeightsError(
                 f"{published.file} was made on another CLIP than the settings name ({name} "
-                "differs): set "
-                f"model.init_args.clip to the CLIP of that {published.kind}"
+                f"differs): set model.init_args.clip to the CLIP of that {published.kind}"
             )
     return {name for name, (_, ours) in pairs.items() if ours is None}
 
@@ -230,9 +229,8 @@ class TakeOver(Callback):
                 ours = f"as {list(own[name].shape)}" if name in own else "without it"
                 raise ConfigError(
                     f"{published.file} has {name} as {list(tensor.shape)}, the settings ask for a "
-                    f"{published.kind} "
-                    f"{ours}: set depth and length of the prompts, clip and teacher to those of "
-                    "that file"
+                    f"{published.kind} {ours}: set depth and length of the prompts, clip and "
+                    "teacher to those of that file"
                 )
         for name, tensor in published.learned.items():
             own[name].copy_(tensor)

@@ -48,8 +48,7 @@ class BestOnBaseTest(Callback):
         if trainer.current_epoch > 0 and self.epoch < 0:
             raise ConfigError(
                 "BestOnBaseTest was not there when the run began, and has not seen its first "
-                "epochs: leave it out of "
-                "trainer.callbacks, or choose another --out"
+                "epochs: leave it out of trainer.callbacks, or choose another --out"
             )
         warn(
             "BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the "
@@ -71,8 +70,7 @@ class BestOnBaseTest(Callback):
             pl_module.load_state_dict(self.weights)
             inform(
                 f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base "
-                "classes' TEST images "
-                f"({100 * self.accuracy:.2f} %)"
+                f"classes' TEST images ({100 * self.accuracy:.2f} %)"
             )
 
     def state_dict(self) -> dict[str, Any]:

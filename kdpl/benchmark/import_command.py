@@ -48,8 +48,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             if model.get("method", "independent") != "independent":
                 raise ConfigError(
                     "the published teachers have independent prompts, model.init_args.method is "
-                    f"{model.method!r}: set "
-                    "it to independent"
+                    f"{model.method!r}: set it to independent"
                 )
             trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
             trainer.fast_dev_run = False

@@ -70,8 +70,7 @@ class FiniteLoss(Callback):
         values = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
         return (
             f"the loss of step {number} is not finite ({values}): lower model.init_args.optim.lr, "
-            "or set "
-            "trainer.precision to 32-true, and start in another --out"
+            "or set trainer.precision to 32-true, and start in another --out"
         )
 
 
@@ -81,6 +80,5 @@ def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:
         return None
     return (
         f"trained parameters are not finite after step {trainer.global_step}: lower "
-        "model.init_args.optim.lr and start "
-        "in another --out"
+        "model.init_args.optim.lr and start in another --out"
     )

@@ -86,8 +86,7 @@ def require_same_settings(config: Path, now: str) -> None:
         if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):
             raise ConfigError(
                 f"{config.parent} holds a run with other settings ({key} is {before.get(key)} "
-                "there and "
-                f"{after.get(key)} here): choose another --out, or remove that folder"
+                f"there and {after.get(key)} here): choose another --out, or remove that folder"
             )
 
 

@@ -38,9 +38,8 @@ class SameViews(Callback):
         if before is not None and before != now:
             raise ConfigError(
                 f"the run started with different views of its images ({_words(*before)}) from "
-                "those the settings now "
-                f"give ({_words(*now)}): set data.init_args.teacher_cache to what it was, or "
-                "choose another --out"
+                f"those the settings now give ({_words(*now)}): set data.init_args.teacher_cache "
+                "to what it was, or choose another --out"
             )
 
 

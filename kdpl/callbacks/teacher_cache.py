@@ -127,8 +127,7 @@ def _fill_and_open(
     manifest = cache.manifest
     inform(
         f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "
-        "each"
-        f"{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
+        f"each{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
     )
     return cache
 

@@ -35,8 +35,7 @@ def models(word: str | None = None) -> int:
     if not entries:
         raise ConfigError(
             f"no name or tag of a CLIP contains {word!r}: give a part of one, such as SigLIP; a "
-            "student may also be "
-            "a network of timm, timm:NAME"
+            "student may also be a network of timm, timm:NAME"
         )
     console = Console()
     if not console.is_terminal:
@@ -66,10 +65,9 @@ def models(word: str | None = None) -> int:
     console.print(table)
     console.print(
         "px: edge of the images. million: parameters of the image tower. as teacher: prompts that "
-        "it takes, and the "
-        "extra of kdpl that it needs. as student: what is trained, and the projector always. A "
-        "student may also be a "
-        "network of timm: timm:NAME. More: docs/models.md",
+        "it takes, and the extra of kdpl that it needs. as student: what is trained, and the "
+        "projector always. A student may also be a network of timm: timm:NAME. More: "
+        "docs/models.md",
         style="dim", highlight=False,
     )  # fmt: skip
     return 0

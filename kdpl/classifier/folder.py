@@ -75,8 +75,7 @@ class Stored(NamedTuple):
         if others:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(others))}), which "
-                "would be lost: give a "
-                "new folder, or an empty one"
+                "would be lost: give a new folder, or an empty one"
             )
         encoder = self.encoder
         depth, length = encoder.prompts.tokens.shape[:2] if encoder.prompts is not None else (0, 0)
@@ -126,8 +125,7 @@ class Stored(NamedTuple):
         if isinstance(config, dict) and config.get("version") == _WITH_LABEL_HEAD:
             raise ArtifactError(
                 f"{source} has a second head for labels, which this version of kdpl does not "
-                "support: distil the "
-                "student again, without label_weight"
+                "support: distil the student again, without label_weight"
             )
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)

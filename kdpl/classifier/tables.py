@@ -191,8 +191,7 @@ class Journal:
         if different:
             raise ConfigError(
                 f"{self.out if self.finished else self.path} may differ in {', '.join(different)} "
-                "from what is wanted: "
-                f"remove it with {self._note.name}, or write another file"
+                f"from what is wanted: remove it with {self._note.name}, or write another file"
             )
 
     def _close(self) -> None:

@@ -77,8 +77,7 @@ def export(
             more = "calibrate on more images of the domain, " if kind.calibrated else ""
             raise ArtifactError(
                 f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: "
-                f"{more}"
-                "accept less with --agreement, or export --format onnx"
+                f"{more}accept less with --agreement, or export --format onnx"
             )
         # refuses NaN too
         if not kind.rounded and not difference.within(tolerance):

@@ -71,8 +71,7 @@ def run_command(
     except MisconfigurationException as error:
         raise ConfigError(
             f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; "
-            "without a GPU, give "
-            "--config trainer/cpu"
+            "without a GPU, give --config trainer/cpu"
         ) from error
     except SystemExit as error:
         # how Lightning ends a training that was interrupted

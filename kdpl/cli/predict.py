@@ -59,8 +59,7 @@ def predict(
     if add_classes is not None and rule.makers:
         raise ConfigError(
             "options that reject images, name sets or score them rest on images of the run, which "
-            "have none of the "
-            "added classes: leave out --add-classes"
+            "have none of the added classes: leave out --add-classes"
         )
     table = output_file("--out", out) if out is not None else None
     if table is not None:

@@ -294,6 +294,5 @@ def _require_own_folder(out: Path) -> None:
     if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
             f"--out {out} contains something other than a run ({visible(min(foreign))}): choose "
-            "another --out or empty "
-            "it"
+            "another --out or empty it"
         )

@@ -207,8 +207,7 @@ class KdplCLI(LightningCLI):
         if not issubclass(resolve_name(self.config.model.class_path), stage):
             raise ConfigError(
                 f"the settings are those of {self.config.model.class_path}, expected those of a "
-                f"{name}: give a "
-                f"--config of that stage, such as {name}/quickstart"
+                f"{name}: give a --config of that stage, such as {name}/quickstart"
             )
 
     def instantiate_classes(self) -> None:
@@ -295,8 +294,7 @@ class KdplCLI(LightningCLI):
             if self.command == "fit":
                 raise ConfigError(
                     "this stage is for one process, and the one before it ran on several: run the "
-                    "same command again, "
-                    "or give both the same trainer.devices"
+                    "same command again, or give both the same trainer.devices"
                 )
             # of another step of a run; metrics would wait for its processes
             distributed.destroy_process_group()

@@ -217,7 +217,6 @@ def promptable(tower: ImageTower) -> PromptableImageTower:
     if not isinstance(tower, PromptableImageTower):
         raise ConfigError(
             f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts "
-            "could stand beside: set "
-            "vision_prompts.depth to 0, or use a vision transformer"
+            "could stand beside: set vision_prompts.depth to 0, or use a vision transformer"
         )
     return tower

@@ -70,8 +70,7 @@ class Frozen(nn.Module, Generic[ModuleT]):
             if source is None:
                 raise ConfigError(
                     f"the frozen weights were rounded to {weight.dtype} for an earlier trainer, "
-                    "and this one has "
-                    "another precision: build the module again"
+                    "and this one has another precision: build the module again"
                 )
             weight.data = source.to(weight.device, dtype)
 

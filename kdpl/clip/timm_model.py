@@ -101,8 +101,7 @@ def _fetch(name: str, image_size: int) -> Any:
     except Exception as error:  # whatever timm, the hub client or a proxy raises
         raise WeightsError(
             f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a "
-            "network and give "
-            f"their path as clip.pretrained, or set it to {RANDOM} to train from "
+            f"network and give their path as clip.pretrained, or set it to {RANDOM} to train from "
             f"nothing{WITHOUT_NETWORK}"
         ) from error
 

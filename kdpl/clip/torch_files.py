@@ -31,8 +31,7 @@ def read_openai_archive(path: Path) -> dict[str, Tensor]:
     if digest not in openai_digests():
         raise ArtifactError(
             f"{path} is a TorchScript archive, whose code would run, and not one of OpenAI's: save "
-            "its state_dict with "
-            "safetensors, and give that file"
+            "its state_dict with safetensors, and give that file"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's advice to call torch.jit.load

@@ -69,10 +69,8 @@ def read_weights(
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
             f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): "
-            "where there is a "
-            f"network, fetch {_origin(tag)}; give the path of the weights as clip.pretrained, and "
-            "clip.quick_gelu "
-            f"{str(quick_gelu).lower()}{WITHOUT_NETWORK}"
+            f"where there is a network, fetch {_origin(tag)}; give the path of the weights as "
+            f"clip.pretrained, and clip.quick_gelu {str(quick_gelu).lower()}{WITHOUT_NETWORK}"
         ) from error
     return Weights(
         read_state(path)[0], str(path), {key: tag.get(key, usual) for key, usual in _OPENAI.items()}
@@ -206,8 +204,7 @@ def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDi
     if told is None and config.quick_gelu is None:
         raise WeightsError(
             f"{path} does not say with which activation it was trained: set clip.quick_gelu to "
-            "true "
-            "(OpenAI, MetaCLIP, DFN) or false (LAION, DataComp)"
+            "true (OpenAI, MetaCLIP, DFN) or false (LAION, DataComp)"
         )
     if told is not None and config.quick_gelu is not None and told != config.quick_gelu:
         raise ConfigError(
@@ -218,8 +215,7 @@ def _read_own(config: ClipConfig, model_quick: bool, tags: list[str]) -> StateDi
         names = ("GELU", "QuickGELU")
         raise WeightsError(
             f"the weights {config.pretrained!r} were trained with {names[quick]} but "
-            f"{config.model} has "
-            f"{names[model_quick]}: use model "
+            f"{config.model} has {names[model_quick]}: use model "
             f"{config.model.removesuffix('-quickgelu')}{'-quickgelu' * quick}"
         )
     return state
@@ -244,8 +240,7 @@ def read_state(path: Path) -> tuple[StateDict, bool | None]:
         # torch's own message advises to load the file without this protection
         raise WeightsError(
             f"weights file {path} is damaged or holds more than tensors, which might run code and "
-            "is not loaded: "
-            "give CLIP weights as a state dict"
+            "is not loaded: give CLIP weights as a state dict"
         ) from error
     except Exception as error:  # zip, json and torch each raise their own
         raise WeightsError(

@@ -67,8 +67,7 @@ def open_given(image: GivenImage, decoding: Decoding) -> Image:
     if not isinstance(image, Image):
         raise ConfigError(
             f"the classifier was given a {type(image).__name__}, expected paths, PIL images or "
-            "tensors: convert it "
-            "with PIL.Image.fromarray"
+            "tensors: convert it with PIL.Image.fromarray"
         )
     try:
         image.load()

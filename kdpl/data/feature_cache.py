@@ -124,8 +124,7 @@ class Manifest(BaseModel):
             if where == "version":
                 problem = (
                     f"the teacher cache {folder} has format version {describe(fault['input'])}, "
-                    "this kdpl reads "
-                    f"version {needed.version}"
+                    f"this kdpl reads version {needed.version}"
                 )
             raise DataError(
                 f"{problem}: remove the folder {folder} and fill the cache again"
@@ -216,8 +215,7 @@ def require_same_views(caches: Sequence[FeatureCache]) -> None:
             )
             raise DataError(
                 f"the teacher caches {caches[0].folder} and {cache.folder} have different views "
-                f"({differing}): remove "
-                "one of the two, and fill it again together with the other"
+                f"({differing}): remove one of the two, and fill it again together with the other"
             )
 
 

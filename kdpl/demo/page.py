@@ -99,10 +99,9 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)
     ) as page:
         gr.Markdown(
-            "# What is in this image?\n"
-            f"The prediction is always one of {len(names)} classes, even if none of them fits. "
-            "Images are sent only to "
-            "the machine that serves this page, which deletes them within ten minutes."
+            f"# What is in this image?\nThe prediction is always one of {len(names)} classes, even "
+            "if none of them fits. Images are sent only to the machine that serves this page, "
+            "which deletes them within ten minutes."
         )
         with gr.Row():
             image = gr.Image(

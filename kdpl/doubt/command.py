@@ -65,8 +65,7 @@ def calibrate(
     if unknown := sorted({*named.values()} - numbers.keys()):
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
-            "out, or give "
-            "its name by --class-names"
+            "out, or give its name by --class-names"
         )
     records = [Record(image.path, numbers[named[image.label]]) for image in labeled]
     dataset = EvaluationImages(

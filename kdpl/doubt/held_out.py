@@ -121,8 +121,7 @@ class HeldOutScores(Companion):
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of "
-                f"{_percent(max_error)}, not {len(self)}: "
-                f"{_REMEDIES}"
+                f"{_percent(max_error)}, not {len(self)}: {_REMEDIES}"
             )
         first = max(least, -(-len(self) // 2))
         threshold = None
@@ -167,9 +166,8 @@ class HeldOutScores(Companion):
         if min(thresholds) == math.inf:
             raise ConfigError(
                 "for no class the images that are predicted as it show an error of "
-                f"{_percent(max_error)}: it takes "
-                f"{_least_images(max_error)} or more of a class, all correct, and the most are "
-                f"{largest}: {_REMEDIES}"
+                f"{_percent(max_error)}: it takes {_least_images(max_error)} or more of a class, "
+                f"all correct, and the most are {largest}: {_REMEDIES}"
             )
         return thresholds
 
@@ -206,8 +204,7 @@ class HeldOutScores(Companion):
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ConfigError(
                 f"it takes {least} held-out images or more for sets of {_percent(coverage)}, not "
-                f"{len(self)}: "
-                "accept less coverage, or calibrate on more images"
+                f"{len(self)}: accept less coverage, or calibrate on more images"
             )
         return float(self.label_scores.sort(descending=True).values[rank - 1])
 

@@ -70,8 +70,7 @@ def other_than(class_names: Sequence[str], words: Sequence[str], source: str) ->
     if clashes:
         raise ConfigError(
             f"{source} has the word {clashes[0]!r}, which is a class: leave it out, since an image "
-            "of a class would "
-            "count as none of them"
+            "of a class would count as none of them"
         )
     return [i for i, word in enumerate(words) if _plain(word) not in classes]
 

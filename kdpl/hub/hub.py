@@ -149,6 +149,5 @@ def _of_run(run: Path) -> dict[str, Any]:
     except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{CONFIG_FILE} or {RESULTS_FILE} in {run} is missing or damaged ({reason(error)}): "
-            "give the folder of a "
-            "student's run, or test the student again"
+            "give the folder of a student's run, or test the student again"
         ) from error

@@ -86,8 +86,7 @@ class RunWandbLogger(WandbLogger):
             os.environ["WANDB_MODE"] = "offline"
             warn(
                 f"W&B cannot be used now ({reason(error)}): the run is logged offline, send it "
-                "later with wandb sync "
-                f"{self.save_dir}/wandb/offline-run-*"
+                f"later with wandb sync {self.save_dir}/wandb/offline-run-*"
             )
             run = self.experiment
         return run

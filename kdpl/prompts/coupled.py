@@ -31,10 +31,8 @@ class CoupledPrompts(IndependentPrompts):
         if vision != text:
             raise ConfigError(
                 "coupled prompts have one size in both towers, but vision_prompts has length "
-                f"{vision.length} "
-                f"and depth {vision.depth}, text_prompts {text.length} and {text.depth}: make them "
-                "equal, or set "
-                "method to independent"
+                f"{vision.length} and depth {vision.depth}, text_prompts {text.length} and "
+                f"{text.depth}: make them equal, or set method to independent"
             )
         super().__init__(PromptConfig(depth=0), text, context, clip)
         self.vision_config = vision

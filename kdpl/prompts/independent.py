@@ -71,8 +71,7 @@ def _require_prompts(clip: Clip) -> None:
         return
     raise ConfigError(
         f"{clip.identity.model} takes no prompts, neither in its image tower "
-        f"({type(image.visual).__name__}) nor in "
-        f"its text tower ({type(text.text).__name__}): use it untuned, with "
-        "configs/teacher/zero_shot.yaml after the "
-        "teacher's config, or use another CLIP"
+        f"({type(image.visual).__name__}) nor in its text tower ({type(text.text).__name__}): use "
+        "it untuned, with configs/teacher/zero_shot.yaml after the teacher's config, or use "
+        "another CLIP"
     )

@@ -126,8 +126,7 @@ class PromptMethod(Float32Module):
         except (AttributeError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the settings of the prompt method {type(self).__name__} cannot be saved "
-                f"({error}): keep each as a "
-                "number, text or list in an attribute of its name"
+                f"({error}): keep each as a number, text or list in an attribute of its name"
             ) from error
 
     def saved(self) -> dict[str, Tensor]:

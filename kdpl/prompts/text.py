@@ -50,8 +50,7 @@ def tokenize_prompts(
         if tokenize.fills(text, row):
             raise ConfigError(
                 f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, "
-                "so that its end may "
-                "be lost: shorten the class name"
+                "so that its end may be lost: shorten the class name"
             )
     return replace(tower.arrange(ids.to(next(tower.parameters()).device)), counts=counts)
 
@@ -87,8 +86,7 @@ class TextPrompts(Float32Module):
             if len(ids) < length:
                 raise ConfigError(
                     f"the context {context!r} has {len(ids)} tokens, fewer than the text prompts' "
-                    f"length {length}: "
-                    "give more words or a smaller length"
+                    f"length {length}: give more words or a smaller length"
                 )
             start = tower.token_embedding(
                 ids[:length].to(tower.token_embedding.weight.device)

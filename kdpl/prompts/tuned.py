@@ -147,8 +147,7 @@ class TunedPrompts(PromptSettings):
         ):
             raise WeightsError(
                 f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the "
-                "teacher was tuned "
-                "on: restore them, or run stage 1 again"
+                "teacher was tuned on: restore them, or run stage 1 again"
             )
 
     def restore(self, clip: ImageClip) -> PromptMethod:
@@ -160,7 +159,6 @@ class TunedPrompts(PromptSettings):
         except (ConfigError, ValueError, TypeError) as error:
             raise ArtifactError(
                 f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the "
-                "CLIP that the teacher "
-                "was tuned on, and the package that its prompt method is from"
+                "CLIP that the teacher was tuned on, and the package that its prompt method is from"
             ) from error
         return method.eval().requires_grad_(False)

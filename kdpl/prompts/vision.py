@@ -56,6 +56,5 @@ def require_size(length: int, depth: int, layers: int, kind: str) -> None:
     if length < 1 or not 1 <= depth <= layers:
         raise ConfigError(
             f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at "
-            "least 1 and "
-            f"depth 1 to {layers}, the layers of the tower"
+            f"least 1 and depth 1 to {layers}, the layers of the tower"
         )

@@ -79,8 +79,7 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
             if one != two:
                 raise ArtifactError(
                     f"{run.folder} was tested on other {what} than {first.folder} ({len(two)} and "
-                    f"{len(one)}): compare "
-                    "them with runs of their own"
+                    f"{len(one)}): compare them with runs of their own"
                 )
     return groups
 
@@ -109,8 +108,7 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     if any(p.half_prediction_number is None for p in predictions):
         raise ArtifactError(
             f"{stage.folder} has no predictions among the base or the novel classes alone, test it "
-            "again: python -m "
-            f"kdpl test --config {stage.folder}/{CONFIG_FILE}"
+            f"again: python -m kdpl test --config {stage.folder}/{CONFIG_FILE}"
         )
     correct = np.array([p.half_prediction_number == p.label_number for p in predictions], float)
     is_base = np.array([p.label_number < num_base for p in predictions])

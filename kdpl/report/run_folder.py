@@ -69,8 +69,7 @@ class Stage:
         if "." in name and not name.startswith("kdpl.") and not self.trusted:
             raise ConfigError(
                 f"{file} names the class {name[:100]}, which is not one of kdpl's and would be "
-                "run: if the run is your "
-                "own, give --trust"
+                "run: if the run is your own, give --trust"
             )
 
     def settings(self, section: str) -> dict[str, Any]:
@@ -173,8 +172,7 @@ class Run:
         if not finished:
             raise ConfigError(
                 f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in "
-                "it has a "
-                f"{CONFIG_FILE}: give the --out of run or of fit"
+                f"it has a {CONFIG_FILE}: give the --out of run or of fit"
             )
         for stage in finished.values():
             _ = stage.config  # a damaged one is an error, not a gap

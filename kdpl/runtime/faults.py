@@ -81,15 +81,13 @@ def _of_another(error: BaseException) -> str | None:
     ):
         return (
             f"{sys.executable} has no package {error.name}: activate the environment that kdpl is "
-            "installed in, such "
-            "as by source .venv/bin/activate, or install it"
+            "installed in, such as by source .venv/bin/activate, or install it"
         )
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             f"memory is short ({reason(error)}): lower data.init_args.batch_size or "
-            "data.init_args.num_workers, and "
-            f"{_RESUME}"
+            f"data.init_args.num_workers, and {_RESUME}"
         )
     return None
 

@@ -56,8 +56,7 @@ def require_srun() -> None:
     if "SLURM_STEP_ID" not in os.environ:
         raise ConfigError(
             f"the Slurm job has {tasks} tasks and this process is none of them: put srun before "
-            "the command, which "
-            "starts it once for each task"
+            "the command, which starts it once for each task"
         )
 
 

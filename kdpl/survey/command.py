@@ -36,13 +36,10 @@ ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
 """Validation images from which these options hold, the last two if no prediction is wrong."""
 _WITHOUT_VALIDATION = (
     "  no validation image: nothing decides if refined targets are better than the teacher's "
-    "predictions, the\n"
-    "    classifier has no temperature and no thresholds (predict --max-error, --sets), "
-    "more than 5 % of new\n"
-    "    images exceed the limit of predict --unknown, "
-    "and watch does not ask if more are of none of the\n"
-    "    classes: label some, in val/<class>/ or with split val, "
-    "or take some of the labels above by --val-share 20%"
+    "predictions, the\n    classifier has no temperature and no thresholds (predict --max-error, "
+    "--sets), more than 5 % of new\n    images exceed the limit of predict --unknown, and watch "
+    "does not ask if more are of none of the\n    classes: label some, in val/<class>/ or with "
+    "split val, or take some of the labels above by --val-share 20%"
 )
 _UNINFORMATIVE = re.compile(
     r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE

@@ -136,6 +136,5 @@ class Teachers(Frozen[nn.ModuleList]):
         if before != own:
             raise ArtifactError(
                 "the checkpoint was distilled from a different teacher than the one in the "
-                "settings: use that of its "
-                "run, or start in a new folder"
+                "settings: use that of its run, or start in a new folder"
             )
