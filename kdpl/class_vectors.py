@@ -35,9 +35,8 @@ class VectorSettings(TeacherSettings):
     """The metadata of class vectors."""
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
-    num_base: (
-        Annotated[int, Field(ge=0, lt=2**31)] | None
-    )  # classes that come first; None without such a split
+    # classes that come first; None without such a split
+    num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
     teacher: Text  # fingerprint
     # what the text tower read, for some classes several texts; None where that was the names
     class_texts: tuple[_ClassText, ...] | None = None

@@ -29,12 +29,8 @@ CLASS_NAMES = tuple(f"letter {letter}" for letter in string.ascii_lowercase)
 
 _SIZE = MASK_SIZE // 2
 _CELLS, _CELL = 4, MASK_SIZE // 4  # a mask is bent by moving the corners of 4 x 4 cells
-_FIRST_WRITERS = (
-    0,
-    60,
-    70,
-    120,
-)  # of the training, validation and test images, and the number of all
+# of the training, validation and test images, and the number of all
+_FIRST_WRITERS = (0, 60, 70, 120)
 
 _Pixels = npt.NDArray[np.floating[Any]]
 
@@ -102,9 +98,8 @@ def _ink(letter: str, of_writer: np.random.RandomState, of_image: np.random.Rand
         glyph = Image.blend(glyph, glyph.filter(ImageFilter.MinFilter(3)), 0.6)
     elif pen > 1:
         glyph = glyph.filter(ImageFilter.MaxFilter(2 * pen - 1))
-    zoom_x, zoom_y = of_writer.uniform(
-        0.9, 1.4, 2
-    )  # of source positions: above 1 shrinks the letter
+    # of source positions: above 1 shrinks the letter
+    zoom_x, zoom_y = of_writer.uniform(0.9, 1.4, 2)
     slant, turn = of_writer.uniform(-0.05, 0.45), of_writer.uniform(-0.1, 0.1)
     steps = _CELL * (np.arange(_CELLS + 1) - _CELLS / 2)
     corners = np.stack(np.meshgrid(steps, steps), axis=-1) @ [

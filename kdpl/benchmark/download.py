@@ -94,12 +94,10 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
         files = {file: place[1] for file, place in places.items() if place and place[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
-    except (
-        Exception
-    ) as error:  # the hub's client raises its own errors, its transport's and the system's
-        if (
-            isinstance(error, OSError) and error.filename is not None
-        ):  # the disk's, which names the file
+    except Exception as error:
+        # the hub's client raises its own errors, its transport's and the system's
+        if isinstance(error, OSError) and error.filename is not None:
+            # the disk's, which names the file
             raise
         problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
         raise DataError(

@@ -29,10 +29,8 @@ from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 _WITH_LABEL_HEAD = 2  # the version of classifiers with a second head, which is gone
-_ENDINGS = (
-    ".json",
-    ".safetensors",
-)  # of a classifier's files, and of those that are kept beside it
+# of a classifier's files, and of those that are kept beside it
+_ENDINGS = (".json", ".safetensors")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -116,9 +114,8 @@ class Stored(NamedTuple):
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
             own = tensors.pop("class_vectors")
-        except (
-            Exception
-        ) as error:  # json, safetensors, the encoding and the disk each raise their own
+        except Exception as error:
+            # json, safetensors, the encoding and the disk each raise their own
             raise ArtifactError(
                 f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}"
             ) from error

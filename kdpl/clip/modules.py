@@ -61,9 +61,8 @@ class Frozen(nn.Module, Generic[ModuleT]):
             source: Tensor | None = weight.data
             if weight.dtype == torch.float32 != dtype:
                 self._float32[weight] = weight.data.cpu() if self._keep else None
-            elif (
-                weight.dtype == dtype or weight not in self._float32
-            ):  # which it is not under bf16-true
+            elif weight.dtype == dtype or weight not in self._float32:
+                # which it is not under bf16-true
                 continue
             else:
                 source = self._float32[weight]

@@ -97,7 +97,8 @@ def _origin(tag: Mapping[str, Any]) -> str:
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     if not repository:
         return str(tag.get("url"))
-    return f"{file or f'{HF_SAFE_WEIGHTS_NAME} and open_clip_config.json'} of https://huggingface.co/{repository}"
+    files = file or f"{HF_SAFE_WEIGHTS_NAME} and open_clip_config.json"
+    return f"{files} of https://huggingface.co/{repository}"
 
 
 def load_weights(

@@ -65,7 +65,7 @@ class DomainDataModule(LightningDataModule):
             text tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
             Without labelled training images, its classes are those of the dataset.
         class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or
-            text (likewise).
+            text (``folder`` and ``table``).
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put
             (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
             and their orientation tags are not followed.
@@ -293,9 +293,8 @@ class DomainDataModule(LightningDataModule):
         the tower which sees the images.
         """
         records = self.labels.evaluation(split)
-        if (
-            len(records) < world_size
-        ):  # a process without a batch would leave the others waiting for its metrics
+        if len(records) < world_size:
+            # a process without a batch would leave the others waiting for its metrics
             problem = (
                 f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             )

@@ -43,7 +43,7 @@ _Byte = Annotated[int, Field(ge=0, le=255)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Decoding:
-    """Conversion of images to RGB; by default that of one's own images.
+    """Conversion of images to RGB; by default that of the user's own images.
 
     Attributes:
         background: Colour on which transparent pixels are put; None drops transparency, and the
@@ -156,9 +156,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (
-        Exception
-    ):  # Pillow raises any error on damaged tags, of which viewers take no notice either
+    except Exception:  # Pillow raises any error on damaged tags, which viewers ignore as well
         return None
 
 

@@ -38,11 +38,11 @@ class FoundImage:
 def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
-    A folder holds ``train/<class>/…`` with ``val`` and ``test`` likewise, or ``<class>/…`` without
-    splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images without
-    labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
-    file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
-    taken.
+    A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
+    without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
+    without labels. DataError if it does not exist or is damaged, or no class has a training image,
+    unless a file ``class_names`` lists the classes: then all images of a folder without
+    ``unlabeled`` are taken.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
         return _find_in_table(path.absolute(), class_names)

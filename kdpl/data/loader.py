@@ -17,9 +17,8 @@ from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order that are Python numbers at a time
-_AGAIN = (
-    2**32
-)  # epochs of the views of an image that comes once more in an epoch lie beyond all others
+# epochs of the views of an image that comes once more in an epoch lie beyond all others
+_AGAIN = 2**32
 
 
 class TrainSampler(DistributedSampler[tuple[int, int]]):

@@ -283,8 +283,8 @@ class Reading:
             )
         if self.splits.held_out:
             yield (
-                f"{len(self.splits.test)} labelled images are held out for the test, "
-                "for lack of others"
+                f"{len(self.splits.test)} labelled images are held out for the test, because there "
+                "are no test images"
             )
         _, same, copies = self._apart
         if same:

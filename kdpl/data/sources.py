@@ -20,7 +20,7 @@ from kdpl.errors import DataError
 
 @dataclass
 class OwnImages(Reader):
-    """A dataset of one's own; the settings are those of ``DomainDataModule``."""
+    """A dataset of the user's own images; the settings are those of ``DomainDataModule``."""
 
     root: str
     unlabeled: str | Sequence[str] | None = None

@@ -37,8 +37,8 @@ class Splits:
             picklable.
         class_texts: Text or texts that the text tower reads for each class, by label; None: its
             name.
-        held_out: Whether the test images are training images that were set aside, for lack of
-            others.
+        held_out: True if the test images are training images that were set aside, because there
+            were no others.
     """
 
     origin: str

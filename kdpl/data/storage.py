@@ -38,7 +38,7 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is a URL, such as ``s3://bucket/photos`` or ``https://host/shard.tar``."""
+    """Return whether a path is a URL, such as ``s3://bucket/photos``."""
     return "://" in path
 
 

@@ -13,9 +13,8 @@ _SHRINKAGE = (
     0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
 )
 _TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
-_WRONG = torch.cat(
-    [torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)]
-)  # shares of wrong labels
+# shares of wrong labels
+_WRONG = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)])
 _CELLS = 2**24  # of similarities at a time
 
 

@@ -124,7 +124,7 @@ class Suggestions:
     def save(self, out: Path) -> None:
         """Write the page and then the table.
 
-        Images in shards are copied beside them, for the table to name.
+        Images in shards are copied beside the table, so that it can name them.
         """
         rows = list[tuple[str, ...]]()
         for each in chain(self.to_label, self.doubtful):
@@ -140,9 +140,8 @@ class Suggestions:
         open_image = self.data.splits.open_image
         shown = [
             {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
-            for row, each in enumerate(
-                chain(self.to_label, self.doubtful), start=2
-            )  # as in a spreadsheet
+            # as in a spreadsheet
+            for row, each in enumerate(chain(self.to_label, self.doubtful), start=2)
         ]
         html = fill(
             "suggestions.html.jinja",

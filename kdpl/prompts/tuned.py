@@ -35,9 +35,8 @@ class TeacherSettings:
 
     clip: ClipIdentity
     logit_scale: LogitScale
-    context: (
-        Text | None
-    )  # words before a class name that the text prompts were started from; None if from noise
+    # words before a class name that the text prompts were started from; None if from noise
+    context: Text | None
     preprocessing: Preprocessing
 
 
@@ -46,9 +45,8 @@ class PromptSettings(TeacherSettings):
     """The metadata of tuned prompts."""
 
     method: Text  # name or class path
-    method_settings: dict[str, JsonValue] = field(
-        default_factory=dict
-    )  # those that it has of its own
+    # those that it has of its own
+    method_settings: dict[str, JsonValue] = field(default_factory=dict)
     vision: Annotated[PromptConfig, AfterValidator(_modest)]
     text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text

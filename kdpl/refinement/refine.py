@@ -119,9 +119,8 @@ def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
             "the search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
         ) from error
     rows = features.float().cpu().numpy()
-    lists = min(
-        int(4 * len(rows) ** 0.5), len(rows) // 39 + 1
-    )  # as many as faiss finds enough images to fit to
+    # as many as faiss finds enough images to fit to
+    lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)
     width = rows.shape[1]
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(rows[:: max(1, len(rows) // (64 * lists))])

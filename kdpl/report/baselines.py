@@ -171,9 +171,8 @@ def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:
         # classes that a plane separates have no largest weights
         warnings.simplefilter("ignore", ConvergenceWarning)
         if cv == 1:
-            return model.fit(
-                x, y
-            ), "for lack of validation images, and of two labelled ones of each class"
+            how = "not chosen, without validation images and two labelled ones of each class"
+            return model.fit(x, y), how
         search = GridSearchCV(model, {"C": STRENGTHS}, cv=cv, refit=False)
         search.fit(*(np.concatenate(column) for column in zip(*images, strict=True)))
         return model.set_params(**search.best_params_).fit(x, y), how

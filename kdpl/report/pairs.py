@@ -16,7 +16,8 @@ def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[P
 
     The lists are: only the teacher is correct, only the student is, neither is.
     """
-    only_teacher, only_student, neither = kinds = ([], [], [])  # type: tuple[list[Pair], list[Pair], list[Pair]]
+    kinds: tuple[list[Pair], list[Pair], list[Pair]] = [], [], []
+    only_teacher, only_student, neither = kinds
     for teacher, student in pairs:
         if teacher.prediction_number != student.prediction_number:
             kind = only_teacher if teacher.correct else only_student if student.correct else neither

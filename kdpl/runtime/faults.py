@@ -86,7 +86,7 @@ def _of_another(error: BaseException) -> str | None:
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            f"memory is short ({reason(error)}): lower data.init_args.batch_size or "
+            f"out of memory ({reason(error)}): lower data.init_args.batch_size or "
             f"data.init_args.num_workers, and {_RESUME}"
         )
     return None

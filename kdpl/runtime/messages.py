@@ -20,9 +20,8 @@ def process_rank() -> int:
 @rank_zero_only
 def inform(message: str) -> None:
     """Print a message to standard error, from the first process; a progress bar stays below it."""
-    if isinstance(
-        sys.stderr, FileProxy
-    ):  # of a progress bar, and breaks what is longer than a line
+    if isinstance(sys.stderr, FileProxy):
+        # of a progress bar, and breaks what is longer than a line
         get_console().out(message, highlight=False)
     else:
         print(message, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""A look at images of one's own, which writes a config for them: ``init``."""
+"""Survey of the user's own images, which writes a config for them: ``init``."""

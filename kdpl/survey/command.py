@@ -1,4 +1,4 @@
-"""``python -m kdpl init PATH``: survey images of one's own, and write a config that runs."""
+"""``python -m kdpl init PATH``: survey your own images, and write a config that runs."""
 
 import json
 import os
@@ -41,9 +41,8 @@ _WITHOUT_VALIDATION = (
     "does not ask if more are of none of the\n    classes: label some, in val/<class>/ or with "
     "split val, or take some of the labels above by --val-share 20%"
 )
-_UNINFORMATIVE = re.compile(
-    r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE
-)  # names such as 7, class_07, n01440764
+# names such as 7, class_07, n01440764
+_UNINFORMATIVE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)
 _SHOWN = 10  # of a list on the terminal
 _NAMED = 100  # of images left out
 

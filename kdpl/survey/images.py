@@ -1,4 +1,4 @@
-"""Survey of one's own images: sizes, bad files, other labels, and what was not found."""
+"""Survey of the user's own images: sizes, bad files, other labels, and what was not found."""
 
 import os
 from collections import Counter

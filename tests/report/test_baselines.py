@@ -55,7 +55,7 @@ def test_without_validation_images_c_is_cross_validated_as_far_as_there_are_labe
         "chosen by 4-fold cross-validation on the labelled images",
     )
     model, how = fit_probe(blobs(3, 4), None)
-    assert (model.C, how.split(",")[0]) == (1, "for lack of validation images")
+    assert (model.C, how.split(",")[0]) == (1, "not chosen")
     one = Features(labeled.values, np.zeros_like(labeled.labels))
     with pytest.raises(DataError, match="one class"):
         fit_probe(one, None)

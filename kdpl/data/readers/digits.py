@@ -33,11 +33,8 @@ def read_digits() -> Splits:
     labels = _arrays()[1]
     order = np.random.RandomState(0).permutation(len(labels))
     records = tuple(Record(f"digits/{i:04d}", int(labels[i])) for i in order)
-    train, val, test = (
-        records[:700],
-        records[700:898],
-        records[898:],
-    )  # hyperparameters are chosen on val
+    # hyperparameters are chosen on val
+    train, val, test = (records[:700], records[700:898], records[898:])
     return Splits("dataset digits", CLASS_NAMES, train, val, test, None, open_digit)
 
 

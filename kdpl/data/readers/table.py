@@ -28,9 +28,9 @@ class Table(OwnImages):
     """CSV or Parquet file with columns ``image``, ``label`` and, for several splits, ``split``.
 
     Images without a label are unlabelled ones. The split ``held_out`` is of test images that were
-    set aside by chance, for lack of others, as ``init`` does. The classes are the sorted labels,
-    or, where no training image has one, those of the file ``class_names``. Relative paths begin at
-    the table's folder; URLs are taken as they are.
+    drawn from the labelled ones by ``init``, because there were no others. The classes are the
+    sorted labels, or, where no training image has one, those of the file ``class_names``. Relative
+    paths begin at the table's folder; URLs are taken as they are.
     """
 
     def read(self) -> Splits:
