@@ -116,7 +116,7 @@ def _small(settings: Settings) -> Iterator[Measured]:
 
     def sparse() -> None:
         neighbors = affinity(*nearest(features, _CONFIG.neighbors))
-        made["kdpl"] = refine(features, predictions, neighbors, None, _CONFIG).assignments
+        made["kdpl"] = refine(features, predictions, neighbors, None, _CONFIG)
 
     def plain() -> None:
         made["dense"] = dense(features, predictions, _CONFIG)

@@ -69,6 +69,7 @@ class FillTeacherCache(Callback):
             images = data.unlabeled_images(needed.resizing)
             caches.append(_fill_and_open(trainer, student, number, folder, needed, images, views))
             require_same_views(caches)
+        data.opened_caches = caches
 
 
 def cache_beside(
@@ -123,7 +124,7 @@ def _fill_and_open(
 
         done = fill(folder, needed, work, views, show)
     trainer.strategy.barrier("kdpl cache")
-    cache = FeatureCache.open(folder, needed, None, *processes)
+    cache = FeatureCache.open(folder, needed, *processes)
     manifest = cache.manifest
     inform(
         f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "
@@ -133,11 +134,11 @@ def _fill_and_open(
 
 
 def teacher_encoder(
-    trainer: Trainer, student: Distillation, number: int = 0
+    trainer: Trainer, student: Distillation, number: int
 ) -> Callable[[Tensor], Tensor]:
     """Return a teacher's encoder of images on the CPU, as in training; it loads on its first call.
 
-    Of several teachers it is that of the one of this ``number``, by default the first.
+    Of several teachers it is that of the one of this ``number``.
     """
 
     @cache

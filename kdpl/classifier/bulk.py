@@ -28,16 +28,24 @@ from kdpl.tasks import DecisionRule, Predicted, Task
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
     """Load a classifier onto ``cpu``, ``cuda`` or ``auto``, with further classes from a file."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
+    device = choose_device(device)
     classifier = Classifier.load(folder)
     if add_classes is not None:
         classifier = classifier.add_classes(ClassVectors.load(Path(add_classes)))
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    return classifier.to(best if device == "auto" else device)
+    return classifier.to(device)
 
 
-def columns(task: Task, top_k: int, rule: DecisionRule = DecisionRule()) -> list[str]:
+def choose_device(device: str) -> str:
+    """Return the device that ``auto`` stands for; a ConfigError for ``cuda`` without a GPU."""
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("--device cuda was asked for, and torch finds no GPU: give --device cpu")
+    if device == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return device
+
+
+def columns(task: Task, top_k: int, rule: DecisionRule) -> list[str]:
     """Return the columns of a table with ``top_k`` predictions for each image."""
     return ["path", *task.columns(top_k, rule), "error"]
 

@@ -296,10 +296,12 @@ class Classifier(nn.Module):
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, offline; an ArtifactError if missing, damaged or too new."""
         folder, stored = Path(folder), Stored.read(Path(folder))
-        classifier, digest = cls(*stored), stored.fingerprint()
-        width = stored.vectors.vectors.shape[1]
-        for name, kind in companion_kinds().items():
-            companion = kind.read(folder, digest, width) if (folder / kind.file).is_file() else None
+        classifier, width = cls(*stored), stored.vectors.vectors.shape[1]
+        kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
+        # reads all weights
+        digest = stored.fingerprint() if kinds else ""
+        for name, kind in kinds.items():
+            companion = kind.read(folder, digest, width)
             if companion is not None:
                 classifier.companions[name] = companion
         return classifier

@@ -243,9 +243,9 @@ class KdplCLI(LightningCLI):
         trainer = self._given.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), Throughput(), FiniteLoss()]
         callbacks += [SaveTestResults(), *self.own_callbacks()]
-        of_rooms = [make() for make in load_all("cli_callbacks").values()]
+        of_rooms = load_all("cli_callbacks").values()
         shows_bar = trainer.enable_progress_bar is not False
-        callbacks += [each for each in of_rooms if shows_bar or not isinstance(each, ProgressBar)]
+        callbacks += [kind() for kind in of_rooms if shows_bar or not issubclass(kind, ProgressBar)]
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
             if self._given.checkpoint_every is not None:

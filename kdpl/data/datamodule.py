@@ -171,7 +171,7 @@ class DomainDataModule(LightningDataModule):
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self.cache_settings = CacheSettings(self.dataset, reader.decoding, self.augmentation, seed)
-        self._caches: list[FeatureCache] = []
+        self.opened_caches: list[FeatureCache] = []
 
         minimums = {
             "shots": 0,
@@ -381,13 +381,18 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def teacher_caches(self) -> list[FeatureCache]:
-        """The teachers' caches of a fit, opened on first use; none where nothing is trained."""
+        """The teachers' caches of a fit; none where nothing is trained.
+
+        They are opened on first use, unless what filled them has put them into ``opened_caches``.
+        """
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return []
-        if not self._caches:
+        if not self.opened_caches:
             folders = cache_folders(self.teacher_cache, self._needs.teachers())
-            self._caches = self.cache_settings.open(folders, self.pool.images, *self._processes())
-        return self._caches
+            self.opened_caches = self.cache_settings.open(
+                folders, self.pool.images, *self._processes()
+            )
+        return self.opened_caches
 
     def _batches_done(self) -> int:
         return (

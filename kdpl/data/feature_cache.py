@@ -168,18 +168,16 @@ class FeatureCache:
         cls,
         folder: Path,
         needed: Manifest,
-        views: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> "FeatureCache":
         """Open a cache; DataError if it is missing, of something else, damaged or incomplete.
 
-        Further arguments are those of ``Manifest.load``. For the checksums the shards are read
-        once: process ``rank`` reads every ``world_size``-th.
+        For the checksums the shards are read once: process ``rank`` reads every ``world_size``-th.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        manifest = Manifest.load(folder, needed, views)
+        manifest = Manifest.load(folder, needed)
         shards = manifest.shards(folder)
         missing = sum(not path.is_file() for path in shards)
         if missing:

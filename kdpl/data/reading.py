@@ -333,6 +333,11 @@ class Reading:
             decode = partial(decode_and_digest, decoding=self.reader.decoding)
         return Checked.decode_all(splits.sources, decode, self.file, self._measured)
 
+    @cached_property
+    def _names(self) -> str:
+        """Digest of the names of all images; of millions it takes seconds."""
+        return digest_names(self._listed.sources)
+
     @property
     def _measured(self) -> int:
         """Number of images, first in the list, that are or may become test or validation images."""
@@ -353,14 +358,14 @@ class Reading:
         if self.bad_images == "skip":
             return self._checked.digests
         known = Checked.load(self.file) if self.file else None
-        # the list last, since millions of names take seconds
+        # the names last, whose digest takes time
         if (
             known is None
             or not known.digests
             or (known.looked, known.measured) != (known.images, self._measured)
         ):
             return {}
-        return known.digests if known.names == digest_names(self._listed.sources) else {}
+        return known.digests if known.names == self._names else {}
 
 
 def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:

@@ -61,7 +61,7 @@ class CacheSettings:
     ) -> list[FeatureCache]:
         """Open all teachers' complete caches; DataError if one is missing or has other views."""
         caches = [
-            FeatureCache.open(folder, self.manifest(teacher, images), None, rank, world_size)
+            FeatureCache.open(folder, self.manifest(teacher, images), rank, world_size)
             for folder, teacher in folders
         ]
         require_same_views(caches)

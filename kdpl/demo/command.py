@@ -48,10 +48,11 @@ def demo(
         )
         # gradio reads these when it is imported
         os.environ.update(
-            GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False", no_proxy=f"{local},localhost"
+            GRADIO_TEMP_DIR=uploads,
+            GRADIO_ANALYTICS_ENABLED="False",
+            GRADIO_RUN_HISTORY="False",  # no history of images in the browser
+            no_proxy=f"{local},localhost",
         )
-        # no history of images in the browser
-        os.environ["GRADIO_RUN_HISTORY"] = "False"
         try:
             import gradio  # noqa: F401
         except ImportError as error:

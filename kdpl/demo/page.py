@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MAX_ADDED = 50
 """Largest number of further classes of a visitor."""
 
-_EXAMPLES, _MAX_UPLOAD, _MAX_WAITING = 12, "20mb", 32
+_EXAMPLES, _MAX_UPLOAD, _MAX_WAITING, _ENCODED = 12, "20mb", 32, 32
 # seconds between looks at uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
 
@@ -37,6 +38,8 @@ class Demo:
         if encoder is not None:
             classifier.vectors.require_teacher(encoder.prompts)
         self.classifier, self.encoder, self.top_k = classifier, encoder, top_k
+        # a visitor's names stay, and images change
+        self._encode = lru_cache(_ENCODED)(encoder.encode) if encoder is not None else None
 
     def classify(self, path: str, name: str, added: str = "") -> dict[str, float]:
         """Return the probabilities of the most probable classes of an image.
@@ -54,13 +57,13 @@ class Demo:
         names = dict.fromkeys(composed(" ".join(each.split())) for each in added.split(","))
         names.pop("", None)
         if names:
-            if self.encoder is None:
+            if self._encode is None:
                 raise ConfigError("classes cannot be added here: start the demo with --teacher RUN")
             if len(names) > MAX_ADDED:
                 raise ConfigError(
                     f"there are {len(names)} further classes, at most {MAX_ADDED}: remove some"
                 )
-            classifier = classifier.add_classes(self.encoder.encode([*names]))
+            classifier = classifier.add_classes(self._encode(tuple(names)))
         image = open_image(name, Path(path).read_bytes(), classifier.decoding, MAX_UPLOAD_PIXELS)
         (top,) = classifier.predict([classifier.prepare(image)], self.top_k, workers=1)
         return {visible(str(each.class_name)): each.probability for each in top}

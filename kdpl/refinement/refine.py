@@ -6,7 +6,7 @@ one class, and the images of a class lie around its mean. Pure tensors.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -81,14 +81,6 @@ class RefinementConfig:
         )
 
 
-class Refined(NamedTuple):
-    """Class assignments float32 [N, C], class means [C, D] and shared variances [D]."""
-
-    assignments: Tensor
-    means: Tensor
-    variances: Tensor
-
-
 def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Tensor]:
     """Find cosines and indices, both [N, k], of the k nearest other images by features [N, D].
 
@@ -156,7 +148,7 @@ def refine(
     labels: Tensor | None = None,
     config: RefinementConfig = RefinementConfig(),
     on_round: Callable[[int], object] = lambda done: None,  # noqa: ARG005
-) -> Refined:
+) -> Tensor:
     """Assign images to classes by the teacher's predictions, neighbours and a Gaussian per class.
 
     From z = y, in each round means and one diagonal covariance are fitted to the assignments z,
@@ -171,6 +163,9 @@ def refine(
             None: none is labelled.
         config: Its weights.
         on_round: Called after each round with the number of those done.
+
+    Returns:
+        The assignments z, float32 [N, C].
     """
     weight = config.for_shots(0).likelihood or 0.0
     labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
@@ -197,7 +192,7 @@ def refine(
                 z[part] = z[part].softmax(dim=1)
             z[known] = fixed
         on_round(done)
-    return Refined(z, *_fit(features, z, parts))
+    return z
 
 
 def _fit(features: Tensor, z: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ class Refined(RefinementConfig, Target):
             z = refine(
                 *(features, predicted, neighbors, labels, self.for_shots(shots)),
                 lambda done: progress.update(task, completed=done),
-            ).assignments
+            )
 
         truth = torch.tensor(
             [record.label for record in inputs.val], device=z.device, dtype=torch.long
@@ -208,11 +208,8 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.label for record in inputs.labeled}
-    in_pool = {
-        source: i
-        for i, index in enumerate(inputs.indices)
-        if (source := inputs.pool[index]) in label_of
-    }
+    pool = inputs.pool.take(inputs.indices) if label_of else ()
+    in_pool = {source: i for i, source in enumerate(pool) if source in label_of}
     outside = [record for record in inputs.labeled if record.source not in in_pool]
 
     labels = [-1] * len(inputs.indices)

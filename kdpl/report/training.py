@@ -13,7 +13,7 @@ from kdpl.errors import KdplError
 from kdpl.report.charts import line_chart
 from kdpl.report.pictures import panels
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.configs import callbacks_of
+from kdpl.runtime.configs import has_callback
 
 # kdpl's command line has defaults of its own for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
@@ -28,7 +28,6 @@ def training(run: Run) -> dict[str, Any]:
     except (KdplError, OSError) as error:
         sizes, gap = None, str(error)
     student = stages["student"].settings("model") if "student" in stages else None
-    callbacks = callbacks_of(stages["student"].config) if "student" in stages else []
     return {
         "data": data,
         "protocol": data.get("protocol", "all"),
@@ -41,7 +40,8 @@ def training(run: Run) -> dict[str, Any]:
         "settings": {name: differing_settings(stage.config) for name, stage in stages.items()},
         "sizes": sizes,
         "sizes_gap": gap,
-        "chosen_on_test": any(name.endswith(".BestOnBaseTest") for name in callbacks),
+        "chosen_on_test": "student" in stages
+        and has_callback(stages["student"].config, "BestOnBaseTest"),
         "labels_for": _labels_for(student or {}),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
     }
@@ -53,7 +53,7 @@ def _labels_for(student: dict[str, Any]) -> str:
     name = target.get("class_path") if isinstance(target, dict) else target
     return (
         "the teacher and its refined targets"
-        if str(name).endswith(("refined", ".Refined"))
+        if name == "refined" or str(name).endswith(".Refined")
         else "the teacher only"
     )
 

@@ -121,11 +121,12 @@ def read_config(name: str) -> dict[str, Any]:
     return settings
 
 
-def callbacks_of(config: Mapping[str, Any]) -> list[str]:
-    """Class paths of the trainer's callbacks that the config of a run names."""
+def has_callback(config: Mapping[str, Any], name: str) -> bool:
+    """Return whether the config of a run names a trainer's callback of this class."""
     given = (config.get("trainer") or {}).get("callbacks") or []
     named = given if isinstance(given, list) else [given]
-    return [str(each.get("class_path")) for each in named if isinstance(each, dict)]
+    paths = (str(each.get("class_path")) for each in named if isinstance(each, dict))
+    return any(path.endswith(f".{name}") for path in paths)
 
 
 def _size(tree: object, known: dict[int, float]) -> float:

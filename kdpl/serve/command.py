@@ -54,7 +54,7 @@ def serve(
         raise ConfigError(
             "the service needs litserve and prometheus_client: pip install 'kdpl[serve]'"
         ) from missing
-    from kdpl.classifier.bulk import load_classifier
+    from kdpl.classifier.bulk import choose_device, load_classifier
     from kdpl.serve.api import ClassifierApi
     from kdpl.serve.gate import Limits
     from kdpl.serve.server import build, free_port
@@ -62,12 +62,14 @@ def serve(
 
     # a port in use is said before the classifier is loaded
     port = free_port(host, port)
-    loaded = load_classifier(classifier, None, device)
+    place = choose_device(device)
+    # on the CPU: each worker has its own on the device, and here its names and rule are needed
+    loaded = load_classifier(classifier, None)
     api = ClassifierApi(
         classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers
     )
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
-    server = build(api, loaded, loaded.head.class_vectors.device.type, workers, limits)
+    server = build(api, loaded, place, workers, limits)
     print(
         f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
         flush=True,

@@ -97,9 +97,12 @@ def build(
 
 def _rule_facts(rule: DecisionRule, names: Sequence[str]) -> dict[str, Any]:
     """Return a rule's fields, with thresholds by class name; None: the class is always rejected."""
-    own = {name: rule.class_threshold(label) for label, name in enumerate(names)}
-    finite = {name: least if math.isfinite(least) else None for name, least in own.items()}
-    return {**asdict(rule), "class_thresholds": None if rule.class_thresholds is None else finite}
+    facts = asdict(rule)
+    if rule.class_thresholds is not None:
+        least = [rule.class_threshold(label) for label in range(len(names))]
+        finite = (each if math.isfinite(each) else None for each in least)
+        facts["class_thresholds"] = dict(zip(names, finite, strict=True))
+    return facts
 
 
 def serve(server: LitServer, host: str, port: int) -> None:

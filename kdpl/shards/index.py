@@ -18,9 +18,9 @@ from kdpl.data.names import ROW, Names, folder_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.shard_image import ShardImage
 from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
-from kdpl.errors import ArtifactError, DataError, reason
+from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
-from kdpl.shards.reader import UNREADABLE, images_of, open_tar
+from kdpl.shards.reader import UNREADABLE, fault_of, images_of, open_tar
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 
@@ -125,14 +125,8 @@ def _look_through(shard: str) -> Names:
                 members[member.name] = ShardImage(
                     shard, member.name, member.offset_data, member.size
                 )
-    except FileNotFoundError as error:
-        raise DataError(
-            f"shard {shard} does not exist: restore it, or leave it out of unlabeled"
-        ) from error
     except UNREADABLE as error:
-        raise DataError(
-            f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out"
-        ) from error
+        raise DataError(fault_of(shard, error)) from error
     if not members:
         raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
     return Names.of(members.values())

@@ -15,6 +15,13 @@ from kdpl.runtime.tar import Member
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
+def fault_of(shard: str, error: Exception) -> str:
+    """Return the sentence for a shard that raised one of ``UNREADABLE``."""
+    if isinstance(error, FileNotFoundError):
+        return f"shard {shard} does not exist: restore it, or leave it out"
+    return f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out"
+
+
 def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
     """Open a shard safely; mode ``r:*`` opens compressed ones too."""
     return tarfile.open(fileobj=file, mode=mode, tarinfo=Member)
@@ -61,13 +68,7 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
                 else:
                     content = shard.extractfile(member)
                     yield name, content.read() if content is not None else b"", None
-    except FileNotFoundError:
-        yield path, None, f"shard {path} does not exist: restore it, or leave it out"
     except UNREADABLE as error:
-        yield (
-            path,
-            None,
-            f"shard {path} is damaged ({reason(error)}): make it again, or leave it out",
-        )
+        yield path, None, fault_of(path, error)
     except DataError as error:
         yield path, None, str(error)

@@ -87,7 +87,7 @@ class Teachers(Frozen[nn.ModuleList]):
         if batch.teacher_features is not None:
             return batch.teacher_features.float()
         views = {student: batch.images, **batch.teacher_views}
-        needed = [teacher.resizing for teacher in self.describe()]
+        needed = [teacher.vectors.preprocessing.resizing for teacher in self.read()]
         if not views.keys() >= {*needed}:
             ways = len({student, *needed})
             raise ConfigError(

@@ -8,7 +8,7 @@ from kdpl.classifier import tables
 from kdpl.classifier.bulk import columns
 from kdpl.classifier.tables import Journal, write_table
 from kdpl.errors import ConfigError
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, DecisionRule
 
 ROWS = [
     {"path": 'a, "b"\nc.png', "class": "=1+1", "probability": 1.0, "error": None},
@@ -30,7 +30,7 @@ def names_in(folder):
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(tables, "_ROW_GROUP", 2)
-    write_table(tmp_path / "t.parquet", iter(ROWS), columns(MULTI_CLASS, 1))
+    write_table(tmp_path / "t.parquet", iter(ROWS), columns(MULTI_CLASS, 1, DecisionRule()))
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
 
 
@@ -41,7 +41,7 @@ def test_a_journal_keeps_rows_and_becomes_the_table(out):
     with Journal(out, JOB) as journal:
         assert journal.done == 2
         journal.write(ROWS[2:])
-        journal.finish(columns(MULTI_CLASS, 1))
+        journal.finish(columns(MULTI_CLASS, 1, DecisionRule()))
     assert [row["path"] for row in rows_of(out)] == [row["path"] for row in ROWS]
     assert json.loads((out.parent / "table.csv.job.json").read_text()) == JOB
     with Journal(out, JOB) as journal:

@@ -105,7 +105,7 @@ def refined_plainly(features, predictions, labels):
     config = RefinementConfig(**SETTINGS)
     return refine(
         features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
-    ).assignments
+    )
 
 
 def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
