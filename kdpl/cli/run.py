@@ -247,7 +247,7 @@ def _doable(steps: Sequence[_Step], out: Path) -> Iterator[_Step]:
 
 
 def _has_test_images(out: Path) -> bool:
-    from kdpl.data.from_config import build_data
+    from kdpl.data.domain import build_data
 
     try:
         config = read_config(str(out / "student" / CONFIG_FILE))

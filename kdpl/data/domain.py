@@ -1,9 +1,15 @@
-"""The datamodule that a trainer runs, with its type."""
+"""The datamodule with its type: that of a trainer, and that of configs without a trainer."""
 
-from lightning.pytorch import Trainer
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
 
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.errors import ConfigError
+from kdpl.runtime.faults import in_one_sentence
 
 
 def domain_of(trainer: Trainer) -> DomainDataModule:
@@ -14,5 +20,30 @@ def domain_of(trainer: Trainer) -> DomainDataModule:
         module = type(trainer.lightning_module).__name__
         raise ConfigError(
             f"{module} needs to know the class names: run it with a DomainDataModule as datamodule"
+        )
+    return data
+
+
+def build_data(
+    sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()
+) -> DomainDataModule:
+    """Build the datamodule of ``data`` sections of configs, of which later ones win.
+
+    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``.
+    ConfigError if they do not parse, or name another kind of datamodule.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+    parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
+    # a config of a whole run has other sections too, which this parser does not know: it gets the
+    # data section alone
+    configs = [f"--config={json.dumps({'data': section})}" for section in sections]
+    with in_one_sentence():
+        data = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
+    if not isinstance(data, DomainDataModule):
+        raise ConfigError(
+            f"{type(data).__name__} does not say its class names: give the config of a "
+            "DomainDataModule as --config"
         )
     return data

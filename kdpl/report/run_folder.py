@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.from_config import build_data
+from kdpl.data.domain import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.metrics import test_key
 from kdpl.report.pairs import Pair

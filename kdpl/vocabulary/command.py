@@ -76,7 +76,7 @@ def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
 ) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
     """Return names, number of base classes and texts of the data in configs and settings."""
-    from kdpl.data.from_config import build_data
+    from kdpl.data.domain import build_data
     from kdpl.runtime.configs import find_config, read_config
 
     sections = [read_config(find_config(file)).get("data", {}) for file in files]

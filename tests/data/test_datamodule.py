@@ -14,7 +14,7 @@ from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.from_config import build_data
+from kdpl.data.domain import build_data
 from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from runs import files_of, refused
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
-from kdpl.data.from_config import build_data
+from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
