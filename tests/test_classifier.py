@@ -226,21 +226,16 @@ class TestPredict:
         expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
         assert classifier.predict([grey]) == classifier.predict([grey.convert("RGBA")]) == expected
         values = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
-        for name, factor, tags in (
-            ("16 bits.png", 40, {}),
-            ("12 bits.tif", 2, {"tiffinfo": {281: 4095}}),
-        ):
-            Image.fromarray(values * factor).save(tmp_path / name, **tags)
-            seen = Image.fromarray((values * factor >> (4 if tags else 8)).astype(np.uint8))
-            expected = classifier.predict([seen])
-            assert (
-                classifier.predict([tmp_path / name])
-                == classifier.predict([Image.open(tmp_path / name)])
-                == expected
-            )
+        Image.fromarray(values * 40).save(tmp_path / "16 bits.png")
+        expected = classifier.predict([Image.fromarray((values * 40 >> 8).astype(np.uint8))])
+        assert (
+            classifier.predict([tmp_path / "16 bits.png"])
+            == classifier.predict([Image.open(tmp_path / "16 bits.png")])
+            == expected
+        )
         with pytest.raises(
             DataError,
-            match=r"^an image has values whose range its file does not say: convert it to 8",
+            match=r"^an image has values of another kind than 8 or 16 unsigned bits: convert",
         ):
             classifier.predict([Image.new("F", (32, 32))])
 

@@ -13,11 +13,10 @@ from runs import noise
 ORIENTATION = 0x0112
 
 
-def _png(width, height, pixels, depth=8, kind=2, clear=()):
-    """A PNG file by hand, of any claimed size: RGB, or another kind; ``clear`` is its transparent colour."""
+def _png(width, height, pixels, depth=8, kind=2):
+    """A PNG file by hand, of any claimed size: RGB, or another kind."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
-    chunks[1:1] = [(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []
     framed = (
         struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c))
         for name, c in chunks
@@ -29,9 +28,9 @@ def _grey_16(path):
     Image.fromarray(np.array([[0, 256], [30_000, 65_535]], dtype=np.uint16)).save(path)
 
 
-def _deep(kind, *values, clear=()):
+def _deep(kind, *values):
     pixel = b"\0" + struct.pack(f">{len(values)}H", *values)
-    return lambda path: path.write_bytes(_png(1, 1, pixel, 16, kind, clear))
+    return lambda path: path.write_bytes(_png(1, 1, pixel, 16, kind))
 
 
 def _palette(**options):
@@ -141,27 +140,6 @@ GOOD = {
     "clear bit": ("key bit.png", _plain("1", (4, 4), 0, transparency=0), (4, 4), (0, 0), _WHITE),
     "16-bit RGBA": ("deep clear.png", _deep(6, *_CLEAR, 0), (1, 1), (0, 0), _WHITE),
     "16-bit grey and alpha": ("deep clear grey.png", _deep(4, 0x1234, 0), (1, 1), (0, 0), _WHITE),
-    "16-bit clear colour": (
-        "deep key.png",
-        _deep(2, *_CLEAR, clear=_CLEAR),
-        (1, 1),
-        (0, 0),
-        _WHITE,
-    ),
-    "16-bit clear grey": (
-        "deep key grey.png",
-        _deep(0, 0x1234, clear=[0x1234]),
-        (1, 1),
-        (0, 0),
-        _WHITE,
-    ),
-    "16-bit other grey": (
-        "deep other grey.png",
-        _deep(0, 0x1234, clear=[0x1200]),
-        (1, 1),
-        (0, 0),
-        (18, 18, 18),
-    ),
     "turned by EXIF": ("turned.png", _turned, (6, 8), (0, 0), _BLUE),
     "animated GIF": ("moving.gif", _moving, (8, 8), (3, 3), _RED),
     "animated WebP": ("moving.webp", _moving, (8, 8), (3, 3), _RED),
@@ -203,9 +181,7 @@ PUBLISHED = {
     "clear grey": ((4, 4), (77, 77, 77)),
     "clear bit": ((4, 4), (0, 0, 0)),
     "16-bit RGBA": ((1, 1), (0x12, 0x56, 0x9A)),
-    "16-bit clear colour": ((1, 1), (0x12, 0x56, 0x9A)),
     "16-bit grey and alpha": ((1, 1), (0x12, 0x12, 0x12)),
-    "16-bit clear grey": ((1, 1), (0x12, 0x12, 0x12)),
     "turned by EXIF": ((8, 6), _RED),
 }
 
@@ -227,12 +203,12 @@ BAD = {
     "bomb": (
         "3 bomb.png",
         lambda p: p.write_bytes(_png(60_000, 60_000, bytes(99))),
-        "has 60000 × 60000 pixels, .* 179 million",
+        r"cannot be read \(Image size \(3600000000 pixels\) exceeds limit",
     ),
     "float TIFF": (
         "9 float.tif",
         _plain("F", (4, 4), 0.5),
-        "has values whose range its file does not say: convert",
+        "has values of another kind than 8 or 16 unsigned bits: convert",
     ),
     "0 pixels": ("7 nothing.png", lambda p: p.write_bytes(_png(0, 4, b"")), r"cannot be read \("),
     "link to nowhere": (

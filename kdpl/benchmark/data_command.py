@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +55,9 @@ def _check(name: str, workers: int | None, **options: str | list[str] | None) ->
     Returns the number of faults.
     """
     from kdpl.benchmark.readers import BENCHMARKS
+    from kdpl.data.parallel import in_parallel
     from kdpl.data.readers.registry import build_reader
-    from kdpl.data.reading import faults_of
+    from kdpl.data.reading import try_decoding
 
     splits = build_reader(name, **options).read()
     print(splits.origin)
@@ -78,9 +80,11 @@ def _check(name: str, workers: int | None, **options: str | list[str] | None) ->
     if splits.unlabeled is not None:
         print(f"unlabeled: {len(splits.unlabeled)} images")
     num_bad = 0
-    for _, fault in faults_of(splits.sources, splits.open_image, "decoding", workers):
-        print(fault, flush=True)
-        num_bad += 1
+    look = partial(try_decoding, decode=splits.open_image)
+    for fault, _ in in_parallel(look, splits.sources, "decoding", workers):
+        if fault is not None:
+            print(fault, flush=True)
+            num_bad += 1
     print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
     return faults + num_bad
 

@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -137,17 +136,6 @@ def places(names: Names) -> Iterator[str]:
     """
     within, links = _resolved(names)
     return (os.path.realpath(place) if place in links else place for place in within)
-
-
-def inodes(names: Names) -> Iterator[Hashable]:
-    """Yield each file's device and inode, equal for its hard links; its name if not a file."""
-    for name in names:
-        try:
-            status = Path(name).stat()
-        except OSError:
-            yield name
-        else:
-            yield status.st_dev, status.st_ino
 
 
 def distinct(names: Names, key: Callable[[Names], Iterable[str]] = places) -> Names:

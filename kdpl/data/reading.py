@@ -6,9 +6,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,8 +15,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.archives import pool_of
-from kdpl.data.found import FoundImage, leave_out_copies
-from kdpl.data.names import Names, inodes, select
+from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages, decode_and_digest
@@ -30,7 +28,6 @@ from kdpl.runtime.run_folder import DECODED_FILE
 BadImages = Literal["error", "skip"]
 
 _SHOWN = 10
-_KEPT = 10_000  # images after which is remembered how far it got
 
 
 class Checked(BaseModel):
@@ -38,27 +35,21 @@ class Checked(BaseModel):
 
     ``skipped`` are those that cannot be used, each with the reason as half a sentence that names
     it. ``digests`` are those of the contents of images that have the same one as another, of which
-    one is among the first ``measured``. Fewer are ``looked`` at if it was interrupted; then all of
-    these that were have a digest.
+    one is among the first ``measured``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     names: str
     images: int
     measured: int
     skipped: dict[str, str]
     digests: dict[str, str]
-    looked: int
 
     @classmethod
     def decode_all(
-        cls,
-        sources: Sequence[str],
-        decode: Callable[[str], Image | str],
-        file: Path | None = None,
-        measured: int = 0,
+        cls, sources: Sequence[str], decode: Callable[[str], Image | str], measured: int = 0
     ) -> "Checked":
         """Decode every image, in parallel under a progress bar.
 
@@ -66,57 +57,29 @@ class Checked(BaseModel):
             sources: The images.
             decode: Opens one; or also returns the digest of its content, which it has to for
                 ``measured`` above 0.
-            file: Remembers those that are done already.
             measured: Number of images, the first ones, of which copies are looked for.
         """
-        names, known = digest_names(sources), cls.load(file) if file else None
-        new = cls(
-            names=names, images=len(sources), measured=measured, skipped={}, digests={}, looked=0
+        skipped, digests = dict[str, str](), dict[str, str]()
+        contents = set[str]()
+        arranged = pool_of(Names.of(sources)).sources
+        results = in_parallel(
+            partial(try_decoding, decode=decode), arranged, "looking at all images"
         )
-        if known is None or (known.names, known.measured) != (names, measured):
-            known = new
-        # a run's images are fixed when it begins, whatever becomes of them later
-        if known.looked == len(sources):
-            return known
-        # before that, bad ones may be replaced
-        bad = [source for source in sources[: known.looked] if source in known.skipped]
-        looked, first = (
-            [*_decode_each(bad, decode, "looking at bad images again")],
-            frozenset(sources[:measured]),
-        )
-        if known.looked > measured and any(
-            source in first for source, fault, _ in looked if fault is None
-        ):
-            # images that were looked at since may be copies of it
-            known, looked = new, []
-        skipped, digests = dict[str, str](), dict(known.digests)
-        contents = set(digests.values())
-        rest = _decode_each(
-            pool_of(Names.of(sources[known.looked :])).sources, decode, "looking at all images"
-        )
-        for done, (source, fault, digest) in enumerate(
-            chain(looked, rest), start=known.looked - len(looked) + 1
-        ):
+        for number, (source, (fault, digest)) in enumerate(zip(sources, results, strict=True)):
             if fault is not None:
-                skipped[source] = fault
-            elif source in first:
+                # without what to do about it
+                skipped[source] = fault.rpartition(": ")[0]
+            elif number < measured:
                 contents.add(digest)
             if digest in contents:
                 digests[source] = digest
-            if file and done % _KEPT == 0 and known.looked < done < len(sources):
-                known.model_copy(
-                    update={"skipped": skipped, "digests": digests, "looked": done}
-                ).save(file)
         counts = Counter(digests.values())
-        return known.model_copy(
-            update={
-                # without what to do about it
-                "skipped": {source: fault.rpartition(": ")[0] for source, fault in skipped.items()},
-                "digests": {
-                    source: digest for source, digest in digests.items() if counts[digest] > 1
-                },
-                "looked": len(sources),
-            }
+        return cls(
+            names=digest_names(sources),
+            images=len(sources),
+            measured=measured,
+            skipped=skipped,
+            digests={source: digest for source, digest in digests.items() if counts[digest] > 1},
         )
 
     @classmethod
@@ -148,32 +111,8 @@ class Checked(BaseModel):
         )
 
 
-def faults_of(
-    sources: Sequence[str],
-    open_image: Callable[[str], Image],
-    title: str,
-    workers: int | None = None,
-) -> Iterator[tuple[str, str]]:
-    """Decode every image; yields those that fail, with the message."""
-    results = _decode_each(sources, open_image, title, workers)
-    return ((source, fault) for source, fault, _ in results if fault is not None)
-
-
-def _decode_each(
-    sources: Sequence[str],
-    decode: Callable[[str], Image | str],
-    title: str,
-    workers: int | None = None,
-) -> Iterator[tuple[str, str | None, str]]:
-    """Decode every image; yields its source, its fault or None, and its digest or nothing.
-
-    The digest is what ``decode`` returns, if that is text.
-    """
-    results = in_parallel(partial(_try_decoding, decode=decode), sources, title, workers)
-    return ((source, *each) for source, each in zip(sources, results, strict=True))
-
-
-def _try_decoding(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
+def try_decoding(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
+    """Decode an image; returns its fault or None, and what ``decode`` returns if that is text."""
     try:
         decoded = decode(source)
     except DataError as error:
@@ -219,6 +158,7 @@ class Reading:
     skip_list: str | None = None
     held_out: float | None = None
     file: Path | None = None
+    _checked: Checked | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.bad_images not in get_args(BadImages):
@@ -241,24 +181,20 @@ class Reading:
         return self._apart[0]
 
     @cached_property
-    def _apart(self) -> tuple[Splits, int, list[tuple[FoundImage, FoundImage]]]:
+    def _apart(self) -> tuple[Splits, int, dict[str, tuple[str, str]]]:
         """Dataset without test or validation images in other parts, and what was left out.
 
         What was left out is the number of unlabelled images that are test or validation images, and
-        the copies of these.
+        the ``copies_of_measured``.
         """
-        splits, digests = self._listed, self._digests
-        # a file with several hard links, which has one content under all its names
-        require_apart(_with(splits, digests.__contains__), inodes)
-        if self._scans and self.bad_images == "skip":
-            splits = leave_out(splits, self._checked.skipped)
+        splits, checked = self._listed, self._check(look=self.bad_images == "skip")
+        if checked and self.bad_images == "skip":
+            splits = leave_out(splits, checked.skipped)
         if self.held_out is not None:
             splits = hold_out(splits, self.held_out)
         splits, same = keep_apart(splits)
-        copies = _copies(splits, digests)
-        splits = leave_out(
-            splits, [copy.path for copy, _ in copies], "but copies of test or validation images"
-        )
+        copies = copies_of_measured(splits, checked.digests) if checked else {}
+        splits = leave_out(splits, copies, "but copies of test or validation images")
         return splits, same, copies
 
     def prepare(self, trains: bool) -> None:
@@ -266,38 +202,40 @@ class Reading:
 
         DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
         """
-        if not self._scans or (self.bad_images == "error" and not trains):
+        checked = self._check(look=trains or self.bad_images == "skip")
+        if checked is None:
             return
-        if self.bad_images == "error":
-            self._checked.require_none()
-        if self.file and Checked.load(self.file) != self._checked:
-            self._checked.save(self.file)
+        if trains and self.bad_images == "error":
+            checked.require_none()
+        if self.file and Checked.load(self.file) != checked:
+            checked.save(self.file)
 
     def notes(self) -> Iterator[str]:
         """One line for each way in which the dataset differs from what lies on the disk."""
-        if self._scans and self.bad_images == "skip" and self._checked.skipped:
+        splits, same, copies = self._apart
+        checked = self._check(look=False)
+        if checked and checked.skipped and self.bad_images == "skip":
             where = f", listed in {self.file}" if self.file else ""
             yield (
-                f"left out {len(self._checked.skipped)} of {self._checked.images} images, "
+                f"left out {len(checked.skipped)} of {checked.images} images, "
                 f"which cannot be used{where}"
             )
-        if self.splits.held_out:
+        if splits.held_out:
             yield (
-                f"{len(self.splits.test)} labelled images are held out for the test, because there "
+                f"{len(splits.test)} labelled images are held out for the test, because there "
                 "are no test images"
             )
-        _, same, copies = self._apart
         if same:
             yield (
                 f"{same} unlabelled images are test or validation images, and are not distilled on"
             )
         if copies:
-            counts = Counter(copy.split if copy.label else "unlabelled" for copy, _ in copies)
-            counted = ", ".join(f"{number} {split}" for split, number in counts.items())
-            copy, kept = copies[0]
+            counts = Counter(part for part, _ in copies.values())
+            counted = ", ".join(f"{number} {part}" for part, number in counts.items())
+            copy, (_, kept) = next(iter(copies.items()))
             yield (
                 f"left out as copies of test or validation images: {counted} "
-                f"({copy.path} is a copy of {kept.path})"
+                f"({copy} is a copy of {kept})"
             )
 
     @property
@@ -324,19 +262,25 @@ class Reading:
             )
         return leave_out(splits, named)
 
-    @cached_property
-    def _checked(self) -> Checked:
-        """The remembered result for these images, or a new one."""
-        splits = self._listed
-        decode: Callable[[str], Image | str] = splits.open_image
-        if self._measured:
-            decode = partial(decode_and_digest, decoding=self.reader.decoding)
-        return Checked.decode_all(splits.sources, decode, self.file, self._measured)
+    def _check(self, look: bool) -> Checked | None:
+        """The remembered result for these images, or, to ``look`` at them, a new one.
 
-    @cached_property
-    def _names(self) -> str:
-        """Digest of the names of all images; of millions it takes seconds."""
-        return digest_names(self._listed.sources)
+        None if there is none, or the images are trusted.
+        """
+        if not self._scans:
+            return None
+        if self._checked is None and self.file:
+            known = Checked.load(self.file)
+            # a run's images are fixed when it begins, whatever becomes of them later
+            if known and known.measured == self._measured:
+                same = known.names == digest_names(self._listed.sources)
+                self._checked = known if same else None
+        if self._checked is None and look:
+            decode: Callable[[str], Image | str] = self._listed.open_image
+            if self._measured:
+                decode = partial(decode_and_digest, decoding=self.reader.decoding)
+            self._checked = Checked.decode_all(self._listed.sources, decode, self._measured)
+        return self._checked
 
     @property
     def _measured(self) -> int:
@@ -347,36 +291,18 @@ class Reading:
         drawn_from = splits.train if self.held_out is not None and not splits.test else ()
         return len(splits.test) + len(splits.val) + len(drawn_from)
 
-    @property
-    def _digests(self) -> Mapping[str, str]:
-        """Digests of images that have copies.
-
-        If bad images are errors, these are the ones that a fit has found, if any.
-        """
-        if not self._scans or not self._measured:
-            return {}
-        if self.bad_images == "skip":
-            return self._checked.digests
-        known = Checked.load(self.file) if self.file else None
-        # the names last, whose digest takes time
-        if (
-            known is None
-            or not known.digests
-            or (known.looked, known.measured) != (known.images, self._measured)
-        ):
-            return {}
-        return known.digests if known.names == self._names else {}
-
 
 def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:
     """Leave images out of a dataset; DataError if a class has none ``left`` to train on."""
     gone = frozenset(sources)
     if not gone:
         return splits
-    rest = _with(splits, lambda source: source not in gone)
-    for label in sorted(
-        {record.label for record in splits.train} - {record.label for record in rest.train}
-    ):
+    train, val, test = (
+        tuple(record for record in records if record.source not in gone)
+        for records in (splits.train, splits.val, splits.test)
+    )
+    trained = {record.label for record in train}
+    for label in sorted({record.label for record in splits.train} - trained):
         problem = (
             f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
         )
@@ -384,37 +310,28 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
-    return replace(rest, unlabeled=unlabeled)
+    return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
 
 
-def _with(splits: Splits, wanted: Callable[[str], bool]) -> Splits:
-    """The dataset with those labelled images whose source is ``wanted``."""
-    train, val, test = (
-        tuple(record for record in records if wanted(record.source))
-        for records in (splits.train, splits.val, splits.test)
-    )
-    return replace(splits, train=train, val=val, test=test)
-
-
-def _copies(splits: Splits, digests: Mapping[str, str]) -> list[tuple[FoundImage, FoundImage]]:
+def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Find copies of test images, and of validation images that are not test images.
 
-    Each copy comes with the image that it is a copy of.
+    Returns for each copy the part that it is in, and the image that it is a copy of.
     """
-    if not digests:
-        return []
-    unlabeled = (Record(source, -1) for source in splits.unlabeled or ())
-    parts = {"test": splits.test, "val": splits.val, "train": chain(splits.train, unlabeled)}
-    images = {
-        source: FoundImage(
-            source, splits.class_names[label] if label >= 0 else "", split, digest=digests[source]
-        )
-        for split, records in parts.items()
-        for source, label in records
-        if source in digests
+    copies, first = dict[str, tuple[str, str]](), dict[str, tuple[str, str]]()
+    parts: dict[str, Iterable[Record]] = {
+        "test": splits.test,
+        "val": splits.val,
+        "train": splits.train,
+        "unlabelled": (Record(source, -1) for source in splits.unlabeled or ()),
     }
-    return [
-        (copy, kept)
-        for copy, kept in leave_out_copies([*images.values()])[1]
-        if copy.split != kept.split
-    ]
+    for part, records in parts.items():
+        for source, _ in records:
+            if (digest := digests.get(source)) is None:
+                continue
+            if part in ("test", "val"):
+                first.setdefault(digest, (part, source))
+            of, kept = first.get(digest, (part, source))
+            if of != part:
+                copies[source] = part, kept
+    return copies

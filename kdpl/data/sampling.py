@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Container, Hashable, Iterable, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -134,25 +134,20 @@ def hold_out(splits: Splits, share: float) -> Splits:
     )
 
 
-def require_apart(splits: Splits, key: Callable[[Names], Iterable[Hashable]] = places) -> None:
-    """Raise a DataError that names both if one file is in two of train, val and test.
-
-    Args:
-        splits: The dataset.
-        key: What each of some files is known by, under whichever name.
-    """
-    measured: dict[Hashable, tuple[str, str]] = {}
+def require_apart(splits: Splits) -> None:
+    """Raise a DataError that names both if one file is in two of train, val and test."""
+    measured: dict[str, tuple[str, str]] = {}
     twice = list[str]()
     for split, records in (("test", splits.test), ("val", splits.val), ("train", splits.train)):
         # of the training images, of which there may be many, nothing is kept, and nothing asked
         # without others
         names = Names.of(record.source for record in records if split != "train" or measured)
-        for name, each in zip(names, key(names), strict=True):
-            other, of_other = measured.get(each, ("", split))
+        for name, place in zip(names, places(names), strict=True):
+            other, of_other = measured.get(place, ("", split))
             if of_other != split:
                 twice.append(f"{other} ({of_other}) and {name} ({split})")
             elif split != "train":
-                measured[each] = name, split
+                measured[place] = name, split
     if twice:
         problem = (
             f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"

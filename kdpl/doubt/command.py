@@ -35,7 +35,6 @@ def calibrate(
     """
     from kdpl.data.class_mapping import read_class_mapping
     from kdpl.data.datasets import EvaluationImages
-    from kdpl.data.found import find
     from kdpl.data.loader import EvaluationSampler, LazyLoader
     from kdpl.data.parallel import cores
     from kdpl.data.sources import open_source
@@ -43,13 +42,8 @@ def calibrate(
     from kdpl.errors import DataError
 
     require_classifier(Path(classifier))
-    labeled = [image for image in find(Path(images).expanduser()) if image.label]
-    if len({image.split for image in labeled}) > 1:
-        raise DataError(
-            f"{images} has several splits, of which the classifier has seen one: give the images "
-            "of another"
-        )
-    keys = {image.label for image in labeled}
+    labeled = _labeled(Path(images).expanduser())
+    keys = {label for _, label in labeled}
     names = (
         read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
     )
@@ -67,7 +61,7 @@ def calibrate(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
         )
-    records = [Record(image.path, numbers[named[image.label]]) for image in labeled]
+    records = [Record(source, numbers[named[label]]) for source, label in labeled]
     dataset = EvaluationImages(
         records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing
     )
@@ -78,3 +72,31 @@ def calibrate(
     accuracy = float(scores.correct.float().mean())
     print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
     return 0
+
+
+def _labeled(images: Path) -> list[tuple[str, str]]:
+    """Labelled images, with their labels, of a folder of class folders or of a table."""
+    from kdpl.data.readers.folder import class_folders, split_folders
+    from kdpl.data.readers.table import Table
+    from kdpl.data.storage import find_images
+    from kdpl.errors import DataError
+    from kdpl.runtime.class_names import composed
+
+    if images.is_dir():
+        folders, several = class_folders(images), bool(split_folders(images))
+        labeled = [(path, composed(each.name)) for each in folders for path in find_images(each)]
+    else:
+        splits = Table(str(images)).read()
+        records = [part for part in (splits.train, splits.val, splits.test) if part]
+        labeled = [(path, splits.class_names[label]) for part in records for path, label in part]
+        several = len(records) > 1
+    if several:
+        raise DataError(
+            f"{images} has several splits, of which the classifier has seen one: give the images "
+            "of another"
+        )
+    if not labeled:
+        raise DataError(
+            f"folder {images} has no images in folders of classes: put them into {images}/<class>/"
+        )
+    return labeled

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast
 
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
-from kdpl.data.found import FoundImage
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.table import read_rows
@@ -17,6 +16,7 @@ from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
 from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
+from kdpl.survey.found import FoundImage
 
 # images that Pillow does not open
 _FOREIGN = frozenset(

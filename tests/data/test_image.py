@@ -81,40 +81,16 @@ def test_transparent_pixels_are_mixed_with_the_background_and_opaque_ones_stay(m
 DEEP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
 
 
-def grey_of(folder, values, name="deep.tif", **tags):
-    """What becomes of grey values that are stored with these tags of TIFF, by their numbers."""
-    info = {"tiffinfo": {int(tag[1:]): value for tag, value in tags.items()}} if tags else {}
-    Image.fromarray(values).save(folder / name, **info)
-    found = np.asarray(open_image(str(folder / name)))
-    assert (found == found[..., :1]).all()
-    return found[..., 0]
-
-
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.ppm"])
 def test_of_16_bits_the_upper_byte_is_taken(name, tmp_path):
     if name == "deep.ppm":  # which Pillow reads, but does not write before 11
         (tmp_path / name).write_bytes(b"P5 256 256 65535\n" + DEEP.astype(">u2").tobytes())
         assert np.array_equal(np.asarray(open_image(str(tmp_path / name)))[..., 0], DEEP >> 8)
     else:
-        assert np.array_equal(grey_of(tmp_path, DEEP, name), DEEP >> 8)
-
-
-# 281 is MaxSampleValue: the largest value of a camera, or of an image
-@pytest.mark.parametrize(
-    ("largest", "bits"), [(65535, 16), (4095, 12), (2500, 12), (1023, 10), (255, 8)]
-)
-def test_of_the_bits_that_a_tiff_file_says_it_has_the_upper_8_are_taken(largest, bits, tmp_path):
-    values = DEEP.ravel()[: 2**bits].reshape(-1, 16)
-    assert np.array_equal(grey_of(tmp_path, values, t281=largest), values >> (bits - 8))
-    # 262 is PhotometricInterpretation: 0 is white
-    assert np.array_equal(
-        grey_of(tmp_path, values, t281=largest, t262=0), 255 - (values >> (bits - 8))
-    )
-    Image.fromarray(values).save(
-        tmp_path / "turned.tif", tiffinfo={281: largest, zoo.ORIENTATION: 3}
-    )
-    turned = np.asarray(open_image(str(tmp_path / "turned.tif")))[..., 0]
-    assert np.array_equal(turned, np.rot90(values >> (bits - 8), 2))
+        Image.fromarray(DEEP).save(tmp_path / name)
+        found = np.asarray(open_image(str(tmp_path / name)))
+        assert (found == found[..., :1]).all()
+        assert np.array_equal(found[..., 0], DEEP >> 8)
 
 
 def tiff(bits, *pixels):
@@ -139,98 +115,20 @@ def tiff(bits, *pixels):
     )
 
 
-def test_values_that_are_stored_in_12_bits_are_12_bits_and_32_are_refused(tmp_path):
-    (tmp_path / "12.tif").write_bytes(tiff(12, 0xAB, 0xC1, 0x23))
-    assert np.asarray(open_image(str(tmp_path / "12.tif")))[0, :, 0].tolist() == [0xAB, 0x12]
+@pytest.mark.parametrize("values", [np.float32([[0, 0.5, 1]]), np.int32([[0, 5, 255]])])
+def test_values_of_another_kind_are_refused_with_what_to_do(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    said = (
+        f"image {tmp_path}/deep.tif has values of another kind than 8 or 16 unsigned bits: convert"
+    )
+    with world.refused(DataError, said):
+        open_image(str(tmp_path / "deep.tif"))
+
+
+def test_values_of_32_bits_are_refused(tmp_path):
     (tmp_path / "32.tif").write_bytes(tiff(32, *range(8)))
-    with world.refused(
-        DataError, "32.tif has values whose range its file does not say: convert it to 8 or 16"
-    ):
+    with world.refused(DataError, "32.tif has values of another kind than 8 or 16 unsigned bits"):
         open_image(str(tmp_path / "32.tif"))
-
-
-# 340 and 341 are SMinSampleValue and SMaxSampleValue
-@pytest.mark.parametrize(
-    ("kind", "low", "high"),
-    [("f4", 0.0, 1.0), ("f4", -3.0, 250.0), ("i4", -1000.0, 3000.0), ("i4", 0.0, 2.0**30)],
-)
-def test_other_numbers_are_scaled_by_the_range_that_the_file_says(kind, low, high, tmp_path):
-    values = np.linspace(low, high, 64).astype(kind).reshape(8, 8)
-    expected = [int(255.999 * (float(value) - low) / (high - low)) for value in values.ravel()]
-    found = grey_of(tmp_path, values, t340=low, t341=high)
-    assert np.abs(found.ravel() - np.array(expected)).max() <= 1  # by rounding to float32
-    assert (found.min(), found.max()) == (0, 255)
-
-
-@pytest.mark.parametrize(
-    ("values", "tags", "said"),
-    [
-        (np.float32([[0, 0.5, 1]]), {}, "whose range its file does not say"),
-        (np.int32([[0, 5, 255]]), {}, "whose range its file does not say"),
-        (
-            np.float32([[0, 0.5, 1]]),
-            {"t340": 1.0, "t341": 1.0},
-            "whose range its file does not say",
-        ),
-        (
-            np.float32([[0, 0.5, 1.5]]),
-            {"t340": 0.0, "t341": 1.0},
-            "from 0 to 1.5 where its file says 0 to 1",
-        ),
-        (
-            np.float32([[0, np.nan, 1]]),
-            {"t340": 0.0, "t341": 1.0},
-            "from nan to nan where its file says 0 to 1",
-        ),
-        (np.uint16([[0, 7, 5000]]), {"t281": 4095}, "from 0 to 5000 where its file says 0 to 4095"),
-    ],
-)
-def test_values_of_unknown_range_or_beyond_it_are_refused_with_what_to_do(
-    values, tags, said, tmp_path
-):
-    with world.refused(
-        DataError,
-        f"image {tmp_path}/deep.tif has values {said}: convert it to 8 or 16 unsigned bits",
-    ):
-        grey_of(tmp_path, values, **tags)
-
-
-def test_colours_of_12_bits_in_16_are_refused_since_pillow_keeps_the_upper_byte(tmp_path):
-    tags = [
-        (256, 1),
-        (257, 1),
-        (258, 146),
-        (259, 1),
-        (262, 2),
-        (273, 8),
-        (277, 3),
-        (278, 1),
-        (279, 6),
-        (281, 4095),
-    ]
-    entries = b"".join(
-        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, v)
-        for tag, v in tags
-    )
-    colour, bits = struct.pack("<3H", 4095, 100, 0), struct.pack("<3H", 16, 16, 16)
-    file = (
-        struct.pack("<2sHI", b"II", 42, 16)
-        + colour
-        + bytes(2)
-        + struct.pack("<H", len(tags))
-        + entries
-        + bytes(4)
-    )
-    assert len(file) == 142
-    (tmp_path / "rgb.tif").write_bytes(file + bytes(4) + bits)
-    with world.refused(
-        DataError, "rgb.tif has colours of 12 bits in 16: convert it to 8 bits a colour"
-    ):
-        open_image(str(tmp_path / "rgb.tif"))
-    (tmp_path / "rgb.tif").write_bytes(
-        file.replace(struct.pack("<I", 4095), struct.pack("<I", 65535)) + bytes(4) + bits
-    )
-    assert open_image(str(tmp_path / "rgb.tif")).getpixel((0, 0)) == (15, 0, 0)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp", "gif", "bmp", "ppm", "jp2"])
@@ -248,11 +146,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_size_and_a_large_one_open
         for limit in ("1000000", "700000")
     )
     assert (large.returncode, large.stderr) == (0, "")
-    # Pillow 13 does not open a WebP image of too many pixels even for its size
-    size = "1500 × 1000|too many" if ending == "webp" else "1500 × 1000"
-    said = (
-        rf"DataError: image {file} has ({size}) pixels, expected at most 1 million: scale it down$"
-    )
+    said = rf"DataError: image {file} cannot be read \(Image size \(1500000 pixels\) exceeds limit"
     assert re.search(said, too_large.stderr.splitlines()[-1])
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import runs
 import world
@@ -8,7 +6,6 @@ from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data import parallel, reading
 from kdpl.data.reading import Checked
 from kdpl.data.sources import open_source
 from kdpl.errors import DataError
@@ -67,41 +64,6 @@ def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
         again = in_pets(pets, bad_images="skip")
         again.reading.of_run(tmp_path / "runs" / folder)
         assert len(again.splits.train) == left
-
-
-def test_an_interrupted_look_resumes_and_looks_at_bad_images_again(pets, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_KEPT", 3)
-    # one after the other, in this process
-    monkeypatch.setattr(parallel, "_CHUNK", 1)
-    monkeypatch.setattr(parallel, "cores", lambda: 1)
-    sources, file, looked = in_pets(pets).splits.sources, tmp_path / "kept.json", []
-    good = Path(sources[1]).read_bytes()
-    Path(sources[1]).write_bytes(b"bad")
-    Path(sources[8]).write_bytes(b"bad, too")
-
-    def look(last):
-        def open_image(source):
-            if source == last:
-                raise KeyboardInterrupt
-            looked.append(sources.index(source))
-            return open_source(source)
-
-        return Checked.decode_all(sources, open_image, file)
-
-    with pytest.raises(KeyboardInterrupt):
-        look(sources[7])
-    assert (Checked.load(file).looked, list(Checked.load(file).skipped)) == (6, [sources[1]])
-    Path(sources[1]).write_bytes(good)
-    looked.clear()
-    whole = look(None)
-    assert looked == [1, *range(6, 12)]
-    assert whole == Checked.decode_all(sources, open_source)
-    assert list(whole.skipped) == [sources[8]]
-    # and never again
-    whole.save(file)
-    looked.clear()
-    assert look(None) == whole
-    assert not looked
 
 
 def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):

@@ -1,6 +1,6 @@
 from benchmark_tree import image
 
-from kdpl.data.found import find
+from kdpl.survey.found import find
 from kdpl.survey.images import inspect_images
 
 

@@ -1,7 +1,7 @@
 import pytest
 from benchmark_tree import image
 
-from kdpl.data.found import FoundImage, find, leave_out_copies
+from kdpl.survey.found import FoundImage, find, leave_out_copies
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,17 @@ def test_classes_and_splits_are_those_of_the_folders(expected, tmp_path):
         image(tmp_path / path)
     found = [f"{each.path} {each.label} {each.split}" for each in find(tmp_path)]
     assert [line.removeprefix(f"{tmp_path}/") for line in found] == expected
+
+
+def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path):
+    for path in ("train/jose\u0301/1.png", "test/jos\u00e9/2.png", "train/zoe/3.png"):
+        image(tmp_path / path)
+    (tmp_path / "images.csv").write_text(
+        "image,label\n1.png,jose\u0301\n2.png,jos\u00e9\n3.png,zoe\n", encoding="utf-8"
+    )
+    labels = [each.label for each in find(tmp_path / "images.csv")]
+    assert labels == ["jos\u00e9", "jos\u00e9", "zoe"]
+    assert {each.label for each in find(tmp_path)} == {"jos\u00e9", "zoe"}
 
 
 def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unlabelled():
