@@ -1,4 +1,4 @@
-"""Checks before a student's first step: the views of a resumed run, and the images of a batch."""
+"""Checks before a student's first step: the images of a resumed run, and those of a batch."""
 
 from typing import Any
 
@@ -10,20 +10,23 @@ from kdpl.errors import ConfigError
 from kdpl.runtime.messages import warn
 
 _VIEWS_KEY = "kdpl_views"
+_HOLDS_OUT_KEY = "kdpl_holds_out"
 _PUBLISHED_BATCH = 8
 
 
 class SameViews(Callback):
-    """Refuses to resume a run with other views of the images, which the checkpoint describes."""
+    """Refuses to resume a run with other images or views, which the checkpoint describes."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int | None] | None = None
+        self._held_out: bool | None = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note the views."""
+        """Note the views, and whether images are held out of distillation."""
         checkpoint[_VIEWS_KEY] = views_of(trainer)
+        checkpoint[_HOLDS_OUT_KEY] = domain_of(trainer).holds_out
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -31,15 +34,22 @@ class SameViews(Callback):
         """Keep the views to compare them, since callbacks may fill a cache until the fit starts."""
         before = checkpoint.get(_VIEWS_KEY)
         self._before = None if before is None else tuple(before)
+        self._held_out = checkpoint.get(_HOLDS_OUT_KEY, False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the views of the checkpoint; a ConfigError if they differ."""
+        """Compare with images and views of the checkpoint; a ConfigError if they differ."""
         before, now = self._before, views_of(trainer)
         if before is not None and before != now:
             raise ConfigError(
                 f"the run started with different views of its images ({_words(*before)}) from "
                 f"those the settings now give ({_words(*now)}): set data.init_args.teacher_cache "
                 "to what it was, or choose another --out"
+            )
+        if self._held_out not in (None, domain_of(trainer).holds_out):
+            did, remedy = ("no ", "out of") if not self._held_out else ("", "in")
+            raise ConfigError(
+                f"the run has held {did}images out of distillation until now: leave "
+                f"kdpl.callbacks.Fidelity {remedy} trainer.callbacks, or choose another --out"
             )
 
 

@@ -51,8 +51,8 @@ class PrepareTargets(Callback):
         inputs = _inputs(trainer, cast(Distillation, pl_module))
         if self.pool_filter is not None:
             data.pool.leave_out(filter_pool(inputs, self.pool_filter))
-            self._report_kept(inputs, len(data.pool.indices))
-            inputs = replace(inputs, indices=data.pool.indices)
+            self._report_kept(inputs, len(data.pool.targeted))
+            inputs = replace(inputs, indices=data.pool.targeted)
         self.target.prepare(inputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +96,7 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
         class_names=data.class_names,
         num_base=data.num_base,
         pool=data.pool.images,
-        indices=data.pool.indices,
+        indices=data.pool.targeted,
         labeled=data.labels.tuning("labeled"),
         val=data.labels.tuning("val"),
         features=features,
@@ -119,7 +119,7 @@ def _mean_features(
     vectors = student.teachers.read()[number].vectors
     resizing = vectors.preprocessing.resizing
     if images is None:
-        dataset, indices = data.unlabeled_images(resizing), data.pool.indices
+        dataset, indices = data.unlabeled_images(resizing), data.pool.targeted
     else:
         dataset, indices = data.images_of(images, resizing), np.arange(len(images))
 

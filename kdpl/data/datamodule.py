@@ -323,6 +323,11 @@ class DomainDataModule(LightningDataModule):
         return UnlabeledPool(images, self.unlabeled_share, self.seed)
 
     @property
+    def holds_out(self) -> bool:
+        """Whether unlabelled images are held out of distillation."""
+        return "pool" in vars(self) and len(self.pool.unseen) > 0
+
+    @property
     def decoding(self) -> Decoding:
         """Conversion of image files to RGB."""
         return self.reading.reader.decoding

@@ -1,11 +1,15 @@
 """The unlabelled images of a domain, and those of them that a student is distilled on."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from kdpl.data.names import Indices, Names
+from kdpl.data.names import Indices, Names, places
 from kdpl.data.sampling import generator, share_of
+from kdpl.errors import DataError
+
+# what is held out: a share of the images, and between which numbers
+_UNSEEN, _FEWEST_UNSEEN, _MOST_UNSEEN = 0.05, 100, 5000
 
 
 class UnlabeledPool:
@@ -18,34 +22,74 @@ class UnlabeledPool:
 
     Attributes:
         left_out: Images that are not distilled on, by their content.
+        unseen: Indices of images that are held out of distillation but have a target, rising.
     """
 
     def __init__(self, images: Names, share: float, seed: int) -> None:
         self.images = images
         self.seed = seed
         self.left_out: Collection[str] = ()
+        self.unseen: Indices = np.empty(0, np.int64)
         self._share = share_of(len(images), share, seed) if share < 1 else None
         self._kept = self._share
 
     @property
+    def targeted(self) -> Indices:
+        """Indices of the images that need a target: to distil on, or held out."""
+        return np.arange(len(self.images)) if self._kept is None else self._kept
+
+    @property
     def chosen(self) -> Indices | None:
         """Indices of the images to distil on, among all; None for all."""
-        return self._kept
+        return self.indices if len(self.unseen) else self._kept
 
     @property
     def indices(self) -> Indices:
         """Indices of the images to distil on, among all."""
-        return np.arange(len(self.images)) if self._kept is None else self._kept
+        return np.setdiff1d(self.targeted, self.unseen) if len(self.unseen) else self.targeted
 
     @property
     def used(self) -> Names:
         """The images to distil on."""
-        return self.images if self._kept is None else self.images.take(self._kept)
+        return self.images if self.chosen is None else self.images.take(self.chosen)
 
     def leave_out(self, sources: Collection[str]) -> None:
-        """Distil on the other images alone; to be called before the training loader is made."""
-        kept = [source not in sources for source in self.used]
-        self.left_out, self._kept = sources, self.indices[kept]
+        """Neither distil on some images nor hold them out.
+
+        To be called before the training loader is made.
+        """
+        images = self.images if self._kept is None else self.images.take(self._kept)
+        kept = [source not in sources for source in images]
+        self.left_out, self._kept = sources, self.targeted[kept]
+        self.unseen = np.intersect1d(self.unseen, self._kept)
+
+    def hold_out(self, labeled: Iterable[str]) -> None:
+        """Hold 5 % of the images out of distillation, from 100 to 5,000, drawn by the seed.
+
+        To be called before the training loader is made, and before images are left out.
+
+        Args:
+            labeled: Images that are not held out, under any name.
+
+        Raises:
+            DataError: It would be more than half of the images, or too many of them are labelled.
+        """
+        images = len(self.targeted)
+        wanted = min(max(round(_UNSEEN * images), _FEWEST_UNSEEN), _MOST_UNSEEN)
+        known = frozenset(places(Names.of(labeled)))
+
+        # enough of them even if all labelled ones are among the first
+        drawn = generator(self.seed, "unseen").permutation(self.targeted)[: wanted + len(known)]
+        is_free = [place not in known for place in places(self.images.take(drawn))]
+        unseen = drawn[is_free][:wanted]
+
+        if 2 * wanted > images or len(unseen) < wanted:
+            raise DataError(
+                f"the pool has {images} images, too few to hold {wanted} without a label out of "
+                "distillation, at most half of them: add unlabelled images, or leave "
+                "kdpl.callbacks.Fidelity out of trainer.callbacks"
+            )
+        self.unseen = np.sort(unseen)
 
     def sample(self, n: int) -> Names:
         """Draw up to n of the images, also of those left out, by the seed."""

@@ -15,7 +15,7 @@ from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
-Purpose = Literal["augmentation", "order", "share", "labels", "sample"]
+Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen"]
 
 _PURPOSES: dict[Purpose, int] = {
     "augmentation": 0,
@@ -23,6 +23,7 @@ _PURPOSES: dict[Purpose, int] = {
     "share": 2,
     "labels": 3,
     "sample": 4,
+    "unseen": 5,
 }
 
 

@@ -10,10 +10,14 @@ from lightning.pytorch import Trainer
 
 from kdpl.callbacks.run_config import flatten
 from kdpl.errors import KdplError
+from kdpl.metrics import FIDELITY, UNSEEN
 from kdpl.report.charts import line_chart
 from kdpl.report.pictures import panels
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.configs import has_callback
+
+# share of agreement from which on a student is as good as its targets
+_FOLLOWS = 0.9
 
 # kdpl's command line has defaults of its own for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
@@ -43,6 +47,7 @@ def training(run: Run) -> dict[str, Any]:
         "chosen_on_test": "student" in stages
         and has_callback(stages["student"].config, "BestOnBaseTest"),
         "labels_for": _labels_for(student or {}),
+        "fidelity": _fidelity(run.student),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
     }
 
@@ -56,6 +61,30 @@ def _labels_for(student: dict[str, Any]) -> str:
         if name == "refined" or str(name).endswith(".Refined")
         else "the teacher only"
     )
+
+
+class Agreement(NamedTuple):
+    """Share of so many unseen images for which student and target predict the same.
+
+    ``follows`` tells whether that is enough for the targets to be what limits the student.
+    """
+
+    share: float
+    images: int
+    follows: bool
+
+
+def _fidelity(student: Stage | None) -> Agreement | None:
+    """Read what the last epoch of a student measured, None if nothing."""
+    try:
+        curves = {} if student is None else student.curves
+    except KdplError:
+        # the learning curves say why
+        return None
+    if FIDELITY not in curves or UNSEEN not in curves:
+        return None
+    (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]
+    return Agreement(share, int(images), share >= _FOLLOWS)
 
 
 def _split_sizes(run: Run) -> dict[str, int]:

@@ -20,8 +20,8 @@ class FeatureFunction(Protocol):
         """Return normalised mean features over the first views of each image, float32 [N, D].
 
         Args:
-            images: Sources of labelled or validation images; None: the unlabelled images that are
-                distilled on.
+            images: Sources of labelled or validation images; None: the unlabelled images that need
+                a target.
             views: Views of each image.
             teacher: Index of the teacher, among several.
         """
@@ -39,7 +39,8 @@ class TargetInputs:
         class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without such a split.
         pool: Sources of all unlabelled images.
-        indices: Those of them that are distilled on, int64 [N].
+        indices: Those of them that need a target, as they are distilled on or held out to compare
+            student and target, int64 [N].
         labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
         features: Function that returns a teacher's features of images.

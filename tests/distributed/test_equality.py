@@ -17,6 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.benchmark.choice import BestOnBaseTest
+from kdpl.callbacks.fidelity import Fidelity
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
@@ -191,6 +192,28 @@ def test_balanced_classes_are_drawn_alike_by_two_processes(tmp_path):
         )
         for n in (1, 2)
     ]
+    require_same(fits[1], fits[0][0])
+
+
+@pytest.mark.parametrize("batches", [0, 1.0])
+def test_fidelity_is_that_of_one_process(batches, tmp_path, teacher_folder):
+    fits = [
+        fit(
+            student(teacher_folder),
+            world.digits(24 // n, shots=2),
+            tmp_path / str(n),
+            n,
+            callbacks=[Fidelity()],
+            limit_val_batches=batches,
+        )
+        for n in (1, 3)
+    ]
+    one = fits[0][0]["metrics"]
+    for process in fits[1]:
+        metrics = process["metrics"]
+        assert metrics["val/fidelity"] == pytest.approx(one["val/fidelity"], abs=1e-6)
+        assert metrics["val/kl"] == pytest.approx(one["val/kl"], rel=1e-4)
+        assert metrics["pool/unseen"] == 100
     require_same(fits[1], fits[0][0])
 
 

@@ -21,6 +21,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.pool_targets import Moved, PoolTargets
 from kdpl.report.accuracy import thumbnail
 from kdpl.runtime.class_names import shorten
+from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rejection")
@@ -357,6 +358,27 @@ def set_in(stage, **settings):
 def test_the_page_says_who_saw_the_labels(settings, words, run):
     set_in(run / "student", **settings)
     assert f"16 images per class, for {words}" in Page(make(run)).texts["training"]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (
+            0.764,
+            "its target on 76.4 % of 100 unlabelled images that it has not seen, so that the student itself",
+        ),
+        (
+            0.9,
+            "its target on 90.0 % of 100 unlabelled images that it has not seen, so that its targets limit it",
+        ),
+    ],
+)
+def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(share, words, run):
+    assert "agrees with its target" not in Page(make(run)).texts["training"]
+    logger = MetricsCSV(str(run / "student"))
+    for step, value in ((50, 0.2), (60, share)):
+        logger.log_metrics({"val/fidelity": value, "pool/unseen": 100.0}, step=step)
+    assert words in " ".join(Page(make(run)).texts["training"].split())
 
 
 @pytest.fixture
